@@ -3,6 +3,7 @@
 
 mod chat;
 mod error;
+mod sample;
 mod kv;
 mod model;
 pub mod recall;
@@ -19,6 +20,9 @@ pub use record::{
     Added, Ledger, Namespace, NewRecord, Outcome, Query, Record, RecordId, Revision, State, Timestamp, Version,
 };
 pub use residency::{Access, ResidencyPolicy};
+pub use sample::Sampling;
 pub use store::{KvStore, StoreStats};
+#[cfg(feature = "transformer")]
+pub mod transformer;
 #[cfg(feature = "testing")]
 pub mod testing;

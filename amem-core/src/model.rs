@@ -4,7 +4,7 @@ use std::iter::Sum;
 use std::ops::AddAssign;
 use std::sync::Arc;
 
-use crate::{Chat, ChunkId, Fingerprint, KvChunk, KvShape, Namespace, PrefixId, Result, Token};
+use crate::{Chat, ChunkId, Fingerprint, KvChunk, KvShape, Namespace, PrefixId, Result, Sampling, Token};
 
 /// What a model says of itself.
 #[derive(Clone, Debug)]
@@ -38,6 +38,9 @@ pub trait Model: Send + Sync {
     /// How its conversations are written down, as text and as tokens.
     fn chat(&self) -> &dyn Chat;
 
+    /// How its makers would have tokens drawn.
+    fn sampling(&self) -> Sampling;
+
     /// Computes each text's KV, each behind `prefix` alone, all of them in as few passes as possible. With `measure`,
     /// the [sensitivity](KvChunk::sensitivity) of every token comes with it, at about twice the work.
     ///
@@ -50,7 +53,7 @@ pub trait Model: Send + Sync {
         prefix: &[Token],
         texts: &[Arc<[Token]>],
         measure: bool,
-    ) -> Result<Vec<KvChunk>>;
+    ) -> Result<(Vec<KvChunk>, Usage)>;
 
     /// An empty context.
     ///
@@ -147,6 +150,13 @@ pub enum Repair {
     All,
 }
 
+impl Default for Repair {
+    /// A tenth of the cached rows, by attention times sensitivity.
+    fn default() -> Self {
+        Repair::Weighted { budget: Budget::Ratio(0.1), scoring: Scoring { from: 0.2, to: 0.4 } }
+    }
+}
+
 /// How many rows are repaired.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
@@ -176,9 +186,11 @@ impl Scoring {
 /// What a call cost and what it was spared, counted where the work is done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Cached tokens that were put in place, repaired ones included.
+    /// Tokens that stood in the context already.
+    pub resident: usize,
+    /// Cached tokens that were put in place.
     pub cached: usize,
-    /// Cached tokens whose rows were computed again.
+    /// Resident and cached tokens whose rows were computed again.
     pub repaired: usize,
     /// Tokens that had no KV and were computed: the question, the template around it, memories that were not held.
     pub prefilled: usize,
@@ -193,9 +205,9 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// Cached tokens that were used as they were.
+    /// Tokens whose KV was used as it was.
     pub fn reused(&self) -> usize {
-        self.cached.saturating_sub(self.repaired)
+        (self.resident + self.cached).saturating_sub(self.repaired)
     }
 
     /// Rows times layers computed before the first token of the answer.
@@ -206,6 +218,7 @@ impl Usage {
 
 impl AddAssign for Usage {
     fn add_assign(&mut self, other: Self) {
+        self.resident += other.resident;
         self.cached += other.cached;
         self.repaired += other.repaired;
         self.prefilled += other.prefilled;

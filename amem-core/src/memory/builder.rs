@@ -1,0 +1,77 @@
+//! Putting a memory together from its parts.
+
+use std::sync::Arc;
+
+use super::{Memory, Parts, shelf::Shelves};
+use crate::recall::Lexical;
+use crate::{KvStore, Ledger, Model, RamLedger, RamStore, Recaller, Repair, Result};
+
+/// The parts of a [`Memory`]. Each has a default that needs nothing but RAM.
+pub struct Builder {
+    model: Arc<dyn Model>,
+    kv: Arc<dyn KvStore>,
+    ledger: Arc<dyn Ledger>,
+    recaller: Arc<dyn Recaller>,
+    system: String,
+    repair: Repair,
+}
+
+impl Builder {
+    pub(super) fn new(model: Arc<dyn Model>) -> Self {
+        Self {
+            model,
+            kv: Arc::new(RamStore::default()),
+            ledger: Arc::new(RamLedger::default()),
+            recaller: Arc::new(Lexical::default()),
+            system: "Answer from the notes.".to_owned(),
+            repair: Repair::default(),
+        }
+    }
+
+    /// Where KV is kept.
+    #[must_use]
+    pub fn kv(mut self, kv: Arc<dyn KvStore>) -> Self {
+        self.kv = kv;
+        self
+    }
+
+    /// Where records are kept.
+    #[must_use]
+    pub fn ledger(mut self, ledger: Arc<dyn Ledger>) -> Self {
+        self.ledger = ledger;
+        self
+    }
+
+    /// What finds the records that a question is about.
+    #[must_use]
+    pub fn recaller(mut self, recaller: Arc<dyn Recaller>) -> Self {
+        self.recaller = recaller;
+        self
+    }
+
+    /// The system line that memories stand under. It is part of what their KV is computed behind, so another line
+    /// means other KV.
+    #[must_use]
+    pub fn system(mut self, system: impl Into<String>) -> Self {
+        self.system = system.into();
+        self
+    }
+
+    /// How recalled memories are repaired in their new context.
+    #[must_use]
+    pub fn repair(mut self, repair: Repair) -> Self {
+        self.repair = repair;
+        self
+    }
+
+    /// The memory.
+    ///
+    /// # Errors
+    /// When the model's chat template cannot express a conversation under this system line.
+    pub fn build(self) -> Result<Memory> {
+        let Self { model, kv, ledger, recaller, system, repair } = self;
+        let layout = model.chat().layout(&system)?;
+        let shelves = Shelves::default();
+        Ok(Memory { parts: Arc::new(Parts { model, kv, ledger, recaller, layout, repair, shelves }) })
+    }
+}

@@ -1,0 +1,78 @@
+//! The active records in RAM, and the recaller's index kept in step with the ledger.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::{Ledger, Namespace, Record, RecordId, Recaller, Result, Revision, State, Timestamp};
+
+/// A shelf for each namespace.
+#[derive(Default)]
+pub(super) struct Shelves {
+    shelves: Mutex<HashMap<Namespace, Arc<Shelf>>>,
+}
+
+#[derive(Default)]
+struct Shelf {
+    /// How far the ledger was read. Held while the shelf is brought up to date, so that changes are applied in order.
+    read: async_lock::Mutex<Revision>,
+    records: Mutex<BTreeMap<RecordId, Record>>,
+}
+
+impl Shelves {
+    fn shelf(&self, namespace: &Namespace) -> Arc<Shelf> {
+        let mut shelves = self.shelves.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(shelves.entry(namespace.clone()).or_default())
+    }
+
+    /// Reads what is new in the ledger.
+    pub(super) async fn refresh(&self, ledger: &dyn Ledger, recaller: &dyn Recaller, namespace: &Namespace) -> Result<()> {
+        let shelf = self.shelf(namespace);
+        let mut read = shelf.read.lock().await;
+        let now = Timestamp::now();
+        let (changed, revision) = ledger.changes(namespace, *read, now).await?;
+        let (active, gone): (Vec<Record>, Vec<Record>) = changed.into_iter().partition(|r| r.state == State::Active);
+        let mut gone: Vec<RecordId> = gone.iter().map(|record| record.id).collect();
+        gone.extend(shelf.expired(now));
+        // The index first: should it fail, the same changes are read again.
+        if !gone.is_empty() {
+            recaller.remove(namespace, &gone).await?;
+        }
+        if !active.is_empty() {
+            recaller.index(&active).await?;
+        }
+        let mut records = shelf.records();
+        gone.iter().for_each(|id| drop(records.remove(id)));
+        records.extend(active.into_iter().map(|record| (record.id, record)));
+        *read = revision;
+        Ok(())
+    }
+
+    /// A record, if it counts at this moment.
+    pub(super) fn record(&self, namespace: &Namespace, id: RecordId, now: Timestamp) -> Option<Record> {
+        let shelf = self.shelf(namespace);
+        let record = shelf.records().get(&id).cloned();
+        record.filter(|record| counts(record, now))
+    }
+
+    /// All records that count at this moment, oldest first.
+    pub(super) fn active(&self, namespace: &Namespace, now: Timestamp) -> Vec<Record> {
+        let shelf = self.shelf(namespace);
+        let records = shelf.records();
+        records.values().filter(|record| counts(record, now)).cloned().collect()
+    }
+}
+
+impl Shelf {
+    fn records(&self) -> std::sync::MutexGuard<'_, BTreeMap<RecordId, Record>> {
+        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn expired(&self, now: Timestamp) -> Vec<RecordId> {
+        self.records().values().filter(|record| !counts(record, now)).map(|record| record.id).collect()
+    }
+}
+
+/// Whether an active record still counts at this moment.
+fn counts(record: &Record, now: Timestamp) -> bool {
+    record.expires_at.is_none_or(|expiry| expiry > now)
+}

@@ -1,0 +1,310 @@
+//! Sessions: a conversation over a working set of memories that stays in place.
+//!
+//! A session is an append-only list of pieces: the head and system line, a snapshot of memories, then turn by turn the
+//! memories that were newly recalled, the question and the answer. What stands is never computed again, but for rows
+//! of cached memories that a later question shows to need it: repair accumulates. When the token budget is full, or a
+//! memory in it has changed or is gone, a new *epoch* begins: the working set is picked anew and blended once.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures_channel::oneshot;
+
+use crate::memory::{Answered, Cost, Job, answer};
+use crate::{
+    Answer, AnswerStream, Ask, Budget, Context, Error, KvChunk, Memory, Namespace, Piece, Recollection, Record, RecordId,
+    Repair, Result, Scoring, Token, Usage,
+};
+
+/// How a session goes about its work.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SessionOptions {
+    /// Tokens that it holds at most; `None` for as many as the model can.
+    pub budget_tokens: Option<usize>,
+    /// The share of them that memories may take when an epoch begins, 0 to 1. The rest is for the conversation.
+    pub memory_share: f32,
+    /// Whether questions and answers stay in the context, so that the next question may refer to them. Otherwise each
+    /// question stands alone on the working set.
+    pub conversation: bool,
+    /// How a new working set is repaired, before any question is known.
+    pub opening_repair: Repair,
+    /// How a turn repairs what stands, and what it recalls. [`Ask::repair`] overrules it.
+    pub turn_repair: Repair,
+}
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        let by_sensitivity = |budget| Repair::Weighted { budget, scoring: Scoring::NONE };
+        Self {
+            budget_tokens: None,
+            memory_share: 0.75,
+            conversation: true,
+            opening_repair: by_sensitivity(Budget::Ratio(0.12)),
+            turn_repair: Repair::Weighted { budget: Budget::Rows(8), scoring: Scoring { from: 0.2, to: 0.4 } },
+        }
+    }
+}
+
+/// A conversation over a working set of memories that stays in place, so that a question costs its own tokens and
+/// hardly more.
+pub struct Session {
+    memory: Memory,
+    namespace: Namespace,
+    options: SessionOptions,
+    limit: usize,
+    epoch: Option<Epoch>,
+    /// The turn under way, which brings the epoch back when it is done.
+    turn: Option<oneshot::Receiver<Epoch>>,
+    /// How often each memory was recalled in this session.
+    recalls: HashMap<RecordId, u32>,
+    /// What was said, for the next epoch.
+    turns: Vec<Turn>,
+    epochs: usize,
+}
+
+/// A question and its answer, as tokens.
+#[derive(Clone)]
+struct Turn {
+    question: Vec<Token>,
+    answer: Vec<Token>,
+}
+
+/// A context and what stands in it.
+struct Epoch {
+    context: Box<dyn Context>,
+    resident: HashMap<RecordId, Record>,
+    turns: Vec<Turn>,
+    /// Tokens of the last answer that were drawn but never computed. They come before the next question.
+    pending: Vec<Token>,
+}
+
+impl Session {
+    pub(crate) fn new(memory: Memory, namespace: Namespace, options: SessionOptions) -> Result<Self> {
+        let most = memory.model().info().context;
+        let limit = options.budget_tokens.unwrap_or(most);
+        let least = memory.layout().prefix.len() + 2;
+        if !(least..=most).contains(&limit) {
+            let expected = "at least the system line and at most the model's context";
+            return Err(Error::BadValue { what: "token budget", value: limit.to_string(), expected });
+        }
+        if !(0.0..=1.0).contains(&options.memory_share) {
+            let value = options.memory_share.to_string();
+            return Err(Error::BadValue { what: "memory share", value, expected: "between 0 and 1" });
+        }
+        Ok(Self {
+            memory,
+            namespace,
+            options,
+            limit,
+            epoch: None,
+            turn: None,
+            recalls: HashMap::new(),
+            turns: Vec::new(),
+            epochs: 0,
+        })
+    }
+
+    /// Answers a question.
+    ///
+    /// # Errors
+    /// As [`Memory::ask`].
+    pub async fn ask(&mut self, question: impl Into<Ask>) -> Result<Answer> {
+        let answer = self.ask_stream(question).await?.answer().await?;
+        self.settle().await;
+        Ok(answer)
+    }
+
+    /// As [`ask`](Self::ask), with the text as it is generated. Dropping the stream ends the turn where it is.
+    ///
+    /// # Errors
+    /// As [`Memory::ask`].
+    pub async fn ask_stream(&mut self, question: impl Into<Ask>) -> Result<AnswerStream> {
+        let started = Instant::now();
+        let ask = question.into();
+        self.settle().await;
+        let recalled = self.memory.recall(&self.namespace, &ask.question, ask.k).await?;
+        for recollection in &recalled {
+            *self.recalls.entry(recollection.record.id).or_default() += 1;
+        }
+        let mut usage = Usage::default();
+        let reserve = self.reserve(&ask)?;
+        let epochs = self.epochs;
+        if self.epoch.as_ref().is_none_or(|epoch| !self.stands(epoch, &recalled, reserve)) {
+            self.epoch = None;
+            let (epoch, cost) = self.open(&recalled, reserve).await?;
+            usage += cost;
+            self.epoch = Some(epoch);
+        }
+        let Some(epoch) = self.epoch.take() else { return Err(Error::Cancelled) };
+        let cost = Cost { usage, opened: self.epochs > epochs, started };
+        self.turn(epoch, ask, recalled, cost).await
+    }
+
+    /// The memories that stand in the context, oldest first. Empty before the first question and during a turn.
+    pub fn resident(&self) -> Vec<Record> {
+        let mut records: Vec<Record> = self.epoch.iter().flat_map(|epoch| epoch.resident.values().cloned()).collect();
+        records.sort_by_key(|record| record.id);
+        records
+    }
+
+    /// How often the working set was built, the first time included.
+    pub fn epochs(&self) -> usize {
+        self.epochs
+    }
+
+    /// Takes back the epoch that the last turn worked on. If that turn failed, there is none, and the next question
+    /// begins a new one.
+    async fn settle(&mut self) {
+        if let Some(turn) = self.turn.take()
+            && let Ok(epoch) = turn.await
+        {
+            self.turns.clone_from(&epoch.turns);
+            self.epoch = Some(epoch);
+        }
+    }
+
+    /// Tokens that a turn may need beside memories: the question, what stands around it, and the answer.
+    fn reserve(&self, ask: &Ask) -> Result<usize> {
+        let layout = self.memory.layout();
+        let around = layout.late_memories.len() + layout.late_question.len().max(layout.to_question.len());
+        let question = self.memory.question(&layout.next_question, &ask.question)?.len() + around;
+        let least = layout.prefix.len() + question + 1;
+        if least > self.limit {
+            return Err(Error::TooLong { what: "question", tokens: least, limit: self.limit });
+        }
+        Ok(question + ask.generation.max_tokens.min((self.limit - least) / 2 + 1))
+    }
+
+    /// Whether an epoch can take another turn: all that stands in it is still true, and there is room.
+    fn stands(&self, epoch: &Epoch, recalled: &[Recollection], reserve: usize) -> bool {
+        let same = |record: &Record| self.memory.record(&self.namespace, record.id).is_some_and(|r| r.text == record.text);
+        let new = recalled.iter().filter(|recollection| !epoch.resident.contains_key(&recollection.record.id));
+        let tokens = |recollection: &Recollection| self.memory.tokens(&recollection.record.text).map_or(0, |t| t.len());
+        let needed: usize = epoch.context.tokens().len() + new.map(tokens).sum::<usize>() + reserve;
+        epoch.resident.values().all(same) && needed <= self.limit
+    }
+
+    /// Begins an epoch: picks the working set, blends it, and says again what was said.
+    async fn open(&mut self, recalled: &[Recollection], reserve: usize) -> Result<(Epoch, Usage)> {
+        let (head, mut usage) = self.memory.head(&self.namespace).await?;
+        let prefix = head.as_ref().map_or(0, |head| head.tokens().len());
+        let room = self.limit.saturating_sub(prefix + reserve);
+        let records = self.working_set(recalled, room)?;
+        let fetched = self.memory.fetch(&self.namespace, &records).await?;
+        usage += fetched.usage;
+        let taken: usize = fetched.chunks.iter().map(|chunk| chunk.tokens().len()).sum();
+        let (turns, said) = self.said_again(room.saturating_sub(taken));
+        let mut pieces: Vec<Piece> = head.into_iter().chain(fetched.chunks).map(Piece::Cached).collect();
+        if !said.is_empty() {
+            pieces.push(Piece::Fresh(said.into()));
+        }
+        let (model, repair) = (Arc::clone(self.memory.model()), self.options.opening_repair.clone());
+        let (context, cost) = blocking::unblock(move || model.blend(&pieces, &repair)).await?;
+        usage += cost;
+        self.epochs += 1;
+        let resident = records.into_iter().map(|record| (record.id, record)).collect();
+        Ok((Epoch { context, resident, turns, pending: Vec::new() }, usage))
+    }
+
+    /// The memories that an epoch begins with: those that the question is about, then those that were recalled most
+    /// often in this session, then the latest; as many as there is room for, in the order in which they were told.
+    fn working_set(&self, recalled: &[Recollection], room: usize) -> Result<Vec<Record>> {
+        let share = (self.options.memory_share * self.limit as f32) as usize;
+        let mut active = self.memory.active(&self.namespace);
+        let asked: HashMap<RecordId, usize> = recalled.iter().map(|r| r.record.id).enumerate().map(|(i, id)| (id, i)).collect();
+        let recalls = |id: &RecordId| self.recalls.get(id).copied().unwrap_or_default();
+        active.sort_by_key(|record| {
+            let rank = asked.get(&record.id).copied().unwrap_or(usize::MAX);
+            (rank, std::cmp::Reverse(recalls(&record.id)), std::cmp::Reverse(record.updated_at), std::cmp::Reverse(record.id))
+        });
+        let mut left = room.min(share);
+        let mut chosen = Vec::new();
+        for record in active {
+            let tokens = self.memory.tokens(&record.text)?.len();
+            if tokens <= left {
+                left -= tokens;
+                chosen.push(record);
+            }
+        }
+        chosen.sort_by_key(|record| record.id);
+        Ok(chosen)
+    }
+
+    /// The last turns of the conversation that fit, and their tokens, up to the last answer's end.
+    fn said_again(&self, room: usize) -> (Vec<Turn>, Vec<Token>) {
+        let layout = self.memory.layout();
+        let mut left = room / 2;
+        let fits = |turn: &&Turn| {
+            let tokens = turn.question.len() + turn.answer.len() + layout.next_question.len() + layout.to_answer.len();
+            let fits = tokens <= left;
+            left = left.saturating_sub(tokens);
+            fits
+        };
+        let count = self.turns.iter().rev().take_while(fits).count();
+        let turns = self.turns[self.turns.len() - count..].to_vec();
+        let mut tokens = Vec::new();
+        for (index, turn) in turns.iter().enumerate() {
+            tokens.extend_from_slice(if index == 0 { &layout.to_question } else { &layout.next_question });
+            tokens.extend_from_slice(&turn.question);
+            tokens.extend_from_slice(&layout.to_answer);
+            tokens.extend_from_slice(&turn.answer);
+        }
+        (turns, tokens)
+    }
+
+    /// Starts a turn on a thread of its own.
+    async fn turn(
+        &mut self,
+        mut epoch: Epoch,
+        ask: Ask,
+        mut recalled: Vec<Recollection>,
+        mut cost: Cost,
+    ) -> Result<AnswerStream> {
+        let layout = self.memory.layout();
+        let room = self.limit.saturating_sub(epoch.context.tokens().len() + self.reserve(&ask)?);
+        recalled.sort_by_key(|recollection| recollection.record.id);
+        let is_new = |recollection: &Recollection| !epoch.resident.contains_key(&recollection.record.id);
+        let (mut new, standing): (Vec<_>, Vec<_>) = recalled.into_iter().partition(is_new);
+        self.memory.fit(&mut new, room)?;
+        let records: Vec<Record> = new.iter().map(|recollection| recollection.record.clone()).collect();
+        let fetched = self.memory.fetch(&self.namespace, &records).await?;
+        cost.usage += fetched.usage;
+        self.memory.note(&new, &fetched.chunks);
+        let late = !epoch.turns.is_empty();
+        let mut pieces = Vec::new();
+        let mut before = std::mem::take(&mut epoch.pending);
+        if late && !new.is_empty() {
+            before.extend_from_slice(&layout.late_memories);
+            pieces.push(Piece::Fresh(before.into()));
+            before = layout.late_question.to_vec();
+        } else {
+            before.extend_from_slice(if late { &layout.next_question } else { &layout.to_question });
+        }
+        pieces.extend(fetched.chunks.iter().cloned().map(Piece::Cached));
+        let question = self.memory.model().chat().encode(&ask.question)?;
+        pieces.push(Piece::Fresh([before.as_slice(), &question, &layout.to_answer].concat().into()));
+        epoch.resident.extend(records.into_iter().map(|record| (record.id, record)));
+        let added: usize = fetched.chunks.iter().map(|chunk: &KvChunk| chunk.tokens().len()).sum();
+        let stays = epoch.context.tokens().len() + added;
+        let mut recalled = [standing, new].concat();
+        recalled.sort_by_key(|recollection| recollection.record.id);
+        let repair = ask.repair.unwrap_or_else(|| self.options.turn_repair.clone());
+        let job = Job { pieces, repair, generation: ask.generation, recalled, cost };
+        let (model, conversation) = (Arc::clone(self.memory.model()), self.options.conversation);
+        let (give_back, turn) = oneshot::channel();
+        self.turn = Some(turn);
+        Ok(AnswerStream::start(move |events| {
+            let Answered { answer, tokens, unwritten } = answer(&*model, &mut *epoch.context, job, events)?;
+            if conversation {
+                epoch.pending = unwritten;
+                epoch.turns.push(Turn { question, answer: tokens });
+            } else {
+                epoch.context.truncate(stays);
+            }
+            // A session that is gone needs no context.
+            let _ = give_back.send(epoch);
+            Ok(answer)
+        }))
+    }
+}

@@ -1,0 +1,115 @@
+//! Computing memories: many short texts in one pass, each behind the prefix alone, and how sensitive each of their
+//! rows is to what else stands before it.
+
+use std::sync::Arc;
+
+use half::{bf16, f16};
+
+use super::backend::{Backend, Row, Span};
+use super::forward::{Graph, Pass};
+use crate::{KvChunk, KvShape, KvType, Result, Token};
+
+/// Rows of one pass, unless a single text has more. Wide enough for full use of the weights, small enough to stay in
+/// cache.
+const ROWS: usize = 1024;
+
+/// Cuts texts into runs that go through the model together.
+pub(crate) fn batches(texts: &[Arc<[Token]>]) -> impl Iterator<Item = &[Arc<[Token]>]> {
+    let mut rest = texts;
+    std::iter::from_fn(move || {
+        let mut rows = 0;
+        let fits = |text: &&Arc<[Token]>| {
+            rows += text.len();
+            rows <= ROWS
+        };
+        let count = rest.iter().take_while(fits).count().max(1).min(rest.len());
+        let (batch, others) = rest.split_at(count);
+        rest = others;
+        (!batch.is_empty()).then_some(batch)
+    })
+}
+
+/// Keys (before rotation) and values of some rows: for each layer `[rows][kv_heads * head_dim]`.
+pub(crate) struct Computed {
+    layers: Vec<[Vec<f32>; 2]>,
+    width: usize,
+}
+
+/// Computes texts side by side: each sees the chunks of `behind` and itself.
+pub(crate) fn compute<B: Backend>(graph: &Graph<B>, behind: &[&KvChunk], texts: &[Arc<[Token]>]) -> Result<Computed> {
+    let mut cache = graph.backend.cache(&graph.shape)?;
+    let mut start = 0u32;
+    for chunk in behind {
+        let positions: Vec<u32> = (start..).take(chunk.tokens().len()).collect();
+        graph.backend.place(&mut cache, start, &graph.angles(&positions)?, chunk)?;
+        start += positions.len() as u32;
+    }
+    let mut rows = Vec::new();
+    let mut first = start;
+    for text in texts {
+        for (index, &token) in text.iter().enumerate() {
+            let (slot, position) = (first + index as u32, start + index as u32);
+            // A row far into a text may not see the shared beginning any more, nor all of its own text.
+            let horizon = graph.horizon(0, position);
+            let body = first + horizon.saturating_sub(start)..slot + 1;
+            rows.push(Row { token, context: 0, slot, position, sees: Span { head: horizon.min(start)..start, body } });
+        }
+        first += text.len() as u32;
+    }
+    let mut pass = Pass::start(graph, rows)?;
+    let mut layers = Vec::new();
+    for layer in 0..graph.shape.layers {
+        let projection = pass.project()?;
+        layers.push([graph.backend.read(&projection.keys)?, graph.backend.read(&projection.values)?]);
+        if layer + 1 < graph.shape.layers {
+            pass.write(&mut [&mut cache], &projection)?;
+            pass.finish(&[&mut cache], projection)?;
+        }
+    }
+    Ok(Computed { layers, width: graph.shape.row() })
+}
+
+impl Computed {
+    fn rows(&self, layer: usize, half: usize, rows: std::ops::Range<usize>) -> &[f32] {
+        &self.layers[layer][half][rows.start * self.width..rows.end * self.width]
+    }
+
+    /// The KV of some rows, as a chunk holds it.
+    pub(crate) fn bytes(&self, shape: &KvShape, rows: std::ops::Range<usize>) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(shape.bytes(rows.len()));
+        for layer in 0..self.layers.len() {
+            for half in 0..2 {
+                encode(shape.kind, self.rows(layer, half, rows.clone()), &mut bytes);
+            }
+        }
+        bytes
+    }
+
+    /// For each row, how far its keys and values are from those of another computation: |difference|² / |value|²,
+    /// summed over keys and values and over the layers. The first layer has no part in it: its keys and values depend
+    /// on the token alone.
+    pub(crate) fn distances(&self, other: &Computed) -> Vec<f32> {
+        let rows = self.layers.first().map_or(0, |[keys, _]| keys.len() / self.width);
+        let mut distances = vec![0f32; rows];
+        for layer in 1..self.layers.len() {
+            for half in 0..2 {
+                for (row, distance) in distances.iter_mut().enumerate() {
+                    let (ours, theirs) = (self.rows(layer, half, row..row + 1), other.rows(layer, half, row..row + 1));
+                    let difference: f32 = ours.iter().zip(theirs).map(|(a, b)| (a - b) * (a - b)).sum();
+                    let size: f32 = ours.iter().map(|a| a * a).sum();
+                    *distance += difference / size.max(f32::MIN_POSITIVE);
+                }
+            }
+        }
+        distances.iter_mut().filter(|distance| !distance.is_finite()).for_each(|distance| *distance = f32::MAX);
+        distances
+    }
+}
+
+fn encode(kind: KvType, numbers: &[f32], bytes: &mut Vec<u8>) {
+    match kind {
+        KvType::F32 => numbers.iter().for_each(|x| bytes.extend(x.to_le_bytes())),
+        KvType::F16 => numbers.iter().for_each(|x| bytes.extend(f16::from_f32(x.clamp(-65504.0, 65504.0)).to_le_bytes())),
+        KvType::Bf16 => numbers.iter().for_each(|x| bytes.extend(bf16::from_f32(*x).to_le_bytes())),
+    }
+}

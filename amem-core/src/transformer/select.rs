@@ -1,0 +1,148 @@
+//! Which cached rows are worth computing again.
+
+use crate::{Budget, Error, Repair, Result, Scoring};
+
+/// A cached row that is not exact where it stands.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Candidate {
+    /// Its slot in the context.
+    pub(crate) slot: u32,
+    /// Its place in its chunk, from 0.
+    pub(crate) index: u32,
+    /// See [`KvChunk::sensitivity`](crate::KvChunk::sensitivity).
+    pub(crate) sensitivity: f32,
+}
+
+/// Refuses a repair whose numbers make no sense for a model of so many layers.
+pub(crate) fn check(repair: &Repair, layers: usize) -> Result<()> {
+    let share = |what: &'static str, share: f32| match share {
+        0.0..=1.0 => Ok(()),
+        _ => Err(Error::BadValue { what, value: share.to_string(), expected: "between 0 and 1" }),
+    };
+    let budget = |budget: &Budget| match *budget {
+        Budget::Ratio(ratio) => share("repair ratio", ratio),
+        Budget::Mass(mass) => share("repair mass", mass),
+        Budget::Rows(_) => Ok(()),
+    };
+    let scoring = |scoring: &Scoring| {
+        share("scoring start", scoring.from)?;
+        share("scoring end", scoring.to)
+    };
+    match repair {
+        Repair::None | Repair::Heads(_) | Repair::All => Ok(()),
+        Repair::Deviation { ratio, check_layer } => {
+            if !(1..layers).contains(check_layer) {
+                let value = check_layer.to_string();
+                let expected = "at least 1 and less than the model's layers";
+                return Err(Error::BadValue { what: "check layer", value, expected });
+            }
+            share("repair ratio", *ratio)
+        }
+        Repair::Attention { budget: b, scoring: s } => {
+            if layers_of(s, layers).is_empty() {
+                let value = format!("{s:?}");
+                return Err(Error::BadValue { what: "scoring", value, expected: "at least one layer" });
+            }
+            budget(b).and_then(|()| scoring(s))
+        }
+        Repair::Weighted { budget: b, scoring: s } => budget(b).and_then(|()| scoring(s)),
+    }
+}
+
+/// The layers that a scoring covers in a model of so many.
+pub(crate) fn layers_of(scoring: &Scoring, layers: usize) -> std::ops::Range<usize> {
+    let at = |share: f32| (share * layers as f32).round() as usize;
+    at(scoring.from)..at(scoring.to).min(layers)
+}
+
+/// The attention that candidates get, `mass` by slot, lent out to their neighbours: half of what the slots on either
+/// side get is added, for a fact is spread over a few tokens.
+pub(crate) fn smoothed(mass: &[f32], slot: u32) -> f32 {
+    let at = |slot: Option<usize>| slot.and_then(|slot| mass.get(slot)).copied().unwrap_or(0.0);
+    let slot = slot as usize;
+    at(Some(slot)) + 0.5 * (at(slot.checked_sub(1)) + at(slot.checked_add(1)))
+}
+
+/// The slots of the candidates with the most weight, as many as the budget allows, in ascending order. Ties go to the
+/// earlier slot; candidates without weight are never chosen.
+pub(crate) fn heaviest(candidates: &[Candidate], weights: &[f32], budget: Budget) -> Vec<u32> {
+    let mut ranked: Vec<(f32, u32)> =
+        weights.iter().copied().zip(candidates.iter().map(|c| c.slot)).filter(|(weight, _)| *weight > 0.0).collect();
+    ranked.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+    let count = match budget {
+        Budget::Ratio(ratio) => (ratio * candidates.len() as f32).round() as usize,
+        Budget::Rows(rows) => rows,
+        Budget::Mass(share) => {
+            let goal = f64::from(share) * ranked.iter().map(|(weight, _)| f64::from(*weight)).sum::<f64>();
+            let mut covered = 0.0;
+            ranked
+                .iter()
+                .take_while(|(weight, _)| {
+                    let wanting = covered < goal;
+                    covered += f64::from(*weight);
+                    wanting
+                })
+                .count()
+        }
+    };
+    ranked.truncate(count);
+    let mut slots: Vec<u32> = ranked.into_iter().map(|(_, slot)| slot).collect();
+    slots.sort_unstable();
+    slots
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn candidates(count: usize) -> Vec<Candidate> {
+        (0..count as u32).map(|slot| Candidate { slot: 2 * slot + 1, index: slot, sensitivity: 1.0 }).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn no_row_left_out_weighs_more_than_one_chosen(
+            weights in prop::collection::vec(0.0f32..1.0, 0..60),
+            ratio in 0.0f32..=1.0,
+        ) {
+            let candidates = candidates(weights.len());
+            for budget in [Budget::Ratio(ratio), Budget::Mass(ratio), Budget::Rows((ratio * 70.0) as usize)] {
+                let slots = heaviest(&candidates, &weights, budget);
+                prop_assert!(slots.is_sorted());
+                let chosen = |c: &&Candidate| slots.contains(&c.slot);
+                let weight = |c: &Candidate| weights[c.index as usize];
+                let lightest = candidates.iter().filter(chosen).map(weight).fold(f32::INFINITY, f32::min);
+                let left = candidates.iter().filter(|c| !chosen(c)).map(weight).fold(0.0, f32::max);
+                prop_assert!(left <= lightest);
+            }
+        }
+
+        #[test]
+        fn a_share_of_the_mass_is_covered_with_no_row_to_spare(
+            weights in prop::collection::vec(0.01f32..1.0, 1..60),
+            share in 0.0f32..=1.0,
+        ) {
+            let slots = heaviest(&candidates(weights.len()), &weights, Budget::Mass(share));
+            let chosen: Vec<f32> = slots.iter().map(|slot| weights[*slot as usize / 2]).collect();
+            let (total, covered): (f32, f32) = (weights.iter().sum(), chosen.iter().sum());
+            let lightest = chosen.iter().copied().fold(0.0, f32::min);
+            prop_assert!(covered >= share * total - 1e-4);
+            prop_assert!(chosen.is_empty() || covered - lightest <= share * total + 1e-4);
+        }
+    }
+
+    #[test]
+    fn settings_without_sense_are_refused() {
+        for repair in [
+            Repair::Deviation { ratio: 0.1, check_layer: 0 },
+            Repair::Deviation { ratio: 0.1, check_layer: 4 },
+            Repair::Deviation { ratio: f32::NAN, check_layer: 1 },
+            Repair::Attention { budget: Budget::Ratio(0.1), scoring: Scoring::NONE },
+            Repair::Weighted { budget: Budget::Ratio(-0.1), scoring: Scoring::NONE },
+            Repair::Weighted { budget: Budget::Mass(0.5), scoring: Scoring { from: 0.0, to: 1.5 } },
+        ] {
+            assert!(check(&repair, 4).is_err(), "{repair:?} was accepted");
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! Norms, gates and the exponential. Written so that a compiler vectorises them; inlined into the code that
+//! [`pulp::Arch::dispatch`] compiles for each instruction set.
+
+/// Partial sums of a reduction. A fixed number, whatever the machine's vectors hold, so that sums have the same bits
+/// everywhere.
+const LANES: usize = 16;
+
+/// `e^x` to within 2 units in the last place for x in [-87, 88], the nearest end of that range elsewhere.
+///
+/// x = n·ln 2 + r with |r| ≤ ½ ln 2; a polynomial for e^r (Taylor's to the seventh power), then n into the exponent.
+#[inline(always)]
+pub(crate) fn exp(x: f32) -> f32 {
+    /// 1.5 · 2^23: adding it leaves the rounded integer in the low bits.
+    const ROUND: f32 = 12_582_912.0;
+    const LN_2_HIGH: f32 = 0.693_359_4;
+    const LN_2_LOW: f32 = -2.121_944_4e-4;
+    let x = x.clamp(-87.0, 88.0);
+    let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND);
+    let n = shifted - ROUND;
+    let r = n.mul_add(-LN_2_LOW, n.mul_add(-LN_2_HIGH, x));
+    let mut p = 1.0 / 5040.0;
+    for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+        p = r.mul_add(p, c);
+    }
+    p * f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23))
+}
+
+/// Sums `f` of each element, in [`LANES`] partial sums.
+#[inline(always)]
+fn sum(x: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut sums = [0f32; LANES];
+    let chunks = x.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for (sum, &x) in sums.iter_mut().zip(chunk) {
+            *sum = f(*sum, x);
+        }
+    }
+    for (sum, &x) in sums.iter_mut().zip(rest) {
+        *sum = f(*sum, x);
+    }
+    let mut width = LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            sums[lane] += sums[lane + width];
+        }
+        width /= 2;
+    }
+    sums[0]
+}
+
+/// Root-mean-square norm of each run of `weight`'s length.
+#[inline(always)]
+pub(crate) fn norm(x: &mut [f32], weight: &[f32], eps: f32) {
+    for x in x.chunks_exact_mut(weight.len().max(1)) {
+        let square = sum(x, |sum, x| x.mul_add(x, sum));
+        let scale = 1.0 / (square / x.len() as f32 + eps).sqrt();
+        for (x, &w) in x.iter_mut().zip(weight) {
+            *x = *x * scale * w;
+        }
+    }
+}
+
+/// `x += y`.
+#[inline(always)]
+pub(crate) fn add(x: &mut [f32], y: &[f32]) {
+    for (x, &y) in x.iter_mut().zip(y) {
+        *x += y;
+    }
+}
+
+/// `y = silu(y) · up`.
+#[inline(always)]
+pub(crate) fn gate(y: &mut [f32], up: &[f32]) {
+    for (y, &up) in y.iter_mut().zip(up) {
+        *y = *y / (1.0 + exp(-*y)) * up;
+    }
+}
+
+/// Softmax in place. Leaves an empty slice alone.
+#[inline(always)]
+pub(crate) fn softmax(x: &mut [f32]) {
+    let mut tops = [f32::NEG_INFINITY; LANES];
+    let chunks = x.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for (top, &x) in tops.iter_mut().zip(chunk) {
+            *top = if x > *top { x } else { *top };
+        }
+    }
+    let top = tops.iter().chain(rest).fold(f32::NEG_INFINITY, |top, &x| if x > top { x } else { top });
+    for x in x.iter_mut() {
+        *x = exp(*x - top);
+    }
+    let scale = 1.0 / sum(x, |sum, x| sum + x);
+    for x in x.iter_mut() {
+        *x *= scale;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn the_exponential_is_accurate(x in -86.0f32..88.0) {
+            let (ours, exact) = (f64::from(exp(x)), f64::from(x).exp());
+            prop_assert!((ours / exact - 1.0).abs() < 2.5e-7, "e^{x} = {ours}, should be {exact}");
+        }
+
+        #[test]
+        fn softmax_sums_to_one_and_keeps_the_order(mut x in prop::collection::vec(-30.0f32..30.0, 1..200)) {
+            let before = x.clone();
+            softmax(&mut x);
+            prop_assert!((x.iter().sum::<f32>() - 1.0).abs() < 1e-5);
+            for (i, j) in (0..x.len()).zip(1..x.len()) {
+                prop_assert!(before[i] > before[j] || x[i] <= x[j]);
+            }
+        }
+    }
+
+    #[test]
+    fn the_exponential_saturates_instead_of_overflowing() {
+        assert!(exp(f32::INFINITY).is_finite());
+        assert!(exp(f32::NEG_INFINITY) < 1e-37);
+    }
+}

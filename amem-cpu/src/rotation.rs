@@ -1,0 +1,60 @@
+//! RoPE: turning queries and keys to their positions.
+
+use amem_core::transformer::Rope;
+
+/// The cosines and sines of some positions, one row each, half a head wide.
+pub struct Angles {
+    half: usize,
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
+/// One position's cosines and sines.
+#[derive(Clone, Copy)]
+pub(crate) struct Angle<'a> {
+    cos: &'a [f32],
+    sin: &'a [f32],
+}
+
+impl Angles {
+    pub(crate) fn new(rope: &Rope, positions: &[u32]) -> Self {
+        let half = rope.inverse_frequencies.len();
+        let (mut cos, mut sin) = (Vec::new(), Vec::new());
+        cos.reserve_exact(half * positions.len());
+        sin.reserve_exact(half * positions.len());
+        for &position in positions {
+            for &frequency in &rope.inverse_frequencies {
+                // The product in f32, as the models were trained; its sine in f64, so that all machines agree on it.
+                let (s, c) = f64::from(position as f32 * frequency).sin_cos();
+                cos.push(c as f32 * rope.attention_factor);
+                sin.push(s as f32 * rope.attention_factor);
+            }
+        }
+        Self { half, cos, sin }
+    }
+
+    pub(crate) fn row(&self, index: usize) -> Angle<'_> {
+        let at = index * self.half..(index + 1) * self.half;
+        Angle { cos: &self.cos[at.clone()], sin: &self.sin[at] }
+    }
+
+    /// Rotates all heads of all rows of `x`, which has `columns` columns.
+    #[inline(always)]
+    pub(crate) fn rotate(&self, x: &mut [f32], columns: usize) {
+        for (index, row) in x.chunks_exact_mut(columns.max(1)).enumerate() {
+            let angle = self.row(index);
+            row.chunks_exact_mut(2 * self.half).for_each(|head| angle.rotate(head));
+        }
+    }
+}
+
+impl Angle<'_> {
+    /// Rotates one head: pairs (i, i + half).
+    #[inline(always)]
+    pub(crate) fn rotate(self, head: &mut [f32]) {
+        let (low, high) = head.split_at_mut(self.cos.len());
+        for (((a, b), &cos), &sin) in low.iter_mut().zip(high).zip(self.cos).zip(self.sin) {
+            (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+        }
+    }
+}

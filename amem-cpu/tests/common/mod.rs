@@ -1,0 +1,71 @@
+//! Models for tests: Hugging Face directories on disk, with a tokenizer that needs no files.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, dead_code)]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use amem_core::transformer::{Options, Transformer};
+use amem_core::{Chat, KvType, Layout, Result, Sampling, Token};
+use amem_cpu::Cpu;
+use safetensors::SafeTensors;
+
+/// The files of a directory.
+pub fn directory(path: &Path) -> BTreeMap<String, Vec<u8>> {
+    let entries = std::fs::read_dir(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let file = |entry: std::io::Result<std::fs::DirEntry>| {
+        let path = entry.unwrap().path();
+        (path.file_name().unwrap().to_str().unwrap().to_owned(), std::fs::read(&path).unwrap())
+    };
+    entries.map(file).collect()
+}
+
+/// A text of numbers, each of them a token.
+pub struct Numbers;
+
+impl Chat for Numbers {
+    fn layout(&self, _: &str) -> Result<Layout> {
+        let none: Arc<[Token]> = Arc::from([]);
+        let some = |token: Token| -> Arc<[Token]> { Arc::from([token]) };
+        Ok(Layout {
+            prefix: Arc::from([1, 3, 5, 7]),
+            memory_open: some(2),
+            memory_close: none.clone(),
+            to_question: some(4),
+            to_answer: some(6),
+            next_question: some(4),
+            late_memories: none.clone(),
+            late_question: none,
+        })
+    }
+
+    fn encode(&self, text: &str) -> Result<Vec<Token>> {
+        Ok(text.bytes().map(|byte| u32::from(byte) % 90 + 8).collect())
+    }
+
+    fn decode(&self, tokens: &[Token]) -> Result<String> {
+        Ok(tokens.iter().map(|token| format!("{token} ")).collect())
+    }
+
+    fn stops(&self) -> &[Token] {
+        &[]
+    }
+}
+
+/// A model of the golden cases.
+pub fn golden(case: &str, cpu: Cpu, kv: KvType) -> Transformer<Cpu> {
+    let mut options = Options::default();
+    options.kv = kv;
+    let source = directory(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/cases").join(case));
+    let loaded = Transformer::with_chat(&source, cpu, options, Box::new(Numbers), Sampling::default());
+    loaded.unwrap_or_else(|error| panic!("{case}: {error}"))
+}
+
+/// A golden file's tokens and logits.
+pub fn expected(path: &Path) -> (Vec<Token>, Vec<f32>) {
+    let bytes = std::fs::read(path).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let numbers = |name| file.tensor(name).unwrap().data().as_chunks::<4>().0.to_vec();
+    let tokens = numbers("tokens").into_iter().map(|b| i32::from_le_bytes(b).cast_unsigned()).collect();
+    (tokens, numbers("logits").into_iter().map(f32::from_le_bytes).collect())
+}
