@@ -2,15 +2,20 @@
 #![forbid(unsafe_code)]
 
 mod chat;
+mod detokenize;
 mod error;
 mod kv;
 mod model;
 pub mod recall;
 mod record;
 pub mod residency;
+mod sample;
 mod store;
+#[cfg(feature = "transformer")]
+pub mod transformer;
 
 pub use chat::{Chat, Layout};
+pub use detokenize::Detokenizer;
 pub use error::{BoxError, Error, Result};
 pub use kv::{ChunkId, Fingerprint, KvChunk, KvData, KvShape, KvType, PrefixId, Token};
 pub use model::{Budget, Context, Model, ModelInfo, Piece, Repair, Scoring, Usage};
@@ -19,6 +24,7 @@ pub use record::{
     Added, Ledger, Namespace, NewRecord, Outcome, Query, Record, RecordId, Revision, State, Timestamp, Version,
 };
 pub use residency::{Access, ResidencyPolicy};
+pub use sample::{Sampler, Sampling};
 pub use store::{KvStore, StoreStats};
 #[cfg(feature = "testing")]
 pub mod testing;

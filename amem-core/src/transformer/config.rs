@@ -1,0 +1,195 @@
+//! What a model is made of: the numbers of its `config.json`, checked.
+//!
+//! Four families share one graph and differ in flags: Llama 2 and 3, Mistral, Qwen2 and Qwen3. What the graph cannot
+//! express is refused with its reason, rather than computed wrongly.
+
+use super::settings::{Settings, bad_model};
+use super::{ModelSource, Rope};
+use crate::{Error, KvShape, KvType, Result, Token};
+
+const FILE: &str = "config.json";
+/// No model comes near these. They keep every product of two sizes far below overflow.
+const MAX_LAYERS: usize = 1 << 10;
+const MAX_WIDTH: usize = 1 << 20;
+const MAX_HEADS: usize = 1 << 10;
+const MAX_HEAD_DIM: usize = 1 << 10;
+const MAX_VOCABULARY: usize = 1 << 22;
+const MAX_CONTEXT: usize = 1 << 28;
+
+/// The families of models that are run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Family {
+    /// Llama 2, 3 and their like.
+    Llama,
+    /// Mistral: Llama with a window on attention.
+    Mistral,
+    /// Qwen2 and Qwen2.5: Llama with biases on queries, keys and values.
+    Qwen2,
+    /// Qwen3: Llama with norms on the heads of queries and keys.
+    Qwen3,
+}
+
+/// The shape of a model and the numbers that its forward pass needs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// The family, from `model_type`.
+    pub family: Family,
+    /// Numbers in the hidden state of a token.
+    pub hidden: usize,
+    /// Transformer layers.
+    pub layers: usize,
+    /// Query heads of a layer, a multiple of `kv_heads`.
+    pub heads: usize,
+    /// Key (and value) heads of a layer.
+    pub kv_heads: usize,
+    /// Numbers in one head, even. `heads * head_dim` need not be `hidden`.
+    pub head_dim: usize,
+    /// Numbers between the gate and the down projection of a layer.
+    pub ffn: usize,
+    /// Rows of the embedding.
+    pub vocabulary: usize,
+    /// Tokens that a context may hold: `max_position_embeddings`, whatever the rope scaling.
+    pub context: usize,
+    /// What is added to the mean square in every norm.
+    pub norm_eps: f32,
+    /// How queries and keys are rotated to their positions.
+    pub rope: Rope,
+    /// How many tokens a token sees, itself included; all before it if `None`.
+    pub window: Option<usize>,
+    /// Whether the embedding is the head too.
+    pub tied: bool,
+    /// Whether queries, keys and values have biases.
+    pub qkv_bias: bool,
+    /// Whether the output projection of attention has a bias.
+    pub o_bias: bool,
+    /// Whether each head of queries and keys is normed before rotation.
+    pub qk_norm: bool,
+    /// The tokens that end a text: `eos_token_id`.
+    pub stops: Vec<Token>,
+}
+
+impl Config {
+    /// Reads `config.json`.
+    ///
+    /// # Errors
+    /// [`Error::UnsupportedModel`] for a model that this engine would compute wrongly, [`Error::BadModel`] for a file
+    /// that is missing, is no JSON, or holds numbers that make no sense.
+    pub fn parse(source: &dyn ModelSource) -> Result<Self> {
+        let file = Settings::read(source, FILE)?.ok_or_else(|| bad_model(FILE, "it is missing"))?;
+        let family = family(&file)?;
+        refuse_what_the_graph_lacks(&file)?;
+
+        let hidden = file.count("hidden_size", 1..=MAX_WIDTH)?;
+        let layers = file.count("num_hidden_layers", 1..=MAX_LAYERS)?;
+        let heads = file.count("num_attention_heads", 1..=MAX_HEADS)?;
+        let kv_heads = file.whole("num_key_value_heads", 1..=heads)?.unwrap_or(heads);
+        if !heads.is_multiple_of(kv_heads) {
+            let reason = format!("num_attention_heads is {heads}: it must be a multiple of the {kv_heads} key heads");
+            return Err(bad_model(FILE, reason));
+        }
+        let head_dim = head_dim(&file, family, hidden, heads)?;
+        let context = file.count("max_position_embeddings", 1..=MAX_CONTEXT)?;
+        let attention_bias = attention_bias(&file, family)?;
+        Ok(Self {
+            family,
+            hidden,
+            layers,
+            heads,
+            kv_heads,
+            head_dim,
+            ffn: file.count("intermediate_size", 1..=MAX_WIDTH)?,
+            vocabulary: file.count("vocab_size", 1..=MAX_VOCABULARY)?,
+            context,
+            norm_eps: file.real("rms_norm_eps", 1e-12..=0.1)?.unwrap_or(1e-6) as f32,
+            rope: Rope::parse(&file, head_dim, context)?,
+            window: window(&file, family)?,
+            tied: file.flag("tie_word_embeddings")?,
+            qkv_bias: attention_bias || family == Family::Qwen2,
+            o_bias: attention_bias,
+            qk_norm: family == Family::Qwen3,
+            stops: file.tokens("eos_token_id")?,
+        })
+    }
+
+    /// The shape of this model's KV, its numbers stored as `kind`.
+    pub fn kv_shape(&self, kind: KvType) -> KvShape {
+        KvShape { layers: self.layers, kv_heads: self.kv_heads, head_dim: self.head_dim, kind }
+    }
+}
+
+fn family(file: &Settings<'_>) -> Result<Family> {
+    match file.text("model_type")? {
+        Some("llama") => Ok(Family::Llama),
+        Some("mistral") => Ok(Family::Mistral),
+        Some("qwen2") => Ok(Family::Qwen2),
+        Some("qwen3") => Ok(Family::Qwen3),
+        Some(other) => {
+            let what = format!("model_type {}", other.chars().take(60).collect::<String>());
+            unsupported(what, "llama, mistral, qwen2 and qwen3 are")
+        }
+        None => Err(bad_model(FILE, "model_type is missing")),
+    }
+}
+
+fn refuse_what_the_graph_lacks(file: &Settings<'_>) -> Result<()> {
+    if let Some(act) = file.text("hidden_act")?.filter(|act| !matches!(*act, "silu" | "swish")) {
+        return unsupported(format!("hidden_act {}", act.chars().take(60).collect::<String>()), "silu is");
+    }
+    if file.flag("mlp_bias")? {
+        return unsupported("mlp_bias", "feed-forward layers without biases are");
+    }
+    if file.get("quantization_config").is_some() {
+        return unsupported("a checkpoint with quantization_config", "checkpoints in F32, F16 and BF16 are");
+    }
+    if file.real("partial_rotary_factor", 0.0..=1.0)?.is_some_and(|share| share != 1.0) {
+        return unsupported("partial_rotary_factor", "rotation of whole heads is");
+    }
+    Ok(())
+}
+
+fn head_dim(file: &Settings<'_>, family: Family, hidden: usize, heads: usize) -> Result<usize> {
+    let dim = match file.whole("head_dim", 2..=MAX_HEAD_DIM)? {
+        Some(dim) => dim,
+        None if family == Family::Qwen3 => return Err(bad_model(FILE, "head_dim is missing")),
+        None if hidden.is_multiple_of(heads) => hidden / heads,
+        None => return Err(bad_model(FILE, format!("hidden_size {hidden} is not a multiple of {heads} heads"))),
+    };
+    if !dim.is_multiple_of(2) || !(2..=MAX_HEAD_DIM).contains(&dim) {
+        return Err(bad_model(
+            FILE,
+            format!("a head has {dim} numbers: it must be an even number up to {MAX_HEAD_DIM}"),
+        ));
+    }
+    Ok(dim)
+}
+
+/// Whether all four projections of attention have biases. Qwen2's three are not a setting.
+fn attention_bias(file: &Settings<'_>, family: Family) -> Result<bool> {
+    let bias = file.flag("attention_bias")?;
+    if bias && matches!(family, Family::Mistral | Family::Qwen2) {
+        return unsupported(format!("attention_bias in {family:?}"), "it is in llama and qwen3");
+    }
+    Ok(bias)
+}
+
+/// Only Mistral's window is a setting of the whole model; elsewhere it would differ from layer to layer.
+fn window(file: &Settings<'_>, family: Family) -> Result<Option<usize>> {
+    if file.flag("use_sliding_window")? {
+        return unsupported("use_sliding_window", "one attention span for all layers is");
+    }
+    let window = match family {
+        Family::Mistral => file.whole("sliding_window", 1..=MAX_CONTEXT)?,
+        _ => None,
+    };
+    let kind = if window.is_some() { "sliding_attention" } else { "full_attention" };
+    match file.list("layer_types")?.iter().find(|layer| layer.as_str() != Some(kind)) {
+        Some(_) => unsupported("layer_types with different kinds of layers", "one attention span for all layers is"),
+        None => Ok(window),
+    }
+}
+
+/// [`Error::UnsupportedModel`]; `supported` ends the sentence "it is not supported: …".
+pub(super) fn unsupported<T>(what: impl Into<String>, supported: &'static str) -> Result<T> {
+    Err(Error::UnsupportedModel { what: what.into(), supported })
+}

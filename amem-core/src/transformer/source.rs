@@ -1,0 +1,23 @@
+//! Where a model's files come from. This crate does no I/O: a caller reads, maps or embeds them.
+
+use std::collections::BTreeMap;
+
+/// The files of one model, by their names in its directory.
+pub trait ModelSource: Send + Sync {
+    /// The whole content of a file, or `None` if the model has no such file. Always the same bytes.
+    ///
+    /// Names may come from other files of the model; whoever opens paths refuses names that are no plain file names.
+    fn file(&self, name: &str) -> Option<&[u8]>;
+}
+
+impl<const N: usize> ModelSource for [(&str, &[u8]); N] {
+    fn file(&self, name: &str) -> Option<&[u8]> {
+        self.iter().find(|(known, _)| *known == name).map(|(_, bytes)| *bytes)
+    }
+}
+
+impl ModelSource for BTreeMap<String, Vec<u8>> {
+    fn file(&self, name: &str) -> Option<&[u8]> {
+        self.get(name).map(Vec::as_slice)
+    }
+}
