@@ -2,25 +2,33 @@
 #![forbid(unsafe_code)]
 
 mod chat;
+mod detokenize;
 mod error;
-mod sample;
+mod generate;
 mod kv;
+mod memory;
 mod model;
 pub mod recall;
 mod record;
 pub mod residency;
+mod sample;
+mod session;
 mod store;
 
 pub use chat::{Chat, Layout};
+pub use detokenize::Detokenizer;
 pub use error::{BoxError, Error, Result};
+pub use generate::{Finish, Generation};
 pub use kv::{ChunkId, Fingerprint, KvChunk, KvData, KvShape, KvType, PrefixId, Token};
+pub use memory::{Answer, AnswerStream, Ask, Builder, Event, Memory, Recollection};
 pub use model::{Budget, Context, Model, ModelInfo, Piece, Repair, Scoring, Usage};
 pub use recall::{Recalled, Recaller};
 pub use record::{
     Added, Ledger, Namespace, NewRecord, Outcome, Query, Record, RecordId, Revision, State, Timestamp, Version,
 };
 pub use residency::{Access, ResidencyPolicy};
-pub use sample::Sampling;
+pub use sample::{Sampler, Sampling};
+pub use session::{Session, SessionOptions};
 pub use store::{KvStore, StoreStats};
 #[cfg(feature = "transformer")]
 pub mod transformer;

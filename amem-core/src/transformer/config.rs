@@ -84,7 +84,7 @@ impl Config {
         let layers = file.count("num_hidden_layers", 1..=MAX_LAYERS)?;
         let heads = file.count("num_attention_heads", 1..=MAX_HEADS)?;
         let kv_heads = file.whole("num_key_value_heads", 1..=heads)?.unwrap_or(heads);
-        if heads % kv_heads != 0 {
+        if !heads.is_multiple_of(kv_heads) {
             let reason = format!("num_attention_heads is {heads}: it must be a multiple of the {kv_heads} key heads");
             return Err(bad_model(FILE, reason));
         }
@@ -152,11 +152,14 @@ fn head_dim(file: &Settings<'_>, family: Family, hidden: usize, heads: usize) ->
     let dim = match file.whole("head_dim", 2..=MAX_HEAD_DIM)? {
         Some(dim) => dim,
         None if family == Family::Qwen3 => return Err(bad_model(FILE, "head_dim is missing")),
-        None if hidden % heads == 0 => hidden / heads,
+        None if hidden.is_multiple_of(heads) => hidden / heads,
         None => return Err(bad_model(FILE, format!("hidden_size {hidden} is not a multiple of {heads} heads"))),
     };
-    if dim % 2 != 0 || !(2..=MAX_HEAD_DIM).contains(&dim) {
-        return Err(bad_model(FILE, format!("a head has {dim} numbers: it must be an even number up to {MAX_HEAD_DIM}")));
+    if !dim.is_multiple_of(2) || !(2..=MAX_HEAD_DIM).contains(&dim) {
+        return Err(bad_model(
+            FILE,
+            format!("a head has {dim} numbers: it must be an even number up to {MAX_HEAD_DIM}"),
+        ));
     }
     Ok(dim)
 }

@@ -9,6 +9,7 @@ mod rope;
 mod select;
 mod settings;
 mod source;
+pub mod text;
 mod weights;
 
 use std::collections::VecDeque;
@@ -18,6 +19,7 @@ pub use backend::{Backend, Row, Span};
 pub use config::{Config, Family};
 pub use rope::Rope;
 pub use source::ModelSource;
+pub use text::HfChat;
 pub use weights::{Layer, Tensor, WeightType, Weights};
 
 use crate::{
@@ -70,7 +72,9 @@ impl<B: Backend> Transformer<B> {
     /// # Errors
     /// [`Error::BadModel`] and [`Error::UnsupportedModel`], which name the file or the part; what the backend met.
     pub fn load(source: &dyn ModelSource, backend: B, options: Options) -> Result<Self> {
-        { let _ = (source, backend, options); Err(Error::Cancelled) }
+        let chat = HfChat::open(source, &Config::parse(source)?)?;
+        let sampling = chat.sampling().clone();
+        Self::with_chat(source, backend, options, Box::new(chat), sampling)
     }
 
     /// Loads a model's configuration and weights, for a tokenizer and chat template of one's own.

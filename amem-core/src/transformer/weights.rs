@@ -192,9 +192,8 @@ impl<'a> Tensors<'a> {
     fn layer(&self, layer: usize, config: &Config) -> Result<Layer<'a>> {
         let (hidden, ffn) = (config.hidden, config.ffn);
         let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
-        let matrix = |name: &str, rows, columns| {
-            self.matrix(&format!("model.layers.{layer}.{name}.weight"), rows, columns)
-        };
+        let matrix =
+            |name: &str, rows, columns| self.matrix(&format!("model.layers.{layer}.{name}.weight"), rows, columns);
         let norm = |name: &str, len| self.vector(&format!("model.layers.{layer}.{name}.weight"), len);
         let bias = |name: &str, len| self.vector(&format!("model.layers.{layer}.{name}.bias"), len);
         Ok(Layer {
@@ -249,7 +248,8 @@ fn shards(index: &Settings<'_>) -> Result<BTreeMap<String, String>> {
     let map = index.get("weight_map").and_then(|map| map.as_object());
     let map = map.ok_or_else(|| bad_model(INDEX, "it has no weight_map"))?;
     let plain = |file: &str| {
-        file.ends_with(".safetensors") && file.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+        file.ends_with(".safetensors")
+            && file.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
     };
     map.iter()
         .map(|(name, file)| match file.as_str() {

@@ -1,0 +1,122 @@
+//! Text from tokens as they come, one at a time.
+
+use crate::{Chat, Result, Token};
+
+/// Turns a stream of tokens into a stream of text: all that was given out, one after another, is what
+/// [`Chat::decode`] makes of all tokens at once.
+///
+/// A token may hold part of a character, and a tokenizer may read the first token of a text differently from the same
+/// token later on. So text is held back while it ends in an incomplete character, and the tokens that last gave text
+/// are decoded again in front of new ones. The promise holds for tokenizers that never take back a complete character.
+pub struct Detokenizer<'a> {
+    chat: &'a dyn Chat,
+    /// The tokens that last gave text, then those whose text is held back.
+    window: Vec<Token>,
+    /// How many tokens of the window have given their text.
+    given: usize,
+}
+
+impl<'a> Detokenizer<'a> {
+    /// At the start of a text.
+    pub fn new(chat: &'a dyn Chat) -> Self {
+        Self { chat, window: Vec::new(), given: 0 }
+    }
+
+    /// The text that this token completes; often empty.
+    ///
+    /// # Errors
+    /// As [`Chat::decode`].
+    pub fn push(&mut self, token: Token) -> Result<String> {
+        self.window.push(token);
+        let text = self.new_text()?;
+        // Bytes of a character that is not complete read as U+FFFD.
+        if text.is_empty() || text.ends_with('\u{FFFD}') {
+            return Ok(String::new());
+        }
+        self.window.drain(..self.given);
+        self.given = self.window.len();
+        Ok(text)
+    }
+
+    /// What is still held back, when no more tokens come.
+    ///
+    /// # Errors
+    /// As [`Chat::decode`].
+    pub fn finish(self) -> Result<String> {
+        self.new_text()
+    }
+
+    fn new_text(&self) -> Result<String> {
+        let before = self.chat.decode(&self.window[..self.given])?;
+        let all = self.chat.decode(&self.window)?;
+        match all.strip_prefix(&before) {
+            Some(new) => Ok(new.to_owned()),
+            None => self.chat.decode(&self.window[self.given..]),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::Layout;
+
+    /// Tokens are bytes; the first space of a text is its tokenizer's own, as in sentencepiece.
+    struct Bytes;
+
+    impl Chat for Bytes {
+        fn layout(&self, _: &str) -> Result<Layout> {
+            unreachable!()
+        }
+
+        fn encode(&self, text: &str) -> Result<Vec<Token>> {
+            Ok(format!(" {text}").bytes().map(Token::from).collect())
+        }
+
+        fn decode(&self, tokens: &[Token]) -> Result<String> {
+            let bytes: Vec<u8> = tokens.iter().map(|token| *token as u8).collect();
+            let text = String::from_utf8_lossy(&bytes);
+            Ok(text.strip_prefix(' ').unwrap_or(&text).to_owned())
+        }
+
+        fn stops(&self) -> &[Token] {
+            &[]
+        }
+    }
+
+    fn stream(tokens: &[Token]) -> Vec<String> {
+        let mut stream = Detokenizer::new(&Bytes);
+        let mut texts: Vec<String> = tokens.iter().map(|token| stream.push(*token).unwrap()).collect();
+        texts.push(stream.finish().unwrap());
+        texts
+    }
+
+    #[test]
+    fn a_character_comes_out_when_its_last_byte_is_there() {
+        assert_eq!(stream(&Bytes.encode("é€").unwrap()), ["", "", "é", "", "", "€", ""]);
+    }
+
+    #[test]
+    fn the_space_of_a_later_word_is_kept() {
+        assert_eq!(stream(&Bytes.encode("a  b").unwrap()).concat(), "a  b");
+    }
+
+    #[test]
+    fn bytes_that_never_become_a_character_come_out_at_the_end() {
+        assert_eq!(stream(&[0x61, 0xE2, 0x82]).concat(), "a\u{FFFD}");
+    }
+
+    proptest! {
+        #[test]
+        fn the_stream_is_the_text(tokens in prop::collection::vec(0u32..256, 0..40)) {
+            prop_assert_eq!(stream(&tokens).concat(), Bytes.decode(&tokens).unwrap());
+        }
+
+        #[test]
+        fn any_text_survives(text in ".*") {
+            prop_assert_eq!(stream(&Bytes.encode(&text).unwrap()).concat(), text);
+        }
+    }
+}

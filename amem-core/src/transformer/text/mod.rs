@@ -1,0 +1,101 @@
+//! Text and tokens: how conversations with a model are written, from the files that Hugging Face models come with.
+//!
+//! Memories stand where the template has a place for them: as messages of a `memory` role, else as notes below the
+//! system line, else, when there is no system message, as notes above the first question:
+//!
+//! ```text
+//! Answer from the notes.
+//!
+//! Notes:
+//! - …
+//! - …
+//! ```
+
+mod frame;
+mod script;
+mod template;
+#[cfg(test)]
+mod tests;
+mod tokens;
+
+use self::frame::Frame;
+use self::script::Script;
+use self::template::{TOKENIZER_CONFIG, Template};
+use self::tokens::Tokens;
+use super::settings::Settings;
+use super::{Config, ModelSource};
+use crate::{Chat, Layout, Result, Sampling, Token};
+
+const GENERATION_CONFIG: &str = "generation_config.json";
+/// The tokenizer, chat template and sampling defaults of a model.
+pub struct HfChat {
+    tokens: Tokens,
+    frame: Frame,
+    stops: Vec<Token>,
+    sampling: Sampling,
+}
+
+impl HfChat {
+    /// Reads `tokenizer.json`, `tokenizer_config.json`, `chat_template.jinja` and `generation_config.json`.
+    ///
+    /// # Errors
+    /// [`Error::BadModel`](crate::Error::BadModel) when a file is damaged, there is no chat template, or it cannot
+    /// express a conversation to which questions and memories are only ever appended.
+    pub fn open(source: &dyn ModelSource, config: &Config) -> Result<Self> {
+        let tokens = Tokens::open(source, config.vocabulary)?;
+        let settings = Settings::read(source, TOKENIZER_CONFIG)?;
+        let script = Script::of(&Template::open(source, settings.as_ref())?)?;
+        let generation = Settings::read(source, GENERATION_CONFIG)?;
+
+        let mut stops = config.stops.clone();
+        if let Some(generation) = &generation {
+            stops.extend(generation.tokens("eos_token_id")?);
+        }
+        // What a template writes after an answer ends it, whatever the settings say.
+        stops.extend(tokens.between(&script.next_question)?.first().filter(|token| tokens.is_special(**token)));
+        stops.retain(|token| (*token as usize) < config.vocabulary);
+        stops.sort_unstable();
+        stops.dedup();
+        let frame = Frame::of(&script, &tokens)?;
+        Ok(Self { tokens, frame, stops, sampling: sampling(generation.as_ref())? })
+    }
+
+    /// How the model's makers would draw tokens: greedily, unless `generation_config.json` says `do_sample`.
+    pub fn sampling(&self) -> &Sampling {
+        &self.sampling
+    }
+}
+
+impl Chat for HfChat {
+    fn layout(&self, system: &str) -> Result<Layout> {
+        self.frame.layout(&self.tokens, system)
+    }
+
+    fn encode(&self, text: &str) -> Result<Vec<Token>> {
+        self.tokens.text(text)
+    }
+
+    fn decode(&self, tokens: &[Token]) -> Result<String> {
+        self.tokens.decode(tokens)
+    }
+
+    fn stops(&self) -> &[Token] {
+        &self.stops
+    }
+}
+
+/// Without `do_sample` the other numbers are there for those who turn sampling on; they change nothing by themselves.
+fn sampling(generation: Option<&Settings<'_>>) -> Result<Sampling> {
+    let mut sampling = Sampling::default();
+    let Some(file) = generation else { return Ok(sampling) };
+    let real = |key, most, default| Ok(file.real(key, 0.0..=most)?.map_or(default, |number| number as f32));
+    sampling.repetition_penalty = real("repetition_penalty", 100.0, 1.0)?;
+    if file.flag("do_sample")? {
+        sampling.temperature = real("temperature", 100.0, 1.0)?;
+        sampling.top_k = file.whole("top_k", 0..=usize::MAX)?.unwrap_or(0);
+        sampling.top_p = real("top_p", 1.0, 1.0)?;
+        sampling.min_p = real("min_p", 1.0, 0.0)?;
+    }
+    sampling.check()?;
+    Ok(sampling)
+}

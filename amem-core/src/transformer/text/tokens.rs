@@ -1,0 +1,125 @@
+//! A model's tokenizer: the text of users, which is only ever text, and that of templates, which steers the model.
+
+use std::collections::HashMap;
+
+use tokenizers::Tokenizer;
+
+use crate::transformer::ModelSource;
+use crate::transformer::settings::bad_model;
+use crate::{Error, Result, Token};
+
+const FILE: &str = "tokenizer.json";
+
+/// `tokenizer.json`, twice.
+pub(super) struct Tokens {
+    /// Knows the added tokens: `<|user|>` in a template is one token.
+    template: Tokenizer,
+    /// Knows none of them: `<|user|>` in a user's text is eight characters. Added tokens that are not marked as special
+    /// (`<think>`, `<tool_call>`) steer a model as well, so they are left out too.
+    plain: Tokenizer,
+    /// The special tokens and their texts.
+    special: HashMap<Token, String>,
+    /// What characters outside the vocabulary become.
+    unknown: Option<Token>,
+    /// Whether every text gets a space in front, as sentencepiece does it.
+    adds_space: bool,
+    vocabulary: usize,
+}
+
+impl Tokens {
+    /// Reads `tokenizer.json` for a model with so many tokens.
+    pub(super) fn open(source: &dyn ModelSource, vocabulary: usize) -> Result<Self> {
+        let bytes = source.file(FILE).ok_or_else(|| bad_model(FILE, "it is missing"))?;
+        let mut template = Tokenizer::from_bytes(bytes).map_err(bad_tokenizer)?;
+        // Settings for training in batches, which would cut texts or fill them up.
+        template.with_truncation(None).map_err(bad_tokenizer)?.with_padding(None);
+
+        let mut plain = Tokenizer::new(template.get_model().clone());
+        plain.with_normalizer(template.get_normalizer().cloned()).map_err(bad_tokenizer)?;
+        plain.with_pre_tokenizer(template.get_pre_tokenizer().cloned());
+
+        let added = template.get_added_tokens_decoder();
+        let special = added.into_iter().filter(|(_, token)| token.special).map(|(id, token)| (id, token.content));
+        let mut tokens =
+            Self { special: special.collect(), unknown: None, adds_space: false, template, plain, vocabulary };
+        tokens.unknown = tokens.ids(&tokens.plain, "\u{10FFFD}")?.into_iter().find(|id| tokens.is_special(*id));
+        let first = tokens.ids(&tokens.plain, "a")?.first().and_then(|id| tokens.plain.id_to_token(*id));
+        tokens.adds_space = first.is_some_and(|token| token.starts_with(['▁', 'Ġ']));
+        Ok(tokens)
+    }
+
+    /// Whether a token is one that no text contains.
+    pub(super) fn is_special(&self, token: Token) -> bool {
+        self.special.contains_key(&token)
+    }
+
+    /// The tokens of a user's text. None of them is special, except for unknown characters.
+    pub(super) fn text(&self, text: &str) -> Result<Vec<Token>> {
+        let ids = self.ids(&self.plain, text)?;
+        let spoofed = ids.iter().filter(|id| Some(**id) != self.unknown).find_map(|id| self.special.get(id));
+        let Some(special) = spoofed else { return Ok(ids) };
+        // Some models have special tokens in their ordinary vocabulary. A cut through its text makes one unreachable.
+        let middle = special.char_indices().nth(1).map(|(second, _)| second);
+        match middle.zip(text.find(special.as_str())) {
+            Some((middle, start)) => {
+                let (before, after) = text.split_at(start + middle);
+                Ok([self.text(before)?, self.text(after)?].concat())
+            }
+            None => Err(bad_model(FILE, format!("it reads a text as the special token {special}"))),
+        }
+    }
+
+    /// The tokens of a template's string at the start of a conversation.
+    pub(super) fn opening(&self, string: &str) -> Result<Vec<Token>> {
+        self.ids(&self.template, self.before_text(string))
+    }
+
+    /// The tokens of a template's string between two texts.
+    pub(super) fn between(&self, string: &str) -> Result<Vec<Token>> {
+        self.after_text(self.before_text(string))
+    }
+
+    /// The tokens of a template's string after which the model goes on by itself.
+    pub(super) fn closing(&self, string: &str) -> Result<Vec<Token>> {
+        self.after_text(string)
+    }
+
+    /// The text of tokens, without special ones.
+    pub(super) fn decode(&self, tokens: &[Token]) -> Result<String> {
+        if let Some(token) = tokens.iter().find(|token| **token as usize >= self.vocabulary) {
+            return Err(Error::BadValue { what: "token", value: token.to_string(), expected: "in the vocabulary" });
+        }
+        self.template.decode(tokens, true).map_err(bad_tokenizer)
+    }
+
+    /// If the text that follows brings its own space, the string's would be a second one.
+    fn before_text<'s>(&self, string: &'s str) -> &'s str {
+        string.strip_suffix(' ').filter(|_| self.adds_space).unwrap_or(string)
+    }
+
+    /// The string as it reads after other text: without the space that a text's start gets.
+    fn after_text(&self, string: &str) -> Result<Vec<Token>> {
+        if !self.adds_space || string.is_empty() {
+            return self.ids(&self.template, string);
+        }
+        // A line's end merges with nothing, so its tokens can be taken away again.
+        let line_end = self.ids(&self.template, "\n")?;
+        let ids = self.ids(&self.template, &format!("\n{string}"))?;
+        match ids.strip_prefix(line_end.as_slice()) {
+            Some(ids) => Ok(ids.to_vec()),
+            None => self.ids(&self.template, string),
+        }
+    }
+
+    fn ids(&self, tokenizer: &Tokenizer, text: &str) -> Result<Vec<Token>> {
+        let ids = tokenizer.encode_fast(text, false).map_err(bad_tokenizer)?.get_ids().to_vec();
+        match ids.iter().find(|id| **id as usize >= self.vocabulary) {
+            Some(id) => Err(bad_model(FILE, format!("it has a token {id} and the model has {}", self.vocabulary))),
+            None => Ok(ids),
+        }
+    }
+}
+
+fn bad_tokenizer(error: tokenizers::Error) -> Error {
+    bad_model(FILE, error.to_string())
+}
