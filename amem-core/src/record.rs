@@ -1,0 +1,328 @@
+//! What was said: records, their lives, and the ledger that keeps them.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use async_trait::async_trait;
+use uuid::Uuid;
+
+use crate::{ChunkId, Error, Result};
+
+/// Whose memory it is. Namespaces share nothing: no record, no KV, no statistics.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Namespace(String);
+
+impl Namespace {
+    /// Longest name in bytes.
+    pub const MAX_BYTES: usize = 256;
+
+    /// A namespace of this name.
+    ///
+    /// # Errors
+    /// [`Error::BadValue`] when the name is empty, longer than [`MAX_BYTES`](Self::MAX_BYTES), or holds control
+    /// characters.
+    pub fn new(name: impl Into<String>) -> Result<Self> {
+        let name = name.into();
+        if name.is_empty() || name.len() > Self::MAX_BYTES || name.chars().any(char::is_control) {
+            let expected = "1 to 256 bytes of text without control characters";
+            return Err(Error::BadValue { what: "namespace", value: format!("{name:?}"), expected });
+        }
+        Ok(Self(name))
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Namespace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl TryFrom<&str> for Namespace {
+    type Error = Error;
+
+    fn try_from(name: &str) -> Result<Self> {
+        Self::new(name)
+    }
+}
+
+impl TryFrom<&Namespace> for Namespace {
+    type Error = Error;
+
+    fn try_from(namespace: &Namespace) -> Result<Self> {
+        Ok(namespace.clone())
+    }
+}
+
+/// The name of a record, unique across namespaces and time. Ids sort by the time they were made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RecordId(Uuid);
+
+impl RecordId {
+    /// A new id (a version 7 UUID).
+    #[allow(clippy::new_without_default, reason = "a default that differs on each call would surprise")]
+    pub fn new() -> Self {
+        Self(Uuid::now_v7())
+    }
+
+    /// The id as bytes.
+    pub fn to_bytes(self) -> [u8; 16] {
+        self.0.into_bytes()
+    }
+
+    /// The id of these bytes.
+    pub fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(Uuid::from_bytes(bytes))
+    }
+}
+
+impl fmt::Display for RecordId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.simple().fmt(f)
+    }
+}
+
+impl FromStr for RecordId {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let id = Uuid::try_parse(text).map_err(|_| Error::BadValue {
+            what: "record id",
+            value: format!("{text:?}"),
+            expected: "32 hexadecimal digits, as remember returned it",
+        })?;
+        Ok(Self(id))
+    }
+}
+
+/// A moment: milliseconds since 1970-01-01 UTC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Timestamp(pub i64);
+
+impl Timestamp {
+    /// This moment.
+    pub fn now() -> Self {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+    }
+
+    /// The moment this much later.
+    #[must_use]
+    pub fn after(self, time: Duration) -> Self {
+        Self(self.0.saturating_add(i64::try_from(time.as_millis()).unwrap_or(i64::MAX)))
+    }
+}
+
+/// A text to remember.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NewRecord {
+    /// What to remember.
+    pub text: String,
+    /// What the text is about, for facts that replace one another: remembering a text under a key supersedes the
+    /// active record of that key.
+    pub key: Option<String>,
+    /// From when on it no longer counts.
+    pub expires_at: Option<Timestamp>,
+}
+
+impl From<&str> for NewRecord {
+    fn from(text: &str) -> Self {
+        Self { text: text.to_owned(), ..Self::default() }
+    }
+}
+
+impl From<String> for NewRecord {
+    fn from(text: String) -> Self {
+        Self { text, ..Self::default() }
+    }
+}
+
+/// Where a record is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum State {
+    /// It counts.
+    Active,
+    /// Another record of its key took its place.
+    Superseded {
+        /// The record that did.
+        by: RecordId,
+        /// When.
+        at: Timestamp,
+    },
+    /// It was forgotten: its text is gone.
+    Forgotten {
+        /// When.
+        at: Timestamp,
+    },
+    /// Its time was over.
+    Expired {
+        /// Since when.
+        at: Timestamp,
+    },
+}
+
+impl State {
+    /// The state in one word.
+    pub fn name(&self) -> &'static str {
+        match self {
+            State::Active => "active",
+            State::Superseded { .. } => "superseded",
+            State::Forgotten { .. } => "forgotten",
+            State::Expired { .. } => "expired",
+        }
+    }
+}
+
+/// One remembered text and its life.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Its name.
+    pub id: RecordId,
+    /// Whose it is.
+    pub namespace: Namespace,
+    /// What it says now (or said last). Empty once it was forgotten.
+    pub text: String,
+    /// What it is about, if that was said.
+    pub key: Option<String>,
+    /// When it was first remembered.
+    pub created_at: Timestamp,
+    /// When its text last changed.
+    pub updated_at: Timestamp,
+    /// From when on it no longer counts.
+    pub expires_at: Option<Timestamp>,
+    /// Where it is in its life.
+    pub state: State,
+}
+
+/// What became of a text that was to be remembered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Added {
+    /// The record that holds the text.
+    pub record: Record,
+    /// Whether it is new, stood already, or took another's place.
+    pub outcome: Outcome,
+}
+
+/// See [`Added::outcome`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Outcome {
+    /// A new record.
+    New,
+    /// An active record of the namespace says exactly this, under the same key: that record is returned, and nothing
+    /// was written.
+    Duplicate,
+    /// A new record that took the place of this one, which had the same key.
+    Superseded(RecordId),
+}
+
+/// A text that a record had, and when.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Version {
+    /// What it said. Empty once the record was forgotten.
+    pub text: String,
+    /// From when on.
+    pub from: Timestamp,
+    /// Until when; `None` while it stands.
+    pub until: Option<Timestamp>,
+}
+
+/// A place in the ledger's history. Every change to the ledger has a later one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Revision(pub u64);
+
+/// Which records of a namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Query {
+    /// Those that count at this moment (now or earlier: "as of"), with the text that they had then. Forgotten records
+    /// appear in no such view, for their text is gone.
+    At(Timestamp),
+    /// All that ever were, forgotten ones without their text.
+    All,
+}
+
+/// Keeps the records: the one thing that must not be lost. Every write is durable when it returns, and several
+/// processes may share one ledger.
+///
+/// Expiry needs no call: a record whose `expires_at` is not after the moment in question counts as expired. It is
+/// checked by [`testing::ledger`](crate::testing).
+#[async_trait]
+pub trait Ledger: Send + Sync {
+    /// Adds texts, all or none of them, in order. Blanks at both ends of a text are not part of it.
+    ///
+    /// # Errors
+    /// [`Error::Empty`] for a text with nothing in it; what the ledger met.
+    async fn add(&self, namespace: &Namespace, new: &[NewRecord], now: Timestamp) -> Result<Vec<Added>>;
+
+    /// One record, whatever its state (as it is at `now`).
+    ///
+    /// # Errors
+    /// [`Error::UnknownRecord`]; what the ledger met.
+    async fn get(&self, namespace: &Namespace, id: RecordId, now: Timestamp) -> Result<Record>;
+
+    /// The records of a namespace in the order in which they were added.
+    ///
+    /// # Errors
+    /// What the ledger met.
+    async fn list(&self, namespace: &Namespace, query: Query) -> Result<Vec<Record>>;
+
+    /// Gives an active record another text; the old one stays in its history. The chunks linked to the old text become
+    /// [`doomed`](Self::doomed).
+    ///
+    /// # Errors
+    /// [`Error::UnknownRecord`], [`Error::NotActive`], [`Error::Empty`], [`Error::SameText`] when another active
+    /// record with the same key (or, like this one, without any) says it already; what the ledger met.
+    async fn update(&self, namespace: &Namespace, id: RecordId, text: &str, now: Timestamp) -> Result<Record>;
+
+    /// Forgets a record: all texts it ever had are wiped from the ledger's files, and all chunks linked to it become
+    /// doomed, unless another active record links them too. Forgetting a forgotten record changes nothing.
+    ///
+    /// # Errors
+    /// [`Error::UnknownRecord`]; what the ledger met.
+    async fn forget(&self, namespace: &Namespace, id: RecordId, now: Timestamp) -> Result<Record>;
+
+    /// All texts that a record had, oldest first.
+    ///
+    /// # Errors
+    /// [`Error::UnknownRecord`]; what the ledger met.
+    async fn history(&self, namespace: &Namespace, id: RecordId) -> Result<Vec<Version>>;
+
+    /// The namespaces that have records, in order of their names.
+    ///
+    /// # Errors
+    /// What the ledger met.
+    async fn namespaces(&self) -> Result<Vec<Namespace>>;
+
+    /// The namespace's records that changed after `since`, by this process or another, as they are now, and the
+    /// revision to ask from next time. `Revision(0)` asks for all.
+    ///
+    /// # Errors
+    /// What the ledger met.
+    async fn changes(&self, namespace: &Namespace, since: Revision, now: Timestamp) -> Result<(Vec<Record>, Revision)>;
+
+    /// Notes that chunks hold the KV of a record's present text, so that forgetting the record finds them.
+    ///
+    /// # Errors
+    /// [`Error::UnknownRecord`]; what the ledger met.
+    async fn link(&self, namespace: &Namespace, links: &[(RecordId, ChunkId)]) -> Result<()>;
+
+    /// Chunks that hold text nobody should find any more, to be deleted from every store. They are named here until
+    /// [`buried`](Self::buried) says that it is done, so a crash in between forgets nothing.
+    ///
+    /// # Errors
+    /// What the ledger met.
+    async fn doomed(&self) -> Result<Vec<ChunkId>>;
+
+    /// Notes that doomed chunks were deleted.
+    ///
+    /// # Errors
+    /// What the ledger met.
+    async fn buried(&self, chunks: &[ChunkId]) -> Result<()>;
+}

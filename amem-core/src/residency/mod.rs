@@ -1,0 +1,36 @@
+//! Which chunks stay in a tier when it is full.
+
+use crate::ChunkId;
+
+/// One look at a chunk, as a tier sees it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Access {
+    /// The chunk.
+    pub chunk: ChunkId,
+    /// How much it matters to what is being asked, from 0 to 1; 1 where nobody said.
+    pub relevance: f32,
+    /// Bytes it occupies in this tier.
+    pub bytes: u64,
+    /// What a miss would cost: tokens to prefill, or their equivalent where a slower tier has a copy.
+    pub cost: f32,
+    /// Seconds since the tier was opened. Never decreases.
+    pub time: f64,
+}
+
+/// Ranks the chunks of one tier. The tier calls it under a lock, so it is plain, sequential code.
+///
+/// It is checked by [`testing::residency_policy`](crate::testing).
+pub trait ResidencyPolicy: Send {
+    /// A chunk is in the tier from now on.
+    fn insert(&mut self, access: Access);
+
+    /// A chunk of the tier was used.
+    fn touch(&mut self, access: Access);
+
+    /// A chunk has left the tier, or was deleted.
+    fn remove(&mut self, chunk: &ChunkId);
+
+    /// The chunk that is worth least at this time (seconds, as in [`Access::time`]), still in the tier; `None` when the
+    /// tier is empty. Takes O(log n).
+    fn victim(&mut self, time: f64) -> Option<ChunkId>;
+}

@@ -1,0 +1,70 @@
+//! Where KV is stored.
+
+use async_trait::async_trait;
+
+use crate::{ChunkId, KvChunk, Result};
+
+/// A place that keeps chunks of KV under their ids: RAM, a disk, a remote server, or several of them stacked
+/// ([`Tiered`](crate::Tiered)).
+///
+/// What it holds is a cache: a chunk can always be rebuilt from its text, so a store may lose one and must never give
+/// a wrong one. It is checked by [`testing::kv_store`](crate::testing).
+#[async_trait]
+pub trait KvStore: Send + Sync {
+    /// The chunk of this id, whole and checked, or `None`. A damaged chunk is a miss.
+    ///
+    /// # Errors
+    /// When the store itself fails; a caller treats that as a miss too, and says so.
+    async fn get(&self, id: &ChunkId) -> Result<Option<KvChunk>>;
+
+    /// Keeps chunks. One that is held already is left as it is, unless the new one brings a sensitivity that the held
+    /// one lacks. When this returns, chunks in a store that outlives its process survive the process being killed;
+    /// see [`sync`](Self::sync) for more.
+    ///
+    /// # Errors
+    /// [`Error::Full`](crate::Error::Full), [`Error::ReadOnly`](crate::Error::ReadOnly), or what the store met. Chunks
+    /// before the one that failed are kept.
+    async fn put(&self, chunks: &[KvChunk]) -> Result<()>;
+
+    /// Removes chunks, those that are not there included, for good: their bytes cannot be read from the store's files
+    /// once this returns. Chunks that were handed out stay readable.
+    ///
+    /// # Errors
+    /// What the store met; deleting again finishes the work.
+    async fn delete(&self, ids: &[ChunkId]) -> Result<()>;
+
+    /// Whether a `get` would probably find the chunk. Reads no KV.
+    async fn contains(&self, id: &ChunkId) -> bool;
+
+    /// What is held.
+    async fn stats(&self) -> StoreStats;
+
+    /// Makes what was put survive a power cut. A no-op where nothing outlives the process.
+    ///
+    /// # Errors
+    /// What the store met.
+    async fn sync(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Tells the store how much chunks matter, before or after they are fetched. A hint: nothing depends on it but
+    /// what stays close at hand.
+    fn note(&self, relevance: &[(ChunkId, f32)]) {
+        let _ = relevance;
+    }
+}
+
+/// What a store holds and what it has seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StoreStats {
+    /// Chunks held.
+    pub chunks: usize,
+    /// Bytes they occupy, bookkeeping included.
+    pub bytes: u64,
+    /// `get`s that found their chunk.
+    pub hits: u64,
+    /// `get`s that did not.
+    pub misses: u64,
+    /// Chunks found damaged, and so treated as misses.
+    pub damaged: u64,
+}
