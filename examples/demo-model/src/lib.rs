@@ -67,11 +67,7 @@ mod tests {
         assert_eq!(MODEL.as_ptr().align_offset(64), 0);
         let header = u64::from_le_bytes(MODEL[..8].try_into().unwrap());
         assert_eq!(MODEL[8], b'{');
-        assert_eq!(
-            (8 + header) % 8,
-            0,
-            "tensors start at a multiple of eight bytes"
-        );
+        assert_eq!((8 + header) % 8, 0, "tensors start at a multiple of eight bytes");
     }
 
     #[test]

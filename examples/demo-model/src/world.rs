@@ -153,10 +153,7 @@ impl World {
 
     /// What the memories say of `person` in this matter, if anything.
     pub fn fact(&self, person: &str, topic: Topic) -> Option<&Fact> {
-        self.told
-            .get(person)?
-            .get(&topic)
-            .map(|&fact| &self.facts[fact])
+        self.told.get(person)?.get(&topic).map(|&fact| &self.facts[fact])
     }
 }
 
@@ -166,27 +163,13 @@ const QUESTIONS: u64 = 1;
 impl Default for WorldOptions {
     /// Six memories of the evaluation split, as in the evaluations of the demo model.
     fn default() -> Self {
-        Self {
-            memories: 6,
-            invented: 0.0,
-            split: Split::Evaluation,
-            facts: 4,
-            paired: 0.4,
-            filler: 0.12,
-            related: 0.7,
-        }
+        Self { memories: 6, invented: 0.0, split: Split::Evaluation, facts: 4, paired: 0.4, filler: 0.12, related: 0.7 }
     }
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 5] = [
-        Self::OneHop,
-        Self::Coreference,
-        Self::TwoHop,
-        Self::Reverse,
-        Self::Unknown,
-    ];
+    pub const ALL: [Self; 5] = [Self::OneHop, Self::Coreference, Self::TwoHop, Self::Reverse, Self::Unknown];
 
     /// How much of an even mix the kind makes up; the shares add up to one.
     pub fn share(self) -> f64 {

@@ -14,12 +14,7 @@ use super::{
     lexicon::{Gender, fill},
 };
 
-pub(super) fn questions(
-    world: &World,
-    rng: &mut impl Rng,
-    count: usize,
-    kinds: &[Kind],
-) -> Vec<Question> {
+pub(super) fn questions(world: &World, rng: &mut impl Rng, count: usize, kinds: &[Kind]) -> Vec<Question> {
     let mut questions: Vec<Question> = Vec::new();
     let mut asked = HashSet::new();
     let mut tries = 0;
@@ -51,14 +46,8 @@ fn question(world: &World, rng: &mut impl Rng, kind: Kind) -> Option<Question> {
 
 /// "Where does Alice live?"
 fn direct(world: &World, rng: &mut impl Rng, kind: Kind) -> Option<Question> {
-    let wanted =
-        |fact: &&Fact| (fact.mention == Mention::Coreference) == (kind == Kind::Coreference);
-    let facts: Vec<&Fact> = world
-        .facts
-        .iter()
-        .filter(wanted)
-        .filter(|fact| askable(world, fact))
-        .collect();
+    let wanted = |fact: &&Fact| (fact.mention == Mention::Coreference) == (kind == Kind::Coreference);
+    let facts: Vec<&Fact> = world.facts.iter().filter(wanted).filter(|fact| askable(world, fact)).collect();
     let fact = facts.choose(rng)?;
     Some(Question {
         text: ask(rng, &fact.person, fact.topic),
@@ -75,24 +64,14 @@ fn two_hop(world: &World, rng: &mut impl Rng) -> Option<Question> {
         let Topic::Relation(relation) = first.topic else {
             continue;
         };
-        let about = Attribute::ALL
-            .into_iter()
-            .filter_map(|what| world.fact(&first.value, Topic::Attribute(what)));
-        bridges.extend(
-            about
-                .filter(|second| askable(world, second))
-                .map(|second| (first, relation, second)),
-        );
+        let about = Attribute::ALL.into_iter().filter_map(|what| world.fact(&first.value, Topic::Attribute(what)));
+        bridges.extend(about.filter(|second| askable(world, second)).map(|second| (first, relation, second)));
     }
     let &(first, relation, second) = bridges.choose(rng)?;
     let whom = format!("{}'s {relation}", first.person);
     Some(Question {
         text: ask(rng, &whom, second.topic),
-        answer: answer(
-            &format!("{whom} {}", second.person),
-            second.topic,
-            &second.value,
-        ),
+        answer: answer(&format!("{whom} {}", second.person), second.topic, &second.value),
         kind: Kind::TwoHop,
         evidence: evidence(&[first, second]),
     })
@@ -111,12 +90,7 @@ fn reverse(world: &World, rng: &mut impl Rng) -> Option<Question> {
         .collect();
     candidates.shuffle(rng);
     let alone = |fact: &Fact| {
-        world
-            .facts
-            .iter()
-            .filter(|other| other.topic == fact.topic && other.value == fact.value)
-            .count()
-            == 1
+        world.facts.iter().filter(|other| other.topic == fact.topic && other.value == fact.value).count() == 1
     };
     let (fact, template) = candidates.into_iter().find(|(fact, _)| alone(fact))?;
     Some(Question {
@@ -129,16 +103,11 @@ fn reverse(world: &World, rng: &mut impl Rng) -> Option<Question> {
 
 /// A question that no memory answers: an untold attribute, a stranger, or an untold attribute of a relation.
 fn unknown(world: &World, rng: &mut impl Rng) -> Option<Question> {
-    let topics = Attribute::ALL
-        .map(Topic::Attribute)
-        .into_iter()
-        .chain(Relation::ALL.map(Topic::Relation));
+    let topics = Attribute::ALL.map(Topic::Attribute).into_iter().chain(Relation::ALL.map(Topic::Relation));
     let part: f64 = rng.random();
     let text = if part < 0.55 {
         let person = world.people.choose(rng)?;
-        let untold: Vec<Topic> = topics
-            .filter(|&topic| world.fact(person, topic).is_none())
-            .collect();
+        let untold: Vec<Topic> = topics.filter(|&topic| world.fact(person, topic).is_none()).collect();
         let topic = *untold.choose(rng)?;
         ask(rng, person, topic)
     } else if part < 0.75 {
@@ -152,28 +121,18 @@ fn unknown(world: &World, rng: &mut impl Rng) -> Option<Question> {
         ask(rng, stranger, topic)
     } else {
         let person = world.people.choose(rng)?;
-        let related =
-            |relation: &Relation| world.fact(person, Topic::Relation(*relation)).is_some();
+        let related = |relation: &Relation| world.fact(person, Topic::Relation(*relation)).is_some();
         let told: Vec<Relation> = Relation::ALL.into_iter().filter(related).collect();
         let likely = rng.random::<f64>() < 0.6 && !told.is_empty();
         let relation = pick(rng, if likely { &told } else { &Relation::ALL });
         let bridge = world.fact(person, Topic::Relation(relation));
-        let told_of_bridge =
-            |topic: Topic| bridge.is_some_and(|bridge| world.fact(&bridge.value, topic).is_some());
-        let untold: Vec<Topic> = Attribute::ALL
-            .map(Topic::Attribute)
-            .into_iter()
-            .filter(|&topic| !told_of_bridge(topic))
-            .collect();
+        let told_of_bridge = |topic: Topic| bridge.is_some_and(|bridge| world.fact(&bridge.value, topic).is_some());
+        let untold: Vec<Topic> =
+            Attribute::ALL.map(Topic::Attribute).into_iter().filter(|&topic| !told_of_bridge(topic)).collect();
         let topic = *untold.choose(rng)?;
         ask(rng, &format!("{person}'s {relation}"), topic)
     };
-    Some(Question {
-        text,
-        answer: UNKNOWN.to_owned(),
-        kind: Kind::Unknown,
-        evidence: Vec::new(),
-    })
+    Some(Question { text, answer: UNKNOWN.to_owned(), kind: Kind::Unknown, evidence: Vec::new() })
 }
 
 /// An evaluation asks about held-out pairs only.
@@ -183,29 +142,19 @@ fn askable(world: &World, fact: &Fact) -> bool {
 
 fn ask(rng: &mut impl Rng, whom: &str, topic: Topic) -> String {
     match topic {
-        Topic::Attribute(attribute) => {
-            fill(pick(rng, attribute.phrases().questions), &[("{N}", whom)])
+        Topic::Attribute(attribute) => fill(pick(rng, attribute.phrases().questions), &[("{N}", whom)]),
+        Topic::Relation(relation) => {
+            fill(pick(rng, &Relation::QUESTIONS), &[("{N}", whom), ("{R}", &relation.to_string())])
         }
-        Topic::Relation(relation) => fill(
-            pick(rng, &Relation::QUESTIONS),
-            &[("{N}", whom), ("{R}", &relation.to_string())],
-        ),
     }
 }
 
 fn answer(whom: &str, topic: Topic, value: &str) -> String {
     match topic {
-        Topic::Attribute(attribute) => {
-            fill(attribute.phrases().answer, &[("{N}", whom), ("{V}", value)])
+        Topic::Attribute(attribute) => fill(attribute.phrases().answer, &[("{N}", whom), ("{V}", value)]),
+        Topic::Relation(relation) => {
+            fill(Relation::ANSWER, &[("{N}", whom), ("{R}", &relation.to_string()), ("{V}", value)])
         }
-        Topic::Relation(relation) => fill(
-            Relation::ANSWER,
-            &[
-                ("{N}", whom),
-                ("{R}", &relation.to_string()),
-                ("{V}", value),
-            ],
-        ),
     }
 }
 

@@ -17,47 +17,25 @@ use super::{
 const TRIES: usize = 256;
 
 pub(super) fn world(seed: u64, options: &WorldOptions) -> World {
-    let mut draw = Draw {
-        rng: ChaCha8Rng::seed_from_u64(seed),
-        options,
-        taken: HashSet::new(),
-    };
+    let mut draw = Draw { rng: ChaCha8Rng::seed_from_u64(seed), options, taken: HashSet::new() };
     let wanted = options.memories.min(MAX_MEMORIES);
     let mut stories = draw.stories(wanted);
-    let people = stories
-        .iter()
-        .map(|story| story.person.name.clone())
-        .collect();
+    let people = stories.iter().map(|story| story.person.name.clone()).collect();
     let mut groups = draw.groups(&mut stories, wanted);
     groups.shuffle(&mut draw.rng);
 
     let mut memories = Vec::with_capacity(wanted);
     let mut facts = Vec::new();
     for note in groups.into_iter().flatten() {
-        facts.extend(note.facts.into_iter().map(|fact| Fact {
-            memory: memories.len(),
-            ..fact
-        }));
+        facts.extend(note.facts.into_iter().map(|fact| Fact { memory: memories.len(), ..fact }));
         memories.push(note.sentences.join(" "));
     }
-    let mut told: HashMap<String, HashMap<Topic, usize>> = draw
-        .taken
-        .into_iter()
-        .map(|name| (name, HashMap::new()))
-        .collect();
+    let mut told: HashMap<String, HashMap<Topic, usize>> =
+        draw.taken.into_iter().map(|name| (name, HashMap::new())).collect();
     for (index, fact) in facts.iter().enumerate() {
-        told.entry(fact.person.clone())
-            .or_default()
-            .insert(fact.topic, index);
+        told.entry(fact.person.clone()).or_default().insert(fact.topic, index);
     }
-    World {
-        memories,
-        facts,
-        people,
-        told,
-        seed,
-        split: options.split,
-    }
+    World { memories, facts, people, told, seed, split: options.split }
 }
 
 #[derive(Clone)]
@@ -92,20 +70,14 @@ impl Draw<'_> {
         let share = self.rng.random_range(0.5..0.9);
         let count = ((memories as f64 * share).round() as usize).max(1);
         let people: Vec<Person> = (0..count).filter_map(|_| self.person(None)).collect();
-        let relations: Vec<_> = (0..people.len())
-            .map(|index| self.relations(&people, index))
-            .collect();
+        let relations: Vec<_> = (0..people.len()).map(|index| self.relations(&people, index)).collect();
         people
             .into_iter()
             .zip(relations)
             .map(|(person, relations)| {
                 let mut attributes = Attribute::ALL.to_vec();
                 attributes.shuffle(&mut self.rng);
-                Story {
-                    person,
-                    attributes,
-                    relations,
-                }
+                Story { person, attributes, relations }
             })
             .collect()
     }
@@ -119,9 +91,7 @@ impl Draw<'_> {
             } else {
                 pick(&mut self.rng, gender.names()).to_owned()
             };
-            let other_gender = Gender::ALL
-                .iter()
-                .any(|&g| g != gender && g.names().contains(&name.as_str()));
+            let other_gender = Gender::ALL.iter().any(|&g| g != gender && g.names().contains(&name.as_str()));
             if !other_gender && self.taken.insert(name.clone()) {
                 return Some(Person { name, gender });
             }
@@ -140,12 +110,7 @@ impl Draw<'_> {
         let others: Vec<&Person> = people
             .iter()
             .enumerate()
-            .filter(|&(at, other)| {
-                at != index
-                    && relation
-                        .gender()
-                        .is_none_or(|gender| gender == other.gender)
-            })
+            .filter(|&(at, other)| at != index && relation.gender().is_none_or(|gender| gender == other.gender))
             .map(|(_, other)| other)
             .collect();
         let known = others.choose(&mut self.rng).map(|other| other.name.clone());
@@ -158,10 +123,7 @@ impl Draw<'_> {
         };
         relations.push((relation, other));
         if self.chance(0.3) {
-            let rest: Vec<Relation> = Relation::ALL
-                .into_iter()
-                .filter(|&other| other != relation)
-                .collect();
+            let rest: Vec<Relation> = Relation::ALL.into_iter().filter(|&other| other != relation).collect();
             let second = pick(&mut self.rng, &rest);
             if let Some(other) = self.person(second.gender())
                 && self.allowed(person, &other.name)
@@ -203,11 +165,7 @@ impl Draw<'_> {
         // A pronoun would be ambiguous before anyone was named, and right after a second person was.
         let mut ambiguous = true;
         let mut notes = Vec::new();
-        for (second, size) in sizes
-            .into_iter()
-            .enumerate()
-            .map(|(at, size)| (at == 1, size))
-        {
+        for (second, size) in sizes.into_iter().enumerate().map(|(at, size)| (at == 1, size)) {
             let mut note = Note::default();
             for at in 0..size {
                 let leads_over = paired && !second && at + 1 == size;
@@ -223,15 +181,8 @@ impl Draw<'_> {
                     (true, false) => Mention::Pronoun,
                 };
                 ambiguous = matches!(topic, Topic::Relation(_));
-                note.sentences
-                    .push(self.sentence(&story.person, topic, &value, pronoun));
-                note.facts.push(Fact {
-                    person: story.person.name.clone(),
-                    topic,
-                    value,
-                    memory: 0,
-                    mention,
-                });
+                note.sentences.push(self.sentence(&story.person, topic, &value, pronoun));
+                note.facts.push(Fact { person: story.person.name.clone(), topic, value, memory: 0, mention });
                 if self.chance(self.options.filler) {
                     note.sentences.push(pick(&mut self.rng, &FILLER).to_owned());
                 }
@@ -260,15 +211,9 @@ impl Draw<'_> {
         for _ in 0..TRIES {
             let value = match attribute.values() {
                 Values::FourDigits => self.rng.random_range(1000..10_000).to_string(),
-                Values::Words {
-                    inventable: true, ..
-                } if self.chance(self.options.invented) => {
+                Values::Words { inventable: true, .. } if self.chance(self.options.invented) => {
                     let word = self.invented_word();
-                    if attribute == Attribute::Food {
-                        word
-                    } else {
-                        capitalized(&word)
-                    }
+                    if attribute == Attribute::Food { word } else { capitalized(&word) }
                 }
                 Values::Words { words, .. } => pick(&mut self.rng, words).to_owned(),
             };
@@ -285,21 +230,11 @@ impl Draw<'_> {
 
     fn sentence(&mut self, person: &Person, topic: Topic, value: &str, pronoun: bool) -> String {
         let owner = format!("{}'s", person.name);
-        let [subject, possessive, inner] = if pronoun {
-            person.gender.pronouns()
-        } else {
-            [person.name.as_str(), &owner, &owner]
-        };
-        let words = [
-            ("{S}", subject),
-            ("{P}", possessive),
-            ("{p}", inner),
-            ("{V}", value),
-        ];
+        let [subject, possessive, inner] =
+            if pronoun { person.gender.pronouns() } else { [person.name.as_str(), &owner, &owner] };
+        let words = [("{S}", subject), ("{P}", possessive), ("{p}", inner), ("{V}", value)];
         match topic {
-            Topic::Attribute(attribute) => {
-                fill(pick(&mut self.rng, attribute.phrases().statements), &words)
-            }
+            Topic::Attribute(attribute) => fill(pick(&mut self.rng, attribute.phrases().statements), &words),
             Topic::Relation(relation) => {
                 let template = pick(&mut self.rng, &Relation::STATEMENTS);
                 fill(&template.replace("{R}", &relation.to_string()), &words)
@@ -334,10 +269,5 @@ pub(super) fn pick<T: Copy>(rng: &mut impl Rng, items: &[T]) -> T {
 
 fn capitalized(word: &str) -> String {
     let mut letters = word.chars();
-    letters
-        .next()
-        .map(|first| first.to_ascii_uppercase())
-        .into_iter()
-        .chain(letters)
-        .collect()
+    letters.next().map(|first| first.to_ascii_uppercase()).into_iter().chain(letters).collect()
 }

@@ -12,13 +12,7 @@ pub fn held_out(name: &str, value: &str) -> bool {
 /// CRC-32 as zlib has it (polynomial 0xEDB88320, reflected).
 fn crc32(bytes: impl Iterator<Item = u8>) -> u32 {
     !bytes.fold(!0, |crc, byte| {
-        (0..8).fold(crc ^ u32::from(byte), |crc, _| {
-            if crc & 1 == 1 {
-                crc >> 1 ^ 0xEDB8_8320
-            } else {
-                crc >> 1
-            }
-        })
+        (0..8).fold(crc ^ u32::from(byte), |crc, _| if crc & 1 == 1 { crc >> 1 ^ 0xEDB8_8320 } else { crc >> 1 })
     })
 }
 
@@ -34,9 +28,7 @@ mod tests {
 
     #[test]
     fn about_a_tenth_of_all_pairs_is_held_out() {
-        let held = (1000..10000)
-            .filter(|budget| held_out("Alice", &budget.to_string()))
-            .count();
+        let held = (1000..10000).filter(|budget| held_out("Alice", &budget.to_string())).count();
         assert!((800..1000).contains(&held), "{held} of 9000");
     }
 }

@@ -69,10 +69,7 @@ pub(super) struct Phrases {
 /// The values that an attribute takes.
 pub(super) enum Values {
     /// One of these words; with `inventable`, an invented word may stand in.
-    Words {
-        words: &'static [&'static str],
-        inventable: bool,
-    },
+    Words { words: &'static [&'static str], inventable: bool },
     /// A number of four digits.
     FourDigits,
 }
@@ -110,21 +107,13 @@ impl Attribute {
     pub(super) fn phrases(self) -> Phrases {
         match self {
             Self::City => Phrases {
-                statements: &[
-                    "{S} lives in {V}.",
-                    "{S} moved to {V} last year.",
-                    "{P} home is in {V}.",
-                ],
+                statements: &["{S} lives in {V}.", "{S} moved to {V} last year.", "{P} home is in {V}."],
                 questions: &["Where does {N} live?", "Which city does {N} live in?"],
                 answer: "{N} lives in {V}.",
                 reverse: Some("Who lives in {V}?"),
             },
             Self::Employer => Phrases {
-                statements: &[
-                    "{S} works at {V}.",
-                    "{S} has a job at {V}.",
-                    "{P} employer is {V}.",
-                ],
+                statements: &["{S} works at {V}.", "{S} has a job at {V}.", "{P} employer is {V}."],
                 questions: &["Where does {N} work?", "Which company does {N} work at?"],
                 answer: "{N} works at {V}.",
                 reverse: Some("Who works at {V}?"),
@@ -136,30 +125,19 @@ impl Attribute {
                 reverse: Some("Who is a {V}?"),
             },
             Self::Food => Phrases {
-                statements: &[
-                    "{S} loves {V}.",
-                    "{P} favorite food is {V}.",
-                    "{S} likes to eat {V}.",
-                ],
+                statements: &["{S} loves {V}.", "{P} favorite food is {V}.", "{S} likes to eat {V}."],
                 questions: &["What is {N}'s favorite food?", "What does {N} like to eat?"],
                 answer: "{N}'s favorite food is {V}.",
                 reverse: Some("Who likes to eat {V}?"),
             },
             Self::Color => Phrases {
                 statements: &["{P} favorite color is {V}.", "{S} always wears {V}."],
-                questions: &[
-                    "What is {N}'s favorite color?",
-                    "Which color does {N} like?",
-                ],
+                questions: &["What is {N}'s favorite color?", "Which color does {N} like?"],
                 answer: "{N}'s favorite color is {V}.",
                 reverse: None,
             },
             Self::Hobby => Phrases {
-                statements: &[
-                    "{S} enjoys {V}.",
-                    "{P} hobby is {V}.",
-                    "{S} spends weekends on {V}.",
-                ],
+                statements: &["{S} enjoys {V}.", "{P} hobby is {V}.", "{S} spends weekends on {V}."],
                 questions: &["What is {N}'s hobby?", "What does {N} enjoy?"],
                 answer: "{N} enjoys {V}.",
                 reverse: Some("Who enjoys {V}?"),
@@ -172,10 +150,7 @@ impl Attribute {
             },
             Self::LockerCode => Phrases {
                 statements: &["{P} locker code is {V}.", "{S} uses locker code {V}."],
-                questions: &[
-                    "What is {N}'s locker code?",
-                    "Which locker code does {N} use?",
-                ],
+                questions: &["What is {N}'s locker code?", "Which locker code does {N} use?"],
                 answer: "{N}'s locker code is {V}.",
                 reverse: None,
             },
@@ -187,10 +162,7 @@ impl Attribute {
             },
             Self::Dog => Phrases {
                 statements: &["{P} dog is called {V}.", "{S} has a dog named {V}."],
-                questions: &[
-                    "What is {N}'s dog called?",
-                    "What is the name of {N}'s dog?",
-                ],
+                questions: &["What is {N}'s dog called?", "What is the name of {N}'s dog?"],
                 answer: "{N}'s dog is called {V}.",
                 reverse: None,
             },
@@ -200,23 +172,11 @@ impl Attribute {
 
 impl Relation {
     /// Every relation.
-    pub const ALL: [Self; 6] = [
-        Self::Sister,
-        Self::Brother,
-        Self::Manager,
-        Self::Friend,
-        Self::Neighbor,
-        Self::Doctor,
-    ];
+    pub const ALL: [Self; 6] = [Self::Sister, Self::Brother, Self::Manager, Self::Friend, Self::Neighbor, Self::Doctor];
 
     /// `{R}` stands for the relation's word.
-    pub(super) const STATEMENTS: [&'static str; 3] = [
-        "{P} {R} is {V}.",
-        "{V} is {p} {R}.",
-        "{S} has a {R} named {V}.",
-    ];
-    pub(super) const QUESTIONS: [&'static str; 2] =
-        ["Who is {N}'s {R}?", "What is the name of {N}'s {R}?"];
+    pub(super) const STATEMENTS: [&'static str; 3] = ["{P} {R} is {V}.", "{V} is {p} {R}.", "{S} has a {R} named {V}."];
+    pub(super) const QUESTIONS: [&'static str; 2] = ["Who is {N}'s {R}?", "What is the name of {N}'s {R}?"];
     pub(super) const ANSWER: &'static str = "{N}'s {R} is {V}.";
 
     /// The gender that the word implies, where it implies one.
@@ -263,11 +223,7 @@ impl Gender {
 
 /// `template` with each placeholder replaced by its word.
 pub(super) fn fill(template: &str, words: &[(&str, &str)]) -> String {
-    words
-        .iter()
-        .fold(template.to_owned(), |text, (placeholder, word)| {
-            text.replace(placeholder, word)
-        })
+    words.iter().fold(template.to_owned(), |text, (placeholder, word)| text.replace(placeholder, word))
 }
 
 /// Sentences that say nothing.
@@ -324,9 +280,8 @@ static FOODS: Words = words!(
      mangoes apples bananas cherries grapes peaches plums lemons olives dumplings burgers sandwiches lasagna risotto
      paella kebabs falafel hummus shrimp lobster oysters tofu popcorn"
 );
-static COLORS: Words = words!(
-    "red blue green yellow purple orange pink brown black white gray silver gold violet teal maroon"
-);
+static COLORS: Words =
+    words!("red blue green yellow purple orange pink brown black white gray silver gold violet teal maroon");
 static HOBBIES: Words = words!(
     "chess tennis golf hiking fishing knitting painting cycling swimming running sailing skiing surfing boxing fencing
      yoga pottery gardening reading cooking baking dancing singing drawing climbing rowing archery karate judo juggling"
@@ -335,8 +290,7 @@ static DOGS: Words = words!(
     "Rex Fido Buddy Max Luna Coco Bella Rocky Toby Milo Simba Nala Oreo Pepper Ginger Shadow Smokey Ziggy Biscuit Waffle
      Pluto Bandit Duke Bruno"
 );
-static MONTHS: Words =
-    words!("January February March April May June July August September October November December");
+static MONTHS: Words = words!("January February March April May June July August September October November December");
 
 /// The sounds of invented words: one or two of onset and vowel, then a coda.
 pub(super) static ONSETS: Words = words!("b c d f g h j k l m n p r s t v w z br tr kl st gr");
@@ -368,18 +322,13 @@ mod tests {
             &VOWELS,
             &CODAS,
         ];
-        let known: std::collections::HashSet<&str> =
-            recipe.split(|c: char| !c.is_ascii_alphanumeric()).collect();
+        let known: std::collections::HashSet<&str> = recipe.split(|c: char| !c.is_ascii_alphanumeric()).collect();
         for word in lists.iter().flat_map(|list| list.iter()) {
             assert!(known.contains(word), "{word} is not in the recipe");
         }
         for attribute in Attribute::ALL {
             let phrases = attribute.phrases();
-            let sentences = phrases
-                .statements
-                .iter()
-                .chain(phrases.questions)
-                .chain([&phrases.answer]);
+            let sentences = phrases.statements.iter().chain(phrases.questions).chain([&phrases.answer]);
             for sentence in sentences.chain(&phrases.reverse) {
                 assert!(recipe.contains(sentence), "{sentence} is not in the recipe");
             }
@@ -391,18 +340,11 @@ mod tests {
 
     #[test]
     fn no_word_is_listed_twice() {
-        for list in [
-            &CITIES, &EMPLOYERS, &JOBS, &FOODS, &COLORS, &HOBBIES, &DOGS, &MONTHS,
-        ] {
+        for list in [&CITIES, &EMPLOYERS, &JOBS, &FOODS, &COLORS, &HOBBIES, &DOGS, &MONTHS] {
             let mut words = list.to_vec();
             words.sort_unstable();
             words.dedup();
-            assert_eq!(
-                words.len(),
-                list.len(),
-                "in the list that starts with {}",
-                list[0]
-            );
+            assert_eq!(words.len(), list.len(), "in the list that starts with {}", list[0]);
         }
         assert!(FEMALE_NAMES.iter().all(|name| !MALE_NAMES.contains(name)));
     }

@@ -22,17 +22,15 @@ fn any_options() -> impl Strategy<Value = WorldOptions> {
         share.clone(),
         share,
     )
-        .prop_map(
-            |(memories, invented, split, facts, paired, filler, related)| WorldOptions {
-                memories,
-                invented,
-                split,
-                facts,
-                paired,
-                filler,
-                related,
-            },
-        )
+        .prop_map(|(memories, invented, split, facts, paired, filler, related)| WorldOptions {
+            memories,
+            invented,
+            split,
+            facts,
+            paired,
+            filler,
+            related,
+        })
 }
 
 proptest! {
@@ -123,56 +121,26 @@ fn no_options_hang_or_panic() {
     let extremes = [f64::NAN, f64::NEG_INFINITY, -1.0, 0.0, 1.0, f64::INFINITY];
     for share in extremes {
         for split in [Split::Training, Split::Evaluation] {
-            let (facts, memories) = if share > 0.5 {
-                (usize::MAX, 900)
-            } else {
-                (0, 300)
-            };
-            let options = WorldOptions {
-                memories,
-                invented: share,
-                split,
-                facts,
-                paired: share,
-                filler: share,
-                related: share,
-            };
+            let (facts, memories) = if share > 0.5 { (usize::MAX, 900) } else { (0, 300) };
+            let options =
+                WorldOptions { memories, invented: share, split, facts, paired: share, filler: share, related: share };
             let world = World::draw(1, &options);
-            assert!(
-                world.memories.len() > memories / 2,
-                "{} memories of {options:?}",
-                world.memories.len()
-            );
+            assert!(world.memories.len() > memories / 2, "{} memories of {options:?}", world.memories.len());
             world.questions(30, &Kind::ALL);
             assert_eq!(world.questions(30, &[]), []);
         }
     }
-    let empty = World::draw(
-        0,
-        &WorldOptions {
-            memories: 0,
-            ..WorldOptions::default()
-        },
-    );
+    let empty = World::draw(0, &WorldOptions { memories: 0, ..WorldOptions::default() });
     assert!(empty.memories.is_empty());
     assert!(empty.questions(usize::MAX, &[Kind::Unknown]).len() > 100);
-    let most = World::draw(
-        0,
-        &WorldOptions {
-            memories: usize::MAX,
-            ..WorldOptions::default()
-        },
-    );
+    let most = World::draw(0, &WorldOptions { memories: usize::MAX, ..WorldOptions::default() });
     assert_eq!(most.memories.len(), MAX_MEMORIES);
 }
 
 #[test]
 fn kinds_have_stable_names() {
     let names = Kind::ALL.map(|kind| kind.to_string());
-    assert_eq!(
-        names,
-        ["one-hop", "coreference", "two-hop", "reverse", "unknown"]
-    );
+    assert_eq!(names, ["one-hop", "coreference", "two-hop", "reverse", "unknown"]);
     assert_eq!(format!("{:>8}", Kind::OneHop), " one-hop");
     let shares: f64 = Kind::ALL.into_iter().map(Kind::share).sum();
     assert!((shares - 1.0).abs() < 1e-9);
@@ -237,77 +205,31 @@ fn worlds_are_distributed_as_in_training() {
             split: expected.split,
             ..WorldOptions::default()
         };
-        let drawn: Vec<World> = (0..worlds)
-            .map(|seed| World::draw(seed, &options))
-            .collect();
+        let drawn: Vec<World> = (0..worlds).map(|seed| World::draw(seed, &options)).collect();
         let memories: Vec<&String> = drawn.iter().flat_map(|world| &world.memories).collect();
         let facts: Vec<&Fact> = drawn.iter().flat_map(|world| &world.facts).collect();
-        let questions: Vec<Question> = drawn
-            .iter()
-            .flat_map(|world| world.questions(10, &Kind::ALL))
-            .collect();
+        let questions: Vec<Question> = drawn.iter().flat_map(|world| world.questions(10, &Kind::ALL)).collect();
 
         let per_memory = |count: usize| count as f64 / memories.len() as f64;
-        let of_facts =
-            |has: &dyn Fn(&Fact) -> bool| share(facts.iter().filter(|fact| has(fact)), facts.len());
-        let words = memories
-            .iter()
-            .map(|memory| memory.split(' ').count())
-            .sum();
-        let opens = memories
-            .iter()
-            .filter(|memory| gender_of(memory.split(' ').next().unwrap()).is_some());
+        let of_facts = |has: &dyn Fn(&Fact) -> bool| share(facts.iter().filter(|fact| has(fact)), facts.len());
+        let words = memories.iter().map(|memory| memory.split(' ').count()).sum();
+        let opens = memories.iter().filter(|memory| gender_of(memory.split(' ').next().unwrap()).is_some());
         let mut figures = vec![
             ("words", per_memory(words), expected.words, 0.3),
             ("facts", per_memory(facts.len()), expected.facts, 0.06),
-            (
-                "pronoun memories",
-                share(opens, memories.len()),
-                expected.pronoun_memories,
-                0.02,
-            ),
-            (
-                "pronouns",
-                of_facts(&|fact| fact.mention == Mention::Pronoun),
-                expected.pronoun,
-                0.02,
-            ),
-            (
-                "coreferences",
-                of_facts(&|fact| fact.mention == Mention::Coreference),
-                expected.coreference,
-                0.02,
-            ),
-            (
-                "held out",
-                of_facts(&|fact| held_out(&fact.person, &fact.value)),
-                expected.held_out,
-                0.02,
-            ),
-            (
-                "relations",
-                of_facts(&|fact| matches!(fact.topic, Topic::Relation(_))),
-                expected.relations,
-                0.015,
-            ),
+            ("pronoun memories", share(opens, memories.len()), expected.pronoun_memories, 0.02),
+            ("pronouns", of_facts(&|fact| fact.mention == Mention::Pronoun), expected.pronoun, 0.02),
+            ("coreferences", of_facts(&|fact| fact.mention == Mention::Coreference), expected.coreference, 0.02),
+            ("held out", of_facts(&|fact| held_out(&fact.person, &fact.value)), expected.held_out, 0.02),
+            ("relations", of_facts(&|fact| matches!(fact.topic, Topic::Relation(_))), expected.relations, 0.015),
         ];
         for (kind, expected) in Kind::ALL.into_iter().zip(expected.kinds) {
             let asked = questions.iter().filter(|question| question.kind == kind);
-            figures.push((
-                "questions of a kind",
-                share(asked, questions.len()),
-                expected,
-                0.02,
-            ));
+            figures.push(("questions of a kind", share(asked, questions.len()), expected, 0.02));
         }
-        let off: Vec<_> = figures
-            .iter()
-            .filter(|(_, got, expected, within)| (got - expected).abs() > *within)
-            .collect();
-        assert!(
-            off.is_empty(),
-            "{options:?}: (figure, got, expected, tolerance) {off:?}"
-        );
+        let off: Vec<_> =
+            figures.iter().filter(|(_, got, expected, within)| (got - expected).abs() > *within).collect();
+        assert!(off.is_empty(), "{options:?}: (figure, got, expected, tolerance) {off:?}");
     }
 }
 
@@ -326,8 +248,7 @@ fn read(memories: &[String], which: impl IntoIterator<Item = usize>) -> Vec<Fact
             if FILLER.contains(&sentence) {
                 continue;
             }
-            let (topic, person, value) =
-                read_sentence(sentence).unwrap_or_else(|| panic!("cannot read {sentence:?}"));
+            let (topic, person, value) = read_sentence(sentence).unwrap_or_else(|| panic!("cannot read {sentence:?}"));
             let named_in = last.as_ref().map(|&(_, named_in)| named_in);
             let mention = match (&person, named_in) {
                 (Some(_), _) => Mention::Named,
@@ -336,13 +257,7 @@ fn read(memories: &[String], which: impl IntoIterator<Item = usize>) -> Vec<Fact
             };
             last = person.map(|name| (name, memory)).or(last);
             let Some((person, _)) = &last else { continue };
-            facts.push(Fact {
-                person: person.clone(),
-                topic,
-                value,
-                memory,
-                mention,
-            });
+            facts.push(Fact { person: person.clone(), topic, value, memory, mention });
         }
     }
     facts
@@ -356,74 +271,42 @@ fn read_sentence(sentence: &str) -> Option<(Topic, Option<String>, String)> {
     });
     let relations = Relation::ALL.into_iter().flat_map(|relation| {
         let statements = Relation::STATEMENTS.iter();
-        statements.map(move |statement| {
-            (
-                Topic::Relation(relation),
-                statement.replace("{R}", &relation.to_string()),
-            )
-        })
+        statements.map(move |statement| (Topic::Relation(relation), statement.replace("{R}", &relation.to_string())))
     });
     attributes.chain(relations).find_map(|(topic, statement)| {
         let mut found = matched(sentence, &statement)?;
-        let who = ["{S}", "{P}", "{p}"]
-            .into_iter()
-            .find_map(|placeholder| found.remove(placeholder))?;
-        let name = if gender_of(&who).is_some() {
-            None
-        } else {
-            Some(who.trim_end_matches("'s").to_owned())
-        };
+        let who = ["{S}", "{P}", "{p}"].into_iter().find_map(|placeholder| found.remove(placeholder))?;
+        let name = if gender_of(&who).is_some() { None } else { Some(who.trim_end_matches("'s").to_owned()) };
         Some((topic, name, found.remove("{V}")?))
     })
 }
 
 /// The words that stand in the places of the template's placeholders, if the rest is equal.
 fn matched(sentence: &str, template: &str) -> Option<HashMap<&'static str, String>> {
-    let (words, parts): (Vec<&str>, Vec<&str>) =
-        (sentence.split(' ').collect(), template.split(' ').collect());
+    let (words, parts): (Vec<&str>, Vec<&str>) = (sentence.split(' ').collect(), template.split(' ').collect());
     let mut found = HashMap::new();
     for (word, part) in words.iter().zip(&parts) {
-        let placeholder = ["{S}", "{P}", "{p}", "{V}"]
-            .into_iter()
-            .find(|placeholder| part.contains(placeholder));
-        let Some(placeholder) = placeholder else {
-            if word == part { continue } else { return None }
-        };
+        let placeholder = ["{S}", "{P}", "{p}", "{V}"].into_iter().find(|placeholder| part.contains(placeholder));
+        let Some(placeholder) = placeholder else { if word == part { continue } else { return None } };
         let (before, after) = part.split_once(placeholder)?;
-        found.insert(
-            placeholder,
-            word.strip_prefix(before)?.strip_suffix(after)?.to_owned(),
-        );
+        found.insert(placeholder, word.strip_prefix(before)?.strip_suffix(after)?.to_owned());
     }
     (words.len() == parts.len()).then_some(found)
 }
 
 fn gender_of(word: &str) -> Option<Gender> {
-    Gender::ALL
-        .into_iter()
-        .find(|gender| gender.pronouns().contains(&word))
+    Gender::ALL.into_iter().find(|gender| gender.pronouns().contains(&word))
 }
 
 /// Every question that these facts answer, with each of its answers.
 fn answers(facts: &[Fact]) -> HashSet<(String, String)> {
     let mut answers = HashSet::new();
     let mut add = |questions: &[&str], answer: &str, whom: &str, called: &str, fact: &Fact| {
-        let relation = if let Topic::Relation(relation) = fact.topic {
-            relation.to_string()
-        } else {
-            String::new()
-        };
+        let relation = if let Topic::Relation(relation) = fact.topic { relation.to_string() } else { String::new() };
         let fill = |template: &str, whom: &str| {
-            template
-                .replace("{N}", whom)
-                .replace("{R}", &relation)
-                .replace("{V}", &fact.value)
+            template.replace("{N}", whom).replace("{R}", &relation).replace("{V}", &fact.value)
         };
-        answers.extend(
-            questions
-                .iter()
-                .map(|question| (fill(question, whom), fill(answer, called))),
-        );
+        answers.extend(questions.iter().map(|question| (fill(question, whom), fill(answer, called))));
     };
     for fact in facts {
         let person = fact.person.as_str();
@@ -431,13 +314,7 @@ fn answers(facts: &[Fact]) -> HashSet<(String, String)> {
             Topic::Attribute(attribute) => {
                 let phrases = attribute.phrases();
                 add(phrases.questions, phrases.answer, person, person, fact);
-                add(
-                    phrases.reverse.as_slice(),
-                    phrases.answer,
-                    person,
-                    person,
-                    fact,
-                );
+                add(phrases.reverse.as_slice(), phrases.answer, person, person, fact);
             }
             Topic::Relation(relation) => {
                 add(&Relation::QUESTIONS, Relation::ANSWER, person, person, fact);
@@ -445,13 +322,7 @@ fn answers(facts: &[Fact]) -> HashSet<(String, String)> {
                 for second in facts.iter().filter(|second| second.person == fact.value) {
                     if let Topic::Attribute(attribute) = second.topic {
                         let phrases = attribute.phrases();
-                        add(
-                            phrases.questions,
-                            phrases.answer,
-                            &whom,
-                            &format!("{whom} {}", fact.value),
-                            second,
-                        );
+                        add(phrases.questions, phrases.answer, &whom, &format!("{whom} {}", fact.value), second);
                     }
                 }
             }
