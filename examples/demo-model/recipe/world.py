@@ -271,7 +271,7 @@ class World:
             if invented and rng.random() < invented:
                 name = self._invented_word().capitalize()
                 chosen = gender or rng.choice("fm")
-                if GENDER.get(name, chosen) != chosen:
+                if GENDER.get(name, chosen) != chosen or name in ("Her", "His"):
                     continue
             else:
                 name = rng.choice(FEMALE_NAMES if (gender or rng.choice("fm")) == "f" else MALE_NAMES)

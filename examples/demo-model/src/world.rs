@@ -143,7 +143,8 @@ impl World {
 
     /// Up to `count` different questions of these kinds, mixed as in training (see [`Kind::share`]).
     ///
-    /// A small world can hold fewer questions than asked for: four tries are made for each. Equal arguments give equal
+    /// A small world can hold fewer questions than asked for: four tries are made for each, and a
+    /// thousand in a row that find nothing new are the last. Equal arguments give equal
     /// questions, and asking for fewer gives the first of them.
     pub fn questions(&self, count: usize, kinds: &[Kind]) -> Vec<Question> {
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);

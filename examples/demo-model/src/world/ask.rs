@@ -17,23 +17,19 @@ use super::{
 pub(super) fn questions(world: &World, rng: &mut impl Rng, count: usize, kinds: &[Kind]) -> Vec<Question> {
     let mut questions: Vec<Question> = Vec::new();
     let mut asked = HashSet::new();
-    let mut tries = 0;
-    while questions.len() < count && tries < count.saturating_mul(4).min(MAX_TRIES) {
+    let (mut tries, mut misses) = (0, 0);
+    while questions.len() < count && tries < count.saturating_mul(4) && misses < MISSES {
+        let Ok(&kind) = kinds.choose_weighted(rng, |kind| kind.share()) else { break };
+        let new = question(world, rng, kind).filter(|question| asked.insert(question.text.clone()));
         tries += 1;
-        let Ok(&kind) = kinds.choose_weighted(rng, |kind| kind.share()) else {
-            break;
-        };
-        if let Some(question) = question(world, rng, kind)
-            && asked.insert(question.text.clone())
-        {
-            questions.push(question);
-        }
+        misses = if new.is_some() { 0 } else { misses + 1 };
+        questions.extend(new);
     }
     questions
 }
 
-/// A bound on the tries whatever the count, so that no count asks for ever.
-const MAX_TRIES: usize = 1 << 20;
+/// So many tries in a row that find nothing new, and the world has no more to ask.
+const MISSES: usize = 1000;
 
 fn question(world: &World, rng: &mut impl Rng, kind: Kind) -> Option<Question> {
     match kind {

@@ -91,8 +91,10 @@ impl Draw<'_> {
             } else {
                 pick(&mut self.rng, gender.names()).to_owned()
             };
-            let other_gender = Gender::ALL.iter().any(|&g| g != gender && g.names().contains(&name.as_str()));
-            if !other_gender && self.taken.insert(name.clone()) {
+            let misread = Gender::ALL.iter().any(|&other| {
+                other.pronouns().contains(&name.as_str()) || other != gender && other.names().contains(&name.as_str())
+            });
+            if !misread && self.taken.insert(name.clone()) {
                 return Some(Person { name, gender });
             }
         }

@@ -138,6 +138,15 @@ fn no_options_hang_or_panic() {
 }
 
 #[test]
+fn no_invented_name_is_a_pronoun() {
+    let options = WorldOptions { memories: 400, invented: 1.0, ..WorldOptions::default() };
+    for seed in 0..100 {
+        let world = World::draw(seed, &options);
+        assert!(world.told.keys().all(|name| gender_of(name).is_none()), "in the world of seed {seed}");
+    }
+}
+
+#[test]
 fn kinds_have_stable_names() {
     let names = Kind::ALL.map(|kind| kind.to_string());
     assert_eq!(names, ["one-hop", "coreference", "two-hop", "reverse", "unknown"]);
