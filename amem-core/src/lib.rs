@@ -21,7 +21,7 @@ pub use error::{BoxError, Error, Result};
 pub use generate::{Finish, Generation};
 pub use kv::{ChunkId, Fingerprint, KvChunk, KvData, KvShape, KvType, PrefixId, Token};
 pub use memory::{Answer, AnswerStream, Ask, Builder, Event, Memory, Recollection};
-pub use model::{Budget, Context, Model, ModelInfo, Piece, Repair, Scoring, Usage};
+pub use model::{Budget, Context, Model, ModelInfo, Piece, Repair, Usage};
 pub use recall::{Recalled, Recaller};
 pub use record::{
     Added, Ledger, Namespace, NewRecord, Outcome, Query, Record, RecordId, Revision, State, Timestamp, Version,

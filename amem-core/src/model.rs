@@ -1,7 +1,7 @@
 //! What computes: a model, the contexts that it decodes in, and how cached KV is put into them.
 
 use std::iter::Sum;
-use std::ops::AddAssign;
+use std::ops::{AddAssign, Range};
 use std::sync::Arc;
 
 use crate::{Chat, ChunkId, Fingerprint, KvChunk, KvShape, Namespace, PrefixId, Result, Sampling, Token};
@@ -126,7 +126,7 @@ pub enum Repair {
     Heads(usize),
     /// The rows whose keys differ most from fresh ones at one layer (CacheBlend). All rows are computed up to there.
     Deviation {
-        /// Share of the candidate rows that go on, 0 to 1.
+        /// Share of all cached rows that go on, 0 to 1.
         ratio: f32,
         /// The layer at which keys are compared, from 1.
         check_layer: usize,
@@ -135,25 +135,28 @@ pub enum Repair {
     Attention {
         /// How many.
         budget: Budget,
-        /// Where the attention is read.
-        scoring: Scoring,
+        /// The layers whose attention is read, from 0.
+        layers: Range<usize>,
     },
     /// The rows with the most attention times [sensitivity](KvChunk::sensitivity): what the question needs and what is
-    /// wrong there. Without a fresh piece at the end, or with [`Scoring::NONE`], sensitivity alone decides.
+    /// wrong there. Without a fresh piece at the end, or with no layers, sensitivity alone decides.
+    ///
+    /// Reading layer 1 (`1..2`) costs no work: what comes before it depends on the tokens alone, so the question's way
+    /// there is exact whatever is cached, and its answer goes on from where the reading ended.
     Weighted {
         /// How many.
         budget: Budget,
-        /// Where the attention is read.
-        scoring: Scoring,
+        /// The layers whose attention is read, from 0.
+        layers: Range<usize>,
     },
     /// Every row: a cold prefill, with nothing saved.
     All,
 }
 
 impl Default for Repair {
-    /// A tenth of the cached rows, by attention times sensitivity.
+    /// A tenth of the cached rows, by attention in layer 1 times sensitivity.
     fn default() -> Self {
-        Repair::Weighted { budget: Budget::Ratio(0.1), scoring: Scoring { from: 0.2, to: 0.4 } }
+        Repair::Weighted { budget: Budget::Ratio(0.1), layers: 1..2 }
     }
 }
 
@@ -161,26 +164,12 @@ impl Default for Repair {
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Budget {
-    /// This share of the cached rows, 0 to 1, rounded to the nearest whole row.
+    /// This share of all cached rows in the context, exact ones included, 0 to 1, rounded down.
     Ratio(f32),
     /// As few rows as cover this share of the candidates' total weight, 0 to 1.
     Mass(f32),
     /// So many rows.
     Rows(usize),
-}
-
-/// The layers whose attention is read to choose rows, as shares of the model's depth.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Scoring {
-    /// The first one, 0 to 1.
-    pub from: f32,
-    /// The end, 0 to 1: 0.6 of 5 layers reads up to the third.
-    pub to: f32,
-}
-
-impl Scoring {
-    /// No layer: attention is not read at all.
-    pub const NONE: Scoring = Scoring { from: 0.0, to: 0.0 };
 }
 
 /// What a call cost and what it was spared, counted where the work is done.

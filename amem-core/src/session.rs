@@ -14,7 +14,7 @@ use futures_channel::oneshot;
 use crate::memory::{Answered, Cost, Job, answer};
 use crate::{
     Answer, AnswerStream, Ask, Budget, Context, Error, KvChunk, Memory, Namespace, Piece, Recollection, Record, RecordId,
-    Repair, Result, Scoring, Token, Usage,
+    Repair, Result, Token, Usage,
 };
 
 /// How a session goes about its work.
@@ -35,13 +35,12 @@ pub struct SessionOptions {
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        let by_sensitivity = |budget| Repair::Weighted { budget, scoring: Scoring::NONE };
         Self {
             budget_tokens: None,
             memory_share: 0.75,
             conversation: true,
-            opening_repair: by_sensitivity(Budget::Ratio(0.12)),
-            turn_repair: Repair::Weighted { budget: Budget::Rows(8), scoring: Scoring { from: 0.2, to: 0.4 } },
+            opening_repair: Repair::Weighted { budget: Budget::Ratio(0.1), layers: 0..0 },
+            turn_repair: Repair::Weighted { budget: Budget::Rows(8), layers: 1..2 },
         }
     }
 }

@@ -150,6 +150,11 @@ impl Backend for Cpu {
         Ok(Tensor { columns: x.columns, data: rows.iter().flat_map(row).copied().collect() })
     }
 
+    fn join(&self, x: &mut Tensor, y: &Tensor) -> Result<()> {
+        x.data.extend_from_slice(&y.data);
+        Ok(())
+    }
+
     fn read(&self, x: &Tensor) -> Result<Vec<f32>> {
         Ok(x.data.clone())
     }

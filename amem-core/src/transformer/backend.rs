@@ -122,6 +122,12 @@ pub trait Backend: Send + Sync + 'static {
     /// What the device met.
     fn take(&self, x: &Self::Tensor, rows: &[usize]) -> Result<Self::Tensor>;
 
+    /// Appends the rows of `y` to those of `x`.
+    ///
+    /// # Errors
+    /// What the device met.
+    fn join(&self, x: &mut Self::Tensor, y: &Self::Tensor) -> Result<()>;
+
     /// The numbers of `x`. Waits for the device.
     ///
     /// # Errors

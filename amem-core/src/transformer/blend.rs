@@ -1,11 +1,12 @@
 //! A context: cached KV put in place, the rows that need it computed again, fresh tokens on top.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::backend::{Backend, Row, Span};
-use super::forward::{Graph, Pass};
+use super::forward::{Graph, Pass, Projection};
 use super::select::{self, Candidate};
-use crate::{Context, Error, KvChunk, ModelInfo, Piece, PrefixId, Repair, Result, Scoring, Token, Usage};
+use crate::{Budget, Context, Error, KvChunk, ModelInfo, Piece, PrefixId, Repair, Result, Token, Usage};
 
 /// A [`Context`] of a [`Transformer`](super::Transformer).
 pub(crate) struct Blend<B: Backend> {
@@ -15,6 +16,8 @@ pub(crate) struct Blend<B: Backend> {
     tokens: Vec<Token>,
     /// For each token, what its row in the cache is worth.
     standing: Vec<Standing>,
+    /// Tokens of cached pieces.
+    cached: usize,
     /// So many rows from the start are what a cold prefill would have computed.
     exact: usize,
     logits: Vec<f32>,
@@ -43,7 +46,7 @@ struct Appended {
 impl<B: Backend> Blend<B> {
     pub(crate) fn new(graph: Arc<Graph<B>>, info: Arc<ModelInfo>) -> Result<Self> {
         let cache = graph.backend.cache(&graph.shape)?;
-        Ok(Self { graph, info, cache, tokens: vec![], standing: vec![], exact: 0, logits: vec![], broken: false })
+        Ok(Self { graph, info, cache, tokens: vec![], standing: vec![], cached: 0, exact: 0, logits: vec![], broken: false })
     }
 
     /// Refuses what cannot be put into this context, before anything is touched.
@@ -75,6 +78,7 @@ impl<B: Backend> Blend<B> {
         self.graph.backend.place(&mut self.cache, first, &self.graph.angles(&positions)?, chunk)?;
         let at_home = self.exact == self.tokens.len() && chunk.prefix() == PrefixId::of(&self.tokens);
         self.tokens.extend_from_slice(chunk.tokens());
+        self.cached += count as usize;
         if at_home {
             self.standing.resize(self.tokens.len(), Standing::Settled);
             self.exact = self.tokens.len();
@@ -130,82 +134,69 @@ impl<B: Backend> Blend<B> {
         slots.iter().map(|&slot| self.row(slot)).collect()
     }
 
-    /// The attention that each slot gets from the question, summed over the scoring layers, and what finding out cost.
-    fn attention(&mut self, question: &[u32], scoring: &Scoring) -> Result<(Vec<f32>, u64)> {
-        let layers = select::layers_of(scoring, self.info.shape.layers);
+    /// The attention that each slot gets from the question, summed over some layers.
+    fn attention<'g>(&mut self, graph: &'g Graph<B>, question: &[u32], layers: &Range<usize>) -> Result<Reading<'g, B>> {
         let mut mass = vec![0f32; self.tokens.len()];
-        let graph = Arc::clone(&self.graph);
-        let mut pass = Pass::start(&graph, self.rows(question))?;
-        while pass.layer() < layers.end {
+        let mut pass = Pass::start(graph, self.rows(question))?;
+        loop {
             let projection = pass.project()?;
             pass.write(&mut [&mut self.cache], &projection)?;
             if layers.contains(&pass.layer()) {
                 let (rows, queries) = (pass.rows(), &projection.queries);
-                let layer =
-                    graph.backend.attention_mass(&[&mut self.cache], pass.layer(), rows, queries, mass.len())?;
-                mass.iter_mut().zip(layer).for_each(|(sum, mass)| *sum += mass);
+                let read = graph.backend.attention_mass(&[&mut self.cache], pass.layer(), rows, queries, mass.len())?;
+                mass.iter_mut().zip(read).for_each(|(sum, mass)| *sum += mass);
             }
-            if pass.layer() + 1 == layers.end {
-                break;
+            if pass.layer() + 1 >= layers.end {
+                return Ok(Reading { mass, pass, projection });
             }
             pass.finish(&[&mut self.cache], projection)?;
         }
-        Ok((mass, pass.work()))
     }
 
-    /// The slots to repair, and what choosing them cost.
-    fn choose(&mut self, repair: &Repair, question: &[u32]) -> Result<(Vec<u32>, u64)> {
+    /// The slots to repair, and what was computed of the question to choose them.
+    fn choose<'g>(&mut self, graph: &'g Graph<B>, repair: &Repair, question: &[u32]) -> Result<Choice<'g, B>> {
         let candidates = self.candidates();
-        if candidates.is_empty() {
-            return Ok((Vec::new(), 0));
-        }
-        let slots = |keep: &dyn Fn(&&Candidate) -> bool| candidates.iter().filter(keep).map(|c| c.slot).collect();
-        match repair {
-            Repair::None | Repair::Deviation { .. } => Ok((Vec::new(), 0)),
-            Repair::All => Ok((slots(&|_| true), 0)),
-            Repair::Heads(count) => Ok((slots(&|c| (c.index as usize) < *count), 0)),
-            Repair::Attention { .. } if question.is_empty() => Ok((Vec::new(), 0)),
-            Repair::Attention { budget, scoring } => {
-                let (mass, work) = self.attention(question, scoring)?;
-                let weights: Vec<f32> = candidates.iter().map(|c| mass[c.slot as usize]).collect();
-                Ok((select::heaviest(&candidates, &weights, *budget), work))
-            }
-            Repair::Weighted { budget, scoring } => {
-                let (mass, work) = match question {
-                    [] => (None, 0),
-                    _ if select::layers_of(scoring, self.info.shape.layers).is_empty() => (None, 0),
-                    _ => self.attention(question, scoring).map(|(mass, work)| (Some(mass), work))?,
-                };
-                let attention = |slot| mass.as_ref().map_or(1.0, |mass| select::smoothed(mass, slot));
-                let weights: Vec<f32> = candidates.iter().map(|c| attention(c.slot) * c.sensitivity).collect();
-                Ok((select::heaviest(&candidates, &weights, *budget), work))
-            }
-        }
+        let chosen = |keep: &dyn Fn(&&Candidate) -> bool| {
+            let slots = candidates.iter().filter(keep).map(|candidate| candidate.slot).collect();
+            Ok(Choice { slots, reading: None })
+        };
+        let (budget, layers, by_sensitivity) = match repair {
+            _ if candidates.is_empty() => return chosen(&|_| false),
+            Repair::None | Repair::Deviation { .. } => return chosen(&|_| false),
+            Repair::All => return chosen(&|_| true),
+            Repair::Heads(count) => return chosen(&|candidate| (candidate.index as usize) < *count),
+            Repair::Attention { .. } if question.is_empty() => return chosen(&|_| false),
+            Repair::Attention { budget, layers } => (*budget, layers, false),
+            Repair::Weighted { budget, layers } => (*budget, layers, true),
+        };
+        let reading = if question.is_empty() || layers.is_empty() {
+            None
+        } else {
+            Some(self.attention(graph, question, layers)?)
+        };
+        let weight = |candidate: &Candidate| {
+            let attention = reading.as_ref().map_or(1.0, |reading| select::smoothed(&reading.mass, candidate.slot));
+            if by_sensitivity { attention * candidate.sensitivity } else { attention }
+        };
+        let weights: Vec<f32> = candidates.iter().map(weight).collect();
+        Ok(Choice { slots: select::heaviest(&candidates, &weights, budget, self.cached), reading })
     }
 
-    /// CacheBlend: all candidates up to the check layer, then those whose keys differ most. Returns how many went on.
+    /// CacheBlend: all candidates up to the check layer, then those whose keys differ most, which are returned.
     fn narrow(&mut self, pass: &mut Pass<'_, B>, ratio: f32, check_layer: usize) -> Result<Vec<u32>> {
-        let graph = Arc::clone(&self.graph);
+        let candidates = self.candidates();
         while pass.layer() < check_layer {
             let projection = pass.project()?;
             pass.write(&mut [&mut self.cache], &projection)?;
             pass.finish(&[&mut self.cache], projection)?;
         }
         let mut projection = pass.project()?;
-        let keys = &projection.keys;
-        let (layer, angles) = (pass.layer(), pass.angles());
-        let distances = graph.backend.key_distance(&[&mut self.cache], layer, pass.rows(), angles, keys)?;
+        let distances = pass.key_distance(&[&mut self.cache], &projection)?;
         pass.write(&mut [&mut self.cache], &projection)?;
-        let candidates = self.candidates();
-        let by_slot = pass.rows().iter().map(|row| row.slot).zip(distances);
-        let mut candidate = candidates.iter().peekable();
-        let weights: Vec<f32> =
-            by_slot.filter(|(slot, _)| candidate.next_if(|c| c.slot == *slot).is_some()).map(|(_, d)| d).collect();
-        let chosen = select::heaviest(&candidates, &weights, crate::Budget::Ratio(ratio));
-        let fresh = |slot: u32| self.standing[slot as usize] == Standing::Settled;
-        let goes_on = |row: &Row| fresh(row.slot) || chosen.binary_search(&row.slot).is_ok();
-        let rows = pass.rows().iter().enumerate();
-        let which: Vec<usize> = rows.filter(|(_, row)| goes_on(row)).map(|(index, _)| index).collect();
+        let weights: Vec<f32> = distances[..candidates.len()].to_vec();
+        let chosen = select::heaviest(&candidates, &weights, Budget::Ratio(ratio), self.cached);
+        let goes_on = |(index, row): &(usize, &Row)| *index >= candidates.len() || chosen.contains(&row.slot);
+        let which: Vec<usize> = pass.rows().iter().enumerate().filter(goes_on).map(|(index, _)| index).collect();
         pass.keep(&mut projection, &which)?;
         pass.finish(&[&mut self.cache], projection)?;
         Ok(chosen)
@@ -213,38 +204,85 @@ impl<B: Backend> Blend<B> {
 
     /// Repairs, and computes the fresh slots, of which those from index `question` on make up the last piece.
     fn compute(&mut self, repair: &Repair, fresh: &[u32], question: usize) -> Result<Usage> {
-        let (mut repaired, work_choosing) = self.choose(repair, &fresh[question..])?;
-        let candidates = if let Repair::Deviation { .. } = repair { self.candidates() } else { Vec::new() };
-        let carried = candidates.iter().map(|c| c.slot).chain(repaired.iter().copied());
-        let mut slots: Vec<u32> = carried.chain(fresh.iter().copied()).collect();
-        slots.sort_unstable();
-        let mut usage = Usage { prefilled: fresh.len(), work_choosing, ..Usage::default() };
-        self.logits.clear();
-        if slots.is_empty() {
-            return Ok(usage);
-        }
         let graph = Arc::clone(&self.graph);
-        let mut pass = Pass::start(&graph, self.rows(&slots))?;
-        if let Repair::Deviation { ratio, check_layer } = *repair {
-            repaired = self.narrow(&mut pass, ratio, check_layer)?;
-            usage.work_choosing += ((candidates.len() - repaired.len()) * (check_layer + 1)) as u64;
-        }
-        let wanted: Vec<usize> = if question < fresh.len() { vec![pass.rows().len() - 1] } else { vec![] };
-        self.logits = pass.run(&mut [&mut self.cache], &wanted)?;
+        self.logits.clear();
         let layers = self.info.shape.layers;
+        let work_prefilling = (fresh.len() * layers) as u64;
+        let mut usage = Usage { prefilled: fresh.len(), work_prefilling, ..Usage::default() };
+        let (others, asked) = fresh.split_at(question);
+        let last = |rows: usize| if asked.is_empty() { vec![] } else { vec![rows - 1] };
+        let Choice { slots: mut repaired, reading } = self.choose(&graph, repair, asked)?;
+        let work = match (reading, repair) {
+            // The question stands before its second layer has seen anything cached: it goes on from there.
+            (Some(Reading { pass: mut asking, mut projection, .. }), _) if asking.layer() <= 1 => {
+                let rows = self.rows(&[&repaired, others].concat());
+                if !rows.is_empty() {
+                    let mut pass = Pass::start(&graph, rows)?;
+                    while pass.layer() < asking.layer() {
+                        let projection = pass.project()?;
+                        pass.write(&mut [&mut self.cache], &projection)?;
+                        pass.finish(&[&mut self.cache], projection)?;
+                    }
+                    let mut joined = pass.project()?;
+                    pass.write(&mut [&mut self.cache], &joined)?;
+                    pass.join(&mut joined, asking, &projection)?;
+                    (asking, projection) = (pass, joined);
+                }
+                let wanted = last(asking.rows().len());
+                self.logits = asking.run_on(&mut [&mut self.cache], projection, &wanted)?;
+                asking.work()
+            }
+            (None, Repair::Deviation { ratio, check_layer }) if self.exact < self.tokens.len() => {
+                let candidates: Vec<u32> = self.candidates().iter().map(|candidate| candidate.slot).collect();
+                let mut pass = Pass::start(&graph, self.rows(&[&candidates, fresh].concat()))?;
+                repaired = self.narrow(&mut pass, *ratio, *check_layer)?;
+                if !pass.rows().is_empty() {
+                    let wanted = last(pass.rows().len());
+                    self.logits = pass.run(&mut [&mut self.cache], &wanted)?;
+                }
+                pass.work()
+            }
+            (reading, _) => {
+                let rows = self.rows(&[&repaired, fresh].concat());
+                let reading = reading.map_or(0, |reading| reading.pass.work());
+                if rows.is_empty() {
+                    reading
+                } else {
+                    let mut pass = Pass::start(&graph, rows)?;
+                    let wanted = last(pass.rows().len());
+                    self.logits = pass.run(&mut [&mut self.cache], &wanted)?;
+                    reading + pass.work()
+                }
+            }
+        };
         usage.repaired = repaired.len();
         usage.work_repairing = (repaired.len() * layers) as u64;
-        usage.work_prefilling = (fresh.len() * layers) as u64;
+        usage.work_choosing = work - usage.work_repairing - work_prefilling;
         for &slot in &repaired {
             self.standing[slot as usize] = Standing::Settled;
         }
         // What was computed just now, with nothing inexact before it, is exact.
-        let computed = |slot: usize| slots.binary_search(&(slot as u32)).is_ok();
-        while self.standing.get(self.exact) == Some(&Standing::Settled) && computed(self.exact) {
-            self.exact += 1;
-        }
+        let computed = |slot: &u32| repaired.contains(slot) || fresh.contains(slot);
+        let exact = (self.exact as u32..self.tokens.len() as u32).take_while(computed).count();
+        self.exact += exact;
         Ok(usage)
     }
+}
+
+/// What the question attends to, and how far it has come.
+struct Reading<'g, B: Backend> {
+    /// By slot.
+    mass: Vec<f32>,
+    /// After the second step of the last layer that was read.
+    pass: Pass<'g, B>,
+    projection: Projection<B>,
+}
+
+/// What is to be repaired.
+struct Choice<'g, B: Backend> {
+    /// In ascending order.
+    slots: Vec<u32>,
+    reading: Option<Reading<'g, B>>,
 }
 
 impl<B: Backend> Context for Blend<B> {
@@ -268,6 +306,7 @@ impl<B: Backend> Context for Blend<B> {
             self.tokens.truncate(len);
             self.standing.truncate(len);
             self.exact = self.exact.min(len);
+            self.cached = self.cached.min(len);
             self.logits.clear();
         }
     }

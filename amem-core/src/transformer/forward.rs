@@ -119,7 +119,7 @@ pub(crate) struct Projection<B: Backend> {
 }
 
 impl<'a, B: Backend> Pass<'a, B> {
-    /// Rows before the first layer. Rows of one context stand in the order of their slots.
+    /// Rows before the first layer.
     pub(crate) fn start(graph: &'a Graph<B>, rows: Vec<Row>) -> Result<Self> {
         let tokens: Vec<Token> = rows.iter().map(|row| row.token).collect();
         let hidden = graph.backend.embed(&graph.embedding, &tokens)?;
@@ -130,11 +130,6 @@ impl<'a, B: Backend> Pass<'a, B> {
     /// The rows that are still on their way.
     pub(crate) fn rows(&self) -> &[Row] {
         &self.rows
-    }
-
-    /// The RoPE angles of [`rows`](Self::rows).
-    pub(crate) fn angles(&self) -> &B::Angles {
-        &self.angles
     }
 
     /// The layer that comes next.
@@ -171,6 +166,11 @@ impl<'a, B: Backend> Pass<'a, B> {
         self.graph.backend.write(caches, self.layer, &self.rows, &self.angles, keys, values)
     }
 
+    /// Between the first and the second step: how far the keys of each row are from those that stand in its slot.
+    pub(crate) fn key_distance(&self, caches: &[&mut B::Cache], projection: &Projection<B>) -> Result<Vec<f32>> {
+        self.graph.backend.key_distance(caches, self.layer, &self.rows, &self.angles, &projection.keys)
+    }
+
     /// Third step: attention and the feed-forward block.
     pub(crate) fn finish(&mut self, caches: &[&mut B::Cache], projection: Projection<B>) -> Result<()> {
         let (graph, backend) = (self.graph, &self.graph.backend);
@@ -194,18 +194,45 @@ impl<'a, B: Backend> Pass<'a, B> {
         Ok(())
     }
 
+    /// Between the second and the third step of both: takes in the rows of another pass, which come after these.
+    pub(crate) fn join(
+        &mut self,
+        projection: &mut Projection<B>,
+        other: Pass<'_, B>,
+        others: &Projection<B>,
+    ) -> Result<()> {
+        let backend = &self.graph.backend;
+        backend.join(&mut projection.queries, &others.queries)?;
+        backend.join(&mut self.hidden, &other.hidden)?;
+        self.rows.extend(other.rows);
+        self.angles = self.graph.angles(&positions(&self.rows))?;
+        self.work += other.work;
+        Ok(())
+    }
+
     /// Goes through the layers that are left. Returns the logits, `[wanted][vocabulary]`, of the rows with the wanted
     /// indexes, given in order. In the last layer the others yield keys and values and are done.
     pub(crate) fn run(&mut self, caches: &mut [&mut B::Cache], wanted: &[usize]) -> Result<Vec<f32>> {
+        let projection = self.project()?;
+        self.write(caches, &projection)?;
+        self.run_on(caches, projection, wanted)
+    }
+
+    /// As [`run`](Self::run), from the middle of a layer on.
+    pub(crate) fn run_on(
+        &mut self,
+        caches: &mut [&mut B::Cache],
+        mut projection: Projection<B>,
+        wanted: &[usize],
+    ) -> Result<Vec<f32>> {
         let last = self.graph.layers.len() - 1;
-        while self.layer <= last {
-            let mut projection = self.project()?;
-            self.write(caches, &projection)?;
-            if self.layer == last {
-                self.keep(&mut projection, wanted)?;
-            }
+        while self.layer < last {
             self.finish(caches, projection)?;
+            projection = self.project()?;
+            self.write(caches, &projection)?;
         }
+        self.keep(&mut projection, wanted)?;
+        self.finish(caches, projection)?;
         if wanted.is_empty() {
             return Ok(Vec::new());
         }

@@ -61,8 +61,10 @@ struct Prefix {
     tokens: Vec<Token>,
     /// `None` for no tokens at all.
     chunk: Option<KvChunk>,
-    /// Unrelated notes, each computed behind the prefix: what else could stand before a memory.
+    /// Unrelated notes, computed behind the prefix: what else could stand before a memory.
     distractors: Vec<KvChunk>,
+    /// What is far and what is near in each layer's keys and values.
+    scales: Vec<[f32; 2]>,
 }
 
 impl<B: Backend> Transformer<B> {
@@ -130,42 +132,45 @@ impl<B: Backend> Transformer<B> {
     fn compute_prefix(&self, tokens: &[Token]) -> Result<Prefix> {
         // Nothing of this leaves the model, so the namespace is nobody's.
         let nobody = Namespace::new("prefix")?;
-        let all = |behind: &[&KvChunk], before: &[Token], texts: &[Arc<[Token]>]| -> Result<Vec<KvChunk>> {
-            self.compute(&nobody, behind, &PrefixId::of(before), texts, &[])
+        let chunk = match tokens {
+            [] => None,
+            _ => self.compute(&nobody, &[], &PrefixId::of(&[]), &[tokens.into()], None)?.pop(),
         };
-        let chunk = if tokens.is_empty() { None } else { all(&[], &[], &[tokens.into()])?.pop() };
-        let texts = DISTRACTORS.iter().map(|text| Ok(self.chat.encode(text)?.into())).collect::<Result<Vec<_>>>()?;
-        let distractors = all(&chunk.iter().collect::<Vec<_>>(), tokens, &texts)?;
-        Ok(Prefix { tokens: tokens.to_vec(), chunk, distractors })
+        let layout = self.chat.layout("")?;
+        let notes = DISTRACTORS.iter().map(|text| Ok(layout.memory(&self.chat.encode(text)?)));
+        let notes = notes.collect::<Result<Vec<_>>>()?;
+        let behind: Vec<&KvChunk> = chunk.iter().collect();
+        let scales = prefill::compute(&self.graph, &behind, &notes)?.scales();
+        let distractors = self.compute(&nobody, &behind, &PrefixId::of(tokens), &notes, None)?;
+        Ok(Prefix { tokens: tokens.to_vec(), chunk, distractors, scales })
     }
 
-    /// The chunks of texts behind others; with their sensitivity, if there are distractors to measure it with.
+    /// The chunks of texts behind others; with their sensitivity, if there is a prefix to measure it with.
     fn compute(
         &self,
         namespace: &Namespace,
         behind: &[&KvChunk],
-        prefix: &PrefixId,
+        id: &PrefixId,
         texts: &[Arc<[Token]>],
-        distractors: &[KvChunk],
+        measured: Option<&Prefix>,
     ) -> Result<Vec<KvChunk>> {
         let mut chunks = Vec::with_capacity(texts.len());
         for texts in prefill::batches(texts) {
             let computed = prefill::compute(&self.graph, behind, texts)?;
-            let mut sensitivity: Option<Vec<f32>> = None;
-            for distractor in distractors {
-                let moved = prefill::compute(&self.graph, &[behind, &[distractor]].concat(), texts)?;
-                let distances = computed.distances(&moved);
-                match &mut sensitivity {
-                    Some(sum) => sum.iter_mut().zip(distances).for_each(|(sum, distance)| *sum += distance),
-                    None => sensitivity = Some(distances),
+            let sensitivity = match measured {
+                None => None,
+                Some(prefix) => {
+                    let further: Vec<&KvChunk> = behind.iter().copied().chain(&prefix.distractors).collect();
+                    let moved = prefill::compute(&self.graph, &further, texts)?;
+                    Some(computed.distances(&moved, &prefix.scales))
                 }
-            }
+            };
             let mut first = 0;
             for text in texts {
                 let rows = first..first + text.len();
                 first = rows.end;
                 let kv = computed.bytes(&self.info.shape, rows.clone());
-                let chunk = self.chunk(namespace, prefix, text, kv)?;
+                let chunk = self.chunk(namespace, id, text, kv)?;
                 chunks.push(match &sensitivity {
                     Some(all) => chunk.with_sensitivity(all[rows].into())?,
                     None => chunk,
@@ -176,9 +181,9 @@ impl<B: Backend> Transformer<B> {
     }
 }
 
-/// Unrelated notes, in words that any model knows. What they say matters little: they stand for all that could have
-/// stood there instead.
-const DISTRACTORS: [&str; 1] = ["The meeting went well. Nothing else was said."];
+/// Unrelated notes that stand for all that could come before a memory: people who do this and that, one of them spoken
+/// of by a pronoun, so that words which lean on what came before find something else to lean on.
+const DISTRACTORS: [&str; 2] = ["Anna has a dog named Rex.", "Peter enjoys chess. His friend is Carl."];
 
 impl<B: Backend> Model for Transformer<B> {
     fn info(&self) -> &ModelInfo {
@@ -213,10 +218,10 @@ impl<B: Backend> Model for Transformer<B> {
         blend::check_tokens(prefix, &self.info)?;
         let prefix = self.prefix(prefix)?;
         let behind: Vec<&KvChunk> = prefix.chunk.iter().collect();
-        let distractors = if measure { prefix.distractors.as_slice() } else { &[] };
-        let chunks = self.compute(namespace, &behind, &PrefixId::of(&prefix.tokens), texts, distractors)?;
-        let tokens = texts.iter().map(|text| text.len()).sum();
-        let work = tokens * self.info.shape.layers * (1 + distractors.len());
+        let id = PrefixId::of(&prefix.tokens);
+        let chunks = self.compute(namespace, &behind, &id, texts, measure.then_some(&*prefix))?;
+        let tokens: usize = texts.iter().map(|text| text.len()).sum();
+        let work = tokens * self.info.shape.layers * if measure { 2 } else { 1 };
         Ok((chunks, Usage { prefilled: tokens, work_prefilling: work as u64, ..Usage::default() }))
     }
 

@@ -85,26 +85,42 @@ impl Computed {
         bytes
     }
 
-    /// For each row, how far its keys and values are from those of another computation: |difference|² / |value|²,
-    /// summed over keys and values and over the layers. The first layer has no part in it: its keys and values depend
-    /// on the token alone.
-    pub(crate) fn distances(&self, other: &Computed) -> Vec<f32> {
+    /// The mean squared length of each layer's keys and values: what a distance is small or large against.
+    pub(crate) fn scales(&self) -> Vec<[f32; 2]> {
+        let mean = |numbers: &Vec<f32>| {
+            let squares: f32 = numbers.iter().map(|x| x * x).sum();
+            (squares * self.width as f32 / numbers.len().max(1) as f32).max(f32::MIN_POSITIVE)
+        };
+        self.layers.iter().map(|halves| halves.each_ref().map(mean)).collect()
+    }
+
+    /// For each row, how far its keys and values are from those of another computation: squared distances, in units of
+    /// the layer's [scale](Self::scales), summed over the layers from the second on (the first depends on the token
+    /// alone) with weights 1, [`FADING`], FADING², …
+    ///
+    /// What moves in the second layer moves because of what stands before the chunk. What moves later may do so just
+    /// because the rows around it did; computing it again mends little as long as those are wrong.
+    pub(crate) fn distances(&self, other: &Computed, scales: &[[f32; 2]]) -> Vec<f32> {
         let rows = self.layers.first().map_or(0, |[keys, _]| keys.len() / self.width);
         let mut distances = vec![0f32; rows];
-        for layer in 1..self.layers.len() {
-            for half in 0..2 {
+        let mut weight = 1.0;
+        for (layer, scales) in scales.iter().enumerate().skip(1) {
+            for (half, scale) in scales.iter().enumerate() {
                 for (row, distance) in distances.iter_mut().enumerate() {
                     let (ours, theirs) = (self.rows(layer, half, row..row + 1), other.rows(layer, half, row..row + 1));
-                    let difference: f32 = ours.iter().zip(theirs).map(|(a, b)| (a - b) * (a - b)).sum();
-                    let size: f32 = ours.iter().map(|a| a * a).sum();
-                    *distance += difference / size.max(f32::MIN_POSITIVE);
+                    let square: f32 = ours.iter().zip(theirs).map(|(a, b)| (a - b) * (a - b)).sum();
+                    *distance += weight * square / scale;
                 }
             }
+            weight *= FADING;
         }
         distances.iter_mut().filter(|distance| !distance.is_finite()).for_each(|distance| *distance = f32::MAX);
         distances
     }
 }
+
+/// How much less each further layer says about where a row's error comes from.
+const FADING: f32 = 0.3;
 
 fn encode(kind: KvType, numbers: &[f32], bytes: &mut Vec<u8>) {
     match kind {

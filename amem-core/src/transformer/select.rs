@@ -1,6 +1,8 @@
 //! Which cached rows are worth computing again.
 
-use crate::{Budget, Error, Repair, Result, Scoring};
+use std::ops::Range;
+
+use crate::{Budget, Error, Repair, Result};
 
 /// A cached row that is not exact where it stands.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -24,9 +26,12 @@ pub(crate) fn check(repair: &Repair, layers: usize) -> Result<()> {
         Budget::Mass(mass) => share("repair mass", mass),
         Budget::Rows(_) => Ok(()),
     };
-    let scoring = |scoring: &Scoring| {
-        share("scoring start", scoring.from)?;
-        share("scoring end", scoring.to)
+    let read = |range: &Range<usize>| match range.is_empty() || range.end <= layers {
+        true => Ok(()),
+        false => {
+            let (value, expected) = (format!("{range:?}"), "layers that the model has");
+            Err(Error::BadValue { what: "scoring", value, expected })
+        }
     };
     match repair {
         Repair::None | Repair::Heads(_) | Repair::All => Ok(()),
@@ -38,21 +43,14 @@ pub(crate) fn check(repair: &Repair, layers: usize) -> Result<()> {
             }
             share("repair ratio", *ratio)
         }
-        Repair::Attention { budget: b, scoring: s } => {
-            if layers_of(s, layers).is_empty() {
-                let value = format!("{s:?}");
-                return Err(Error::BadValue { what: "scoring", value, expected: "at least one layer" });
-            }
-            budget(b).and_then(|()| scoring(s))
+        Repair::Attention { layers, .. } if layers.is_empty() => {
+            let (value, expected) = (format!("{layers:?}"), "at least one layer");
+            Err(Error::BadValue { what: "scoring", value, expected })
         }
-        Repair::Weighted { budget: b, scoring: s } => budget(b).and_then(|()| scoring(s)),
+        Repair::Attention { budget: b, layers } | Repair::Weighted { budget: b, layers } => {
+            budget(b).and_then(|()| read(layers))
+        }
     }
-}
-
-/// The layers that a scoring covers in a model of so many.
-pub(crate) fn layers_of(scoring: &Scoring, layers: usize) -> std::ops::Range<usize> {
-    let at = |share: f32| (share * layers as f32).round() as usize;
-    at(scoring.from)..at(scoring.to).min(layers)
 }
 
 /// The attention that candidates get, `mass` by slot, lent out to their neighbours: half of what the slots on either
@@ -65,12 +63,14 @@ pub(crate) fn smoothed(mass: &[f32], slot: u32) -> f32 {
 
 /// The slots of the candidates with the most weight, as many as the budget allows, in ascending order. Ties go to the
 /// earlier slot; candidates without weight are never chosen.
-pub(crate) fn heaviest(candidates: &[Candidate], weights: &[f32], budget: Budget) -> Vec<u32> {
+///
+/// `cached` is how many rows a ratio is a share of.
+pub(crate) fn heaviest(candidates: &[Candidate], weights: &[f32], budget: Budget, cached: usize) -> Vec<u32> {
     let mut ranked: Vec<(f32, u32)> =
         weights.iter().copied().zip(candidates.iter().map(|c| c.slot)).filter(|(weight, _)| *weight > 0.0).collect();
     ranked.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
     let count = match budget {
-        Budget::Ratio(ratio) => (ratio * candidates.len() as f32).round() as usize,
+        Budget::Ratio(ratio) => (f64::from(ratio) * cached as f64 + 1e-6) as usize,
         Budget::Rows(rows) => rows,
         Budget::Mass(share) => {
             let goal = f64::from(share) * ranked.iter().map(|(weight, _)| f64::from(*weight)).sum::<f64>();
@@ -108,7 +108,7 @@ mod tests {
         ) {
             let candidates = candidates(weights.len());
             for budget in [Budget::Ratio(ratio), Budget::Mass(ratio), Budget::Rows((ratio * 70.0) as usize)] {
-                let slots = heaviest(&candidates, &weights, budget);
+                let slots = heaviest(&candidates, &weights, budget, weights.len());
                 prop_assert!(slots.is_sorted());
                 let chosen = |c: &&Candidate| slots.contains(&c.slot);
                 let weight = |c: &Candidate| weights[c.index as usize];
@@ -123,7 +123,7 @@ mod tests {
             weights in prop::collection::vec(0.01f32..1.0, 1..60),
             share in 0.0f32..=1.0,
         ) {
-            let slots = heaviest(&candidates(weights.len()), &weights, Budget::Mass(share));
+            let slots = heaviest(&candidates(weights.len()), &weights, Budget::Mass(share), 0);
             let chosen: Vec<f32> = slots.iter().map(|slot| weights[*slot as usize / 2]).collect();
             let (total, covered): (f32, f32) = (weights.iter().sum(), chosen.iter().sum());
             let lightest = chosen.iter().copied().fold(0.0, f32::min);
@@ -138,9 +138,9 @@ mod tests {
             Repair::Deviation { ratio: 0.1, check_layer: 0 },
             Repair::Deviation { ratio: 0.1, check_layer: 4 },
             Repair::Deviation { ratio: f32::NAN, check_layer: 1 },
-            Repair::Attention { budget: Budget::Ratio(0.1), scoring: Scoring::NONE },
-            Repair::Weighted { budget: Budget::Ratio(-0.1), scoring: Scoring::NONE },
-            Repair::Weighted { budget: Budget::Mass(0.5), scoring: Scoring { from: 0.0, to: 1.5 } },
+            Repair::Attention { budget: Budget::Ratio(0.1), layers: 0..0 },
+            Repair::Weighted { budget: Budget::Ratio(-0.1), layers: 0..0 },
+            Repair::Weighted { budget: Budget::Mass(0.5), layers: 1..5 },
         ] {
             assert!(check(&repair, 4).is_err(), "{repair:?} was accepted");
         }

@@ -1,0 +1,329 @@
+//! How faithful are answers from reused KV, and what do they cost?
+//!
+//! Draws small worlds of notes that the demo model has never seen, asks about them, and compares every way of repairing
+//! a blended context with a cold prefill of the same tokens: whether the whole answer is the same, whether it is right,
+//! how far the first token's distribution has moved (KL divergence, in nats), and how much was computed for it.
+//!
+//! Work is rows times layers computed to choose rows and to repair them, as a share of what a cold prefill computes for
+//! the system line and the memories. The question itself is computed once by every method, the cold one too, so it is
+//! on neither side; the columns with "+q" have it on both.
+//!
+//! ```text
+//! cargo run --release --example fidelity -- --seed 7 --questions 1000 --memories 2..12 --json fidelity.json
+//! ```
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::io::Write;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use amem_core::transformer::{Options, Transformer};
+use amem_core::{Budget, Context, KvChunk, Model, Namespace, Piece, Repair, Token, Usage};
+use amem_cpu::Cpu;
+use amem_demo::world::{Kind, Split, World, WorldOptions};
+use clap::Parser;
+
+/// Compares ways of repairing reused KV with a cold prefill, on worlds that the demo model has never seen.
+#[derive(Parser)]
+struct Args {
+    /// Draws other worlds.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Questions to ask, at least.
+    #[arg(long, default_value_t = 400)]
+    questions: usize,
+    /// Memories in a world, both ends included.
+    #[arg(long, default_value = "2..12")]
+    memories: Memories,
+    /// Where to write the figures: an array of {repair, budget, kind, n, agreement, correct, kl, work}.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Threads; each answers its own questions.
+    #[arg(long, default_value_t = std::thread::available_parallelism().map_or(1, usize::from))]
+    threads: usize,
+}
+
+#[derive(Clone, Copy)]
+struct Memories {
+    least: usize,
+    most: usize,
+}
+
+impl FromStr for Memories {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (least, most) = text.split_once("..").ok_or("expected LO..HI")?;
+        let number = |text: &str| text.trim_start_matches('=').parse::<usize>().map_err(|error| error.to_string());
+        let (least, most) = (number(least)?, number(most)?);
+        if least == 0 || least > most || most > 60 {
+            return Err("expected 1 <= LO <= HI <= 60".to_owned());
+        }
+        Ok(Self { least, most })
+    }
+}
+
+const KINDS: [Kind; 4] = [Kind::OneHop, Kind::TwoHop, Kind::Coreference, Kind::Unknown];
+const QUESTIONS_PER_WORLD: usize = 6;
+const LONGEST_ANSWER: usize = 24;
+
+/// A way of repairing, and the name and budget that the table gives it.
+struct Method {
+    name: &'static str,
+    budget: f32,
+    repair: Repair,
+}
+
+/// What is compared, grouped by method.
+fn methods() -> Vec<Method> {
+    let mut methods = vec![Method { name: "none", budget: 0.0, repair: Repair::None }];
+    for rows in [1, 2, 3] {
+        methods.push(Method { name: "heads (EPIC)", budget: rows as f32, repair: Repair::Heads(rows) });
+    }
+    for ratio in [0.0, 0.05, 0.15] {
+        let repair = Repair::Deviation { ratio, check_layer: 1 };
+        methods.push(Method { name: "deviation (CacheBlend)", budget: ratio, repair });
+    }
+    for ratio in [0.05, 0.1, 0.2] {
+        let repair = Repair::Attention { budget: Budget::Ratio(ratio), layers: 1..2 };
+        methods.push(Method { name: "attention, layer 1", budget: ratio, repair });
+    }
+    for ratio in [0.05, 0.1, 0.2] {
+        let repair = Repair::Attention { budget: Budget::Ratio(ratio), layers: 3..5 };
+        methods.push(Method { name: "attention (InfoFlow)", budget: ratio, repair });
+    }
+    for ratio in [0.05, 0.1, 0.15, 0.2] {
+        let repair = Repair::Weighted { budget: Budget::Ratio(ratio), layers: 0..0 };
+        methods.push(Method { name: "sensitivity", budget: ratio, repair });
+    }
+    for ratio in [0.025, 0.05, 0.075, 0.1, 0.15, 0.2] {
+        let repair = Repair::Weighted { budget: Budget::Ratio(ratio), layers: 1..2 };
+        methods.push(Method { name: "weighted (default)", budget: ratio, repair });
+    }
+    methods.push(Method { name: "all", budget: 1.0, repair: Repair::All });
+    methods
+}
+
+/// What one method did with one question.
+#[derive(Clone, Copy)]
+struct Trial {
+    method: usize,
+    kind: Kind,
+    agrees: bool,
+    correct: bool,
+    kl: f64,
+    work: f64,
+    work_with_question: f64,
+}
+
+struct Reply {
+    tokens: Vec<Token>,
+    first: Vec<f32>,
+    usage: Usage,
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let args = Args::parse();
+    let mut options = Options::default();
+    options.name = "demo".to_owned();
+    let model = Transformer::load(&amem_demo::files(), Cpu::with_threads(1)?, options)?;
+    let methods = methods();
+    let worlds = draw(&args);
+    let total: usize = worlds.iter().map(|(_, questions)| questions.len()).sum();
+    let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let work = || -> Result<Vec<Trial>, amem_core::Error> {
+        let mut trials = Vec::new();
+        while let Some((world, questions)) = worlds.get(next.fetch_add(1, Ordering::Relaxed)) {
+            trials.extend(judge(&model, &methods, world, questions)?);
+            let done = done.fetch_add(questions.len(), Ordering::Relaxed) + questions.len();
+            eprint!("\r{done} of {total} questions");
+            let _ = std::io::stderr().flush();
+        }
+        Ok(trials)
+    };
+    let mut trials = Vec::new();
+    std::thread::scope(|scope| -> Result<(), Box<dyn Error>> {
+        let threads: Vec<_> = (0..args.threads.max(1)).map(|_| scope.spawn(work)).collect();
+        for thread in threads {
+            trials.extend(thread.join().map_err(|_| "a thread panicked")??);
+        }
+        Ok(())
+    })?;
+    eprintln!();
+    let Memories { least, most } = args.memories;
+    println!("{total} questions, worlds of {least} to {most} memories, seed {}\n", args.seed);
+    print_table(&methods, &trials);
+    if let Some(path) = &args.json {
+        std::fs::write(path, serde_json::to_string_pretty(&json(&methods, &trials))?)?;
+        println!("\nfigures by kind of question: {}", path.display());
+    }
+    Ok(())
+}
+
+/// Worlds and questions about them, until there are enough.
+fn draw(args: &Args) -> Vec<(World, Vec<amem_demo::world::Question>)> {
+    let Memories { least, most } = args.memories;
+    let mut worlds = Vec::new();
+    let mut count = 0;
+    for index in 0.. {
+        if count >= args.questions || index > 100 * args.questions {
+            break;
+        }
+        let memories = least + index % (most - least + 1);
+        let options = WorldOptions { memories, split: Split::Evaluation, ..WorldOptions::default() };
+        let world = World::draw(args.seed.wrapping_mul(1_000_003).wrapping_add(index as u64), &options);
+        let questions = world.questions(QUESTIONS_PER_WORLD, &KINDS);
+        count += questions.len();
+        worlds.push((world, questions));
+    }
+    worlds
+}
+
+/// Puts every question to every method.
+fn judge(
+    model: &Transformer<Cpu>,
+    methods: &[Method],
+    world: &World,
+    questions: &[amem_demo::world::Question],
+) -> amem_core::Result<Vec<Trial>> {
+    let layout = model.chat().layout(amem_demo::SYSTEM)?;
+    let namespace = Namespace::new("fidelity")?;
+    let texts = world.memories.iter().map(|text| Ok(layout.memory(&model.chat().encode(text)?)));
+    let texts: Vec<Arc<[Token]>> = texts.collect::<amem_core::Result<_>>()?;
+    let (prefix, _) = model.prefill(&namespace, &[], &[Arc::clone(&layout.prefix)], false)?;
+    let (memories, _) = model.prefill(&namespace, &layout.prefix, &texts, true)?;
+    let chunks: Vec<KvChunk> = prefix.into_iter().chain(memories).collect();
+    let tokens: Vec<Token> = chunks.iter().flat_map(|chunk| chunk.tokens().iter().copied()).collect();
+    let mut trials = Vec::new();
+    for question in questions {
+        let asked = [&layout.to_question, model.chat().encode(&question.text)?.as_slice(), &layout.to_answer].concat();
+        let asked = Piece::Fresh(asked.into());
+        let cold = reply(model, &[Piece::Fresh(tokens.as_slice().into()), asked.clone()], &Repair::None)?;
+        let cold_work = (tokens.len() * model.info().shape.layers) as f64;
+        let question_work = (asked.tokens().len() * model.info().shape.layers) as f64;
+        for (index, method) in methods.iter().enumerate() {
+            let pieces: Vec<Piece> = chunks.iter().cloned().map(Piece::Cached).chain([asked.clone()]).collect();
+            let reply = reply(model, &pieces, &method.repair)?;
+            let work = (reply.usage.work_choosing + reply.usage.work_repairing) as f64;
+            trials.push(Trial {
+                method: index,
+                kind: question.kind,
+                agrees: reply.tokens == cold.tokens,
+                correct: model.chat().decode(&reply.tokens)?.trim() == question.answer,
+                kl: divergence(&cold.first, &reply.first),
+                work: work / cold_work,
+                work_with_question: (work + question_work) / (cold_work + question_work),
+            });
+        }
+    }
+    Ok(trials)
+}
+
+/// The most likely answer, token by token.
+fn reply(model: &Transformer<Cpu>, pieces: &[Piece], repair: &Repair) -> amem_core::Result<Reply> {
+    let (mut context, usage) = model.blend(pieces, repair)?;
+    let first = context.logits().to_vec();
+    let mut tokens = Vec::new();
+    while tokens.len() < LONGEST_ANSWER {
+        let token = likeliest(&*context);
+        if model.chat().stops().contains(&token) {
+            break;
+        }
+        tokens.push(token);
+        context.extend(&[Piece::Fresh([token].into())], &Repair::None)?;
+    }
+    Ok(Reply { tokens, first, usage })
+}
+
+fn likeliest(context: &dyn Context) -> Token {
+    let best = context.logits().iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1).then(b.0.cmp(&a.0)));
+    best.map_or(0, |(token, _)| token as Token)
+}
+
+/// KL(cold ‖ blended), in nats.
+fn divergence(cold: &[f32], blended: &[f32]) -> f64 {
+    let log_probabilities = |logits: &[f32]| -> Vec<f64> {
+        let top = logits.iter().copied().fold(f32::MIN, f32::max);
+        let sum: f64 = logits.iter().map(|x| f64::from(x - top).exp()).sum();
+        logits.iter().map(|x| f64::from(x - top) - sum.ln()).collect()
+    };
+    let (p, q) = (log_probabilities(cold), log_probabilities(blended));
+    p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>().max(0.0)
+}
+
+/// Means over some trials.
+struct Means {
+    n: usize,
+    agreement: f64,
+    correct: f64,
+    kl: f64,
+    work: f64,
+    work_with_question: f64,
+}
+
+fn means(trials: &[&Trial]) -> Means {
+    let n = trials.len();
+    let mean = |value: &dyn Fn(&Trial) -> f64| trials.iter().map(|trial| value(trial)).sum::<f64>() / n.max(1) as f64;
+    Means {
+        n,
+        agreement: mean(&|trial| f64::from(u8::from(trial.agrees))),
+        correct: mean(&|trial| f64::from(u8::from(trial.correct))),
+        kl: mean(&|trial| trial.kl),
+        work: mean(&|trial| trial.work),
+        work_with_question: mean(&|trial| trial.work_with_question),
+    }
+}
+
+/// The trials of a method, all of them and by kind of question.
+fn grouped(trials: &[Trial], method: usize) -> BTreeMap<String, Vec<&Trial>> {
+    let mut groups: BTreeMap<String, Vec<&Trial>> = BTreeMap::new();
+    for trial in trials.iter().filter(|trial| trial.method == method) {
+        groups.entry("all".to_owned()).or_default().push(trial);
+        groups.entry(trial.kind.to_string()).or_default().push(trial);
+    }
+    groups
+}
+
+fn print_table(methods: &[Method], trials: &[Trial]) {
+    let names: Vec<String> = KINDS.iter().map(ToString::to_string).collect();
+    print!("{:<23} {:>6} {:>6} {:>6} {:>7} {:>7} {:>8}", "repair", "budget", "work", "+q", "agrees", "correct", "KL");
+    names.iter().for_each(|name| print!(" {name:>12}"));
+    println!();
+    for (index, method) in methods.iter().enumerate() {
+        let groups = grouped(trials, index);
+        let all = means(groups.get("all").map_or(&[], Vec::as_slice));
+        let percent = |x: f64| format!("{:.1}", 100.0 * x);
+        print!(
+            "{:<23} {:>6} {:>6} {:>6} {:>7} {:>7} {:>8.5}",
+            method.name,
+            method.budget,
+            percent(all.work),
+            percent(all.work_with_question),
+            percent(all.agreement),
+            percent(all.correct),
+            all.kl
+        );
+        for name in &names {
+            let kind = means(groups.get(name).map_or(&[], Vec::as_slice));
+            print!(" {:>6} of {:<3}", percent(kind.agreement), kind.n);
+        }
+        println!();
+    }
+    println!("\nwork, agrees and correct in percent, KL in nats; by kind: agreement with cold prefill");
+}
+
+fn json(methods: &[Method], trials: &[Trial]) -> serde_json::Value {
+    let rows = methods.iter().enumerate().flat_map(|(index, method)| {
+        grouped(trials, index).into_iter().map(move |(kind, trials)| {
+            let Means { n, agreement, correct, kl, work, work_with_question } = means(&trials);
+            serde_json::json!({
+                "repair": method.name, "budget": method.budget, "kind": kind, "n": n, "agreement": agreement,
+                "correct": correct, "kl": kl, "work": work, "work_with_question": work_with_question,
+            })
+        })
+    });
+    rows.collect()
+}
