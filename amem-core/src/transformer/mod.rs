@@ -3,6 +3,8 @@
 //! Every file of a model is untrusted: numbers are checked before they are used, lengths before anything is allocated.
 
 mod config;
+#[cfg(test)]
+mod fixtures;
 mod rope;
 mod settings;
 mod source;
