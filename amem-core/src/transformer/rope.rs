@@ -166,7 +166,7 @@ mod tests {
         let yarn = json!({ "type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768 });
         let sharp = json!({ "rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 4096,
                             "beta_fast": 16, "beta_slow": 2, "truncate": false, "mscale": 1.5, "mscale_all_dim": 0.8 });
-        let cases: [(&str, Value, [f32; 8], f32); 5] = [
+        let cases: [(&str, Value, [f64; 8], f64); 5] = [
             (
                 "plain",
                 json!({}),
@@ -219,10 +219,10 @@ mod tests {
         for (name, settings, frequencies, factor) in cases {
             let rope = rope(settings).unwrap();
             for (found, expected) in rope.inverse_frequencies.iter().zip(frequencies) {
-                assert!((found / expected - 1.0).abs() < 1e-6, "{name}: {:?}", rope.inverse_frequencies);
+                assert!((f64::from(*found) / expected - 1.0).abs() < 1e-6, "{name}: {:?}", rope.inverse_frequencies);
             }
             assert_eq!(rope.inverse_frequencies.len(), 8, "{name}");
-            assert!((rope.attention_factor - factor).abs() < 1e-6, "{name}: {}", rope.attention_factor);
+            assert!((f64::from(rope.attention_factor) - factor).abs() < 1e-6, "{name}: {}", rope.attention_factor);
         }
     }
 
