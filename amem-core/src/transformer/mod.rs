@@ -8,7 +8,7 @@ mod fixtures;
 mod rope;
 mod settings;
 mod source;
-pub mod text;
+mod text;
 mod weights;
 
 pub use config::{Config, Family};

@@ -3,7 +3,7 @@
 //! [`Weights::open`] walks everything that the forward pass will touch, so a checkpoint that is incomplete or of the
 //! wrong shape fails at once and by name. Values are not looked at: a NaN in a weight comes out in the logits.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use safetensors::{Dtype, SafeTensors};
 
@@ -54,7 +54,7 @@ impl Tensor<'_> {
     }
 }
 
-/// The tensors of one layer. With `q = heads * head_dim` and `kv = kv_heads * head_dim`:
+/// The tensors of one layer. In their shapes, `q` is `heads * head_dim` and `kv` is `kv_heads * head_dim`.
 #[derive(Clone, Copy, Debug)]
 pub struct Layer<'a> {
     /// Norm before attention, `[hidden]`.
@@ -164,7 +164,7 @@ impl<'a> Tensors<'a> {
         let missing = || bad_model(SINGLE, format!("it is missing, and so is {INDEX}"));
         let index = Settings::read(source, INDEX)?.ok_or_else(missing)?;
         let places = shards(&index)?;
-        let files: std::collections::BTreeSet<&str> = places.values().map(String::as_str).collect();
+        let files: BTreeSet<&str> = places.values().map(String::as_str).collect();
         for file in files {
             tensors.add(source, file)?;
         }
