@@ -59,7 +59,7 @@ pub(crate) fn generate(
         if tokens.len() >= generation.max_tokens {
             break Finish::Length;
         }
-        let token = sampler.pick(context.logits(), context.tokens());
+        let token = sampler.pick(context.logits(), context.tokens())?;
         if chat.stops().contains(&token) {
             break Finish::Stop;
         }

@@ -193,3 +193,114 @@ fn window(file: &Settings<'_>, family: Family) -> Result<Option<usize>> {
 pub(super) fn unsupported<T>(what: impl Into<String>, supported: &'static str) -> Result<T> {
     Err(Error::UnsupportedModel { what: what.into(), supported })
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::transformer::fixtures::{Files, demo, demo_with};
+
+    fn parse(settings: Value) -> Result<Config> {
+        Config::parse(&demo_with(settings))
+    }
+
+    #[test]
+    fn the_demo_model_is_read() {
+        let config = Config::parse(&demo()).unwrap();
+        let sizes = [config.hidden, config.layers, config.heads, config.kv_heads, config.head_dim, config.ffn];
+        assert_eq!(sizes, [128, 5, 4, 2, 64, 192]);
+        assert_eq!((config.family, config.vocabulary, config.context), (Family::Llama, 1536, 2048));
+        assert_eq!((config.norm_eps, config.tied, config.window), (1e-5, true, None));
+        assert_eq!((config.qkv_bias, config.o_bias, config.qk_norm), (false, false, false));
+        assert_eq!((config.stops.clone(), config.rope.clone()), (vec![6], Rope::plain(10_000.0, 64)));
+        assert_eq!(config.kv_shape(KvType::F16).token_bytes(), 5 * 2 * 2 * 64 * 2);
+    }
+
+    #[test]
+    fn families_differ_in_flags() {
+        let flags = |settings| {
+            let config = parse(settings).unwrap();
+            (config.qkv_bias, config.o_bias, config.qk_norm, config.window)
+        };
+        let mistral = json!({ "model_type": "mistral", "sliding_window": 4096, "attention_bias": null });
+        assert_eq!(flags(mistral), (false, false, false, Some(4096)));
+        assert_eq!(flags(json!({ "model_type": "mistral", "sliding_window": null })), (false, false, false, None));
+        let qwen2 = json!({ "model_type": "qwen2", "sliding_window": 4096, "use_sliding_window": false });
+        assert_eq!(flags(qwen2), (true, false, false, None));
+        assert_eq!(flags(json!({ "model_type": "qwen3" })), (false, false, true, None));
+        assert_eq!(flags(json!({ "attention_bias": true })), (true, true, false, None));
+    }
+
+    #[test]
+    fn the_head_size_is_derived_where_the_family_allows_it() {
+        assert_eq!(parse(json!({ "head_dim": null })).unwrap().head_dim, 32);
+        assert!(parse(json!({ "head_dim": null, "model_type": "qwen3" })).is_err());
+        assert!(parse(json!({ "head_dim": null, "hidden_size": 130 })).is_err());
+        assert!(parse(json!({ "head_dim": null, "hidden_size": 12 })).is_err());
+    }
+
+    #[test]
+    fn what_would_be_computed_wrongly_is_refused_with_a_reason() {
+        let cases = [
+            (json!({ "model_type": "gpt_oss" }), "gpt_oss"),
+            (json!({ "hidden_act": "gelu" }), "gelu"),
+            (json!({ "mlp_bias": true }), "mlp_bias"),
+            (json!({ "model_type": "mistral", "attention_bias": true }), "attention_bias"),
+            (json!({ "quantization_config": {} }), "quantization_config"),
+            (json!({ "partial_rotary_factor": 0.5 }), "partial_rotary_factor"),
+            (json!({ "model_type": "qwen2", "use_sliding_window": true }), "use_sliding_window"),
+            (json!({ "layer_types": ["full_attention", "sliding_attention"] }), "layer_types"),
+        ];
+        for (settings, named) in cases {
+            let error = parse(settings).expect_err(named);
+            assert!(matches!(error, Error::UnsupportedModel { .. }), "{error}");
+            assert!(error.to_string().contains(named), "{error}");
+        }
+    }
+
+    #[test]
+    fn numbers_out_of_bounds_are_refused_by_name() {
+        let keys = [
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "head_dim",
+            "intermediate_size",
+            "vocab_size",
+            "max_position_embeddings",
+        ];
+        for key in keys {
+            for value in [json!(0), json!(-1), json!(1.5), json!(u64::MAX), json!(1e308), json!("8"), json!([8])] {
+                let error = parse(json!({ key: value })).expect_err(key);
+                assert!(matches!(error, Error::BadModel { .. }) && error.to_string().contains(key), "{error}");
+            }
+        }
+        assert!(parse(json!({ "num_key_value_heads": 3 })).is_err());
+        assert!(parse(json!({ "head_dim": 63 })).is_err());
+        assert!(parse(json!({ "rms_norm_eps": 0 })).is_err());
+        assert!(parse(json!({ "eos_token_id": [1, -1] })).is_err());
+    }
+
+    #[test]
+    fn a_file_that_is_no_object_is_refused() {
+        for bytes in ["", "[]", "{", "null", "\u{0}", "{\"model_type\":\"llama\"}"] {
+            let files = Files::from([("config.json".into(), bytes.into())]);
+            assert!(matches!(Config::parse(&files), Err(Error::BadModel { .. })), "{bytes:?}");
+        }
+        assert!(matches!(Config::parse(&Files::new()), Err(Error::BadModel { .. })));
+    }
+
+    proptest! {
+        #[test]
+        fn no_damage_to_the_file_panics(at in 0usize..575, byte: u8, cut in 0usize..576) {
+            let mut files = demo();
+            let config = files.get_mut("config.json").unwrap();
+            config[at] = byte;
+            config.truncate(cut.max(1));
+            let _ = Config::parse(&files);
+        }
+    }
+}

@@ -3,13 +3,15 @@
 mod backend;
 mod blend;
 mod config;
+#[cfg(test)]
+mod fixtures;
 mod forward;
 mod prefill;
 mod rope;
 mod select;
 mod settings;
 mod source;
-pub mod text;
+mod text;
 mod weights;
 
 use std::collections::VecDeque;

@@ -143,3 +143,126 @@ fn yarn_attention_factor(scaling: &Settings<'_>, factor: f64) -> Result<f64> {
 fn required(scaling: &Settings<'_>, key: &str, bounds: std::ops::RangeInclusive<f64>) -> Result<f64> {
     scaling.real(key, bounds)?.ok_or_else(|| bad_model(FILE, format!("the rope scaling has no {key}")))
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use crate::transformer::fixtures::demo_with;
+    use crate::transformer::{Config, Rope};
+
+    /// A rope of heads of 16 numbers.
+    fn rope(mut settings: Value) -> crate::Result<Rope> {
+        settings["head_dim"] = json!(16);
+        Ok(Config::parse(&demo_with(settings))?.rope)
+    }
+
+    /// The numbers were computed apart from this code, from the formulas of the papers (RoFormer, position
+    /// interpolation, YaRN) and, for llama3, from wavelengths as its authors published it.
+    #[test]
+    fn frequencies_are_those_of_the_published_formulas() {
+        let llama3 = json!({ "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                             "original_max_position_embeddings": 8192 });
+        let yarn = json!({ "type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768 });
+        let sharp = json!({ "rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 4096,
+                            "beta_fast": 16, "beta_slow": 2, "truncate": false, "mscale": 1.5, "mscale_all_dim": 0.8 });
+        let cases: [(&str, Value, [f64; 8], f64); 5] = [
+            (
+                "plain",
+                json!({}),
+                [1.0, 3.162277660e-1, 0.1, 3.162277660e-2, 0.01, 3.162277660e-3, 1e-3, 3.162277660e-4],
+                1.0,
+            ),
+            (
+                "linear",
+                json!({ "rope_scaling": { "type": "linear", "factor": 4.0 } }),
+                [0.25, 7.905694150e-2, 0.025, 7.905694150e-3, 2.5e-3, 7.905694150e-4, 2.5e-4, 7.905694150e-5],
+                1.0,
+            ),
+            (
+                "llama3",
+                json!({ "rope_theta": 500_000.0, "rope_scaling": llama3 }),
+                [
+                    1.0,
+                    1.939227447e-1,
+                    3.760603093e-2,
+                    7.292664737e-3,
+                    5.248461610e-4,
+                    3.428102196e-5,
+                    6.647869871e-6,
+                    1.289173172e-6,
+                ],
+                1.0,
+            ),
+            (
+                "yarn",
+                json!({ "rope_theta": 1e6, "rope_scaling": yarn }),
+                [
+                    1.0,
+                    1.778279410e-1,
+                    3.162277660e-2,
+                    4.217559939e-3,
+                    5e-4,
+                    4.445698525e-5,
+                    7.905694150e-6,
+                    1.405853313e-6,
+                ],
+                1.138_629_4,
+            ),
+            (
+                "yarn, not truncated, with mscale",
+                json!({ "rope_scaling": sharp }),
+                [1.0, 3.162277660e-1, 0.1, 3.162277660e-2, 6.221889069e-3, 4.355754760e-4, 1.25e-4, 3.952847075e-5],
+                1.124_799_8,
+            ),
+        ];
+        for (name, settings, frequencies, factor) in cases {
+            let rope = rope(settings).unwrap();
+            for (found, expected) in rope.inverse_frequencies.iter().zip(frequencies) {
+                assert!((f64::from(*found) / expected - 1.0).abs() < 1e-6, "{name}: {:?}", rope.inverse_frequencies);
+            }
+            assert_eq!(rope.inverse_frequencies.len(), 8, "{name}");
+            assert!((f64::from(rope.attention_factor) - factor).abs() < 1e-6, "{name}: {}", rope.attention_factor);
+        }
+    }
+
+    #[test]
+    fn both_spellings_say_the_same() {
+        let scaling = json!({ "rope_type": "linear", "factor": 2.0 });
+        let old = rope(json!({ "rope_theta": 1e6, "rope_scaling": scaling })).unwrap();
+        let parameters = json!({ "rope_type": "linear", "factor": 2.0, "rope_theta": 1e6 });
+        assert_eq!(old, rope(json!({ "rope_theta": null, "rope_parameters": parameters })).unwrap());
+    }
+
+    #[test]
+    fn scalings_that_move_with_the_length_are_refused() {
+        for kind in ["dynamic", "longrope", "a new one"] {
+            let error = rope(json!({ "rope_scaling": { "rope_type": kind, "factor": 2.0 } })).unwrap_err();
+            assert!(matches!(error, crate::Error::UnsupportedModel { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn numbers_that_make_no_sense_are_refused() {
+        let llama3 = |low: f64, high: f64, original: Value| {
+            json!({ "rope_type": "llama3", "factor": 8, "low_freq_factor": low, "high_freq_factor": high,
+                    "original_max_position_embeddings": original })
+        };
+        let cases = [
+            json!({ "rope_theta": 1.0 }),
+            json!({ "rope_theta": -5 }),
+            json!({ "rope_theta": "many" }),
+            json!({ "rope_scaling": { "type": "linear", "factor": 0 } }),
+            json!({ "rope_scaling": { "type": "linear" } }),
+            json!({ "rope_scaling": { "type": 3 } }),
+            json!({ "rope_scaling": [] }),
+            json!({ "rope_scaling": llama3(4.0, 4.0, json!(8192)) }),
+            json!({ "rope_scaling": llama3(1.0, 4.0, json!(0)) }),
+            json!({ "rope_scaling": llama3(1.0, 4.0, json!(1e300)) }),
+        ];
+        for case in cases {
+            let error = rope(case.clone()).expect_err(&case.to_string());
+            assert!(matches!(error, crate::Error::BadModel { .. }), "{error}");
+        }
+    }
+}

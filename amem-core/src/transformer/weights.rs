@@ -3,7 +3,7 @@
 //! [`Weights::open`] walks everything that the forward pass will touch, so a checkpoint that is incomplete or of the
 //! wrong shape fails at once and by name. Values are not looked at: a NaN in a weight comes out in the logits.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use safetensors::{Dtype, SafeTensors};
 
@@ -53,7 +53,7 @@ impl Tensor<'_> {
     }
 }
 
-/// The tensors of one layer. With `q = heads * head_dim` and `kv = kv_heads * head_dim`:
+/// The tensors of one layer. In their shapes, `q` is `heads * head_dim` and `kv` is `kv_heads * head_dim`.
 #[derive(Clone, Copy, Debug)]
 pub struct Layer<'a> {
     /// Norm before attention, `[hidden]`.
@@ -163,7 +163,7 @@ impl<'a> Tensors<'a> {
         let missing = || bad_model(SINGLE, format!("it is missing, and so is {INDEX}"));
         let index = Settings::read(source, INDEX)?.ok_or_else(missing)?;
         let places = shards(&index)?;
-        let files: std::collections::BTreeSet<&str> = places.values().map(String::as_str).collect();
+        let files: BTreeSet<&str> = places.values().map(String::as_str).collect();
         for file in files {
             tensors.add(source, file)?;
         }
@@ -261,4 +261,149 @@ fn shards(index: &Settings<'_>) -> Result<BTreeMap<String, String>> {
 
 fn optional<T>(wanted: bool, read: impl FnOnce() -> Result<T>) -> Result<Option<T>> {
     wanted.then(read).transpose()
+}
+
+#[cfg(test)]
+mod tests {
+    use safetensors::tensor::{TensorView, serialize};
+    use serde_json::json;
+
+    use super::*;
+    use crate::Error;
+    use crate::transformer::fixtures::{Files, demo, demo_with};
+
+    fn open(files: &Files) -> Result<Weights<'_>> {
+        Weights::open(files, &Config::parse(files).unwrap())
+    }
+
+    fn error(files: &Files) -> String {
+        open(files).err().unwrap().to_string()
+    }
+
+    /// The demo model in two shards.
+    fn sharded() -> Files {
+        let mut files = demo();
+        let whole = files.remove(SINGLE).unwrap();
+        let tensors = SafeTensors::deserialize(&whole).unwrap();
+        let mut names = tensors.names();
+        names.sort_unstable();
+        let mut map = serde_json::Map::new();
+        for (shard, names) in ["one.safetensors", "two.safetensors"].into_iter().zip(names.chunks(25)) {
+            let part: Vec<(&str, TensorView<'_>)> =
+                names.iter().map(|name| (*name, tensors.tensor(name).unwrap())).collect();
+            files.insert(shard.into(), serialize(part, None).unwrap());
+            map.extend(names.iter().map(|name| ((*name).to_owned(), json!(shard))));
+        }
+        files.insert(INDEX.into(), json!({ "weight_map": map }).to_string().into_bytes());
+        files
+    }
+
+    #[test]
+    fn the_demo_model_is_complete() {
+        let files = demo();
+        let weights = open(&files).unwrap();
+        assert_eq!(weights.layers.len(), 5);
+        assert!(weights.head.is_none());
+        let q = weights.layers[4].q;
+        assert_eq!((q.kind, q.rows, q.columns, q.bytes.len()), (WeightType::F16, 256, 128, 256 * 128 * 2));
+        assert!(weights.norm.to_f32().iter().all(|number| number.is_finite()));
+        assert_eq!((weights.norm.rows, weights.norm.columns), (1, 128));
+    }
+
+    #[test]
+    fn numbers_of_every_type_widen_without_loss() {
+        let tensor = |kind, bytes| Tensor { kind, rows: 1, columns: 2, bytes };
+        assert_eq!(tensor(WeightType::F32, &[0, 0, 192, 63, 0, 0, 0, 192]).to_f32(), [1.5, -2.0]);
+        assert_eq!(tensor(WeightType::F16, &[0, 62, 0, 192]).to_f32(), [1.5, -2.0]);
+        assert_eq!(tensor(WeightType::Bf16, &[192, 63, 0, 192]).to_f32(), [1.5, -2.0]);
+    }
+
+    #[test]
+    fn shards_hold_the_same_model() {
+        let (whole, parts) = (demo(), sharded());
+        let config = Config::parse(&whole).unwrap();
+        assert_eq!(open(&whole).unwrap().fingerprint(&config), open(&parts).unwrap().fingerprint(&config));
+    }
+
+    #[test]
+    fn a_changed_weight_or_setting_is_another_model() {
+        let files = demo();
+        let config = Config::parse(&files).unwrap();
+        let fingerprint = open(&files).unwrap().fingerprint(&config);
+
+        let mut changed = files.clone();
+        *changed.get_mut(SINGLE).unwrap().last_mut().unwrap() ^= 1;
+        assert_ne!(open(&changed).unwrap().fingerprint(&config), fingerprint);
+
+        let other = Config::parse(&demo_with(json!({ "rope_theta": 20_000 }))).unwrap();
+        assert_ne!(open(&files).unwrap().fingerprint(&other), fingerprint);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named_with_what_was_expected() {
+        let cases = [
+            (json!({ "num_hidden_layers": 6 }), "tensor model.layers.5.input_layernorm.weight is missing"),
+            (json!({ "tie_word_embeddings": false }), "tensor lm_head.weight is missing"),
+            (
+                json!({ "intermediate_size": 190 }),
+                "mlp.gate_proj.weight has shape [192, 128] and config.json asks for [190, 128]",
+            ),
+            (json!({ "model_type": "qwen2" }), "tensor model.layers.0.self_attn.q_proj.bias is missing"),
+        ];
+        for (settings, expected) in cases {
+            let found = error(&demo_with(settings));
+            assert!(found.contains(expected), "{found}");
+        }
+    }
+
+    #[test]
+    fn other_types_are_refused_by_name() {
+        let mut files = demo();
+        let bytes = [0; 1536 * 128];
+        let view = TensorView::new(Dtype::F8_E4M3, vec![1536, 128], &bytes).unwrap();
+        files.insert(SINGLE.into(), serialize([("model.embed_tokens.weight", view)], None).unwrap());
+        let found = open(&files).err().unwrap();
+        assert!(matches!(found, Error::UnsupportedModel { .. }));
+        assert!(found.to_string().contains("F8_E4M3"), "{found}");
+    }
+
+    #[test]
+    fn an_index_reaches_only_plain_files_that_hold_what_it_says() {
+        for name in ["../one.safetensors", "/one.safetensors", "a\\one.safetensors", "one.bin", ""] {
+            let mut files = sharded();
+            files.insert(INDEX.into(), json!({ "weight_map": { "a": name } }).to_string().into_bytes());
+            assert!(error(&files).contains("plain name"), "{name}");
+        }
+        let mut files = sharded();
+        files.insert(INDEX.into(), json!({ "weight_map": { "a": "one.safetensors" } }).to_string().into_bytes());
+        assert!(error(&files).contains("tensor a is missing"));
+        let mut files = sharded();
+        files.remove("two.safetensors");
+        assert!(error(&files).contains("two.safetensors"));
+        let mut files = sharded();
+        files.insert("two.safetensors".into(), files["one.safetensors"].clone());
+        assert!(error(&files).contains("is in one.safetensors too"));
+    }
+
+    #[test]
+    fn damaged_headers_are_errors() {
+        let whole = demo().remove(SINGLE).unwrap();
+        let header = |text: &str| [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat();
+        let cases = [
+            Vec::new(),
+            vec![255; 8],
+            whole[..100].to_vec(),
+            whole[..whole.len() - 1].to_vec(),
+            header("{}"),
+            header("[1]"),
+            header(r#"{"a":{"dtype":"F32","shape":[4611686018427387904,16],"data_offsets":[0,0]}}"#),
+            header(r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,0]}}"#),
+            header(r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,18446744073709551615]}}"#),
+        ];
+        for bytes in cases {
+            let mut files = demo();
+            files.insert(SINGLE.into(), bytes);
+            assert!(matches!(open(&files), Err(Error::BadModel { .. })));
+        }
+    }
 }

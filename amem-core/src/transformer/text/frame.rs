@@ -47,16 +47,13 @@ impl Frame {
             Memories::InQuestion => {}
             Memories::InSystem { to_question } => frame.rest.to_question = tokens.between(to_question)?.into(),
             Memories::Messages { first, next, to_question, none, late } => {
-                let [first, next, to_question, none, late] = [first, next, to_question, none, late];
-                frame.put_in_messages(
-                    &tokens.between(first)?,
-                    &tokens.between(next)?,
-                    &tokens.between(late)?,
-                    &tokens.between(to_question)?,
-                )?;
+                let [first, next, late] = [tokens.between(first)?, tokens.between(next)?, tokens.between(late)?];
+                let [to_question, none] = [tokens.between(to_question)?, tokens.between(none)?];
+                let fits = frame.put_in_messages(&first, &next, &late, &to_question);
                 // The pieces of a conversation with memories must make one without them too.
-                if tokens.between(none)? != [&frame.after_system, &*frame.rest.to_question].concat() {
-                    return Err(misfit("without memories, the question is introduced differently"));
+                if !fits || none != [&frame.after_system, &*frame.rest.to_question].concat() {
+                    let reason = "the chat template fails: it introduces a question differently after memories";
+                    return Err(bad_model(script.file, reason));
                 }
             }
         }
@@ -64,20 +61,13 @@ impl Frame {
     }
 
     /// Splits what stands between memories into the end of one and the start of the next. The start is what stands
-    /// before first memories too. Tokens are compared, not characters, so that none is cut in two.
-    fn put_in_messages(
-        &mut self,
-        first: &[Token],
-        next: &[Token],
-        late: &[Token],
-        to_question: &[Token],
-    ) -> Result<()> {
+    /// before first memories too. Tokens are compared, not characters, so that none is cut in two. False if the end is
+    /// not what stands after a last memory.
+    fn put_in_messages(&mut self, first: &[Token], next: &[Token], late: &[Token], to_question: &[Token]) -> bool {
         let open = common_end(common_end(next, first), late);
         let without_open = |tokens: &[Token]| tokens[..tokens.len() - open.len()].to_vec();
         let close = without_open(next);
-        let Some(to_question) = to_question.strip_prefix(close.as_slice()) else {
-            return Err(misfit("the last memory ends differently from those before it"));
-        };
+        let Some(to_question) = to_question.strip_prefix(close.as_slice()) else { return false };
         self.notes = false;
         self.after_system = without_open(first);
         self.rest.memory_open = open.into();
@@ -85,7 +75,7 @@ impl Frame {
         self.rest.to_question = to_question.into();
         self.rest.late_memories = without_open(late).into();
         self.rest.late_question = to_question.into();
-        Ok(())
+        true
     }
 
     /// The layout under a system line.
@@ -104,8 +94,4 @@ impl Frame {
 fn common_end<'a>(one: &'a [Token], other: &[Token]) -> &'a [Token] {
     let same = one.iter().rev().zip(other.iter().rev()).take_while(|(a, b)| a == b).count();
     &one[one.len() - same..]
-}
-
-fn misfit(reason: &str) -> crate::Error {
-    bad_model("chat_template", reason)
 }

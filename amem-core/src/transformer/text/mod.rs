@@ -51,8 +51,8 @@ impl HfChat {
         if let Some(generation) = &generation {
             stops.extend(generation.tokens("eos_token_id")?);
         }
-        // What a template writes after an answer ends it, whatever the settings say.
-        stops.extend(tokens.between(&script.next_question)?.first().filter(|token| tokens.is_special(**token)));
+        // What a template writes between an answer and the next message ends the answer, whatever the settings say.
+        stops.extend(tokens.between(&script.next_question)?.iter().find(|token| tokens.is_special(**token)));
         stops.retain(|token| (*token as usize) < config.vocabulary);
         stops.sort_unstable();
         stops.dedup();

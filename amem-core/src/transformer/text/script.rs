@@ -12,6 +12,8 @@ const MARK: char = '\u{E000}';
 /// The strings around the texts of a conversation.
 #[derive(Debug, PartialEq)]
 pub(super) struct Script {
+    /// Where the template stands.
+    pub(super) file: &'static str,
     /// From the start to the system line.
     pub(super) head: String,
     /// How memories stand in the conversation.
@@ -78,17 +80,17 @@ fn as_messages(template: &Template) -> Result<Script> {
         return Err(template.bad("memories look different later in the conversation"));
     }
     let memories = Memories::Messages { first, next, to_question, none, late: late[5].clone() };
-    Ok(turns.script(memories))
+    Ok(turns.script(template, memories))
 }
 
 fn in_system(template: &Template) -> Result<Script> {
     let turns = turns(template, &["system"])?;
     let to_question = turns.lead[1].clone();
-    Ok(turns.script(Memories::InSystem { to_question }))
+    Ok(turns.script(template, Memories::InSystem { to_question }))
 }
 
 fn in_question(template: &Template) -> Result<Script> {
-    Ok(turns(template, &[])?.script(Memories::InQuestion))
+    Ok(turns(template, &[])?.script(template, Memories::InQuestion))
 }
 
 /// What a template writes around questions and answers, after messages of certain roles.
@@ -100,9 +102,9 @@ struct Turns {
 }
 
 impl Turns {
-    fn script(mut self, memories: Memories) -> Script {
+    fn script(mut self, template: &Template, memories: Memories) -> Script {
         let head = std::mem::take(&mut self.lead[0]);
-        Script { head, memories, to_answer: self.to_answer, next_question: self.next_question }
+        Script { file: template.file(), head, memories, to_answer: self.to_answer, next_question: self.next_question }
     }
 }
 

@@ -46,6 +46,11 @@ impl Template {
         Ok(Self { environment, file, special, names_memories })
     }
 
+    /// The name of its file.
+    pub(super) fn file(&self) -> &'static str {
+        self.file
+    }
+
     /// Whether the template has words for messages of the role `memory`.
     pub(super) fn names_memories(&self) -> bool {
         self.names_memories

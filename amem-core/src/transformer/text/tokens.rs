@@ -30,6 +30,9 @@ impl Tokens {
     /// Reads `tokenizer.json` for a model with so many tokens.
     pub(super) fn open(source: &dyn ModelSource, vocabulary: usize) -> Result<Self> {
         let bytes = source.file(FILE).ok_or_else(|| bad_model(FILE, "it is missing"))?;
+        // The tokenizers crate panics at some kinds of broken JSON.
+        let json: serde_json::Result<serde::de::IgnoredAny> = serde_json::from_slice(bytes);
+        json.map_err(|error| bad_model(FILE, format!("it is not valid JSON: {error}")))?;
         let mut template = Tokenizer::from_bytes(bytes).map_err(bad_tokenizer)?;
         // Settings for training in batches, which would cut texts or fill them up.
         template.with_truncation(None).map_err(bad_tokenizer)?.with_padding(None);
@@ -90,6 +93,12 @@ impl Tokens {
             return Err(Error::BadValue { what: "token", value: token.to_string(), expected: "in the vocabulary" });
         }
         self.template.decode(tokens, true).map_err(bad_tokenizer)
+    }
+
+    /// The text of tokens, special ones included.
+    #[cfg(test)]
+    pub(super) fn spell(&self, tokens: &[Token]) -> String {
+        self.template.decode(tokens, false).unwrap()
     }
 
     /// If the text that follows brings its own space, the string's would be a second one.
