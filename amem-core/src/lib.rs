@@ -5,6 +5,7 @@ mod chat;
 mod error;
 mod kv;
 mod model;
+mod ram_ledger;
 pub mod recall;
 mod record;
 pub mod residency;
@@ -14,6 +15,7 @@ pub use chat::{Chat, Layout};
 pub use error::{BoxError, Error, Result};
 pub use kv::{ChunkId, Fingerprint, KvChunk, KvData, KvShape, KvType, PrefixId, Token};
 pub use model::{Budget, Context, Model, ModelInfo, Piece, Repair, Scoring, Usage};
+pub use ram_ledger::RamLedger;
 pub use recall::{Recalled, Recaller};
 pub use record::{
     Added, Ledger, Namespace, NewRecord, Outcome, Query, Record, RecordId, Revision, State, Timestamp, Version,
