@@ -1,1 +1,18 @@
-//! amem-store
+//! What outlives amem's process: KV in memory-mapped segment files, records in SQLite, models read where they lie.
+//!
+//! Start at [`open`], which gives both halves of a data directory. [`SegmentStore`] and [`SqliteLedger`] also stand
+//! alone, and [`ModelDir`] reads a model without copying it.
+
+mod data_dir;
+mod error;
+pub mod fuzzing;
+mod ledger;
+mod map;
+mod model_dir;
+mod segment;
+
+pub use data_dir::{DataDir, open};
+pub use error::{Error, Result};
+pub use ledger::SqliteLedger;
+pub use model_dir::ModelDir;
+pub use segment::{SegmentOptions, SegmentStore};

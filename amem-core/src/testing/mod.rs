@@ -1,1 +1,17 @@
 //! Conformance suites that every implementation of a trait must pass.
+//!
+//! Each takes a closure that makes a fresh, empty implementation, and panics with the promise that was broken:
+//!
+//! ```
+//! # use amem_core::RamLedger;
+//! amem_core::testing::ledger(RamLedger::new);
+//! ```
+//!
+//! They bring no runtime; an implementation that needs one enters it in its closure.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a broken promise is told by a panic")]
+
+mod kv_store;
+mod ledger;
+
+pub use kv_store::kv_store;
+pub use ledger::ledger;

@@ -1,0 +1,262 @@
+//! A ledger that nothing outlives.
+
+use std::collections::BTreeSet;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+
+use crate::{
+    Added, ChunkId, Error, Ledger, Namespace, NewRecord, Outcome, Query, Record, RecordId, Result, Revision, State,
+    Timestamp, Version,
+};
+
+/// A [`Ledger`] in RAM: for tests, and for agents whose memory ends with their process.
+///
+/// It looks through all its records on each call, which is quick for some thousands of them.
+#[derive(Debug, Default)]
+pub struct RamLedger(Mutex<Tables>);
+
+#[derive(Debug, Default)]
+struct Tables {
+    /// In the order in which they were added.
+    entries: Vec<Entry>,
+    doomed: BTreeSet<ChunkId>,
+    revision: Revision,
+}
+
+#[derive(Debug)]
+struct Entry {
+    /// Its state is never `Expired`: that depends on when one asks.
+    record: Record,
+    history: Vec<Version>,
+    links: BTreeSet<ChunkId>,
+    changed: Revision,
+}
+
+impl RamLedger {
+    /// A ledger with nothing in it.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn tables(&self) -> MutexGuard<'_, Tables> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Entry {
+    fn is_active(&self, now: Timestamp) -> bool {
+        self.record.state == State::Active && self.record.expires_at.is_none_or(|at| at > now)
+    }
+
+    fn is_forgotten(&self) -> bool {
+        matches!(self.record.state, State::Forgotten { .. })
+    }
+
+    fn says(&self, namespace: &Namespace, key: Option<&str>, text: &str) -> bool {
+        self.record.namespace == *namespace && self.record.key.as_deref() == key && self.record.text == text
+    }
+
+    /// The record as it is at `now`.
+    fn at(&self, now: Timestamp) -> Record {
+        let mut record = self.record.clone();
+        if let (State::Active, Some(at)) = (record.state, record.expires_at.filter(|at| *at <= now)) {
+            record.state = State::Expired { at };
+        }
+        record
+    }
+
+    /// The record as it counted at `moment`, with the text that it had then.
+    fn as_of(&self, moment: Timestamp) -> Option<Record> {
+        let ended = match self.record.state {
+            State::Active => false,
+            State::Superseded { at, .. } => at <= moment,
+            _ => true,
+        };
+        let expired = self.record.expires_at.is_some_and(|at| at <= moment);
+        let version = self.history.iter().rfind(|version| version.from <= moment)?;
+        let (text, updated_at) = (version.text.clone(), version.from);
+        let record = Record { text, updated_at, state: State::Active, ..self.record.clone() };
+        (!ended && !expired).then_some(record)
+    }
+
+    /// A moment for a change: a clock that was set back must not turn the history around.
+    fn not_before_last_change(&self, now: Timestamp) -> Timestamp {
+        now.max(self.record.updated_at)
+    }
+
+    fn end(&mut self, state: State, at: Timestamp, revision: Revision) {
+        self.record.state = state;
+        self.changed = revision;
+        if let Some(last) = self.history.last_mut() {
+            last.until.get_or_insert(at);
+        }
+    }
+}
+
+impl Tables {
+    fn find(&mut self, namespace: &Namespace, id: RecordId) -> Result<&mut Entry> {
+        let found = self.entries.iter_mut().find(|e| e.record.id == id && e.record.namespace == *namespace);
+        found.ok_or_else(|| Error::UnknownRecord { namespace: namespace.clone(), id })
+    }
+
+    fn next_revision(&mut self) -> Revision {
+        self.revision.0 += 1;
+        self.revision
+    }
+
+    fn add(&mut self, namespace: &Namespace, text: &str, new: &NewRecord, now: Timestamp) -> Added {
+        let key = new.key.as_deref();
+        if let Some(same) = self.entries.iter().find(|e| e.is_active(now) && e.says(namespace, key, text)) {
+            return Added { record: same.at(now), outcome: Outcome::Duplicate };
+        }
+        let (id, revision) = (RecordId::new(), self.next_revision());
+        let mut outcome = Outcome::New;
+        let older = self.entries.iter_mut().filter(|e| e.is_active(now) && e.record.namespace == *namespace);
+        for older in older.filter(|e| key.is_some() && e.record.key.as_deref() == key) {
+            outcome = Outcome::Superseded(older.record.id);
+            let at = older.not_before_last_change(now);
+            older.end(State::Superseded { by: id, at }, at, revision);
+        }
+        let record = Record {
+            id,
+            namespace: namespace.clone(),
+            text: text.to_owned(),
+            key: new.key.clone(),
+            created_at: now,
+            updated_at: now,
+            expires_at: new.expires_at,
+            state: State::Active,
+        };
+        let history = vec![Version { text: text.to_owned(), from: now, until: None }];
+        self.entries.push(Entry { record: record.clone(), history, links: BTreeSet::new(), changed: revision });
+        Added { record, outcome }
+    }
+
+    /// Dooms those of `chunks` that no active record has.
+    fn doom(&mut self, chunks: BTreeSet<ChunkId>, now: Timestamp) {
+        for chunk in chunks {
+            if !self.entries.iter().any(|e| e.is_active(now) && e.links.contains(&chunk)) {
+                self.doomed.insert(chunk);
+            }
+        }
+    }
+}
+
+fn said(text: &str) -> Result<&str> {
+    let text = text.trim();
+    if text.is_empty() { Err(Error::Empty { what: "memory" }) } else { Ok(text) }
+}
+
+#[async_trait]
+impl Ledger for RamLedger {
+    async fn add(&self, namespace: &Namespace, new: &[NewRecord], now: Timestamp) -> Result<Vec<Added>> {
+        let texts = new.iter().map(|new| said(&new.text)).collect::<Result<Vec<_>>>()?;
+        let mut tables = self.tables();
+        Ok(texts.into_iter().zip(new).map(|(text, new)| tables.add(namespace, text, new, now)).collect())
+    }
+
+    async fn get(&self, namespace: &Namespace, id: RecordId, now: Timestamp) -> Result<Record> {
+        Ok(self.tables().find(namespace, id)?.at(now))
+    }
+
+    async fn list(&self, namespace: &Namespace, query: Query) -> Result<Vec<Record>> {
+        let (tables, now) = (self.tables(), Timestamp::now());
+        let entries = tables.entries.iter().filter(|e| e.record.namespace == *namespace);
+        Ok(match query {
+            Query::At(moment) => entries.filter_map(|e| e.as_of(moment)).collect(),
+            Query::All => entries.map(|e| e.at(now)).collect(),
+        })
+    }
+
+    async fn update(&self, namespace: &Namespace, id: RecordId, text: &str, now: Timestamp) -> Result<Record> {
+        let text = said(text)?;
+        let mut tables = self.tables();
+        let record = tables.find(namespace, id)?.at(now);
+        if record.state != State::Active {
+            return Err(Error::NotActive { id, state: record.state.name() });
+        }
+        if record.text == text {
+            return Ok(record);
+        }
+        let key = record.key.as_deref();
+        if let Some(same) = tables.entries.iter().find(|e| e.is_active(now) && e.says(namespace, key, text)) {
+            return Err(Error::SameText { existing: same.record.id });
+        }
+        let revision = tables.next_revision();
+        let entry = tables.find(namespace, id)?;
+        let at = entry.not_before_last_change(now);
+        entry.end(State::Active, at, revision);
+        entry.history.push(Version { text: text.to_owned(), from: at, until: None });
+        (entry.record.text, entry.record.updated_at) = (text.to_owned(), at);
+        let (record, links) = (entry.at(now), std::mem::take(&mut entry.links));
+        tables.doom(links, now);
+        Ok(record)
+    }
+
+    async fn forget(&self, namespace: &Namespace, id: RecordId, now: Timestamp) -> Result<Record> {
+        let mut tables = self.tables();
+        if !tables.find(namespace, id)?.is_forgotten() {
+            let revision = tables.next_revision();
+            let entry = tables.find(namespace, id)?;
+            let at = entry.not_before_last_change(now);
+            entry.end(State::Forgotten { at }, at, revision);
+            entry.record.text.clear();
+            entry.history.iter_mut().for_each(|version| version.text.clear());
+            let links = std::mem::take(&mut entry.links);
+            tables.doom(links, now);
+        }
+        Ok(tables.find(namespace, id)?.at(now))
+    }
+
+    async fn history(&self, namespace: &Namespace, id: RecordId) -> Result<Vec<Version>> {
+        Ok(self.tables().find(namespace, id)?.history.clone())
+    }
+
+    async fn namespaces(&self) -> Result<Vec<Namespace>> {
+        let names = self.tables().entries.iter().map(|e| e.record.namespace.clone()).collect::<BTreeSet<_>>();
+        Ok(names.into_iter().collect())
+    }
+
+    async fn changes(&self, namespace: &Namespace, since: Revision, now: Timestamp) -> Result<(Vec<Record>, Revision)> {
+        let tables = self.tables();
+        let changed = tables.entries.iter().filter(|e| e.record.namespace == *namespace && e.changed > since);
+        Ok((changed.map(|e| e.at(now)).collect(), tables.revision))
+    }
+
+    async fn link(&self, namespace: &Namespace, links: &[(RecordId, ChunkId)]) -> Result<()> {
+        let mut tables = self.tables();
+        links.iter().try_for_each(|(id, _)| tables.find(namespace, *id).map(|_| ()))?;
+        for (id, chunk) in links {
+            let entry = tables.find(namespace, *id)?;
+            if entry.is_forgotten() {
+                // It was forgotten while its KV was being computed.
+                tables.doom(BTreeSet::from([*chunk]), Timestamp::now());
+            } else {
+                entry.links.insert(*chunk);
+                tables.doomed.remove(chunk);
+            }
+        }
+        Ok(())
+    }
+
+    async fn doomed(&self) -> Result<Vec<ChunkId>> {
+        Ok(self.tables().doomed.iter().copied().collect())
+    }
+
+    async fn buried(&self, chunks: &[ChunkId]) -> Result<()> {
+        let mut tables = self.tables();
+        chunks.iter().for_each(|chunk| _ = tables.doomed.remove(chunk));
+        Ok(())
+    }
+}
+
+#[cfg(all(test, feature = "testing"))]
+mod tests {
+    use super::RamLedger;
+
+    #[test]
+    fn it_keeps_the_promises_of_a_ledger() {
+        crate::testing::ledger(RamLedger::new);
+    }
+}

@@ -1,0 +1,170 @@
+//! What every [`KvStore`] promises.
+
+use std::sync::Arc;
+
+use futures_lite::future::block_on;
+
+use crate::{ChunkId, Fingerprint, KvChunk, KvShape, KvStore, KvType, Namespace, PrefixId};
+
+/// Checks a store against the promises of [`KvStore`]. `make` gives a fresh, empty one each time it is called; it must
+/// have room for some hundred kilobytes.
+///
+/// # Panics
+/// With the promise that was broken.
+pub fn kv_store<S: KvStore>(make: impl Fn() -> S) {
+    block_on(async {
+        an_empty_store_has_nothing(&make()).await;
+        what_was_put_comes_back_whole(&make()).await;
+        a_held_chunk_is_left_as_it_is(&make()).await;
+        a_sensitivity_is_taken_in_and_kept(&make()).await;
+        what_was_deleted_is_gone_and_can_be_put_again(&make()).await;
+        chunks_that_were_handed_out_stay_readable(&make()).await;
+        it_counts_what_it_holds_and_sees(&make()).await;
+        hints_change_nothing(&make()).await;
+    });
+    many_threads_may_use_it_at_once(&make());
+}
+
+async fn an_empty_store_has_nothing(store: &impl KvStore) {
+    let chunk = chunk(1, 3, KvType::F16);
+    assert!(store.get(&chunk.id()).await.unwrap().is_none(), "a chunk that was never put is not found");
+    assert!(!store.contains(&chunk.id()).await, "a chunk that was never put is not contained");
+    store.put(&[]).await.expect("putting no chunks is no error");
+    store.delete(&[]).await.expect("deleting no chunks is no error");
+    store.delete(&[chunk.id()]).await.expect("deleting a chunk that is not there is no error");
+    store.sync().await.expect("syncing an empty store is no error");
+}
+
+async fn what_was_put_comes_back_whole(store: &impl KvStore) {
+    // One token and many; each kind of number; KV of an odd length, of a page, and of several blocks.
+    let kinds = [KvType::F32, KvType::F16, KvType::Bf16];
+    let chunks: Vec<_> = kinds.into_iter().zip([1, 32, 2000]).map(|(kind, tokens)| chunk(7, tokens, kind)).collect();
+    store.put(&chunks).await.expect("an empty store takes chunks");
+    store.put(&[measured(&chunk(9, 5, KvType::F16))]).await.expect("it takes a chunk with a sensitivity");
+    for chunk in chunks.iter().chain([&measured(&chunk(9, 5, KvType::F16))]) {
+        assert_same(&found(store, chunk).await, chunk);
+        assert!(store.contains(&chunk.id()).await, "a chunk that get finds is contained");
+    }
+    store.sync().await.expect("sync works");
+    assert_same(&found(store, &chunks[0]).await, &chunks[0]);
+}
+
+async fn a_held_chunk_is_left_as_it_is(store: &impl KvStore) {
+    let chunk = chunk(1, 4, KvType::F16);
+    store.put(&[chunk.clone(), chunk.clone()]).await.expect("a chunk may be put twice at once");
+    store.put(std::slice::from_ref(&chunk)).await.expect("a chunk may be put twice");
+    assert_same(&found(store, &chunk).await, &chunk);
+    assert_eq!(store.stats().await.chunks, 1, "a chunk that is put several times is one chunk");
+}
+
+async fn a_sensitivity_is_taken_in_and_kept(store: &impl KvStore) {
+    let bare = chunk(1, 4, KvType::F16);
+    store.put(std::slice::from_ref(&bare)).await.unwrap();
+    store.put(&[measured(&bare)]).await.expect("a chunk may be put again with its sensitivity");
+    assert!(found(store, &bare).await.sensitivity().is_some(), "a put brings a sensitivity that the held one lacks");
+    store.put(std::slice::from_ref(&bare)).await.unwrap();
+    assert_same(&found(store, &bare).await, &measured(&bare));
+    assert_eq!(store.stats().await.chunks, 1, "a chunk that gets a sensitivity is still one chunk");
+}
+
+async fn what_was_deleted_is_gone_and_can_be_put_again(store: &impl KvStore) {
+    let [a, b, c] = [chunk(1, 4, KvType::F16), chunk(2, 4, KvType::F16), chunk(3, 4, KvType::F16)];
+    store.put(&[a.clone(), b.clone(), measured(&c)]).await.unwrap();
+    store.delete(&[a.id(), c.id(), a.id(), chunk(4, 1, KvType::F16).id()]).await.expect("any ids may be deleted");
+    for gone in [&a, &c] {
+        assert!(store.get(&gone.id()).await.unwrap().is_none(), "a deleted chunk is not found");
+        assert!(!store.contains(&gone.id()).await, "a deleted chunk is not contained");
+    }
+    assert_same(&found(store, &b).await, &b);
+    store.delete(&[a.id()]).await.expect("deleting again is no error");
+    store.put(std::slice::from_ref(&a)).await.expect("a deleted chunk can be put again");
+    assert_same(&found(store, &a).await, &a);
+}
+
+async fn chunks_that_were_handed_out_stay_readable(store: &impl KvStore) {
+    let chunk = chunk(1, 100, KvType::F16);
+    store.put(std::slice::from_ref(&chunk)).await.unwrap();
+    let held = found(store, &chunk).await;
+    store.delete(&[chunk.id()]).await.unwrap();
+    assert_same(&held, &chunk);
+    let first = held.bytes().as_ptr();
+    assert_eq!(first, held.clone().bytes().as_ptr(), "a chunk's data is shared by its clones");
+}
+
+async fn it_counts_what_it_holds_and_sees(store: &impl KvStore) {
+    let [a, b] = [chunk(1, 40, KvType::F16), chunk(2, 40, KvType::F16)];
+    store.put(&[a.clone(), b.clone()]).await.unwrap();
+    let before = store.stats().await;
+    assert_eq!(before.chunks, 2, "stats count the chunks held");
+    assert!(before.bytes >= (a.bytes().len() + b.bytes().len()) as u64, "stats count at least the KV's bytes");
+    found(store, &a).await;
+    let _ = store.get(&chunk(3, 1, KvType::F16).id()).await.unwrap();
+    let after = store.stats().await;
+    assert_eq!((after.hits - before.hits, after.misses - before.misses), (1, 1), "a get is a hit or a miss");
+    assert_eq!(after.damaged, 0, "nothing is damaged");
+    store.delete(&[a.id(), b.id()]).await.unwrap();
+    assert_eq!(store.stats().await.chunks, 0, "stats count the chunks held");
+    assert!(store.stats().await.bytes < before.bytes, "deleting gives space back");
+}
+
+async fn hints_change_nothing(store: &impl KvStore) {
+    let chunk = chunk(1, 4, KvType::F16);
+    store.note(&[(chunk.id(), 1.0), (chunk.id(), f32::NAN), (chunk.id(), -1.0)]);
+    store.put(std::slice::from_ref(&chunk)).await.unwrap();
+    store.note(&[(chunk.id(), 0.0)]);
+    assert_same(&found(store, &chunk).await, &chunk);
+}
+
+fn many_threads_may_use_it_at_once(store: &impl KvStore) {
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            scope.spawn(move || {
+                block_on(async {
+                    for round in 0..10 {
+                        // Some chunks are the thread's own, some are everybody's.
+                        let [own, shared] = [100 + 10 * thread + round, round].map(|seed| chunk(seed, 3, KvType::F16));
+                        store.put(&[own.clone(), shared.clone()]).await.expect("threads may put at once");
+                        assert_same(&found(store, &own).await, &own);
+                        assert_same(&found(store, &shared).await, &shared);
+                        if round % 3 == 0 {
+                            store.delete(&[own.id()]).await.expect("threads may delete at once");
+                            assert!(!store.contains(&own.id()).await, "a deleted chunk is gone");
+                        }
+                    }
+                });
+            });
+        }
+    });
+}
+
+async fn found(store: &impl KvStore, chunk: &KvChunk) -> KvChunk {
+    let found = store.get(&chunk.id()).await.expect("get works");
+    found.expect("a chunk that was put, and that there is room for, is found")
+}
+
+fn assert_same(found: &KvChunk, put: &KvChunk) {
+    assert_eq!(found.id(), put.id(), "a chunk comes back under its id");
+    assert_eq!(found.prefix(), put.prefix(), "a chunk comes back with its prefix");
+    assert_eq!(found.shape(), put.shape(), "a chunk comes back in its shape");
+    assert_eq!(found.tokens(), put.tokens(), "a chunk comes back with its tokens");
+    assert_eq!(found.sensitivity(), put.sensitivity(), "a chunk comes back with its sensitivity");
+    assert!(found.bytes() == put.bytes(), "a chunk comes back with its KV, byte for byte");
+}
+
+/// A chunk of made-up KV that is different for each `seed` and number of tokens.
+fn chunk(seed: u32, tokens: usize, kind: KvType) -> KvChunk {
+    let shape = KvShape { layers: 3, kv_heads: 2, head_dim: 5, kind };
+    let tokens: Arc<[u32]> = (0..tokens as u32).map(|i| seed.wrapping_mul(7919).wrapping_add(i)).collect();
+    let prefix = PrefixId::of(&[seed]);
+    let namespace = Namespace::new("conformance").unwrap();
+    let id = ChunkId::of(&Fingerprint([1; 32]), &shape, &prefix, &namespace, &tokens);
+    let noise =
+        (0..shape.bytes(tokens.len()) as u64).map(|i| (i + u64::from(seed)).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    let data: Vec<u8> = noise.map(|noise| (noise >> 56) as u8).collect();
+    KvChunk::new(id, prefix, shape, tokens, Arc::new(data)).unwrap()
+}
+
+fn measured(chunk: &KvChunk) -> KvChunk {
+    let sensitivity = (0..chunk.tokens().len()).map(|i| i as f32 / 8.0).collect();
+    chunk.clone().with_sensitivity(sensitivity).unwrap()
+}

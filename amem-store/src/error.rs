@@ -1,0 +1,128 @@
+//! What can go wrong on disk, with which file, and what to do about it.
+
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+
+use rusqlite::ErrorCode;
+
+/// The result of everything in this crate that can fail.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong. Damage within a store's files is not among it: a damaged chunk is a miss.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system refused something.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried: "open", "read", …
+        action: &'static str,
+        /// On which file or directory.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The disk, a quota or a limit on file sizes left no room.
+    #[error("no room to write {}: {source}", path.display())]
+    Full {
+        /// What was being written.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The store can be read, but not written.
+    #[error("{} is read-only: {reason}", path.display())]
+    ReadOnly {
+        /// The store's directory.
+        path: PathBuf,
+        /// Why it cannot be written.
+        reason: String,
+    },
+    /// An earlier write failed in a way that leaves unknown what is on disk. Reads go on.
+    #[error("{} takes no more writes since one failed ({reason}): open it anew", path.display())]
+    Poisoned {
+        /// The store's directory.
+        path: PathBuf,
+        /// The failure that did it.
+        reason: String,
+    },
+    /// A file was written by a later version of amem.
+    #[error("{} has format {found}, and this amem reads up to {supported}: use a newer amem", path.display())]
+    NewerFormat {
+        /// The file.
+        path: PathBuf,
+        /// Its format's version.
+        found: u32,
+        /// The last version known here.
+        supported: u32,
+    },
+    /// SQLite failed.
+    #[error("cannot {action}: {source}")]
+    Sqlite {
+        /// What was tried.
+        action: &'static str,
+        /// What SQLite said.
+        source: rusqlite::Error,
+    },
+    /// A forgotten text is out of the ledger but not yet out of its write-ahead log, because another process reads it.
+    #[error("{} is still being read, so the forgotten text is not wiped from it yet: forget it again", path.display())]
+    NotWiped {
+        /// The ledger's file.
+        path: PathBuf,
+    },
+    /// A file of a model's directory is larger than this crate is willing to read into memory.
+    #[error("{} has {found} bytes, more than the {limit} allowed: is it what its name says?", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Its size in bytes.
+        found: u64,
+        /// The most that is read, in bytes.
+        limit: u64,
+    },
+}
+
+impl Error {
+    /// For `map_err`: an error of doing `action` to `path`.
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { action, path: path.to_owned(), source }
+    }
+
+    /// For `map_err`: an error of writing to `path`, told apart by what the caller can do about it.
+    pub(crate) fn writing(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| {
+            let path = path.to_owned();
+            match source.kind() {
+                ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
+                    Self::Full { path, source }
+                }
+                ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied => {
+                    Self::ReadOnly { path, reason: source.to_string() }
+                }
+                _ => Self::Io { action: "write", path, source },
+            }
+        }
+    }
+
+    /// For `map_err`: an error of SQLite while doing `action`.
+    pub(crate) fn sqlite(action: &'static str) -> impl FnOnce(rusqlite::Error) -> Self {
+        move |source| Self::Sqlite { action, source }
+    }
+}
+
+impl From<Error> for amem_core::Error {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Full { path, source } => Self::Full { what: path.display().to_string(), reason: source.to_string() },
+            Error::ReadOnly { path, reason } => Self::ReadOnly { what: path.display().to_string(), reason },
+            Error::Sqlite { source, .. } if source.sqlite_error_code() == Some(ErrorCode::DiskFull) => {
+                Self::Full { what: "the ledger's disk".into(), reason: source.to_string() }
+            }
+            Error::Sqlite { source, .. } if source.sqlite_error_code() == Some(ErrorCode::ReadOnly) => {
+                Self::ReadOnly { what: "the ledger".into(), reason: source.to_string() }
+            }
+            Error::Sqlite { .. } | Error::NotWiped { .. } => Self::Ledger(Box::new(error)),
+            other => Self::Store(Box::new(other)),
+        }
+    }
+}

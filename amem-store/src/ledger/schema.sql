@@ -1,0 +1,50 @@
+-- Version 1. Times are milliseconds since 1970-01-01 UTC; ids and chunks are raw bytes.
+
+-- One remembered text and its life. Rows are never deleted.
+CREATE TABLE record (
+    seq        INTEGER PRIMARY KEY,           -- the order of adding
+    id         BLOB NOT NULL UNIQUE,
+    namespace  TEXT NOT NULL,
+    key        TEXT,
+    version    INTEGER NOT NULL,              -- the text it has now: version.seq
+    created_at INTEGER NOT NULL,
+    expires_at INTEGER,
+    state      INTEGER NOT NULL,              -- 0 active, 1 superseded, 2 forgotten
+    ended_at   INTEGER,                       -- when it was superseded or forgotten
+    ended_by   BLOB,                          -- the id of the record that superseded it
+    revision   INTEGER NOT NULL               -- ledger.revision at its last change
+) STRICT;
+CREATE INDEX record_by_namespace ON record (namespace);
+CREATE INDEX record_by_revision ON record (namespace, revision);
+CREATE INDEX record_by_key ON record (namespace, key) WHERE state = 0 AND key IS NOT NULL;
+
+-- All texts that records had. Forgetting empties text and hash.
+CREATE TABLE version (
+    seq        INTEGER PRIMARY KEY,
+    record     INTEGER NOT NULL,              -- record.seq
+    text       TEXT NOT NULL,
+    hash       INTEGER,                       -- of namespace, key and text: finds duplicates, which are then compared
+    from_at    INTEGER NOT NULL,
+    until_at   INTEGER
+) STRICT;
+CREATE INDEX version_by_record ON version (record);
+CREATE INDEX version_by_hash ON version (hash) WHERE hash IS NOT NULL;
+
+-- Chunks that hold the KV of records' present texts.
+CREATE TABLE link (
+    chunk      BLOB NOT NULL,
+    record     INTEGER NOT NULL,              -- record.seq
+    PRIMARY KEY (chunk, record)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX link_by_record ON link (record);
+
+-- Chunks to be deleted from every store.
+CREATE TABLE doomed (
+    chunk      BLOB PRIMARY KEY
+) STRICT, WITHOUT ROWID;
+
+-- One row: how many changes there were.
+CREATE TABLE ledger (
+    revision   INTEGER NOT NULL
+) STRICT;
+INSERT INTO ledger VALUES (0);

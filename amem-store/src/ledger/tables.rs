@@ -1,0 +1,336 @@
+//! What a ledger does, each within one transaction.
+
+use amem_core::{
+    Added, ChunkId, Error, Namespace, NewRecord, Outcome, Query, Record, RecordId, Revision, State, Timestamp, Version,
+};
+use rusqlite::{Connection, Params, Row, params};
+
+/// Why something was not done.
+pub(super) enum Failure {
+    /// The ledger's rules forbid it.
+    Refused(Error),
+    /// SQLite could not.
+    Sqlite(rusqlite::Error),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Refused(error)
+    }
+}
+
+impl From<rusqlite::Error> for Failure {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sqlite(error)
+    }
+}
+
+type Result<T, E = Failure> = std::result::Result<T, E>;
+
+/// The tables as one transaction sees them.
+pub(super) struct Tables<'a>(pub(super) &'a Connection);
+
+/// A record with the text it has now, and where it stands in the tables.
+pub(super) struct Found {
+    seq: i64,
+    version: i64,
+    stored: Record,
+}
+
+const ACTIVE: i64 = 0;
+const SUPERSEDED: i64 = 1;
+const FORGOTTEN: i64 = 2;
+
+/// The columns that [`Found::from_row`] reads, of records `r` and versions `v`.
+macro_rules! select {
+    ($rest:literal) => {
+        concat!(
+            "SELECT r.seq, v.seq, r.id, r.namespace, v.text, r.key, r.created_at, v.from_at, r.expires_at, r.state, \
+             r.ended_at, r.ended_by FROM record r JOIN version v ON v.seq = ",
+            $rest
+        )
+    };
+}
+
+impl Found {
+    fn from_row(row: &Row<'_>) -> rusqlite::Result<Self> {
+        let at = Timestamp(row.get::<_, Option<i64>>(10)?.unwrap_or_default());
+        let state = match row.get(9)? {
+            ACTIVE => State::Active,
+            SUPERSEDED => State::Superseded { by: RecordId::from_bytes(row.get(11)?), at },
+            FORGOTTEN => State::Forgotten { at },
+            other => return Err(rusqlite::Error::IntegralValueOutOfRange(9, other)),
+        };
+        let stored = Record {
+            id: RecordId::from_bytes(row.get(2)?),
+            namespace: namespace(row, 3)?,
+            text: row.get(4)?,
+            key: row.get(5)?,
+            created_at: Timestamp(row.get(6)?),
+            updated_at: Timestamp(row.get(7)?),
+            expires_at: row.get::<_, Option<i64>>(8)?.map(Timestamp),
+            state,
+        };
+        Ok(Self { seq: row.get(0)?, version: row.get(1)?, stored })
+    }
+
+    /// The record as it is at `now`.
+    pub(super) fn record(self, now: Timestamp) -> Record {
+        let mut record = self.stored;
+        if let (State::Active, Some(at)) = (record.state, record.expires_at.filter(|at| *at <= now)) {
+            record.state = State::Expired { at };
+        }
+        record
+    }
+}
+
+impl Tables<'_> {
+    pub(super) fn add(&self, namespace: &Namespace, new: &[NewRecord], now: Timestamp) -> Result<Vec<Added>> {
+        new.iter().map(|new| self.add_one(namespace, new, now)).collect()
+    }
+
+    fn add_one(&self, namespace: &Namespace, new: &NewRecord, now: Timestamp) -> Result<Added> {
+        let (text, key) = (said(&new.text)?, new.key.as_deref());
+        if let Some(same) = self.saying(namespace, key, text, now)? {
+            return Ok(Added { record: same.record(now), outcome: Outcome::Duplicate });
+        }
+        let (id, revision) = (RecordId::new(), self.next_revision()?);
+        let mut outcome = Outcome::New;
+        for older in self.under(namespace, key, now)? {
+            let at = now.max(older.stored.updated_at);
+            self.end(&older, SUPERSEDED, at, Some(id), revision)?;
+            outcome = Outcome::Superseded(older.stored.id);
+        }
+        let expires_at = new.expires_at.map(|at| at.0);
+        let insert = "INSERT INTO record (id, namespace, key, version, created_at, expires_at, state, revision) \
+                      VALUES (?1, ?2, ?3, 0, ?4, ?5, 0, ?6)";
+        self.execute(insert, params![id.to_bytes(), namespace.as_str(), key, now.0, expires_at, revision])?;
+        let seq = self.0.last_insert_rowid();
+        let version = self.begin_version(seq, text, hash(namespace, key, text), now)?;
+        self.execute("UPDATE record SET version = ?2 WHERE seq = ?1", params![seq, version])?;
+        let record = Record {
+            id,
+            namespace: namespace.clone(),
+            text: text.to_owned(),
+            key: new.key.clone(),
+            created_at: now,
+            updated_at: now,
+            expires_at: new.expires_at,
+            state: State::Active,
+        };
+        Ok(Added { record, outcome })
+    }
+
+    pub(super) fn find(&self, namespace: &Namespace, id: RecordId) -> Result<Found> {
+        let by_id = select!("r.version WHERE r.id = ?1 AND r.namespace = ?2");
+        let found = self.all(by_id, params![id.to_bytes(), namespace.as_str()])?.pop();
+        found.ok_or_else(|| Error::UnknownRecord { namespace: namespace.clone(), id }.into())
+    }
+
+    pub(super) fn list(&self, namespace: &Namespace, query: Query) -> Result<Vec<Record>> {
+        let found = match query {
+            Query::At(moment) => {
+                let standing = select!(
+                    "(SELECT max(seq) FROM version WHERE record = r.seq AND from_at <= ?2) \
+                     WHERE r.namespace = ?1 AND r.state <> 2 AND (r.state = 0 OR r.ended_at > ?2) \
+                     AND (r.expires_at IS NULL OR r.expires_at > ?2) ORDER BY r.seq"
+                );
+                let mut found = self.all(standing, params![namespace.as_str(), moment.0])?;
+                // At that moment nothing had taken its place yet.
+                found.iter_mut().for_each(|found| found.stored.state = State::Active);
+                found
+            }
+            _ => self.all(select!("r.version WHERE r.namespace = ?1 ORDER BY r.seq"), [namespace.as_str()])?,
+        };
+        let now = if let Query::At(moment) = query { moment } else { Timestamp::now() };
+        Ok(found.into_iter().map(|found| found.record(now)).collect())
+    }
+
+    pub(super) fn update(&self, namespace: &Namespace, id: RecordId, text: &str, now: Timestamp) -> Result<Record> {
+        let text = said(text)?;
+        let found = self.find(namespace, id)?;
+        let (seq, version) = (found.seq, found.version);
+        let mut record = found.record(now);
+        if record.state != State::Active {
+            return Err(Error::NotActive { id, state: record.state.name() }.into());
+        }
+        if record.text == text {
+            return Ok(record);
+        }
+        let key = record.key.as_deref();
+        if let Some(same) = self.saying(namespace, key, text, now)? {
+            return Err(Error::SameText { existing: same.stored.id }.into());
+        }
+        // A clock that was set back must not turn the history around.
+        let at = now.max(record.updated_at);
+        self.execute("UPDATE version SET until_at = ?2 WHERE seq = ?1", params![version, at.0])?;
+        let version = self.begin_version(seq, text, hash(namespace, key, text), at)?;
+        let change = "UPDATE record SET version = ?2, revision = ?3 WHERE seq = ?1";
+        self.execute(change, params![seq, version, self.next_revision()?])?;
+        self.doom_links(seq, now)?;
+        (record.text, record.updated_at) = (text.to_owned(), at);
+        Ok(record)
+    }
+
+    pub(super) fn forget(&self, namespace: &Namespace, id: RecordId, now: Timestamp) -> Result<Record> {
+        let found = self.find(namespace, id)?;
+        if !matches!(found.stored.state, State::Forgotten { .. }) {
+            let at = now.max(found.stored.updated_at);
+            self.end(&found, FORGOTTEN, at, None, self.next_revision()?)?;
+            self.execute("UPDATE version SET text = '', hash = NULL WHERE record = ?1", [found.seq])?;
+            self.doom_links(found.seq, now)?;
+        }
+        Ok(self.find(namespace, id)?.record(now))
+    }
+
+    pub(super) fn history(&self, namespace: &Namespace, id: RecordId) -> Result<Vec<Version>> {
+        let found = self.find(namespace, id)?;
+        let select = "SELECT text, from_at, until_at FROM version WHERE record = ?1 ORDER BY seq";
+        self.rows(select, [found.seq], |row| {
+            let until = row.get::<_, Option<i64>>(2)?.map(Timestamp);
+            Ok(Version { text: row.get(0)?, from: Timestamp(row.get(1)?), until })
+        })
+    }
+
+    pub(super) fn namespaces(&self) -> Result<Vec<Namespace>> {
+        self.rows("SELECT DISTINCT namespace FROM record ORDER BY namespace", [], |row| namespace(row, 0))
+    }
+
+    pub(super) fn changes(
+        &self,
+        namespace: &Namespace,
+        since: Revision,
+        now: Timestamp,
+    ) -> Result<(Vec<Record>, Revision)> {
+        let changed = select!("r.version WHERE r.namespace = ?1 AND r.revision > ?2 ORDER BY r.revision, r.seq");
+        // SQLite's integers end before a revision's do, and no ledger gets there.
+        let since = i64::try_from(since.0).unwrap_or(i64::MAX);
+        let found = self.all(changed, params![namespace.as_str(), since])?;
+        let revision: i64 = self.0.query_row("SELECT revision FROM ledger", [], |row| row.get(0))?;
+        let records = found.into_iter().map(|found| found.record(now)).collect();
+        Ok((records, Revision(revision.unsigned_abs())))
+    }
+
+    pub(super) fn link(&self, namespace: &Namespace, links: &[(RecordId, ChunkId)]) -> Result<()> {
+        for (id, chunk) in links {
+            let found = self.find(namespace, *id)?;
+            if matches!(found.stored.state, State::Forgotten { .. }) {
+                // It was forgotten while its KV was being computed.
+                self.doom(chunk)?;
+            } else {
+                let insert = "INSERT OR IGNORE INTO link (chunk, record) VALUES (?1, ?2)";
+                self.execute(insert, params![chunk.0, found.seq])?;
+                self.execute("DELETE FROM doomed WHERE chunk = ?1", [chunk.0])?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn doomed(&self) -> Result<Vec<ChunkId>> {
+        self.rows("SELECT chunk FROM doomed ORDER BY chunk", [], |row| row.get(0).map(ChunkId))
+    }
+
+    pub(super) fn buried(&self, chunks: &[ChunkId]) -> Result<()> {
+        chunks.iter().try_for_each(|chunk| self.execute("DELETE FROM doomed WHERE chunk = ?1", [chunk.0]))
+    }
+
+    /// The active record of the namespace that says this under this key.
+    fn saying(&self, namespace: &Namespace, key: Option<&str>, text: &str, now: Timestamp) -> Result<Option<Found>> {
+        let same = select!(
+            "r.version WHERE v.hash = ?1 AND v.text = ?2 AND r.namespace = ?3 AND r.key IS ?4 AND r.state = 0 \
+             AND (r.expires_at IS NULL OR r.expires_at > ?5) ORDER BY r.seq LIMIT 1"
+        );
+        let hash = hash(namespace, key, text);
+        Ok(self.all(same, params![hash, text, namespace.as_str(), key, now.0])?.pop())
+    }
+
+    /// The active records with this key: one, or none. (Two, if a clock was set back over an expiry.)
+    fn under(&self, namespace: &Namespace, key: Option<&str>, now: Timestamp) -> Result<Vec<Found>> {
+        let Some(key) = key else { return Ok(Vec::new()) };
+        let active = select!(
+            "r.version WHERE r.namespace = ?1 AND r.key = ?2 AND r.key IS NOT NULL AND r.state = 0 \
+             AND (r.expires_at IS NULL OR r.expires_at > ?3) ORDER BY r.seq"
+        );
+        self.all(active, params![namespace.as_str(), key, now.0])
+    }
+
+    fn end(&self, found: &Found, state: i64, at: Timestamp, by: Option<RecordId>, revision: i64) -> Result<()> {
+        let change = "UPDATE record SET state = ?2, ended_at = ?3, ended_by = ?4, revision = ?5 WHERE seq = ?1";
+        self.execute(change, params![found.seq, state, at.0, by.map(RecordId::to_bytes), revision])?;
+        let close = "UPDATE version SET until_at = ?2 WHERE seq = ?1 AND until_at IS NULL";
+        self.execute(close, params![found.version, at.0])
+    }
+
+    /// Gives a record another text, and says which version that is.
+    fn begin_version(&self, record: i64, text: &str, hash: i64, from: Timestamp) -> Result<i64> {
+        let insert = "INSERT INTO version (record, text, hash, from_at) VALUES (?1, ?2, ?3, ?4)";
+        self.execute(insert, params![record, text, hash, from.0])?;
+        Ok(self.0.last_insert_rowid())
+    }
+
+    /// Takes a record's links away; chunks that no other active record has are doomed.
+    fn doom_links(&self, record: i64, now: Timestamp) -> Result<()> {
+        let doom = "INSERT OR IGNORE INTO doomed SELECT chunk FROM link mine WHERE record = ?1 AND NOT EXISTS ( \
+                    SELECT 1 FROM link other JOIN record r ON r.seq = other.record \
+                    WHERE other.chunk = mine.chunk AND other.record <> ?1 AND r.state = 0 \
+                    AND (r.expires_at IS NULL OR r.expires_at > ?2))";
+        self.execute(doom, params![record, now.0])?;
+        self.execute("DELETE FROM link WHERE record = ?1", [record])
+    }
+
+    /// Dooms a chunk unless a record that still stands has it.
+    fn doom(&self, chunk: &ChunkId) -> Result<()> {
+        let doom = "INSERT OR IGNORE INTO doomed SELECT ?1 WHERE NOT EXISTS ( \
+                    SELECT 1 FROM link JOIN record r ON r.seq = link.record WHERE link.chunk = ?1 AND r.state = 0)";
+        self.execute(doom, [chunk.0])
+    }
+
+    fn next_revision(&self) -> Result<i64> {
+        let next = "UPDATE ledger SET revision = revision + 1 RETURNING revision";
+        Ok(self.0.prepare_cached(next)?.query_row([], |row| row.get(0))?)
+    }
+
+    fn execute(&self, sql: &str, params: impl Params) -> Result<()> {
+        self.0.prepare_cached(sql)?.execute(params)?;
+        Ok(())
+    }
+
+    fn all(&self, sql: &str, params: impl Params) -> Result<Vec<Found>> {
+        self.rows(sql, params, Found::from_row)
+    }
+
+    fn rows<T>(
+        &self,
+        sql: &str,
+        params: impl Params,
+        read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<Vec<T>> {
+        let mut statement = self.0.prepare_cached(sql)?;
+        let rows = statement.query_map(params, read)?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+}
+
+/// A text without the blanks around it.
+fn said(text: &str) -> Result<&str> {
+    let text = text.trim();
+    if text.is_empty() { Err(Error::Empty { what: "memory" }.into()) } else { Ok(text) }
+}
+
+/// What equal texts under equal keys of one namespace have in common. Others may have it too, by chance.
+fn hash(namespace: &Namespace, key: Option<&str>, text: &str) -> i64 {
+    let mut hash = blake3::Hasher::new();
+    for part in [namespace.as_str(), key.unwrap_or_default()] {
+        hash.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
+    }
+    hash.update(text.as_bytes());
+    let [a, b, c, d, e, f, g, h, ..] = *hash.finalize().as_bytes();
+    i64::from_le_bytes([a, b, c, d, e, f, g, h])
+}
+
+fn namespace(row: &Row<'_>, column: usize) -> rusqlite::Result<Namespace> {
+    let name: String = row.get(column)?;
+    Namespace::new(name).map_err(|error| {
+        rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, Box::new(error))
+    })
+}

@@ -1,0 +1,64 @@
+//! Files read through memory maps: the one place of this crate with `unsafe` in it.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+use amem_core::KvData;
+use memmap2::{Mmap, MmapOptions};
+
+/// The first bytes of a file, mapped. Stays readable after the file is unlinked.
+pub(crate) struct Map(Mmap);
+
+impl Map {
+    /// Maps the first `len` bytes of `file`, or as many as it has.
+    pub(crate) fn new(file: &File, len: u64) -> io::Result<Self> {
+        let len = usize::try_from(file.metadata()?.len().min(len)).map_err(io::Error::other)?;
+        // SAFETY: a mapping is sound while nobody changes or truncates the mapped bytes. amem itself never does:
+        // a segment's bytes are written once, before they are mapped, and after that the file is only unlinked, which
+        // mappings outlive; model files are never written. Segments lie in a directory of mode 0700, so that only
+        // programs of the same user could break this; one that does gets what it asked for, as with any process
+        // that edits a database under its owner. Bytes have no invalid values, every byte of a segment is checked
+        // against its checksum before use, and `populate` turns a truncation that already happened into an error.
+        unsafe { MmapOptions::new().len(len).map(file) }.map(Self)
+    }
+
+    /// Brings a range into memory, or fails where touching it would raise a signal (a truncated file, a bad disk).
+    ///
+    /// # Errors
+    /// `Unsupported` where the system cannot do that.
+    pub(crate) fn populate(&self, range: &Range<usize>) -> io::Result<()> {
+        #[cfg(target_os = "linux")]
+        return self.0.advise_range(memmap2::Advice::PopulateRead, range.start, range.len()).map_err(|error| {
+            // Linux before 5.14 does not know the advice.
+            if error.kind() == io::ErrorKind::InvalidInput { io::ErrorKind::Unsupported.into() } else { error }
+        });
+        #[cfg(not(target_os = "linux"))]
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// All mapped bytes.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// A range of a mapping that keeps the mapping alive.
+pub(crate) struct MappedRange {
+    map: Arc<Map>,
+    range: Range<usize>,
+}
+
+impl MappedRange {
+    /// The range, or `None` when the mapping does not reach that far.
+    pub(crate) fn new(map: Arc<Map>, range: Range<usize>) -> Option<Self> {
+        map.bytes().get(range.clone()).is_some().then_some(Self { map, range })
+    }
+}
+
+impl KvData for MappedRange {
+    fn bytes(&self) -> &[u8] {
+        self.map.bytes().get(self.range.clone()).unwrap_or_default()
+    }
+}

@@ -1,0 +1,371 @@
+//! The bytes of a segment file, as `FORMAT.md` lays them down: pure functions, no files.
+//!
+//! Everything parsed here is untrusted. No length is believed before it was checked against the file's, and nothing is
+//! allocated for one that was not.
+
+use std::sync::Arc;
+
+use amem_core::{ChunkId, KvChunk, KvShape, KvType, PrefixId, Token};
+
+/// Segments and records start at multiples of this.
+pub(crate) const PAGE: u64 = 4096;
+/// The version of the format that is written, and the last that is read.
+pub(crate) const VERSION: u32 = 1;
+/// Each run of this many payload bytes has a checksum of its own.
+pub(crate) const BLOCK: usize = 1 << 20;
+
+const SEGMENT_MAGIC: &[u8; 8] = b"amem-kv\n";
+const RECORD_MAGIC: &[u8; 8] = b"amemchnk";
+const SEAL_MAGIC: &[u8; 8] = b"amemseal";
+/// Bytes of a record's header before its tokens.
+pub(crate) const FIXED: usize = 128;
+/// Bytes of a seal's table per record.
+const SEAL_ENTRY: usize = 56;
+const SEAL_FIXED: usize = 56;
+const MEASURED: u8 = 1;
+
+/// The name of a segment: when it was begun among the store's segments, and a random number that no earlier segment
+/// had, so that stale bytes of a deleted file never pass for records of this one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct SegmentName {
+    pub(crate) generation: u64,
+    pub(crate) salt: u64,
+}
+
+impl SegmentName {
+    /// `seg-<generation>-<salt>.kv`, both as 16 hexadecimal digits.
+    pub(crate) fn file_name(&self) -> String {
+        format!("seg-{:016x}-{:016x}.kv", self.generation, self.salt)
+    }
+
+    /// The segment whose file has this name.
+    pub(crate) fn parse(file_name: &str) -> Option<Self> {
+        let (generation, salt) = file_name.strip_prefix("seg-")?.strip_suffix(".kv")?.split_once('-')?;
+        let number = |digits| u64::from_str_radix(digits, 16).ok();
+        let name = Self { generation: number(generation)?, salt: number(salt)? };
+        (name.file_name() == file_name).then_some(name)
+    }
+}
+
+/// Where a chunk lies in its segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) id: ChunkId,
+    /// Of the record's header in the file; a multiple of [`PAGE`].
+    pub(crate) offset: u64,
+    /// Of header and payload, both padded to whole pages.
+    pub(crate) bytes: u64,
+    /// Whether the record holds a sensitivity.
+    pub(crate) measured: bool,
+}
+
+impl Entry {
+    pub(crate) fn end(&self) -> u64 {
+        self.offset + self.bytes
+    }
+}
+
+/// What a file's first page says about it.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum FirstPage {
+    /// A segment of this version.
+    Version(u32),
+    /// Nothing that can be trusted.
+    Damaged,
+}
+
+/// The first page of a segment.
+pub(crate) fn encode_first_page(name: SegmentName) -> Vec<u8> {
+    let mut page = SEGMENT_MAGIC.to_vec();
+    page.extend(VERSION.to_le_bytes());
+    page.extend(0_u32.to_le_bytes());
+    page.extend(name.generation.to_le_bytes());
+    page.extend(name.salt.to_le_bytes());
+    page.extend(crc32c::crc32c(&page).to_le_bytes());
+    page.resize(PAGE as usize, 0);
+    page
+}
+
+/// Reads a segment's first page.
+pub(crate) fn parse_first_page(page: &[u8]) -> FirstPage {
+    let mut fields = Fields(page);
+    let version = (|| {
+        fields.expect(SEGMENT_MAGIC)?;
+        let version = fields.u32()?;
+        fields.take(20)?;
+        (fields.u32()? == crc32c::crc32c(page.get(..32)?)).then_some(version)
+    })();
+    version.map_or(FirstPage::Damaged, FirstPage::Version)
+}
+
+/// The header of a record: all there is to know of a chunk but its KV.
+#[derive(Debug)]
+pub(crate) struct Header {
+    id: ChunkId,
+    prefix: PrefixId,
+    shape: KvShape,
+    tokens: Arc<[Token]>,
+    sensitivity: Option<Arc<[f32]>>,
+    checksums: Vec<u32>,
+}
+
+impl Header {
+    /// The name of the chunk.
+    pub(crate) fn id(&self) -> ChunkId {
+        self.id
+    }
+
+    /// Whether there is a sensitivity.
+    pub(crate) fn is_measured(&self) -> bool {
+        self.sensitivity.is_some()
+    }
+
+    /// Whether `payload` is what was written.
+    pub(crate) fn fits(&self, payload: &[u8]) -> bool {
+        payload.len().div_ceil(BLOCK) == self.checksums.len()
+            && payload.chunks(BLOCK).map(crc32c::crc32c).eq(self.checksums.iter().copied())
+    }
+
+    /// The chunk with `data` as its KV.
+    pub(crate) fn into_chunk(self, data: Arc<dyn amem_core::KvData>) -> amem_core::Result<KvChunk> {
+        let chunk = KvChunk::new(self.id, self.prefix, self.shape, self.tokens, data)?;
+        match self.sensitivity {
+            Some(sensitivity) => chunk.with_sensitivity(sensitivity),
+            None => Ok(chunk),
+        }
+    }
+}
+
+/// How long the parts of a record are, by its fixed fields alone. All sums were checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Lengths {
+    /// Of the header without its padding.
+    pub(crate) header: usize,
+    /// From the record's start to its payload: the header, padded.
+    pub(crate) payload_start: usize,
+    /// Of the payload without its padding.
+    pub(crate) payload: usize,
+    /// Of the whole record, padded.
+    pub(crate) record: u64,
+}
+
+impl Lengths {
+    fn of(shape: &KvShape, tokens: usize, measured: bool) -> Option<Self> {
+        let payload = [2, shape.kv_heads, shape.head_dim, shape.kind.size(), tokens]
+            .into_iter()
+            .try_fold(shape.layers, usize::checked_mul)?;
+        let per_token = if measured { 8 } else { 4 };
+        let header =
+            tokens.checked_mul(per_token)?.checked_add(FIXED)?.checked_add(payload.div_ceil(BLOCK).checked_mul(4)?)?;
+        let payload_start = header.checked_next_multiple_of(PAGE as usize)?;
+        let record = payload_start.checked_add(payload.checked_next_multiple_of(PAGE as usize)?)?;
+        Some(Self { header, payload_start, payload, record: record as u64 })
+    }
+
+    /// The lengths of a record of `chunk`; `None` for one that no file could hold.
+    pub(crate) fn of_chunk(chunk: &KvChunk) -> Option<Self> {
+        let (shape, tokens) = (chunk.shape(), chunk.tokens().len());
+        let fits = [shape.layers, shape.kv_heads, shape.head_dim, tokens].iter().all(|n| u32::try_from(*n).is_ok());
+        fits.then(|| Self::of(shape, tokens, chunk.sensitivity().is_some()))?
+            .filter(|l| u32::try_from(l.header).is_ok())
+    }
+}
+
+/// The header of a record that holds `chunk`, at `offset` of the segment `name`, padded to whole pages.
+pub(crate) fn encode_header(chunk: &KvChunk, lengths: &Lengths, name: SegmentName, offset: u64) -> Vec<u8> {
+    let shape = chunk.shape();
+    let mut bytes = Vec::with_capacity(lengths.payload_start);
+    bytes.extend(RECORD_MAGIC);
+    bytes.extend([0; 8]); // checksum and header length: below
+    bytes.extend(name.generation.to_le_bytes());
+    bytes.extend(name.salt.to_le_bytes());
+    bytes.extend(offset.to_le_bytes());
+    for n in [shape.layers, shape.kv_heads, shape.head_dim, chunk.tokens().len()] {
+        bytes.extend((n as u32).to_le_bytes());
+    }
+    bytes.extend([shape.kind.code(), if chunk.sensitivity().is_some() { MEASURED } else { 0 }, 0, 0, 0, 0, 0, 0]);
+    bytes.extend(chunk.id().0);
+    bytes.extend(chunk.prefix().0);
+    chunk.tokens().iter().for_each(|token| bytes.extend(token.to_le_bytes()));
+    chunk.sensitivity().into_iter().flat_map(|s| s.iter()).for_each(|s| bytes.extend(s.to_le_bytes()));
+    chunk.bytes().chunks(BLOCK).for_each(|block| bytes.extend(crc32c::crc32c(block).to_le_bytes()));
+    bytes[12..16].copy_from_slice(&(lengths.header as u32).to_le_bytes());
+    let checksum = crc32c::crc32c(&bytes[12..]);
+    bytes[8..12].copy_from_slice(&checksum.to_le_bytes());
+    bytes.resize(lengths.payload_start, 0);
+    bytes
+}
+
+/// The lengths that a record's first [`FIXED`] bytes claim, if they can be those of a record at `offset` of `name`.
+pub(crate) fn parse_lengths(fixed: &[u8], name: SegmentName, offset: u64) -> Option<Lengths> {
+    parse_fixed(fixed, name, offset).map(|fixed| fixed.lengths)
+}
+
+struct FixedPart {
+    checksum: u32,
+    lengths: Lengths,
+    shape: KvShape,
+    tokens: usize,
+    measured: bool,
+    id: ChunkId,
+    prefix: PrefixId,
+}
+
+fn parse_fixed(bytes: &[u8], name: SegmentName, offset: u64) -> Option<FixedPart> {
+    let mut fields = Fields(bytes);
+    fields.expect(RECORD_MAGIC)?;
+    let checksum = fields.u32()?;
+    let header = fields.u32()?;
+    if (fields.u64()?, fields.u64()?, fields.u64()?) != (name.generation, name.salt, offset) {
+        return None;
+    }
+    let [layers, kv_heads, head_dim, tokens] = [fields.size()?, fields.size()?, fields.size()?, fields.size()?];
+    let (kind, flags) = (KvType::from_code(fields.u8()?)?, fields.u8()?);
+    fields.expect(&[0; 6])?;
+    let (id, prefix) = (ChunkId(fields.array()?), PrefixId(fields.array()?));
+    let measured = match flags {
+        0 => false,
+        MEASURED => true,
+        _ => return None,
+    };
+    let shape = KvShape { layers, kv_heads, head_dim, kind };
+    let lengths = Lengths::of(&shape, tokens, measured)?;
+    let sound = lengths.header as u64 == u64::from(header) && tokens > 0;
+    sound.then_some(FixedPart { checksum, lengths, shape, tokens, measured, id, prefix })
+}
+
+/// The header at the start of `bytes`, if it stands there whole and unharmed.
+pub(crate) fn parse_header(bytes: &[u8], name: SegmentName, offset: u64) -> Option<(Header, Lengths)> {
+    let fixed = parse_fixed(bytes.get(..FIXED)?, name, offset)?;
+    let bytes = bytes.get(..fixed.lengths.header)?;
+    if crc32c::crc32c(bytes.get(12..)?) != fixed.checksum {
+        return None;
+    }
+    let mut fields = Fields(bytes.get(FIXED..)?);
+    let tokens = fields.words(fixed.tokens)?.map(Token::from_le_bytes).collect();
+    let sensitivity = match fixed.measured {
+        true => Some(fields.words(fixed.tokens)?.map(f32::from_le_bytes).collect()),
+        false => None,
+    };
+    let blocks = fixed.lengths.payload.div_ceil(BLOCK);
+    let checksums = fields.words(blocks)?.map(u32::from_le_bytes).collect();
+    let FixedPart { id, prefix, shape, lengths, .. } = fixed;
+    Some((Header { id, prefix, shape, tokens, sensitivity, checksums }, lengths))
+}
+
+/// What is appended to a segment when it is complete: a table of its records, then a page that vouches for it.
+pub(crate) fn encode_seal(name: SegmentName, start: u64, entries: &[Entry]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(seal_bytes(entries.len()).unwrap_or_default() as usize);
+    for entry in entries {
+        bytes.extend(entry.id.0);
+        bytes.extend(entry.offset.to_le_bytes());
+        bytes.extend(entry.bytes.to_le_bytes());
+        bytes.extend(u64::from(entry.measured).to_le_bytes());
+    }
+    bytes.resize(bytes.len().next_multiple_of(PAGE as usize), 0);
+    let table_checksum = crc32c::crc32c(&bytes);
+    let page = bytes.len();
+    bytes.extend(SEAL_MAGIC);
+    bytes.extend(name.generation.to_le_bytes());
+    bytes.extend(name.salt.to_le_bytes());
+    bytes.extend(start.to_le_bytes());
+    bytes.extend((entries.len() as u64).to_le_bytes());
+    bytes.extend([0; 8]);
+    bytes.extend(table_checksum.to_le_bytes());
+    bytes.extend(crc32c::crc32c(&bytes[page..]).to_le_bytes());
+    bytes.resize(page + PAGE as usize, 0);
+    bytes
+}
+
+/// Bytes of a seal over this many records.
+fn seal_bytes(entries: usize) -> Option<u64> {
+    let table = (entries as u64).checked_mul(SEAL_ENTRY as u64)?.checked_next_multiple_of(PAGE)?;
+    table.checked_add(PAGE)
+}
+
+/// What the last page of a sealed segment says.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Seal {
+    /// Where the records end and the table begins.
+    pub(crate) start: u64,
+    /// Bytes of the padded table.
+    pub(crate) table: usize,
+    entries: usize,
+    checksum: u32,
+}
+
+/// Reads the last page of a segment of `len` bytes; `None` if it was not sealed.
+pub(crate) fn parse_seal(page: &[u8], name: SegmentName, len: u64) -> Option<Seal> {
+    let mut fields = Fields(page);
+    fields.expect(SEAL_MAGIC)?;
+    if (fields.u64()?, fields.u64()?) != (name.generation, name.salt) {
+        return None;
+    }
+    let (start, entries) = (fields.u64()?, usize::try_from(fields.u64()?).ok()?);
+    fields.take(8)?;
+    let (checksum, own) = (fields.u32()?, fields.u32()?);
+    let seal = seal_bytes(entries)?;
+    let sound = own == crc32c::crc32c(page.get(..SEAL_FIXED - 4)?)
+        && start % PAGE == 0
+        && start.checked_add(seal) == Some(len)
+        // A record has a page at least, so a table cannot outgrow what it describes.
+        && entries as u64 <= start / PAGE;
+    sound.then_some(Seal { start, table: usize::try_from(seal - PAGE).ok()?, entries, checksum })
+}
+
+impl Seal {
+    /// The records that the table names; `None` if it was damaged.
+    pub(crate) fn parse_table(&self, table: &[u8]) -> Option<Vec<Entry>> {
+        if table.len() != self.table || crc32c::crc32c(table) != self.checksum {
+            return None;
+        }
+        let mut fields = Fields(table);
+        let mut entry = || {
+            let id = ChunkId(fields.array()?);
+            let (offset, bytes, measured) = (fields.u64()?, fields.u64()?, fields.u64()? != 0);
+            let fits = offset >= PAGE && offset % PAGE == 0 && offset.checked_add(bytes)? <= self.start;
+            fits.then_some(Entry { id, offset, bytes, measured })
+        };
+        (0..self.entries).map(|_| entry()).collect()
+    }
+}
+
+/// Little-endian fields, taken one after the other.
+struct Fields<'a>(&'a [u8]);
+
+impl<'a> Fields<'a> {
+    fn take(&mut self, len: usize) -> Option<&'a [u8]> {
+        let (taken, rest) = self.0.split_at_checked(len)?;
+        self.0 = rest;
+        Some(taken)
+    }
+
+    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        self.take(N)?.try_into().ok()
+    }
+
+    fn expect(&mut self, bytes: &[u8]) -> Option<()> {
+        (self.take(bytes.len())? == bytes).then_some(())
+    }
+
+    fn u8(&mut self) -> Option<u8> {
+        self.array::<1>().map(u8::from_le_bytes)
+    }
+
+    fn u32(&mut self) -> Option<u32> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Option<u64> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    fn size(&mut self) -> Option<usize> {
+        usize::try_from(self.u32()?).ok()
+    }
+
+    fn words(&mut self, count: usize) -> Option<impl Iterator<Item = [u8; 4]> + use<'a>> {
+        let (words, _) = self.take(count.checked_mul(4)?)?.as_chunks::<4>();
+        Some(words.iter().copied())
+    }
+}

@@ -1,0 +1,161 @@
+//! Where every chunk lies: what a store knows in memory, and can always learn again from its segments.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use amem_core::ChunkId;
+
+use super::format::{self, Entry, SegmentName};
+use super::scan::{self, Scan};
+use crate::map::Map;
+use crate::{Error, Result};
+
+/// The place of a chunk's newest record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) segment: SegmentName,
+    pub(crate) entry: Entry,
+}
+
+/// One segment file.
+#[derive(Default)]
+pub(crate) struct Segment {
+    /// All its records, those included that no chunk's place points to any more: their bytes are still in the file.
+    pub(crate) entries: Vec<Entry>,
+    /// Where the last of them ends.
+    pub(crate) end: u64,
+    /// Bytes of the records that chunks' places point to.
+    pub(crate) live: u64,
+    /// See [`Scan::strays`].
+    pub(crate) strays: bool,
+    /// Whether nothing more will be appended to it: a later segment was there when it was scanned.
+    complete: bool,
+    /// Made at the first read, and again when a record beyond it is read.
+    map: Option<Arc<Map>>,
+}
+
+impl Segment {
+    /// A mapping of the segment up to its end, or up to the file's where that comes first.
+    pub(crate) fn map(&mut self, path: &Path) -> io::Result<Arc<Map>> {
+        match &self.map {
+            Some(map) if map.bytes().len() as u64 >= self.end => Ok(map.clone()),
+            _ => Ok(self.map.insert(Arc::new(Map::new(&File::open(path)?, self.end)?)).clone()),
+        }
+    }
+}
+
+/// All chunks and segments of a store.
+#[derive(Default)]
+pub(crate) struct Index {
+    pub(crate) chunks: HashMap<ChunkId, Place>,
+    pub(crate) segments: BTreeMap<SegmentName, Segment>,
+}
+
+impl Index {
+    /// Takes in what changed in the directory since the last time; the first time, that is everything.
+    pub(crate) fn refresh(&mut self, dir: &Path) -> Result<()> {
+        let names = segment_names(dir)?;
+        let gone = self.segments.keys().filter(|name| !names.contains(name)).copied().collect::<Vec<_>>();
+        gone.into_iter().for_each(|name| self.remove_segment(name));
+        let last = names.last();
+        // In order, so that the newest record of a chunk is the last to be seen.
+        for name in &names {
+            let known = self.segments.get(name);
+            if known.is_some_and(|segment| segment.complete) {
+                continue;
+            }
+            let path = dir.join(name.file_name());
+            let scanned = File::open(&path).and_then(|file| match known {
+                Some(segment) => scan::records(&file, *name, segment.end),
+                None => scan::segment(&file, *name),
+            });
+            match scanned {
+                Ok(Scan { newer: Some(found), .. }) => {
+                    return Err(Error::NewerFormat { path, found, supported: format::VERSION });
+                }
+                Ok(scan) => self.extend(*name, scan, Some(name) != last),
+                // The writer removed it since the directory was listed.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(Error::io("read", &path)(error)),
+            }
+        }
+        Ok(())
+    }
+
+    fn extend(&mut self, name: SegmentName, scan: Scan, complete: bool) {
+        let segment = self.segments.entry(name).or_default();
+        segment.strays |= scan.strays;
+        segment.complete = complete;
+        segment.end = segment.end.max(scan.end);
+        for entry in scan.entries {
+            self.insert(name, entry);
+        }
+    }
+
+    /// Notes that the newest record of a chunk is this one. Says whether that made an older one superfluous.
+    pub(crate) fn insert(&mut self, name: SegmentName, entry: Entry) -> bool {
+        let segment = self.segments.entry(name).or_default();
+        segment.entries.push(entry);
+        segment.live += entry.bytes;
+        segment.end = segment.end.max(entry.end());
+        let older = self.chunks.insert(entry.id, Place { segment: name, entry });
+        if let Some(older) = &older {
+            self.discount(older);
+        }
+        older.is_some()
+    }
+
+    /// Forgets a chunk, unless its place is by now another than the one given.
+    pub(crate) fn remove_at(&mut self, id: &ChunkId, place: &Place) -> bool {
+        let found = self.chunks.get(id) == Some(place);
+        if found {
+            self.remove(id);
+        }
+        found
+    }
+
+    /// Forgets a chunk. Its records stay in the files, and in [`Segment::entries`].
+    pub(crate) fn remove(&mut self, id: &ChunkId) {
+        if let Some(place) = self.chunks.remove(id) {
+            self.discount(&place);
+        }
+    }
+
+    /// Forgets a segment and the chunks in it.
+    pub(crate) fn remove_segment(&mut self, name: SegmentName) {
+        for entry in self.segments.remove(&name).into_iter().flat_map(|segment| segment.entries) {
+            self.remove_at(&entry.id, &Place { segment: name, entry });
+        }
+    }
+
+    /// The places in a segment that chunks point to.
+    pub(crate) fn live_in(&self, name: SegmentName) -> Vec<Place> {
+        let entries = self.segments.get(&name).into_iter().flat_map(|segment| &segment.entries);
+        let places = entries.map(|entry| Place { segment: name, entry: *entry });
+        places.filter(|place| self.chunks.get(&place.entry.id) == Some(place)).collect()
+    }
+
+    /// Bytes of all segments up to their last records.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.segments.values().map(|segment| segment.end).sum()
+    }
+
+    fn discount(&mut self, place: &Place) {
+        if let Some(segment) = self.segments.get_mut(&place.segment) {
+            segment.live -= place.entry.bytes;
+        }
+    }
+}
+
+/// The segments whose files are in a directory. Files of other names are none of ours.
+fn segment_names(dir: &Path) -> Result<BTreeSet<SegmentName>> {
+    let files = std::fs::read_dir(dir).map_err(Error::io("list", dir))?;
+    let names = files.filter_map(|file| match file {
+        Ok(file) => file.file_name().to_str().and_then(SegmentName::parse).map(Ok),
+        Err(error) => Some(Err(Error::io("list", dir)(error))),
+    });
+    names.collect()
+}

@@ -1,0 +1,16 @@
+//! Chunks of KV in append-only, checksummed, memory-mapped segment files.
+//!
+//! The bytes are laid down in `FORMAT.md` and read and written by [`format`]; [`scan`] finds the records of a file,
+//! [`index`] knows where every chunk lies, [`writer`] appends, [`read`] hands out, [`reclaim`] removes, and [`store`]
+//! puts these together.
+
+mod format;
+mod index;
+mod read;
+mod reclaim;
+pub(crate) mod scan;
+mod store;
+mod writer;
+
+pub(crate) use format::SegmentName;
+pub use store::{SegmentOptions, SegmentStore};

@@ -1,0 +1,46 @@
+//! From a place in a segment to a chunk that was checked.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use amem_core::{KvChunk, KvData};
+
+use super::format::{self, Header};
+use super::index::Place;
+use crate::map::{Map, MappedRange};
+
+/// The chunk at `place` of the segment that `map` maps and that lies at `path`; `None` if it is damaged. The KV is not
+/// copied: it stays in the mapping, which the chunk keeps alive.
+pub(crate) fn chunk(place: &Place, map: &Arc<Map>, path: &Path) -> Option<KvChunk> {
+    let start = usize::try_from(place.entry.offset).ok()?;
+    let range = start..usize::try_from(place.entry.end()).ok()?;
+    let record = map.bytes().get(range.clone())?;
+    let (header, data): (Header, Arc<dyn KvData>) = match map.populate(&range) {
+        Ok(()) => {
+            let (header, payload) = checked(record, place)?;
+            let range = start + payload.start..start + payload.end;
+            (header, Arc::new(MappedRange::new(map.clone(), range)?))
+        }
+        // Where pages cannot be brought in safely, the record is read instead: a copy, but never a signal.
+        Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+            let mut record = vec![0; record.len()];
+            File::open(path).and_then(|file| file.read_exact_at(&mut record, place.entry.offset)).ok()?;
+            let (header, payload) = checked(&record, place)?;
+            (header, Arc::new(record.get(payload)?.to_vec()))
+        }
+        Err(_) => return None,
+    };
+    header.into_chunk(data).ok()
+}
+
+/// The header of a record and where its payload is, if both are what was written.
+fn checked(record: &[u8], place: &Place) -> Option<(Header, Range<usize>)> {
+    let (header, lengths) = format::parse_header(record, place.segment, place.entry.offset)?;
+    let payload = lengths.payload_start..lengths.payload_start.checked_add(lengths.payload)?;
+    let sound = header.id() == place.entry.id && header.fits(record.get(payload.clone())?);
+    sound.then_some((header, payload))
+}

@@ -1,0 +1,88 @@
+//! Giving space back, and making sure that what was deleted is gone.
+//!
+//! A segment is never changed in place, for chunks that were handed out lie in its mapping. So bytes go with their file:
+//! what still counts is written anew to the active segment, made durable, and then the file is unlinked. There is no
+//! tombstone to be lost: a delete has happened when the files that held the chunk are gone.
+
+use std::collections::HashSet;
+
+use amem_core::ChunkId;
+
+use super::SegmentName;
+use super::store::Inner;
+use super::writer::Writer;
+use crate::{Error, Result};
+
+/// This many segments that hold little are worth being merged.
+const MANY: usize = 16;
+/// A segment holds little when its live records take less than this part of a whole one.
+const LITTLE: u64 = 16;
+
+/// What happens to live records that there is no room to write anew.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum WhenFull {
+    /// They stay where they are, and so does their segment.
+    Keep,
+    /// They go with their segment: they are a cache, and a deletion is a promise.
+    Drop,
+}
+
+impl Inner {
+    /// Removes chunks and the files that held them.
+    pub(crate) fn delete(&self, ids: &[ChunkId]) -> Result<()> {
+        let mut role = self.role();
+        let writer = self.writer(&mut role)?;
+        let ids = ids.iter().copied().collect::<HashSet<_>>();
+        let affected = {
+            let mut index = self.index();
+            ids.iter().for_each(|id| index.remove(id));
+            let affected = index
+                .segments
+                .iter()
+                .filter(|(_, segment)| segment.strays || segment.entries.iter().any(|entry| ids.contains(&entry.id)));
+            affected.map(|(name, _)| *name).collect::<Vec<_>>()
+        };
+        for name in &affected {
+            self.rewrite(writer, *name, WhenFull::Drop)?;
+        }
+        if affected.is_empty() { Ok(()) } else { writer.sync() }
+    }
+
+    /// Gives back the space of records that newer ones replaced, and merges what many short-lived processes left.
+    pub(crate) fn reclaim(&self, writer: &mut Writer) -> Result<()> {
+        let (worn, little): (Vec<_>, Vec<_>) = {
+            let index = self.index();
+            let done = index.segments.iter().filter(|(name, _)| writer.active() != Some(**name));
+            let worn = done.clone().filter(|(_, segment)| segment.live * 2 < segment.end);
+            let little = done.filter(|(_, segment)| segment.live < self.options.segment_bytes / LITTLE);
+            (worn.map(|(name, _)| *name).collect(), little.map(|(name, _)| *name).collect())
+        };
+        for name in if little.len() < MANY { worn } else { little } {
+            self.rewrite(writer, name, WhenFull::Keep)?;
+        }
+        Ok(())
+    }
+
+    /// Writes a segment's live records anew and removes it.
+    fn rewrite(&self, writer: &mut Writer, name: SegmentName, when_full: WhenFull) -> Result<()> {
+        if writer.active() == Some(name) {
+            writer.retire();
+        }
+        let live = self.index().live_in(name);
+        for place in &live {
+            // Damaged or gone: a cache may lose it.
+            let Some(chunk) = self.read(place)? else { continue };
+            match writer.append(&chunk) {
+                Ok((segment, entry)) => _ = self.index().insert(segment, entry),
+                Err(Error::Full { .. }) if when_full == WhenFull::Drop => break,
+                Err(error) => return Err(error),
+            }
+        }
+        if !live.is_empty() {
+            writer.sync()?;
+        }
+        writer.unlink(name)?;
+        self.index().remove_segment(name);
+        Ok(())
+    }
+}

@@ -1,0 +1,267 @@
+//! [`SegmentStore`]: the parts put together, and who may write.
+
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::io::ErrorKind;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use amem_core::{ChunkId, KvChunk, KvStore, StoreStats};
+use async_trait::async_trait;
+use blocking::unblock;
+
+use super::index::{Index, Place};
+use super::read;
+use super::writer::Writer;
+use crate::{Error, Result};
+
+/// How a [`SegmentStore`] keeps its files.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct SegmentOptions {
+    /// Bytes after which a segment is complete and the next one begun. A chunk that is larger has one to itself.
+    /// A deletion writes the rest of a segment anew, so larger segments make fewer files and dearer deletions.
+    pub segment_bytes: u64,
+    /// Never write, even if nobody else does.
+    pub read_only: bool,
+}
+
+impl Default for SegmentOptions {
+    fn default() -> Self {
+        Self { segment_bytes: 64 << 20, read_only: false }
+    }
+}
+
+/// A [`KvStore`] in a directory of append-only segment files.
+///
+/// - A chunk that was put survives the process being killed; [`sync`](KvStore::sync) makes it survive a power cut.
+/// - A read copies nothing: a chunk's KV is the mapped file, checked against its checksums each time it is handed out.
+/// - What is damaged is a miss, counted in [`StoreStats::damaged`], and can be put again.
+/// - One process writes. Others that open the directory read, see what the writer puts, and take over when it ends.
+/// - A deletion removes the files that held the chunk and writes what else was in them anew, so delete many at once.
+///
+/// Cloning it gives another handle to the same store.
+#[derive(Clone)]
+pub struct SegmentStore(Arc<Inner>);
+
+pub(crate) struct Inner {
+    dir: PathBuf,
+    pub(crate) options: SegmentOptions,
+    /// Locked before `index` where both are.
+    role: Mutex<Role>,
+    index: Mutex<Index>,
+    writes: AtomicBool,
+    hits: AtomicU64,
+    misses: AtomicU64,
+    damaged: AtomicU64,
+}
+
+/// What this process may do to the directory.
+pub(crate) enum Role {
+    Reader,
+    Writer(Writer),
+}
+
+impl SegmentStore {
+    /// Opens the store in `dir`, which is made (for its owner only) if it is not there.
+    ///
+    /// # Errors
+    /// When the directory cannot be made or read, or holds segments of a later format. Damaged files are no error.
+    pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
+        Self::open_with(dir, SegmentOptions::default())
+    }
+
+    /// Opens the store in `dir` with these options.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_with(dir: impl AsRef<Path>, options: SegmentOptions) -> Result<Self> {
+        let dir = dir.as_ref().to_owned();
+        if !options.read_only {
+            let made = DirBuilder::new().recursive(true).mode(0o700).create(&dir);
+            made.map_err(Error::io("make the directory", &dir))?;
+        }
+        let inner = Inner {
+            dir,
+            options,
+            role: Mutex::new(Role::Reader),
+            index: Mutex::default(),
+            writes: AtomicBool::new(false),
+            hits: AtomicU64::new(0),
+            misses: AtomicU64::new(0),
+            damaged: AtomicU64::new(0),
+        };
+        match inner.writer(&mut inner.role()) {
+            // Whoever may not write yet can read, and tries again at the next write.
+            Err(Error::ReadOnly { .. }) => inner.index().refresh(&inner.dir)?,
+            opened => _ = opened?,
+        }
+        Ok(Self(Arc::new(inner)))
+    }
+
+    /// Whether this process is the one that writes to the directory.
+    pub fn is_writer(&self) -> bool {
+        self.0.writes.load(Relaxed)
+    }
+}
+
+impl Inner {
+    pub(crate) fn index(&self) -> MutexGuard<'_, Index> {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn role(&self) -> MutexGuard<'_, Role> {
+        self.role.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The right to write, taken now if it is free.
+    pub(crate) fn writer<'a>(&self, role: &'a mut Role) -> Result<&'a mut Writer> {
+        if let Role::Reader = role {
+            let lock = self.lock()?;
+            // The last writer may have left a record cut short, which only now is known to stay so.
+            let mut index = Index::default();
+            index.refresh(&self.dir)?;
+            let last = index.segments.last_key_value().map_or(0, |(name, _)| name.generation);
+            *self.index() = index;
+            let mut writer = Writer::new(&self.dir, lock, self.options.segment_bytes, last);
+            // A chance to tidy up. What fails here will fail, and be told, where it matters.
+            let _ = self.reclaim(&mut writer);
+            *role = Role::Writer(writer);
+            self.writes.store(true, Relaxed);
+        }
+        match role {
+            Role::Writer(writer) => writer.check().map(|()| writer),
+            Role::Reader => Err(self.read_only("it is open for reading")),
+        }
+    }
+
+    fn lock(&self) -> Result<File> {
+        if self.options.read_only {
+            return Err(self.read_only("it was opened so"));
+        }
+        let path = self.dir.join("LOCK");
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let file = file.map_err(Error::writing(&path))?;
+        match file.try_lock() {
+            Ok(()) => Ok(file),
+            Err(TryLockError::WouldBlock) => Err(self.read_only("another process writes to it")),
+            Err(TryLockError::Error(error)) => Err(Error::io("lock", &path)(error)),
+        }
+    }
+
+    fn read_only(&self, reason: &str) -> Error {
+        Error::ReadOnly { path: self.dir.clone(), reason: reason.to_owned() }
+    }
+
+    fn get(&self, id: &ChunkId) -> Result<Option<KvChunk>> {
+        let mut found = self.look_up(id)?;
+        if found.is_none() && !self.writes.load(Relaxed) {
+            // The writer may have put it, or moved it, since this reader last looked.
+            self.index().refresh(&self.dir)?;
+            found = self.look_up(id)?;
+        }
+        let seen = if found.is_some() { &self.hits } else { &self.misses };
+        seen.fetch_add(1, Relaxed);
+        Ok(found)
+    }
+
+    fn look_up(&self, id: &ChunkId) -> Result<Option<KvChunk>> {
+        // More than once only if a deletion of its neighbours moved the chunk meanwhile: a place that was read in vain
+        // is in the index no more.
+        loop {
+            let place = self.index().chunks.get(id).copied();
+            let Some(place) = place else { return Ok(None) };
+            if let Some(chunk) = self.read(&place)? {
+                return Ok(Some(chunk));
+            }
+        }
+    }
+
+    /// The chunk at a place. One that is not there as it should be is forgotten, so that it can be put again.
+    pub(crate) fn read(&self, place: &Place) -> Result<Option<KvChunk>> {
+        let path = self.dir.join(place.segment.file_name());
+        // A mapping outlives its file, but what the writer deleted is not to be found here either.
+        let gone = !self.writes.load(Relaxed) && matches!(path.try_exists(), Ok(false));
+        let map = match self.index().segments.get_mut(&place.segment) {
+            Some(segment) if !gone => segment.map(&path),
+            _ => Err(ErrorKind::NotFound.into()),
+        };
+        match map {
+            Ok(map) => {
+                let chunk = read::chunk(place, &map, &path);
+                if chunk.is_none() && self.index().remove_at(&place.entry.id, place) {
+                    self.damaged.fetch_add(1, Relaxed);
+                }
+                Ok(chunk)
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                self.index().remove_segment(place.segment);
+                Ok(None)
+            }
+            Err(error) => Err(Error::io("map", &path)(error)),
+        }
+    }
+
+    fn put(&self, chunks: &[KvChunk]) -> Result<()> {
+        let mut role = self.role();
+        let writer = self.writer(&mut role)?;
+        let mut replaced = false;
+        for chunk in chunks {
+            let held = self.index().chunks.get(&chunk.id()).map(|place| place.entry.measured);
+            if held.is_some_and(|measured| measured || chunk.sensitivity().is_none()) {
+                continue;
+            }
+            let (segment, entry) = writer.append(chunk)?;
+            replaced |= self.index().insert(segment, entry);
+        }
+        if replaced {
+            // The chunks are kept whether or not tidying up works, and a failure of the disk shows at the next write.
+            let _ = self.reclaim(writer);
+        }
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<()> {
+        match &mut *self.role() {
+            Role::Writer(writer) => writer.sync(),
+            Role::Reader => Ok(()),
+        }
+    }
+}
+
+#[async_trait]
+impl KvStore for SegmentStore {
+    async fn get(&self, id: &ChunkId) -> amem_core::Result<Option<KvChunk>> {
+        let (inner, id) = (self.0.clone(), *id);
+        Ok(unblock(move || inner.get(&id)).await?)
+    }
+
+    async fn put(&self, chunks: &[KvChunk]) -> amem_core::Result<()> {
+        let (inner, chunks) = (self.0.clone(), chunks.to_vec());
+        Ok(unblock(move || inner.put(&chunks)).await?)
+    }
+
+    async fn delete(&self, ids: &[ChunkId]) -> amem_core::Result<()> {
+        let (inner, ids) = (self.0.clone(), ids.to_vec());
+        Ok(unblock(move || inner.delete(&ids)).await?)
+    }
+
+    async fn contains(&self, id: &ChunkId) -> bool {
+        self.0.index().chunks.contains_key(id)
+    }
+
+    async fn stats(&self) -> StoreStats {
+        let (chunks, bytes) = {
+            let index = self.0.index();
+            (index.chunks.len(), index.bytes())
+        };
+        let [hits, misses, damaged] = [&self.0.hits, &self.0.misses, &self.0.damaged].map(|count| count.load(Relaxed));
+        StoreStats { chunks, bytes, hits, misses, damaged }
+    }
+
+    async fn sync(&self) -> amem_core::Result<()> {
+        let inner = self.0.clone();
+        Ok(unblock(move || inner.sync()).await?)
+    }
+}

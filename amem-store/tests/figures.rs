@@ -1,0 +1,90 @@
+//! How fast it is here: `cargo test --release -p amem-store --test figures -- --ignored --nocapture`.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use amem_core::{KvStore, Ledger, Namespace, NewRecord, Timestamp};
+use amem_store::{SegmentStore, SqliteLedger};
+use common::chunk;
+use futures_lite::future::block_on;
+
+fn rate(what: &str, amount: f64, unit: &str, time: Duration) {
+    println!("{what}: {:.0} {unit}/s ({time:.1?})", amount / time.as_secs_f64());
+}
+
+#[test]
+#[ignore = "prints figures"]
+fn figures_of_the_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = SegmentStore::open(dir.path().join("large")).unwrap();
+    let chunks: Vec<_> = (0..128).map(|seed| chunk(seed, 32 << 10)).collect();
+    let megabytes = chunks.iter().map(|chunk| chunk.bytes().len()).sum::<usize>() as f64 / 1e6;
+    let begun = Instant::now();
+    block_on(store.put(&chunks)).unwrap();
+    rate("put, chunks of 4 MiB", megabytes, "MB", begun.elapsed());
+    let begun = Instant::now();
+    block_on(store.sync()).unwrap();
+    println!("sync: {:.1?}", begun.elapsed());
+    for round in ["first", "second"] {
+        let begun = Instant::now();
+        for chunk in &chunks {
+            assert!(block_on(store.get(&chunk.id())).unwrap().is_some());
+        }
+        rate(&format!("get, warm, {round} time"), megabytes, "MB", begun.elapsed());
+    }
+
+    let small: Vec<_> = (0..100_000).map(|seed| chunk(seed, 8)).collect();
+    let path = dir.path().join("small");
+    let store = SegmentStore::open(&path).unwrap();
+    let begun = Instant::now();
+    small.chunks(1000).for_each(|part| block_on(store.put(part)).unwrap());
+    rate("put, chunks of 1 KiB", small.len() as f64, "chunks", begun.elapsed());
+    drop(store);
+    let begun = Instant::now();
+    let store = SegmentStore::open(&path).unwrap();
+    println!("open with {} chunks, sealed: {:.1?}", block_on(store.stats()).chunks, begun.elapsed());
+    let begun = Instant::now();
+    small.iter().for_each(|chunk| assert!(block_on(store.get(&chunk.id())).unwrap().is_some()));
+    rate("get, chunks of 1 KiB", small.len() as f64, "chunks", begun.elapsed());
+    drop(store);
+    for file in std::fs::read_dir(&path).unwrap() {
+        let file = std::fs::OpenOptions::new().write(true).open(file.unwrap().path()).unwrap();
+        let len = file.metadata().unwrap().len();
+        file.set_len(len.saturating_sub(4096)).unwrap();
+    }
+    let begun = Instant::now();
+    let store = SegmentStore::open(&path).unwrap();
+    println!("open with {} chunks, no seals: {:.1?}", block_on(store.stats()).chunks, begun.elapsed());
+    let begun = Instant::now();
+    block_on(store.delete(&[small[0].id()])).unwrap();
+    println!("delete one of them: {:.1?}", begun.elapsed());
+}
+
+#[test]
+#[ignore = "prints figures"]
+fn figures_of_the_ledger() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = SqliteLedger::open(dir.path().join("ledger.sqlite")).unwrap();
+    let namespace = Namespace::new("figures").unwrap();
+    let text = |n: usize| NewRecord::from(format!("memory {n}: {}", "some words of it ".repeat(12)));
+    let begun = Instant::now();
+    let one_by_one = 2000;
+    for n in 0..one_by_one {
+        block_on(ledger.add(&namespace, &[text(n)], Timestamp::now())).unwrap();
+    }
+    rate("add, one by one", one_by_one as f64, "texts", begun.elapsed());
+    for (batch, count) in [(100, 10_000), (10_000, 10_000)] {
+        let texts: Vec<_> = (0..count).map(|n| text(100_000 * batch + n)).collect();
+        let begun = Instant::now();
+        texts.chunks(batch).for_each(|part| _ = block_on(ledger.add(&namespace, part, Timestamp::now())).unwrap());
+        rate(&format!("add, {batch} at a time"), count as f64, "texts", begun.elapsed());
+    }
+    let records = block_on(ledger.list(&namespace, amem_core::Query::At(Timestamp::now()))).unwrap();
+    let begun = Instant::now();
+    for record in &records[..200] {
+        block_on(ledger.forget(&namespace, record.id, Timestamp::now())).unwrap();
+    }
+    rate("forget", 200.0, "records", begun.elapsed());
+}

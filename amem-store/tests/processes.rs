@@ -1,0 +1,214 @@
+//! What several processes, a killed one, and one without room or rights do to a data directory.
+//!
+//! The other processes are this test's own binary, started again with the name of one of the ignored tests below.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+mod common;
+
+use std::fs::{self, Permissions};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use amem_core::{Error, KvStore, Ledger, Namespace, NewRecord, Query, Timestamp};
+use amem_store::{DataDir, SegmentStore};
+use common::{assert_same, chunk};
+use futures_lite::future::block_on;
+
+const DIR: &str = "AMEM_TEST_DIR";
+const FIRST: &str = "AMEM_TEST_FIRST";
+
+fn start(test: &str, dir: &Path, first: u32) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", test, "--ignored", "--nocapture"]).env(DIR, dir).env(FIRST, first.to_string());
+    command.stdout(Stdio::piped()).stderr(Stdio::null());
+    command
+}
+
+fn given() -> (PathBuf, u32) {
+    let of = |name| std::env::var(name).expect("started by another test");
+    (of(DIR).into(), of(FIRST).parse().unwrap())
+}
+
+/// The numbers that a child says it is done with.
+fn done(child: &mut Child) -> impl Iterator<Item = u32> + use<> {
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    lines.map_while(Result::ok).filter_map(|line| line.strip_prefix("done ").and_then(|n| n.parse().ok()))
+}
+
+fn say_done(n: u32) {
+    writeln!(std::io::stdout(), "done {n}").unwrap();
+}
+
+fn ours() -> Namespace {
+    Namespace::new("ours").unwrap()
+}
+
+#[test]
+#[ignore = "a child of other tests"]
+fn child_remembers_until_killed() {
+    let (dir, first) = given();
+    let DataDir { kv, ledger } = amem_store::open(dir).unwrap();
+    for n in first.. {
+        block_on(ledger.add(&ours(), &[NewRecord::from(n.to_string())], Timestamp::now())).unwrap();
+        block_on(kv.put(&[chunk(n, 1 + n as usize % 300)])).unwrap();
+        say_done(n);
+    }
+}
+
+#[test]
+fn what_was_remembered_before_a_kill_is_there_after_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut last = 0;
+    for round in 1..=6 {
+        let mut child = start("child_remembers_until_killed", dir.path(), last + 1).spawn().unwrap();
+        let mut numbers = done(&mut child);
+        let stop = last + 5 * round;
+        assert!(numbers.by_ref().any(|n| n >= stop), "the child writes until it is killed");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        last = numbers.last().unwrap_or(stop);
+
+        let DataDir { kv, ledger } = amem_store::open(dir.path()).unwrap();
+        for n in 1..=last {
+            let put = chunk(n, 1 + n as usize % 300);
+            assert_same(&block_on(kv.get(&put.id())).unwrap().expect("its put had returned"), &put);
+        }
+        let texts = block_on(ledger.list(&ours(), Query::All)).unwrap();
+        assert!(texts.len() >= last as usize, "{} texts after {last}", texts.len());
+        assert_eq!(block_on(kv.stats()).damaged, 0);
+        // The next child may begin where this one was interrupted.
+        last = last.max(texts.len() as u32);
+        block_on(kv.put(&(1..=last).map(|n| chunk(n, 1 + n as usize % 300)).collect::<Vec<_>>())).unwrap();
+    }
+}
+
+#[test]
+#[ignore = "a child of other tests"]
+fn child_adds_texts() {
+    let (dir, first) = given();
+    let DataDir { ledger, .. } = amem_store::open(dir).unwrap();
+    for n in first..first + 25 {
+        let texts = [NewRecord::from(n.to_string()), NewRecord::from("everybody's")];
+        block_on(ledger.add(&ours(), &texts, Timestamp::now())).unwrap();
+    }
+}
+
+#[test]
+fn processes_that_add_at_once_lose_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let children = [0, 100, 200].map(|first| start("child_adds_texts", dir.path(), first).spawn().unwrap());
+    for mut child in children {
+        assert!(child.wait().unwrap().success());
+    }
+    let DataDir { ledger, .. } = amem_store::open(dir.path()).unwrap();
+    assert_eq!(block_on(ledger.list(&ours(), Query::All)).unwrap().len(), 76);
+}
+
+#[test]
+fn a_reader_sees_what_another_process_puts_and_takes_over_after_its_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut child = start("child_remembers_until_killed", dir.path(), 1).spawn().unwrap();
+    let mut numbers = done(&mut child);
+    assert_eq!(numbers.next(), Some(1));
+    let store = SegmentStore::open(dir.path().join("kv")).unwrap();
+    assert!(!store.is_writer());
+    for n in numbers.take(20) {
+        let put = chunk(n, 1 + n as usize % 300);
+        assert_same(&block_on(store.get(&put.id())).unwrap().expect("it was put"), &put);
+    }
+    let mine = chunk(1_000_000, 10);
+    assert!(matches!(block_on(store.put(std::slice::from_ref(&mine))), Err(Error::ReadOnly { .. })));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    block_on(store.put(std::slice::from_ref(&mine))).expect("the lock went with its process");
+    assert_same(&block_on(store.get(&mine.id())).unwrap().unwrap(), &mine);
+}
+
+#[test]
+#[ignore = "a child of other tests"]
+fn child_reads_only() {
+    let (dir, first) = given();
+    let store = SegmentStore::open(dir).unwrap();
+    let put = chunk(first, 10);
+    assert_same(&block_on(store.get(&put.id())).unwrap().unwrap(), &put);
+    for refused in [block_on(store.put(&[chunk(9, 1)])), block_on(store.delete(&[put.id()]))] {
+        assert!(matches!(refused, Err(Error::ReadOnly { .. })), "{refused:?}");
+    }
+    say_done(first);
+}
+
+#[test]
+fn a_directory_that_may_not_be_written_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    block_on(SegmentStore::open(dir.path()).unwrap().put(&[chunk(1, 10)])).unwrap();
+    let mode = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    for file in fs::read_dir(dir.path()).unwrap() {
+        mode(&file.unwrap().path(), 0o444);
+    }
+    mode(dir.path(), 0o555);
+    let mut command = start("child_reads_only", dir.path(), 1);
+    if fs::metadata(dir.path()).unwrap().uid() == 0 {
+        // To the superuser nothing is read-only.
+        command.uid(65534);
+    }
+    let mut child = match command.spawn() {
+        Ok(child) => child,
+        Err(error) => return eprintln!("SKIPPED: this test's binary cannot be run by another user here: {error}"),
+    };
+    let read: Vec<_> = done(&mut child).collect();
+    assert!(child.wait().unwrap().success());
+    assert_eq!(read, [1]);
+    mode(dir.path(), 0o755);
+}
+
+/// A file system of two megabytes, if this user may mount one.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn mount() -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", "size=2m", "amem-test"]).arg(dir.path()).stderr(Stdio::null());
+        mount.status().is_ok_and(|status| status.success()).then_some(Self(dir))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.0.path()).status();
+    }
+}
+
+#[test]
+fn a_full_disk_refuses_puts_and_gives_room_after_deletes() {
+    let Some(disk) = SmallDisk::mount() else {
+        return eprintln!("SKIPPED: mounting a small file system needs the rights of the superuser");
+    };
+    let dir = disk.0.path().join("kv");
+    let store = SegmentStore::open(&dir).unwrap();
+    let chunks: Vec<_> = (0..40).map(|n| chunk(n, 600)).collect();
+    let full = block_on(store.put(&chunks));
+    assert!(matches!(full, Err(Error::Full { .. })), "{full:?}");
+    let held = block_on(store.stats()).chunks;
+    assert!((10..40).contains(&held), "{held} chunks are held");
+    let check = |store: &SegmentStore, from: usize| {
+        for chunk in &chunks[from..held] {
+            assert_same(&block_on(store.get(&chunk.id())).unwrap().expect("reads go on"), chunk);
+        }
+    };
+    check(&store, 0);
+    let more = block_on(store.put(&chunks[held..]));
+    assert!(matches!(more, Err(Error::Full { .. })), "{more:?}");
+    check(&store, 0);
+    drop(store);
+    let store = SegmentStore::open(&dir).unwrap();
+    check(&store, 0);
+    let ids: Vec<_> = chunks[..held].iter().map(|chunk| chunk.id()).collect();
+    block_on(store.delete(&ids)).expect("a delete works on a full disk");
+    block_on(store.put(&chunks[..held - 1])).expect("there is room again");
+    block_on(store.delete(&[ids[0]])).expect("a delete works on a full disk");
+    assert!(block_on(store.get(&ids[0])).unwrap().is_none());
+}

@@ -1,0 +1,322 @@
+//! A segment store against a map: whatever happens to its files, it never gives wrong bytes and always opens.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+mod common;
+
+use std::collections::HashMap;
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::Path;
+
+use amem_core::{ChunkId, Error, KvChunk, KvStore};
+use amem_store::{SegmentOptions, SegmentStore};
+use common::{assert_same, chunk, files_contain, measured};
+use futures_lite::future::block_on;
+use proptest::prelude::*;
+
+fn tiny() -> SegmentOptions {
+    let mut options = SegmentOptions::default();
+    options.segment_bytes = 64 << 10;
+    options
+}
+
+fn open(dir: &Path) -> SegmentStore {
+    SegmentStore::open_with(dir, tiny()).expect("a store opens whatever its files hold")
+}
+
+fn segments(dir: &Path) -> Vec<std::path::PathBuf> {
+    let files = fs::read_dir(dir).unwrap().map(|file| file.unwrap().path());
+    let mut files: Vec<_> = files.filter(|path| path.extension().is_some_and(|kind| kind == "kv")).collect();
+    files.sort();
+    files
+}
+
+fn flip(path: &Path, offset: u64) {
+    let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, offset).unwrap();
+    file.write_all_at(&[byte[0] ^ 0x10], offset).unwrap();
+}
+
+#[test]
+fn what_was_put_is_there_after_reopening() {
+    let dir = tempfile::tempdir().unwrap();
+    let chunks: Vec<_> = (0..50).map(|seed| chunk(seed, 1 + seed as usize * 7)).collect();
+    for part in chunks.chunks(10) {
+        block_on(open(dir.path()).put(part)).unwrap();
+    }
+    let store = open(dir.path());
+    for chunk in &chunks {
+        assert_same(&block_on(store.get(&chunk.id())).unwrap().unwrap(), chunk);
+    }
+    assert_eq!(block_on(store.stats()).chunks, 50);
+}
+
+#[test]
+fn a_flipped_byte_is_a_miss_and_the_chunk_can_be_put_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let [a, b] = [chunk(1, 500), chunk(2, 500)];
+    block_on(open(dir.path()).put(&[a.clone(), b.clone()])).unwrap();
+    // In the first record's payload: behind the first page and the record's header.
+    flip(&segments(dir.path())[0], 4096 + 4096 + 100);
+    let store = open(dir.path());
+    assert!(block_on(store.get(&a.id())).unwrap().is_none());
+    assert_same(&block_on(store.get(&b.id())).unwrap().unwrap(), &b);
+    let stats = block_on(store.stats());
+    assert_eq!((stats.damaged, stats.misses, stats.hits, stats.chunks), (1, 1, 1, 1));
+    block_on(store.put(std::slice::from_ref(&a))).unwrap();
+    assert_same(&block_on(store.get(&a.id())).unwrap().unwrap(), &a);
+    drop(store);
+    assert_same(&block_on(open(dir.path()).get(&a.id())).unwrap().unwrap(), &a);
+}
+
+#[test]
+fn a_truncation_while_the_store_is_open_is_a_miss_and_no_signal() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let [a, b] = [chunk(1, 150), chunk(2, 150)];
+    block_on(store.put(&[a.clone(), b.clone()])).unwrap();
+    assert!(block_on(store.get(&b.id())).unwrap().is_some(), "it is mapped now");
+    let file = OpenOptions::new().write(true).open(&segments(dir.path())[0]).unwrap();
+    let len = file.metadata().unwrap().len();
+    file.set_len(len - 8192).unwrap();
+    assert!(block_on(store.get(&b.id())).unwrap().is_none());
+    assert_same(&block_on(store.get(&a.id())).unwrap().unwrap(), &a);
+}
+
+#[test]
+fn deleting_takes_the_bytes_out_of_the_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let chunks: Vec<_> = (0..40).map(|seed| chunk(seed, 100)).collect();
+    block_on(store.put(&chunks)).unwrap();
+    // A record that a newer one replaced has the chunk's tokens too.
+    block_on(store.put(&[measured(&chunks[7])])).unwrap();
+    let [gone, kept] = [&chunks[7], &chunks[8]];
+    let tokens = |chunk: &KvChunk| chunk.tokens().iter().flat_map(|token| token.to_le_bytes()).collect::<Vec<_>>();
+    for needle in [&tokens(gone)[..], &gone.bytes()[..64], &tokens(kept)[..]] {
+        assert!(files_contain(dir.path(), needle));
+    }
+    block_on(store.delete(&[gone.id()])).unwrap();
+    assert!(!files_contain(dir.path(), &tokens(gone)));
+    assert!(!files_contain(dir.path(), &gone.bytes()[..64]));
+    for chunk in chunks.iter().filter(|chunk| chunk.id() != gone.id()) {
+        assert_same(&block_on(store.get(&chunk.id())).unwrap().unwrap(), chunk);
+    }
+    drop(store);
+    assert_eq!(block_on(open(dir.path()).stats()).chunks, 39);
+}
+
+#[test]
+fn deleting_takes_out_what_damage_made_unreadable() {
+    let dir = tempfile::tempdir().unwrap();
+    let [a, b, c] = [chunk(1, 100), chunk(2, 100), chunk(3, 100)];
+    block_on(open(dir.path()).put(&[a.clone(), b.clone(), c])).unwrap();
+    let path = &segments(dir.path())[0];
+    // The id in the first record's header, and the seal that names it too.
+    flip(path, 4096 + 70);
+    flip(path, fs::metadata(path).unwrap().len() - 4096);
+    let store = open(dir.path());
+    assert!(files_contain(dir.path(), &a.bytes()[..64]));
+    block_on(store.delete(&[a.id()])).unwrap();
+    assert!(!files_contain(dir.path(), &a.bytes()[..64]));
+    assert_same(&block_on(store.get(&b.id())).unwrap().unwrap(), &b);
+}
+
+#[test]
+fn space_of_replaced_records_comes_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let chunks: Vec<_> = (0..100).map(|seed| chunk(seed, 100)).collect();
+    block_on(store.put(&chunks)).unwrap();
+    let once = block_on(store.stats()).bytes;
+    block_on(store.put(&chunks.iter().map(measured).collect::<Vec<_>>())).unwrap();
+    let stats = block_on(store.stats());
+    assert_eq!(stats.chunks, 100);
+    assert!(stats.bytes < once * 3 / 2, "{} bytes after {once}", stats.bytes);
+    let on_disk: u64 = segments(dir.path()).iter().map(|path| fs::metadata(path).unwrap().len()).sum();
+    assert!(on_disk < once * 7 / 4, "{on_disk} bytes on disk after {once}");
+}
+
+#[test]
+fn the_segments_of_many_short_processes_are_merged() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = SegmentOptions::default();
+    options.segment_bytes = 1 << 20;
+    let chunks: Vec<_> = (0..40).map(|seed| chunk(seed, 10)).collect();
+    for chunk in &chunks {
+        let store = SegmentStore::open_with(dir.path(), options).unwrap();
+        block_on(store.put(std::slice::from_ref(chunk))).unwrap();
+    }
+    assert!(segments(dir.path()).len() <= 16, "{} segments", segments(dir.path()).len());
+    let store = SegmentStore::open_with(dir.path(), options).unwrap();
+    for chunk in &chunks {
+        assert_same(&block_on(store.get(&chunk.id())).unwrap().unwrap(), chunk);
+    }
+}
+
+#[test]
+fn a_second_store_reads_what_the_first_writes_and_takes_over_when_it_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let [a, b, c] = [chunk(1, 10), chunk(2, 10), chunk(3, 10)];
+    let (writer, reader) = (open(dir.path()), open(dir.path()));
+    assert!(writer.is_writer() && !reader.is_writer());
+    block_on(writer.put(&[a.clone(), b.clone()])).unwrap();
+    assert_same(&block_on(reader.get(&a.id())).unwrap().unwrap(), &a);
+    for refused in [block_on(reader.put(std::slice::from_ref(&c))), block_on(reader.delete(&[a.id()]))] {
+        assert!(matches!(refused, Err(Error::ReadOnly { .. })), "{refused:?}");
+    }
+    block_on(writer.delete(&[a.id()])).unwrap();
+    assert!(block_on(reader.get(&a.id())).unwrap().is_none(), "what the writer deleted is not read");
+    assert_same(&block_on(reader.get(&b.id())).unwrap().unwrap(), &b);
+    drop(writer);
+    block_on(reader.put(std::slice::from_ref(&c))).expect("the lock is free");
+    assert!(reader.is_writer());
+    for chunk in [&b, &c] {
+        assert_same(&block_on(reader.get(&chunk.id())).unwrap().unwrap(), chunk);
+    }
+}
+
+#[test]
+fn a_store_opened_read_only_does_not_write() {
+    let dir = tempfile::tempdir().unwrap();
+    let a = chunk(1, 10);
+    block_on(open(dir.path()).put(std::slice::from_ref(&a))).unwrap();
+    let mut options = tiny();
+    options.read_only = true;
+    let store = SegmentStore::open_with(dir.path(), options).unwrap();
+    assert_same(&block_on(store.get(&a.id())).unwrap().unwrap(), &a);
+    assert!(matches!(block_on(store.put(&[chunk(2, 1)])), Err(Error::ReadOnly { .. })));
+    let nowhere = SegmentStore::open_with(dir.path().join("nowhere"), options);
+    assert!(matches!(nowhere, Err(amem_store::Error::Io { .. })));
+}
+
+#[test]
+fn the_directory_is_its_owners_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = SegmentStore::open(dir.path().join("a/kv")).unwrap();
+    block_on(store.put(&[chunk(1, 1)])).unwrap();
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&dir.path().join("a/kv")), 0o700);
+    assert_eq!(mode(&segments(&dir.path().join("a/kv"))[0]), 0o600);
+}
+
+#[test]
+fn a_segment_of_a_later_format_is_an_error_and_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    block_on(open(dir.path()).put(&[chunk(1, 10)])).unwrap();
+    let path = &segments(dir.path())[0];
+    let mut bytes = fs::read(path).unwrap();
+    bytes[8] = 2;
+    let checksum = crc32c::crc32c(&bytes[..32]);
+    bytes[32..36].copy_from_slice(&checksum.to_le_bytes());
+    fs::write(path, &bytes).unwrap();
+    let refused = SegmentStore::open(dir.path());
+    assert!(matches!(refused, Err(amem_store::Error::NewerFormat { found: 2, supported: 1, .. })));
+    assert_eq!(&fs::read(path).unwrap(), &bytes);
+}
+
+#[test]
+fn arbitrary_bytes_are_parsed_without_a_panic() {
+    assert_eq!(amem_store::fuzzing::segment(&[]), 0);
+    let dir = tempfile::tempdir().unwrap();
+    block_on(open(dir.path()).put(&[chunk(1, 10), measured(&chunk(2, 3))])).unwrap();
+    let sound = fs::read(&segments(dir.path())[0]).unwrap();
+    assert_eq!(amem_store::fuzzing::segment(&sound), 2);
+    for cut in 0..sound.len() {
+        amem_store::fuzzing::segment(&sound[..cut]);
+    }
+    // Each field of the first record's header, at its largest.
+    for at in 4096..4096 + 128 {
+        let mut bytes = sound[..sound.len() - 8192].to_vec();
+        bytes[at..at + 4].fill(0xff);
+        assert_eq!(amem_store::fuzzing::segment(&bytes), 1);
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Put { seed: u32, measured: bool },
+    Delete(u32),
+    Get(u32),
+    Reopen,
+    Flip { at: u32 },
+    Truncate { at: u32 },
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let seed = 0..12_u32;
+    let step = prop_oneof![
+        6 => (seed.clone(), any::<bool>()).prop_map(|(seed, measured)| Step::Put { seed, measured }),
+        2 => seed.clone().prop_map(Step::Delete),
+        4 => seed.prop_map(Step::Get),
+        2 => Just(Step::Reopen),
+        1 => any::<u32>().prop_map(|at| Step::Flip { at }),
+        1 => any::<u32>().prop_map(|at| Step::Truncate { at }),
+    ];
+    proptest::collection::vec(step, 1..60)
+}
+
+/// A segment, and an offset in it, that `at` stands for.
+fn somewhere(dir: &Path, at: u32) -> Option<(std::path::PathBuf, u64)> {
+    let segments = segments(dir);
+    let path = segments.get(at as usize % segments.len().max(1))?;
+    let len = fs::metadata(path).unwrap().len();
+    Some((path.clone(), u64::from(at / 7) % len.max(1))).filter(|_| len > 0)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn it_behaves_like_a_map_that_damage_makes_forgetful(steps in steps()) {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = Some(open(dir.path()));
+        let mut model: HashMap<ChunkId, KvChunk> = HashMap::new();
+        let mut deleted: HashMap<ChunkId, KvChunk> = HashMap::new();
+        // From the first damage on, a miss is allowed, and an older record of a chunk may stand in for a newer one.
+        let mut damaged = false;
+        for step in steps {
+            let open_store = store.as_ref().unwrap();
+            match step {
+                Step::Put { seed, measured: with } => {
+                    let bare = chunk(seed, 1 + seed as usize * 40);
+                    let new = if with { measured(&bare) } else { bare };
+                    block_on(open_store.put(std::slice::from_ref(&new))).unwrap();
+                    deleted.remove(&new.id());
+                    let held = model.entry(new.id()).or_insert(new.clone());
+                    if held.sensitivity().is_none() { *held = new; }
+                }
+                Step::Delete(seed) => {
+                    let gone = chunk(seed, 1 + seed as usize * 40);
+                    block_on(open_store.delete(&[gone.id()])).unwrap();
+                    model.remove(&gone.id());
+                    prop_assert!(!files_contain(dir.path(), &gone.bytes()[..40]), "deleted bytes are in the files");
+                    deleted.insert(gone.id(), gone);
+                }
+                Step::Get(seed) => {
+                    let id = chunk(seed, 1 + seed as usize * 40).id();
+                    match (block_on(open_store.get(&id)).unwrap(), model.get(&id)) {
+                        (Some(found), Some(put)) if !damaged => assert_same(&found, put),
+                        (Some(found), Some(put)) => prop_assert!(found.bytes() == put.bytes()),
+                        (Some(_), None) => prop_assert!(false, "found what was not put"),
+                        (None, put) => prop_assert!(put.is_none() || damaged, "lost what was put"),
+                    }
+                }
+                Step::Reopen => {
+                    drop(store.take());
+                    store = Some(open(dir.path()));
+                }
+                Step::Flip { at } => if let Some((path, offset)) = somewhere(dir.path(), at) {
+                    flip(&path, offset);
+                    damaged = true;
+                },
+                Step::Truncate { at } => if let Some((path, offset)) = somewhere(dir.path(), at) {
+                    // While it is open a writer goes on behind the cut; both ways have to be survived.
+                    OpenOptions::new().write(true).open(&path).unwrap().set_len(offset).unwrap();
+                    damaged = true;
+                },
+            }
+        }
+    }
+}
