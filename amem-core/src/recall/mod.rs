@@ -1,6 +1,10 @@
 //! Which memories a question is about.
 
+mod lexical;
+
 use async_trait::async_trait;
+
+pub use lexical::Lexical;
 
 use crate::{Namespace, Record, RecordId, Result};
 
