@@ -1,5 +1,6 @@
 //! What computes: a model, the contexts that it decodes in, and how cached KV is put into them.
 
+use std::fmt;
 use std::iter::Sum;
 use std::ops::{AddAssign, Range};
 use std::sync::Arc;
@@ -202,6 +203,14 @@ impl Usage {
     /// Rows times layers computed before the first token of the answer.
     pub fn work(&self) -> u64 {
         self.work_choosing + self.work_repairing + self.work_prefilling
+    }
+}
+
+impl fmt::Display for Usage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (reused, repaired) = (self.reused(), self.repaired);
+        write!(f, "{reused} tokens reused, {repaired} repaired, {} prefilled", self.prefilled)?;
+        if self.generated > 0 { write!(f, ", {} generated", self.generated) } else { Ok(()) }
     }
 }
 

@@ -1,0 +1,73 @@
+//! Your own recall and your own residency policy, in a memory that is otherwise amem's.
+//!
+//! ```text
+//! cargo run --release --example custom_backend
+//! ```
+
+use std::collections::VecDeque;
+use std::error::Error;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use amem_core::transformer::{Options, Transformer};
+use amem_core::{Access, ChunkId, Memory, Namespace, RamStore, Recalled, Recaller, Record, RecordId, ResidencyPolicy};
+use amem_core::{Result, Tier, Tiered};
+use amem_cpu::Cpu;
+
+/// Recalls what was remembered last, whatever the question.
+#[derive(Default)]
+struct Latest(Mutex<Vec<Record>>);
+
+#[async_trait::async_trait]
+impl Recaller for Latest {
+    async fn index(&self, records: &[Record]) -> Result<()> {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        held.retain(|old| records.iter().all(|new| new.id != old.id));
+        held.extend_from_slice(records);
+        held.sort_by_key(|record| std::cmp::Reverse(record.id));
+        Ok(())
+    }
+
+    async fn remove(&self, _: &Namespace, ids: &[RecordId]) -> Result<()> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|record| !ids.contains(&record.id));
+        Ok(())
+    }
+
+    async fn recall(&self, namespace: &Namespace, _: &str, k: usize) -> Result<Vec<Recalled>> {
+        let held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mine = held.iter().filter(|record| record.namespace == *namespace).take(k);
+        Ok(mine.map(|record| Recalled { id: record.id, score: 1.0 }).collect())
+    }
+}
+
+/// First in, first out.
+#[derive(Default)]
+struct Fifo(VecDeque<ChunkId>);
+
+impl ResidencyPolicy for Fifo {
+    fn insert(&mut self, access: Access) {
+        self.0.push_back(access.chunk);
+    }
+
+    fn touch(&mut self, _: Access) {}
+
+    fn remove(&mut self, chunk: &ChunkId) {
+        self.0.retain(|held| held != chunk);
+    }
+
+    fn victim(&mut self, _: f64) -> Option<ChunkId> {
+        self.0.front().copied()
+    }
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let model = Transformer::load(&amem_demo::files(), Cpu::new()?, Options::default())?;
+    let ram = Tier { store: Arc::new(RamStore::default()), budget: 64 << 10, policy: Box::new(Fifo::default()) };
+    let kv = Arc::new(Tiered::new(vec![ram])?);
+    let memory = Memory::builder(Arc::new(model)).recaller(Arc::new(Latest::default())).kv(kv).build()?;
+    futures_lite::future::block_on(async {
+        memory.remember_all("you", ["Alice lives in Denver.", "Bob is a nurse.", "Bob lives in Oslo."]).await?;
+        let answer = memory.ask("you", "Where does Bob live?").await?;
+        println!("{}\n{}", answer.text, answer.usage);
+        Ok(())
+    })
+}
