@@ -236,9 +236,11 @@ impl Tables<'_> {
 
     /// The active record of the namespace that says this under this key.
     fn saying(&self, namespace: &Namespace, key: Option<&str>, text: &str, now: Timestamp) -> Result<Option<Found>> {
+        // By the hash to the version, and from there to its record. The plus signs keep SQLite from any other way, for
+        // the other indexes lead through a namespace's every record.
         let same = select!(
-            "r.version WHERE v.hash = ?1 AND v.text = ?2 AND r.namespace = ?3 AND r.key IS ?4 AND r.state = 0 \
-             AND (r.expires_at IS NULL OR r.expires_at > ?5) ORDER BY r.seq LIMIT 1"
+            "r.version WHERE v.hash = ?1 AND v.text = ?2 AND r.seq = v.record AND +r.namespace = ?3 \
+             AND +r.key IS ?4 AND +r.state = 0 AND (r.expires_at IS NULL OR r.expires_at > ?5) ORDER BY +r.seq LIMIT 1"
         );
         let hash = hash(namespace, key, text);
         Ok(self.all(same, params![hash, text, namespace.as_str(), key, now.0])?.pop())
