@@ -216,7 +216,7 @@ impl Tables<'_> {
             let found = self.find(namespace, *id)?;
             if matches!(found.stored.state, State::Forgotten { .. }) {
                 // It was forgotten while its KV was being computed.
-                self.doom(chunk)?;
+                self.doom(chunk, Timestamp::now())?;
             } else {
                 let insert = "INSERT OR IGNORE INTO link (chunk, record) VALUES (?1, ?2)";
                 self.execute(insert, params![chunk.0, found.seq])?;
@@ -280,11 +280,12 @@ impl Tables<'_> {
         self.execute("DELETE FROM link WHERE record = ?1", [record])
     }
 
-    /// Dooms a chunk unless a record that still stands has it.
-    fn doom(&self, chunk: &ChunkId) -> Result<()> {
+    /// Dooms a chunk unless an active record has it.
+    fn doom(&self, chunk: &ChunkId, now: Timestamp) -> Result<()> {
         let doom = "INSERT OR IGNORE INTO doomed SELECT ?1 WHERE NOT EXISTS ( \
-                    SELECT 1 FROM link JOIN record r ON r.seq = link.record WHERE link.chunk = ?1 AND r.state = 0)";
-        self.execute(doom, [chunk.0])
+                    SELECT 1 FROM link JOIN record r ON r.seq = link.record \
+                    WHERE link.chunk = ?1 AND r.state = 0 AND (r.expires_at IS NULL OR r.expires_at > ?2))";
+        self.execute(doom, params![chunk.0, now.0])
     }
 
     fn next_revision(&self) -> Result<i64> {
