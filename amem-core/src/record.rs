@@ -244,7 +244,7 @@ pub enum Query {
     /// Those that count at this moment (now or earlier: "as of"), with the text that they had then. Forgotten records
     /// appear in no such view, for their text is gone.
     At(Timestamp),
-    /// All that ever were, forgotten ones without their text.
+    /// All that ever were, as they are at the time of the call, forgotten ones without their text.
     All,
 }
 
@@ -255,7 +255,8 @@ pub enum Query {
 /// checked by [`testing::ledger`](crate::testing).
 #[async_trait]
 pub trait Ledger: Send + Sync {
-    /// Adds texts, all or none of them, in order. Blanks at both ends of a text are not part of it.
+    /// Adds texts, all or none of them, in order. Blanks at both ends of a text are not part of it. An implementation
+    /// may pay for each call rather than for each text, so give it many at once where there are many.
     ///
     /// # Errors
     /// [`Error::Empty`] for a text with nothing in it; what the ledger met.
@@ -274,7 +275,7 @@ pub trait Ledger: Send + Sync {
     async fn list(&self, namespace: &Namespace, query: Query) -> Result<Vec<Record>>;
 
     /// Gives an active record another text; the old one stays in its history. The chunks linked to the old text become
-    /// [`doomed`](Self::doomed).
+    /// [`doomed`](Self::doomed), unless another active record links them too. The text it has already changes nothing.
     ///
     /// # Errors
     /// [`Error::UnknownRecord`], [`Error::NotActive`], [`Error::Empty`], [`Error::SameText`] when another active
@@ -301,13 +302,16 @@ pub trait Ledger: Send + Sync {
     async fn namespaces(&self) -> Result<Vec<Namespace>>;
 
     /// The namespace's records that changed after `since`, by this process or another, as they are now, and the
-    /// revision to ask from next time. `Revision(0)` asks for all.
+    /// revision to ask from next time. `Revision(0)` asks for all. That a record's time is over is no change: whoever
+    /// keeps records filters them by their `expires_at`.
     ///
     /// # Errors
     /// What the ledger met.
     async fn changes(&self, namespace: &Namespace, since: Revision, now: Timestamp) -> Result<(Vec<Record>, Revision)>;
 
-    /// Notes that chunks hold the KV of a record's present text, so that forgetting the record finds them.
+    /// Notes, for all of `links` or none, that chunks hold the KV of a record's present text, so that forgetting the
+    /// record finds them. A chunk that was doomed is so no more, unless the record was forgotten meanwhile: then the
+    /// chunk is doomed at once.
     ///
     /// # Errors
     /// [`Error::UnknownRecord`]; what the ledger met.

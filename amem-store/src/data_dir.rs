@@ -13,7 +13,7 @@ use crate::{Error, Result, SegmentStore, SqliteLedger};
 ///   ledger.sqlite        what was said (SqliteLedger): the one thing to back up
 ///   kv/                  its KV (SegmentStore): a cache, which may be deleted while nothing runs
 /// ```
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct DataDir {
     /// The KV of what was said.
     pub kv: SegmentStore,

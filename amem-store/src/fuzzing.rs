@@ -6,7 +6,6 @@ use crate::segment::{SegmentName, scan};
 ///
 /// Must neither panic nor allocate more than a small multiple of what it was given. The file's name, which records have
 /// to agree with, is taken from where a segment's first page has it, so that a fuzzer can get past that check.
-#[doc(hidden)]
 pub fn segment(bytes: &[u8]) -> usize {
     let number = |at: usize| {
         let field = bytes.get(at..).and_then(|rest| rest.first_chunk::<8>());

@@ -5,6 +5,7 @@
 
 mod data_dir;
 mod error;
+#[doc(hidden)]
 pub mod fuzzing;
 mod ledger;
 mod map;

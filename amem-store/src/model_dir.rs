@@ -1,6 +1,7 @@
 //! A model's directory, read where it lies.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::{self, File};
 use std::path::Path;
 
@@ -68,5 +69,11 @@ impl ModelDir {
     /// The names of the files, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.files.keys().map(String::as_str)
+    }
+}
+
+impl fmt::Debug for ModelDir {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ModelDir").field(&self.files.keys()).finish()
     }
 }

@@ -6,7 +6,7 @@
 mod common;
 
 use std::fs::{self, Permissions};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -39,7 +39,7 @@ fn done(child: &mut Child) -> impl Iterator<Item = u32> + use<> {
 }
 
 fn say_done(n: u32) {
-    writeln!(std::io::stdout(), "done {n}").unwrap();
+    println!("done {n}");
 }
 
 fn ours() -> Namespace {

@@ -6,6 +6,7 @@
 mod schema;
 mod tables;
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -79,6 +80,12 @@ impl SqliteLedger {
         work: impl FnOnce(&Tables<'_>) -> Result<T, Failure> + Send + 'static,
     ) -> amem_core::Result<T> {
         self.within(TransactionBehavior::Immediate, doing, work).await
+    }
+}
+
+impl fmt::Debug for SqliteLedger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SqliteLedger({})", self.0.path.display())
     }
 }
 

@@ -216,7 +216,7 @@ impl Tables<'_> {
             let found = self.find(namespace, *id)?;
             if matches!(found.stored.state, State::Forgotten { .. }) {
                 // It was forgotten while its KV was being computed.
-                self.doom(chunk)?;
+                self.doom(chunk, Timestamp::now())?;
             } else {
                 let insert = "INSERT OR IGNORE INTO link (chunk, record) VALUES (?1, ?2)";
                 self.execute(insert, params![chunk.0, found.seq])?;
@@ -236,9 +236,11 @@ impl Tables<'_> {
 
     /// The active record of the namespace that says this under this key.
     fn saying(&self, namespace: &Namespace, key: Option<&str>, text: &str, now: Timestamp) -> Result<Option<Found>> {
+        // By the hash to the version, and from there to its record. The plus signs keep SQLite from any other way, for
+        // the other indexes lead through a namespace's every record.
         let same = select!(
-            "r.version WHERE v.hash = ?1 AND v.text = ?2 AND r.namespace = ?3 AND r.key IS ?4 AND r.state = 0 \
-             AND (r.expires_at IS NULL OR r.expires_at > ?5) ORDER BY r.seq LIMIT 1"
+            "r.version WHERE v.hash = ?1 AND v.text = ?2 AND r.seq = v.record AND +r.namespace = ?3 \
+             AND +r.key IS ?4 AND +r.state = 0 AND (r.expires_at IS NULL OR r.expires_at > ?5) ORDER BY +r.seq LIMIT 1"
         );
         let hash = hash(namespace, key, text);
         Ok(self.all(same, params![hash, text, namespace.as_str(), key, now.0])?.pop())
@@ -278,11 +280,12 @@ impl Tables<'_> {
         self.execute("DELETE FROM link WHERE record = ?1", [record])
     }
 
-    /// Dooms a chunk unless a record that still stands has it.
-    fn doom(&self, chunk: &ChunkId) -> Result<()> {
+    /// Dooms a chunk unless an active record has it.
+    fn doom(&self, chunk: &ChunkId, now: Timestamp) -> Result<()> {
         let doom = "INSERT OR IGNORE INTO doomed SELECT ?1 WHERE NOT EXISTS ( \
-                    SELECT 1 FROM link JOIN record r ON r.seq = link.record WHERE link.chunk = ?1 AND r.state = 0)";
-        self.execute(doom, [chunk.0])
+                    SELECT 1 FROM link JOIN record r ON r.seq = link.record \
+                    WHERE link.chunk = ?1 AND r.state = 0 AND (r.expires_at IS NULL OR r.expires_at > ?2))";
+        self.execute(doom, params![chunk.0, now.0])
     }
 
     fn next_revision(&self) -> Result<i64> {

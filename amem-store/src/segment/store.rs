@@ -1,5 +1,6 @@
 //! [`SegmentStore`]: the parts put together, and who may write.
 
+use std::fmt;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -103,6 +104,12 @@ impl SegmentStore {
     /// Whether this process is the one that writes to the directory.
     pub fn is_writer(&self) -> bool {
         self.0.writes.load(Relaxed)
+    }
+}
+
+impl fmt::Debug for SegmentStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SegmentStore({})", self.0.dir.display())
     }
 }
 

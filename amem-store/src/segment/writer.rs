@@ -193,3 +193,45 @@ fn random() -> u64 {
     hasher.write_u128(std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos());
     hasher.finish()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use amem_core::{ChunkId, KvShape, KvType, PrefixId};
+
+    use super::*;
+
+    fn chunk(n: u8) -> KvChunk {
+        let shape = KvShape { layers: 1, kv_heads: 1, head_dim: 8, kind: KvType::F16 };
+        let (id, prefix, data) = (ChunkId([n; 32]), PrefixId([0; 32]), vec![n; shape.bytes(3)]);
+        KvChunk::new(id, prefix, shape, Arc::new([1, 2, 3]), Arc::new(data)).unwrap()
+    }
+
+    fn writer(dir: &tempfile::TempDir) -> Writer {
+        let lock = File::create(dir.path().join("LOCK")).unwrap();
+        Writer::new(dir.path(), lock, 1 << 20, 0)
+    }
+
+    #[test]
+    fn a_failed_write_poisons_the_writer() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = writer(&dir);
+        writer.append(&chunk(1)).unwrap();
+        // A handle that cannot be written to stands in for a disk that fails.
+        let active = writer.active.as_mut().unwrap();
+        active.file = File::open(&active.path).unwrap();
+        assert!(matches!(writer.append(&chunk(2)), Err(Error::Io { .. })));
+        for refused in [writer.append(&chunk(3)).map(|_| ()), writer.sync()] {
+            assert!(matches!(refused, Err(Error::Poisoned { .. })), "{refused:?}");
+        }
+    }
+
+    #[test]
+    fn a_process_never_appends_to_a_segment_of_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let (first, _) = writer(&dir).append(&chunk(1)).unwrap();
+        let (second, _) = writer(&dir).append(&chunk(1)).unwrap();
+        assert_ne!(first, second, "even where two take the same generation, their salts differ");
+    }
+}
