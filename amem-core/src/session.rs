@@ -62,11 +62,15 @@ pub struct Session {
     epochs: usize,
 }
 
-/// A question and its answer, as tokens.
+/// A question and its answer, as tokens, and what they may tell of.
 #[derive(Clone)]
 struct Turn {
     question: Vec<Token>,
     answer: Vec<Token>,
+    /// The memories that were recalled for it.
+    recalled: Vec<RecordId>,
+    /// All that stood in the context.
+    stood: Vec<RecordId>,
 }
 
 /// A context and what stands in it.
@@ -130,7 +134,9 @@ impl Session {
         let reserve = self.reserve(&ask)?;
         let epochs = self.epochs;
         if self.epoch.as_ref().is_none_or(|epoch| !self.stands(epoch, &recalled, reserve)) {
-            self.epoch = None;
+            if let Some(old) = self.epoch.take() {
+                self.leave_unsaid(&old).await?;
+            }
             let (epoch, cost) = self.open(&recalled, reserve).await?;
             usage += cost;
             self.epoch = Some(epoch);
@@ -175,13 +181,29 @@ impl Session {
         Ok(question + ask.generation.max_tokens.min((self.limit - least) / 2 + 1))
     }
 
+    /// Whether a memory still says what it said.
+    fn is_current(&self, record: &Record) -> bool {
+        self.memory.record(&self.namespace, record.id).is_some_and(|now| now.text == record.text)
+    }
+
+    /// Takes turns out of the conversation that tell of what has changed since: those that a changed memory was
+    /// recalled for, and all that a forgotten one stood in the context of.
+    async fn leave_unsaid(&mut self, old: &Epoch) -> Result<()> {
+        let changed: Vec<&Record> = old.resident.values().filter(|record| !self.is_current(record)).collect();
+        for record in changed {
+            let forgotten = self.memory.is_forgotten(&self.namespace, record.id).await?;
+            let tells = |turn: &Turn| turn.recalled.contains(&record.id) || forgotten && turn.stood.contains(&record.id);
+            self.turns.retain(|turn| !tells(turn));
+        }
+        Ok(())
+    }
+
     /// Whether an epoch can take another turn: all that stands in it is still true, and there is room.
     fn stands(&self, epoch: &Epoch, recalled: &[Recollection], reserve: usize) -> bool {
-        let same = |record: &Record| self.memory.record(&self.namespace, record.id).is_some_and(|r| r.text == record.text);
         let new = recalled.iter().filter(|recollection| !epoch.resident.contains_key(&recollection.record.id));
         let tokens = |recollection: &Recollection| self.memory.tokens(&recollection.record.text).map_or(0, |t| t.len());
         let needed: usize = epoch.context.tokens().len() + new.map(tokens).sum::<usize>() + reserve;
-        epoch.resident.values().all(same) && needed <= self.limit
+        epoch.resident.values().all(|record| self.is_current(record)) && needed <= self.limit
     }
 
     /// Begins an epoch: picks the working set, blends it, and says again what was said.
@@ -288,6 +310,8 @@ impl Session {
         let stays = epoch.context.tokens().len() + added;
         let mut recalled = [standing, new].concat();
         recalled.sort_by_key(|recollection| recollection.record.id);
+        let about: Vec<RecordId> = recalled.iter().map(|recollection| recollection.record.id).collect();
+        let stood: Vec<RecordId> = epoch.resident.keys().copied().collect();
         let repair = ask.repair.unwrap_or_else(|| self.options.turn_repair.clone());
         let job = Job { pieces, repair, generation: ask.generation, recalled, cost };
         let (model, conversation) = (Arc::clone(self.memory.model()), self.options.conversation);
@@ -297,7 +321,7 @@ impl Session {
             let Answered { answer, tokens, unwritten } = answer(&*model, &mut *epoch.context, job, events)?;
             if conversation {
                 epoch.pending = unwritten;
-                epoch.turns.push(Turn { question, answer: tokens });
+                epoch.turns.push(Turn { question, answer: tokens, recalled: about, stood });
             } else {
                 epoch.context.truncate(stays);
             }

@@ -5,6 +5,8 @@ use std::fmt;
 use std::fs::{self, File};
 use std::path::Path;
 
+use amem_core::transformer::ModelSource;
+
 use crate::map::Map;
 use crate::{Error, Result};
 
@@ -58,14 +60,6 @@ impl ModelDir {
         Ok(Self { files })
     }
 
-    /// The contents of a file, if the directory has it.
-    pub fn file(&self, name: &str) -> Option<&[u8]> {
-        Some(match self.files.get(name)? {
-            Contents::Mapped(map) => map.bytes(),
-            Contents::Read(bytes) => bytes,
-        })
-    }
-
     /// The names of the files, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.files.keys().map(String::as_str)
@@ -75,5 +69,14 @@ impl ModelDir {
 impl fmt::Debug for ModelDir {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("ModelDir").field(&self.files.keys()).finish()
+    }
+}
+
+impl ModelSource for ModelDir {
+    fn file(&self, name: &str) -> Option<&[u8]> {
+        Some(match self.files.get(name)? {
+            Contents::Mapped(map) => map.bytes(),
+            Contents::Read(bytes) => bytes,
+        })
     }
 }

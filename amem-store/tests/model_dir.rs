@@ -1,6 +1,7 @@
 //! Model directories as hubs lay them out.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+use amem_core::transformer::ModelSource;
 use std::fs::{self, File};
 
 use amem_store::{Error, ModelDir};

@@ -176,7 +176,8 @@ impl Memory {
         Ok(record)
     }
 
-    /// Forgets a record: its texts are wiped and its KV is deleted. It is in no answer that begins after this returns.
+    /// Forgets a record: its texts are wiped and its KV is deleted, by the process that writes to the store if that is
+    /// another one. It is in no answer that begins after this returns.
     ///
     /// # Errors
     /// [`Error::UnknownRecord`]; what the ledger or the store met. If the store fails, the text is gone all the same
@@ -406,25 +407,43 @@ impl Memory {
         self.parts.kv.note(&relevance);
     }
 
-    /// Deletes the KV of what was forgotten.
+    /// Deletes the KV of what was forgotten, by this process or another. Where only another process may write to the
+    /// store, it is left to that one, which does it when it is next asked for anything; nobody finds it until then, for
+    /// its name is a hash of the text.
     async fn bury(&self) -> Result<()> {
         let doomed = self.parts.ledger.doomed().await?;
-        if !doomed.is_empty() {
-            self.parts.kv.delete(&doomed).await?;
-            self.parts.ledger.buried(&doomed).await?;
+        if doomed.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        match self.parts.kv.delete(&doomed).await {
+            Ok(()) => self.parts.ledger.buried(&doomed).await,
+            Err(Error::ReadOnly { what, reason }) => {
+                log::info!("{} chunks of forgotten texts wait in {what}: {reason}", doomed.len());
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Brings the index up to what this or any other process has written to the ledger.
     pub(crate) async fn refresh(&self, namespace: &Namespace) -> Result<()> {
         let Parts { ledger, recaller, shelves, .. } = &*self.parts;
-        shelves.refresh(&**ledger, &**recaller, namespace).await
+        shelves.refresh(&**ledger, &**recaller, namespace).await?;
+        if let Err(error) = self.bury().await {
+            log::warn!("KV of forgotten texts could not be deleted yet: {error}");
+        }
+        Ok(())
     }
 
     /// The record as it is now, if it counts.
     pub(crate) fn record(&self, namespace: &Namespace, id: RecordId) -> Option<Record> {
         self.parts.shelves.record(namespace, id, Timestamp::now())
+    }
+
+    /// Whether a record was forgotten, rather than changed or outlived.
+    pub(crate) async fn is_forgotten(&self, namespace: &Namespace, id: RecordId) -> Result<bool> {
+        let record = self.parts.ledger.get(namespace, id, Timestamp::now()).await?;
+        Ok(matches!(record.state, State::Forgotten { .. }))
     }
 
     /// All records that count now, oldest first.

@@ -1,0 +1,52 @@
+//! From command-line options to a memory.
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use amem_core::transformer::{ModelSource, Options, Transformer};
+use amem_core::Memory;
+use amem_cpu::Cpu;
+use amem_store::{DataDir, ModelDir};
+use clap::Args;
+
+/// Which model, and where its memory is kept.
+#[derive(Args)]
+pub(crate) struct Place {
+    /// A Hugging Face model directory; the embedded demo model if left out.
+    #[arg(long)]
+    model: Option<PathBuf>,
+    /// Where memories and their KV are kept.
+    #[arg(long, env = "AMEM_DATA_DIR", default_value = "amem-data")]
+    data_dir: PathBuf,
+    /// MiB of RAM for KV that is close at hand.
+    #[arg(long, default_value_t = 1024)]
+    ram_mib: u64,
+    /// MiB of disk for KV; what is worth least makes room.
+    #[arg(long, default_value_t = 16 * 1024)]
+    disk_mib: u64,
+    /// The line that memories stand under.
+    #[arg(long, default_value = "Answer from the notes.")]
+    system: String,
+}
+
+/// Opens a memory: its model, its ledger, its KV on disk and in RAM.
+pub(crate) fn memory(place: &Place) -> Result<Memory, Box<dyn Error>> {
+    let model = match &place.model {
+        None => load(&amem_demo::files(), "demo")?,
+        Some(dir) => load(&ModelDir::open(dir)?, &name(dir))?,
+    };
+    let DataDir { kv, ledger } = amem_store::open(&place.data_dir)?;
+    let memory = Memory::builder(Arc::new(model)).kv(Arc::new(kv)).ledger(Arc::new(ledger));
+    Ok(memory.system(&place.system).build()?)
+}
+
+fn load(source: &dyn ModelSource, name: &str) -> Result<Transformer<Cpu>, Box<dyn Error>> {
+    let mut options = Options::default();
+    options.name = name.to_owned();
+    Ok(Transformer::load(source, Cpu::new()?, options)?)
+}
+
+fn name(dir: &Path) -> String {
+    dir.file_name().map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
+}

@@ -1,0 +1,224 @@
+//! What a user of `Session` relies on.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+mod common;
+
+use amem_core::{Ask, Error, Generation, Memory, Query, Repair, SessionOptions, Timestamp, Usage};
+use common::{block_on, in_ram, world};
+
+fn standing_alone() -> SessionOptions {
+    SessionOptions { conversation: false, ..SessionOptions::default() }
+}
+
+/// A memory of a small world, its questions and their answers.
+async fn remembered(seed: u64, memories: usize) -> (Memory, Vec<(String, String)>) {
+    let (notes, questions) = world(seed, memories);
+    let memory = in_ram();
+    memory.remember_all("me", notes).await.unwrap();
+    memory.prefill("me", |_, _| {}).await.unwrap();
+    (memory, questions)
+}
+
+#[test]
+fn a_session_answers_as_fresh_contexts_do() {
+    block_on(async {
+        let (mut same, mut total) = (0, 0);
+        for seed in 0..6 {
+            let (memory, questions) = remembered(seed, 8).await;
+            let mut session = memory.session("me", standing_alone()).unwrap();
+            for (question, _) in &questions {
+                let ours = session.ask(question.as_str()).await.unwrap();
+                // The whole working set, repaired in full: what a cold prefill says.
+                let k = memory.list("me", Query::At(Timestamp::now())).await.unwrap().len();
+                let mut cold = memory.session("me", SessionOptions { opening_repair: Repair::All, ..standing_alone() }).unwrap();
+                let theirs = cold.ask(Ask { k, ..Ask::from(question.as_str()) }).await.unwrap();
+                same += usize::from(ours.text == theirs.text);
+                total += 1;
+            }
+            assert_eq!(session.epochs(), 1);
+        }
+        assert!(total > 60 && same * 100 >= total * 97, "{same} of {total} answers are the same");
+    });
+}
+
+#[test]
+fn a_question_in_a_stable_session_costs_its_own_tokens_and_a_few_rows() {
+    block_on(async {
+        let (memory, questions) = remembered(3, 10).await;
+        let mut session = memory.session("me", standing_alone()).unwrap();
+        session.ask(questions[0].0.as_str()).await.unwrap();
+        for (question, _) in &questions[1..] {
+            let usage = session.ask(question.as_str()).await.unwrap().usage;
+            let asked = memory.model().chat().encode(question).unwrap().len() + 2;
+            assert_eq!((usage.prefilled, usage.cached), (asked, 0));
+            assert!(usage.resident > 50 && usage.repaired <= 8);
+        }
+    });
+}
+
+#[test]
+fn a_conversation_remembers_what_was_said_in_it() {
+    block_on(async {
+        let (memory, questions) = remembered(5, 6).await;
+        let mut session = memory.session("me", SessionOptions::default()).unwrap();
+        let mut before = 0;
+        for (question, _) in questions.iter().take(4) {
+            let answer = session.ask(question.as_str()).await.unwrap();
+            assert!(answer.usage.resident + answer.usage.cached > before, "the context grows with each turn");
+            before = answer.usage.resident + answer.usage.cached;
+        }
+        assert_eq!(session.epochs(), 1);
+    });
+}
+
+#[test]
+fn a_memory_told_during_a_session_is_blended_in_without_a_new_epoch() {
+    for conversation in [false, true] {
+        block_on(async {
+            let memory = in_ram();
+            memory.remember("me", "Alice lives in Denver.").await.unwrap();
+            let options = SessionOptions { conversation, ..SessionOptions::default() };
+            let mut session = memory.session("me", options).unwrap();
+            assert_eq!(session.ask("Where does Alice live?").await.unwrap().text, "Alice lives in Denver.");
+            let bob = memory.remember("me", "Bob's locker code is 4817.").await.unwrap().record;
+            let answer = session.ask("What is Bob's locker code?").await.unwrap();
+            assert_eq!(answer.text, "Bob's locker code is 4817.");
+            assert_eq!(session.epochs(), 1);
+            assert!(session.resident().iter().any(|record| record.id == bob.id));
+        });
+    }
+}
+
+#[test]
+fn a_fact_that_was_forgotten_updated_or_superseded_is_gone_from_the_next_answer_on() {
+    block_on(async {
+        let memory = in_ram();
+        let alice = memory.remember("me", "Alice lives in Denver.").await.unwrap().record;
+        let bob = memory.remember("me", "Bob's locker code is 4817.").await.unwrap().record;
+        let mut session = memory.session("me", SessionOptions::default()).unwrap();
+        assert_eq!(session.ask("What is Bob's locker code?").await.unwrap().text, "Bob's locker code is 4817.");
+        memory.update("me", bob.id, "Bob's locker code is 2096.").await.unwrap();
+        assert_eq!(session.ask("What is Bob's locker code?").await.unwrap().text, "Bob's locker code is 2096.");
+        assert_eq!(session.epochs(), 2);
+        session.ask("Where does Alice live?").await.unwrap();
+        memory.forget("me", alice.id).await.unwrap();
+        let answer = session.ask("Where does Alice live?").await.unwrap();
+        assert!(!answer.text.contains("Denver"), "neither the note nor what was said of it is left: {}", answer.text);
+        assert_eq!(session.epochs(), 3);
+        assert_eq!(session.resident().len(), 1);
+    });
+}
+
+#[test]
+fn a_session_that_is_full_begins_a_new_epoch_and_goes_on() {
+    block_on(async {
+        let (memory, questions) = remembered(7, 6).await;
+        let options = SessionOptions { budget_tokens: Some(220), ..SessionOptions::default() };
+        let mut session = memory.session("me", options).unwrap();
+        let short = Generation { max_tokens: 16, ..Generation::default() };
+        for (question, _) in questions.iter().cycle().take(25) {
+            let ask = Ask { generation: short.clone(), ..Ask::from(question.as_str()) };
+            let answer = session.ask(ask).await.unwrap();
+            assert!(answer.usage.resident + answer.usage.cached + answer.usage.prefilled <= 220);
+        }
+        assert!(session.epochs() > 1);
+    });
+}
+
+#[test]
+fn a_dropped_answer_costs_the_session_nothing_but_that_turn() {
+    block_on(async {
+        let memory = in_ram();
+        memory.remember("me", "Alice lives in Denver.").await.unwrap();
+        let mut session = memory.session("me", SessionOptions::default()).unwrap();
+        drop(session.ask_stream("Where does Alice live?").await.unwrap());
+        assert_eq!(session.ask("Where does Alice live?").await.unwrap().text, "Alice lives in Denver.");
+    });
+}
+
+#[test]
+fn senseless_settings_and_questions_are_refused() {
+    block_on(async {
+        let memory = in_ram();
+        for budget in [0, 5, 1_000_000] {
+            let options = SessionOptions { budget_tokens: Some(budget), ..SessionOptions::default() };
+            assert!(matches!(memory.session("me", options), Err(Error::BadValue { .. })));
+        }
+        let options = SessionOptions { memory_share: f32::NAN, ..SessionOptions::default() };
+        assert!(memory.session("me", options).is_err());
+        let mut session = memory.session("me", SessionOptions::default()).unwrap();
+        assert!(matches!(session.ask(" ").await, Err(Error::Empty { .. })));
+        let long = "pizza ".repeat(3000);
+        assert!(matches!(session.ask(long.as_str()).await, Err(Error::TooLong { .. })));
+        assert!(session.ask("Where does Alice live?").await.is_ok());
+    });
+}
+
+#[test]
+fn thirty_questions_cost_a_hundredth_of_prefilling_again() {
+    // About 6,000 tokens of memories and questions of about 20, on the demo model with its context stretched: what is
+    // counted does not depend on what the model makes of it.
+    let (memory, questions) = stretched();
+    block_on(async {
+        let mut session = memory.session("me", standing_alone()).unwrap();
+        let (mut ours, mut again) = (0, 0);
+        let mut resident = 0;
+        for question in &questions {
+            let ask = Ask { generation: Generation { max_tokens: 1, ..Generation::default() }, ..Ask::from(question.as_str()) };
+            let Usage { resident: stood, cached, prefilled, .. } = {
+                let usage = session.ask(ask).await.unwrap().usage;
+                ours += usage.work();
+                usage
+            };
+            resident = stood + cached;
+            again += ((resident + prefilled) * memory.model().info().shape.layers) as u64;
+        }
+        let ratio = again as f64 / ours as f64;
+        let asked: usize = questions.iter().map(|q| memory.model().chat().encode(q).unwrap().len()).sum();
+        let mean = asked / questions.len();
+        println!("{resident} resident tokens, 30 questions of {mean}: {ratio:.0} times less prefill work");
+        assert!((18..=24).contains(&mean));
+        assert!(resident > 5_500 && session.epochs() == 1);
+        assert!(ratio >= 100.0, "{ratio}");
+    });
+}
+
+/// A memory of about 6,000 tokens, prefilled, and thirty questions of about 20.
+fn stretched() -> (Memory, Vec<String>) {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    use amem_core::transformer::{Options, Transformer};
+    use amem_cpu::Cpu;
+
+    let mut files: BTreeMap<String, Vec<u8>> =
+        amem_demo::files().into_iter().map(|(name, bytes)| (name.to_owned(), bytes.to_vec())).collect();
+    let config = amem_demo::CONFIG.replace("\"max_position_embeddings\": 2048", "\"max_position_embeddings\": 8192");
+    files.insert("config.json".to_owned(), config.into_bytes());
+    let model = Transformer::load(&files, Cpu::with_threads(2).unwrap(), Options::default()).unwrap();
+    let memory = Memory::builder(Arc::new(model)).build().unwrap();
+    let mut notes = Vec::new();
+    let mut tokens = 0;
+    for seed in 0.. {
+        let (more, _) = world(seed, 12);
+        for note in more {
+            let count = memory.tokens(&note).unwrap().len();
+            if tokens + count <= 6_000 && !notes.contains(&note) {
+                tokens += count;
+                notes.push(note);
+            }
+        }
+        if tokens > 5_950 {
+            break;
+        }
+    }
+    let question = |i: usize| {
+        let (_, questions) = world(i as u64, 12);
+        format!("{} What do the notes say? Where was it said?", questions[0].0)
+    };
+    block_on(async {
+        memory.remember_all("me", notes).await.unwrap();
+        memory.prefill("me", |_, _| {}).await.unwrap();
+    });
+    (memory, (0..30).map(question).collect())
+}
