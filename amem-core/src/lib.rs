@@ -9,6 +9,7 @@ pub mod recall;
 mod record;
 pub mod residency;
 mod store;
+mod tiered;
 
 pub use chat::{Chat, Layout};
 pub use error::{BoxError, Error, Result};
@@ -19,6 +20,7 @@ pub use record::{
     Added, Ledger, Namespace, NewRecord, Outcome, Query, Record, RecordId, Revision, State, Timestamp, Version,
 };
 pub use residency::{Access, ResidencyPolicy};
-pub use store::{KvStore, StoreStats};
+pub use store::{Held, KvStore, StoreStats};
+pub use tiered::{RamStore, Tier, Tiered};
 #[cfg(feature = "testing")]
 pub mod testing;

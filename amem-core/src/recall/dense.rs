@@ -77,7 +77,7 @@ impl<E: Embedder> Recaller for Dense<E> {
             gone.iter().for_each(|record| index.remove(&record.namespace, &record.id));
             index.calls += 1;
             let call = index.calls;
-            active.iter().for_each(|record| drop(index.pending.insert(record.id, call)));
+            index.pending.extend(active.iter().map(|record| (record.id, call)));
             call
         };
         if active.is_empty() {
@@ -85,9 +85,10 @@ impl<E: Embedder> Recaller for Dense<E> {
         }
         let vectors = self.unit_vectors(&active.iter().map(|record| record.text.as_str()).collect::<Vec<_>>()).await;
         let mut index = self.lock();
-        let mut waiting: Vec<bool> = active.iter().map(|record| index.pending.get(&record.id) == Some(&call)).collect();
+        let waiting = |record: &&Record| index.pending.get(&record.id) == Some(&call);
+        let waiting: Vec<bool> = active.iter().map(waiting).collect();
         index.pending.retain(|_, waits_for| *waits_for != call);
-        for ((record, vector), waiting) in active.into_iter().zip(vectors?).zip(waiting.drain(..)) {
+        for ((record, vector), waiting) in active.into_iter().zip(vectors?).zip(waiting) {
             if waiting {
                 index.vectors.entry(record.namespace.clone()).or_default().insert(record.id, vector);
             }
@@ -134,4 +135,86 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
         (0..8).for_each(|i| sums[i] += a[i] * b[i]);
     }
     sums.iter().sum::<f32>() + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_lite::future::{self, block_on};
+
+    use super::*;
+    use crate::Timestamp;
+
+    /// Counts letters: crude, but equal texts point the same way.
+    struct Letters {
+        dimensions: usize,
+    }
+
+    #[async_trait]
+    impl Embedder for Letters {
+        async fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>> {
+            future::yield_now().await;
+            let embed = |text: &&str| {
+                let mut vector = vec![0.0; self.dimensions];
+                text.bytes().filter(u8::is_ascii_alphanumeric).for_each(|b| vector[usize::from(b) % 128] += 1.0);
+                vector
+            };
+            Ok(texts.iter().map(embed).collect())
+        }
+    }
+
+    fn dense() -> Dense<Letters> {
+        Dense::new(Letters { dimensions: 128 }, 128)
+    }
+
+    fn home() -> Namespace {
+        Namespace::new("home").unwrap()
+    }
+
+    fn record(text: &str) -> Record {
+        let at = Timestamp(0);
+        let (id, namespace, text) = (RecordId::new(), home(), text.to_owned());
+        Record {
+            id,
+            namespace,
+            text,
+            key: None,
+            created_at: at,
+            updated_at: at,
+            expires_at: None,
+            state: State::Active,
+        }
+    }
+
+    #[test]
+    fn vectors_of_the_wrong_length_are_refused_and_change_nothing() {
+        let dense = Dense::new(Letters { dimensions: 128 }, 127);
+        assert!(matches!(block_on(dense.index(&[record("a")])), Err(Error::Recall(_))));
+        assert_eq!(block_on(dense.recall(&home(), "a", 1)).unwrap(), []);
+        assert!(dense.lock().pending.is_empty());
+    }
+
+    #[test]
+    fn a_record_that_is_removed_while_it_is_embedded_stays_removed() {
+        let (dense, record) = (dense(), record("abc"));
+        let records = [record.clone()];
+        block_on(async {
+            let mut indexing = Box::pin(dense.index(&records));
+            assert!(future::poll_once(&mut indexing).await.is_none());
+            dense.remove(&home(), &[record.id]).await.unwrap();
+            indexing.await.unwrap();
+            assert_eq!(dense.recall(&home(), "abc", 1).await.unwrap(), []);
+        });
+    }
+
+    #[test]
+    fn a_dot_product_takes_in_every_dimension() {
+        let numbers: Vec<f32> = (1..=11_u8).map(f32::from).collect();
+        assert_eq!(dot(&numbers, &numbers), 506.0);
+    }
+
+    #[cfg(feature = "testing")]
+    #[test]
+    fn dense_keeps_the_traits_promises() {
+        crate::testing::recaller(|| Box::new(dense()));
+    }
 }

@@ -57,3 +57,46 @@ impl Recaller for Hybrid {
         Ok(best(scores.into_iter().map(|(id, score)| Recalled { id, score }).collect(), k))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_lite::future::block_on;
+
+    use super::*;
+
+    /// Always finds the same.
+    struct Fixed(Vec<u8>);
+
+    #[async_trait]
+    impl Recaller for Fixed {
+        async fn index(&self, _: &[Record]) -> Result<()> {
+            Ok(())
+        }
+
+        async fn remove(&self, _: &Namespace, _: &[RecordId]) -> Result<()> {
+            Ok(())
+        }
+
+        async fn recall(&self, _: &Namespace, _: &str, k: usize) -> Result<Vec<Recalled>> {
+            let found = self.0.iter().take(k);
+            Ok(found.map(|id| Recalled { id: RecordId::from_bytes([*id; 16]), score: 1.0 }).collect())
+        }
+    }
+
+    #[test]
+    fn what_two_recallers_rank_well_beats_what_one_ranks_best() {
+        let hybrid = Hybrid::new(vec![Arc::new(Fixed(vec![1, 2, 3])), Arc::new(Fixed(vec![4, 2, 5]))]);
+        let found = block_on(hybrid.recall(&Namespace::new("home").unwrap(), "?", 3)).unwrap();
+        let ids: Vec<u8> = found.iter().map(|found| found.id.to_bytes()[0]).collect();
+        assert_eq!(ids, [2, 1, 4]);
+    }
+
+    #[cfg(feature = "testing")]
+    #[test]
+    fn hybrid_keeps_the_traits_promises() {
+        use crate::recall::Lexical;
+        crate::testing::recaller(|| {
+            Box::new(Hybrid::new(vec![Arc::new(Lexical::default()), Arc::new(Lexical::default())]))
+        });
+    }
+}

@@ -256,6 +256,12 @@ mod tests {
         assert!(index.spaces.read().unwrap().is_empty());
     }
 
+    #[cfg(feature = "testing")]
+    #[test]
+    fn lexical_keeps_the_traits_promises() {
+        crate::testing::recaller(|| Box::new(Lexical::default()));
+    }
+
     proptest! {
         /// Adding, replacing and removing in any order ends where a fresh index of what is left would be.
         #[test]
