@@ -61,10 +61,10 @@ impl ResidencyPolicy for Fifo {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let model = Transformer::load(&amem_demo::files(), Cpu::new()?, Options::default())?;
-    let ram = Tier { store: Arc::new(RamStore::default()), budget: 64 << 10, policy: Box::new(Fifo::default()) };
-    let kv = Arc::new(Tiered::new(vec![ram])?);
-    let memory = Memory::builder(Arc::new(model)).recaller(Arc::new(Latest::default())).kv(kv).build()?;
     futures_lite::future::block_on(async {
+        let ram = Tier::new(Arc::new(RamStore::default()), 64 << 10).policy(Box::new(Fifo::default()));
+        let kv = Arc::new(Tiered::open(vec![ram]).await?);
+        let memory = Memory::builder(Arc::new(model)).recaller(Arc::new(Latest::default())).kv(kv).build()?;
         memory.remember_all("you", ["Alice lives in Denver.", "Bob is a nurse.", "Bob lives in Oslo."]).await?;
         let answer = memory.ask("you", "Where does Bob live?").await?;
         println!("{}\n{}", answer.text, answer.usage);

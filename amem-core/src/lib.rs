@@ -32,8 +32,8 @@ pub use record::{
 pub use residency::{Access, ResidencyPolicy};
 pub use sample::{Sampler, Sampling};
 pub use session::{Session, SessionOptions};
-pub use store::{KvStore, StoreStats};
-pub use tiered::RamStore;
+pub use store::{Held, KvStore, StoreStats};
+pub use tiered::{RamStore, Tier, Tiered};
 #[cfg(feature = "transformer")]
 pub mod transformer;
 #[cfg(feature = "testing")]

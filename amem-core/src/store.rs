@@ -39,6 +39,13 @@ pub trait KvStore: Send + Sync {
     /// What is held.
     async fn stats(&self) -> StoreStats;
 
+    /// The chunks that are held, in the order in which they came where that is known. [`Tiered`](crate::Tiered) asks
+    /// once, when it is opened, so that chunks from earlier days count against the budget. Reads no KV.
+    ///
+    /// # Errors
+    /// What the store met.
+    async fn list(&self) -> Result<Vec<Held>>;
+
     /// Makes what was put survive a power cut. A no-op where nothing outlives the process.
     ///
     /// # Errors
@@ -51,6 +58,24 @@ pub trait KvStore: Send + Sync {
     /// what stays close at hand.
     fn note(&self, relevance: &[(ChunkId, f32)]) {
         let _ = relevance;
+    }
+}
+
+/// A chunk that a store holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// Its name.
+    pub id: ChunkId,
+    /// Its tokens, as near as the store can tell without reading the chunk.
+    pub tokens: usize,
+    /// Bytes that it occupies.
+    pub bytes: u64,
+}
+
+impl Held {
+    /// The entry for this chunk.
+    pub fn of(chunk: &KvChunk) -> Self {
+        Self { id: chunk.id(), tokens: chunk.tokens().len(), bytes: chunk.bytes().len() as u64 }
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use amem_core::transformer::{ModelSource, Options, Transformer};
-use amem_core::Memory;
+use amem_core::{Memory, RamStore, Tier, Tiered};
 use amem_cpu::Cpu;
 use amem_store::{DataDir, ModelDir};
 use clap::Args;
@@ -31,13 +31,16 @@ pub(crate) struct Place {
 }
 
 /// Opens a memory: its model, its ledger, its KV on disk and in RAM.
-pub(crate) fn memory(place: &Place) -> Result<Memory, Box<dyn Error>> {
+pub(crate) async fn memory(place: &Place) -> Result<Memory, Box<dyn Error>> {
     let model = match &place.model {
         None => load(&amem_demo::files(), "demo")?,
         Some(dir) => load(&ModelDir::open(dir)?, &name(dir))?,
     };
     let DataDir { kv, ledger } = amem_store::open(&place.data_dir)?;
-    let memory = Memory::builder(Arc::new(model)).kv(Arc::new(kv)).ledger(Arc::new(ledger));
+    let ram = Tier::new(Arc::new(RamStore::default()), place.ram_mib << 20);
+    let disk = Tier::new(Arc::new(kv), place.disk_mib << 20);
+    let tiers = Tiered::open(vec![ram, disk]).await?;
+    let memory = Memory::builder(Arc::new(model)).kv(Arc::new(tiers)).ledger(Arc::new(ledger));
     Ok(memory.system(&place.system).build()?)
 }
 

@@ -1,16 +1,293 @@
-//! stub
-use std::collections::BTreeMap;
-use std::sync::Mutex;
-use crate::{Namespace, Record, RecordId, Recalled, Recaller, Result};
-/// stub
-#[derive(Default)]
-pub struct Lexical { map: Mutex<BTreeMap<RecordId, Record>> }
-#[async_trait::async_trait]
+//! Recall by words: BM25 over an inverted index in memory (Robertson and Zaragoza, "The Probabilistic Relevance
+//! Framework: BM25 and Beyond", 2009).
+//!
+//! A word weighs more the fewer records of the namespace have it; a record scores more the more often it has the
+//! word, with diminishing returns, and the shorter it is. Statistics are per namespace: what one remembers never moves
+//! another's scores.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use async_trait::async_trait;
+/// The language whose word endings are cut off, so that "cats" finds "cat".
+pub use rust_stemmers::Algorithm as Language;
+use rust_stemmers::Stemmer;
+
+use super::{Recalled, Recaller, best, tokenise};
+use crate::{Namespace, Record, RecordId, Result, State};
+
+/// How soon a repeated word stops to add.
+const K1: f32 = 1.2;
+/// How much length counts against a record, from 0 to 1.
+const B: f32 = 0.75;
+/// In a namespace of at least this many records, a word that more than half of them have ("the") finds none by
+/// itself, unless the question has no rarer word that does. It still counts in the score.
+const ENOUGH_TO_KNOW_COMMON_WORDS: usize = 32;
+
+/// Finds records by the words that they share with the question. Starts empty; knows no I/O and never fails.
+pub struct Lexical {
+    stemmer: Stemmer,
+    spaces: RwLock<HashMap<Namespace, Space>>,
+}
+
+impl Default for Lexical {
+    fn default() -> Self {
+        Self::new(Language::English)
+    }
+}
+
+impl Lexical {
+    /// An empty index of texts in this language. Text in another language is found too, by its exact words.
+    pub fn new(language: Language) -> Self {
+        Self { stemmer: Stemmer::create(language), spaces: RwLock::default() }
+    }
+}
+
+#[async_trait]
 impl Recaller for Lexical {
-    async fn index(&self, records: &[Record]) -> Result<()> { for r in records { self.map.lock().unwrap().insert(r.id, r.clone()); } Ok(()) }
-    async fn remove(&self, _: &Namespace, ids: &[RecordId]) -> Result<()> { for i in ids { self.map.lock().unwrap().remove(i); } Ok(()) }
-    async fn recall(&self, ns: &Namespace, query: &str, k: usize) -> Result<Vec<Recalled>> {
-        let q: Vec<String> = query.to_lowercase().split(|c: char| !c.is_alphanumeric()).filter(|w| w.len()>2).map(str::to_owned).collect();
-        let mut v: Vec<Recalled> = self.map.lock().unwrap().values().filter(|r| r.namespace == *ns).map(|r| { let t = r.text.to_lowercase(); Recalled { id: r.id, score: q.iter().filter(|w| t.contains(w.as_str())).count() as f32 } }).filter(|r| r.score > 0.0).collect();
-        v.sort_by(|a,b| b.score.total_cmp(&a.score).then(a.id.cmp(&b.id))); v.truncate(k); Ok(v) }
+    async fn index(&self, records: &[Record]) -> Result<()> {
+        let cut = |record: &Record| match record.state {
+            State::Active => Some(tokenise::terms(&record.text, &self.stemmer)),
+            _ => None,
+        };
+        // Cutting is most of the work: it is done before the lock is taken.
+        let cut: Vec<_> = records.iter().map(cut).collect();
+        let mut spaces = self.spaces.write().unwrap_or_else(PoisonError::into_inner);
+        for (record, terms) in records.iter().zip(cut) {
+            match terms {
+                Some(terms) => spaces.entry(record.namespace.clone()).or_default().insert(record.id, terms),
+                None => remove(&mut spaces, &record.namespace, &[record.id]),
+            }
+        }
+        Ok(())
+    }
+
+    async fn remove(&self, namespace: &Namespace, ids: &[RecordId]) -> Result<()> {
+        remove(&mut self.spaces.write().unwrap_or_else(PoisonError::into_inner), namespace, ids);
+        Ok(())
+    }
+
+    async fn recall(&self, namespace: &Namespace, query: &str, k: usize) -> Result<Vec<Recalled>> {
+        let terms: HashSet<String> = tokenise::query_terms(query, &self.stemmer).into_iter().collect();
+        let spaces = self.spaces.read().unwrap_or_else(PoisonError::into_inner);
+        Ok(spaces.get(namespace).map_or_else(Vec::new, |space| best(space.find(&terms), k)))
+    }
+}
+
+/// Takes records out, and the namespace with its last one.
+fn remove(spaces: &mut HashMap<Namespace, Space>, namespace: &Namespace, ids: &[RecordId]) {
+    let Some(space) = spaces.get_mut(namespace) else { return };
+    ids.iter().for_each(|id| space.remove(id));
+    if space.slots.is_empty() {
+        spaces.remove(namespace);
+    }
+}
+
+/// The index of one namespace. A record has a slot, a small number, by which the postings name it.
+#[derive(Default)]
+struct Space {
+    /// Per term, the records that have it, by slot. A term goes with its last record: nothing forgotten stays here.
+    postings: HashMap<Arc<str>, Vec<Posting>>,
+    slots: HashMap<RecordId, u32>,
+    /// By slot; those in `free` are stale.
+    entries: Vec<Entry>,
+    free: Vec<u32>,
+    /// Terms in all records together, repeated ones included.
+    length: u64,
+}
+
+#[derive(Clone, Copy)]
+struct Posting {
+    slot: u32,
+    /// Times that the record has the term.
+    count: u32,
+}
+
+struct Entry {
+    id: RecordId,
+    /// The different terms.
+    terms: Vec<Arc<str>>,
+    /// The number of terms, repeated ones included.
+    length: u32,
+}
+
+impl Space {
+    fn insert(&mut self, id: RecordId, terms: Vec<String>) {
+        self.remove(&id);
+        let length = terms.len() as u32;
+        let mut counts: BTreeMap<String, u32> = BTreeMap::new();
+        terms.into_iter().for_each(|term| *counts.entry(term).or_default() += 1);
+
+        let slot = self.free.pop().unwrap_or(self.entries.len() as u32);
+        let mut known = Vec::with_capacity(counts.len());
+        for (term, count) in counts {
+            let term = self.postings.get_key_value(term.as_str()).map_or_else(|| term.into(), |(term, _)| term.clone());
+            let postings = self.postings.entry(Arc::clone(&term)).or_default();
+            let at = postings.partition_point(|posting| posting.slot < slot);
+            postings.insert(at, Posting { slot, count });
+            known.push(term);
+        }
+        let entry = Entry { id, terms: known, length };
+        match self.entries.get_mut(slot as usize) {
+            Some(place) => *place = entry,
+            None => self.entries.push(entry),
+        }
+        self.slots.insert(id, slot);
+        self.length += u64::from(length);
+    }
+
+    fn remove(&mut self, id: &RecordId) {
+        let Some(slot) = self.slots.remove(id) else { return };
+        let Some(entry) = self.entries.get_mut(slot as usize) else { return };
+        self.length -= u64::from(entry.length);
+        for term in std::mem::take(&mut entry.terms) {
+            let Some(postings) = self.postings.get_mut(&term) else { continue };
+            if let Ok(at) = postings.binary_search_by_key(&slot, |posting| posting.slot) {
+                postings.remove(at);
+            }
+            if postings.is_empty() {
+                self.postings.remove(&term);
+            }
+        }
+        self.free.push(slot);
+    }
+
+    /// All records that fit, in no particular order.
+    fn find(&self, terms: &HashSet<String>) -> Vec<Recalled> {
+        // Rarest first, and in one order always: floats add up differently in another.
+        let mut terms: Vec<(&String, &Vec<Posting>)> =
+            terms.iter().filter_map(|term| Some((term, self.postings.get(term.as_str())?))).collect();
+        terms.sort_unstable_by_key(|(term, postings)| (postings.len(), *term));
+
+        let records = self.slots.len();
+        let is_common = |postings: &[Posting]| records >= ENOUGH_TO_KNOW_COMMON_WORDS && 2 * postings.len() > records;
+        let rare = terms.partition_point(|(_, postings)| !is_common(postings));
+        let mean_length = (self.length as f32 / records as f32).max(1.0);
+        let mut scores = vec![0.0_f32; self.entries.len()];
+        for (nth, (_, postings)) in terms.iter().enumerate() {
+            let finds = nth < rare || rare == 0;
+            let having = postings.len() as f32;
+            let weight = (1.0 + (records as f32 - having + 0.5) / (having + 0.5)).ln();
+            for posting in *postings {
+                let slot = posting.slot as usize;
+                if finds || scores[slot] > 0.0 {
+                    let count = posting.count as f32;
+                    let length = self.entries[slot].length as f32 / mean_length;
+                    scores[slot] += weight * count * (K1 + 1.0) / (count + K1 * (1.0 - B + B * length));
+                }
+            }
+        }
+        let found = scores.iter().zip(&self.entries).filter(|(score, _)| **score > 0.0);
+        found.map(|(score, entry)| Recalled { id: entry.id, score: *score }).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_lite::future::block_on;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::Timestamp;
+
+    fn record(id: u128, text: &str) -> Record {
+        Record {
+            id: RecordId::from_bytes(id.to_be_bytes()),
+            namespace: Namespace::new("home").unwrap(),
+            text: text.to_owned(),
+            key: None,
+            created_at: Timestamp(0),
+            updated_at: Timestamp(0),
+            expires_at: None,
+            state: State::Active,
+        }
+    }
+
+    fn recalled(index: &Lexical, query: &str, k: usize) -> Vec<u128> {
+        let found = block_on(index.recall(&Namespace::new("home").unwrap(), query, k)).unwrap();
+        found.iter().map(|found| u128::from_be_bytes(found.id.to_bytes())).collect()
+    }
+
+    fn index_of(texts: &[&str]) -> Lexical {
+        let index = Lexical::default();
+        let records: Vec<Record> = (0..).zip(texts).map(|(id, text)| record(id, text)).collect();
+        block_on(index.index(&records)).unwrap();
+        index
+    }
+
+    #[test]
+    fn rare_words_weigh_more_than_common_ones() {
+        let index = index_of(&["the red car", "the red bike", "the red boat", "the blue kite"]);
+        assert_eq!(recalled(&index, "the red kite", 4)[0], 3);
+    }
+
+    #[test]
+    fn inflected_words_find_one_another() {
+        let index = index_of(&["Mira runs marathons", "Jon collects stamps"]);
+        assert_eq!(recalled(&index, "who is running a marathon?", 2), [0]);
+    }
+
+    #[test]
+    fn another_language_can_be_chosen() {
+        let index = Lexical::new(Language::German);
+        block_on(index.index(&[record(0, "Die Katzen schlafen")])).unwrap();
+        assert_eq!(recalled(&index, "Katze", 1), [0]);
+    }
+
+    #[test]
+    fn chinese_is_found_without_spaces() {
+        let index = index_of(&["我的猫叫雪球", "我住在柏林"]);
+        assert_eq!(recalled(&index, "猫", 2), [0]);
+        assert_eq!(recalled(&index, "柏林", 2), [1]);
+    }
+
+    #[test]
+    fn a_word_that_most_records_have_brings_none_by_itself_unless_it_is_all_there_is() {
+        let texts: Vec<String> = (0..100).map(|n| format!("the note number{n}")).collect();
+        let index = index_of(&texts.iter().map(String::as_str).collect::<Vec<_>>());
+        assert_eq!(recalled(&index, "the number7", 10), [7]);
+        assert_eq!(recalled(&index, "the", 3), [0, 1, 2]);
+    }
+
+    #[test]
+    fn nothing_of_a_removed_record_stays() {
+        let index = index_of(&["a secret word"]);
+        block_on(index.remove(&Namespace::new("home").unwrap(), &[record(0, "").id])).unwrap();
+        assert!(index.spaces.read().unwrap().is_empty());
+    }
+
+    #[cfg(feature = "testing")]
+    #[test]
+    fn lexical_keeps_the_traits_promises() {
+        crate::testing::recaller(|| Box::new(Lexical::default()));
+    }
+
+    proptest! {
+        /// Adding, replacing and removing in any order ends where a fresh index of what is left would be.
+        #[test]
+        fn an_index_that_changed_answers_like_a_fresh_one(
+            steps in prop::collection::vec((0_u128..8, prop::option::of("[ab]{1,2}( [abc]{1,2}){0,4}")), 0..40),
+            query in "[abc]{1,2}( [abc]{1,2}){0,3}",
+        ) {
+            let (changed, fresh) = (Lexical::default(), Lexical::default());
+            let mut left = BTreeMap::new();
+            for (id, text) in steps {
+                match text {
+                    Some(text) => {
+                        block_on(changed.index(&[record(id, &text)])).unwrap();
+                        left.insert(id, record(id, &text));
+                    }
+                    None => {
+                        let namespace = Namespace::new("home").unwrap();
+                        block_on(changed.remove(&namespace, &[record(id, "").id])).unwrap();
+                        left.remove(&id);
+                    }
+                }
+            }
+            block_on(fresh.index(&left.into_values().collect::<Vec<_>>())).unwrap();
+            let namespace = Namespace::new("home").unwrap();
+            let answer = |index: &Lexical| block_on(index.recall(&namespace, &query, 5)).unwrap();
+            prop_assert_eq!(answer(&changed), answer(&fresh));
+        }
+    }
 }

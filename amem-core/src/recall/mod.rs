@@ -1,10 +1,14 @@
 //! Which memories a question is about.
 
+mod dense;
+mod hybrid;
 mod lexical;
+mod tokenise;
 
 use async_trait::async_trait;
-
-pub use lexical::Lexical;
+pub use dense::{Dense, Embedder};
+pub use hybrid::Hybrid;
+pub use lexical::{Language, Lexical};
 
 use crate::{Namespace, Record, RecordId, Result};
 
@@ -23,7 +27,8 @@ pub struct Recalled {
 /// It is checked by [`testing::recaller`](crate::testing).
 #[async_trait]
 pub trait Recaller: Send + Sync {
-    /// Indexes records; one whose id is known is replaced. Records that are not active are ignored.
+    /// Indexes records; one whose id is known is replaced. One that is not active is not indexed, and leaves the index
+    /// if it was there.
     ///
     /// # Errors
     /// What the index met.
@@ -41,4 +46,15 @@ pub trait Recaller: Send + Sync {
     /// # Errors
     /// What the index met.
     async fn recall(&self, namespace: &Namespace, query: &str, k: usize) -> Result<Vec<Recalled>>;
+}
+
+/// The `k` best of these, best first, ties by id.
+fn best(mut found: Vec<Recalled>, k: usize) -> Vec<Recalled> {
+    let order = |a: &Recalled, b: &Recalled| b.score.total_cmp(&a.score).then(a.id.cmp(&b.id));
+    if (1..found.len()).contains(&k) {
+        found.select_nth_unstable_by(k - 1, order);
+    }
+    found.truncate(k);
+    found.sort_unstable_by(order);
+    found
 }

@@ -1,4 +1,19 @@
 //! Which chunks stay in a tier when it is full.
+//!
+//! [`Value`] is the default. The others are the baselines that it must beat; `examples/residency.rs` lets them compete.
+
+mod gdsf;
+mod lfu;
+mod lru;
+mod ranking;
+mod s3fifo;
+mod value;
+
+pub use gdsf::Gdsf;
+pub use lfu::Lfu;
+pub use lru::Lru;
+pub use s3fifo::S3Fifo;
+pub use value::Value;
 
 use crate::ChunkId;
 
@@ -17,6 +32,14 @@ pub struct Access {
     pub time: f64,
 }
 
+impl Access {
+    /// What a miss would cost per byte held. Above zero and finite, whatever the access says.
+    fn density(&self) -> f64 {
+        // Not `clamp`, which would let through what is not a number.
+        (f64::from(self.cost) / self.bytes.max(1) as f64).max(1e-12).min(1e12)
+    }
+}
+
 /// Ranks the chunks of one tier. The tier calls it under a lock, so it is plain, sequential code.
 ///
 /// It is checked by [`testing::residency_policy`](crate::testing).
@@ -33,4 +56,19 @@ pub trait ResidencyPolicy: Send {
     /// The chunk that is worth least at this time (seconds, as in [`Access::time`]), still in the tier; `None` when the
     /// tier is empty. Takes O(log n).
     fn victim(&mut self, time: f64) -> Option<ChunkId>;
+}
+
+#[cfg(all(test, feature = "testing"))]
+mod tests {
+    use super::*;
+    use crate::testing::residency_policy;
+
+    #[test]
+    fn every_policy_keeps_the_traits_promises() {
+        residency_policy(|| Box::<Lru>::default());
+        residency_policy(|| Box::<Lfu>::default());
+        residency_policy(|| Box::<Gdsf>::default());
+        residency_policy(|| Box::<S3Fifo>::default());
+        residency_policy(|| Box::<Value>::default());
+    }
 }

@@ -12,6 +12,10 @@
 
 mod kv_store;
 mod ledger;
+mod recaller;
+mod residency;
 
 pub use kv_store::kv_store;
 pub use ledger::ledger;
+pub use recaller::recaller;
+pub use residency::residency_policy;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use amem_core::{ChunkId, KvChunk, KvStore, StoreStats};
+use amem_core::{ChunkId, Held, KvChunk, KvStore, StoreStats};
 use async_trait::async_trait;
 use blocking::unblock;
 
@@ -265,6 +265,22 @@ impl KvStore for SegmentStore {
         };
         let [hits, misses, damaged] = [&self.0.hits, &self.0.misses, &self.0.damaged].map(|count| count.load(Relaxed));
         StoreStats { chunks, bytes, hits, misses, damaged }
+    }
+
+    async fn list(&self) -> amem_core::Result<Vec<Held>> {
+        let mut places: Vec<(ChunkId, Place)> = self.0.index().chunks.iter().map(|(id, place)| (*id, *place)).collect();
+        places.sort_unstable_by_key(|(_, place)| (place.segment, place.entry.offset));
+        // A segment's table knows bytes, not tokens. One chunk tells how many bytes a token takes.
+        let sample = match places.last() {
+            Some((id, _)) => self.get(id).await?,
+            None => None,
+        };
+        let per_token = sample.map_or(1, |chunk| chunk.shape().token_bytes().max(1)) as u64;
+        let held = |(id, place): (ChunkId, Place)| {
+            let bytes = place.entry.bytes;
+            Held { id, tokens: (bytes / per_token) as usize, bytes }
+        };
+        Ok(places.into_iter().map(held).collect())
     }
 
     async fn sync(&self) -> amem_core::Result<()> {

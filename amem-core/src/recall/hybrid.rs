@@ -1,0 +1,102 @@
+//! Several ways to recall, as one: reciprocal rank fusion (Cormack, Clarke and Büttcher, "Reciprocal Rank Fusion
+//! Outperforms Condorcet and Individual Rank Learning Methods", 2009).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use super::{Recalled, Recaller, best};
+use crate::{Namespace, Record, RecordId, Result};
+
+/// How little the first ranks differ; the value of the paper.
+const FLATNESS: f32 = 60.0;
+/// Answers taken from each recaller, for each that is wanted.
+const DEPTH: usize = 3;
+
+/// Asks several recallers and adds up `1 / (60 + rank)` over their answers. Scores need not be comparable.
+pub struct Hybrid {
+    recallers: Vec<Arc<dyn Recaller>>,
+}
+
+impl Hybrid {
+    /// All of these as one.
+    pub fn new(recallers: Vec<Arc<dyn Recaller>>) -> Self {
+        Self { recallers }
+    }
+}
+
+#[async_trait]
+impl Recaller for Hybrid {
+    /// Indexes in all recallers, even if one fails; the first failure is returned.
+    async fn index(&self, records: &[Record]) -> Result<()> {
+        let mut result = Ok(());
+        for recaller in &self.recallers {
+            result = result.and(recaller.index(records).await);
+        }
+        result
+    }
+
+    /// Removes from all recallers, even if one fails; the first failure is returned.
+    async fn remove(&self, namespace: &Namespace, ids: &[RecordId]) -> Result<()> {
+        let mut result = Ok(());
+        for recaller in &self.recallers {
+            result = result.and(recaller.remove(namespace, ids).await);
+        }
+        result
+    }
+
+    async fn recall(&self, namespace: &Namespace, query: &str, k: usize) -> Result<Vec<Recalled>> {
+        let mut scores: HashMap<RecordId, f32> = HashMap::new();
+        for recaller in &self.recallers {
+            let found = recaller.recall(namespace, query, k.saturating_mul(DEPTH)).await?;
+            for (rank, found) in (1..).zip(found) {
+                *scores.entry(found.id).or_default() += 1.0 / (FLATNESS + rank as f32);
+            }
+        }
+        Ok(best(scores.into_iter().map(|(id, score)| Recalled { id, score }).collect(), k))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_lite::future::block_on;
+
+    use super::*;
+
+    /// Always finds the same.
+    struct Fixed(Vec<u8>);
+
+    #[async_trait]
+    impl Recaller for Fixed {
+        async fn index(&self, _: &[Record]) -> Result<()> {
+            Ok(())
+        }
+
+        async fn remove(&self, _: &Namespace, _: &[RecordId]) -> Result<()> {
+            Ok(())
+        }
+
+        async fn recall(&self, _: &Namespace, _: &str, k: usize) -> Result<Vec<Recalled>> {
+            let found = self.0.iter().take(k);
+            Ok(found.map(|id| Recalled { id: RecordId::from_bytes([*id; 16]), score: 1.0 }).collect())
+        }
+    }
+
+    #[test]
+    fn what_two_recallers_rank_well_beats_what_one_ranks_best() {
+        let hybrid = Hybrid::new(vec![Arc::new(Fixed(vec![1, 2, 3])), Arc::new(Fixed(vec![4, 2, 5]))]);
+        let found = block_on(hybrid.recall(&Namespace::new("home").unwrap(), "?", 3)).unwrap();
+        let ids: Vec<u8> = found.iter().map(|found| found.id.to_bytes()[0]).collect();
+        assert_eq!(ids, [2, 1, 4]);
+    }
+
+    #[cfg(feature = "testing")]
+    #[test]
+    fn hybrid_keeps_the_traits_promises() {
+        use crate::recall::Lexical;
+        crate::testing::recaller(|| {
+            Box::new(Hybrid::new(vec![Arc::new(Lexical::default()), Arc::new(Lexical::default())]))
+        });
+    }
+}

@@ -1,0 +1,42 @@
+//! Greedy-Dual-Size-Frequency (Cherkasova, "Improving WWW Proxies Performance with Greedy-Dual-Size-Frequency Caching
+//! Policy", 1998): a chunk's priority is `L + uses · cost / bytes`, and `L` is the priority of the last that left, so
+//! that chunks which are no longer used sink below newcomers.
+
+use std::collections::HashMap;
+
+use super::ranking::Ranking;
+use super::{Access, ResidencyPolicy};
+use crate::ChunkId;
+
+/// Uses, cost and size, aged by a clock that moves when a chunk leaves.
+#[derive(Default)]
+pub struct Gdsf {
+    ranking: Ranking,
+    uses: HashMap<ChunkId, u32>,
+    /// `L`: what the last victim was worth.
+    clock: f64,
+}
+
+impl ResidencyPolicy for Gdsf {
+    fn insert(&mut self, access: Access) {
+        self.uses.insert(access.chunk, 0);
+        self.touch(access);
+    }
+
+    fn touch(&mut self, access: Access) {
+        let uses = self.uses.entry(access.chunk).or_default();
+        *uses = uses.saturating_add(1);
+        self.ranking.set(access.chunk, self.clock + f64::from(*uses) * access.density());
+    }
+
+    fn remove(&mut self, chunk: &ChunkId) {
+        self.ranking.remove(chunk);
+        self.uses.remove(chunk);
+    }
+
+    fn victim(&mut self, _: f64) -> Option<ChunkId> {
+        let (chunk, priority) = self.ranking.lowest()?;
+        self.clock = self.clock.max(priority);
+        Some(chunk)
+    }
+}

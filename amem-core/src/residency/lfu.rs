@@ -1,0 +1,31 @@
+//! Least frequently used: right when popularity never changes.
+
+use super::ranking::Ranking;
+use super::{Access, ResidencyPolicy};
+use crate::ChunkId;
+
+/// The chunk with the fewest uses since it came leaves first; of equals, the one that was used longest ago.
+#[derive(Default)]
+pub struct Lfu {
+    /// By the number of uses.
+    ranking: Ranking,
+}
+
+impl ResidencyPolicy for Lfu {
+    fn insert(&mut self, access: Access) {
+        self.ranking.set(access.chunk, 1.0);
+    }
+
+    fn touch(&mut self, access: Access) {
+        let uses = self.ranking.score(&access.chunk).unwrap_or(0.0);
+        self.ranking.set(access.chunk, uses + 1.0);
+    }
+
+    fn remove(&mut self, chunk: &ChunkId) {
+        self.ranking.remove(chunk);
+    }
+
+    fn victim(&mut self, _: f64) -> Option<ChunkId> {
+        self.ranking.lowest().map(|(chunk, _)| chunk)
+    }
+}

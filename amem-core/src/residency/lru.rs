@@ -1,0 +1,30 @@
+//! Least recently used: the baseline of every cache.
+
+use super::ranking::Ranking;
+use super::{Access, ResidencyPolicy};
+use crate::ChunkId;
+
+/// The chunk that was used longest ago leaves first.
+#[derive(Default)]
+pub struct Lru {
+    /// All scores are equal, so the order is that of the last use.
+    ranking: Ranking,
+}
+
+impl ResidencyPolicy for Lru {
+    fn insert(&mut self, access: Access) {
+        self.ranking.set(access.chunk, 0.0);
+    }
+
+    fn touch(&mut self, access: Access) {
+        self.ranking.set(access.chunk, 0.0);
+    }
+
+    fn remove(&mut self, chunk: &ChunkId) {
+        self.ranking.remove(chunk);
+    }
+
+    fn victim(&mut self, _: f64) -> Option<ChunkId> {
+        self.ranking.lowest().map(|(chunk, _)| chunk)
+    }
+}

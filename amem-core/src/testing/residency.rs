@@ -1,0 +1,121 @@
+//! What every [`ResidencyPolicy`] must do, whatever it prefers.
+
+use std::collections::HashMap;
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use crate::{Access, ChunkId, ResidencyPolicy};
+
+/// Checks a policy, of which `make` gives a new one on each call.
+///
+/// ```
+/// amem_core::testing::residency_policy(|| Box::new(amem_core::residency::Lru::default()));
+/// ```
+///
+/// # Panics
+/// When the policy breaks a promise of the trait; the message says which.
+pub fn residency_policy(make: impl Fn() -> Box<dyn ResidencyPolicy>) {
+    an_empty_tier_has_no_victim(make().as_mut());
+    calls_about_unknown_chunks_do_no_harm(make().as_mut());
+    numbers_that_make_no_sense_do_no_harm(make().as_mut());
+    every_chunk_leaves_exactly_once(make().as_mut());
+    for seed in 0..20 {
+        victims_are_always_in_the_tier(make().as_mut(), seed);
+    }
+    equal_histories_have_equal_victims(&make);
+}
+
+fn access(chunk: u16, time: f64) -> Access {
+    let mut id = [0; 32];
+    id[..2].copy_from_slice(&chunk.to_le_bytes());
+    let bytes = 1000 + u64::from(chunk % 7) * 500;
+    Access { chunk: ChunkId(id), relevance: 0.5, bytes, cost: 10.0 + f32::from(chunk % 5), time }
+}
+
+fn an_empty_tier_has_no_victim(policy: &mut dyn ResidencyPolicy) {
+    assert_eq!(policy.victim(0.0), None, "a new policy names a victim");
+    policy.insert(access(1, 1.0));
+    policy.remove(&access(1, 1.0).chunk);
+    assert_eq!(policy.victim(2.0), None, "a policy names a victim after the last chunk has left");
+}
+
+fn calls_about_unknown_chunks_do_no_harm(policy: &mut dyn ResidencyPolicy) {
+    policy.remove(&access(1, 0.0).chunk);
+    policy.insert(access(2, 1.0));
+    policy.insert(access(2, 2.0));
+    policy.remove(&access(1, 0.0).chunk);
+    assert_eq!(policy.victim(3.0), Some(access(2, 0.0).chunk), "the one chunk of the tier is not the victim");
+    policy.remove(&access(2, 0.0).chunk);
+    assert_eq!(policy.victim(4.0), None, "a chunk that was inserted twice is there after it was removed");
+}
+
+fn numbers_that_make_no_sense_do_no_harm(policy: &mut dyn ResidencyPolicy) {
+    let odd = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -1.0, 0.0, f32::MAX];
+    for (chunk, number) in (0..).zip(odd) {
+        let odd = Access { relevance: number, cost: number, bytes: 0, ..access(chunk, 0.0) };
+        policy.insert(odd);
+        policy.touch(odd);
+    }
+    leave_one_by_one(policy, odd.len());
+}
+
+fn every_chunk_leaves_exactly_once(policy: &mut dyn ResidencyPolicy) {
+    (0..500).for_each(|chunk| policy.insert(access(chunk, f64::from(chunk))));
+    (0..500).step_by(3).for_each(|chunk| policy.touch(access(chunk, 500.0)));
+    leave_one_by_one(policy, 500);
+}
+
+fn leave_one_by_one(policy: &mut dyn ResidencyPolicy, chunks: usize) {
+    let mut left = std::collections::HashSet::new();
+    while let Some(victim) = policy.victim(1000.0) {
+        policy.remove(&victim);
+        assert!(left.insert(victim), "{victim:?} leaves a second time");
+    }
+    assert_eq!(left.len(), chunks, "chunks that left");
+}
+
+/// Replays random calls next to a plain map that knows what is held.
+fn victims_are_always_in_the_tier(policy: &mut dyn ResidencyPolicy, seed: u64) {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut held = HashMap::new();
+    for step in 0..2000 {
+        let access = access(rng.random_range(0..200), f64::from(step));
+        match rng.random_range(0..10) {
+            0 => {
+                policy.remove(&access.chunk);
+                held.remove(&access.chunk);
+            }
+            1..=3 => match policy.victim(access.time) {
+                Some(victim) => {
+                    assert!(held.contains_key(&victim), "seed {seed}, step {step}: {victim:?} is not in the tier");
+                    // A tier may find that it has room after all, and let the victim stay.
+                    if rng.random_ratio(2, 3) {
+                        policy.remove(&victim);
+                        held.remove(&victim);
+                    }
+                }
+                None => assert!(held.is_empty(), "seed {seed}, step {step}: no victim though chunks are held"),
+            },
+            _ if held.insert(access.chunk, ()).is_some() => policy.touch(access),
+            _ => policy.insert(access),
+        }
+    }
+}
+
+/// A replay gives the same victims: no policy may depend on the order of a hash map.
+fn equal_histories_have_equal_victims(make: &impl Fn() -> Box<dyn ResidencyPolicy>) {
+    let victims = || {
+        let (mut policy, mut victims) = (make(), Vec::new());
+        for chunk in 0..300 {
+            policy.insert(access(chunk, f64::from(chunk)));
+            if chunk >= 50 {
+                let victim = policy.victim(f64::from(chunk));
+                victim.iter().for_each(|victim| policy.remove(victim));
+                victims.push(victim);
+            }
+        }
+        victims
+    };
+    assert_eq!(victims(), victims(), "two policies with the same history name different victims");
+}

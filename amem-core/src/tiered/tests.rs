@@ -1,0 +1,220 @@
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use futures_lite::future::{self, block_on};
+use proptest::prelude::*;
+
+use super::*;
+use crate::residency::Lru;
+use crate::{KvShape, KvType, PrefixId};
+
+const SHAPE: KvShape = KvShape { layers: 1, kv_heads: 1, head_dim: 2, kind: KvType::F16 };
+
+/// A chunk of `tokens` tokens, eight bytes each.
+fn chunk(name: u8, tokens: usize) -> KvChunk {
+    let data = Arc::new(vec![name; SHAPE.bytes(tokens)]);
+    KvChunk::new(ChunkId([name; 32]), PrefixId([0; 32]), SHAPE, vec![0; tokens].into(), data).unwrap()
+}
+
+fn id(name: u8) -> ChunkId {
+    ChunkId([name; 32])
+}
+
+/// A store in RAM that yields on every call, refuses to be written while `broken`, and is never over `budget`.
+struct Slow {
+    inner: RamStore,
+    budget: u64,
+    broken: AtomicBool,
+}
+
+impl Slow {
+    fn new(budget: u64) -> Arc<Self> {
+        Arc::new(Self { inner: RamStore::default(), budget, broken: AtomicBool::new(false) })
+    }
+
+    fn tier(self: &Arc<Self>) -> Tier {
+        Tier::new(self.clone(), self.budget).policy(Box::<Lru>::default())
+    }
+
+    async fn writable(&self) -> Result<()> {
+        future::yield_now().await;
+        match self.broken.load(Relaxed) {
+            true => Err(Error::ReadOnly { what: "the disk".to_owned(), reason: "a test".to_owned() }),
+            false => Ok(()),
+        }
+    }
+
+    fn has(&self, name: u8) -> bool {
+        block_on(self.inner.contains(&id(name)))
+    }
+}
+
+#[async_trait]
+impl KvStore for Slow {
+    async fn get(&self, id: &ChunkId) -> Result<Option<KvChunk>> {
+        let found = self.inner.get(id).await;
+        future::yield_now().await;
+        found
+    }
+
+    async fn put(&self, chunks: &[KvChunk]) -> Result<()> {
+        self.writable().await?;
+        self.inner.put(chunks).await?;
+        let bytes = self.inner.stats().await.bytes;
+        assert!(bytes <= self.budget, "{bytes} bytes are held under a budget of {}", self.budget);
+        Ok(())
+    }
+
+    async fn delete(&self, ids: &[ChunkId]) -> Result<()> {
+        self.writable().await?;
+        self.inner.delete(ids).await
+    }
+
+    async fn contains(&self, id: &ChunkId) -> bool {
+        self.inner.contains(id).await
+    }
+
+    async fn stats(&self) -> StoreStats {
+        self.inner.stats().await
+    }
+
+    async fn list(&self) -> Result<Vec<Held>> {
+        self.inner.list().await
+    }
+}
+
+fn stack(ram: u64, disk: u64) -> (Arc<Slow>, Arc<Slow>, Tiered) {
+    let (ram, disk) = (Slow::new(ram), Slow::new(disk));
+    let tiered = block_on(Tiered::open(vec![ram.tier(), disk.tier()])).unwrap();
+    (ram, disk, tiered)
+}
+
+fn get(tiered: &Tiered, name: u8) -> bool {
+    block_on(tiered.get(&id(name))).unwrap().is_some()
+}
+
+#[test]
+fn a_chunk_goes_to_every_tier_and_comes_back_from_the_slowest() {
+    let (ram, disk, tiered) = stack(80, 800);
+    block_on(tiered.put(&[chunk(1, 10), chunk(2, 10)])).unwrap();
+    assert!(!ram.has(1) && ram.has(2) && disk.has(1) && disk.has(2));
+    assert!(get(&tiered, 1));
+    assert!(ram.has(1) && !ram.has(2), "what was used comes up, and what must make room leaves");
+    assert!(!get(&tiered, 3));
+    let stats = block_on(tiered.stats());
+    assert_eq!((stats.chunks, stats.bytes, stats.hits, stats.misses), (2, 240, 1, 1));
+}
+
+#[test]
+fn with_a_broken_disk_the_ram_above_it_serves_on_and_the_error_is_told() {
+    let (ram, disk, tiered) = stack(800, 800);
+    disk.broken.store(true, Relaxed);
+    assert!(matches!(block_on(tiered.put(&[chunk(1, 10)])), Err(Error::ReadOnly { .. })));
+    assert!(ram.has(1) && !disk.has(1) && get(&tiered, 1));
+}
+
+#[test]
+fn with_a_broken_upper_tier_the_disk_answers() {
+    let (ram, disk, tiered) = stack(800, 800);
+    ram.broken.store(true, Relaxed);
+    block_on(tiered.put(&[chunk(1, 10)])).unwrap();
+    assert!(!ram.has(1) && disk.has(1) && get(&tiered, 1));
+}
+
+#[test]
+fn a_chunk_larger_than_a_budget_passes_that_tier_by() {
+    let (ram, disk, tiered) = stack(79, 800);
+    block_on(tiered.put(&[chunk(1, 10)])).unwrap();
+    assert!(!ram.has(1) && disk.has(1) && get(&tiered, 1) && !ram.has(1));
+    assert!(matches!(block_on(tiered.put(&[chunk(2, 101)])), Err(Error::Full { .. })));
+}
+
+#[test]
+fn what_a_store_holds_already_counts_when_it_is_opened() {
+    let disk = Slow::new(800);
+    block_on(disk.put(&[chunk(1, 40), chunk(2, 40)])).unwrap();
+    let tier = Tier::new(disk.clone(), 400);
+    let tiered = block_on(Tiered::open(vec![tier])).unwrap();
+    assert_eq!(block_on(tiered.stats()).bytes, 320, "one of the two had to leave");
+}
+
+#[test]
+fn a_deleted_chunk_is_gone_from_every_tier_even_if_it_was_on_its_way_up() {
+    for rounds in 0..12 {
+        let (ram, disk, tiered) = stack(800, 800);
+        block_on(disk.put(&[chunk(1, 10)])).unwrap();
+        block_on(async {
+            let mut get = Box::pin(tiered.get(&ChunkId([1; 32])));
+            for _ in 0..rounds {
+                if future::poll_once(&mut get).await.is_some() {
+                    get = Box::pin(tiered.get(&ChunkId([1; 32])));
+                }
+            }
+            let (deleted, _) = future::zip(tiered.delete(&[id(1)]), get).await;
+            deleted.unwrap();
+        });
+        assert!(!ram.has(1) && !disk.has(1), "deleted after {rounds} steps of a get");
+    }
+}
+
+#[test]
+fn many_may_ask_for_one_chunk_at_once() {
+    let (ram, disk, tiered) = stack(80, 800);
+    block_on(disk.put(&[chunk(1, 10)])).unwrap();
+    let (one, (two, three)) =
+        block_on(future::zip(tiered.get(&id(1)), future::zip(tiered.get(&id(1)), tiered.get(&id(1)))));
+    assert!([one, two, three].into_iter().all(|found| found.unwrap().is_some()));
+    assert!(ram.has(1));
+}
+
+#[test]
+fn what_was_said_to_matter_stays() {
+    let ram = Slow::new(160);
+    let tiered = block_on(Tiered::open(vec![Tier::new(ram.clone(), 160)])).unwrap();
+    tiered.note(&[(id(1), 0.9), (id(2), 0.2), (id(3), 0.9)]);
+    block_on(tiered.put(&[chunk(1, 10), chunk(2, 10), chunk(3, 10)])).unwrap();
+    assert!(ram.has(1) && !ram.has(2) && ram.has(3));
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Put(u8),
+    Get(u8),
+    Delete(u8),
+    Break(bool),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        (0..12_u8).prop_map(Step::Put),
+        (0..12_u8).prop_map(Step::Get),
+        (0..12_u8).prop_map(Step::Delete),
+        any::<bool>().prop_map(Step::Break),
+    ]
+}
+
+proptest! {
+    /// Two calls at a time, in any order: no tier is ever over its budget (`Slow::put` asserts it), nothing is ever
+    /// another chunk's data, and what was found at the end is what the books say.
+    #[test]
+    fn budgets_hold_whatever_is_done(steps in prop::collection::vec((step(), step()), 0..40)) {
+        let (ram, disk, tiered) = stack(160, 320);
+        let run = async |step: Step| match step {
+            Step::Put(name) => drop(tiered.put(&[chunk(name, usize::from(name) * 3 + 1)]).await),
+            Step::Get(name) => {
+                let found = tiered.get(&id(name)).await.unwrap();
+                assert!(found.is_none_or(|found| found.bytes().iter().all(|byte| *byte == name)));
+            }
+            Step::Delete(name) => drop(tiered.delete(&[id(name)]).await),
+            Step::Break(broken) => disk.broken.store(broken, Relaxed),
+        };
+        for (one, two) in steps {
+            block_on(future::zip(run(one), run(two)));
+            for (store, level) in [&ram, &disk].into_iter().zip(&tiered.levels) {
+                let held: HashSet<ChunkId> = level.held().into_iter().collect();
+                let there: HashSet<ChunkId> = block_on(store.list()).unwrap().iter().map(|held| held.id).collect();
+                prop_assert_eq!(held, there);
+            }
+        }
+    }
+}
