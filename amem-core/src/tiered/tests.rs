@@ -218,3 +218,21 @@ proptest! {
         }
     }
 }
+
+#[cfg(feature = "testing")]
+mod conformance {
+    use super::*;
+
+    #[test]
+    fn a_store_in_ram_conforms() {
+        crate::testing::kv_store(RamStore::default);
+    }
+
+    #[test]
+    fn a_stack_of_stores_conforms() {
+        crate::testing::kv_store(|| {
+            let tier = |budget| Tier::new(Arc::new(RamStore::default()), budget);
+            block_on(Tiered::open(vec![tier(1 << 20), tier(1 << 30)])).unwrap()
+        });
+    }
+}
