@@ -9,10 +9,12 @@
 //! on neither side; the columns with "+q" have it on both.
 //!
 //! ```text
-//! cargo run --release --example fidelity -- --seed 7 --questions 1000 --memories 2..12 --json fidelity.json
+//! cargo run --release --example fidelity -- --seed 7 --questions 1000 --memories 2..12 --chart fidelity.svg
 //! ```
 
-use std::collections::BTreeMap;
+mod chart;
+mod report;
+
 use std::error::Error;
 use std::io::Write;
 use std::path::PathBuf;
@@ -41,6 +43,9 @@ struct Args {
     /// Where to write the figures: an array of {repair, budget, kind, n, agreement, correct, kl, work}.
     #[arg(long)]
     json: Option<PathBuf>,
+    /// Where to draw agreement over work, as SVG.
+    #[arg(long)]
+    chart: Option<PathBuf>,
     /// Threads; each answers its own questions.
     #[arg(long, default_value_t = std::thread::available_parallelism().map_or(1, usize::from))]
     threads: usize,
@@ -155,10 +160,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     eprintln!();
     let Memories { least, most } = args.memories;
     println!("{total} questions, worlds of {least} to {most} memories, seed {}\n", args.seed);
-    print_table(&methods, &trials);
+    report::print_table(&methods, &trials);
     if let Some(path) = &args.json {
-        std::fs::write(path, serde_json::to_string_pretty(&json(&methods, &trials))?)?;
-        println!("\nfigures by kind of question: {}", path.display());
+        std::fs::write(path, serde_json::to_string_pretty(&report::json(&methods, &trials))?)?;
+        println!("figures by kind of question: {}", path.display());
+    }
+    if let Some(path) = &args.chart {
+        chart::draw(path, &methods, &trials)?;
+        println!("agreement over work: {}", path.display());
     }
     Ok(())
 }
@@ -252,78 +261,4 @@ fn divergence(cold: &[f32], blended: &[f32]) -> f64 {
     };
     let (p, q) = (log_probabilities(cold), log_probabilities(blended));
     p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>().max(0.0)
-}
-
-/// Means over some trials.
-struct Means {
-    n: usize,
-    agreement: f64,
-    correct: f64,
-    kl: f64,
-    work: f64,
-    work_with_question: f64,
-}
-
-fn means(trials: &[&Trial]) -> Means {
-    let n = trials.len();
-    let mean = |value: &dyn Fn(&Trial) -> f64| trials.iter().map(|trial| value(trial)).sum::<f64>() / n.max(1) as f64;
-    Means {
-        n,
-        agreement: mean(&|trial| f64::from(u8::from(trial.agrees))),
-        correct: mean(&|trial| f64::from(u8::from(trial.correct))),
-        kl: mean(&|trial| trial.kl),
-        work: mean(&|trial| trial.work),
-        work_with_question: mean(&|trial| trial.work_with_question),
-    }
-}
-
-/// The trials of a method, all of them and by kind of question.
-fn grouped(trials: &[Trial], method: usize) -> BTreeMap<String, Vec<&Trial>> {
-    let mut groups: BTreeMap<String, Vec<&Trial>> = BTreeMap::new();
-    for trial in trials.iter().filter(|trial| trial.method == method) {
-        groups.entry("all".to_owned()).or_default().push(trial);
-        groups.entry(trial.kind.to_string()).or_default().push(trial);
-    }
-    groups
-}
-
-fn print_table(methods: &[Method], trials: &[Trial]) {
-    let names: Vec<String> = KINDS.iter().map(ToString::to_string).collect();
-    print!("{:<23} {:>6} {:>6} {:>6} {:>7} {:>7} {:>8}", "repair", "budget", "work", "+q", "agrees", "correct", "KL");
-    names.iter().for_each(|name| print!(" {name:>12}"));
-    println!();
-    for (index, method) in methods.iter().enumerate() {
-        let groups = grouped(trials, index);
-        let all = means(groups.get("all").map_or(&[], Vec::as_slice));
-        let percent = |x: f64| format!("{:.1}", 100.0 * x);
-        print!(
-            "{:<23} {:>6} {:>6} {:>6} {:>7} {:>7} {:>8.5}",
-            method.name,
-            method.budget,
-            percent(all.work),
-            percent(all.work_with_question),
-            percent(all.agreement),
-            percent(all.correct),
-            all.kl
-        );
-        for name in &names {
-            let kind = means(groups.get(name).map_or(&[], Vec::as_slice));
-            print!(" {:>6} of {:<3}", percent(kind.agreement), kind.n);
-        }
-        println!();
-    }
-    println!("\nwork, agrees and correct in percent, KL in nats; by kind: agreement with cold prefill");
-}
-
-fn json(methods: &[Method], trials: &[Trial]) -> serde_json::Value {
-    let rows = methods.iter().enumerate().flat_map(|(index, method)| {
-        grouped(trials, index).into_iter().map(move |(kind, trials)| {
-            let Means { n, agreement, correct, kl, work, work_with_question } = means(&trials);
-            serde_json::json!({
-                "repair": method.name, "budget": method.budget, "kind": kind, "n": n, "agreement": agreement,
-                "correct": correct, "kl": kl, "work": work, "work_with_question": work_with_question,
-            })
-        })
-    });
-    rows.collect()
 }
