@@ -22,7 +22,7 @@
 use std::collections::{HashMap, VecDeque};
 
 use super::ranking::Ranking;
-use super::{Access, ResidencyPolicy};
+use super::{Access, ResidencyPolicy, within};
 use crate::ChunkId;
 
 /// Mean gaps in which a use loses half its weight.
@@ -34,7 +34,7 @@ const LEARNING: f64 = 1e-3;
 /// Chunks that left and are still known.
 const REMEMBERED: usize = 1 << 14;
 /// Least relevance that a use counts for. It was a use, after all.
-const LEAST_RELEVANCE: f32 = 0.01;
+const LEAST_RELEVANCE: f64 = 0.01;
 
 /// Relevance, recency and reuse against size. The default.
 pub struct Value {
@@ -81,9 +81,8 @@ impl Value {
             self.mean_gap += LEARNING * (gap - self.mean_gap);
         }
         self.clock += 1.0 / (HALF_LIFE * self.mean_gap);
-        // A relevance that is not a number counts least.
-        let relevance = access.relevance.max(LEAST_RELEVANCE).min(1.0);
-        let this = self.clock + f64::from(relevance).log2();
+        let relevance = within(f64::from(access.relevance), LEAST_RELEVANCE, 1.0);
+        let this = self.clock + relevance.log2();
         let weight = history.map_or(this, |history| log2_sum(history.weight, this));
         self.held.insert(access.chunk, History { weight, last_use: self.uses });
         self.ranking.set(access.chunk, weight + access.density().log2());
