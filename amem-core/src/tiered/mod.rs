@@ -9,7 +9,8 @@
 //! - A deleted chunk is gone from every tier, even if a `get` was about to bring it up.
 //! - A chunk larger than a tier's budget passes that tier by; [`Error::Full`] if it passes all of them by.
 //!
-//! A policy may let go at once what it has just been offered, if everything that is held is worth more. That is no
+//! Nothing is written down when it leaves a tier: the tiers below were offered it when it was put, and a chunk that none
+//! of them kept is rebuilt from its text. A policy may let go at once what it has just been offered, if everything that is held is worth more. That is no
 //! error: a store of KV may lose a chunk.
 //!
 //! **What a miss costs** ([`Access::cost`]), in tokens of prefill: the chunk's tokens where no slower tier has it;
