@@ -7,8 +7,9 @@
 //!
 //! It replays `mixed`, a synthetic week of an agent's life: many users, each asking mostly about a few favourite
 //! memories that change over time; now and then a scan reads much once. `unsaid` is the same from an application that
-//! tells nothing about relevance, which only Value listens to. A trace is a file of JSON lines as published with Mooncake (<https://github.com/kvcache-ai/Mooncake>): `timestamp` in milliseconds, `input_length` in
-//! tokens, and `hash_ids`, one for each block of 512 tokens.
+//! tells nothing about relevance, which only Value listens to. A trace is a file of JSON lines as published with
+//! Mooncake (<https://github.com/kvcache-ai/Mooncake>): `timestamp` in milliseconds, `input_length` in tokens, and
+//! `hash_ids`, one for each block of 512 tokens.
 //!
 //! A figure is the work of the misses in tokens of prefill, relative to the clairvoyant's: least is best, and hardly
 //! anything is below 1. "none" keeps nothing. The clairvoyant knows the future and lets go of the chunk with the least
