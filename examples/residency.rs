@@ -5,13 +5,14 @@
 //! cargo run --release --example residency -- [--trace FILE]
 //! ```
 //!
-//! Without a trace it replays `mixed`, a synthetic week of an agent's life: many users, each asking mostly about a few
-//! favourite memories that change over time; now and then a scan reads much once. A trace is a file of JSON lines as
-//! published with Mooncake (<https://github.com/kvcache-ai/Mooncake>): `timestamp` in milliseconds, `input_length` in
-//! tokens, and `hash_ids`, one for each block of 512 tokens.
+//! It replays `mixed`, a synthetic week of an agent's life: many users, each asking mostly about a few favourite
+//! memories that change over time; now and then a scan reads much once. `unsaid` is the same from an application that
+//! tells nothing about relevance, which only Value listens to. A trace is a file of JSON lines as published with
+//! Mooncake (<https://github.com/kvcache-ai/Mooncake>): `timestamp` in milliseconds, `input_length` in tokens, and
+//! `hash_ids`, one for each block of 512 tokens.
 //!
-//! A figure is the work of the misses in tokens of prefill, relative to the clairvoyant's; least is best, 1 cannot be
-//! beaten by much. "none" keeps nothing. The clairvoyant knows the future and lets go of the chunk with the least
+//! A figure is the work of the misses in tokens of prefill, relative to the clairvoyant's: least is best, and hardly
+//! anything is below 1. "none" keeps nothing. The clairvoyant knows the future and lets go of the chunk with the least
 //! cost per byte per request until its next use; with sizes that differ, that is close to the best, not the best.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -31,7 +32,7 @@ const BUDGETS: [f64; 4] = [0.01, 0.05, 0.2, 0.5];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
-    let mut patterns = vec![("mixed", mixed(1)), ("mixed, relevance unsaid", unsaid(mixed(1)))];
+    let mut patterns = vec![("mixed", mixed(1)), ("unsaid", unsaid(mixed(1)))];
     match (arguments.next().as_deref(), arguments.next()) {
         (None, _) => {}
         (Some("--trace"), Some(file)) => patterns.push(("trace", trace(&std::fs::read_to_string(file)?)?)),

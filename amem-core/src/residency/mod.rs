@@ -35,9 +35,13 @@ pub struct Access {
 impl Access {
     /// What a miss would cost per byte held. Above zero and finite, whatever the access says.
     fn density(&self) -> f64 {
-        // Not `clamp`, which would let through what is not a number.
-        (f64::from(self.cost) / self.bytes.max(1) as f64).max(1e-12).min(1e12)
+        within(f64::from(self.cost) / self.bytes.max(1) as f64, 1e-12, 1e12)
     }
+}
+
+/// `x` within these bounds; the lower one where `x` is not a number.
+fn within(x: f64, low: f64, high: f64) -> f64 {
+    if x.is_nan() { low } else { x.clamp(low, high) }
 }
 
 /// Ranks the chunks of one tier. The tier calls it under a lock, so it is plain, sequential code.

@@ -22,21 +22,24 @@
 use std::collections::{HashMap, VecDeque};
 
 use super::ranking::Ranking;
-use super::{Access, ResidencyPolicy};
+use super::{Access, ResidencyPolicy, within};
 use crate::ChunkId;
 
 /// Mean gaps in which a use loses half its weight.
-const HALF_LIFE: f64 = 4.0;
+const HALF_LIFE: f64 = 3.0;
 /// The mean gap, in uses, before any was seen.
 const FIRST_GAP: f64 = 1000.0;
 /// How much one gap moves the mean.
 const LEARNING: f64 = 1e-3;
 /// Chunks that left and are still known.
-const REMEMBERED: usize = 1 << 14;
+const REMEMBERED: usize = 1 << 15;
 /// Least relevance that a use counts for. It was a use, after all.
-const LEAST_RELEVANCE: f32 = 0.01;
+const LEAST_RELEVANCE: f64 = 0.01;
 
-/// Relevance, recency and reuse against size. The default.
+/// The default: relevance, recency and reuse against size.
+///
+/// A chunk is worth `Σ relevance · 2^(-age / half-life) · cost / bytes`, the sum being over its uses: the work that it
+/// will probably save, per byte. The half-life is learned from the gaps between uses; there is nothing to set.
 pub struct Value {
     /// By the logarithm (base 2) of the value, in which the clock's reading is not taken off.
     ranking: Ranking,
@@ -81,9 +84,8 @@ impl Value {
             self.mean_gap += LEARNING * (gap - self.mean_gap);
         }
         self.clock += 1.0 / (HALF_LIFE * self.mean_gap);
-        // A relevance that is not a number counts least.
-        let relevance = access.relevance.max(LEAST_RELEVANCE).min(1.0);
-        let this = self.clock + f64::from(relevance).log2();
+        let relevance = within(f64::from(access.relevance), LEAST_RELEVANCE, 1.0);
+        let this = self.clock + relevance.log2();
         let weight = history.map_or(this, |history| log2_sum(history.weight, this));
         self.held.insert(access.chunk, History { weight, last_use: self.uses });
         self.ranking.set(access.chunk, weight + access.density().log2());

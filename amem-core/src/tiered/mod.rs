@@ -9,8 +9,9 @@
 //! - A deleted chunk is gone from every tier, even if a `get` was about to bring it up.
 //! - A chunk larger than a tier's budget passes that tier by; [`Error::Full`] if it passes all of them by.
 //!
-//! A policy may let go at once what it has just been offered, if everything that is held is worth more. That is no
-//! error: a store of KV may lose a chunk.
+//! Nothing is written down when it leaves a tier: the tiers below were offered it when it was put, and a chunk that none
+//! of them kept is rebuilt from its text. A policy may let go at once what it has just been offered, if everything that
+//! is held is worth more. That is no error: a store of KV may lose a chunk.
 //!
 //! **What a miss costs** ([`Access::cost`]), in tokens of prefill: the chunk's tokens where no slower tier has it;
 //! otherwise that times the [`load`](Tier::load) of the fastest slower tier that does. It is looked up when the chunk is
@@ -35,7 +36,20 @@ use crate::{Access, ChunkId, Error, Held, KvChunk, KvStore, Result, StoreStats};
 /// Relevances kept for chunks that may be used soon; beyond this many, they are forgotten.
 const NOTES: usize = 1 << 16;
 
-/// Several stores as one. The top of the file says what it promises.
+/// Several stores as one, each under a budget of bytes that holds at every moment.
+///
+/// `get` is answered by the fastest tier that has the chunk, and brings it up. `put` offers chunks to every tier, the
+/// slowest first; it fails with the slowest tier's error after the faster ones have kept what they could, or with
+/// [`Error::Full`] where a chunk is larger than every budget. `delete` removes from every tier.
+///
+/// ```
+/// # use std::sync::Arc;
+/// # use amem_core::{KvStore, RamStore, Result, Tier, Tiered};
+/// # async fn example(disk: Arc<dyn KvStore>) -> Result<()> {
+/// let ram = Tier::new(Arc::new(RamStore::default()), 2 << 30);
+/// let store = Tiered::open(vec![ram, Tier::new(disk, 100 << 30)]).await?;
+/// # Ok(()) }
+/// ```
 pub struct Tiered {
     /// Fastest first.
     levels: Vec<Level>,

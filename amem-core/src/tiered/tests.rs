@@ -106,6 +106,37 @@ fn a_chunk_goes_to_every_tier_and_comes_back_from_the_slowest() {
 }
 
 #[test]
+fn a_sensitivity_that_was_measured_later_reaches_every_tier() {
+    let (ram, disk, tiered) = stack(800, 800);
+    block_on(tiered.put(&[chunk(1, 2)])).unwrap();
+    block_on(tiered.put(&[chunk(1, 2).with_sensitivity(vec![0.5, 1.0].into()).unwrap()])).unwrap();
+    block_on(tiered.put(&[chunk(1, 2)])).unwrap();
+    for store in [ram, disk] {
+        let found = block_on(store.get(&id(1))).unwrap().unwrap();
+        assert_eq!(found.sensitivity().map(|s| s.to_vec()), Some(vec![0.5, 1.0]));
+    }
+}
+
+#[test]
+fn a_call_that_is_given_up_half_way_leaves_nothing_locked_or_over_budget() {
+    let (_, _, tiered) = stack(80, 160);
+    for steps in 0..12 {
+        block_on(async {
+            let chunks = [chunk(steps, 10)];
+            let mut put = Box::pin(tiered.put(&chunks));
+            for _ in 0..steps {
+                if future::poll_once(&mut put).await.is_some() {
+                    break;
+                }
+            }
+            drop(put);
+            tiered.put(&[chunk(100, 10)]).await.unwrap();
+            tiered.get(&id(steps)).await.unwrap();
+        });
+    }
+}
+
+#[test]
 fn with_a_broken_disk_the_ram_above_it_serves_on_and_the_error_is_told() {
     let (ram, disk, tiered) = stack(800, 800);
     disk.broken.store(true, Relaxed);
