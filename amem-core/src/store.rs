@@ -33,6 +33,15 @@ pub trait KvStore: Send + Sync {
     /// What the store met; deleting again finishes the work.
     async fn delete(&self, ids: &[ChunkId]) -> Result<()>;
 
+    /// Lets go of chunks to make room: cheap, and nothing is promised but that the room comes back in time. What must
+    /// not be found any more is [deleted](Self::delete); a chunk that was evicted before is no exception.
+    ///
+    /// # Errors
+    /// What the store met.
+    async fn evict(&self, ids: &[ChunkId]) -> Result<()> {
+        self.delete(ids).await
+    }
+
     /// Whether a `get` would probably find the chunk. Reads no KV.
     async fn contains(&self, id: &ChunkId) -> bool;
 

@@ -320,3 +320,35 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_was_evicted_and_then_deleted_is_in_no_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let chunks: Vec<_> = (0..40).map(|seed| chunk(seed, 60)).collect();
+    let store = open(dir.path());
+    block_on(store.put(&chunks)).unwrap();
+    let secret = chunks[7].id();
+    block_on(store.evict(&[secret])).unwrap();
+    assert!(block_on(store.get(&secret)).unwrap().is_none());
+    block_on(store.delete(&[secret])).unwrap();
+    assert!(!files_contain(dir.path(), chunks[7].bytes()));
+    drop(store);
+    assert!(block_on(open(dir.path()).get(&secret)).unwrap().is_none());
+}
+
+#[test]
+fn the_room_of_evicted_chunks_comes_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let mut most = 0;
+    for seed in 0..400 {
+        let next = chunk(seed, 60);
+        block_on(store.put(std::slice::from_ref(&next))).unwrap();
+        if let Some(old) = seed.checked_sub(20) {
+            block_on(store.evict(&[chunk(old, 60).id()])).unwrap();
+        }
+        most = most.max(block_on(store.stats()).bytes);
+    }
+    let held: u64 = block_on(store.list()).unwrap().iter().map(|held| held.bytes).sum();
+    assert!(most < 4 * held + 3 * (64 << 10), "{held} bytes held in at most {most}");
+}

@@ -18,6 +18,7 @@ pub fn kv_store<S: KvStore>(make: impl Fn() -> S) {
         a_held_chunk_is_left_as_it_is(&make()).await;
         a_sensitivity_is_taken_in_and_kept(&make()).await;
         what_was_deleted_is_gone_and_can_be_put_again(&make()).await;
+        it_lists_what_it_holds_and_lets_go_of_what_is_evicted(&make()).await;
         chunks_that_were_handed_out_stay_readable(&make()).await;
         it_counts_what_it_holds_and_sees(&make()).await;
         hints_change_nothing(&make()).await;
@@ -79,6 +80,22 @@ async fn what_was_deleted_is_gone_and_can_be_put_again(store: &impl KvStore) {
     store.delete(&[a.id()]).await.expect("deleting again is no error");
     store.put(std::slice::from_ref(&a)).await.expect("a deleted chunk can be put again");
     assert_same(&found(store, &a).await, &a);
+}
+
+async fn it_lists_what_it_holds_and_lets_go_of_what_is_evicted(store: &impl KvStore) {
+    let chunks: Vec<KvChunk> = (700..703).map(|seed| chunk(seed, 4, KvType::F16)).collect();
+    store.put(&chunks).await.expect("put works");
+    let listed = async || store.list().await.expect("list works");
+    for chunk in &chunks {
+        let held = listed().await.into_iter().find(|held| held.id == chunk.id()).expect("a chunk that is held is listed");
+        assert!(held.bytes >= chunk.bytes().len() as u64, "a chunk occupies at least the bytes of its KV");
+    }
+    let gone = chunks[1].id();
+    store.evict(&[gone]).await.expect("evict works");
+    assert!(store.get(&gone).await.expect("get works").is_none(), "an evicted chunk is a miss");
+    assert!(listed().await.iter().all(|held| held.id != gone), "an evicted chunk is not listed");
+    store.put(&chunks[1..2]).await.expect("put works");
+    assert_same(&found(store, &chunks[1]).await, &chunks[1]);
 }
 
 async fn chunks_that_were_handed_out_stay_readable(store: &impl KvStore) {

@@ -168,13 +168,13 @@ impl Level {
     /// called in turn.
     async fn enter(&self, access: Access) -> Result<Kept> {
         if access.bytes > self.budget {
-            self.store.delete(&[access.chunk]).await?;
+            self.store.evict(&[access.chunk]).await?;
             return Ok(Kept::TooLarge);
         }
         self.books().enter(access);
         loop {
             let Some(victim) = self.books().victim(self.budget, access.time) else { break };
-            if let Err(error) = self.store.delete(&[victim]).await {
+            if let Err(error) = self.store.evict(&[victim]).await {
                 // Without its victim's room the chunk cannot stay.
                 self.books().strike(&access.chunk);
                 return Err(error);

@@ -48,6 +48,15 @@ impl Inner {
         if affected.is_empty() { Ok(()) } else { writer.sync() }
     }
 
+    /// Forgets chunks. Their space comes back once half of a segment is dead; until then their bytes stay where they
+    /// are, and a store that is opened anew finds them again.
+    pub(crate) fn evict(&self, ids: &[ChunkId]) -> Result<()> {
+        let mut role = self.role();
+        let writer = self.writer(&mut role)?;
+        ids.iter().for_each(|id| self.index().remove(id));
+        self.reclaim(writer)
+    }
+
     /// Gives back the space of records that newer ones replaced, and merges what many short-lived processes left.
     pub(crate) fn reclaim(&self, writer: &mut Writer) -> Result<()> {
         let (worn, little): (Vec<_>, Vec<_>) = {

@@ -254,6 +254,11 @@ impl KvStore for SegmentStore {
         Ok(unblock(move || inner.delete(&ids)).await?)
     }
 
+    async fn evict(&self, ids: &[ChunkId]) -> amem_core::Result<()> {
+        let (inner, ids) = (self.0.clone(), ids.to_vec());
+        Ok(unblock(move || inner.evict(&ids)).await?)
+    }
+
     async fn contains(&self, id: &ChunkId) -> bool {
         self.0.index().chunks.contains_key(id)
     }
