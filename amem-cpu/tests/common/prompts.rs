@@ -117,7 +117,7 @@ pub fn some_tokens() -> impl Strategy<Value = Vec<Token>> {
 
 /// Memories in any order, any of them several times or not at all.
 pub fn memories() -> impl Strategy<Value = Vec<Part>> {
-    prop::collection::vec((0..5usize).prop_map(Part::Memory), 0..6)
+    prop::collection::vec((0..5usize).prop_map(Part::Memory), 0..5)
 }
 
 /// Any parts: with the prefix in front or without, cached and fresh ones in any order.
@@ -128,7 +128,7 @@ pub fn parts() -> impl Strategy<Value = Vec<Part>> {
         1 => some_tokens().prop_map(Part::Fresh),
         1 => Just(Part::CachedPrefix),
     ];
-    (head, prop::collection::vec(part, 0..6)).prop_map(|(head, parts)| [head, parts].concat())
+    (head, prop::collection::vec(part, 0..5)).prop_map(|(head, parts)| [head, parts].concat())
 }
 
 impl std::fmt::Debug for Subject {
