@@ -47,7 +47,8 @@ pub trait Model: Send + Sync {
     ///
     /// # Errors
     /// [`Error::Empty`](crate::Error::Empty) for a text without tokens, [`Error::TooLong`](crate::Error::TooLong) for
-    /// one that no context can hold behind the prefix; what the backend met.
+    /// one that no context can hold behind the prefix, [`Error::BadValue`](crate::Error::BadValue) for a token that is
+    /// not in the vocabulary; what the backend met.
     fn prefill(
         &self,
         namespace: &Namespace,
