@@ -47,7 +47,8 @@ pub trait Model: Send + Sync {
     ///
     /// # Errors
     /// [`Error::Empty`](crate::Error::Empty) for a text without tokens, [`Error::TooLong`](crate::Error::TooLong) for
-    /// one that no context can hold behind the prefix; what the backend met.
+    /// one that no context can hold behind the prefix, [`Error::BadValue`](crate::Error::BadValue) for a token that is
+    /// not in the vocabulary; what the backend met.
     fn prefill(
         &self,
         namespace: &Namespace,
@@ -85,8 +86,9 @@ pub trait Context: Send {
     ///
     /// # Errors
     /// [`Error::TooLong`](crate::Error::TooLong), [`Error::WrongKv`](crate::Error::WrongKv) for a chunk of another
-    /// model, [`Error::BadValue`](crate::Error::BadValue) for a repair that makes no sense or a token that is not in
-    /// the vocabulary; what the backend met. After an error the context is as it was.
+    /// shape, [`Error::BadValue`](crate::Error::BadValue) for a repair that makes no sense or a token that is not in
+    /// the vocabulary: after these the context is as it was. What the backend met: after that it can be extended no
+    /// more.
     fn extend(&mut self, pieces: &[Piece], repair: &Repair) -> Result<Usage>;
 
     /// Takes the context back to its first `len` tokens; a no-op if it has no more. The logits are gone until the next

@@ -16,8 +16,6 @@ pub(crate) struct Blend<B: Backend> {
     tokens: Vec<Token>,
     /// For each token, what its row in the cache is worth.
     standing: Vec<Standing>,
-    /// Tokens of cached pieces.
-    cached: usize,
     /// So many rows from the start are what a cold prefill would have computed.
     exact: usize,
     logits: Vec<f32>,
@@ -27,17 +25,19 @@ pub(crate) struct Blend<B: Backend> {
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Standing {
-    /// Computed here, or cached and exact here.
+    /// Of a fresh piece.
+    Fresh,
+    /// Of a cached piece: exact here, or repaired since.
     Settled,
-    /// Cached, computed behind something else, and not repaired so far.
+    /// Of a cached piece: computed behind something else, and not repaired so far.
     Reused { index: u32, sensitivity: f32 },
 }
 
 /// What a call put behind what stood.
 struct Appended {
-    /// The slots that are to be computed.
+    /// The slots that are to be computed, in ascending order.
     fresh: Vec<u32>,
-    /// Those from this one on make up the last piece, if that is fresh.
+    /// How many of them, at the end, make up the last piece: none if that is cached.
     question: usize,
     /// Tokens of cached pieces.
     cached: usize,
@@ -46,7 +46,7 @@ struct Appended {
 impl<B: Backend> Blend<B> {
     pub(crate) fn new(graph: Arc<Graph<B>>, info: Arc<ModelInfo>) -> Result<Self> {
         let cache = graph.backend.cache(&graph.shape)?;
-        Ok(Self { graph, info, cache, tokens: vec![], standing: vec![], cached: 0, exact: 0, logits: vec![], broken: false })
+        Ok(Self { graph, info, cache, tokens: vec![], standing: vec![], exact: 0, logits: vec![], broken: false })
     }
 
     /// Refuses what cannot be put into this context, before anything is touched.
@@ -78,7 +78,6 @@ impl<B: Backend> Blend<B> {
         self.graph.backend.place(&mut self.cache, first, &self.graph.angles(&positions)?, chunk)?;
         let at_home = self.exact == self.tokens.len() && chunk.prefix() == PrefixId::of(&self.tokens);
         self.tokens.extend_from_slice(chunk.tokens());
-        self.cached += count as usize;
         if at_home {
             self.standing.resize(self.tokens.len(), Standing::Settled);
             self.exact = self.tokens.len();
@@ -99,17 +98,17 @@ impl<B: Backend> Blend<B> {
                 Piece::Cached(chunk) => {
                     self.place(chunk)?;
                     appended.cached += chunk.tokens().len();
-                    appended.question = appended.fresh.len();
+                    appended.question = 0;
                 }
                 Piece::Fresh(tokens) => {
                     let first = self.tokens.len();
                     self.tokens.extend_from_slice(tokens);
-                    self.standing.resize(self.tokens.len(), Standing::Settled);
+                    self.standing.resize(self.tokens.len(), Standing::Fresh);
                     if self.exact == first {
                         // They will be, once they are computed.
                         self.exact = self.tokens.len();
                     }
-                    appended.question = appended.fresh.len();
+                    appended.question = tokens.len();
                     appended.fresh.extend(first as u32..self.tokens.len() as u32);
                 }
             }
@@ -120,9 +119,14 @@ impl<B: Backend> Blend<B> {
     fn candidates(&self) -> Vec<Candidate> {
         let candidate = |(slot, standing): (usize, &Standing)| match *standing {
             Standing::Reused { index, sensitivity } => Some(Candidate { slot: slot as u32, index, sensitivity }),
-            Standing::Settled => None,
+            Standing::Fresh | Standing::Settled => None,
         };
         self.standing.iter().enumerate().skip(self.exact).filter_map(candidate).collect()
+    }
+
+    /// Rows of cached pieces: what a ratio is a share of.
+    fn cached(&self) -> usize {
+        self.standing.iter().filter(|standing| **standing != Standing::Fresh).count()
     }
 
     fn row(&self, slot: u32) -> Row {
@@ -134,155 +138,184 @@ impl<B: Backend> Blend<B> {
         slots.iter().map(|&slot| self.row(slot)).collect()
     }
 
-    /// The attention that each slot gets from the question, summed over some layers.
-    fn attention<'g>(&mut self, graph: &'g Graph<B>, question: &[u32], layers: &Range<usize>) -> Result<Reading<'g, B>> {
+    /// Rows of these slots, after the second step of a layer.
+    fn send<'g>(&mut self, graph: &'g Graph<B>, slots: &[u32], layer: usize) -> Result<Underway<'g, B>> {
+        let mut pass = Pass::start(graph, self.rows(slots))?;
+        let projection = pass.reach(&mut [&mut self.cache], layer)?;
+        Ok(Underway { pass, projection })
+    }
+
+    /// The attention that each slot gets from the question, summed over some layers. All fresh rows go that far together,
+    /// for the question looks at the others too.
+    fn read<'g>(&mut self, graph: &'g Graph<B>, appended: &Appended, layers: &Range<usize>) -> Result<Reading<'g, B>> {
         let mut mass = vec![0f32; self.tokens.len()];
-        let mut pass = Pass::start(graph, self.rows(question))?;
+        let question = appended.fresh.len() - appended.question..appended.fresh.len();
+        let asked: Vec<usize> = question.clone().collect();
+        let Underway { mut pass, mut projection } = self.send(graph, &appended.fresh, layers.start)?;
         loop {
-            let projection = pass.project()?;
-            pass.write(&mut [&mut self.cache], &projection)?;
-            if layers.contains(&pass.layer()) {
-                let (rows, queries) = (pass.rows(), &projection.queries);
-                let read = graph.backend.attention_mass(&[&mut self.cache], pass.layer(), rows, queries, mass.len())?;
-                mass.iter_mut().zip(read).for_each(|(sum, mass)| *sum += mass);
-            }
-            if pass.layer() + 1 >= layers.end {
-                return Ok(Reading { mass, pass, projection });
+            let (rows, queries) = (&pass.rows()[question.clone()], graph.backend.take(&projection.queries, &asked)?);
+            let read = graph.backend.attention_mass(&[&mut self.cache], pass.layer(), rows, &queries, mass.len())?;
+            mass.iter_mut().zip(read).for_each(|(sum, mass)| *sum += mass);
+            if pass.layer() + 1 == layers.end {
+                return Ok(Reading { mass, underway: Underway { pass, projection } });
             }
             pass.finish(&[&mut self.cache], projection)?;
+            projection = pass.reach(&mut [&mut self.cache], pass.layer())?;
         }
     }
 
-    /// The slots to repair, and what was computed of the question to choose them.
-    fn choose<'g>(&mut self, graph: &'g Graph<B>, repair: &Repair, question: &[u32]) -> Result<Choice<'g, B>> {
-        let candidates = self.candidates();
-        let chosen = |keep: &dyn Fn(&&Candidate) -> bool| {
-            let slots = candidates.iter().filter(keep).map(|candidate| candidate.slot).collect();
-            Ok(Choice { slots, reading: None })
+    /// The candidates to repair, as slots in ascending order, and what was read to choose them.
+    fn choose<'g>(
+        &mut self,
+        graph: &'g Graph<B>,
+        appended: &Appended,
+        candidates: &[Candidate],
+        repair: &Repair,
+    ) -> Result<(Vec<u32>, Option<Underway<'g, B>>)> {
+        let those = |keep: &dyn Fn(&&Candidate) -> bool| {
+            Ok((candidates.iter().filter(keep).map(|candidate| candidate.slot).collect(), None))
         };
+        let unasked = appended.question == 0;
         let (budget, layers, by_sensitivity) = match repair {
-            _ if candidates.is_empty() => return chosen(&|_| false),
-            Repair::None | Repair::Deviation { .. } => return chosen(&|_| false),
-            Repair::All => return chosen(&|_| true),
-            Repair::Heads(count) => return chosen(&|candidate| (candidate.index as usize) < *count),
-            Repair::Attention { .. } if question.is_empty() => return chosen(&|_| false),
+            _ if candidates.is_empty() => return those(&|_| false),
+            Repair::None => return those(&|_| false),
+            Repair::All | Repair::Deviation { .. } => return those(&|_| true),
+            Repair::Heads(count) => return those(&|candidate| (candidate.index as usize) < *count),
+            Repair::Attention { .. } if unasked => return those(&|_| false),
             Repair::Attention { budget, layers } => (*budget, layers, false),
             Repair::Weighted { budget, layers } => (*budget, layers, true),
         };
-        let reading = if question.is_empty() || layers.is_empty() {
-            None
-        } else {
-            Some(self.attention(graph, question, layers)?)
-        };
+        let reading = if unasked || layers.is_empty() { None } else { Some(self.read(graph, appended, layers)?) };
         let weight = |candidate: &Candidate| {
             let attention = reading.as_ref().map_or(1.0, |reading| select::smoothed(&reading.mass, candidate.slot));
             if by_sensitivity { attention * candidate.sensitivity } else { attention }
         };
         let weights: Vec<f32> = candidates.iter().map(weight).collect();
-        Ok(Choice { slots: select::heaviest(&candidates, &weights, budget, self.cached), reading })
+        let chosen = select::heaviest(candidates, &weights, budget, self.cached());
+        Ok((chosen, reading.map(|reading| reading.underway)))
     }
 
-    /// CacheBlend: all candidates up to the check layer, then those whose keys differ most, which are returned.
-    fn narrow(&mut self, pass: &mut Pass<'_, B>, ratio: f32, check_layer: usize) -> Result<Vec<u32>> {
-        let candidates = self.candidates();
-        while pass.layer() < check_layer {
-            let projection = pass.project()?;
-            pass.write(&mut [&mut self.cache], &projection)?;
-            pass.finish(&[&mut self.cache], projection)?;
-        }
-        let mut projection = pass.project()?;
-        let distances = pass.key_distance(&[&mut self.cache], &projection)?;
-        pass.write(&mut [&mut self.cache], &projection)?;
-        let weights: Vec<f32> = distances[..candidates.len()].to_vec();
-        let chosen = select::heaviest(&candidates, &weights, Budget::Ratio(ratio), self.cached);
-        let goes_on = |(index, row): &(usize, &Row)| *index >= candidates.len() || chosen.contains(&row.slot);
-        let which: Vec<usize> = pass.rows().iter().enumerate().filter(goes_on).map(|(index, _)| index).collect();
-        pass.keep(&mut projection, &which)?;
-        pass.finish(&[&mut self.cache], projection)?;
-        Ok(chosen)
-    }
-
-    /// Repairs, and computes the fresh slots, of which those from index `question` on make up the last piece.
-    fn compute(&mut self, repair: &Repair, fresh: &[u32], question: usize) -> Result<Usage> {
-        let graph = Arc::clone(&self.graph);
-        self.logits.clear();
-        let layers = self.info.shape.layers;
-        let work_prefilling = (fresh.len() * layers) as u64;
-        let mut usage = Usage { prefilled: fresh.len(), work_prefilling, ..Usage::default() };
-        let (others, asked) = fresh.split_at(question);
-        let last = |rows: usize| if asked.is_empty() { vec![] } else { vec![rows - 1] };
-        let Choice { slots: mut repaired, reading } = self.choose(&graph, repair, asked)?;
-        let work = match (reading, repair) {
-            // The question stands before its second layer has seen anything cached: it goes on from there.
-            (Some(Reading { pass: mut asking, mut projection, .. }), _) if asking.layer() <= 1 => {
-                let rows = self.rows(&[&repaired, others].concat());
-                if !rows.is_empty() {
-                    let mut pass = Pass::start(&graph, rows)?;
-                    while pass.layer() < asking.layer() {
-                        let projection = pass.project()?;
-                        pass.write(&mut [&mut self.cache], &projection)?;
-                        pass.finish(&[&mut self.cache], projection)?;
-                    }
-                    let mut joined = pass.project()?;
-                    pass.write(&mut [&mut self.cache], &joined)?;
-                    pass.join(&mut joined, asking, &projection)?;
-                    (asking, projection) = (pass, joined);
-                }
-                let wanted = last(asking.rows().len());
-                self.logits = asking.run_on(&mut [&mut self.cache], projection, &wanted)?;
-                asking.work()
-            }
-            (None, Repair::Deviation { ratio, check_layer }) if self.exact < self.tokens.len() => {
-                let candidates: Vec<u32> = self.candidates().iter().map(|candidate| candidate.slot).collect();
-                let mut pass = Pass::start(&graph, self.rows(&[&candidates, fresh].concat()))?;
-                repaired = self.narrow(&mut pass, *ratio, *check_layer)?;
-                if !pass.rows().is_empty() {
-                    let wanted = last(pass.rows().len());
-                    self.logits = pass.run(&mut [&mut self.cache], &wanted)?;
-                }
-                pass.work()
-            }
-            (reading, _) => {
-                let rows = self.rows(&[&repaired, fresh].concat());
-                let reading = reading.map_or(0, |reading| reading.pass.work());
-                if rows.is_empty() {
-                    reading
+    /// Chooses rows to repair, and sends them and the fresh ones on their way.
+    fn set_out<'g>(
+        &mut self,
+        graph: &'g Graph<B>,
+        appended: &Appended,
+        candidates: &[Candidate],
+        repair: &Repair,
+    ) -> Result<Journey<'g, B>> {
+        let (repaired, read) = self.choose(graph, appended, candidates, repair)?;
+        match read {
+            // What a row computes before its second layer's attention depends on tokens alone: it can go on from there.
+            Some(fresh) if fresh.pass.layer() <= 1 => {
+                let underway = if repaired.is_empty() {
+                    fresh
                 } else {
-                    let mut pass = Pass::start(&graph, rows)?;
-                    let wanted = last(pass.rows().len());
-                    self.logits = pass.run(&mut [&mut self.cache], &wanted)?;
-                    reading + pass.work()
-                }
+                    let Underway { mut pass, mut projection } = self.send(graph, &repaired, fresh.pass.layer())?;
+                    pass.join(&mut projection, fresh.pass, &fresh.projection)?;
+                    Underway { pass, projection }
+                };
+                Ok(Journey { repaired, underway: Some(underway), spent: 0 })
             }
+            read => {
+                let spent = read.map_or(0, |read| read.pass.work());
+                let slots = [repaired.as_slice(), &appended.fresh].concat();
+                let underway = if slots.is_empty() { None } else { Some(self.send(graph, &slots, 0)?) };
+                Ok(Journey { repaired, underway, spent })
+            }
+        }
+    }
+
+    /// CacheBlend: sends all candidates and the fresh rows as far as the check layer, and from there on those whose keys
+    /// differ most.
+    fn narrow<'g>(
+        &mut self,
+        graph: &'g Graph<B>,
+        appended: &Appended,
+        candidates: &[Candidate],
+        (ratio, check_layer): (f32, usize),
+    ) -> Result<Journey<'g, B>> {
+        let slots: Vec<u32> = candidates.iter().map(|candidate| candidate.slot).collect();
+        let slots = [slots.as_slice(), &appended.fresh].concat();
+        let Underway { mut pass, projection } = self.send(graph, &slots, check_layer - 1)?;
+        pass.finish(&[&mut self.cache], projection)?;
+        let mut projection = pass.project()?;
+        let mut distances = pass.key_distance(&[&mut self.cache], &projection)?;
+        distances.truncate(candidates.len());
+        pass.write(&mut [&mut self.cache], &projection)?;
+        let repaired = select::heaviest(candidates, &distances, Budget::Ratio(ratio), self.cached());
+        let goes_on = |&index: &usize| index >= candidates.len() || repaired.binary_search(&slots[index]).is_ok();
+        let which: Vec<usize> = (0..slots.len()).filter(goes_on).collect();
+        if which.is_empty() {
+            return Ok(Journey { repaired, underway: None, spent: pass.work() });
+        }
+        pass.keep(&mut projection, &which)?;
+        Ok(Journey { repaired, underway: Some(Underway { pass, projection }), spent: 0 })
+    }
+
+    /// Repairs, and computes what was appended.
+    fn compute(&mut self, repair: &Repair, appended: &Appended) -> Result<Usage> {
+        let graph = Arc::clone(&self.graph);
+        let candidates = self.candidates();
+        let Journey { repaired, underway, spent } = match *repair {
+            Repair::Deviation { ratio, check_layer } if !candidates.is_empty() => {
+                self.narrow(&graph, appended, &candidates, (ratio, check_layer))?
+            }
+            _ => self.set_out(&graph, appended, &candidates, repair)?,
         };
-        usage.repaired = repaired.len();
-        usage.work_repairing = (repaired.len() * layers) as u64;
-        usage.work_choosing = work - usage.work_repairing - work_prefilling;
-        for &slot in &repaired {
+        let mut work = spent;
+        self.logits.clear();
+        if let Some(Underway { mut pass, projection }) = underway {
+            // The row after which the answer begins is the last one.
+            let wanted: Vec<usize> = if appended.question == 0 { vec![] } else { vec![pass.rows().len() - 1] };
+            self.logits = pass.run_on(&mut [&mut self.cache], projection, &wanted)?;
+            work += pass.work();
+        }
+        self.settle(&repaired, &appended.fresh);
+        let in_full = |rows: usize| (rows * self.info.shape.layers) as u64;
+        let (work_repairing, work_prefilling) = (in_full(repaired.len()), in_full(appended.fresh.len()));
+        Ok(Usage {
+            cached: appended.cached,
+            repaired: repaired.len(),
+            prefilled: appended.fresh.len(),
+            work_choosing: work - work_repairing - work_prefilling,
+            work_repairing,
+            work_prefilling,
+            ..Usage::default()
+        })
+    }
+
+    /// Takes note of what has been computed.
+    fn settle(&mut self, repaired: &[u32], fresh: &[u32]) {
+        for &slot in repaired {
             self.standing[slot as usize] = Standing::Settled;
         }
         // What was computed just now, with nothing inexact before it, is exact.
-        let computed = |slot: &u32| repaired.contains(slot) || fresh.contains(slot);
-        let exact = (self.exact as u32..self.tokens.len() as u32).take_while(computed).count();
-        self.exact += exact;
-        Ok(usage)
+        let computed = |slot: &u32| repaired.binary_search(slot).is_ok() || fresh.binary_search(slot).is_ok();
+        self.exact += (self.exact as u32..self.tokens.len() as u32).take_while(computed).count();
     }
 }
 
-/// What the question attends to, and how far it has come.
-struct Reading<'g, B: Backend> {
-    /// By slot.
-    mass: Vec<f32>,
-    /// After the second step of the last layer that was read.
+/// Rows after the second step of some layer.
+struct Underway<'g, B: Backend> {
     pass: Pass<'g, B>,
     projection: Projection<B>,
 }
 
-/// What is to be repaired.
-struct Choice<'g, B: Backend> {
+/// What the question attends to, and how far the fresh rows have come.
+struct Reading<'g, B: Backend> {
+    /// By slot.
+    mass: Vec<f32>,
+    underway: Underway<'g, B>,
+}
+
+/// What is to be repaired, with the fresh rows.
+struct Journey<'g, B: Backend> {
     /// In ascending order.
-    slots: Vec<u32>,
-    reading: Option<Reading<'g, B>>,
+    repaired: Vec<u32>,
+    /// Rows to repair, then fresh ones; `None` if there are neither.
+    underway: Option<Underway<'g, B>>,
+    /// Rows times layers computed on ways that were given up.
+    spent: u64,
 }
 
 impl<B: Backend> Context for Blend<B> {
@@ -293,12 +326,12 @@ impl<B: Backend> Context for Blend<B> {
     fn extend(&mut self, pieces: &[Piece], repair: &Repair) -> Result<Usage> {
         self.check(pieces, repair)?;
         let resident = self.tokens.len();
-        let result = self.append(pieces).and_then(|appended| {
-            let usage = self.compute(repair, &appended.fresh, appended.question)?;
-            Ok(Usage { resident, cached: appended.cached, ..usage })
-        });
-        self.broken = result.is_err();
-        result
+        let result = self.append(pieces).and_then(|appended| self.compute(repair, &appended));
+        if result.is_err() {
+            self.broken = true;
+            self.truncate(resident);
+        }
+        Ok(Usage { resident, ..result? })
     }
 
     fn truncate(&mut self, len: usize) {
@@ -306,7 +339,6 @@ impl<B: Backend> Context for Blend<B> {
             self.tokens.truncate(len);
             self.standing.truncate(len);
             self.exact = self.exact.min(len);
-            self.cached = self.cached.min(len);
             self.logits.clear();
         }
     }
@@ -329,6 +361,9 @@ pub(crate) fn check_tokens(tokens: &[Token], info: &ModelInfo) -> Result<()> {
 
 /// The logits after each token of a text, `[tokens][vocabulary]`.
 pub(crate) fn score<B: Backend>(graph: &Arc<Graph<B>>, info: &Arc<ModelInfo>, tokens: &[Token]) -> Result<Vec<f32>> {
+    if tokens.is_empty() {
+        return Ok(Vec::new());
+    }
     let mut blend = Blend::new(Arc::clone(graph), Arc::clone(info))?;
     let pieces = [Piece::Fresh(tokens.into())];
     blend.check(&pieces, &Repair::None)?;

@@ -184,6 +184,18 @@ impl<'a, B: Backend> Pass<'a, B> {
         Ok(())
     }
 
+    /// Goes on to the second step of a layer that is not behind it.
+    pub(crate) fn reach(&mut self, caches: &mut [&mut B::Cache], layer: usize) -> Result<Projection<B>> {
+        loop {
+            let projection = self.project()?;
+            self.write(caches, &projection)?;
+            if self.layer == layer {
+                return Ok(projection);
+            }
+            self.finish(caches, projection)?;
+        }
+    }
+
     /// Between the second and the third step: goes on with some rows only, given by their indexes in order.
     pub(crate) fn keep(&mut self, projection: &mut Projection<B>, which: &[usize]) -> Result<()> {
         let backend = &self.graph.backend;
@@ -213,8 +225,7 @@ impl<'a, B: Backend> Pass<'a, B> {
     /// Goes through the layers that are left. Returns the logits, `[wanted][vocabulary]`, of the rows with the wanted
     /// indexes, given in order. In the last layer the others yield keys and values and are done.
     pub(crate) fn run(&mut self, caches: &mut [&mut B::Cache], wanted: &[usize]) -> Result<Vec<f32>> {
-        let projection = self.project()?;
-        self.write(caches, &projection)?;
+        let projection = self.reach(caches, self.layer)?;
         self.run_on(caches, projection, wanted)
     }
 
@@ -228,14 +239,13 @@ impl<'a, B: Backend> Pass<'a, B> {
         let last = self.graph.layers.len() - 1;
         while self.layer < last {
             self.finish(caches, projection)?;
-            projection = self.project()?;
-            self.write(caches, &projection)?;
+            projection = self.reach(caches, self.layer)?;
         }
-        self.keep(&mut projection, wanted)?;
-        self.finish(caches, projection)?;
         if wanted.is_empty() {
             return Ok(Vec::new());
         }
+        self.keep(&mut projection, wanted)?;
+        self.finish(caches, projection)?;
         let (graph, backend) = (self.graph, &self.graph.backend);
         let x = backend.norm(&self.hidden, &graph.final_norm, graph.norm_eps)?;
         let logits = backend.linear(&x, graph.head.as_ref().unwrap_or(&graph.embedding), None)?;

@@ -1,5 +1,7 @@
 //! Models for tests: Hugging Face directories on disk, with a tokenizer that needs no files.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, dead_code)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, dead_code, unreachable_pub)]
+
+pub mod prompts;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -59,6 +61,13 @@ pub fn golden(case: &str, cpu: Cpu, kv: KvType) -> Transformer<Cpu> {
     let source = directory(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/cases").join(case));
     let loaded = Transformer::with_chat(&source, cpu, options, Box::new(Numbers), Sampling::default());
     loaded.unwrap_or_else(|error| panic!("{case}: {error}"))
+}
+
+/// The demo model, with a tokenizer of its own.
+pub fn demo(cpu: Cpu, kv: KvType) -> Transformer<Cpu> {
+    let mut options = Options::default();
+    options.kv = kv;
+    Transformer::load(&amem_demo::files(), cpu, options).unwrap()
 }
 
 /// A golden file's tokens and logits.
