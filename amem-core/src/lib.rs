@@ -34,7 +34,7 @@ pub use sample::{Sampler, Sampling};
 pub use session::{Session, SessionOptions};
 pub use store::{Held, KvStore, StoreStats};
 pub use tiered::{RamStore, Tier, Tiered};
-#[cfg(feature = "transformer")]
-pub mod transformer;
 #[cfg(feature = "testing")]
 pub mod testing;
+#[cfg(feature = "transformer")]
+pub mod transformer;

@@ -13,8 +13,8 @@ use futures_channel::oneshot;
 
 use crate::memory::{Answered, Cost, Job, answer};
 use crate::{
-    Answer, AnswerStream, Ask, Budget, Context, Error, KvChunk, Memory, Namespace, Piece, Recollection, Record, RecordId,
-    Repair, Result, Token, Usage,
+    Answer, AnswerStream, Ask, Budget, Context, Error, KvChunk, Memory, Namespace, Piece, Recollection, Record,
+    RecordId, Repair, Result, Token, Usage,
 };
 
 /// How a session goes about its work.
@@ -192,7 +192,8 @@ impl Session {
         let changed: Vec<&Record> = old.resident.values().filter(|record| !self.is_current(record)).collect();
         for record in changed {
             let forgotten = self.memory.is_forgotten(&self.namespace, record.id).await?;
-            let tells = |turn: &Turn| turn.recalled.contains(&record.id) || forgotten && turn.stood.contains(&record.id);
+            let tells =
+                |turn: &Turn| turn.recalled.contains(&record.id) || forgotten && turn.stood.contains(&record.id);
             self.turns.retain(|turn| !tells(turn));
         }
         Ok(())
@@ -233,11 +234,17 @@ impl Session {
     fn working_set(&self, recalled: &[Recollection], room: usize) -> Result<Vec<Record>> {
         let share = (self.options.memory_share * self.limit as f32) as usize;
         let mut active = self.memory.active(&self.namespace);
-        let asked: HashMap<RecordId, usize> = recalled.iter().map(|r| r.record.id).enumerate().map(|(i, id)| (id, i)).collect();
+        let asked: HashMap<RecordId, usize> =
+            recalled.iter().map(|r| r.record.id).enumerate().map(|(i, id)| (id, i)).collect();
         let recalls = |id: &RecordId| self.recalls.get(id).copied().unwrap_or_default();
         active.sort_by_key(|record| {
             let rank = asked.get(&record.id).copied().unwrap_or(usize::MAX);
-            (rank, std::cmp::Reverse(recalls(&record.id)), std::cmp::Reverse(record.updated_at), std::cmp::Reverse(record.id))
+            (
+                rank,
+                std::cmp::Reverse(recalls(&record.id)),
+                std::cmp::Reverse(record.updated_at),
+                std::cmp::Reverse(record.id),
+            )
         });
         let mut left = room.min(share);
         let mut chosen = Vec::new();

@@ -79,7 +79,8 @@ impl Cpu {
             for kv_head in 0..shape.kv_heads {
                 let keys = cache.head(layer, kv_head);
                 let heads = kv_head * group..(kv_head + 1) * group;
-                let all = (first..first + rows.len()).flat_map(|row| heads.clone().map(move |head| Query { row, head }));
+                let all =
+                    (first..first + rows.len()).flat_map(|row| heads.clone().map(move |head| Query { row, head }));
                 let all: Vec<_> = all.collect();
                 let mut rest = all.as_slice();
                 for size in tile_sizes(all.len(), most) {
@@ -144,7 +145,11 @@ impl Segment {
 
     /// Where a range of slots lies in this segment.
     fn locate(&self, range: &Range<u32>) -> Range<usize> {
-        if range.is_empty() { 0..0 } else { range.start as usize - self.slots.start..range.end as usize - self.slots.start }
+        if range.is_empty() {
+            0..0
+        } else {
+            range.start as usize - self.slots.start..range.end as usize - self.slots.start
+        }
     }
 }
 
@@ -200,7 +205,8 @@ impl Attend<'_> {
     /// The tile's queries, times 1/√head_dim.
     fn scaled_queries(&self) -> Tile {
         let head_dim = self.task.head_dim;
-        let query = |query: &Query| &self.queries.data[query.row * self.queries.columns + query.head * head_dim..][..head_dim];
+        let query =
+            |query: &Query| &self.queries.data[query.row * self.queries.columns + query.head * head_dim..][..head_dim];
         let mut tile = Tile::of(self.task.queries.iter().map(query), head_dim);
         let scale = 1.0 / (head_dim as f32).sqrt();
         tile.data.iter_mut().for_each(|x| *x *= scale);
@@ -210,12 +216,7 @@ impl Attend<'_> {
 
 /// Turns one query's scores into weights: gathers those that it sees in `seen`, takes the softmax, puts them back.
 #[inline(always)]
-fn weigh<const QUERIES: usize>(
-    segments: &mut [Segment; 2],
-    query: usize,
-    sees: [&Range<u32>; 2],
-    seen: &mut Vec<f32>,
-) {
+fn weigh<const QUERIES: usize>(segments: &mut [Segment; 2], query: usize, sees: [&Range<u32>; 2], seen: &mut Vec<f32>) {
     seen.clear();
     for (segment, range) in segments.iter().zip(sees) {
         seen.extend_from_slice(&segment.scores[query * segment.stride..][segment.locate(range)]);

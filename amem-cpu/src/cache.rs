@@ -4,8 +4,8 @@ use amem_core::{KvChunk, KvShape, KvType};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
-use crate::rotation::{Angle, Angles};
 use crate::Cpu;
+use crate::rotation::{Angle, Angles};
 
 /// Slots in a block of keys: what one vector of scores covers.
 pub(crate) const BLOCK: usize = 16;

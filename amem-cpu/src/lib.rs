@@ -13,7 +13,7 @@ mod rotation;
 
 use std::num::NonZero;
 
-use amem_core::transformer::{Backend, WeightType, Rope, Row};
+use amem_core::transformer::{Backend, Rope, Row, WeightType};
 use amem_core::{Error, KvChunk, KvShape, Result, Token};
 use pulp::Arch;
 use rayon::{ThreadPool, ThreadPoolBuilder};

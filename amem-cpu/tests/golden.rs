@@ -6,8 +6,8 @@ mod common;
 use std::path::Path;
 
 use amem_core::KvType;
-use amem_core::transformer::{Options, Transformer};
 use amem_core::Sampling;
+use amem_core::transformer::{Options, Transformer};
 use amem_cpu::Cpu;
 
 const TOLERANCE: f32 = 1e-4;

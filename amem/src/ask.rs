@@ -52,7 +52,11 @@ pub(crate) async fn run(args: Args) -> Result<(), Box<dyn Error>> {
             Event::Done(answer) => {
                 writeln!(out)?;
                 let ttft = 1e3 * answer.ttft.as_secs_f64();
-                eprintln!("{} memories recalled; {}; first token after {ttft:.1} ms", answer.recalled.len(), answer.usage);
+                eprintln!(
+                    "{} memories recalled; {}; first token after {ttft:.1} ms",
+                    answer.recalled.len(),
+                    answer.usage
+                );
             }
             _ => {}
         }

@@ -313,7 +313,8 @@ fn bad_input_is_a_typed_error_and_changes_nothing() {
 fn more_memories_than_a_context_holds_still_give_an_answer() {
     block_on(async {
         let memory = in_ram();
-        let many: Vec<String> = (0..120).map(|i| format!("Alice likes dish {i}. {}", "It was fine. ".repeat(8))).collect();
+        let many: Vec<String> =
+            (0..120).map(|i| format!("Alice likes dish {i}. {}", "It was fine. ".repeat(8))).collect();
         memory.remember_all("me", many).await.unwrap();
         memory.remember("me", "Alice lives in Denver.").await.unwrap();
         let answer = memory.ask("me", Ask { k: 500, ..Ask::from("Where does Alice live?") }).await.unwrap();

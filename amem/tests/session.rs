@@ -30,7 +30,8 @@ fn a_session_answers_as_fresh_contexts_do() {
                 let ours = session.ask(question.as_str()).await.unwrap();
                 // The whole working set, repaired in full: what a cold prefill says.
                 let k = memory.list("me", Query::At(Timestamp::now())).await.unwrap().len();
-                let mut cold = memory.session("me", SessionOptions { opening_repair: Repair::All, ..standing_alone() }).unwrap();
+                let mut cold =
+                    memory.session("me", SessionOptions { opening_repair: Repair::All, ..standing_alone() }).unwrap();
                 let theirs = cold.ask(Ask { k, ..Ask::from(question.as_str()) }).await.unwrap();
                 same += usize::from(ours.text == theirs.text);
                 total += 1;
@@ -164,7 +165,10 @@ fn thirty_questions_cost_a_hundredth_of_prefilling_again() {
         let (mut ours, mut again) = (0, 0);
         let mut resident = 0;
         for question in &questions {
-            let ask = Ask { generation: Generation { max_tokens: 1, ..Generation::default() }, ..Ask::from(question.as_str()) };
+            let ask = Ask {
+                generation: Generation { max_tokens: 1, ..Generation::default() },
+                ..Ask::from(question.as_str())
+            };
             let Usage { resident: stood, cached, prefilled, .. } = {
                 let usage = session.ask(ask).await.unwrap().usage;
                 ours += usage.work();

@@ -1,1 +1,1 @@
-//! Small programs that show amem at work. See the files beside `Cargo.toml`.
+#![doc = include_str!("../../README.md")]

@@ -14,12 +14,13 @@ use std::time::Instant;
 use blocking::unblock;
 
 pub use answer::{Answer, AnswerStream, Ask, Event, Recollection};
-pub use builder::Builder;
 pub(crate) use answer::{Answered, Cost, Job, answer};
+pub use builder::Builder;
 
 use crate::{
-    Added, ChunkId, Error, KvChunk, KvStore, Layout, Ledger, Model, Namespace, NewRecord, Outcome, Piece, PrefixId, Query, Recaller,
-    Record, RecordId, Repair, Result, Session, SessionOptions, State, Timestamp, Token, Usage, Version,
+    Added, ChunkId, Error, KvChunk, KvStore, Layout, Ledger, Model, Namespace, NewRecord, Outcome, Piece, PrefixId,
+    Query, Recaller, Record, RecordId, Repair, Result, Session, SessionOptions, State, Timestamp, Token, Usage,
+    Version,
 };
 use shelf::Shelves;
 
@@ -112,7 +113,11 @@ impl Memory {
     /// # Errors
     /// [`Error::Empty`], [`Error::TooLong`] for the question alone; what a part met. A store that fails costs time, not
     /// the answer.
-    pub async fn ask(&self, namespace: impl TryInto<Namespace, Error = Error>, question: impl Into<Ask>) -> Result<Answer> {
+    pub async fn ask(
+        &self,
+        namespace: impl TryInto<Namespace, Error = Error>,
+        question: impl Into<Ask>,
+    ) -> Result<Answer> {
         self.ask_stream(namespace, question).await?.answer().await
     }
 
@@ -154,7 +159,11 @@ impl Memory {
     ///
     /// # Errors
     /// [`Error::BadValue`] for a token budget that the model cannot hold.
-    pub fn session(&self, namespace: impl TryInto<Namespace, Error = Error>, options: SessionOptions) -> Result<Session> {
+    pub fn session(
+        &self,
+        namespace: impl TryInto<Namespace, Error = Error>,
+        options: SessionOptions,
+    ) -> Result<Session> {
         Session::new(self.clone(), namespace.try_into()?, options)
     }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::{Ledger, Namespace, Record, RecordId, Recaller, Result, Revision, State, Timestamp};
+use crate::{Ledger, Namespace, Recaller, Record, RecordId, Result, Revision, State, Timestamp};
 
 /// A shelf for each namespace.
 #[derive(Default)]
@@ -25,7 +25,12 @@ impl Shelves {
     }
 
     /// Reads what is new in the ledger.
-    pub(super) async fn refresh(&self, ledger: &dyn Ledger, recaller: &dyn Recaller, namespace: &Namespace) -> Result<()> {
+    pub(super) async fn refresh(
+        &self,
+        ledger: &dyn Ledger,
+        recaller: &dyn Recaller,
+        namespace: &Namespace,
+    ) -> Result<()> {
         let shelf = self.shelf(namespace);
         let mut read = shelf.read.lock().await;
         let now = Timestamp::now();

@@ -15,7 +15,7 @@ use crate::{ChunkId, Fingerprint, KvChunk, KvShape, KvType, Namespace, PrefixId,
 /// With a list of all cases that failed.
 pub fn backend<B: Backend>(make: impl Fn() -> B) {
     let mut suite = Suite { backend: make(), failures: Vec::new() };
-    let run: [(&str, fn(&mut Suite<B>) -> Result<()>); 9] = [
+    let run: [(&str, Check<B>); 9] = [
         ("weights", Suite::weights_are_read_as_they_are),
         ("rows", Suite::rows_are_taken_and_joined),
         ("norm", Suite::norms_are_taken_over_rows_and_heads),
@@ -34,6 +34,9 @@ pub fn backend<B: Backend>(make: impl Fn() -> B) {
     let failures = suite.failures;
     assert!(failures.is_empty(), "{} cases failed:\n{}", failures.len(), failures.join("\n"));
 }
+
+/// A part of the suite; an error of the backend is a failure.
+type Check<B> = fn(&mut Suite<B>) -> Result<()>;
 
 struct Suite<B> {
     backend: B,

@@ -87,7 +87,8 @@ async fn it_lists_what_it_holds_and_lets_go_of_what_is_evicted(store: &impl KvSt
     store.put(&chunks).await.expect("put works");
     let listed = async || store.list().await.expect("list works");
     for chunk in &chunks {
-        let held = listed().await.into_iter().find(|held| held.id == chunk.id()).expect("a chunk that is held is listed");
+        let held =
+            listed().await.into_iter().find(|held| held.id == chunk.id()).expect("a chunk that is held is listed");
         assert!(held.bytes >= chunk.bytes().len() as u64, "a chunk occupies at least the bytes of its KV");
     }
     let gone = chunks[1].id();

@@ -125,7 +125,9 @@ const FADING: f32 = 0.3;
 fn encode(kind: KvType, numbers: &[f32], bytes: &mut Vec<u8>) {
     match kind {
         KvType::F32 => numbers.iter().for_each(|x| bytes.extend(x.to_le_bytes())),
-        KvType::F16 => numbers.iter().for_each(|x| bytes.extend(f16::from_f32(x.clamp(-65504.0, 65504.0)).to_le_bytes())),
+        KvType::F16 => {
+            numbers.iter().for_each(|x| bytes.extend(f16::from_f32(x.clamp(-65504.0, 65504.0)).to_le_bytes()))
+        }
         KvType::Bf16 => numbers.iter().for_each(|x| bytes.extend(bf16::from_f32(*x).to_le_bytes())),
     }
 }
