@@ -89,12 +89,12 @@ proptest! {
         subject in any_subject(),
         parts in parts(),
         cut_off in parts(),
+        then in memories(),
         question in some_tokens(),
         ratio in 0.0f32..=1.0,
     ) {
         let pieces = subject.pieces(&parts);
-        let (mut context, _) = subject.model.blend(&pieces, &Repair::None).unwrap();
-        let (mut straight, _) = subject.model.blend(&pieces, &Repair::None).unwrap();
+        let [mut context, mut straight] = [(); 2].map(|()| subject.context(&pieces, &Repair::None));
         let len = context.tokens().len();
         context.extend(&[subject.pieces(&cut_off), vec![fresh(&question)]].concat(), &Repair::None).unwrap();
         context.truncate(len + 1000);
@@ -102,7 +102,8 @@ proptest! {
         context.truncate(len);
         prop_assert!(context.logits().is_empty());
         let repair = Repair::Weighted { budget: Budget::Ratio(ratio), layers: 1..2 };
-        let usages = [&mut context, &mut straight].map(|context| context.extend(&[fresh(&question)], &repair).unwrap());
+        let then = [subject.pieces(&then), vec![fresh(&question)]].concat();
+        let usages = [&mut context, &mut straight].map(|context| context.extend(&then, &repair).unwrap());
         prop_assert_eq!(usages[0], usages[1]);
         prop_assert!(bits(&*context) == bits(&*straight));
     }
@@ -161,10 +162,40 @@ proptest! {
             prop_assert_eq!(usage.work_choosing, choosing(&usage) as u64, "{:?}", repair);
         }
         prop_assert_eq!(usage(&Repair::None).repaired, 0);
-        let all_weigh = Repair::Attention { budget, layers: 0..1 };
-        if !subject.name.contains("sliding") {
-            prop_assert_eq!(usage(&all_weigh).repaired, rows.min(candidates), "so many rows as were asked for");
-        }
+    }
+
+    #[test]
+    fn so_many_rows_are_repaired_as_were_asked_for(
+        subject in subject_without_window(),
+        parts in parts(),
+        question in some_tokens(),
+        rows in 0..40usize,
+        ratio in 0.0f32..=1.0,
+    ) {
+        let pieces = [subject.pieces(&parts), vec![fresh(&question)]].concat();
+        let repaired = |repair: Repair| subject.model.blend(&pieces, &repair).unwrap().1.repaired;
+        let by_attention = |budget| repaired(Repair::Attention { budget, layers: 1..2 });
+        let candidates = repaired(Repair::All);
+        let cached = subject.model.blend(&pieces, &Repair::None).unwrap().1.cached;
+        prop_assert_eq!(by_attention(Budget::Rows(rows)), rows.min(candidates));
+        let share = (f64::from(ratio) * cached as f64 + 1e-6) as usize;
+        prop_assert_eq!(by_attention(Budget::Ratio(ratio)), share.min(candidates));
+        prop_assert!(by_attention(Budget::Mass(ratio)) <= by_attention(Budget::Mass(1.0)));
+        prop_assert_eq!(by_attention(Budget::Mass(0.0)), 0);
+    }
+
+    #[test]
+    fn a_chunk_computed_behind_these_very_tokens_is_exact(
+        subject in any_subject(),
+        parts in parts(),
+        question in some_tokens(),
+    ) {
+        let pieces = subject.pieces(&parts);
+        let (computed, _) = subject.model.prefill(&ours(), &tokens(&pieces), &[text(6, 9)], false).unwrap();
+        let then = [Piece::Cached(computed[0].clone()), fresh(&question)];
+        let mut context = subject.context(&pieces, &Repair::All);
+        prop_assert_eq!(context.extend(&then, &Repair::All).unwrap().repaired, 0);
+        prop_assert!(bits(&*context) == bits(&*subject.cold(&[pieces.as_slice(), &then].concat())));
     }
 
     #[test]
