@@ -126,7 +126,7 @@ mod tests {
             let slots = heaviest(&candidates(weights.len()), &weights, Budget::Mass(share), 0);
             let chosen: Vec<f32> = slots.iter().map(|slot| weights[*slot as usize / 2]).collect();
             let (total, covered): (f32, f32) = (weights.iter().sum(), chosen.iter().sum());
-            let lightest = chosen.iter().copied().fold(0.0, f32::min);
+            let lightest = chosen.iter().copied().fold(f32::INFINITY, f32::min);
             prop_assert!(covered >= share * total - 1e-4);
             prop_assert!(chosen.is_empty() || covered - lightest <= share * total + 1e-4);
         }
