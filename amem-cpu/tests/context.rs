@@ -13,6 +13,9 @@ fn fresh(tokens: &[Token]) -> Piece {
     Piece::Fresh(tokens.into())
 }
 
+/// What choosing rows costs, by what the whole call did.
+type Choosing<'a> = &'a dyn Fn(&Usage) -> usize;
+
 /// A context of pieces that come one by one.
 fn one_by_one(subject: &Subject, pieces: &[Piece], repair: &Repair) -> (Box<dyn Context>, Usage) {
     let mut context = subject.model.open().unwrap();
@@ -77,8 +80,8 @@ proptest! {
         let pieces = [subject.pieces(&parts), vec![fresh(&question)]].concat();
         let (_, all) = subject.model.blend(&pieces, &Repair::All).unwrap();
         let (mut context, first) = subject.model.blend(&pieces, &Repair::Heads(1)).unwrap();
-        let mut turn = |repair| context.extend(&[fresh(&[9])], &repair).unwrap().repaired;
-        let turns = [Repair::Heads(1), Repair::Heads(2), Repair::All, Repair::All].map(|repair| turn(repair));
+        let mut turn = |repair: Repair| context.extend(&[fresh(&[9])], &repair).unwrap().repaired;
+        let turns = [Repair::Heads(1), Repair::Heads(2), Repair::All, Repair::All].map(&mut turn);
         prop_assert_eq!(turns[0], 0, "the first row of every chunk was repaired before");
         prop_assert_eq!(turns[3], 0, "nothing is left when all has been repaired");
         prop_assert_eq!(first.repaired + turns.iter().sum::<usize>(), all.repaired);
@@ -142,7 +145,7 @@ proptest! {
         // Beyond the second layer, fresh rows have seen what is about to be repaired: they have to set out again.
         let last = layers - 1;
         let up_to_the_last = |_: &Usage| if candidates > 0 && last > 1 { layers * fresh_rows } else { 0 };
-        let cases: [(Repair, &dyn Fn(&Usage) -> usize); 8] = [
+        let cases: [(Repair, Choosing<'_>); 8] = [
             (Repair::None, &|_| 0),
             (Repair::All, &|_| 0),
             (Repair::Heads(rows), &|_| 0),
