@@ -149,7 +149,7 @@ pub enum Repair {
     Weighted {
         /// How many.
         budget: Budget,
-        /// The layers whose attention is read, from 0.
+        /// The layers whose attention is read, from 0; those that the model does not have are passed over.
         layers: Range<usize>,
     },
     /// Every row: a cold prefill, with nothing saved.

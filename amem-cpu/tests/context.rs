@@ -13,6 +13,9 @@ fn fresh(tokens: &[Token]) -> Piece {
     Piece::Fresh(tokens.into())
 }
 
+/// What choosing rows costs, by what the whole call did.
+type Choosing<'a> = &'a dyn Fn(&Usage) -> usize;
+
 /// A context of pieces that come one by one.
 fn one_by_one(subject: &Subject, pieces: &[Piece], repair: &Repair) -> (Box<dyn Context>, Usage) {
     let mut context = subject.model.open().unwrap();
@@ -77,8 +80,8 @@ proptest! {
         let pieces = [subject.pieces(&parts), vec![fresh(&question)]].concat();
         let (_, all) = subject.model.blend(&pieces, &Repair::All).unwrap();
         let (mut context, first) = subject.model.blend(&pieces, &Repair::Heads(1)).unwrap();
-        let mut turn = |repair| context.extend(&[fresh(&[9])], &repair).unwrap().repaired;
-        let turns = [Repair::Heads(1), Repair::Heads(2), Repair::All, Repair::All].map(|repair| turn(repair));
+        let mut turn = |repair: Repair| context.extend(&[fresh(&[9])], &repair).unwrap().repaired;
+        let turns = [Repair::Heads(1), Repair::Heads(2), Repair::All, Repair::All].map(&mut turn);
         prop_assert_eq!(turns[0], 0, "the first row of every chunk was repaired before");
         prop_assert_eq!(turns[3], 0, "nothing is left when all has been repaired");
         prop_assert_eq!(first.repaired + turns.iter().sum::<usize>(), all.repaired);
@@ -89,12 +92,12 @@ proptest! {
         subject in any_subject(),
         parts in parts(),
         cut_off in parts(),
+        then in memories(),
         question in some_tokens(),
         ratio in 0.0f32..=1.0,
     ) {
         let pieces = subject.pieces(&parts);
-        let (mut context, _) = subject.model.blend(&pieces, &Repair::None).unwrap();
-        let (mut straight, _) = subject.model.blend(&pieces, &Repair::None).unwrap();
+        let [mut context, mut straight] = [(); 2].map(|()| subject.context(&pieces, &Repair::None));
         let len = context.tokens().len();
         context.extend(&[subject.pieces(&cut_off), vec![fresh(&question)]].concat(), &Repair::None).unwrap();
         context.truncate(len + 1000);
@@ -102,7 +105,8 @@ proptest! {
         context.truncate(len);
         prop_assert!(context.logits().is_empty());
         let repair = Repair::Weighted { budget: Budget::Ratio(ratio), layers: 1..2 };
-        let usages = [&mut context, &mut straight].map(|context| context.extend(&[fresh(&question)], &repair).unwrap());
+        let then = [subject.pieces(&then), vec![fresh(&question)]].concat();
+        let usages = [&mut context, &mut straight].map(|context| context.extend(&then, &repair).unwrap());
         prop_assert_eq!(usages[0], usages[1]);
         prop_assert!(bits(&*context) == bits(&*straight));
     }
@@ -141,7 +145,7 @@ proptest! {
         // Beyond the second layer, fresh rows have seen what is about to be repaired: they have to set out again.
         let last = layers - 1;
         let up_to_the_last = |_: &Usage| if candidates > 0 && last > 1 { layers * fresh_rows } else { 0 };
-        let cases: [(Repair, &dyn Fn(&Usage) -> usize); 8] = [
+        let cases: [(Repair, Choosing<'_>); 8] = [
             (Repair::None, &|_| 0),
             (Repair::All, &|_| 0),
             (Repair::Heads(rows), &|_| 0),
@@ -161,10 +165,40 @@ proptest! {
             prop_assert_eq!(usage.work_choosing, choosing(&usage) as u64, "{:?}", repair);
         }
         prop_assert_eq!(usage(&Repair::None).repaired, 0);
-        let all_weigh = Repair::Attention { budget, layers: 0..1 };
-        if !subject.name.contains("sliding") {
-            prop_assert_eq!(usage(&all_weigh).repaired, rows.min(candidates), "so many rows as were asked for");
-        }
+    }
+
+    #[test]
+    fn so_many_rows_are_repaired_as_were_asked_for(
+        subject in subject_without_window(),
+        parts in parts(),
+        question in some_tokens(),
+        rows in 0..40usize,
+        ratio in 0.0f32..=1.0,
+    ) {
+        let pieces = [subject.pieces(&parts), vec![fresh(&question)]].concat();
+        let repaired = |repair: Repair| subject.model.blend(&pieces, &repair).unwrap().1.repaired;
+        let by_attention = |budget| repaired(Repair::Attention { budget, layers: 1..2 });
+        let candidates = repaired(Repair::All);
+        let cached = subject.model.blend(&pieces, &Repair::None).unwrap().1.cached;
+        prop_assert_eq!(by_attention(Budget::Rows(rows)), rows.min(candidates));
+        let share = (f64::from(ratio) * cached as f64 + 1e-6) as usize;
+        prop_assert_eq!(by_attention(Budget::Ratio(ratio)), share.min(candidates));
+        prop_assert!(by_attention(Budget::Mass(ratio)) <= by_attention(Budget::Mass(1.0)));
+        prop_assert_eq!(by_attention(Budget::Mass(0.0)), 0);
+    }
+
+    #[test]
+    fn a_chunk_computed_behind_these_very_tokens_is_exact(
+        subject in any_subject(),
+        parts in parts(),
+        question in some_tokens(),
+    ) {
+        let pieces = subject.pieces(&parts);
+        let (computed, _) = subject.model.prefill(&ours(), &tokens(&pieces), &[text(6, 9)], false).unwrap();
+        let then = [Piece::Cached(computed[0].clone()), fresh(&question)];
+        let mut context = subject.context(&pieces, &Repair::All);
+        prop_assert_eq!(context.extend(&then, &Repair::All).unwrap().repaired, 0);
+        prop_assert!(bits(&*context) == bits(&*subject.cold(&[pieces.as_slice(), &then].concat())));
     }
 
     #[test]
@@ -176,7 +210,7 @@ proptest! {
         let rest = info.context - context.tokens().len();
         let unknown = fresh(&[8, info.vocabulary as Token]);
         let other_shape = Piece::Cached(a_chunk_of_another_shape());
-        let unread = Repair::Weighted { budget: Budget::Rows(1), layers: 1..info.shape.layers + 1 };
+        let unread = Repair::Attention { budget: Budget::Rows(1), layers: 1..info.shape.layers + 1 };
 
         let mut refused = |pieces: &[Piece], repair: &Repair| context.extend(pieces, repair).unwrap_err();
         let error = refused(&[fresh(&vec![8; rest + 1])], &Repair::None);

@@ -15,7 +15,7 @@ use crate::{ChunkId, Fingerprint, KvChunk, KvShape, KvType, Namespace, PrefixId,
 /// With a list of all cases that failed.
 pub fn backend<B: Backend>(make: impl Fn() -> B) {
     let mut suite = Suite { backend: make(), failures: Vec::new() };
-    let run: [(&str, Check<B>); 9] = [
+    let checks: [(&str, Check<B>); 9] = [
         ("weights", Suite::weights_are_read_as_they_are),
         ("rows", Suite::rows_are_taken_and_joined),
         ("norm", Suite::norms_are_taken_over_rows_and_heads),
@@ -26,7 +26,7 @@ pub fn backend<B: Backend>(make: impl Fn() -> B) {
         ("positions", Suite::only_differences_of_positions_count),
         ("laws", Suite::where_and_beside_what_a_row_stands_changes_no_bit),
     ];
-    for (name, check) in run {
+    for (name, check) in checks {
         if let Err(error) = check(&mut suite) {
             suite.failures.push(format!("{name}: {error}"));
         }
@@ -35,7 +35,6 @@ pub fn backend<B: Backend>(make: impl Fn() -> B) {
     assert!(failures.is_empty(), "{} cases failed:\n{}", failures.len(), failures.join("\n"));
 }
 
-/// A part of the suite; an error of the backend is a failure.
 type Check<B> = fn(&mut Suite<B>) -> Result<()>;
 
 struct Suite<B> {

@@ -185,7 +185,8 @@ impl<B: Backend> Blend<B> {
             Repair::Attention { budget, layers } => (*budget, layers, false),
             Repair::Weighted { budget, layers } => (*budget, layers, true),
         };
-        let reading = if unasked || layers.is_empty() { None } else { Some(self.read(graph, appended, layers)?) };
+        let layers = layers.start..layers.end.min(self.info.shape.layers);
+        let reading = if unasked || layers.is_empty() { None } else { Some(self.read(graph, appended, &layers)?) };
         let weight = |candidate: &Candidate| {
             let attention = reading.as_ref().map_or(1.0, |reading| select::smoothed(&reading.mass, candidate.slot));
             if by_sensitivity { attention * candidate.sensitivity } else { attention }

@@ -26,10 +26,10 @@ pub(crate) fn check(repair: &Repair, layers: usize) -> Result<()> {
         Budget::Mass(mass) => share("repair mass", mass),
         Budget::Rows(_) => Ok(()),
     };
-    let read = |range: &Range<usize>| match range.is_empty() || range.end <= layers {
+    let read = |range: &Range<usize>| match !range.is_empty() && range.end <= layers {
         true => Ok(()),
         false => {
-            let (value, expected) = (format!("{range:?}"), "layers that the model has");
+            let (value, expected) = (format!("{range:?}"), "at least one of the model's layers");
             Err(Error::BadValue { what: "scoring", value, expected })
         }
     };
@@ -43,13 +43,9 @@ pub(crate) fn check(repair: &Repair, layers: usize) -> Result<()> {
             }
             share("repair ratio", *ratio)
         }
-        Repair::Attention { layers, .. } if layers.is_empty() => {
-            let (value, expected) = (format!("{layers:?}"), "at least one layer");
-            Err(Error::BadValue { what: "scoring", value, expected })
-        }
-        Repair::Attention { budget: b, layers } | Repair::Weighted { budget: b, layers } => {
-            budget(b).and_then(|()| read(layers))
-        }
+        Repair::Attention { budget: b, layers } => budget(b).and_then(|()| read(layers)),
+        // A model may be too shallow for the layers to exist; then sensitivity decides.
+        Repair::Weighted { budget: b, .. } => budget(b),
     }
 }
 
@@ -140,7 +136,7 @@ mod tests {
             Repair::Deviation { ratio: f32::NAN, check_layer: 1 },
             Repair::Attention { budget: Budget::Ratio(0.1), layers: 0..0 },
             Repair::Weighted { budget: Budget::Ratio(-0.1), layers: 0..0 },
-            Repair::Weighted { budget: Budget::Mass(0.5), layers: 1..5 },
+            Repair::Attention { budget: Budget::Mass(0.5), layers: 1..5 },
         ] {
             assert!(check(&repair, 4).is_err(), "{repair:?} was accepted");
         }
