@@ -78,7 +78,7 @@ const LONGEST_ANSWER: usize = 24;
 /// A way of repairing, and the name and budget that the table gives it.
 struct Method {
     name: &'static str,
-    budget: f32,
+    budget: f64,
     repair: Repair,
 }
 
@@ -86,26 +86,26 @@ struct Method {
 fn methods() -> Vec<Method> {
     let mut methods = vec![Method { name: "none", budget: 0.0, repair: Repair::None }];
     for rows in [1, 2, 3] {
-        methods.push(Method { name: "heads (EPIC)", budget: rows as f32, repair: Repair::Heads(rows) });
+        methods.push(Method { name: "heads (EPIC)", budget: rows as f64, repair: Repair::Heads(rows) });
     }
     for ratio in [0.0, 0.05, 0.15] {
-        let repair = Repair::Deviation { ratio, check_layer: 1 };
+        let repair = Repair::Deviation { ratio: ratio as f32, check_layer: 1 };
         methods.push(Method { name: "deviation (CacheBlend)", budget: ratio, repair });
     }
     for ratio in [0.05, 0.1, 0.2] {
-        let repair = Repair::Attention { budget: Budget::Ratio(ratio), layers: 1..2 };
+        let repair = Repair::Attention { budget: Budget::Ratio(ratio as f32), layers: 1..2 };
         methods.push(Method { name: "attention, layer 1", budget: ratio, repair });
     }
     for ratio in [0.05, 0.1, 0.2] {
-        let repair = Repair::Attention { budget: Budget::Ratio(ratio), layers: 3..5 };
+        let repair = Repair::Attention { budget: Budget::Ratio(ratio as f32), layers: 3..5 };
         methods.push(Method { name: "attention (InfoFlow)", budget: ratio, repair });
     }
     for ratio in [0.05, 0.1, 0.15, 0.2] {
-        let repair = Repair::Weighted { budget: Budget::Ratio(ratio), layers: 0..0 };
+        let repair = Repair::Weighted { budget: Budget::Ratio(ratio as f32), layers: 0..0 };
         methods.push(Method { name: "sensitivity", budget: ratio, repair });
     }
     for ratio in [0.025, 0.05, 0.075, 0.1, 0.15, 0.2] {
-        let repair = Repair::Weighted { budget: Budget::Ratio(ratio), layers: 1..2 };
+        let repair = Repair::Weighted { budget: Budget::Ratio(ratio as f32), layers: 1..2 };
         methods.push(Method { name: "weighted (default)", budget: ratio, repair });
     }
     methods.push(Method { name: "all", budget: 1.0, repair: Repair::All });
