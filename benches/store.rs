@@ -1,0 +1,141 @@
+//! How fast does KV come from disk into a context, and how fast is it kept?
+//!
+//! 128 chunks of 32 tokens in the shape of a Llama 3.2 1B: 1 MiB each. A read of the store's own files, from end to end
+//! into one buffer, is the floor of getting them; a write of as many bytes to one file is that of putting them.
+//!
+//! - `store/warm`: the files are in the page cache. `get` checks checksums over the mapped bytes; `get and place` ends
+//!   with rotated keys in a context of the CPU backend, which holds them in f32: twice the bytes that are read.
+//! - `store/cold`: the files were dropped from the page cache, so the disk is on the way. Behind a hypervisor or on a
+//!   file system in RAM it may not be.
+//! - `store/put`: until all of it would survive a power cut.
+#![allow(clippy::expect_used, reason = "a bench that cannot set itself up has nothing to measure")]
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use amem_benches::{Race, random_numbers};
+use amem_core::transformer::{Backend, Rope};
+use amem_core::{ChunkId, KvChunk, KvShape, KvStore, KvType, PrefixId};
+use amem_cpu::{Cache, Cpu};
+use amem_store::SegmentStore;
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use futures_lite::future::block_on;
+use half::f16;
+use rustix::fs::{Advice, fadvise};
+
+const SHAPE: KvShape = KvShape { layers: 16, kv_heads: 8, head_dim: 64, kind: KvType::F16 };
+const CHUNKS: usize = 128;
+const TOKENS: usize = 32;
+
+fn get(criterion: &mut Criterion) {
+    let dir = tempfile::tempdir().expect("a temporary directory can be made");
+    let open = || SegmentStore::open(dir.path()).expect("the store can be opened");
+    let (store, chunks) = (open(), chunks());
+    block_on(store.put(&chunks)).expect("chunks can be put");
+    block_on(store.sync()).expect("they can be synced");
+    // Its last segment is sealed when the store is closed, as it would be for the next process.
+    drop(store);
+    let files = segments(dir.path());
+    let ids: Vec<ChunkId> = chunks.iter().map(KvChunk::id).collect();
+    let backend = Cpu::new().expect("threads can be started");
+    let bytes = Throughput::Bytes((CHUNKS * SHAPE.bytes(TOKENS)) as u64);
+
+    let store = open();
+    let mut race = Race::new(criterion, "store/warm");
+    race.throughput(bytes.clone());
+    race.lane("read", || read(&files));
+    race.lane("get", || fetch(&store, &ids));
+    race.lane("get and place", || place(&backend, &fetch(&store, &ids)));
+    race.finish();
+    drop(store);
+
+    let evicted = || {
+        files.iter().for_each(|file| evict(file));
+        open()
+    };
+    let mut race = Race::new(criterion, "store/cold");
+    race.throughput(bytes);
+    race.lane_with("read", evicted, |_| read(&files));
+    race.lane_with("get", evicted, |store| fetch(&store, &ids));
+    race.lane_with("get and place", evicted, |store| place(&backend, &fetch(&store, &ids)));
+    race.finish();
+}
+
+fn put(criterion: &mut Criterion) {
+    let chunks = chunks();
+    let buffer: Vec<u8> = chunks.iter().flat_map(|chunk| chunk.bytes()).copied().collect();
+    let empty = || tempfile::tempdir().expect("a temporary directory can be made");
+    let mut race = Race::new(criterion, "store/put");
+    race.throughput(Throughput::Bytes(buffer.len() as u64));
+    race.lane_with("write", empty, |dir| {
+        let mut file = File::create(dir.path().join("file")).expect("a file can be made");
+        file.write_all(&buffer).and_then(|()| file.sync_all()).expect("it can be written");
+        dir
+    });
+    race.lane_with("put", empty, |dir| {
+        let store = SegmentStore::open(dir.path()).expect("the store can be opened");
+        block_on(store.put(&chunks)).expect("chunks can be put");
+        block_on(store.sync()).expect("they can be synced");
+        (store, dir)
+    });
+    race.finish();
+}
+
+/// Chunks of made-up KV, all different.
+fn chunks() -> Vec<KvChunk> {
+    let prefix = PrefixId::of(&[]);
+    let numbers = random_numbers(SHAPE.bytes(TOKENS) / 2, 1);
+    let data: Vec<u8> = numbers.into_iter().flat_map(|number| f16::from_f32(number).to_le_bytes()).collect();
+    let chunk = |number: usize| {
+        let mut id = [0; 32];
+        id[..8].copy_from_slice(&number.to_le_bytes());
+        let mut data = data.clone();
+        data.rotate_left(2 * number);
+        let tokens = (0..TOKENS).map(|token| (number * TOKENS + token) as u32).collect();
+        KvChunk::new(ChunkId(id), prefix, SHAPE, tokens, Arc::new(data)).expect("the bytes fit the shape")
+    };
+    (0..CHUNKS).map(chunk).collect()
+}
+
+fn fetch(store: &SegmentStore, ids: &[ChunkId]) -> Vec<KvChunk> {
+    let get = |id| block_on(store.get(id)).expect("the store works").expect("the chunk is there");
+    ids.iter().map(get).collect()
+}
+
+/// A context that holds the chunks, one behind the other.
+fn place(backend: &Cpu, chunks: &[KvChunk]) -> Cache {
+    let rope = Rope::plain(500_000.0, SHAPE.head_dim);
+    let mut cache = backend.cache(&SHAPE).expect("there is memory for a cache");
+    for (chunk, first) in chunks.iter().zip((0u32..).step_by(TOKENS)) {
+        let positions: Vec<u32> = (first..first + TOKENS as u32).collect();
+        let angles = backend.angles(&rope, &positions).expect("positions have angles");
+        backend.place(&mut cache, first, &angles, chunk).expect("there is memory for a chunk");
+    }
+    cache
+}
+
+fn segments(dir: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(dir).expect("the directory can be read");
+    let paths = entries.map(|entry| entry.expect("an entry can be read").path());
+    paths.filter(|path| path.extension().is_some_and(|extension| extension == "kv")).collect()
+}
+
+fn read(files: &[PathBuf]) -> Vec<u8> {
+    let mut buffer = Vec::with_capacity(CHUNKS * SHAPE.bytes(TOKENS) * 5 / 4);
+    for file in files {
+        File::open(file).and_then(|mut file| file.read_to_end(&mut buffer)).expect("a segment can be read");
+    }
+    buffer
+}
+
+/// Takes a file out of the page cache. Nobody may have mapped it.
+fn evict(path: &Path) {
+    let file = File::open(path).expect("a segment can be opened");
+    file.sync_all().expect("it can be synced");
+    fadvise(&file, 0, None, Advice::DontNeed).expect("the system takes advice");
+}
+
+criterion_group!(benches, get, put);
+criterion_main!(benches);
