@@ -1,0 +1,109 @@
+//! Writes a seed corpus for each target that reads files, into `corpus/` beside this crate's `Cargo.toml`.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+
+use amem_fuzz::tiny_tensors;
+use safetensors::tensor::{Dtype, TensorView, serialize};
+
+fn main() -> io::Result<()> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let seed = |target: &str, name: &str, bytes: &[u8]| {
+        let dir = root.join("corpus").join(target);
+        std::fs::create_dir_all(&dir)?;
+        std::fs::write(dir.join(name), bytes)
+    };
+
+    seed("config", "demo", amem_demo::CONFIG.as_bytes())?;
+    seed("tokenizer", "bytes", TOKENIZER.as_bytes())?;
+    for (name, config) in CONFIGS {
+        seed("config", name, config.as_bytes())?;
+    }
+    for (name, template) in TEMPLATES {
+        seed("chat_template", name, template.as_bytes())?;
+    }
+    for (name, kind, size) in [("f32", Dtype::F32, 4), ("bf16", Dtype::BF16, 2)] {
+        seed("weights", name, &weights(kind, size)?)?;
+    }
+    for entry in std::fs::read_dir(root.join("../amem-store/tests/fixtures/v1"))? {
+        let path = entry?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or("segment");
+        seed("segment", name, &std::fs::read(&path)?)?;
+    }
+    Ok(())
+}
+
+/// One of each family and of each rope scaling.
+const CONFIGS: [(&str, &str); 4] = [
+    (
+        "llama3",
+        r#"{"model_type":"llama","hidden_size":64,"num_hidden_layers":2,"num_attention_heads":4,"num_key_value_heads":2,
+            "intermediate_size":128,"vocab_size":256,"max_position_embeddings":131072,"rms_norm_eps":1e-5,
+            "rope_theta":500000.0,"rope_scaling":{"rope_type":"llama3","factor":8.0,"low_freq_factor":1.0,
+            "high_freq_factor":4.0,"original_max_position_embeddings":8192},"eos_token_id":[1,2]}"#,
+    ),
+    (
+        "mistral",
+        r#"{"model_type":"mistral","hidden_size":64,"num_hidden_layers":2,"num_attention_heads":4,"sliding_window":4096,
+            "intermediate_size":128,"vocab_size":256,"max_position_embeddings":32768,
+            "rope_parameters":{"rope_type":"default","rope_theta":10000.0},"tie_word_embeddings":false}"#,
+    ),
+    (
+        "qwen2",
+        r#"{"model_type":"qwen2","hidden_size":64,"num_hidden_layers":2,"num_attention_heads":4,"use_sliding_window":false,
+            "intermediate_size":128,"vocab_size":256,"max_position_embeddings":32768,"rope_theta":1000000.0,
+            "rope_scaling":{"type":"yarn","factor":4.0,"original_max_position_embeddings":32768}}"#,
+    ),
+    (
+        "qwen3",
+        r#"{"model_type":"qwen3","hidden_size":64,"num_hidden_layers":2,"num_attention_heads":4,"num_key_value_heads":1,
+            "head_dim":32,"intermediate_size":128,"vocab_size":256,"max_position_embeddings":40960,"attention_bias":false,
+            "rope_scaling":{"type":"linear","factor":2.0},"layer_types":["full_attention","full_attention"]}"#,
+    ),
+];
+
+/// Templates in the manners of the families, and the constructs that they use.
+const TEMPLATES: [(&str, &str); 3] = [
+    (
+        "chatml",
+        "{% for message in messages %}{{ '<|user|>' + message['role'] + '\\n' + message['content'] | trim + '<|end|>' }}\
+         {% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}",
+    ),
+    (
+        "instruct",
+        "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] %}\
+         {% set messages = messages[1:] %}{% else %}{% set system = '' %}{% endif %}{% for m in messages %}\
+         {% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}\
+         {% if m.role == 'user' %}{% if loop.first %}[{{ system }}] {% endif %}{{ m.content.strip() }}<|user|>\
+         {% else %}{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}",
+    ),
+    (
+        "macros",
+        "{% macro turn(m) -%}<|{{ m.role }}|>{{ m.content }}{%- endmacro %}{% set ns = namespace(last=messages|length-1) %}\
+         {% for m in messages %}{{ turn(m) }}{% if not loop.last %}<|end|>{% endif %}{% endfor %}\
+         {% if add_generation_prompt is defined and ns.last >= 0 %}<|assistant|>{% endif %}",
+    ),
+];
+
+/// A tokenizer that knows bytes and the special tokens that the demo model's template writes.
+const TOKENIZER: &str = r#"{"version":"1.0","truncation":null,"padding":null,
+    "added_tokens":[{"id":3,"content":"<|user|>","single_word":false,"lstrip":false,"rstrip":false,"normalized":false,
+    "special":true}],"normalizer":null,
+    "pre_tokenizer":{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,"use_regex":true},
+    "post_processor":null,"decoder":{"type":"ByteLevel","add_prefix_space":true,"trim_offsets":true,"use_regex":true},
+    "model":{"type":"BPE","unk_token":null,"byte_fallback":false,"vocab":{"a":0,"b":1,"ab":2,"<|user|>":3},
+    "merges":[["a","b"]]}}"#;
+
+/// `model.safetensors` with a number in every place.
+fn weights(kind: Dtype, size: usize) -> io::Result<Vec<u8>> {
+    let tensors = tiny_tensors();
+    let bytes: Vec<Vec<u8>> =
+        tensors.iter().map(|(_, shape)| vec![1; size * shape.iter().product::<usize>()]).collect();
+    let views = tensors.iter().zip(&bytes).map(|((name, shape), bytes)| {
+        let view = TensorView::new(kind, shape.clone(), bytes).map_err(io::Error::other)?;
+        Ok((*name, view))
+    });
+    let views = views.collect::<io::Result<BTreeMap<_, _>>>()?;
+    serialize(views, None).map_err(io::Error::other)
+}
