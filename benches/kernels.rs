@@ -1,9 +1,9 @@
 //! How close are the CPU's kernels to what the machine can do?
 //!
 //! - `linear`: a matrix of 4096 × 4096. One row is bound by reading the matrix from RAM (bytes over bandwidth), many
-//!   rows by arithmetic (two operations for each number of the matrix and row, over the peak). The lanes of one row
-//!   are given in bytes, and `read`, all cores in a plain loop over a buffer as large as the f32 matrix, is about the floor. The others
-//!   are given in elements, which are floating-point operations: Gelem/s is GFLOP/s.
+//!   rows by arithmetic (two operations for each number of the matrix and row, over the peak). The lanes of one row are
+//!   given in bytes, and `read`, all cores in a plain loop over a buffer as large as the f32 matrix, is about the floor.
+//!   The others are given in elements, which are floating-point operations: Gelem/s is GFLOP/s.
 //! - `attention`: one layer of 32 query and 8 key heads of 128 numbers, over 4,096 slots. One row, a decoded token, is
 //!   bound by reading keys and values, which the cache holds in f32; 256 rows, a prefill, by arithmetic.
 #![allow(clippy::expect_used, reason = "a bench that cannot set itself up has nothing to measure")]

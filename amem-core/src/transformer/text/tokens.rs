@@ -30,8 +30,9 @@ impl Tokens {
     /// Reads `tokenizer.json` for a model with so many tokens.
     pub(super) fn open(source: &dyn ModelSource, vocabulary: usize) -> Result<Self> {
         let bytes = source.file(FILE).ok_or_else(|| bad_model(FILE, "it is missing"))?;
-        // The tokenizers crate panics at some kinds of broken JSON.
-        let json: serde_json::Result<serde::de::IgnoredAny> = serde_json::from_slice(bytes);
+        // The tokenizers crate panics at some kinds of broken JSON. A value is built of it, for what is merely skipped
+        // may still hold text that is no UTF-8, half surrogates, and numbers out of range.
+        let json: serde_json::Result<serde_json::Value> = serde_json::from_slice(bytes);
         json.map_err(|error| bad_model(FILE, format!("it is not valid JSON: {error}")))?;
         let mut template = Tokenizer::from_bytes(bytes).map_err(bad_tokenizer)?;
         // Settings for training in batches, which would cut texts or fill them up.
