@@ -316,9 +316,8 @@ fn more_memories_than_a_context_holds_still_give_an_answer() {
         let many: Vec<String> =
             (0..120).map(|i| format!("Alice likes dish {i}. {}", "It was fine. ".repeat(8))).collect();
         memory.remember_all("me", many).await.unwrap();
-        memory.remember("me", "Alice lives in Denver.").await.unwrap();
-        let answer = memory.ask("me", Ask { k: 500, ..Ask::from("Where does Alice live?") }).await.unwrap();
+        let answer = memory.ask("me", Ask { k: 500, ..Ask::from("Which dish does Alice like?") }).await.unwrap();
         assert!(answer.usage.cached + answer.usage.prefilled > 0);
-        assert!(answer.recalled.len() > 10 && answer.recalled.len() < 121);
+        assert!(answer.recalled.len() > 10 && answer.recalled.len() < 120, "{}", answer.recalled.len());
     });
 }
