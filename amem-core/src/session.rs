@@ -5,7 +5,7 @@
 //! of cached memories that a later question shows to need it: repair accumulates. When the token budget is full, or a
 //! memory in it has changed or is gone, a new *epoch* begins: the working set is picked anew and blended once.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -67,8 +67,8 @@ pub struct Session {
 struct Turn {
     question: Vec<Token>,
     answer: Vec<Token>,
-    /// The memories that were recalled for it.
-    recalled: Vec<RecordId>,
+    /// The memories that were recalled for it, as they were.
+    recalled: Vec<Record>,
     /// All that stood in the context.
     stood: Vec<RecordId>,
 }
@@ -134,9 +134,8 @@ impl Session {
         let reserve = self.reserve(&ask)?;
         let epochs = self.epochs;
         if self.epoch.as_ref().is_none_or(|epoch| !self.stands(epoch, &recalled, reserve)) {
-            if let Some(old) = self.epoch.take() {
-                self.leave_unsaid(&old).await?;
-            }
+            self.epoch = None;
+            self.leave_unsaid().await?;
             let (epoch, cost) = self.open(&recalled, reserve).await?;
             usage += cost;
             self.epoch = Some(epoch);
@@ -188,14 +187,22 @@ impl Session {
 
     /// Takes turns out of the conversation that tell of what has changed since: those that a changed memory was
     /// recalled for, and all that a forgotten one stood in the context of.
-    async fn leave_unsaid(&mut self, old: &Epoch) -> Result<()> {
-        let changed: Vec<&Record> = old.resident.values().filter(|record| !self.is_current(record)).collect();
-        for record in changed {
-            let forgotten = self.memory.is_forgotten(&self.namespace, record.id).await?;
-            let tells =
-                |turn: &Turn| turn.recalled.contains(&record.id) || forgotten && turn.stood.contains(&record.id);
-            self.turns.retain(|turn| !tells(turn));
+    async fn leave_unsaid(&mut self) -> Result<()> {
+        let stood: HashSet<RecordId> = self.turns.iter().flat_map(|turn| turn.stood.iter().copied()).collect();
+        let mut forgotten = HashSet::new();
+        for id in stood {
+            if self.memory.record(&self.namespace, id).is_none()
+                && self.memory.is_forgotten(&self.namespace, id).await?
+            {
+                forgotten.insert(id);
+            }
         }
+        let mut turns = std::mem::take(&mut self.turns);
+        turns.retain(|turn| {
+            let current = turn.recalled.iter().all(|record| self.is_current(record));
+            current && turn.stood.iter().all(|id| !forgotten.contains(id))
+        });
+        self.turns = turns;
         Ok(())
     }
 
@@ -317,7 +324,7 @@ impl Session {
         let stays = epoch.context.tokens().len() + added;
         let mut recalled = [standing, new].concat();
         recalled.sort_by_key(|recollection| recollection.record.id);
-        let about: Vec<RecordId> = recalled.iter().map(|recollection| recollection.record.id).collect();
+        let about: Vec<Record> = recalled.iter().map(|recollection| recollection.record.clone()).collect();
         let stood: Vec<RecordId> = epoch.resident.keys().copied().collect();
         let repair = ask.repair.unwrap_or_else(|| self.options.turn_repair.clone());
         let job = Job { pieces, repair, generation: ask.generation, recalled, cost };

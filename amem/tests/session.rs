@@ -138,6 +138,20 @@ fn a_dropped_answer_costs_the_session_nothing_but_that_turn() {
 }
 
 #[test]
+fn what_was_said_of_a_forgotten_fact_is_gone_even_if_a_turn_was_given_up() {
+    block_on(async {
+        let memory = in_ram();
+        let alice = memory.remember("me", "Alice lives in Denver.").await.unwrap().record;
+        let mut session = memory.session("me", SessionOptions::default()).unwrap();
+        assert_eq!(session.ask("Where does Alice live?").await.unwrap().text, "Alice lives in Denver.");
+        drop(session.ask_stream("Where does Alice live?").await.unwrap());
+        memory.forget("me", alice.id).await.unwrap();
+        let answer = session.ask("Where does Alice live?").await.unwrap();
+        assert!(!answer.text.contains("Denver"), "{}", answer.text);
+    });
+}
+
+#[test]
 fn senseless_settings_and_questions_are_refused() {
     block_on(async {
         let memory = in_ram();
