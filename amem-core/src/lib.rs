@@ -1,4 +1,24 @@
 //! Agent memory that lives in a model's KV cache.
+//!
+//! A memory is prefilled once and its keys and values are kept. Whatever set of memories is recalled, in whatever order,
+//! is put together into one context; the few rows that this made wrong are computed again; what is left to prefill is
+//! the question.
+//!
+//! Most users come in by [`Memory`] (remember, recall, ask, update, forget) and [`Session`] (many questions over one
+//! working set). Both are made of parts that stand behind traits:
+//!
+//! | trait | what it does | here | elsewhere |
+//! | --- | --- | --- | --- |
+//! | [`Model`], [`Context`] | computes KV and answers | [`transformer::Transformer`] over a [`transformer::Backend`] | `amem-cpu` |
+//! | [`KvStore`] | keeps KV | [`RamStore`], [`Tiered`] | `amem-store` |
+//! | [`Ledger`] | keeps what was said | [`RamLedger`] | `amem-store` |
+//! | [`Recaller`] | finds what a question is about | [`recall::Lexical`], [`recall::Dense`], [`recall::Hybrid`] | |
+//! | [`ResidencyPolicy`] | says what stays close | [`residency::Value`], [`residency::Lru`] and others | |
+//!
+//! Each trait has a suite in `testing` (feature `testing`) that checks an implementation in one line.
+//!
+//! The crate does no I/O and has no unsafe code. Its futures need no particular runtime; computing happens on threads of
+//! its own.
 #![forbid(unsafe_code)]
 
 mod chat;

@@ -31,7 +31,7 @@ impl ModelInfo {
 
 /// A language model. Its methods compute, and so block: an async caller moves them to a thread of their own.
 ///
-/// It is checked by [`testing::model`](crate::testing).
+/// It is checked by `testing::model` (feature `testing`).
 pub trait Model: Send + Sync {
     /// What the model says of itself.
     fn info(&self) -> &ModelInfo;

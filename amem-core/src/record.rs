@@ -252,7 +252,7 @@ pub enum Query {
 /// processes may share one ledger.
 ///
 /// Expiry needs no call: a record whose `expires_at` is not after the moment in question counts as expired. It is
-/// checked by [`testing::ledger`](crate::testing).
+/// checked by `testing::ledger` (feature `testing`).
 #[async_trait]
 pub trait Ledger: Send + Sync {
     /// Adds texts, all or none of them, in order. Blanks at both ends of a text are not part of it. An implementation

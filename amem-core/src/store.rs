@@ -8,7 +8,7 @@ use crate::{ChunkId, KvChunk, Result};
 /// ([`Tiered`](crate::Tiered)).
 ///
 /// What it holds is a cache: a chunk can always be rebuilt from its text, so a store may lose one and must never give
-/// a wrong one. It is checked by [`testing::kv_store`](crate::testing).
+/// a wrong one. It is checked by `testing::kv_store` (feature `testing`).
 #[async_trait]
 pub trait KvStore: Send + Sync {
     /// The chunk of this id, whole and checked, or `None`. A damaged chunk is a miss.

@@ -24,7 +24,7 @@ pub struct Recalled {
 /// Finds the records that a question is about. It holds an index of the active records' texts and nothing that cannot
 /// be rebuilt from the [`Ledger`](crate::Ledger).
 ///
-/// It is checked by [`testing::recaller`](crate::testing).
+/// It is checked by `testing::recaller` (feature `testing`).
 #[async_trait]
 pub trait Recaller: Send + Sync {
     /// Indexes records; one whose id is known is replaced. One that is not active is not indexed, and leaves the index

@@ -46,7 +46,7 @@ fn within(x: f64, low: f64, high: f64) -> f64 {
 
 /// Ranks the chunks of one tier. The tier calls it under a lock, so it is plain, sequential code.
 ///
-/// It is checked by [`testing::residency_policy`](crate::testing).
+/// It is checked by `testing::residency_policy` (feature `testing`).
 pub trait ResidencyPolicy: Send {
     /// A chunk is in the tier from now on.
     fn insert(&mut self, access: Access);

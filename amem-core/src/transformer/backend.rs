@@ -42,7 +42,7 @@ pub struct Span {
 /// The caller keeps shapes consistent; a backend may answer a mismatch with an error or with numbers that mean
 /// nothing, but stays memory-safe.
 ///
-/// It is checked by [`testing::backend`](crate::testing).
+/// It is checked by `testing::backend` (feature `testing`).
 pub trait Backend: Send + Sync + 'static {
     /// A weight matrix `[outputs][inputs]`, packed as the backend likes it.
     type Matrix: Send + Sync;
