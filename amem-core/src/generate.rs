@@ -40,8 +40,8 @@ pub(crate) struct Generated {
     pub(crate) finish: Finish,
 }
 
-/// Draws an answer from a context that has logits. Every new piece of text goes to `emit`, which returns whether anybody
-/// still listens.
+/// Draws an answer from a context that has logits. The new text of every token goes to `emit`, empty or not, which
+/// returns whether anybody still listens.
 pub(crate) fn generate(
     context: &mut dyn Context,
     chat: &dyn Chat,
@@ -66,7 +66,7 @@ pub(crate) fn generate(
         tokens.push(token);
         let (new, stopped) = held.push(&detokenizer.push(token)?);
         text.push_str(&new);
-        if !new.is_empty() && !emit(&new) {
+        if !emit(&new) {
             break Finish::Cancelled;
         }
         if stopped {

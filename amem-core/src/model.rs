@@ -182,6 +182,8 @@ pub struct Usage {
     pub resident: usize,
     /// Cached tokens that were put in place.
     pub cached: usize,
+    /// Cached tokens whose KV was not held and had to be computed for this call. They count as prefilled too.
+    pub missed: usize,
     /// Resident and cached tokens whose rows were computed again.
     pub repaired: usize,
     /// Tokens that had no KV and were computed: the question, the template around it, memories that were not held.
@@ -197,9 +199,9 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// Tokens whose KV was used as it was.
+    /// Tokens whose KV was held and used as it was.
     pub fn reused(&self) -> usize {
-        (self.resident + self.cached).saturating_sub(self.repaired)
+        (self.resident + self.cached).saturating_sub(self.missed + self.repaired)
     }
 
     /// Rows times layers computed before the first token of the answer.
@@ -220,6 +222,7 @@ impl AddAssign for Usage {
     fn add_assign(&mut self, other: Self) {
         self.resident += other.resident;
         self.cached += other.cached;
+        self.missed += other.missed;
         self.repaired += other.repaired;
         self.prefilled += other.prefilled;
         self.generated += other.generated;

@@ -69,8 +69,22 @@ struct Turn {
     answer: Vec<Token>,
     /// The memories that were recalled for it, as they were.
     recalled: Vec<Record>,
-    /// All that stood in the context.
-    stood: Vec<RecordId>,
+    /// All that stood in the context, or behind what was said there.
+    stood: HashSet<RecordId>,
+}
+
+impl Turn {
+    /// Whether it tells of nothing that has changed since: no memory that was recalled for it says something else now,
+    /// and none that it could have been told from was forgotten.
+    fn is_true(&self, memory: &Memory, namespace: &Namespace, forgotten: &HashSet<RecordId>) -> bool {
+        self.recalled.iter().all(|record| is_current(memory, namespace, record))
+            && self.stood.iter().all(|id| !forgotten.contains(id))
+    }
+}
+
+/// Whether a memory still says what it said.
+fn is_current(memory: &Memory, namespace: &Namespace, record: &Record) -> bool {
+    memory.record(namespace, record.id).is_some_and(|now| now.text == record.text)
 }
 
 /// A context and what stands in it.
@@ -132,10 +146,14 @@ impl Session {
         }
         let mut usage = Usage::default();
         let reserve = self.reserve(&ask)?;
+        if let Some(sampling) = &ask.generation.sampling {
+            sampling.check()?;
+        }
         let epochs = self.epochs;
+        let forgotten = self.forgotten().await?;
+        self.turns.retain(|turn| turn.is_true(&self.memory, &self.namespace, &forgotten));
         if self.epoch.as_ref().is_none_or(|epoch| !self.stands(epoch, &recalled, reserve)) {
             self.epoch = None;
-            self.leave_unsaid().await?;
             let (epoch, cost) = self.open(&recalled, reserve).await?;
             usage += cost;
             self.epoch = Some(epoch);
@@ -145,7 +163,8 @@ impl Session {
         self.turn(epoch, ask, recalled, cost).await
     }
 
-    /// The memories that stand in the context, oldest first. Empty before the first question and during a turn.
+    /// The memories that stand in the context, oldest first. Empty before the first question, and from when an answer is
+    /// streamed until the next question.
     pub fn resident(&self) -> Vec<Record> {
         let mut records: Vec<Record> = self.epoch.iter().flat_map(|epoch| epoch.resident.values().cloned()).collect();
         records.sort_by_key(|record| record.id);
@@ -160,11 +179,14 @@ impl Session {
     /// Takes back the epoch that the last turn worked on. If that turn failed, there is none, and the next question
     /// begins a new one.
     async fn settle(&mut self) {
-        if let Some(turn) = self.turn.take()
-            && let Ok(epoch) = turn.await
-        {
-            self.turns.clone_from(&epoch.turns);
-            self.epoch = Some(epoch);
+        // Taken only once it is here: a caller may give up waiting and ask again.
+        if let Some(turn) = &mut self.turn {
+            let epoch = turn.await.ok();
+            self.turn = None;
+            if let Some(epoch) = epoch {
+                self.turns.clone_from(&epoch.turns);
+                self.epoch = Some(epoch);
+            }
         }
     }
 
@@ -180,14 +202,8 @@ impl Session {
         Ok(question + ask.generation.max_tokens.min((self.limit - least) / 2 + 1))
     }
 
-    /// Whether a memory still says what it said.
-    fn is_current(&self, record: &Record) -> bool {
-        self.memory.record(&self.namespace, record.id).is_some_and(|now| now.text == record.text)
-    }
-
-    /// Takes turns out of the conversation that tell of what has changed since: those that a changed memory was
-    /// recalled for, and all that a forgotten one stood in the context of.
-    async fn leave_unsaid(&mut self) -> Result<()> {
+    /// Those of the memories that ever stood behind what was said that have been forgotten since.
+    async fn forgotten(&self) -> Result<HashSet<RecordId>> {
         let stood: HashSet<RecordId> = self.turns.iter().flat_map(|turn| turn.stood.iter().copied()).collect();
         let mut forgotten = HashSet::new();
         for id in stood {
@@ -197,21 +213,18 @@ impl Session {
                 forgotten.insert(id);
             }
         }
-        let mut turns = std::mem::take(&mut self.turns);
-        turns.retain(|turn| {
-            let current = turn.recalled.iter().all(|record| self.is_current(record));
-            current && turn.stood.iter().all(|id| !forgotten.contains(id))
-        });
-        self.turns = turns;
-        Ok(())
+        Ok(forgotten)
     }
 
-    /// Whether an epoch can take another turn: all that stands in it is still true, and there is room.
+    /// Whether an epoch can take another turn: all that stands in it is still true, memories and turns alike, and there
+    /// is room.
     fn stands(&self, epoch: &Epoch, recalled: &[Recollection], reserve: usize) -> bool {
         let new = recalled.iter().filter(|recollection| !epoch.resident.contains_key(&recollection.record.id));
         let tokens = |recollection: &Recollection| self.memory.tokens(&recollection.record.text).map_or(0, |t| t.len());
         let needed: usize = epoch.context.tokens().len() + new.map(tokens).sum::<usize>() + reserve;
-        epoch.resident.values().all(|record| self.is_current(record)) && needed <= self.limit
+        epoch.resident.values().all(|record| is_current(&self.memory, &self.namespace, record))
+            && epoch.turns.len() <= self.turns.len()
+            && needed <= self.limit
     }
 
     /// Begins an epoch: picks the working set, blends it, and says again what was said.
@@ -293,20 +306,21 @@ impl Session {
         &mut self,
         mut epoch: Epoch,
         ask: Ask,
-        mut recalled: Vec<Recollection>,
+        recalled: Vec<Recollection>,
         mut cost: Cost,
     ) -> Result<AnswerStream> {
         let layout = self.memory.layout();
         let room = self.limit.saturating_sub(epoch.context.tokens().len() + self.reserve(&ask)?);
-        recalled.sort_by_key(|recollection| recollection.record.id);
         let is_new = |recollection: &Recollection| !epoch.resident.contains_key(&recollection.record.id);
         let (mut new, standing): (Vec<_>, Vec<_>) = recalled.into_iter().partition(is_new);
         self.memory.fit(&mut new, room)?;
+        new.sort_by_key(|recollection| recollection.record.id);
         let records: Vec<Record> = new.iter().map(|recollection| recollection.record.clone()).collect();
         let fetched = self.memory.fetch(&self.namespace, &records).await?;
         cost.usage += fetched.usage;
         self.memory.note(&new, &fetched.chunks);
         let late = !epoch.turns.is_empty();
+        let stood_before = (epoch.context.tokens().len(), epoch.pending.clone());
         let mut pieces = Vec::new();
         let mut before = std::mem::take(&mut epoch.pending);
         if late && !new.is_empty() {
@@ -319,20 +333,36 @@ impl Session {
         pieces.extend(fetched.chunks.iter().cloned().map(Piece::Cached));
         let question = self.memory.model().chat().encode(&ask.question)?;
         pieces.push(Piece::Fresh([before.as_slice(), &question, &layout.to_answer].concat().into()));
+        let new_ids: Vec<RecordId> = records.iter().map(|record| record.id).collect();
         epoch.resident.extend(records.into_iter().map(|record| (record.id, record)));
         let added: usize = fetched.chunks.iter().map(|chunk: &KvChunk| chunk.tokens().len()).sum();
         let stays = epoch.context.tokens().len() + added;
         let mut recalled = [standing, new].concat();
         recalled.sort_by_key(|recollection| recollection.record.id);
         let about: Vec<Record> = recalled.iter().map(|recollection| recollection.record.clone()).collect();
-        let stood: Vec<RecordId> = epoch.resident.keys().copied().collect();
+        let said = epoch.turns.iter().flat_map(|turn| turn.stood.iter().copied());
+        let stood: HashSet<RecordId> = epoch.resident.keys().copied().chain(said).collect();
         let repair = ask.repair.unwrap_or_else(|| self.options.turn_repair.clone());
-        let job = Job { pieces, repair, generation: ask.generation, recalled, cost };
+        let job = Job { pieces, repair, generation: ask.generation, limit: self.limit, recalled, cost };
         let (model, conversation) = (Arc::clone(self.memory.model()), self.options.conversation);
         let (give_back, turn) = oneshot::channel();
         self.turn = Some(turn);
         Ok(AnswerStream::start(move |events| {
-            let Answered { answer, tokens, unwritten } = answer(&*model, &mut *epoch.context, job, events)?;
+            let answered = answer(&*model, &mut *epoch.context, job, events);
+            let Answered { answer, tokens, unwritten } = match answered {
+                Ok(answered) => answered,
+                Err(error) => {
+                    // What was refused has changed nothing. What broke takes its context with it.
+                    if !matches!(error, Error::Model(_)) {
+                        let (len, pending) = stood_before;
+                        epoch.context.truncate(len);
+                        epoch.pending = pending;
+                        new_ids.iter().for_each(|id| drop(epoch.resident.remove(id)));
+                        let _ = give_back.send(epoch);
+                    }
+                    return Err(error);
+                }
+            };
             if conversation {
                 epoch.pending = unwritten;
                 epoch.turns.push(Turn { question, answer: tokens, recalled: about, stood });

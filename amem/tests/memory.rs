@@ -29,6 +29,11 @@ fn a_remembered_fact_answers_a_question_and_its_kv_is_computed_once() {
         let question = memory.model().chat().encode("Where does Alice live?").unwrap().len() + 2;
         assert_eq!(second.usage.prefilled, question, "only the question and the marks around it are computed");
         assert!(first.usage.prefilled > second.usage.prefilled);
+        assert_eq!(
+            (first.usage.reused(), second.usage.missed),
+            (0, 0),
+            "what is computed in a call is not reused in it"
+        );
         assert_eq!(first.usage.cached, second.usage.cached);
         assert_eq!(second.recalled.len(), memory.recall("me", "Where does Alice live?", 8).await.unwrap().len());
     });
@@ -123,6 +128,27 @@ fn files(dir: &std::path::Path) -> Vec<Vec<u8>> {
 
 fn contains(bytes: &[u8], text: &[u8]) -> bool {
     bytes.windows(text.len()).any(|window| window == text)
+}
+
+#[test]
+fn kv_that_is_older_than_the_ledger_is_deleted_all_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        let open = || {
+            let kv = Arc::new(amem_store::open(dir.path()).unwrap().kv);
+            builder().kv(kv).build().unwrap()
+        };
+        let memory = open();
+        memory.remember("me", NOTES[1]).await.unwrap();
+        memory.prefill("me", |_, _| {}).await.unwrap();
+        drop(memory);
+        let memory = open();
+        let bob = memory.remember("me", NOTES[1]).await.unwrap().record;
+        assert_eq!(memory.ask("me", "What is Bob's locker code?").await.unwrap().usage.missed, 0);
+        let held = memory.kv().stats().await.chunks;
+        memory.forget("me", bob.id).await.unwrap();
+        assert_eq!(memory.kv().stats().await.chunks, held - 1);
+    });
 }
 
 #[test]
@@ -318,6 +344,7 @@ fn more_memories_than_a_context_holds_still_give_an_answer() {
         memory.remember_all("me", many).await.unwrap();
         let answer = memory.ask("me", Ask { k: 500, ..Ask::from("Which dish does Alice like?") }).await.unwrap();
         assert!(answer.usage.cached + answer.usage.prefilled > 0);
+        assert_eq!(answer.finish, Finish::Stop, "there is room for the answer too");
         assert!(answer.recalled.len() > 10 && answer.recalled.len() < 120, "{}", answer.recalled.len());
     });
 }

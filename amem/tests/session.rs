@@ -116,11 +116,15 @@ fn a_session_that_is_full_begins_a_new_epoch_and_goes_on() {
         let (memory, questions) = remembered(7, 6).await;
         let options = SessionOptions { budget_tokens: Some(220), ..SessionOptions::default() };
         let mut session = memory.session("me", options).unwrap();
-        let short = Generation { max_tokens: 16, ..Generation::default() };
-        for (question, _) in questions.iter().cycle().take(25) {
-            let ask = Ask { generation: short.clone(), ..Ask::from(question.as_str()) };
-            let answer = session.ask(ask).await.unwrap();
-            assert!(answer.usage.resident + answer.usage.cached + answer.usage.prefilled <= 220);
+        for (turn, (question, _)) in questions.iter().cycle().take(25).enumerate() {
+            let max_tokens = if turn % 2 == 0 { 16 } else { 5_000 };
+            let ask =
+                Ask { generation: Generation { max_tokens, ..Generation::default() }, ..Ask::from(question.as_str()) };
+            let Usage { resident, cached, missed, prefilled, generated, .. } = session.ask(ask).await.unwrap().usage;
+            assert!(
+                resident + cached + prefilled - missed + generated <= 220 + 1,
+                "the last token is not in the context"
+            );
         }
         assert!(session.epochs() > 1);
     });
@@ -148,6 +152,44 @@ fn what_was_said_of_a_forgotten_fact_is_gone_even_if_a_turn_was_given_up() {
         memory.forget("me", alice.id).await.unwrap();
         let answer = session.ask("Where does Alice live?").await.unwrap();
         assert!(!answer.text.contains("Denver"), "{}", answer.text);
+    });
+}
+
+#[test]
+fn what_was_said_of_a_forgotten_fact_is_gone_though_its_memory_had_left_the_working_set() {
+    block_on(async {
+        let memory = in_ram();
+        let alice = memory.remember("me", "Alice lives in Denver.").await.unwrap().record;
+        let options = SessionOptions { budget_tokens: Some(150), ..SessionOptions::default() };
+        let mut session = memory.session("me", options).unwrap();
+        let short = || Generation { max_tokens: 12, ..Generation::default() };
+        let ask = |question: &str| Ask { generation: short(), k: 1, ..Ask::from(question) };
+        session.ask(ask("Where does Alice live?")).await.unwrap();
+        memory.forget("me", alice.id).await.unwrap();
+        for _ in 0..3 {
+            let answer = session.ask(ask("Where does Alice live?")).await.unwrap();
+            assert!(!answer.text.contains("Denver"), "{}", answer.text);
+        }
+        assert_eq!(session.epochs(), 2, "one new epoch is enough");
+    });
+}
+
+#[test]
+fn a_refused_question_leaves_the_working_set_in_place() {
+    block_on(async {
+        let memory = in_ram();
+        memory.remember("me", "Alice lives in Denver.").await.unwrap();
+        let mut session = memory.session("me", SessionOptions::default()).unwrap();
+        session.ask("Where does Alice live?").await.unwrap();
+        let bad = Repair::Heads(1);
+        let nonsense = Repair::Attention { budget: amem_core::Budget::Ratio(-1.0), layers: 1..2 };
+        for repair in [nonsense, bad] {
+            let refused =
+                session.ask(Ask { repair: Some(repair.clone()), ..Ask::from("Where does Alice live?") }).await;
+            assert_eq!(refused.is_err(), repair != Repair::Heads(1));
+        }
+        assert_eq!(session.ask("Where does Alice live?").await.unwrap().text, "Alice lives in Denver.");
+        assert_eq!(session.epochs(), 1);
     });
 }
 

@@ -43,7 +43,7 @@ pub struct Recollection {
 pub struct Answer {
     /// What the model said.
     pub text: String,
-    /// The memories that stood in its context for this question, in their order there.
+    /// The memories that were recalled for this question and stood in its context, oldest first.
     pub recalled: Vec<Recollection>,
     /// What was computed and what was not.
     pub usage: Usage,
@@ -110,8 +110,11 @@ impl Stream for AnswerStream {
 pub(crate) struct Events(UnboundedSender<Result<Event>>);
 
 impl Events {
-    /// Sends text; returns whether anybody still listens.
+    /// Sends text, if there is some; returns whether anybody still listens.
     fn text(&self, text: &str) -> bool {
+        if text.is_empty() {
+            return !self.closed();
+        }
         self.0.unbounded_send(Ok(Event::Text(text.to_owned()))).is_ok()
     }
 
@@ -126,6 +129,8 @@ pub(crate) struct Job {
     pub(crate) pieces: Vec<Piece>,
     pub(crate) repair: Repair,
     pub(crate) generation: Generation,
+    /// Tokens that the context may hold.
+    pub(crate) limit: usize,
     pub(crate) recalled: Vec<Recollection>,
     pub(crate) cost: Cost,
 }
@@ -149,7 +154,7 @@ pub(crate) struct Answered {
 
 /// Extends a context by a job's pieces and generates the answer.
 pub(crate) fn answer(model: &dyn Model, context: &mut dyn Context, job: Job, events: &Events) -> Result<Answered> {
-    let Job { pieces, repair, generation, recalled, cost: Cost { mut usage, opened, started } } = job;
+    let Job { pieces, repair, generation, limit, recalled, cost: Cost { mut usage, opened, started } } = job;
     if events.closed() {
         return Err(Error::Cancelled);
     }
@@ -161,7 +166,7 @@ pub(crate) fn answer(model: &dyn Model, context: &mut dyn Context, job: Job, eve
     }
     usage += blended;
     let ttft = started.elapsed();
-    let (limit, before) = (model.info().context, context.tokens().len());
+    let before = context.tokens().len();
     let Generated { text, tokens, finish } =
         generate(context, model.chat(), limit, &generation, &sampling, |text| events.text(text))?;
     usage.generated = tokens.len();

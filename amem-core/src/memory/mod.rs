@@ -134,7 +134,7 @@ impl Memory {
         let (namespace, ask) = (namespace.try_into()?, question.into());
         let question = self.question(&self.parts.layout.to_question, &ask.question)?;
         let mut recalled = self.recall(&namespace, &ask.question, ask.k).await?;
-        let room = self.room(question.len())?;
+        let room = self.room(question.len(), ask.generation.max_tokens)?;
         self.fit(&mut recalled, room)?;
         // In the order in which they were told: a later one may lean on an earlier one, or overrule it.
         recalled.sort_by_key(|recollection| recollection.record.id);
@@ -148,7 +148,8 @@ impl Memory {
         let repair = ask.repair.unwrap_or_else(|| self.parts.repair.clone());
         let model = Arc::clone(&self.parts.model);
         let cost = Cost { usage, opened: true, started };
-        let job = Job { pieces, repair, generation: ask.generation, recalled, cost };
+        let limit = model.info().context;
+        let job = Job { pieces, repair, generation: ask.generation, limit, recalled, cost };
         Ok(AnswerStream::start(move |events| {
             let mut context = model.open()?;
             answer(&*model, &mut *context, job, events).map(|answered| answered.answer)
@@ -193,7 +194,12 @@ impl Memory {
     /// and deleting the KV is tried again with the next call.
     pub async fn forget(&self, namespace: impl TryInto<Namespace, Error = Error>, id: RecordId) -> Result<Record> {
         let namespace = namespace.try_into()?;
+        let texts = self.parts.ledger.history(&namespace, id).await?;
         let record = self.parts.ledger.forget(&namespace, id, Timestamp::now()).await?;
+        // The ledger knows the chunks that were computed for its texts. A store may hold more, from before the ledger.
+        let chunks = texts.iter().filter(|version| !version.text.is_empty());
+        let chunks = chunks.map(|version| Ok(self.chunk_id(&namespace, &self.tokens(&version.text)?)));
+        self.erase(&chunks.collect::<Result<Vec<_>>>()?).await?;
         self.bury().await?;
         Ok(record)
     }
@@ -280,13 +286,15 @@ impl Memory {
         Ok([before, &self.parts.model.chat().encode(question)?, &self.parts.layout.to_answer].concat())
     }
 
-    /// Tokens that a context has left for memories beside the prefix, this many for the question, and one to answer.
-    fn room(&self, question: usize) -> Result<usize> {
+    /// Tokens that a context has left for memories, beside the prefix, this many for the question and, as far as half
+    /// of the rest allows, this many for the answer.
+    fn room(&self, question: usize, answer: usize) -> Result<usize> {
         let (limit, taken) = (self.parts.model.info().context, self.parts.layout.prefix.len() + question + 1);
-        limit.checked_sub(taken).ok_or(Error::TooLong { what: "question", tokens: taken, limit })
+        let left = limit.checked_sub(taken).ok_or(Error::TooLong { what: "question", tokens: taken, limit })?;
+        Ok(left - answer.min(left / 2))
     }
 
-    /// Leaves out the least fitting memories until the others have room.
+    /// Leaves out memories, given best first, that have no room beside better ones.
     pub(crate) fn fit(&self, recalled: &mut Vec<Recollection>, mut room: usize) -> Result<()> {
         let mut error = None;
         recalled.retain(|recollection| match self.tokens(&recollection.record.text) {
@@ -333,7 +341,7 @@ impl Memory {
         let (model, owner) = (Arc::clone(&self.parts.model), namespace.clone());
         let (mut chunks, usage) = unblock(move || model.prefill(&owner, &[], &[tokens], false)).await?;
         self.keep(&chunks).await;
-        Ok((chunks.pop(), usage))
+        Ok((chunks.pop(), Usage { missed: usage.prefilled, ..usage }))
     }
 
     /// The KV of records: from the store, or computed and put there.
@@ -365,24 +373,33 @@ impl Memory {
             // Linked before they are kept: whoever forgets a record in between must find its KV.
             self.parts.ledger.link(namespace, &links).await?;
             self.keep(&chunks).await;
-            self.drop_forgotten(namespace, &links).await?;
+            self.drop_outdated(namespace, records, &links).await?;
             found.extend(chunks.into_iter().map(|chunk| (chunk.id(), chunk)));
-            usage = cost;
+            usage = Usage { missed: cost.prefilled, ..cost };
         }
         let chunks = ids.iter().filter_map(|id| found.get(id).cloned()).collect();
         Ok(Fetched { chunks, usage })
     }
 
-    /// Deletes the KV that was kept just now of records that were forgotten in the meantime.
-    async fn drop_forgotten(&self, namespace: &Namespace, links: &[(RecordId, ChunkId)]) -> Result<()> {
-        let mut gone = Vec::new();
-        for &(record, chunk) in links {
-            let record = self.parts.ledger.get(namespace, record, Timestamp::now()).await?;
-            if matches!(record.state, State::Forgotten { .. }) {
-                gone.push(chunk);
+    /// Deletes the KV that was kept just now of texts that were forgotten or changed in the meantime. If that fails, the
+    /// ledger still names what was forgotten.
+    async fn drop_outdated(
+        &self,
+        namespace: &Namespace,
+        records: &[Record],
+        links: &[(RecordId, ChunkId)],
+    ) -> Result<()> {
+        let mut outdated = Vec::new();
+        for &(id, chunk) in links {
+            let now = self.parts.ledger.get(namespace, id, Timestamp::now()).await?;
+            if records.iter().any(|record| record.id == id && record.text != now.text) {
+                outdated.push(chunk);
             }
         }
-        if gone.is_empty() { Ok(()) } else { self.parts.kv.delete(&gone).await }
+        if let Err(error) = self.erase(&outdated).await {
+            log::warn!("KV of texts that have changed could not be deleted: {error}");
+        }
+        Ok(())
     }
 
     /// A chunk that the store holds and that fits. Whatever else the store answers is a miss.
@@ -416,19 +433,24 @@ impl Memory {
         self.parts.kv.note(&relevance);
     }
 
-    /// Deletes the KV of what was forgotten, by this process or another. Where only another process may write to the
-    /// store, it is left to that one, which does it when it is next asked for anything; nobody finds it until then, for
-    /// its name is a hash of the text.
+    /// Deletes the KV of what was forgotten, by this process or another.
     async fn bury(&self) -> Result<()> {
         let doomed = self.parts.ledger.doomed().await?;
-        if doomed.is_empty() {
-            return Ok(());
+        if self.erase(&doomed).await? { self.parts.ledger.buried(&doomed).await } else { Ok(()) }
+    }
+
+    /// Deletes chunks and says whether all is done. Where only another process may write to the store, it is left to that
+    /// one, which does it when it is next asked for anything; nobody finds them until then, for a chunk's name is a hash
+    /// of its text.
+    async fn erase(&self, chunks: &[ChunkId]) -> Result<bool> {
+        if chunks.is_empty() {
+            return Ok(false);
         }
-        match self.parts.kv.delete(&doomed).await {
-            Ok(()) => self.parts.ledger.buried(&doomed).await,
+        match self.parts.kv.delete(chunks).await {
+            Ok(()) => Ok(true),
             Err(Error::ReadOnly { what, reason }) => {
-                log::info!("{} chunks of forgotten texts wait in {what}: {reason}", doomed.len());
-                Ok(())
+                log::info!("{} chunks of forgotten texts wait in {what}: {reason}", chunks.len());
+                Ok(false)
             }
             Err(error) => Err(error),
         }
@@ -437,8 +459,12 @@ impl Memory {
     /// Brings the index up to what this or any other process has written to the ledger.
     pub(crate) async fn refresh(&self, namespace: &Namespace) -> Result<()> {
         let Parts { ledger, recaller, shelves, .. } = &*self.parts;
-        shelves.refresh(&**ledger, &**recaller, namespace).await?;
-        if let Err(error) = self.bury().await {
+        let forgotten = shelves.refresh(&**ledger, &**recaller, namespace).await?;
+        let chunks = forgotten.iter().map(|record| Ok(self.chunk_id(namespace, &self.tokens(&record.text)?)));
+        let chunks = chunks.collect::<Result<Vec<_>>>()?;
+        // Another process may have forgotten them, and deleted from its own stores only.
+        let erased = self.erase(&chunks).await.map(drop);
+        if let Err(error) = erased.and(self.bury().await) {
             log::warn!("KV of forgotten texts could not be deleted yet: {error}");
         }
         Ok(())

@@ -24,18 +24,20 @@ impl Shelves {
         Arc::clone(shelves.entry(namespace.clone()).or_default())
     }
 
-    /// Reads what is new in the ledger.
+    /// Reads what is new in the ledger. Returns the records that turn out to have been forgotten, as they were.
     pub(super) async fn refresh(
         &self,
         ledger: &dyn Ledger,
         recaller: &dyn Recaller,
         namespace: &Namespace,
-    ) -> Result<()> {
+    ) -> Result<Vec<Record>> {
         let shelf = self.shelf(namespace);
         let mut read = shelf.read.lock().await;
         let now = Timestamp::now();
         let (changed, revision) = ledger.changes(namespace, *read, now).await?;
         let (active, gone): (Vec<Record>, Vec<Record>) = changed.into_iter().partition(|r| r.state == State::Active);
+        let is_forgotten = |record: &&Record| matches!(record.state, State::Forgotten { .. });
+        let forgotten: Vec<RecordId> = gone.iter().filter(is_forgotten).map(|record| record.id).collect();
         let mut gone: Vec<RecordId> = gone.iter().map(|record| record.id).collect();
         gone.extend(shelf.expired(now));
         // The index first: should it fail, the same changes are read again.
@@ -46,10 +48,11 @@ impl Shelves {
             recaller.index(&active).await?;
         }
         let mut records = shelf.records();
+        let forgotten = forgotten.iter().filter_map(|id| records.get(id).cloned()).collect();
         gone.iter().for_each(|id| drop(records.remove(id)));
         records.extend(active.into_iter().map(|record| (record.id, record)));
         *read = revision;
-        Ok(())
+        Ok(forgotten)
     }
 
     /// A record, if it counts at this moment.
