@@ -57,9 +57,14 @@ impl Cpu {
         slots: usize,
     ) -> Vec<f32> {
         let tasks = self.tasks(caches, layer, rows, queries);
-        let mut masses = vec![vec![0f32; slots]; tasks.len()];
-        self.each(tasks.iter().zip(&mut masses).collect(), work(rows, queries), |(task, mass)| {
-            self.arch.dispatch(Attend { task, rows, queries, result: Output::Mass(mass) });
+        // A sum for each run of tasks: enough to keep threads busy, and not one for every token of a long question.
+        const SUMS: usize = 64;
+        let runs: Vec<&[Task<'_>]> = tasks.chunks(tasks.len().div_ceil(SUMS).max(1)).collect();
+        let mut masses = vec![vec![0f32; slots]; runs.len()];
+        self.each(runs.into_iter().zip(&mut masses).collect(), work(rows, queries), |(run, mass)| {
+            for task in run {
+                self.arch.dispatch(Attend { task, rows, queries, result: Output::Mass(mass) });
+            }
         });
         let mut total = vec![0f32; slots];
         for mass in &masses {
