@@ -49,7 +49,7 @@ pub trait KvStore: Send + Sync {
     async fn stats(&self) -> StoreStats;
 
     /// The chunks that are held, in the order in which they came where that is known. [`Tiered`](crate::Tiered) asks
-    /// once, when it is opened, so that chunks from earlier days count against the budget. Reads no KV.
+    /// once, when it is opened, so that chunks from earlier days count against the budget. Counts as no hit.
     ///
     /// # Errors
     /// What the store met.

@@ -1,7 +1,8 @@
 //! Stores stacked, fastest first: RAM over a disk over a remote server, each under a budget of bytes.
 //!
 //! What it promises:
-//! - A tier's budget holds at every moment: victims leave before the chunk that needs their room comes.
+//! - A tier's budget holds at every moment: victims leave before the chunk that needs their room comes. It counts the KV
+//!   that a store holds; a store on disk may take up to about twice that, and a segment more, until it tidies up.
 //! - A `get` is answered by the fastest tier that has the chunk, and brings it up into the tiers above. A tier that
 //!   fails is passed over; its error is returned only if no other tier had the chunk.
 //! - A `put` goes to the slowest tier first, then up. Its error is that of the slowest tier, returned after the others

@@ -9,6 +9,7 @@ use std::collections::HashSet;
 use amem_core::ChunkId;
 
 use super::SegmentName;
+use super::index::Segment;
 use super::store::Inner;
 use super::writer::Writer;
 use crate::{Error, Result};
@@ -64,10 +65,17 @@ impl Inner {
             let done = index.segments.iter().filter(|(name, _)| writer.active() != Some(**name));
             let worn = done.clone().filter(|(_, segment)| segment.live * 2 < segment.end);
             let little = done.filter(|(_, segment)| segment.live < self.options.segment_bytes / LITTLE);
-            (worn.map(|(name, _)| *name).collect(), little.map(|(name, _)| *name).collect())
+            let named = |(name, segment): (&SegmentName, &Segment)| (segment.live, *name);
+            (worn.map(named).collect(), little.map(named).collect())
         };
-        for name in if little.len() < MANY { worn } else { little } {
-            self.rewrite(writer, name, WhenFull::Keep)?;
+        let mut spent: Vec<(u64, SegmentName)> = if little.len() < MANY { worn } else { little };
+        // Those that hold least first: on a full disk, what holds nothing makes room for the others.
+        spent.sort_unstable();
+        for (_, name) in spent {
+            match self.rewrite(writer, name, WhenFull::Keep) {
+                Err(Error::Full { .. }) => {}
+                result => result?,
+            }
         }
         Ok(())
     }

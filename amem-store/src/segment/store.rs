@@ -275,11 +275,9 @@ impl KvStore for SegmentStore {
     async fn list(&self) -> amem_core::Result<Vec<Held>> {
         let mut places: Vec<(ChunkId, Place)> = self.0.index().chunks.iter().map(|(id, place)| (*id, *place)).collect();
         places.sort_unstable_by_key(|(_, place)| (place.segment, place.entry.offset));
-        // A segment's table knows bytes, not tokens. One chunk tells how many bytes a token takes.
-        let sample = match places.last() {
-            Some((id, _)) => self.get(id).await?,
-            None => None,
-        };
+        // A segment's table knows bytes, not tokens. One chunk that can be read tells how many bytes a token takes.
+        let (inner, latest) = (self.0.clone(), places.iter().rev().map(|(id, _)| *id).collect::<Vec<_>>());
+        let sample = unblock(move || latest.iter().find_map(|id| inner.look_up(id).ok().flatten())).await;
         let per_token = sample.map_or(1, |chunk| chunk.shape().token_bytes().max(1)) as u64;
         let held = |(id, place): (ChunkId, Place)| {
             let bytes = place.entry.bytes;

@@ -136,7 +136,8 @@ impl Writer {
     /// what was written.
     fn abandon(&mut self, error: Error) -> Error {
         if let Some(active) = self.active.take() {
-            let cut = active.file.set_len(active.end);
+            // What it holds already is out of `sync`'s sight from now on.
+            let cut = active.file.set_len(active.end).and_then(|()| active.file.sync_data());
             if !matches!(error, Error::Full { .. }) || cut.is_err() {
                 self.poison = Some(error.to_string());
             }
