@@ -272,6 +272,15 @@ fn a_damaged_tokenizer_is_an_error() {
 }
 
 #[test]
+fn a_normalizer_whose_table_cannot_be_read_is_an_error() {
+    let mut files = demo();
+    let mut tokenizer: serde_json::Value = serde_json::from_slice(&files["tokenizer.json"]).unwrap();
+    tokenizer["normalizer"] = json!({ "type": "Precompiled", "precompiled_charsmap": "AAECAw==" });
+    files.insert("tokenizer.json".into(), tokenizer.to_string().into_bytes());
+    assert!(matches!(open(&files), Err(Error::BadModel { .. })));
+}
+
+#[test]
 fn a_token_that_the_model_lacks_is_an_error() {
     let files = crate::transformer::fixtures::demo_with(json!({ "vocab_size": 3 }));
     assert!(open(&files).err().unwrap().to_string().contains("tokenizer.json"));

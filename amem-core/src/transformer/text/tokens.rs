@@ -34,7 +34,9 @@ impl Tokens {
         // may still hold text that is no UTF-8, half surrogates, and numbers out of range.
         let json: serde_json::Result<serde_json::Value> = serde_json::from_slice(bytes);
         json.map_err(|error| bad_model(FILE, format!("it is not valid JSON: {error}")))?;
-        let mut template = Tokenizer::from_bytes(bytes).map_err(bad_tokenizer)?;
+        // And at some parts that are no more than wrong, such as a normalizer's table that cannot be read.
+        let parsed = std::panic::catch_unwind(|| Tokenizer::from_bytes(bytes));
+        let mut template = parsed.map_err(|_| bad_model(FILE, "it cannot be read"))?.map_err(bad_tokenizer)?;
         // Settings for training in batches, which would cut texts or fill them up.
         template.with_truncation(None).map_err(bad_tokenizer)?.with_padding(None);
 
