@@ -89,21 +89,52 @@ impl Cache {
 impl Cpu {
     /// Puts a chunk into the slots from `slot` on, a head at a time.
     pub(crate) fn place_chunk(&self, cache: &mut Cache, slot: usize, angles: &Angles, chunk: &KvChunk) {
-        let KvShape { kv_heads, head_dim, kind, .. } = cache.shape;
-        let (tokens, size) = (chunk.tokens().len(), kind.size());
+        let kv_heads = cache.shape.kv_heads;
+        let work = chunk.tokens().len() * chunk.shape().row() * chunk.shape().layers;
         let heads = cache.heads.iter_mut().enumerate().collect();
-        self.each(heads, tokens * chunk.shape().row() * chunk.shape().layers, |(index, head)| {
-            let (layer, kv_head) = (index / kv_heads, index % kv_heads);
-            let (mut key, mut value) = (vec![0f32; head_dim], vec![0f32; head_dim]);
-            head.reserve(slot + tokens, head_dim);
-            for token in 0..tokens {
-                let at = (token * kv_heads + kv_head) * head_dim * size;
-                decode(kind, &chunk.keys(layer)[at..][..head_dim * size], &mut key);
-                decode(kind, &chunk.values(layer)[at..][..head_dim * size], &mut value);
-                angles.row(token).rotate(&mut key);
-                head.put(slot + token, &key, &value);
-            }
+        self.each(heads, work, |(index, head)| {
+            let place = Place { chunk, layer: index / kv_heads, kv_head: index % kv_heads, angles };
+            self.arch.dispatch(|| place.put(head, slot));
         });
+    }
+}
+
+/// One head's part of a chunk.
+struct Place<'a> {
+    chunk: &'a KvChunk,
+    layer: usize,
+    kv_head: usize,
+    angles: &'a Angles,
+}
+
+impl Place<'_> {
+    /// Goes block by block: keys are turned where they are read, and written across once a block's are together.
+    #[inline(always)]
+    fn put(&self, head: &mut Head, slot: usize) {
+        let KvShape { kv_heads, head_dim, kind, .. } = *self.chunk.shape();
+        let (tokens, size) = (self.chunk.tokens().len(), kind.size());
+        head.reserve(slot + tokens, head_dim);
+        let mut turned = vec![0f32; BLOCK * head_dim];
+        let mut token = 0;
+        while token < tokens {
+            let first = slot + token;
+            let lane = first % BLOCK;
+            let count = (BLOCK - lane).min(tokens - token);
+            let values = &mut head.values[first * head_dim..(first + count) * head_dim];
+            let both = turned.chunks_exact_mut(head_dim).zip(values.chunks_exact_mut(head_dim));
+            for (index, (key, value)) in both.enumerate() {
+                let at = ((token + index) * kv_heads + self.kv_head) * head_dim * size;
+                decode(kind, &self.chunk.keys(self.layer)[at..][..head_dim * size], key);
+                decode(kind, &self.chunk.values(self.layer)[at..][..head_dim * size], value);
+                self.angles.row(token + index).rotate(key);
+            }
+            let block = &mut head.keys[(first - lane) * head_dim..][..BLOCK * head_dim];
+            for (number, across) in block.chunks_exact_mut(BLOCK).enumerate() {
+                let keys = turned[number..].iter().step_by(head_dim);
+                across[lane..lane + count].iter_mut().zip(keys).for_each(|(to, &x)| *to = x);
+            }
+            token += count;
+        }
     }
 }
 
