@@ -176,8 +176,8 @@ impl Session {
         self.epochs
     }
 
-    /// Takes back the epoch that the last turn worked on. If that turn failed, there is none, and the next question
-    /// begins a new one.
+    /// Takes back the epoch that the last turn worked on. If its context broke there is none, and the next question begins
+    /// a new one.
     async fn settle(&mut self) {
         // Taken only once it is here: a caller may give up waiting and ask again.
         if let Some(turn) = &mut self.turn {

@@ -194,12 +194,13 @@ impl Memory {
     /// and deleting the KV is tried again with the next call.
     pub async fn forget(&self, namespace: impl TryInto<Namespace, Error = Error>, id: RecordId) -> Result<Record> {
         let namespace = namespace.try_into()?;
-        let texts = self.parts.ledger.history(&namespace, id).await?;
-        let record = self.parts.ledger.forget(&namespace, id, Timestamp::now()).await?;
         // The ledger knows the chunks that were computed for its texts. A store may hold more, from before the ledger.
+        let texts = self.parts.ledger.history(&namespace, id).await?;
         let chunks = texts.iter().filter(|version| !version.text.is_empty());
         let chunks = chunks.map(|version| Ok(self.chunk_id(&namespace, &self.tokens(&version.text)?)));
-        self.erase(&chunks.collect::<Result<Vec<_>>>()?).await?;
+        let chunks = chunks.collect::<Result<Vec<_>>>()?;
+        let record = self.parts.ledger.forget(&namespace, id, Timestamp::now()).await?;
+        self.erase(&chunks).await?;
         self.bury().await?;
         Ok(record)
     }
