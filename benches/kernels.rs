@@ -11,18 +11,17 @@
 use std::thread;
 
 use amem_benches::{Race, random_numbers};
-use amem_core::transformer::{Backend, Rope, Row, Span, WeightType};
-use amem_core::{KvShape, KvType};
+use amem_core::transformer::{Backend, Dtype, Rope, Row, Span};
+use amem_core::{Dtype, KvShape};
 use amem_cpu::{Cache, Cpu, Matrix, Tensor};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use half::{bf16, f16};
 
 const WIDTH: usize = 4096;
-const KINDS: [(&str, WeightType, usize); 3] =
-    [("f32", WeightType::F32, 4), ("bf16", WeightType::Bf16, 2), ("f16", WeightType::F16, 2)];
+const KINDS: [(&str, Dtype, usize); 3] = [("f32", Dtype::F32, 4), ("bf16", Dtype::Bf16, 2), ("f16", Dtype::F16, 2)];
 
 const HEADS: usize = 32;
-const SHAPE: KvShape = KvShape { layers: 1, kv_heads: 8, head_dim: 128, kind: KvType::F16 };
+const SHAPE: KvShape = KvShape { layers: 1, kv_heads: 8, head_dim: 128, kind: Dtype::F16 };
 const SLOTS: usize = 4096;
 
 fn linear(criterion: &mut Criterion) {
@@ -69,18 +68,18 @@ fn attention(criterion: &mut Criterion) {
     }
 }
 
-fn matrix(backend: &Cpu, kind: WeightType, outputs: usize, inputs: usize, numbers: &[f32]) -> Matrix {
+fn matrix(backend: &Cpu, kind: Dtype, outputs: usize, inputs: usize, numbers: &[f32]) -> Matrix {
     let bytes: Vec<u8> = match kind {
-        WeightType::F32 => numbers.iter().flat_map(|number| number.to_le_bytes()).collect(),
-        WeightType::F16 => numbers.iter().flat_map(|number| f16::from_f32(*number).to_le_bytes()).collect(),
-        WeightType::Bf16 => numbers.iter().flat_map(|number| bf16::from_f32(*number).to_le_bytes()).collect(),
+        Dtype::F32 => numbers.iter().flat_map(|number| number.to_le_bytes()).collect(),
+        Dtype::F16 => numbers.iter().flat_map(|number| f16::from_f32(*number).to_le_bytes()).collect(),
+        Dtype::Bf16 => numbers.iter().flat_map(|number| bf16::from_f32(*number).to_le_bytes()).collect(),
     };
     backend.matrix(kind, outputs, inputs, &bytes).expect("there are as many numbers as the shape needs")
 }
 
 /// Random activations, `[rows][columns]`. A backend gives none away but as rows of an embedding.
 fn activations(backend: &Cpu, rows: usize, columns: usize) -> Tensor {
-    let table = matrix(backend, WeightType::F32, rows, columns, &random_numbers(rows * columns, 2));
+    let table = matrix(backend, Dtype::F32, rows, columns, &random_numbers(rows * columns, 2));
     let tokens: Vec<u32> = (0..rows as u32).collect();
     backend.embed(&table, &tokens).expect("the tokens are in the table")
 }

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use amem_benches::{Race, random_numbers};
 use amem_core::transformer::{Backend, Rope};
-use amem_core::{ChunkId, KvChunk, KvShape, KvStore, KvType, PrefixId};
+use amem_core::{ChunkId, Dtype, KvChunk, KvShape, KvStore, PrefixId};
 use amem_cpu::{Cache, Cpu};
 use amem_store::SegmentStore;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -25,7 +25,7 @@ use futures_lite::future::block_on;
 use half::f16;
 use rustix::fs::{Advice, fadvise};
 
-const SHAPE: KvShape = KvShape { layers: 16, kv_heads: 8, head_dim: 64, kind: KvType::F16 };
+const SHAPE: KvShape = KvShape { layers: 16, kv_heads: 8, head_dim: 64, kind: Dtype::F16 };
 const CHUNKS: usize = 128;
 const TOKENS: usize = 32;
 

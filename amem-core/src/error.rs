@@ -1,6 +1,6 @@
 //! What can go wrong, to what, and what to do about it.
 
-use crate::{Namespace, RecordId};
+use crate::{ChunkId, Namespace, RecordId};
 
 /// An error of another crate, carried whole.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -80,6 +80,14 @@ pub enum Error {
     #[error("cached KV does not fit: {reason}; drop it and prefill the text again")]
     WrongKv {
         /// What does not fit.
+        reason: String,
+    },
+    /// A chunk's KV cannot be read, or is not what was written.
+    #[error("chunk {chunk} is damaged: {reason}; delete it and prefill its text again")]
+    DamagedKv {
+        /// The chunk.
+        chunk: ChunkId,
+        /// What was found.
         reason: String,
     },
     /// The store or ledger can be read, but not written.

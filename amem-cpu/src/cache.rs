@@ -1,8 +1,6 @@
 //! The keys and values of one context.
 
-use amem_core::{KvChunk, KvShape, KvType};
-use half::slice::HalfFloatSliceExt;
-use half::{bf16, f16};
+use amem_core::{Dtype, KvChunk, KvShape, LayerKv, Result};
 
 use crate::Cpu;
 use crate::rotation::{Angle, Angles};
@@ -10,9 +8,10 @@ use crate::rotation::{Angle, Angles};
 /// Slots in a block of keys: what one vector of scores covers.
 pub(crate) const BLOCK: usize = 16;
 
-/// A context's rotated keys and its values, in f32 but rounded as [`KvShape::kind`] says. It grows as it is written.
+/// A context's rotated keys and its values, in f32 but rounded to a number type. It grows as it is written.
 pub struct Cache {
     pub(crate) shape: KvShape,
+    dtype: Dtype,
     /// `[layers][kv_heads]`.
     pub(crate) heads: Vec<Head>,
 }
@@ -49,8 +48,8 @@ impl Head {
 }
 
 impl Cache {
-    pub(crate) fn new(shape: KvShape) -> Self {
-        Self { shape, heads: vec![Head::default(); shape.layers * shape.kv_heads] }
+    pub(crate) fn new(shape: KvShape, dtype: Dtype) -> Self {
+        Self { shape, dtype, heads: vec![Head::default(); shape.layers * shape.kv_heads] }
     }
 
     pub(crate) fn head(&self, layer: usize, kv_head: usize) -> &Head {
@@ -59,12 +58,14 @@ impl Cache {
 
     /// Puts one row's keys (before rotation) and values: `[kv_heads][head_dim]` each.
     pub(crate) fn write(&mut self, layer: usize, slot: usize, angle: Angle<'_>, keys: &[f32], values: &[f32]) {
-        let KvShape { kv_heads, head_dim, kind, .. } = self.shape;
+        let KvShape { kv_heads, head_dim, .. } = self.shape;
         let (mut key, mut value) = (vec![0f32; head_dim], vec![0f32; head_dim]);
         for kv_head in 0..kv_heads {
             let at = kv_head * head_dim..(kv_head + 1) * head_dim;
-            round(kind, &keys[at.clone()], &mut key);
-            round(kind, &values[at], &mut value);
+            key.copy_from_slice(&keys[at.clone()]);
+            value.copy_from_slice(&values[at]);
+            self.dtype.round(&mut key);
+            self.dtype.round(&mut value);
             angle.rotate(&mut key);
             self.heads[layer * kv_heads + kv_head].put(slot, &key, &value);
         }
@@ -72,11 +73,12 @@ impl Cache {
 
     /// The squared distance between these keys (before rotation) and those that stand in a slot.
     pub(crate) fn distance(&self, layer: usize, slot: usize, angle: Angle<'_>, keys: &[f32]) -> f32 {
-        let KvShape { kv_heads, head_dim, kind, .. } = self.shape;
+        let KvShape { kv_heads, head_dim, .. } = self.shape;
         let mut key = vec![0f32; head_dim];
         let mut distance = 0f32;
         for kv_head in 0..kv_heads {
-            round(kind, &keys[kv_head * head_dim..(kv_head + 1) * head_dim], &mut key);
+            key.copy_from_slice(&keys[kv_head * head_dim..(kv_head + 1) * head_dim]);
+            self.dtype.round(&mut key);
             angle.rotate(&mut key);
             let start = slot / BLOCK * BLOCK * head_dim + slot % BLOCK;
             let standing = self.head(layer, kv_head).keys.get(start..).unwrap_or_default().iter().step_by(BLOCK);
@@ -88,21 +90,26 @@ impl Cache {
 
 impl Cpu {
     /// Puts a chunk into the slots from `slot` on, a head at a time.
-    pub(crate) fn place_chunk(&self, cache: &mut Cache, slot: usize, angles: &Angles, chunk: &KvChunk) {
-        let kv_heads = cache.shape.kv_heads;
+    pub(crate) fn place_chunk(&self, cache: &mut Cache, slot: usize, angles: &Angles, chunk: &KvChunk) -> Result<()> {
+        let (kv_heads, dtype) = (cache.shape.kv_heads, cache.dtype);
+        let layers: Vec<LayerKv<'_>> =
+            (0..cache.shape.layers).map(|layer| chunk.layer(layer)).collect::<Result<_>>()?;
         let work = chunk.tokens().len() * chunk.shape().row() * chunk.shape().layers;
         let heads = cache.heads.iter_mut().enumerate().collect();
         self.each(heads, work, |(index, head)| {
-            let place = Place { chunk, layer: index / kv_heads, kv_head: index % kv_heads, angles };
+            let layer = &layers[index / kv_heads];
+            let place = Place { chunk, layer, dtype, kv_head: index % kv_heads, angles };
             self.arch.dispatch(|| place.put(head, slot));
         });
+        Ok(())
     }
 }
 
 /// One head's part of a chunk.
 struct Place<'a> {
     chunk: &'a KvChunk,
-    layer: usize,
+    layer: &'a LayerKv<'a>,
+    dtype: Dtype,
     kv_head: usize,
     angles: &'a Angles,
 }
@@ -111,8 +118,7 @@ impl Place<'_> {
     /// Goes block by block: keys are turned where they are read, and written across once a block's are together.
     #[inline(always)]
     fn put(&self, head: &mut Head, slot: usize) {
-        let KvShape { kv_heads, head_dim, kind, .. } = *self.chunk.shape();
-        let (tokens, size) = (self.chunk.tokens().len(), kind.size());
+        let (head_dim, tokens) = (self.chunk.shape().head_dim, self.chunk.tokens().len());
         head.reserve(slot + tokens, head_dim);
         let mut turned = vec![0f32; BLOCK * head_dim];
         let mut token = 0;
@@ -123,9 +129,10 @@ impl Place<'_> {
             let values = &mut head.values[first * head_dim..(first + count) * head_dim];
             let both = turned.chunks_exact_mut(head_dim).zip(values.chunks_exact_mut(head_dim));
             for (index, (key, value)) in both.enumerate() {
-                let at = ((token + index) * kv_heads + self.kv_head) * head_dim * size;
-                decode(kind, &self.chunk.keys(self.layer)[at..][..head_dim * size], key);
-                decode(kind, &self.chunk.values(self.layer)[at..][..head_dim * size], value);
+                self.layer.key(token + index, self.kv_head, key);
+                self.layer.value(token + index, self.kv_head, value);
+                self.dtype.round(key);
+                self.dtype.round(value);
                 self.angles.row(token + index).rotate(key);
             }
             let block = &mut head.keys[(first - lane) * head_dim..][..BLOCK * head_dim];
@@ -135,31 +142,5 @@ impl Place<'_> {
             }
             token += count;
         }
-    }
-}
-
-/// Rounds numbers to what a chunk can hold.
-fn round(kind: KvType, from: &[f32], to: &mut [f32]) {
-    match kind {
-        KvType::F16 => from.iter().zip(to).for_each(|(&x, y)| *y = f16::from_f32(saturate(x)).to_f32()),
-        KvType::Bf16 => from.iter().zip(to).for_each(|(&x, y)| *y = bf16::from_f32(x).to_f32()),
-        _ => to.copy_from_slice(from),
-    }
-}
-
-/// f16 has no room beyond ±65504; an infinity would spoil every sum it enters.
-fn saturate(x: f32) -> f32 {
-    x.clamp(-65504.0, 65504.0)
-}
-
-/// Reads little-endian numbers.
-fn decode(kind: KvType, bytes: &[u8], to: &mut [f32]) {
-    match kind {
-        KvType::F16 => match bytemuck::try_cast_slice::<u8, f16>(bytes) {
-            Ok(numbers) if cfg!(target_endian = "little") => numbers.convert_to_f32_slice(to),
-            _ => bytes.as_chunks().0.iter().zip(to).for_each(|(&b, y)| *y = f16::from_le_bytes(b).to_f32()),
-        },
-        KvType::Bf16 => bytes.as_chunks().0.iter().zip(to).for_each(|(&b, y)| *y = bf16::from_le_bytes(b).to_f32()),
-        _ => bytes.as_chunks().0.iter().zip(to).for_each(|(&b, y)| *y = f32::from_le_bytes(b)),
     }
 }

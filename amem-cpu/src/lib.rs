@@ -13,8 +13,8 @@ mod rotation;
 
 use std::num::NonZero;
 
-use amem_core::transformer::{Backend, Rope, Row, WeightType};
-use amem_core::{Error, KvChunk, KvShape, Result, Token};
+use amem_core::transformer::{Backend, Rope, Row};
+use amem_core::{Dtype, Error, KvChunk, KvShape, Result, Token};
 use pulp::Arch;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
@@ -94,16 +94,16 @@ impl Backend for Cpu {
     type Cache = Cache;
     type Angles = Angles;
 
-    fn matrix(&self, kind: WeightType, outputs: usize, inputs: usize, bytes: &[u8]) -> Result<Matrix> {
-        Matrix::pack(kind, outputs, inputs, bytes)
+    fn matrix(&self, dtype: Dtype, outputs: usize, inputs: usize, bytes: &[u8]) -> Result<Matrix> {
+        Matrix::pack(dtype, outputs, inputs, bytes)
     }
 
     fn vector(&self, values: &[f32]) -> Result<Vec<f32>> {
         Ok(values.to_vec())
     }
 
-    fn cache(&self, shape: &KvShape) -> Result<Cache> {
-        Ok(Cache::new(*shape))
+    fn cache(&self, shape: &KvShape, dtype: Dtype) -> Result<Cache> {
+        Ok(Cache::new(*shape, dtype))
     }
 
     fn angles(&self, rope: &Rope, positions: &[u32]) -> Result<Angles> {
@@ -178,8 +178,7 @@ impl Backend for Cpu {
     }
 
     fn place(&self, cache: &mut Cache, slot: u32, angles: &Angles, chunk: &KvChunk) -> Result<()> {
-        self.place_chunk(cache, slot as usize, angles, chunk);
-        Ok(())
+        self.place_chunk(cache, slot as usize, angles, chunk)
     }
 
     fn attend(&self, caches: &[&mut Cache], layer: usize, rows: &[Row], queries: &Tensor) -> Result<Tensor> {

@@ -5,8 +5,7 @@
 //! tiles. Each output adds its products up in the order of the inputs, whatever the tile, so rows do not notice their
 //! neighbours.
 
-use amem_core::transformer::WeightType;
-use amem_core::{Error, Result};
+use amem_core::{Dtype, Error, Result};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use pulp::{Arch, Simd, WithSimd};
@@ -32,17 +31,21 @@ enum Weights {
 }
 
 impl Matrix {
-    pub(crate) fn pack(kind: WeightType, outputs: usize, inputs: usize, bytes: &[u8]) -> Result<Self> {
-        let size = if kind == WeightType::F32 { 4 } else { 2 };
+    pub(crate) fn pack(dtype: Dtype, outputs: usize, inputs: usize, bytes: &[u8]) -> Result<Self> {
+        let size = dtype.size();
         let expected = outputs.checked_mul(inputs).and_then(|n| n.checked_mul(size));
         if expected != Some(bytes.len()) || outputs == 0 || inputs == 0 {
             let reason = format!("a matrix of {outputs} × {inputs} numbers does not have {} bytes", bytes.len());
             return Err(Error::BadValue { what: "weights", value: reason, expected: "one number for each entry" });
         }
-        let weights = match kind {
-            WeightType::F32 => Weights::F32(panels(outputs, inputs, bytes, f32::from_le_bytes)),
-            WeightType::F16 => Weights::F16(panels(outputs, inputs, bytes, f16::from_le_bytes)),
-            WeightType::Bf16 => Weights::Bf16(panels(outputs, inputs, bytes, bf16::from_le_bytes)),
+        let weights = match dtype {
+            Dtype::F32 => Weights::F32(panels(outputs, inputs, bytes, f32::from_le_bytes)),
+            Dtype::F16 => Weights::F16(panels(outputs, inputs, bytes, f16::from_le_bytes)),
+            Dtype::Bf16 => Weights::Bf16(panels(outputs, inputs, bytes, bf16::from_le_bytes)),
+            other => {
+                let value = format!("{other:?}");
+                return Err(Error::BadValue { what: "weights", value, expected: "in F32, F16 or BF16" });
+            }
         };
         Ok(Self { outputs, inputs, weights })
     }

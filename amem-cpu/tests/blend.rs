@@ -53,7 +53,7 @@ proptest! {
         let layers = subject.model.info().shape.layers;
         let all = Budget::Ratio(1.0);
         for repair in [
-            Repair::Heads(usize::MAX),
+            Repair::FirstRows(usize::MAX),
             Repair::Weighted { budget: all, layers: 1..2 },
             Repair::Weighted { budget: Budget::Rows(usize::MAX), layers: 0..layers },
             Repair::Weighted { budget: all, layers: 0..0 },

@@ -3,7 +3,7 @@
 
 mod common;
 
-use amem_core::{KvType, testing};
+use amem_core::{Dtype, testing};
 use amem_cpu::Cpu;
 
 #[test]
@@ -19,7 +19,7 @@ fn with_portable_instructions_it_is_a_backend() {
 #[test]
 fn every_family_is_a_model() {
     for case in ["llama3", "mistral-sliding", "qwen2-tied-bf16", "qwen3"] {
-        testing::model(|| common::golden(case, Cpu::with_threads(1).unwrap(), KvType::F16));
+        testing::model(|| common::golden(case, Cpu::with_threads(1).unwrap(), Dtype::F16));
     }
-    testing::model(|| common::demo(Cpu::with_threads(2).unwrap(), KvType::F16));
+    testing::model(|| common::demo(Cpu::with_threads(2).unwrap(), Dtype::F16));
 }

@@ -5,7 +5,7 @@ mod common;
 
 use std::sync::Arc;
 
-use amem_core::{Budget, Context, Error, KvChunk, KvType, Model, Piece, Repair, Token, Usage};
+use amem_core::{Budget, Context, Dtype, Error, KvChunk, Model, Piece, Repair, Token, Usage};
 use common::prompts::*;
 use proptest::prelude::*;
 
@@ -79,9 +79,9 @@ proptest! {
     fn no_row_is_repaired_twice(subject in any_subject(), parts in parts(), question in some_tokens()) {
         let pieces = [subject.pieces(&parts), vec![fresh(&question)]].concat();
         let (_, all) = subject.model.blend(&pieces, &Repair::All).unwrap();
-        let (mut context, first) = subject.model.blend(&pieces, &Repair::Heads(1)).unwrap();
+        let (mut context, first) = subject.model.blend(&pieces, &Repair::FirstRows(1)).unwrap();
         let mut turn = |repair: Repair| context.extend(&[fresh(&[9])], &repair).unwrap().repaired;
-        let turns = [Repair::Heads(1), Repair::Heads(2), Repair::All, Repair::All].map(&mut turn);
+        let turns = [Repair::FirstRows(1), Repair::FirstRows(2), Repair::All, Repair::All].map(&mut turn);
         prop_assert_eq!(turns[0], 0, "the first row of every chunk was repaired before");
         prop_assert_eq!(turns[3], 0, "nothing is left when all has been repaired");
         prop_assert_eq!(first.repaired + turns.iter().sum::<usize>(), all.repaired);
@@ -148,7 +148,7 @@ proptest! {
         let cases: [(Repair, Choosing<'_>); 8] = [
             (Repair::None, &|_| 0),
             (Repair::All, &|_| 0),
-            (Repair::Heads(rows), &|_| 0),
+            (Repair::FirstRows(rows), &|_| 0),
             (Repair::Weighted { budget, layers: 0..0 }, &|_| 0),
             (Repair::Weighted { budget, layers: 1..2 }, &|_| 0),
             (Repair::Attention { budget, layers: 0..2 }, &|_| 0),
@@ -235,7 +235,7 @@ fn a_chunk_of_another_shape() -> KvChunk {
     let chunk = &subject("llama3 F16").memories[0];
     let mut shape = *chunk.shape();
     shape.layers += 7;
-    shape.kind = KvType::F16;
+    shape.kind = Dtype::F16;
     let bytes = vec![0; shape.bytes(chunk.tokens().len())];
     KvChunk::new(chunk.id(), chunk.prefix(), shape, Arc::clone(chunk.tokens()), Arc::new(bytes)).unwrap()
 }

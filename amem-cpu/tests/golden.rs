@@ -5,7 +5,7 @@ mod common;
 
 use std::path::Path;
 
-use amem_core::KvType;
+use amem_core::Dtype;
 use amem_core::Sampling;
 use amem_core::transformer::{Options, Transformer};
 use amem_cpu::Cpu;
@@ -25,7 +25,7 @@ fn logits_equal_those_of_an_independent_implementation() {
     for entry in std::fs::read_dir(&cases).unwrap() {
         let case = entry.unwrap().file_name().into_string().unwrap();
         let (tokens, logits) = common::expected(&cases.join(&case).join("golden.safetensors"));
-        let model = common::golden(&case, Cpu::with_threads(2).unwrap(), KvType::F32);
+        let model = common::golden(&case, Cpu::with_threads(2).unwrap(), Dtype::F32);
         let error = worst(&model.score(&tokens).unwrap(), &logits);
         println!("{case}: {error:.2e}");
         count += 1;
@@ -42,7 +42,7 @@ fn the_demo_models_logits_equal_those_of_an_independent_implementation() {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/demo.safetensors");
     let (tokens, logits) = common::expected(&golden);
     let mut options = Options::default();
-    options.kv = KvType::F32;
+    options.kv = Dtype::F32;
     let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/demo-model/model");
     let files = common::directory(&model);
     let chat = Box::new(common::Numbers);

@@ -4,7 +4,7 @@
 mod common;
 
 use amem_core::transformer::Transformer;
-use amem_core::{Budget, KvType, Model, Piece, Repair};
+use amem_core::{Budget, Dtype, Model, Piece, Repair};
 use amem_cpu::Cpu;
 use common::prompts::{PREFIX, bits, ours, text};
 
@@ -27,14 +27,14 @@ fn all_instruction_sets_and_any_number_of_threads_give_the_same_bits() {
     let portable = || Cpu::portable(1).unwrap();
     let with_threads = |threads| Cpu::with_threads(threads).unwrap();
     for case in ["llama3", "llama-bf16", "qwen3-tied-f16", "mistral-sliding", "llama-yarn"] {
-        let on = |cpu| everything(&common::golden(case, cpu, KvType::Bf16));
+        let on = |cpu| everything(&common::golden(case, cpu, Dtype::Bf16));
         let expected = on(portable());
         for threads in [1, 2, 3] {
             assert!(on(with_threads(threads)) == expected, "{case} with {threads} threads");
         }
     }
     // Only the demo model has enough to do for several threads.
-    let on = |cpu| everything(&common::demo(cpu, KvType::F16));
+    let on = |cpu| everything(&common::demo(cpu, Dtype::F16));
     let expected = on(portable());
     for threads in [1, 2, 3] {
         assert!(on(with_threads(threads)) == expected, "the demo model with {threads} threads");

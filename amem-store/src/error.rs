@@ -46,6 +46,14 @@ pub enum Error {
         /// The failure that did it.
         reason: String,
     },
+    /// A chunk that was to be written could not be read.
+    #[error("cannot store chunk {chunk}: {source}")]
+    Chunk {
+        /// The chunk.
+        chunk: amem_core::ChunkId,
+        /// Why it cannot be read.
+        source: amem_core::Error,
+    },
     /// A file was written by a later version of amem.
     #[error("{} has format {found}, and this amem reads up to {supported}: use a newer amem", path.display())]
     NewerFormat {

@@ -1,11 +1,12 @@
 //! Files read through memory maps: the one place of this crate with `unsafe` in it.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
-use amem_core::KvData;
+use amem_core::{Encoding, KvData, Result};
 use memmap2::{Mmap, MmapOptions};
 
 /// The first bytes of a file, mapped. Stays readable after the file is unlinked.
@@ -44,21 +45,34 @@ impl Map {
     }
 }
 
-/// A range of a mapping that keeps the mapping alive.
+/// A chunk's KV in a mapping, which it keeps alive.
 pub(crate) struct MappedRange {
     map: Arc<Map>,
     range: Range<usize>,
+    encoding: Encoding,
+    layers: usize,
 }
 
 impl MappedRange {
     /// The range, or `None` when the mapping does not reach that far.
-    pub(crate) fn new(map: Arc<Map>, range: Range<usize>) -> Option<Self> {
-        map.bytes().get(range.clone()).is_some().then_some(Self { map, range })
+    pub(crate) fn new(map: Arc<Map>, range: Range<usize>, encoding: Encoding, layers: usize) -> Option<Self> {
+        map.bytes().get(range.clone()).is_some().then_some(Self { map, range, encoding, layers })
     }
 }
 
 impl KvData for MappedRange {
-    fn bytes(&self) -> &[u8] {
-        self.map.bytes().get(self.range.clone()).unwrap_or_default()
+    fn encoding(&self) -> Encoding {
+        self.encoding
+    }
+
+    fn size(&self) -> usize {
+        self.range.len()
+    }
+
+    fn layer(&self, layer: usize) -> Result<Cow<'_, [u8]>> {
+        let len = self.range.len() / self.layers.max(1);
+        let start = self.range.start + layer.min(self.layers) * len;
+        let bytes = self.map.bytes().get(start..start + len).unwrap_or_default();
+        Ok(Cow::Borrowed(bytes))
     }
 }

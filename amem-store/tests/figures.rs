@@ -20,7 +20,7 @@ fn figures_of_the_store() {
     let dir = tempfile::tempdir().unwrap();
     let store = SegmentStore::open(dir.path().join("large")).unwrap();
     let chunks: Vec<_> = (0..128).map(|seed| chunk(seed, 32 << 10)).collect();
-    let megabytes = chunks.iter().map(|chunk| chunk.bytes().len()).sum::<usize>() as f64 / 1e6;
+    let megabytes = chunks.iter().map(|chunk| chunk.size()).sum::<usize>() as f64 / 1e6;
     let begun = Instant::now();
     block_on(store.put(&chunks)).unwrap();
     rate("put, chunks of 4 MiB", megabytes, "MB", begun.elapsed());

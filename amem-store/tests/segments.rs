@@ -94,12 +94,12 @@ fn deleting_takes_the_bytes_out_of_the_files() {
     block_on(store.put(&[measured(&chunks[7])])).unwrap();
     let [gone, kept] = [&chunks[7], &chunks[8]];
     let tokens = |chunk: &KvChunk| chunk.tokens().iter().flat_map(|token| token.to_le_bytes()).collect::<Vec<_>>();
-    for needle in [&tokens(gone)[..], &gone.bytes()[..64], &tokens(kept)[..]] {
+    for needle in [&tokens(gone)[..], &gone.to_bytes().unwrap()[..64], &tokens(kept)[..]] {
         assert!(files_contain(dir.path(), needle));
     }
     block_on(store.delete(&[gone.id()])).unwrap();
     assert!(!files_contain(dir.path(), &tokens(gone)));
-    assert!(!files_contain(dir.path(), &gone.bytes()[..64]));
+    assert!(!files_contain(dir.path(), &gone.to_bytes().unwrap()[..64]));
     for chunk in chunks.iter().filter(|chunk| chunk.id() != gone.id()) {
         assert_same(&block_on(store.get(&chunk.id())).unwrap().unwrap(), chunk);
     }
@@ -117,9 +117,9 @@ fn deleting_takes_out_what_damage_made_unreadable() {
     flip(path, 4096 + 70);
     flip(path, fs::metadata(path).unwrap().len() - 4096);
     let store = open(dir.path());
-    assert!(files_contain(dir.path(), &a.bytes()[..64]));
+    assert!(files_contain(dir.path(), &a.to_bytes().unwrap()[..64]));
     block_on(store.delete(&[a.id()])).unwrap();
-    assert!(!files_contain(dir.path(), &a.bytes()[..64]));
+    assert!(!files_contain(dir.path(), &a.to_bytes().unwrap()[..64]));
     assert_same(&block_on(store.get(&b.id())).unwrap().unwrap(), &b);
 }
 
@@ -291,14 +291,14 @@ proptest! {
                     let gone = chunk(seed, 1 + seed as usize * 40);
                     block_on(open_store.delete(&[gone.id()])).unwrap();
                     model.remove(&gone.id());
-                    prop_assert!(!files_contain(dir.path(), &gone.bytes()[..40]), "deleted bytes are in the files");
+                    prop_assert!(!files_contain(dir.path(), &gone.to_bytes().unwrap()[..40]), "deleted bytes are in the files");
                     deleted.insert(gone.id(), gone);
                 }
                 Step::Get(seed) => {
                     let id = chunk(seed, 1 + seed as usize * 40).id();
                     match (block_on(open_store.get(&id)).unwrap(), model.get(&id)) {
                         (Some(found), Some(put)) if !damaged => assert_same(&found, put),
-                        (Some(found), Some(put)) => prop_assert!(found.bytes() == put.bytes()),
+                        (Some(found), Some(put)) => prop_assert!(found.to_bytes().unwrap() == put.to_bytes().unwrap()),
                         (Some(_), None) => prop_assert!(false, "found what was not put"),
                         (None, put) => prop_assert!(put.is_none() || damaged, "lost what was put"),
                     }
@@ -331,7 +331,7 @@ fn what_was_evicted_and_then_deleted_is_in_no_file() {
     block_on(store.evict(&[secret])).unwrap();
     assert!(block_on(store.get(&secret)).unwrap().is_none());
     block_on(store.delete(&[secret])).unwrap();
-    assert!(!files_contain(dir.path(), chunks[7].bytes()));
+    assert!(!files_contain(dir.path(), &chunks[7].to_bytes().unwrap()));
     drop(store);
     assert!(block_on(open(dir.path()).get(&secret)).unwrap().is_none());
 }

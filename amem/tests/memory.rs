@@ -301,7 +301,7 @@ fn every_repair_answers_and_says_what_it_cost() {
         let memory = in_ram();
         memory.remember_all("me", NOTES).await.unwrap();
         memory.prefill("me", |_, _| {}).await.unwrap();
-        for repair in [Repair::None, Repair::default(), Repair::Heads(2), Repair::All] {
+        for repair in [Repair::None, Repair::default(), Repair::FirstRows(2), Repair::All] {
             let ask = Ask { repair: Some(repair.clone()), ..Ask::from("Where does Alice live?") };
             let answer = memory.ask("me", ask).await.unwrap();
             assert_eq!(answer.text, "Alice lives in Denver.", "{repair:?}");

@@ -182,12 +182,12 @@ fn a_refused_question_leaves_the_working_set_in_place() {
         memory.remember("me", "Alice lives in Denver.").await.unwrap();
         let mut session = memory.session("me", SessionOptions::default()).unwrap();
         session.ask("Where does Alice live?").await.unwrap();
-        let bad = Repair::Heads(1);
+        let bad = Repair::FirstRows(1);
         let nonsense = Repair::Attention { budget: amem_core::Budget::Ratio(-1.0), layers: 1..2 };
         for repair in [nonsense, bad] {
             let refused =
                 session.ask(Ask { repair: Some(repair.clone()), ..Ask::from("Where does Alice live?") }).await;
-            assert_eq!(refused.is_err(), repair != Repair::Heads(1));
+            assert_eq!(refused.is_err(), repair != Repair::FirstRows(1));
         }
         assert_eq!(session.ask("Where does Alice live?").await.unwrap().text, "Alice lives in Denver.");
         assert_eq!(session.epochs(), 1);

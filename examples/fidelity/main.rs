@@ -86,7 +86,7 @@ struct Method {
 fn methods() -> Vec<Method> {
     let mut methods = vec![Method { name: "none", budget: 0.0, repair: Repair::None }];
     for rows in [1, 2, 3] {
-        methods.push(Method { name: "heads (EPIC)", budget: rows as f64, repair: Repair::Heads(rows) });
+        methods.push(Method { name: "heads (EPIC)", budget: rows as f64, repair: Repair::FirstRows(rows) });
     }
     for ratio in [0.0, 0.05, 0.15] {
         let repair = Repair::Deviation { ratio: ratio as f32, check_layer: 1 };

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::{Arc, LazyLock};
 
 use amem_core::transformer::{Options, Transformer};
-use amem_core::{Budget, Context, KvChunk, KvShape, KvType, Model, Namespace, Piece, Repair, Token};
+use amem_core::{Budget, Context, KvChunk, KvShape, Dtype, Model, Namespace, Piece, Repair, Token};
 use amem_cpu::Cpu;
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
@@ -41,7 +41,7 @@ static FIXTURE: LazyLock<Fixture> = LazyLock::new(|| {
 
 /// The chunk as another model would have it.
 fn foreign(chunk: &KvChunk) -> KvChunk {
-    let shape = KvShape { layers: 1, kv_heads: 1, head_dim: 2, kind: KvType::Bf16 };
+    let shape = KvShape { layers: 1, kv_heads: 1, head_dim: 2, kind: Dtype::Bf16 };
     let bytes = vec![0u8; shape.bytes(chunk.tokens().len())];
     KvChunk::new(chunk.id(), chunk.prefix(), shape, Arc::clone(chunk.tokens()), Arc::new(bytes)).expect("the bytes fit")
 }
@@ -91,7 +91,7 @@ impl Mending {
     fn repair(&self) -> Repair {
         match self {
             Mending::None => Repair::None,
-            Mending::Heads(count) => Repair::Heads(*count),
+            Mending::Heads(count) => Repair::FirstRows(*count),
             Mending::Deviation(ratio, check_layer) => Repair::Deviation { ratio: *ratio, check_layer: *check_layer },
             Mending::Attention(amount, layers) => Repair::Attention { budget: amount.budget(), layers: layers.clone() },
             Mending::Weighted(amount, layers) => Repair::Weighted { budget: amount.budget(), layers: layers.clone() },

@@ -1,7 +1,7 @@
 //! Any `config.json` is read or refused, and the numbers of one that is read are within bounds.
 #![no_main]
 
-use amem_core::KvType;
+use amem_core::Dtype;
 use amem_core::transformer::Config;
 use libfuzzer_sys::fuzz_target;
 
@@ -10,5 +10,5 @@ fuzz_target!(|bytes: &[u8]| {
     assert!(config.heads.is_multiple_of(config.kv_heads));
     assert_eq!(config.rope.inverse_frequencies.len(), config.head_dim / 2);
     assert!(config.rope.inverse_frequencies.iter().all(|frequency| frequency.is_finite()));
-    assert!(config.kv_shape(KvType::F32).token_bytes() > 0);
+    assert!(config.kv_shape(Dtype::F32).token_bytes() > 0);
 });

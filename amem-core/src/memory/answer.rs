@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use futures_channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
 use futures_core::Stream;
 
-use crate::generate::{Generated, generate};
+use crate::engine::{Generated, generate};
 use crate::{Context, Error, Finish, Generation, Model, Piece, Record, Repair, Result, Token, Usage};
 
 /// A question and how it is to be answered.

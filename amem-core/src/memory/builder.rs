@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Memory, Parts, shelf::Shelves};
+use super::{Memory, Parts, records::RecordCache};
 use crate::recall::Lexical;
 use crate::{KvStore, Ledger, Model, RamLedger, RamStore, Recaller, Repair, Result};
 
@@ -71,7 +71,7 @@ impl Builder {
     pub fn build(self) -> Result<Memory> {
         let Self { model, kv, ledger, recaller, system, repair } = self;
         let layout = model.chat().layout(&system)?;
-        let shelves = Shelves::default();
-        Ok(Memory { parts: Arc::new(Parts { model, kv, ledger, recaller, layout, repair, shelves }) })
+        let records = RecordCache::default();
+        Ok(Memory { parts: Arc::new(Parts { model, kv, ledger, recaller, layout, repair, records }) })
     }
 }

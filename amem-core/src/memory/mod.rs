@@ -5,7 +5,8 @@
 
 mod answer;
 mod builder;
-mod shelf;
+mod records;
+mod session;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,13 +17,13 @@ use blocking::unblock;
 pub use answer::{Answer, AnswerStream, Ask, Event, Recollection};
 pub(crate) use answer::{Answered, Cost, Job, answer};
 pub use builder::Builder;
+pub use session::{Session, SessionOptions};
 
 use crate::{
     Added, ChunkId, Error, KvChunk, KvStore, Layout, Ledger, Model, Namespace, NewRecord, Outcome, Piece, PrefixId,
-    Query, Recaller, Record, RecordId, Repair, Result, Session, SessionOptions, State, Timestamp, Token, Usage,
-    Version,
+    Query, Recaller, Record, RecordId, Repair, Result, State, Timestamp, Token, Usage, Version,
 };
-use shelf::Shelves;
+use records::RecordCache;
 
 /// An agent's memory. Cheap to clone; clones are the same memory.
 #[derive(Clone)]
@@ -37,7 +38,7 @@ struct Parts {
     recaller: Arc<dyn Recaller>,
     layout: Layout,
     repair: Repair,
-    shelves: Shelves,
+    records: RecordCache,
 }
 
 /// A memory's tokens and, once it is at hand, its KV.
@@ -102,7 +103,7 @@ impl Memory {
         let found = self.parts.recaller.recall(&namespace, query, k).await?;
         let now = Timestamp::now();
         let with_record = found.into_iter().filter_map(|recalled| {
-            let record = self.parts.shelves.record(&namespace, recalled.id, now)?;
+            let record = self.parts.records.record(&namespace, recalled.id, now)?;
             Some(Recollection { record, score: recalled.score })
         });
         Ok(with_record.collect())
@@ -239,7 +240,7 @@ impl Memory {
         let namespace = namespace.try_into()?;
         self.refresh(&namespace).await?;
         let (_, mut usage) = self.head(&namespace).await?;
-        let records = self.parts.shelves.active(&namespace, Timestamp::now());
+        let records = self.parts.records.active(&namespace, Timestamp::now());
         let mut wanting = Vec::new();
         for record in records {
             let id = self.chunk_id(&namespace, &self.tokens(&record.text)?);
@@ -459,8 +460,8 @@ impl Memory {
 
     /// Brings the index up to what this or any other process has written to the ledger.
     pub(crate) async fn refresh(&self, namespace: &Namespace) -> Result<()> {
-        let Parts { ledger, recaller, shelves, .. } = &*self.parts;
-        let forgotten = shelves.refresh(&**ledger, &**recaller, namespace).await?;
+        let Parts { ledger, recaller, records, .. } = &*self.parts;
+        let forgotten = records.refresh(&**ledger, &**recaller, namespace).await?;
         let chunks = forgotten.iter().map(|record| Ok(self.chunk_id(namespace, &self.tokens(&record.text)?)));
         let chunks = chunks.collect::<Result<Vec<_>>>()?;
         // Another process may have forgotten them, and deleted from its own stores only.
@@ -473,7 +474,7 @@ impl Memory {
 
     /// The record as it is now, if it counts.
     pub(crate) fn record(&self, namespace: &Namespace, id: RecordId) -> Option<Record> {
-        self.parts.shelves.record(namespace, id, Timestamp::now())
+        self.parts.records.record(namespace, id, Timestamp::now())
     }
 
     /// Whether a record was forgotten, rather than changed or outlived.
@@ -484,7 +485,7 @@ impl Memory {
 
     /// All records that count now, oldest first.
     pub(crate) fn active(&self, namespace: &Namespace) -> Vec<Record> {
-        self.parts.shelves.active(namespace, Timestamp::now())
+        self.parts.records.active(namespace, Timestamp::now())
     }
 }
 

@@ -5,8 +5,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::reference::{self, Table, exact, stored};
-use crate::transformer::{Backend, Rope, Row, Span, WeightType};
-use crate::{ChunkId, Fingerprint, KvChunk, KvShape, KvType, Namespace, PrefixId, Result};
+use crate::transformer::{Backend, Rope, Row, Span, Dtype};
+use crate::{ChunkId, Fingerprint, KvChunk, KvShape, Dtype, Namespace, PrefixId, Result};
 
 /// Checks a backend against the promises of [`Backend`]: every kernel, over sizes that fit no register, against plain
 /// loops in f64, and the two laws bit by bit. `make` gives a backend.
@@ -70,7 +70,7 @@ impl<B: Backend> Suite<B> {
         }
     }
 
-    fn matrix(&self, kind: WeightType, table: &Table) -> Result<B::Matrix> {
+    fn matrix(&self, kind: Dtype, table: &Table) -> Result<B::Matrix> {
         let kv = KINDS.iter().find(|(weight, _)| *weight == kind).expect("a kind of KV for each of weights").1;
         let bytes: Vec<u8> = table.data.iter().flat_map(|&x| stored(kv, x)).collect();
         self.backend.matrix(kind, table.rows().len(), table.columns, &bytes)
@@ -79,7 +79,7 @@ impl<B: Backend> Suite<B> {
     /// Numbers on the backend: rows of a table, as an embedding has them.
     fn tensor(&self, table: &Table) -> Result<B::Tensor> {
         let rows: Vec<u32> = (0..table.rows().len() as u32).collect();
-        self.backend.embed(&self.matrix(WeightType::F32, table)?, &rows)
+        self.backend.embed(&self.matrix(Dtype::F32, table)?, &rows)
     }
 
     fn weights_are_read_as_they_are(&mut self) -> Result<()> {
@@ -291,7 +291,7 @@ impl<B: Backend> Suite<B> {
         }
         for rows in [2, 9] {
             let (x, w) = (Table::noise(30, rows, 70), Table::noise(31, 45, 70));
-            let matrix = self.matrix(WeightType::F32, &w)?;
+            let matrix = self.matrix(Dtype::F32, &w)?;
             let weight = self.backend.vector(&Table::noise(32, 1, 70).data)?;
             let pipe = |x: &Table| {
                 let normed = self.backend.norm(&self.tensor(x)?, &weight, 1e-5)?;
@@ -360,7 +360,7 @@ impl<B: Backend> Suite<B> {
 
     fn only_differences_of_positions_count(&mut self) -> Result<()> {
         for head_dim in HEAD_DIMS {
-            let shape = KvShape { layers: 1, kv_heads: 2, head_dim, kind: KvType::F16 };
+            let shape = KvShape { layers: 1, kv_heads: 2, head_dim, kind: Dtype::F16 };
             let rope = Rope::plain(10_000.0, head_dim);
             let numbers = [50, 51, 52].map(|seed| Table::noise(seed, 40, shape.row()));
             let at = |distance: u32| {
@@ -392,8 +392,8 @@ impl<B: Backend> Suite<B> {
     }
 }
 
-const KINDS: [(WeightType, KvType); 3] =
-    [(WeightType::F32, KvType::F32), (WeightType::F16, KvType::F16), (WeightType::Bf16, KvType::Bf16)];
+const KINDS: [(Dtype, Dtype); 3] =
+    [(Dtype::F32, Dtype::F32), (Dtype::F16, Dtype::F16), (Dtype::Bf16, Dtype::Bf16)];
 
 const HEAD_DIMS: [usize; 4] = [2, 16, 20, 64];
 

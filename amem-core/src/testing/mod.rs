@@ -10,20 +10,12 @@
 //! They bring no runtime; an implementation that needs one enters it in its closure.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a broken promise is told by a panic")]
 
-#[cfg(feature = "transformer")]
-mod backend;
 mod kv_store;
 mod ledger;
-mod model;
 mod recaller;
-#[cfg(feature = "transformer")]
-mod reference;
 mod residency;
 
-#[cfg(feature = "transformer")]
-pub use backend::backend;
 pub use kv_store::kv_store;
 pub use ledger::ledger;
-pub use model::model;
 pub use recaller::recaller;
 pub use residency::residency_policy;

@@ -3,10 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use half::{bf16, f16};
-
 use crate::transformer::{Rope, Row};
-use crate::{KvShape, KvType};
+use crate::{Dtype, KvShape};
 
 /// Numbers in rows.
 #[derive(Clone)]
@@ -42,32 +40,14 @@ impl Table {
     }
 
     /// Every number rounded to what this type can hold.
-    pub(super) fn rounded(mut self, kind: KvType) -> Self {
-        self.data.iter_mut().for_each(|x| *x = round(kind, *x));
+    pub(super) fn rounded(mut self, dtype: Dtype) -> Self {
+        dtype.round(&mut self.data);
         self
     }
 }
 
 pub(super) fn exact(numbers: &[f32]) -> Vec<f64> {
     numbers.iter().map(|&x| f64::from(x)).collect()
-}
-
-/// A number as a chunk holds it.
-fn round(kind: KvType, x: f32) -> f32 {
-    match kind {
-        KvType::F32 => x,
-        KvType::F16 => f16::from_f32(x.clamp(-65504.0, 65504.0)).to_f32(),
-        KvType::Bf16 => bf16::from_f32(x).to_f32(),
-    }
-}
-
-/// A number as the bytes of a chunk.
-pub(super) fn stored(kind: KvType, x: f32) -> Vec<u8> {
-    match kind {
-        KvType::F32 => x.to_le_bytes().to_vec(),
-        KvType::F16 => f16::from_f32(round(kind, x)).to_le_bytes().to_vec(),
-        KvType::Bf16 => bf16::from_f32(x).to_le_bytes().to_vec(),
-    }
 }
 
 pub(super) fn norm(x: &Table, weight: &[f32], eps: f32) -> Vec<f64> {
@@ -113,20 +93,27 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
+fn rounded(dtype: Dtype, numbers: &[f32]) -> Vec<f32> {
+    let mut numbers = numbers.to_vec();
+    dtype.round(&mut numbers);
+    numbers
+}
+
 /// One context's rotated keys and its values.
 pub(super) struct Cache {
     shape: KvShape,
+    dtype: Dtype,
     /// By layer and slot, `[kv_heads * head_dim]` each.
     standing: BTreeMap<(usize, u32), [Vec<f64>; 2]>,
 }
 
 impl Cache {
-    pub(super) fn new(shape: KvShape) -> Self {
-        Self { shape, standing: BTreeMap::new() }
+    pub(super) fn new(shape: KvShape, dtype: Dtype) -> Self {
+        Self { shape, dtype, standing: BTreeMap::new() }
     }
 
     pub(super) fn put(&mut self, layer: usize, slot: u32, rope: &Rope, position: u32, keys: &[f32], values: &[f32]) {
-        let round = |numbers: &[f32]| numbers.iter().map(|&x| round(self.shape.kind, x)).collect::<Vec<_>>();
+        let round = |numbers: &[f32]| rounded(self.dtype, numbers);
         let row = [rotate(&round(keys), rope, position), exact(&round(values))];
         self.standing.insert((layer, slot), row);
     }
@@ -165,7 +152,7 @@ impl Cache {
 
     /// The squared distance between a row's keys (before rotation) and those in its slot.
     pub(super) fn distance(&self, layer: usize, row: &Row, rope: &Rope, keys: &[f32]) -> f64 {
-        let keys: Vec<f32> = keys.iter().map(|&x| round(self.shape.kind, x)).collect();
+        let keys = rounded(self.dtype, keys);
         let standing = &self.standing[&(layer, row.slot)][0];
         rotate(&keys, rope, row.position).iter().zip(standing).map(|(a, b)| (a - b) * (a - b)).sum()
     }

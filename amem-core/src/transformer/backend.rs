@@ -5,13 +5,12 @@
 //!
 //! Two laws let cached and fresh KV mix without a trace: what a row yields depends on that row alone, never on which
 //! other rows are computed beside it or on how many threads do it; and what a context holds is what a chunk can hold:
-//! keys and values are rounded to [`KvShape::kind`] before they are rotated and stored.
+//! keys and values are rounded to the cache's type before they are rotated and stored.
 
 use std::ops::Range;
 
 use super::rope::Rope;
-use super::weights::WeightType;
-use crate::{KvChunk, KvShape, Result, Token};
+use crate::{Dtype, KvChunk, KvShape, Result, Token};
 
 /// One token to compute.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,7 +58,7 @@ pub trait Backend: Send + Sync + 'static {
     ///
     /// # Errors
     /// When the bytes are not that many numbers, or there is no memory for them.
-    fn matrix(&self, kind: WeightType, outputs: usize, inputs: usize, bytes: &[u8]) -> Result<Self::Matrix>;
+    fn matrix(&self, dtype: Dtype, outputs: usize, inputs: usize, bytes: &[u8]) -> Result<Self::Matrix>;
 
     /// Uploads a vector.
     ///
@@ -71,7 +70,7 @@ pub trait Backend: Send + Sync + 'static {
     ///
     /// # Errors
     /// When there is no memory for it.
-    fn cache(&self, shape: &KvShape) -> Result<Self::Cache>;
+    fn cache(&self, shape: &KvShape, dtype: Dtype) -> Result<Self::Cache>;
 
     /// The angles of these positions, one row each.
     ///
@@ -135,7 +134,7 @@ pub trait Backend: Send + Sync + 'static {
     fn read(&self, x: &Self::Tensor) -> Result<Vec<f32>>;
 
     /// Puts the rows' keys (before rotation) and values, `[rows][kv_heads * head_dim]` each, into their slots of one
-    /// layer: rounded to the cache's kind, and the keys then rotated.
+    /// layer: rounded to the cache's type, and the keys then rotated.
     ///
     /// # Errors
     /// What the device met.

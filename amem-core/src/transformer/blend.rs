@@ -45,7 +45,7 @@ struct Appended {
 
 impl<B: Backend> Blend<B> {
     pub(crate) fn new(graph: Arc<Graph<B>>, info: Arc<ModelInfo>) -> Result<Self> {
-        let cache = graph.backend.cache(&graph.shape)?;
+        let cache = graph.backend.cache(&graph.shape, graph.dtype)?;
         Ok(Self { graph, info, cache, tokens: vec![], standing: vec![], exact: 0, logits: vec![], broken: false })
     }
 
@@ -180,7 +180,7 @@ impl<B: Backend> Blend<B> {
             _ if candidates.is_empty() => return those(&|_| false),
             Repair::None => return those(&|_| false),
             Repair::All | Repair::Deviation { .. } => return those(&|_| true),
-            Repair::Heads(count) => return those(&|candidate| (candidate.index as usize) < *count),
+            Repair::FirstRows(count) => return those(&|candidate| (candidate.index as usize) < *count),
             Repair::Attention { .. } if unasked => return those(&|_| false),
             Repair::Attention { budget, layers } => (*budget, layers, false),
             Repair::Weighted { budget, layers } => (*budget, layers, true),

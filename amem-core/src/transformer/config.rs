@@ -5,7 +5,7 @@
 
 use super::settings::{Settings, bad_model};
 use super::{ModelSource, Rope};
-use crate::{Error, KvShape, KvType, Result, Token};
+use crate::{Error, KvShape, Result, Token};
 
 const FILE: &str = "config.json";
 /// No model comes near these. They keep every product of two sizes far below overflow.
@@ -112,9 +112,9 @@ impl Config {
         })
     }
 
-    /// The shape of this model's KV, its numbers stored as `kind`.
-    pub fn kv_shape(&self, kind: KvType) -> KvShape {
-        KvShape { layers: self.layers, kv_heads: self.kv_heads, head_dim: self.head_dim, kind }
+    /// The shape of this model's KV.
+    pub fn kv_shape(&self) -> KvShape {
+        KvShape { layers: self.layers, kv_heads: self.kv_heads, head_dim: self.head_dim }
     }
 }
 
@@ -215,7 +215,7 @@ mod tests {
         assert_eq!((config.norm_eps, config.tied, config.window), (1e-5, true, None));
         assert_eq!((config.qkv_bias, config.o_bias, config.qk_norm), (false, false, false));
         assert_eq!((config.stops.clone(), config.rope.clone()), (vec![6], Rope::plain(10_000.0, 64)));
-        assert_eq!(config.kv_shape(KvType::F16).token_bytes(), 5 * 2 * 2 * 64 * 2);
+        assert_eq!(config.kv_shape().token_numbers(), 5 * 2 * 2 * 64);
     }
 
     #[test]

@@ -8,12 +8,14 @@ use super::backend::{Backend, Row};
 use super::config::Config;
 use super::rope::Rope;
 use super::weights::{self, Tensor, Weights};
-use crate::{KvShape, KvType, Result, Token};
+use crate::{Dtype, KvShape, Result, Token};
 
 /// A model's weights on a backend, and how they hang together.
 pub(crate) struct Graph<B: Backend> {
     pub(crate) backend: B,
     pub(crate) shape: KvShape,
+    /// The number type of its KV caches.
+    pub(crate) dtype: Dtype,
     /// How far a row sees back, itself included; no limit if `None`.
     pub(crate) window: Option<u32>,
     rope: Rope,
@@ -46,9 +48,9 @@ struct Linear<B: Backend> {
 
 impl<B: Backend> Graph<B> {
     /// Uploads the weights.
-    pub(crate) fn load(backend: B, config: &Config, weights: &Weights<'_>, kind: KvType) -> Result<Self> {
+    pub(crate) fn load(backend: B, config: &Config, weights: &Weights<'_>, dtype: Dtype) -> Result<Self> {
         let vector = |tensor: &Tensor<'_>| backend.vector(&tensor.to_f32());
-        let matrix = |t: &Tensor<'_>| backend.matrix(t.kind, t.rows, t.columns, t.bytes);
+        let matrix = |t: &Tensor<'_>| backend.matrix(t.dtype, t.rows, t.columns, t.bytes);
         let linear = |weight: &Tensor<'_>, bias: &Option<Tensor<'_>>| -> Result<Linear<B>> {
             Ok(Linear { weight: matrix(weight)?, bias: bias.as_ref().map(vector).transpose()? })
         };
@@ -69,7 +71,8 @@ impl<B: Backend> Graph<B> {
         };
         let layers = weights.layers.iter().map(layer).collect::<Result<_>>()?;
         Ok(Self {
-            shape: config.kv_shape(kind),
+            shape: config.kv_shape(),
+            dtype,
             window: config.window.map(|window| window as u32),
             rope: config.rope.clone(),
             norm_eps: config.norm_eps,

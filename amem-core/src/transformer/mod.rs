@@ -22,10 +22,11 @@ pub use config::{Config, Family};
 pub use rope::Rope;
 pub use source::ModelSource;
 pub use text::HfChat;
-pub use weights::{Layer, Tensor, WeightType, Weights};
+pub use weights::{Layer, Tensor, Weights};
 
 use crate::{
-    Chat, Context, Error, KvChunk, KvType, Model, ModelInfo, Namespace, PrefixId, Result, Sampling, Token, Usage,
+    Chat, Context, Dtype, Encoding, Error, HostKv, KvChunk, Model, ModelInfo, Namespace, PrefixId, Result, Sampling,
+    Token, Usage,
 };
 use blend::Blend;
 use forward::Graph;
@@ -37,14 +38,14 @@ pub struct Options {
     /// A name for people; the directory's name, say.
     pub name: String,
     /// How stored KV is written.
-    pub kv: KvType,
+    pub kv: Dtype,
     /// Tokens that one context holds at most, if fewer than the model was made for.
     pub context: Option<usize>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { name: "model".to_owned(), kv: KvType::F16, context: None }
+        Self { name: "model".to_owned(), kv: Dtype::F16, context: None }
     }
 }
 
@@ -115,7 +116,9 @@ impl<B: Backend> Transformer<B> {
 
     fn chunk(&self, namespace: &Namespace, prefix: &PrefixId, tokens: &Arc<[Token]>, kv: Vec<u8>) -> Result<KvChunk> {
         let id = self.info.chunk_id(namespace, prefix, tokens);
-        KvChunk::new(id, *prefix, self.info.shape, Arc::clone(tokens), Arc::new(kv))
+        let data = HostKv::new(Encoding::Plain(self.graph.dtype), self.info.shape.layers, kv);
+        let chunk = KvChunk::new(id, *prefix, self.info.shape, Arc::clone(tokens), Arc::new(data))?;
+        Ok(chunk.with_model(self.info.fingerprint))
     }
 
     /// The prefix's KV, computed once.
@@ -171,7 +174,7 @@ impl<B: Backend> Transformer<B> {
             for text in texts {
                 let rows = first..first + text.len();
                 first = rows.end;
-                let kv = computed.bytes(&self.info.shape, rows.clone());
+                let kv = computed.bytes(Encoding::Plain(self.graph.dtype), &self.info.shape, rows.clone());
                 let chunk = self.chunk(namespace, id, text, kv)?;
                 chunks.push(match &sensitivity {
                     Some(all) => chunk.with_sensitivity(all[rows].into())?,

@@ -3,11 +3,9 @@
 
 use std::sync::Arc;
 
-use half::{bf16, f16};
-
 use super::backend::{Backend, Row, Span};
 use super::forward::{Graph, Pass};
-use crate::{KvChunk, KvShape, KvType, Result, Token};
+use crate::{Encoding, KvChunk, KvShape, Result, Token};
 
 /// Rows of one pass, unless a single text has more. Wide enough for full use of the weights, small enough to stay in
 /// cache.
@@ -37,7 +35,7 @@ pub(crate) struct Computed {
 
 /// Computes texts side by side: each sees the chunks of `behind` and itself.
 pub(crate) fn compute<B: Backend>(graph: &Graph<B>, behind: &[&KvChunk], texts: &[Arc<[Token]>]) -> Result<Computed> {
-    let mut cache = graph.backend.cache(&graph.shape)?;
+    let mut cache = graph.backend.cache(&graph.shape, graph.dtype)?;
     let mut start = 0u32;
     for chunk in behind {
         let positions: Vec<u32> = (start..).take(chunk.tokens().len()).collect();
@@ -75,12 +73,11 @@ impl Computed {
     }
 
     /// The KV of some rows, as a chunk holds it.
-    pub(crate) fn bytes(&self, shape: &KvShape, rows: std::ops::Range<usize>) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(shape.bytes(rows.len()));
+    pub(crate) fn bytes(&self, encoding: Encoding, shape: &KvShape, rows: std::ops::Range<usize>) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(encoding.bytes(shape, rows.len()));
         for layer in 0..self.layers.len() {
-            for half in 0..2 {
-                encode(shape.kind, self.rows(layer, half, rows.clone()), &mut bytes);
-            }
+            let [keys, values] = [0, 1].map(|half| self.rows(layer, half, rows.clone()));
+            encoding.encode_layer(shape, keys, values, &mut bytes);
         }
         bytes
     }
@@ -121,13 +118,3 @@ impl Computed {
 
 /// How much less each further layer says about where a row's error comes from.
 const FADING: f32 = 0.3;
-
-fn encode(kind: KvType, numbers: &[f32], bytes: &mut Vec<u8>) {
-    match kind {
-        KvType::F32 => numbers.iter().for_each(|x| bytes.extend(x.to_le_bytes())),
-        KvType::F16 => {
-            numbers.iter().for_each(|x| bytes.extend(f16::from_f32(x.clamp(-65504.0, 65504.0)).to_le_bytes()))
-        }
-        KvType::Bf16 => numbers.iter().for_each(|x| bytes.extend(bf16::from_f32(*x).to_le_bytes())),
-    }
-}

@@ -34,7 +34,7 @@ pub(crate) fn check(repair: &Repair, layers: usize) -> Result<()> {
         }
     };
     match repair {
-        Repair::None | Repair::Heads(_) | Repair::All => Ok(()),
+        Repair::None | Repair::FirstRows(_) | Repair::All => Ok(()),
         Repair::Deviation { ratio, check_layer } => {
             if !(1..layers).contains(check_layer) {
                 let value = check_layer.to_string();

@@ -5,32 +5,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use safetensors::{Dtype, SafeTensors};
+use safetensors::SafeTensors;
 
 use super::config::unsupported;
 use super::settings::{Settings, bad_model};
 use super::{Config, ModelSource};
-use crate::{Fingerprint, Result};
+use crate::{Dtype, Fingerprint, Result};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
-/// How one number of a tensor is written, little-endian.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WeightType {
-    /// 32-bit floats.
-    F32,
-    /// IEEE half precision.
-    F16,
-    /// bfloat16.
-    Bf16,
-}
-
 /// A matrix as it lies in its file, `[rows][columns]`; a vector has one row. Its bytes may be unaligned.
 #[derive(Clone, Copy, Debug)]
 pub struct Tensor<'a> {
-    /// How its numbers are written.
-    pub kind: WeightType,
+    /// How its numbers are written, little-endian.
+    pub dtype: Dtype,
     /// Outputs of a projection, tokens of an embedding, 1 for a vector.
     pub rows: usize,
     /// Inputs of a projection, numbers of a vector.
@@ -42,14 +31,9 @@ pub struct Tensor<'a> {
 impl Tensor<'_> {
     /// Its numbers, widened without loss: `[rows][columns]`.
     pub fn to_f32(&self) -> Vec<f32> {
-        let halves = || self.bytes.chunks_exact(2).map(|b| [b[0], b[1]]);
-        match self.kind {
-            WeightType::F32 => {
-                self.bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
-            }
-            WeightType::F16 => halves().map(|b| half::f16::from_le_bytes(b).to_f32()).collect(),
-            WeightType::Bf16 => halves().map(|b| half::bf16::from_le_bytes(b).to_f32()).collect(),
-        }
+        let mut numbers = vec![0.0; self.bytes.len() / self.dtype.size()];
+        self.dtype.decode(self.bytes, &mut numbers);
+        numbers
     }
 }
 
@@ -135,7 +119,7 @@ impl<'a> Weights<'a> {
         }
         for (name, tensor) in &self.tensors.0 {
             hash.update(&(name.len() as u64).to_le_bytes());
-            hash.update(format!("{name}{:?}{:?}", tensor.kind, tensor.shape).as_bytes());
+            hash.update(format!("{name}{:?}{:?}", tensor.dtype, tensor.shape).as_bytes());
             hash.update(tensor.bytes);
         }
         Fingerprint(*hash.finalize().as_bytes())
@@ -145,7 +129,7 @@ impl<'a> Weights<'a> {
 /// A tensor as a file declares it.
 struct Raw<'a> {
     file: String,
-    kind: Dtype,
+    dtype: safetensors::Dtype,
     shape: Vec<usize>,
     bytes: &'a [u8],
 }
@@ -181,7 +165,7 @@ impl<'a> Tensors<'a> {
         let parsed = SafeTensors::deserialize(bytes).map_err(|error| bad_model(file, error.to_string()))?;
         for (name, view) in parsed.iter() {
             let shape = view.shape().to_vec();
-            let raw = Raw { file: file.to_owned(), kind: view.dtype(), shape, bytes: view.data() };
+            let raw = Raw { file: file.to_owned(), dtype: view.dtype(), shape, bytes: view.data() };
             if let Some(other) = self.0.insert(name.to_owned(), raw) {
                 return Err(bad_model(file, format!("tensor {name} is in {} too", other.file)));
             }
@@ -229,17 +213,17 @@ impl<'a> Tensors<'a> {
             let reason = format!("tensor {name} has shape {:?} and config.json asks for {shape:?}", raw.shape);
             return Err(bad_model(&raw.file, reason));
         }
-        let kind = match raw.kind {
-            Dtype::F32 => WeightType::F32,
-            Dtype::F16 => WeightType::F16,
-            Dtype::BF16 => WeightType::Bf16,
+        let dtype = match raw.dtype {
+            safetensors::Dtype::F32 => Dtype::F32,
+            safetensors::Dtype::F16 => Dtype::F16,
+            safetensors::Dtype::BF16 => Dtype::Bf16,
             other => return unsupported(format!("tensor {name} in {other:?}"), "F32, F16 and BF16 are"),
         };
         let (rows, columns) = match shape {
             [rows, columns] => (*rows, *columns),
             _ => (1, shape.iter().product()),
         };
-        Ok(Tensor { kind, rows, columns, bytes: raw.bytes })
+        Ok(Tensor { dtype, rows, columns, bytes: raw.bytes })
     }
 }
 
@@ -305,17 +289,17 @@ mod tests {
         assert_eq!(weights.layers.len(), 5);
         assert!(weights.head.is_none());
         let q = weights.layers[4].q;
-        assert_eq!((q.kind, q.rows, q.columns, q.bytes.len()), (WeightType::F16, 256, 128, 256 * 128 * 2));
+        assert_eq!((q.dtype, q.rows, q.columns, q.bytes.len()), (Dtype::F16, 256, 128, 256 * 128 * 2));
         assert!(weights.norm.to_f32().iter().all(|number| number.is_finite()));
         assert_eq!((weights.norm.rows, weights.norm.columns), (1, 128));
     }
 
     #[test]
     fn numbers_of_every_type_widen_without_loss() {
-        let tensor = |kind, bytes| Tensor { kind, rows: 1, columns: 2, bytes };
-        assert_eq!(tensor(WeightType::F32, &[0, 0, 192, 63, 0, 0, 0, 192]).to_f32(), [1.5, -2.0]);
-        assert_eq!(tensor(WeightType::F16, &[0, 62, 0, 192]).to_f32(), [1.5, -2.0]);
-        assert_eq!(tensor(WeightType::Bf16, &[192, 63, 0, 192]).to_f32(), [1.5, -2.0]);
+        let tensor = |dtype, bytes| Tensor { dtype, rows: 1, columns: 2, bytes };
+        assert_eq!(tensor(Dtype::F32, &[0, 0, 192, 63, 0, 0, 0, 192]).to_f32(), [1.5, -2.0]);
+        assert_eq!(tensor(Dtype::F16, &[0, 62, 0, 192]).to_f32(), [1.5, -2.0]);
+        assert_eq!(tensor(Dtype::Bf16, &[192, 63, 0, 192]).to_f32(), [1.5, -2.0]);
     }
 
     #[test]
@@ -360,7 +344,7 @@ mod tests {
     fn other_types_are_refused_by_name() {
         let mut files = demo();
         let bytes = [0; 1536 * 128];
-        let view = TensorView::new(Dtype::F8_E4M3, vec![1536, 128], &bytes).unwrap();
+        let view = TensorView::new(safetensors::Dtype::F8_E4M3, vec![1536, 128], &bytes).unwrap();
         files.insert(SINGLE.into(), serialize([("model.embed_tokens.weight", view)], None).unwrap());
         let found = open(&files).err().unwrap();
         assert!(matches!(found, Error::UnsupportedModel { .. }));

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use amem_core::transformer::{Options, Transformer};
-use amem_core::{Chat, KvType, Layout, Result, Sampling, Token};
+use amem_core::{Chat, Dtype, Layout, Result, Sampling, Token};
 use amem_cpu::Cpu;
 use safetensors::SafeTensors;
 
@@ -55,7 +55,7 @@ impl Chat for Numbers {
 }
 
 /// A model of the golden cases.
-pub fn golden(case: &str, cpu: Cpu, kv: KvType) -> Transformer<Cpu> {
+pub fn golden(case: &str, cpu: Cpu, kv: Dtype) -> Transformer<Cpu> {
     let mut options = Options::default();
     options.kv = kv;
     let source = directory(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/cases").join(case));
@@ -64,7 +64,7 @@ pub fn golden(case: &str, cpu: Cpu, kv: KvType) -> Transformer<Cpu> {
 }
 
 /// The demo model, with a tokenizer of its own.
-pub fn demo(cpu: Cpu, kv: KvType) -> Transformer<Cpu> {
+pub fn demo(cpu: Cpu, kv: Dtype) -> Transformer<Cpu> {
     let mut options = Options::default();
     options.kv = kv;
     Transformer::load(&amem_demo::files(), cpu, options).unwrap()

@@ -4,7 +4,7 @@
 use std::sync::{Arc, LazyLock};
 
 use amem_core::transformer::Transformer;
-use amem_core::{Context, KvChunk, KvType, Model, Namespace, Piece, Repair, Token};
+use amem_core::{Context, Dtype, KvChunk, Model, Namespace, Piece, Repair, Token};
 use amem_cpu::Cpu;
 use proptest::prelude::*;
 
@@ -24,10 +24,10 @@ pub struct Subject {
 /// Every kind of attention, rotation and norm, with every kind of KV.
 pub static SUBJECTS: LazyLock<Vec<Subject>> = LazyLock::new(|| {
     let cases = ["llama3", "llama31-rope", "llama-yarn", "mistral-sliding", "qwen2", "qwen3"];
-    let kinds = [KvType::F32, KvType::F16, KvType::Bf16];
+    let kinds = [Dtype::F32, Dtype::F16, Dtype::Bf16];
     let golden = |case, kind| (format!("{case} {kind:?}"), super::golden(case, one_thread(), kind));
     let tiny = cases.into_iter().flat_map(|case| kinds.map(|kind| golden(case, kind)));
-    let demo = ("demo".to_owned(), super::demo(one_thread(), KvType::F16));
+    let demo = ("demo".to_owned(), super::demo(one_thread(), Dtype::F16));
     tiny.chain([demo]).map(|(name, model)| Subject::new(name, model)).collect()
 });
 

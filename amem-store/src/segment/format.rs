@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use amem_core::{ChunkId, KvChunk, KvShape, KvType, PrefixId, Token};
+use amem_core::{ChunkId, Encoding, KvChunk, KvShape, PrefixId, Token};
 
 /// Segments and records start at multiples of this.
 pub(crate) const PAGE: u64 = 4096;
@@ -104,6 +104,7 @@ pub(crate) struct Header {
     id: ChunkId,
     prefix: PrefixId,
     shape: KvShape,
+    encoding: Encoding,
     tokens: Arc<[Token]>,
     sensitivity: Option<Arc<[f32]>>,
     checksums: Vec<u32>,
@@ -113,6 +114,16 @@ impl Header {
     /// The name of the chunk.
     pub(crate) fn id(&self) -> ChunkId {
         self.id
+    }
+
+    /// How the payload is to be read.
+    pub(crate) fn encoding(&self) -> Encoding {
+        self.encoding
+    }
+
+    /// Layers in the payload.
+    pub(crate) fn layers(&self) -> usize {
+        self.shape.layers
     }
 
     /// Whether there is a sensitivity.
@@ -150,10 +161,8 @@ pub(crate) struct Lengths {
 }
 
 impl Lengths {
-    fn of(shape: &KvShape, tokens: usize, measured: bool) -> Option<Self> {
-        let payload = [2, shape.kv_heads, shape.head_dim, shape.kind.size(), tokens]
-            .into_iter()
-            .try_fold(shape.layers, usize::checked_mul)?;
+    fn of(shape: &KvShape, encoding: Encoding, tokens: usize, measured: bool) -> Option<Self> {
+        let payload = encoding.checked_layer_bytes(shape, tokens)?.checked_mul(shape.layers)?;
         let per_token = if measured { 8 } else { 4 };
         let header =
             tokens.checked_mul(per_token)?.checked_add(FIXED)?.checked_add(payload.div_ceil(BLOCK).checked_mul(4)?)?;
@@ -166,13 +175,19 @@ impl Lengths {
     pub(crate) fn of_chunk(chunk: &KvChunk) -> Option<Self> {
         let (shape, tokens) = (chunk.shape(), chunk.tokens().len());
         let fits = [shape.layers, shape.kv_heads, shape.head_dim, tokens].iter().all(|n| u32::try_from(*n).is_ok());
-        fits.then(|| Self::of(shape, tokens, chunk.sensitivity().is_some()))?
+        fits.then(|| Self::of(shape, chunk.encoding(), tokens, chunk.sensitivity().is_some()))?
             .filter(|l| u32::try_from(l.header).is_ok())
     }
 }
 
 /// The header of a record that holds `chunk`, at `offset` of the segment `name`, padded to whole pages.
-pub(crate) fn encode_header(chunk: &KvChunk, lengths: &Lengths, name: SegmentName, offset: u64) -> Vec<u8> {
+pub(crate) fn encode_header(
+    chunk: &KvChunk,
+    payload: &[u8],
+    lengths: &Lengths,
+    name: SegmentName,
+    offset: u64,
+) -> Vec<u8> {
     let shape = chunk.shape();
     let mut bytes = Vec::with_capacity(lengths.payload_start);
     bytes.extend(RECORD_MAGIC);
@@ -183,12 +198,12 @@ pub(crate) fn encode_header(chunk: &KvChunk, lengths: &Lengths, name: SegmentNam
     for n in [shape.layers, shape.kv_heads, shape.head_dim, chunk.tokens().len()] {
         bytes.extend((n as u32).to_le_bytes());
     }
-    bytes.extend([shape.kind.code(), if chunk.sensitivity().is_some() { MEASURED } else { 0 }, 0, 0, 0, 0, 0, 0]);
+    bytes.extend([chunk.encoding().code(), if chunk.sensitivity().is_some() { MEASURED } else { 0 }, 0, 0, 0, 0, 0, 0]);
     bytes.extend(chunk.id().0);
     bytes.extend(chunk.prefix().0);
     chunk.tokens().iter().for_each(|token| bytes.extend(token.to_le_bytes()));
     chunk.sensitivity().into_iter().flat_map(|s| s.iter()).for_each(|s| bytes.extend(s.to_le_bytes()));
-    chunk.bytes().chunks(BLOCK).for_each(|block| bytes.extend(crc32c::crc32c(block).to_le_bytes()));
+    payload.chunks(BLOCK).for_each(|block| bytes.extend(crc32c::crc32c(block).to_le_bytes()));
     bytes[12..16].copy_from_slice(&(lengths.header as u32).to_le_bytes());
     let checksum = crc32c::crc32c(&bytes[12..]);
     bytes[8..12].copy_from_slice(&checksum.to_le_bytes());
@@ -205,6 +220,7 @@ struct FixedPart {
     checksum: u32,
     lengths: Lengths,
     shape: KvShape,
+    encoding: Encoding,
     tokens: usize,
     measured: bool,
     id: ChunkId,
@@ -220,7 +236,7 @@ fn parse_fixed(bytes: &[u8], name: SegmentName, offset: u64) -> Option<FixedPart
         return None;
     }
     let [layers, kv_heads, head_dim, tokens] = [fields.size()?, fields.size()?, fields.size()?, fields.size()?];
-    let (kind, flags) = (KvType::from_code(fields.u8()?)?, fields.u8()?);
+    let (encoding, flags) = (Encoding::from_code(fields.u8()?)?, fields.u8()?);
     fields.expect(&[0; 6])?;
     let (id, prefix) = (ChunkId(fields.array()?), PrefixId(fields.array()?));
     let measured = match flags {
@@ -228,10 +244,10 @@ fn parse_fixed(bytes: &[u8], name: SegmentName, offset: u64) -> Option<FixedPart
         MEASURED => true,
         _ => return None,
     };
-    let shape = KvShape { layers, kv_heads, head_dim, kind };
-    let lengths = Lengths::of(&shape, tokens, measured)?;
+    let shape = KvShape { layers, kv_heads, head_dim };
+    let lengths = Lengths::of(&shape, encoding, tokens, measured)?;
     let sound = lengths.header as u64 == u64::from(header) && tokens > 0;
-    sound.then_some(FixedPart { checksum, lengths, shape, tokens, measured, id, prefix })
+    sound.then_some(FixedPart { checksum, lengths, shape, encoding, tokens, measured, id, prefix })
 }
 
 /// The header at the start of `bytes`, if it stands there whole and unharmed.
@@ -249,8 +265,8 @@ pub(crate) fn parse_header(bytes: &[u8], name: SegmentName, offset: u64) -> Opti
     };
     let blocks = fixed.lengths.payload.div_ceil(BLOCK);
     let checksums = fields.words(blocks)?.map(u32::from_le_bytes).collect();
-    let FixedPart { id, prefix, shape, lengths, .. } = fixed;
-    Some((Header { id, prefix, shape, tokens, sensitivity, checksums }, lengths))
+    let FixedPart { id, prefix, shape, encoding, lengths, .. } = fixed;
+    Some((Header { id, prefix, shape, encoding, tokens, sensitivity, checksums }, lengths))
 }
 
 /// What is appended to a segment when it is complete: a table of its records, then a page that vouches for it.

@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use amem_core::{KvChunk, KvData};
+use amem_core::{HostKv, KvChunk, KvData};
 
 use super::format::{self, Header};
 use super::index::Place;
@@ -23,14 +23,16 @@ pub(crate) fn chunk(place: &Place, map: &Arc<Map>, path: &Path) -> Option<KvChun
         Ok(()) => {
             let (header, payload) = checked(record, place)?;
             let range = start + payload.start..start + payload.end;
-            (header, Arc::new(MappedRange::new(map.clone(), range)?))
+            let data = MappedRange::new(map.clone(), range, header.encoding(), header.layers())?;
+            (header, Arc::new(data))
         }
         // Where pages cannot be brought in safely, the record is read instead: a copy, but never a signal.
         Err(error) if error.kind() == io::ErrorKind::Unsupported => {
             let mut record = vec![0; record.len()];
             File::open(path).and_then(|file| file.read_exact_at(&mut record, place.entry.offset)).ok()?;
             let (header, payload) = checked(&record, place)?;
-            (header, Arc::new(record.get(payload)?.to_vec()))
+            let data = HostKv::new(header.encoding(), header.layers(), record.get(payload)?.to_vec());
+            (header, Arc::new(data))
         }
         Err(_) => return None,
     };

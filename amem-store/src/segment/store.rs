@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use amem_core::{ChunkId, Held, KvChunk, KvStore, StoreStats};
+use amem_core::{ChunkId, KvChunk, KvStore, StoreStats, StoredChunk};
 use async_trait::async_trait;
 use blocking::unblock;
 
@@ -272,16 +272,16 @@ impl KvStore for SegmentStore {
         StoreStats { chunks, bytes, hits, misses, damaged }
     }
 
-    async fn list(&self) -> amem_core::Result<Vec<Held>> {
+    async fn list(&self) -> amem_core::Result<Vec<StoredChunk>> {
         let mut places: Vec<(ChunkId, Place)> = self.0.index().chunks.iter().map(|(id, place)| (*id, *place)).collect();
         places.sort_unstable_by_key(|(_, place)| (place.segment, place.entry.offset));
         // A segment's table knows bytes, not tokens. One chunk that can be read tells how many bytes a token takes.
         let (inner, latest) = (self.0.clone(), places.iter().rev().map(|(id, _)| *id).collect::<Vec<_>>());
         let sample = unblock(move || latest.iter().find_map(|id| inner.look_up(id).ok().flatten())).await;
-        let per_token = sample.map_or(1, |chunk| chunk.shape().token_bytes().max(1)) as u64;
+        let per_token = sample.map_or(1, |chunk| (chunk.size() / chunk.tokens().len()).max(1)) as u64;
         let held = |(id, place): (ChunkId, Place)| {
             let bytes = place.entry.bytes;
-            Held { id, tokens: (bytes / per_token) as usize, bytes }
+            StoredChunk { id, tokens: (bytes / per_token) as usize, bytes }
         };
         Ok(places.into_iter().map(held).collect())
     }

@@ -162,11 +162,12 @@ impl Drop for Writer {
 impl Active {
     /// First the payload, then the header that vouches for it: a record cut short has no sound header.
     fn append(&mut self, chunk: &KvChunk, lengths: &Lengths) -> Result<Entry> {
-        let header = format::encode_header(chunk, lengths, self.name, self.end);
+        let payload = chunk.to_bytes().map_err(|source| Error::Chunk { chunk: chunk.id(), source })?;
+        let header = format::encode_header(chunk, &payload, lengths, self.name, self.end);
         let write = || {
             // Sets the padding behind the payload, so that files end on a page.
             self.file.set_len(self.end + lengths.record)?;
-            self.file.write_all_at(chunk.bytes(), self.end + lengths.payload_start as u64)?;
+            self.file.write_all_at(&payload, self.end + lengths.payload_start as u64)?;
             self.file.write_all_at(&header, self.end)
         };
         write().map_err(Error::writing(&self.path))?;
@@ -199,13 +200,14 @@ fn random() -> u64 {
 mod tests {
     use std::sync::Arc;
 
-    use amem_core::{ChunkId, KvShape, KvType, PrefixId};
+    use amem_core::{ChunkId, Dtype, Encoding, HostKv, KvShape, PrefixId};
 
     use super::*;
 
     fn chunk(n: u8) -> KvChunk {
-        let shape = KvShape { layers: 1, kv_heads: 1, head_dim: 8, kind: KvType::F16 };
-        let (id, prefix, data) = (ChunkId([n; 32]), PrefixId([0; 32]), vec![n; shape.bytes(3)]);
+        let (shape, encoding) = (KvShape { layers: 1, kv_heads: 1, head_dim: 8 }, Encoding::Plain(Dtype::F16));
+        let data = HostKv::new(encoding, 1, vec![n; encoding.bytes(&shape, 3)]);
+        let (id, prefix) = (ChunkId([n; 32]), PrefixId([0; 32]));
         KvChunk::new(id, prefix, shape, Arc::new([1, 2, 3]), Arc::new(data)).unwrap()
     }
 

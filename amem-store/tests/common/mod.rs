@@ -4,17 +4,17 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use amem_core::{ChunkId, Fingerprint, KvChunk, KvShape, KvType, Namespace, PrefixId};
+use amem_core::{ChunkId, Dtype, Encoding, Fingerprint, HostKv, KvChunk, KvShape, PrefixId};
 
 /// A chunk that is different for each `seed`.
 pub(crate) fn chunk(seed: u32, tokens: usize) -> KvChunk {
-    let shape = KvShape { layers: 2, kv_heads: 2, head_dim: 4, kind: KvType::F32 };
+    let (shape, encoding) = (KvShape { layers: 2, kv_heads: 2, head_dim: 4 }, Encoding::Plain(Dtype::F32));
     let tokens: Arc<[u32]> = (0..tokens as u32).map(|i| hash(u64::from(seed) << 32 | u64::from(i)) as u32).collect();
-    let (prefix, namespace) = (PrefixId::of(&[1, 2, 3]), Namespace::new("test").unwrap());
-    let id = ChunkId::of(&Fingerprint([7; 32]), &shape, &prefix, &namespace, &tokens);
-    let words = (0..shape.bytes(tokens.len()) as u64 / 8).map(|i| hash(u64::from(seed) << 40 | i));
+    let prefix = PrefixId::of(&[1, 2, 3]);
+    let id = ChunkId::of(&Fingerprint([7; 32]), &prefix, "test", &tokens);
+    let words = (0..encoding.bytes(&shape, tokens.len()) as u64 / 8).map(|i| hash(u64::from(seed) << 40 | i));
     let data: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
-    KvChunk::new(id, prefix, shape, tokens, Arc::new(data)).unwrap()
+    KvChunk::new(id, prefix, shape, tokens, Arc::new(HostKv::new(encoding, 2, data))).unwrap()
 }
 
 /// The chunk with a sensitivity.
@@ -25,7 +25,7 @@ pub(crate) fn measured(chunk: &KvChunk) -> KvChunk {
 pub(crate) fn assert_same(found: &KvChunk, put: &KvChunk) {
     assert_eq!((found.id(), found.prefix(), found.shape()), (put.id(), put.prefix(), put.shape()));
     assert_eq!((found.tokens(), found.sensitivity()), (put.tokens(), put.sensitivity()));
-    assert!(found.bytes() == put.bytes(), "other bytes than were put");
+    assert!(found.to_bytes().unwrap() == put.to_bytes().unwrap(), "other bytes than were put");
 }
 
 /// Whether any file in `dir` holds these bytes.

@@ -53,7 +53,7 @@ pub trait KvStore: Send + Sync {
     ///
     /// # Errors
     /// What the store met.
-    async fn list(&self) -> Result<Vec<Held>>;
+    async fn list(&self) -> Result<Vec<StoredChunk>>;
 
     /// Makes what was put survive a power cut. A no-op where nothing outlives the process.
     ///
@@ -72,7 +72,7 @@ pub trait KvStore: Send + Sync {
 
 /// A chunk that a store holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Held {
+pub struct StoredChunk {
     /// Its name.
     pub id: ChunkId,
     /// Its tokens, as near as the store can tell without reading the chunk.
@@ -81,10 +81,10 @@ pub struct Held {
     pub bytes: u64,
 }
 
-impl Held {
+impl StoredChunk {
     /// The entry for this chunk.
     pub fn of(chunk: &KvChunk) -> Self {
-        Self { id: chunk.id(), tokens: chunk.tokens().len(), bytes: chunk.bytes().len() as u64 }
+        Self { id: chunk.id(), tokens: chunk.tokens().len(), bytes: chunk.size() as u64 }
     }
 }
 

@@ -52,7 +52,7 @@ pub(crate) fn generate(
 ) -> Result<Generated> {
     let mut sampler = Sampler::new(sampling)?;
     let mut detokenizer = Detokenizer::new(chat);
-    let mut held = Held::new(&generation.stop);
+    let mut held = StopMatcher::new(&generation.stop);
     let mut tokens = Vec::new();
     let mut text = String::new();
     let finish = loop {
@@ -88,13 +88,13 @@ pub(crate) fn generate(
 }
 
 /// Text that may turn out to be the beginning of a stop text, and so is kept back.
-struct Held<'a> {
+struct StopMatcher<'a> {
     stops: &'a [String],
     text: String,
     stopped: bool,
 }
 
-impl<'a> Held<'a> {
+impl<'a> StopMatcher<'a> {
     fn new(stops: &'a [String]) -> Self {
         Self { stops, text: String::new(), stopped: false }
     }
@@ -137,7 +137,7 @@ mod tests {
         ) {
             let whole: String = parts.concat();
             let end = stops.iter().filter_map(|stop| whole.find(stop.as_str())).min();
-            let mut held = Held::new(&stops);
+            let mut held = StopMatcher::new(&stops);
             let mut shown = String::new();
             for part in &parts {
                 shown += &held.push(part).0;

@@ -6,48 +6,7 @@
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::{Error, Result, Token};
-
-/// How the next token is drawn. The default is greedy: always the token with the highest score.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Sampling {
-    /// What scores are divided by: below 1 sharpens, above 1 flattens. 0 is greedy.
-    pub temperature: f32,
-    /// Only so many of the likeliest tokens can be drawn. 0 is all of them.
-    pub top_k: usize,
-    /// Only the fewest likeliest tokens can be drawn that have this share of the probability. 1 is all of them.
-    pub top_p: f32,
-    /// Only tokens can be drawn that are at least this share as likely as the likeliest. 0 is all of them.
-    pub min_p: f32,
-    /// What the scores of tokens that stand already are divided by (multiplied if negative). 1 does nothing.
-    pub repetition_penalty: f32,
-    /// The same seed draws the same tokens from the same scores.
-    pub seed: u64,
-}
-
-impl Default for Sampling {
-    fn default() -> Self {
-        Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0, seed: 0 }
-    }
-}
-
-impl Sampling {
-    /// Whether every number makes sense.
-    ///
-    /// # Errors
-    /// [`Error::BadValue`] for the first that does not.
-    pub fn check(&self) -> Result<()> {
-        let demand = |holds: bool, what, value: f32, expected| {
-            if holds { Ok(()) } else { Err(Error::BadValue { what, value: value.to_string(), expected }) }
-        };
-        let finite = |value: f32| value.is_finite() && value >= 0.0;
-        demand(finite(self.temperature), "temperature", self.temperature, "0 or more")?;
-        demand(self.top_p > 0.0 && self.top_p <= 1.0, "top_p", self.top_p, "above 0 and at most 1")?;
-        demand((0.0..=1.0).contains(&self.min_p), "min_p", self.min_p, "from 0 to 1")?;
-        let penalty = self.repetition_penalty;
-        demand(finite(penalty) && penalty > 0.0, "repetition_penalty", penalty, "above 0")
-    }
-}
+use crate::{Error, Result, Sampling, Token};
 
 /// Draws one token after another.
 #[derive(Clone, Debug)]

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use futures_channel::oneshot;
 
-use crate::memory::{Answered, Cost, Job, answer};
+use super::{Answered, Cost, Job, answer};
 use crate::{
     Answer, AnswerStream, Ask, Budget, Context, Error, KvChunk, Memory, Namespace, Piece, Recollection, Record,
     RecordId, Repair, Result, Token, Usage,

@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{PoisonError, RwLock};
 
 use async_trait::async_trait;
 
-use crate::{ChunkId, Held, KvChunk, KvStore, Result, StoreStats};
+use crate::{ChunkId, KvChunk, KvStore, Result, StoreStats, StoredChunk};
 
 /// A store in RAM. It has no bound of its own: put it under a budget in [`Tiered`](crate::Tiered).
 ///
@@ -60,15 +60,15 @@ impl KvStore for RamStore {
         let chunks = self.chunks.read().unwrap_or_else(PoisonError::into_inner);
         StoreStats {
             chunks: chunks.len(),
-            bytes: chunks.values().map(|chunk| Held::of(chunk).bytes).sum(),
+            bytes: chunks.values().map(|chunk| StoredChunk::of(chunk).bytes).sum(),
             hits: self.hits.load(Relaxed),
             misses: self.misses.load(Relaxed),
             damaged: 0,
         }
     }
 
-    async fn list(&self) -> Result<Vec<Held>> {
-        Ok(self.chunks.read().unwrap_or_else(PoisonError::into_inner).values().map(Held::of).collect())
+    async fn list(&self) -> Result<Vec<StoredChunk>> {
+        Ok(self.chunks.read().unwrap_or_else(PoisonError::into_inner).values().map(StoredChunk::of).collect())
     }
 }
 
@@ -81,10 +81,5 @@ impl RamStore {
 }
 
 fn copy_of(chunk: &KvChunk) -> Result<KvChunk> {
-    let data = Arc::new(chunk.bytes().to_vec());
-    let copy = KvChunk::new(chunk.id(), chunk.prefix(), *chunk.shape(), Arc::clone(chunk.tokens()), data)?;
-    match chunk.sensitivity() {
-        Some(sensitivity) => copy.with_sensitivity(Arc::clone(sensitivity)),
-        None => Ok(copy),
-    }
+    chunk.encoded_as(chunk.encoding())
 }

@@ -6,13 +6,14 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::residency::Lru;
-use crate::{KvShape, KvType, PrefixId};
+use crate::{Dtype, Encoding, HostKv, KvShape, PrefixId, RamStore};
 
-const SHAPE: KvShape = KvShape { layers: 1, kv_heads: 1, head_dim: 2, kind: KvType::F16 };
+const SHAPE: KvShape = KvShape { layers: 1, kv_heads: 1, head_dim: 2 };
+const F16: Encoding = Encoding::Plain(Dtype::F16);
 
 /// A chunk of `tokens` tokens, eight bytes each.
 fn chunk(name: u8, tokens: usize) -> KvChunk {
-    let data = Arc::new(vec![name; SHAPE.bytes(tokens)]);
+    let data = Arc::new(HostKv::new(F16, 1, vec![name; F16.bytes(&SHAPE, tokens)]));
     KvChunk::new(ChunkId([name; 32]), PrefixId([0; 32]), SHAPE, vec![0; tokens].into(), data).unwrap()
 }
 
@@ -78,7 +79,7 @@ impl KvStore for Slow {
         self.inner.stats().await
     }
 
-    async fn list(&self) -> Result<Vec<Held>> {
+    async fn list(&self) -> Result<Vec<StoredChunk>> {
         self.inner.list().await
     }
 }
@@ -234,7 +235,7 @@ proptest! {
             Step::Put(name) => drop(tiered.put(&[chunk(name, usize::from(name) * 3 + 1)]).await),
             Step::Get(name) => {
                 let found = tiered.get(&id(name)).await.unwrap();
-                assert!(found.is_none_or(|found| found.bytes().iter().all(|byte| *byte == name)));
+                assert!(found.is_none_or(|found| found.to_bytes().unwrap().iter().all(|byte| *byte == name)));
             }
             Step::Delete(name) => drop(tiered.delete(&[id(name)]).await),
             Step::Break(broken) => disk.broken.store(broken, Relaxed),

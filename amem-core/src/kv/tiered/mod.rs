@@ -18,9 +18,7 @@
 //! otherwise that times the [`load`](Tier::load) of the fastest slower tier that does. It is looked up when the chunk is
 //! used, so a copy that leaves a slower tier is noticed with the chunk's next use.
 
-mod ram;
 mod tier;
-mod turn;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
@@ -28,11 +26,10 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use async_trait::async_trait;
-pub use ram::RamStore;
 pub use tier::Tier;
 use tier::{Kept, Level};
 
-use crate::{Access, ChunkId, Error, Held, KvChunk, KvStore, Result, StoreStats};
+use crate::{Access, ChunkId, Error, KvChunk, KvStore, Result, StoreStats, StoredChunk};
 
 /// Relevances kept for chunks that may be used soon; beyond this many, they are forgotten.
 const NOTES: usize = 1 << 16;
@@ -93,7 +90,7 @@ impl Tiered {
     }
 
     /// A use of a chunk, as the tier `at` sees it.
-    fn access(&self, at: usize, chunk: Held) -> Access {
+    fn access(&self, at: usize, chunk: StoredChunk) -> Access {
         let relevance = self.notes.lock().unwrap_or_else(PoisonError::into_inner).get(&chunk.id).copied();
         let below = self.levels[at + 1..].iter().find(|level| level.holds(&chunk.id));
         Access {
@@ -129,7 +126,7 @@ impl KvStore for Tiered {
         let Some((found_at, chunk)) = found? else { return Ok(None) };
         let current = || self.deletions.load(SeqCst) == deletions;
         for (at, level) in self.levels.iter().enumerate().rev() {
-            let access = self.access(at, Held::of(&chunk));
+            let access = self.access(at, StoredChunk::of(&chunk));
             // The chunk was found: what goes wrong with the order of the tiers changes nothing about that.
             if at > found_at {
                 level.touch(access);
@@ -148,7 +145,7 @@ impl KvStore for Tiered {
         for (at, level) in self.levels.iter().enumerate().rev() {
             let slowest = at + 1 == self.levels.len();
             for (chunk, fits) in chunks.iter().zip(&mut fits) {
-                match level.keep(chunk, self.access(at, Held::of(chunk))).await {
+                match level.keep(chunk, self.access(at, StoredChunk::of(chunk))).await {
                     Ok(Kept::TooLarge) => {}
                     Ok(Kept::Yes | Kept::LetGo) => *fits = true,
                     // What comes after a chunk that failed is not tried in this tier, as in any other store.
@@ -161,8 +158,7 @@ impl KvStore for Tiered {
         }
         match chunks.iter().zip(fits).find(|(_, fits)| !fits) {
             Some((chunk, _)) if result.is_ok() => {
-                let reason =
-                    format!("{} bytes are more than any tier's budget, or no tier took them", chunk.bytes().len());
+                let reason = format!("{} bytes are more than any tier's budget, or no tier took them", chunk.size());
                 Err(Error::Full { what: "every tier".to_owned(), reason })
             }
             _ => result,
@@ -207,7 +203,7 @@ impl KvStore for Tiered {
         sum
     }
 
-    async fn list(&self) -> Result<Vec<Held>> {
+    async fn list(&self) -> Result<Vec<StoredChunk>> {
         let (mut seen, mut all) = (HashSet::new(), Vec::new());
         for level in self.levels.iter().rev() {
             all.extend(level.store().list().await?.into_iter().filter(|held| seen.insert(held.id)));

@@ -1,13 +1,14 @@
 //! One store under a budget.
 //!
-//! Everything that changes what the store holds takes the tier's [`Turns`]; reading does not. The books may say that a
+//! Everything that changes what the store holds locks the tier; reading does not. The books may say that a
 //! chunk is held which is not (an operation was given up half-way, another process deleted it): never the reverse for
 //! what was put through here, so the budget holds. [`Level::check`] sets the books right.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 
-use super::turn::Turns;
+use async_lock::Mutex;
+
 use crate::residency::{ResidencyPolicy, Value};
 use crate::{Access, ChunkId, KvChunk, KvStore, Result};
 
@@ -52,8 +53,9 @@ pub(super) struct Level {
     store: Arc<dyn KvStore>,
     budget: u64,
     load: f32,
-    turns: Turns,
-    books: Mutex<Books>,
+    /// Locked by whatever changes what the store holds; first come, first served.
+    changes: Mutex<()>,
+    books: std::sync::Mutex<Books>,
 }
 
 struct Books {
@@ -67,8 +69,8 @@ struct Books {
 impl Level {
     pub(super) fn new(tier: Tier) -> Self {
         let Tier { store, budget, policy, load } = tier;
-        let books = Mutex::new(Books { policy, held: HashMap::new(), bytes: 0 });
-        Self { store, budget, load, turns: Turns::default(), books }
+        let books = std::sync::Mutex::new(Books { policy, held: HashMap::new(), bytes: 0 });
+        Self { store, budget, load, changes: Mutex::new(()), books }
     }
 
     pub(super) fn store(&self) -> &dyn KvStore {
@@ -102,7 +104,7 @@ impl Level {
         if self.touch(access) {
             return Ok(());
         }
-        let _turn = self.turns.take().await;
+        let _changes = self.changes.lock().await;
         // It may have left since it was found.
         if !self.touch(access) && self.store.contains(&access.chunk).await {
             self.enter(access).await?;
@@ -112,19 +114,19 @@ impl Level {
 
     /// Enters a chunk that the store holds already into the books.
     pub(super) async fn adopt(&self, access: Access) -> Result<()> {
-        let _turn = self.turns.take().await;
+        let _changes = self.changes.lock().await;
         self.enter(access).await.map(drop)
     }
 
     /// Keeps a chunk, or brings what is held already up to date.
     pub(super) async fn keep(&self, chunk: &KvChunk, access: Access) -> Result<Kept> {
-        let _turn = self.turns.take().await;
+        let _changes = self.changes.lock().await;
         self.place(chunk, access).await
     }
 
     /// Keeps a chunk that a slower tier had, if it is not held and nothing was deleted meanwhile.
     pub(super) async fn bring(&self, chunk: &KvChunk, access: Access, current: impl Fn() -> bool) -> Result<()> {
-        let _turn = self.turns.take().await;
+        let _changes = self.changes.lock().await;
         if self.touch(access) || !current() {
             return Ok(());
         }
@@ -132,7 +134,7 @@ impl Level {
     }
 
     pub(super) async fn delete(&self, ids: &[ChunkId]) -> Result<()> {
-        let _turn = self.turns.take().await;
+        let _changes = self.changes.lock().await;
         self.store.delete(ids).await?;
         let mut books = self.books();
         ids.iter().for_each(|id| books.strike(id));
@@ -142,14 +144,14 @@ impl Level {
     /// Strikes a chunk off the books that the store has turned out not to hold.
     pub(super) async fn check(&self, id: &ChunkId) {
         if self.holds(id) {
-            let _turn = self.turns.take().await;
+            let _changes = self.changes.lock().await;
             if !self.store.contains(id).await {
                 self.books().strike(id);
             }
         }
     }
 
-    /// Makes room for a chunk and puts it there. To be called in turn.
+    /// Makes room for a chunk and puts it there. The tier is locked.
     async fn place(&self, chunk: &KvChunk, access: Access) -> Result<Kept> {
         if !self.touch(access) {
             match self.enter(access).await? {
@@ -164,8 +166,8 @@ impl Level {
         put.map(|()| Kept::Yes)
     }
 
-    /// Enters a chunk into the books and lets victims leave until the budget holds; the chunk itself may be one. To be
-    /// called in turn.
+    /// Enters a chunk into the books and lets victims leave until the budget holds; the chunk itself may be one. The tier
+    /// is locked.
     async fn enter(&self, access: Access) -> Result<Kept> {
         if access.bytes > self.budget {
             self.store.evict(&[access.chunk]).await?;

@@ -1,0 +1,318 @@
+//! A chunk: a run of tokens, its keys and values, and where they came from.
+
+use std::any::Any;
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
+
+use super::{ChunkId, Encoding, Fingerprint, KvShape, PrefixId, Token};
+use crate::{Error, Result};
+
+/// What holds a chunk's keys and values: host memory, a mapped file, a buffer on a device, …
+///
+/// A backend that knows a kind of data reaches it by a downcast (`&dyn KvData as &dyn Any`) and may then copy it without
+/// a detour through host memory; every kind can be read layer by layer.
+pub trait KvData: Any + Send + Sync {
+    /// How the bytes are to be read.
+    fn encoding(&self) -> Encoding;
+
+    /// Bytes of all layers together.
+    fn size(&self) -> usize;
+
+    /// One layer's bytes, as [`Encoding`] lays them out. May wait for a disk or a device, and checks what it reads
+    /// against checksums where it has some.
+    ///
+    /// # Errors
+    /// [`Error::DamagedKv`] when a checksum does not fit or the bytes cannot be read.
+    fn layer(&self, layer: usize) -> Result<Cow<'_, [u8]>>;
+}
+
+/// KV in host memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostKv {
+    encoding: Encoding,
+    layers: usize,
+    bytes: Vec<u8>,
+}
+
+impl HostKv {
+    /// So many layers, one behind the other.
+    pub fn new(encoding: Encoding, layers: usize, bytes: Vec<u8>) -> Self {
+        Self { encoding, layers, bytes }
+    }
+}
+
+impl KvData for HostKv {
+    fn encoding(&self) -> Encoding {
+        self.encoding
+    }
+
+    fn size(&self) -> usize {
+        self.bytes.len()
+    }
+
+    fn layer(&self, layer: usize) -> Result<Cow<'_, [u8]>> {
+        let len = self.bytes.len() / self.layers.max(1);
+        let bytes = self.bytes.get(layer.saturating_mul(len)..).and_then(|rest| rest.get(..len));
+        bytes.map(Cow::Borrowed).ok_or_else(|| no_such_layer(layer, self.layers))
+    }
+}
+
+fn no_such_layer(layer: usize, layers: usize) -> Error {
+    Error::WrongKv { reason: format!("layer {layer} of a chunk with {layers} layers") }
+}
+
+/// One layer of a chunk.
+#[derive(Clone, Debug)]
+pub struct LayerKv<'a> {
+    encoding: Encoding,
+    shape: KvShape,
+    bytes: Cow<'a, [u8]>,
+}
+
+impl LayerKv<'_> {
+    /// How the bytes are to be read.
+    pub fn encoding(&self) -> Encoding {
+        self.encoding
+    }
+
+    /// Keys (before rotation), `[tokens][kv_heads][head_dim]` in the encoding.
+    #[inline]
+    pub fn keys(&self) -> &[u8] {
+        &self.bytes[..self.bytes.len() / 2]
+    }
+
+    /// Values, `[tokens][kv_heads][head_dim]` in the encoding.
+    #[inline]
+    pub fn values(&self) -> &[u8] {
+        &self.bytes[self.bytes.len() / 2..]
+    }
+
+    /// One head of one token's keys: `head_dim` numbers. Nothing is written for a token or head that is not there.
+    #[inline]
+    pub fn key(&self, token: usize, head: usize, numbers: &mut [f32]) {
+        self.encoding.decode_head(&self.shape, self.keys(), token, head, numbers);
+    }
+
+    /// One head of one token's values: `head_dim` numbers. Nothing is written for a token or head that is not there.
+    #[inline]
+    pub fn value(&self, token: usize, head: usize, numbers: &mut [f32]) {
+        self.encoding.decode_head(&self.shape, self.values(), token, head, numbers);
+    }
+}
+
+/// A run of tokens and its KV. Cheap to clone: the data is shared.
+#[derive(Clone)]
+pub struct KvChunk {
+    id: ChunkId,
+    model: Option<Fingerprint>,
+    prefix: PrefixId,
+    shape: KvShape,
+    tokens: Arc<[Token]>,
+    sensitivity: Option<Arc<[f32]>>,
+    data: Arc<dyn KvData>,
+}
+
+impl KvChunk {
+    /// A chunk of its parts.
+    ///
+    /// # Errors
+    /// [`Error::WrongKv`] when the data's size is not that of the tokens in this shape, or there are no tokens.
+    pub fn new(
+        id: ChunkId,
+        prefix: PrefixId,
+        shape: KvShape,
+        tokens: Arc<[Token]>,
+        data: Arc<dyn KvData>,
+    ) -> Result<Self> {
+        let (found, expected) = (data.size(), data.encoding().bytes(&shape, tokens.len()));
+        if found != expected || tokens.is_empty() {
+            let reason = format!("{} tokens need {expected} bytes and {found} are there", tokens.len());
+            return Err(Error::WrongKv { reason });
+        }
+        Ok(Self { id, model: None, prefix, shape, tokens, sensitivity: None, data })
+    }
+
+    /// The same chunk, saying which model computed it. A context of another model refuses it.
+    #[must_use]
+    pub fn with_model(self, model: Fingerprint) -> Self {
+        Self { model: Some(model), ..self }
+    }
+
+    /// The same chunk with a measured [`sensitivity`](Self::sensitivity).
+    ///
+    /// # Errors
+    /// [`Error::WrongKv`] unless there is one finite number, zero or more, for each token.
+    pub fn with_sensitivity(mut self, sensitivity: Arc<[f32]>) -> Result<Self> {
+        if sensitivity.len() != self.tokens.len() || sensitivity.iter().any(|s| !s.is_finite() || *s < 0.0) {
+            let reason = format!("a sensitivity for each of {} tokens is expected", self.tokens.len());
+            return Err(Error::WrongKv { reason });
+        }
+        self.sensitivity = Some(sensitivity);
+        Ok(self)
+    }
+
+    /// The same chunk with its KV held by something else: another tier's memory, another encoding.
+    ///
+    /// # Errors
+    /// [`Error::WrongKv`] when the data's size is not that of the tokens in this shape.
+    pub fn with_data(self, data: Arc<dyn KvData>) -> Result<Self> {
+        let moved = Self::new(self.id, self.prefix, self.shape, self.tokens, data)?;
+        Ok(Self { model: self.model, sensitivity: self.sensitivity, ..moved })
+    }
+
+    /// The chunk's name.
+    pub fn id(&self) -> ChunkId {
+        self.id
+    }
+
+    /// The model that computed it and the numerics it was computed with, where that was written down: stores of the
+    /// first format did not.
+    pub fn model(&self) -> Option<Fingerprint> {
+        self.model
+    }
+
+    /// What the chunk was computed behind.
+    pub fn prefix(&self) -> PrefixId {
+        self.prefix
+    }
+
+    /// The shape of its KV.
+    pub fn shape(&self) -> &KvShape {
+        &self.shape
+    }
+
+    /// Its tokens.
+    pub fn tokens(&self) -> &Arc<[Token]> {
+        &self.tokens
+    }
+
+    /// For each token, how far its keys and values move when something else stands before the chunk: squared distances
+    /// relative to the layer's scale, summed over the layers with falling weights. `None` until it has been measured.
+    pub fn sensitivity(&self) -> Option<&Arc<[f32]>> {
+        self.sensitivity.as_ref()
+    }
+
+    /// How its KV is written.
+    pub fn encoding(&self) -> Encoding {
+        self.data.encoding()
+    }
+
+    /// Bytes of its KV.
+    pub fn size(&self) -> usize {
+        self.data.size()
+    }
+
+    /// What holds its KV.
+    pub fn data(&self) -> &Arc<dyn KvData> {
+        &self.data
+    }
+
+    /// One layer's keys and values. May wait for a disk or a device.
+    ///
+    /// # Errors
+    /// [`Error::DamagedKv`] when the bytes cannot be read or are not those that were written; [`Error::WrongKv`] when
+    /// there is no such layer.
+    pub fn layer(&self, layer: usize) -> Result<LayerKv<'_>> {
+        if layer >= self.shape.layers {
+            return Err(no_such_layer(layer, self.shape.layers));
+        }
+        let bytes = self.data.layer(layer)?;
+        let (found, expected) = (bytes.len(), self.encoding().layer_bytes(&self.shape, self.tokens.len()));
+        if found != expected {
+            let reason = format!("layer {layer} has {found} bytes instead of {expected}");
+            return Err(Error::DamagedKv { chunk: self.id, reason });
+        }
+        Ok(LayerKv { encoding: self.encoding(), shape: self.shape, bytes })
+    }
+
+    /// All of its KV, layer by layer, copied.
+    ///
+    /// # Errors
+    /// As [`layer`](Self::layer).
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        let mut bytes = Vec::with_capacity(self.size());
+        for layer in 0..self.shape.layers {
+            bytes.extend_from_slice(&self.layer(layer)?.bytes);
+        }
+        Ok(bytes)
+    }
+
+    /// The chunk in an encoding, in host memory. One that has the encoding already is copied byte for byte.
+    ///
+    /// # Errors
+    /// As [`layer`](Self::layer).
+    pub fn encoded_as(&self, encoding: Encoding) -> Result<Self> {
+        let bytes = if encoding == self.encoding() { self.to_bytes()? } else { self.encode(encoding)? };
+        self.clone().with_data(Arc::new(HostKv::new(encoding, self.shape.layers, bytes)))
+    }
+
+    fn encode(&self, encoding: Encoding) -> Result<Vec<u8>> {
+        let (heads, width) = (self.shape.kv_heads, self.shape.head_dim);
+        let mut bytes = Vec::with_capacity(encoding.bytes(&self.shape, self.tokens.len()));
+        let [mut keys, mut values] = [(); 2].map(|()| vec![0f32; self.tokens.len() * self.shape.row()]);
+        for layer in 0..self.shape.layers {
+            let layer = self.layer(layer)?;
+            let both = keys.chunks_exact_mut(width).zip(values.chunks_exact_mut(width));
+            for (index, (key, value)) in both.enumerate() {
+                layer.key(index / heads, index % heads, key);
+                layer.value(index / heads, index % heads, value);
+            }
+            encoding.encode_layer(&self.shape, &keys, &values, &mut bytes);
+        }
+        Ok(bytes)
+    }
+}
+
+impl fmt::Debug for KvChunk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let encoding = self.encoding();
+        write!(f, "KvChunk({:?}, {} tokens, {} bytes of {encoding:?})", self.id, self.tokens.len(), self.size())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Dtype;
+
+    const SHAPE: KvShape = KvShape { layers: 2, kv_heads: 1, head_dim: 2 };
+
+    fn chunk(encoding: Encoding, tokens: usize) -> KvChunk {
+        let mut bytes = Vec::new();
+        for layer in 0..SHAPE.layers {
+            let numbers: Vec<f32> = (0..tokens * SHAPE.row()).map(|n| (n + 10 * layer) as f32 / 8.0).collect();
+            encoding.encode_layer(&SHAPE, &numbers, &numbers, &mut bytes);
+        }
+        let (data, tokens) = (HostKv::new(encoding, SHAPE.layers, bytes), vec![7; tokens]);
+        KvChunk::new(ChunkId([1; 32]), PrefixId([2; 32]), SHAPE, tokens.into(), Arc::new(data)).unwrap()
+    }
+
+    #[test]
+    fn an_encoding_changes_neither_name_nor_origin() {
+        let model = Fingerprint([3; 32]);
+        let exact = chunk(Encoding::Plain(Dtype::F32), 3).with_model(model).with_sensitivity([1.0; 3].into()).unwrap();
+        for encoding in [Encoding::Plain(Dtype::Bf16), Encoding::Int8, Encoding::Plain(Dtype::F32)] {
+            let other = exact.encoded_as(encoding).unwrap();
+            assert_eq!((other.id(), other.model(), other.prefix()), (exact.id(), Some(model), exact.prefix()));
+            assert_eq!((other.tokens(), other.sensitivity()), (exact.tokens(), exact.sensitivity()));
+            assert_eq!(other.encoding(), encoding);
+            let mut key = [0.0; 2];
+            other.layer(1).unwrap().key(2, 0, &mut key);
+            assert!((key[0] - 14.0 / 8.0).abs() < 0.02, "{encoding:?}: {key:?}");
+        }
+        let same = exact.encoded_as(exact.encoding()).unwrap();
+        assert_eq!(same.to_bytes().unwrap(), exact.to_bytes().unwrap());
+    }
+
+    #[test]
+    fn data_of_another_size_is_refused() {
+        let chunk = chunk(Encoding::Plain(Dtype::F16), 3);
+        let short = HostKv::new(Encoding::Plain(Dtype::F16), SHAPE.layers, vec![0; chunk.size() - 2]);
+        assert!(matches!(chunk.clone().with_data(Arc::new(short)), Err(Error::WrongKv { .. })));
+        assert!(matches!(chunk.layer(2), Err(Error::WrongKv { .. })));
+        assert!(matches!(chunk.clone().with_sensitivity([1.0].into()), Err(Error::WrongKv { .. })));
+        let data = Arc::clone(chunk.data());
+        assert!(matches!(KvChunk::new(chunk.id(), chunk.prefix(), SHAPE, [].into(), data), Err(Error::WrongKv { .. })));
+    }
+}

@@ -1,0 +1,107 @@
+//! What is stored, and where: chunks of keys and values, their names, and the stores that keep them.
+//!
+//! Keys are kept *before rotation*, so a chunk can be put at any position of any context. A chunk is computed behind
+//! a prefix (the start of the chat template and the system line), and that prefix is part of its identity.
+
+mod chunk;
+mod dtype;
+mod encoding;
+mod ram;
+mod store;
+mod tiered;
+
+use std::fmt;
+
+pub use chunk::{HostKv, KvChunk, KvData, LayerKv};
+pub use dtype::Dtype;
+pub use encoding::Encoding;
+pub use ram::RamStore;
+pub use store::{KvStore, StoreStats, StoredChunk};
+pub use tiered::{Tier, Tiered};
+
+/// A token id, as the model's tokenizer gives it.
+pub type Token = u32;
+
+/// The shape of a model's KV: how many numbers one token has. How they are written is an [`Encoding`]'s matter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct KvShape {
+    /// Transformer layers.
+    pub layers: usize,
+    /// Key (and value) heads of a layer.
+    pub kv_heads: usize,
+    /// Numbers in one head.
+    pub head_dim: usize,
+}
+
+impl KvShape {
+    /// Numbers in one token's keys (or values) in one layer: `kv_heads * head_dim`.
+    pub fn row(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+
+    /// Numbers in one token's KV over all layers.
+    pub fn token_numbers(&self) -> usize {
+        2 * self.layers * self.row()
+    }
+}
+
+/// What a model is, for the purpose of its KV: a BLAKE3 hash over its weights, its configuration and the numerics that
+/// it computes with. KV of equal weights computed in int8 has another fingerprint than in f32.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Fingerprint(pub [u8; 32]);
+
+/// The name of a chunk: what was computed, by which model, behind what, for whom.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ChunkId(pub [u8; 32]);
+
+/// A BLAKE3 hash of the tokens that stand before a chunk.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PrefixId(pub [u8; 32]);
+
+impl PrefixId {
+    /// The id of a prefix.
+    pub fn of(tokens: &[Token]) -> Self {
+        let mut hash = blake3::Hasher::new_derive_key("amem 2026-11 prefix");
+        hash_tokens(&mut hash, tokens);
+        Self(*hash.finalize().as_bytes())
+    }
+}
+
+impl ChunkId {
+    /// The id of `tokens` computed by `model` behind `prefix`, for the owner of this name.
+    ///
+    /// Equal text of one owner has one id; owners share none, so that a hit tells nobody what another knows. The
+    /// encoding is no part of it: a chunk stays the same in every tier.
+    pub fn of(model: &Fingerprint, prefix: &PrefixId, owner: &str, tokens: &[Token]) -> Self {
+        let mut hash = blake3::Hasher::new_derive_key("amem 2026-11 chunk v2");
+        hash.update(&model.0);
+        hash.update(&prefix.0);
+        hash.update(&(owner.len() as u64).to_le_bytes());
+        hash.update(owner.as_bytes());
+        hash_tokens(&mut hash, tokens);
+        Self(*hash.finalize().as_bytes())
+    }
+}
+
+fn hash_tokens(hash: &mut blake3::Hasher, tokens: &[Token]) {
+    hash.update(&(tokens.len() as u64).to_le_bytes());
+    for token in tokens {
+        hash.update(&token.to_le_bytes());
+    }
+}
+
+macro_rules! show_as_hex {
+    ($($name:ident),*) => {$(
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&blake3::Hash::from(self.0).to_hex())
+            }
+        }
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!(stringify!($name), "({}…)"), &blake3::Hash::from(self.0).to_hex()[..12])
+            }
+        }
+    )*};
+}
+show_as_hex!(Fingerprint, ChunkId, PrefixId);

@@ -1,0 +1,60 @@
+//! Which rows of a blended context are computed again.
+
+use std::ops::Range;
+
+/// Which rows of cached pieces are recomputed in their new context. Rows that are exact where they stand are never
+/// chosen.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Repair {
+    /// None: reuse as it is.
+    None,
+    /// The first rows of every chunk (EPIC).
+    FirstRows(usize),
+    /// The rows whose keys differ most from fresh ones at one layer (CacheBlend). All rows are computed up to there.
+    Deviation {
+        /// Share of all cached rows that go on, 0 to 1.
+        ratio: f32,
+        /// The layer at which keys are compared, from 1.
+        check_layer: usize,
+    },
+    /// The rows that the last fresh piece attends to most (InfoFlow).
+    Attention {
+        /// How many.
+        budget: Budget,
+        /// The layers whose attention is read, from 0.
+        layers: Range<usize>,
+    },
+    /// The rows with the most attention times [sensitivity](crate::KvChunk::sensitivity): what the question needs and what is
+    /// wrong there. Without a fresh piece at the end, or with no layers, sensitivity alone decides.
+    ///
+    /// Reading layer 1 (`1..2`) costs no work: what comes before it depends on the tokens alone, so the question's way
+    /// there is exact whatever is cached, and its answer goes on from where the reading ended.
+    Weighted {
+        /// How many.
+        budget: Budget,
+        /// The layers whose attention is read, from 0; those that the model does not have are passed over.
+        layers: Range<usize>,
+    },
+    /// Every row: a cold prefill, with nothing saved.
+    All,
+}
+
+impl Default for Repair {
+    /// A tenth of the cached rows, by attention in layer 1 times sensitivity.
+    fn default() -> Self {
+        Repair::Weighted { budget: Budget::Ratio(0.1), layers: 1..2 }
+    }
+}
+
+/// How many rows are repaired.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Budget {
+    /// This share of all cached rows in the context, exact ones included, 0 to 1, rounded down.
+    Ratio(f32),
+    /// As few rows as cover this share of the candidates' total weight, 0 to 1.
+    Mass(f32),
+    /// So many rows.
+    Rows(usize),
+}
