@@ -45,6 +45,9 @@ pub use ledger::{
     Version,
 };
 pub use memory::{Answer, AnswerStream, Ask, Builder, Event, Memory, Recollection, Session, SessionOptions};
-pub use model::{Budget, Chat, Context, Layout, Model, ModelInfo, Piece, Repair, Sampling, Usage};
+pub use model::{
+    AppendOptions, Budget, Chat, Context, Exactness, Layout, Model, ModelInfo, Piece, PrefillText, Progress, Repair,
+    Sampling, Step, Usage,
+};
 pub use recall::{Recalled, Recaller};
 pub use residency::{Access, ResidencyPolicy};

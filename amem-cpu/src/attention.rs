@@ -1,18 +1,22 @@
-//! Softmax attention over a context's slots.
+//! Softmax attention over contexts' slots.
 //!
-//! Queries go through in small tiles that share a key head: a tile's scores against blocks of keys, softmax over what
-//! each query sees, then the sum of the values. A query's scores are gathered in the order of the slots that it sees
-//! before they are summed, so the answer depends on what it sees and not on where that lies, nor on its tile.
+//! Queries that share a key head go through together, in tiles of at most eight: their scores against blocks of keys,
+//! softmax over what each query sees, then the sum of the values. A block is widened to f32 once for all tiles of a task.
+//! A query's scores are gathered in the order of the slots that it sees before they are summed, so the answer depends on
+//! what it sees and not on where that lies, nor on its tile.
 
 use std::ops::Range;
 
 use amem_core::transformer::{Row, Span};
 use pulp::{Simd, WithSimd};
 
-use crate::cache::{BLOCK, Cache, Head};
+use crate::cache::{BLOCK_TOKENS, Cache, Element, Head, LANES};
 use crate::elementwise::softmax;
 use crate::matrix::{Tile, multiply_tile, tile_rows, tile_sizes};
-use crate::{Cpu, Tensor};
+use crate::{Cpu, Plan, Tensor};
+
+/// Tiles of a task. More of them share the work of widening a block, and leave fewer tasks for threads to share.
+const TILES: usize = 4;
 
 /// A query: its row and its head.
 #[derive(Clone, Copy)]
@@ -24,19 +28,20 @@ struct Query {
 /// Some queries on one key head of one context.
 struct Task<'a> {
     keys: &'a Head,
+    table: &'a [u32],
     head_dim: usize,
     queries: Vec<Query>,
 }
 
 impl Cpu {
     /// See [`Backend::attend`](amem_core::transformer::Backend::attend).
-    pub(crate) fn attention(&self, caches: &[&mut Cache], layer: usize, rows: &[Row], queries: &Tensor) -> Tensor {
-        let tasks = self.tasks(caches, layer, rows, queries);
-        let head_dim = caches.first().map_or(1, |cache| cache.shape.head_dim);
-        let work = work(rows, queries);
+    pub(crate) fn attention(&self, cache: &Cache, layer: usize, plan: &Plan, queries: &Tensor) -> Tensor {
+        let head_dim = cache.shape.head_dim;
+        let tasks = self.tasks(cache, layer, plan, 0..plan.rows.len(), queries);
+        let work = work(&plan.rows, queries);
         let mut sums: Vec<Vec<f32>> = tasks.iter().map(|task| vec![0f32; task.queries.len() * head_dim]).collect();
         self.each(tasks.iter().zip(&mut sums).collect(), work, |(task, sums)| {
-            self.arch.dispatch(Attend { task, rows, queries, result: Output::Sums(sums) });
+            self.arch.dispatch(Attend { task, rows: &plan.rows, queries, result: Output::Sums(sums) });
         });
         let mut data = vec![0f32; queries.data.len()];
         for (task, sums) in tasks.iter().zip(&sums) {
@@ -50,49 +55,55 @@ impl Cpu {
     /// See [`Backend::attention_mass`](amem_core::transformer::Backend::attention_mass).
     pub(crate) fn mass(
         &self,
-        caches: &[&mut Cache],
+        cache: &Cache,
         layer: usize,
-        rows: &[Row],
+        plan: &Plan,
+        rows: Range<usize>,
         queries: &Tensor,
-        slots: usize,
-    ) -> Vec<f32> {
-        let tasks = self.tasks(caches, layer, rows, queries);
+        mass: &mut Tensor,
+    ) {
+        let asking = plan.rows.get(rows.clone()).unwrap_or_default();
+        let tasks = self.tasks(cache, layer, plan, rows, queries);
         // A sum for each run of tasks: enough to keep threads busy, and not one for every token of a long question.
         const SUMS: usize = 64;
         let runs: Vec<&[Task<'_>]> = tasks.chunks(tasks.len().div_ceil(SUMS).max(1)).collect();
-        let mut masses = vec![vec![0f32; slots]; runs.len()];
-        self.each(runs.into_iter().zip(&mut masses).collect(), work(rows, queries), |(run, mass)| {
+        let mut masses = vec![vec![0f32; mass.data.len()]; runs.len()];
+        self.each(runs.into_iter().zip(&mut masses).collect(), work(asking, queries), |(run, mass)| {
             for task in run {
-                self.arch.dispatch(Attend { task, rows, queries, result: Output::Mass(mass) });
+                self.arch.dispatch(Attend { task, rows: &plan.rows, queries, result: Output::Mass(mass) });
             }
         });
-        let mut total = vec![0f32; slots];
-        for mass in &masses {
-            total.iter_mut().zip(mass).for_each(|(total, mass)| *total += mass);
+        for part in &masses {
+            mass.data.iter_mut().zip(part).for_each(|(total, mass)| *total += mass);
         }
-        total
     }
 
-    fn tasks<'a>(&self, caches: &'a [&mut Cache], layer: usize, rows: &[Row], queries: &Tensor) -> Vec<Task<'a>> {
-        let most = tile_rows(self.arch);
+    fn tasks<'a>(
+        &self,
+        cache: &'a Cache,
+        layer: usize,
+        plan: &'a Plan,
+        rows: Range<usize>,
+        queries: &Tensor,
+    ) -> Vec<Task<'a>> {
+        let shape = cache.shape;
+        let group = queries.columns / shape.row().max(1);
+        // Where nothing has to be widened, small tasks are as good.
+        let tiles = if matches!(cache.head(layer, 0), Head::F32(_)) { 1 } else { TILES };
+        let most = tiles * tile_rows(self.arch);
         let mut tasks = Vec::new();
-        let mut first = 0;
-        for rows in rows.chunk_by(|a, b| a.context == b.context) {
-            let Some(cache) = rows.first().and_then(|row| caches.get(row.context)) else { continue };
-            let shape = cache.shape;
-            let group = queries.columns / shape.row();
+        let mut first = rows.start;
+        for rows in plan.rows.get(rows).unwrap_or_default().chunk_by(|a, b| a.context == b.context) {
+            let table = rows.first().and_then(|row| plan.tables.get(row.context)).map(Vec::as_slice);
             for kv_head in 0..shape.kv_heads {
-                let keys = cache.head(layer, kv_head);
+                let (keys, table) = (cache.head(layer, kv_head), table.unwrap_or_default());
                 let heads = kv_head * group..(kv_head + 1) * group;
                 let all =
                     (first..first + rows.len()).flat_map(|row| heads.clone().map(move |head| Query { row, head }));
                 let all: Vec<_> = all.collect();
-                let mut rest = all.as_slice();
-                for size in tile_sizes(all.len(), most) {
-                    let (queries, others) = rest.split_at(size);
-                    rest = others;
-                    tasks.push(Task { keys, head_dim: shape.head_dim, queries: queries.to_vec() });
-                }
+                let task =
+                    |queries: &[Query]| Task { keys, table, head_dim: shape.head_dim, queries: queries.to_vec() };
+                tasks.extend(all.chunks(most).map(task));
             }
             first += rows.len();
         }
@@ -102,10 +113,10 @@ impl Cpu {
 
 /// About how many multiplications the attention of these rows takes.
 fn work(rows: &[Row], queries: &Tensor) -> usize {
-    rows.iter().map(|row| (row.sees.head.len() + row.sees.body.len()) * queries.columns).sum()
+    rows.iter().map(|row| (row.sees.shared.len() + row.sees.own.len()) * queries.columns).sum()
 }
 
-/// One tile: what its queries see, their scores and what becomes of them.
+/// One task: what its queries see, their scores and what becomes of them.
 struct Attend<'a> {
     task: &'a Task<'a>,
     rows: &'a [Row],
@@ -121,11 +132,20 @@ enum Output<'a> {
     Mass(&'a mut [f32]),
 }
 
+/// Queries that go through the registers together.
+struct QueryTile<'a> {
+    spans: Vec<&'a Span>,
+    /// Times 1/√head_dim.
+    queries: Tile,
+    /// What they see of shared slots and of their own.
+    segments: [Segment; 2],
+}
+
 /// A run of slots, the tile's scores there and the weights that come of them.
 struct Segment {
-    /// From the start of a block.
+    /// From the start of a vector of keys.
     slots: Range<usize>,
-    /// Slots up to the end of a block: the length of a query's scores.
+    /// Slots up to the end of a vector of keys: the length of a query's scores.
     stride: usize,
     /// `[queries][stride]`.
     scores: Vec<f32>,
@@ -135,16 +155,17 @@ struct Segment {
 
 impl Segment {
     /// A segment that covers what several queries see.
-    fn over<const QUERIES: usize>(seen: [&Range<u32>; QUERIES]) -> Self {
-        let seen = || seen.iter().filter(|range| !range.is_empty());
-        let start = seen().map(|range| range.start as usize).min().unwrap_or(0) / BLOCK * BLOCK;
-        let end = seen().map(|range| range.end as usize).max().unwrap_or(start);
-        let stride = (end - start).next_multiple_of(BLOCK);
+    fn over<'r>(seen: impl Iterator<Item = &'r Range<u32>> + Clone) -> Self {
+        let queries = seen.clone().count();
+        let seen = seen.filter(|range| !range.is_empty());
+        let start = seen.clone().map(|range| range.start as usize).min().unwrap_or(0) / LANES * LANES;
+        let end = seen.map(|range| range.end as usize).max().unwrap_or(start);
+        let stride = (end - start).next_multiple_of(LANES);
         Self {
             slots: start..end,
             stride,
-            scores: vec![0.0; QUERIES * stride],
-            weights: vec![0.0; QUERIES * (end - start)],
+            scores: vec![0.0; queries * stride],
+            weights: vec![0.0; queries * (end - start)],
         }
     }
 
@@ -163,75 +184,160 @@ impl WithSimd for Attend<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        match self.task.queries.len() {
-            8 => self.tile::<S, 8>(simd),
-            4 => self.tile::<S, 4>(simd),
-            2 => self.tile::<S, 2>(simd),
-            _ => self.tile::<S, 1>(simd),
+        match self.task.keys {
+            Head::F32(blocks) => self.run(simd, blocks),
+            Head::F16(blocks) => self.run(simd, blocks),
+            Head::Bf16(blocks) => self.run(simd, blocks),
         }
     }
 }
 
 impl Attend<'_> {
     #[inline(always)]
-    fn tile<S: Simd, const QUERIES: usize>(self, simd: S) {
-        let head_dim = self.task.head_dim;
-        let spans: [&Span; QUERIES] = std::array::from_fn(|index| &self.rows[self.task.queries[index].row].sees);
-        let mut segments = [Segment::over(spans.map(|span| &span.head)), Segment::over(spans.map(|span| &span.body))];
-        let queries = self.scaled_queries();
-        for segment in &mut segments {
-            let keys = &self.task.keys.keys[segment.slots.start * head_dim..][..segment.stride * head_dim];
-            for (block, keys) in keys.chunks_exact(BLOCK * head_dim).enumerate() {
-                let scores = &mut segment.scores[block * BLOCK..];
-                multiply_tile::<S, QUERIES, BLOCK>(simd, &queries.data, keys, BLOCK, scores, segment.stride);
+    fn run<S: Simd, T: Element>(self, simd: S, blocks: &[Vec<T>]) {
+        let Self { task, rows, queries, result } = self;
+        let head_dim = task.head_dim;
+        let mut tiles = tiles(task, rows, queries, if S::F32_LANES >= 16 { 8 } else { 4 });
+        let mut space = vec![0f32; BLOCK_TOKENS * head_dim];
+        let block = |slots: usize| task.table.get(slots).and_then(|id| blocks.get(*id as usize));
+        for segment in 0..2 {
+            for index in covered(&tiles, segment) {
+                let Some(keys) = block(index).and_then(|block| block.get(..BLOCK_TOKENS * head_dim)) else { continue };
+                let keys = T::widen(keys, &mut space);
+                for tile in &mut tiles {
+                    tile.score(simd, segment, index, keys, head_dim);
+                }
             }
         }
         let mut seen = Vec::new();
-        for (query, span) in spans.iter().enumerate() {
-            weigh::<QUERIES>(&mut segments, query, [&span.head, &span.body], &mut seen);
-        }
-        match self.result {
+        tiles.iter_mut().for_each(|tile| tile.weigh(&mut seen));
+        match result {
             Output::Sums(sums) => {
-                for Segment { slots, weights, .. } in &segments {
-                    let values = &self.task.keys.values[slots.start * head_dim..slots.end * head_dim];
-                    add_values::<S, QUERIES>(simd, weights, values, head_dim, sums);
+                for segment in 0..2 {
+                    for index in covered(&tiles, segment) {
+                        let values = block(index).and_then(|block| block.get(BLOCK_TOKENS * head_dim..));
+                        let Some(values) = values else { continue };
+                        let values = T::widen(values, &mut space);
+                        let mut sums = &mut *sums;
+                        for tile in &tiles {
+                            let (own, others) = sums.split_at_mut(tile.spans.len() * head_dim);
+                            sums = others;
+                            tile.add_values(simd, segment, index, values, head_dim, own);
+                        }
+                    }
                 }
             }
             Output::Mass(mass) => {
-                for Segment { slots, weights, .. } in &segments {
-                    for (mass, weights) in mass.iter_mut().skip(slots.start).zip(weights.chunks_exact(QUERIES)) {
-                        *mass += weights.iter().sum::<f32>();
+                for tile in &tiles {
+                    for Segment { slots, weights, .. } in &tile.segments {
+                        let weights = weights.chunks_exact(tile.spans.len());
+                        for (mass, weights) in mass.iter_mut().skip(slots.start).zip(weights) {
+                            *mass += weights.iter().sum::<f32>();
+                        }
                     }
                 }
             }
         }
     }
-
-    /// The tile's queries, times 1/√head_dim.
-    fn scaled_queries(&self) -> Tile {
-        let head_dim = self.task.head_dim;
-        let query =
-            |query: &Query| &self.queries.data[query.row * self.queries.columns + query.head * head_dim..][..head_dim];
-        let mut tile = Tile::of(self.task.queries.iter().map(query), head_dim);
-        let scale = 1.0 / (head_dim as f32).sqrt();
-        tile.data.iter_mut().for_each(|x| *x *= scale);
-        tile
-    }
 }
 
-/// Turns one query's scores into weights: gathers those that it sees in `seen`, takes the softmax, puts them back.
-#[inline(always)]
-fn weigh<const QUERIES: usize>(segments: &mut [Segment; 2], query: usize, sees: [&Range<u32>; 2], seen: &mut Vec<f32>) {
-    seen.clear();
-    for (segment, range) in segments.iter().zip(sees) {
-        seen.extend_from_slice(&segment.scores[query * segment.stride..][segment.locate(range)]);
+/// A task's queries, cut into tiles of at most so many.
+fn tiles<'a>(task: &'a Task<'_>, rows: &'a [Row], queries: &Tensor, most: usize) -> Vec<QueryTile<'a>> {
+    let mut rest = task.queries.as_slice();
+    let tile = |size| {
+        let (taken, others) = rest.split_at(size);
+        rest = others;
+        let spans: Vec<&Span> = taken.iter().map(|query| &rows[query.row].sees).collect();
+        let segments =
+            [Segment::over(spans.iter().map(|span| &span.shared)), Segment::over(spans.iter().map(|span| &span.own))];
+        QueryTile { spans, queries: scaled(taken, queries, task.head_dim), segments }
+    };
+    tile_sizes(task.queries.len(), most).map(tile).collect()
+}
+
+/// Queries, times 1/√head_dim.
+fn scaled(taken: &[Query], queries: &Tensor, head_dim: usize) -> Tile {
+    let query = |query: &Query| &queries.data[query.row * queries.columns + query.head * head_dim..][..head_dim];
+    let mut tile = Tile::of(taken.iter().map(query), head_dim);
+    let scale = 1.0 / (head_dim as f32).sqrt();
+    tile.data.iter_mut().for_each(|x| *x *= scale);
+    tile
+}
+
+/// The blocks that a segment of any tile reaches into.
+fn covered(tiles: &[QueryTile<'_>], segment: usize) -> Range<usize> {
+    let slots = || tiles.iter().map(|tile| &tile.segments[segment].slots).filter(|slots| !slots.is_empty());
+    let start = slots().map(|slots| slots.start).min().unwrap_or(0);
+    let end = slots().map(|slots| slots.end).max().unwrap_or(start);
+    start / BLOCK_TOKENS..end.div_ceil(BLOCK_TOKENS)
+}
+
+impl QueryTile<'_> {
+    /// The scores against one block of keys.
+    #[inline(always)]
+    fn score<S: Simd>(&mut self, simd: S, segment: usize, block: usize, keys: &[f32], head_dim: usize) {
+        let Segment { slots, stride, scores, .. } = &mut self.segments[segment];
+        let first = block * BLOCK_TOKENS;
+        for (slot, keys) in (first..).step_by(LANES).zip(keys.chunks_exact(LANES * head_dim)) {
+            if slot < slots.start || slot >= slots.start + *stride {
+                continue;
+            }
+            let (x, y) = (&self.queries.data, &mut scores[slot - slots.start..]);
+            match self.queries.rows {
+                8 => multiply_tile::<S, 8, LANES>(simd, x, keys, LANES, y, *stride),
+                4 => multiply_tile::<S, 4, LANES>(simd, x, keys, LANES, y, *stride),
+                2 => multiply_tile::<S, 2, LANES>(simd, x, keys, LANES, y, *stride),
+                _ => multiply_tile::<S, 1, LANES>(simd, x, keys, LANES, y, *stride),
+            }
+        }
     }
-    softmax(seen);
-    let mut weights = seen.iter();
-    for (segment, range) in segments.iter_mut().zip(sees) {
-        let at = segment.locate(range);
-        let places = segment.weights.iter_mut().skip(at.start * QUERIES + query).step_by(QUERIES);
-        places.take(at.len()).zip(&mut weights).for_each(|(to, &weight)| *to = weight);
+
+    /// Turns each query's scores into weights: gathers those that it sees in `seen`, takes the softmax, puts them back.
+    #[inline(always)]
+    fn weigh(&mut self, seen: &mut Vec<f32>) {
+        let queries = self.spans.len();
+        for (query, span) in self.spans.iter().enumerate() {
+            let sees = [&span.shared, &span.own];
+            seen.clear();
+            for (segment, range) in self.segments.iter().zip(sees) {
+                seen.extend_from_slice(&segment.scores[query * segment.stride..][segment.locate(range)]);
+            }
+            softmax(seen);
+            let mut weights = seen.iter();
+            for (segment, range) in self.segments.iter_mut().zip(sees) {
+                let at = segment.locate(range);
+                let places = segment.weights.iter_mut().skip(at.start * queries + query).step_by(queries);
+                places.take(at.len()).zip(&mut weights).for_each(|(to, &weight)| *to = weight);
+            }
+        }
+    }
+
+    /// Adds what one block of values contributes.
+    #[inline(always)]
+    fn add_values<S: Simd>(
+        &self,
+        simd: S,
+        segment: usize,
+        block: usize,
+        values: &[f32],
+        head_dim: usize,
+        sums: &mut [f32],
+    ) {
+        let Segment { slots, weights, .. } = &self.segments[segment];
+        let first = block * BLOCK_TOKENS;
+        let (start, end) = (slots.start.max(first), slots.end.min(first + BLOCK_TOKENS));
+        if start >= end {
+            return;
+        }
+        let queries = self.spans.len();
+        let weights = &weights[(start - slots.start) * queries..(end - slots.start) * queries];
+        let values = &values[(start - first) * head_dim..(end - first) * head_dim];
+        match queries {
+            8 => add_values::<S, 8>(simd, weights, values, head_dim, sums),
+            4 => add_values::<S, 4>(simd, weights, values, head_dim, sums),
+            2 => add_values::<S, 2>(simd, weights, values, head_dim, sums),
+            _ => add_values::<S, 1>(simd, weights, values, head_dim, sums),
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Norms, gates and the exponential. Written so that a compiler vectorises them; inlined into the code that
+//! Norms, SiLU and the exponential. Written so that a compiler vectorises them; inlined into the code that
 //! [`pulp::Arch::dispatch`] compiles for each instruction set.
 
 /// Partial sums of a reduction. A fixed number, whatever the machine's vectors hold, so that sums have the same bits
@@ -51,7 +51,7 @@ fn sum(x: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
 
 /// Root-mean-square norm of each run of `weight`'s length.
 #[inline(always)]
-pub(crate) fn norm(x: &mut [f32], weight: &[f32], eps: f32) {
+pub(crate) fn rms_norm(x: &mut [f32], weight: &[f32], eps: f32) {
     for x in x.chunks_exact_mut(weight.len().max(1)) {
         let square = sum(x, |sum, x| x.mul_add(x, sum));
         let scale = 1.0 / (square / x.len() as f32 + eps).sqrt();
@@ -71,7 +71,7 @@ pub(crate) fn add(x: &mut [f32], y: &[f32]) {
 
 /// `y = silu(y) · up`.
 #[inline(always)]
-pub(crate) fn gate(y: &mut [f32], up: &[f32]) {
+pub(crate) fn silu_mul(y: &mut [f32], up: &[f32]) {
     for (y, &up) in y.iter_mut().zip(up) {
         *y = *y / (1.0 + exp(-*y)) * up;
     }

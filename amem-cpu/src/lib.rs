@@ -12,15 +12,18 @@ mod matrix;
 mod rotation;
 
 use std::num::NonZero;
+use std::ops::Range;
+use std::sync::Arc;
 
-use amem_core::transformer::{Backend, Rope, Row};
-use amem_core::{Dtype, Error, KvChunk, KvShape, Result, Token};
+use amem_core::transformer::{Backend, BlockTable, Numerics, Placement, Rope, Row, Tensor as WeightTensor};
+use amem_core::{Dtype, Error, Exactness, KvShape, Result, Token};
+use cache::BLOCK_TOKENS;
 use pulp::Arch;
 use rayon::{ThreadPool, ThreadPoolBuilder};
+use rotation::Angles;
 
 pub use cache::Cache;
 pub use matrix::Matrix;
-pub use rotation::Angles;
 
 /// Activations, `[rows][columns]`.
 #[derive(Clone, Debug)]
@@ -35,10 +38,18 @@ impl Tensor {
     }
 }
 
-/// The CPU and the threads that compute on it.
+/// The rows of a pass, the blocks that their contexts lie in, and the angles of their positions.
+pub struct Plan {
+    rows: Vec<Row>,
+    tables: Vec<Vec<u32>>,
+    angles: Angles,
+}
+
+/// The CPU and the threads that compute on it. Clones share the threads, and so may several models.
+#[derive(Clone)]
 pub struct Cpu {
     arch: Arch,
-    pool: ThreadPool,
+    pool: Arc<ThreadPool>,
 }
 
 impl Cpu {
@@ -72,7 +83,7 @@ impl Cpu {
             .thread_name(|index| format!("amem-cpu-{index}"))
             .build()
             .map_err(|error| Error::Model(error.into()))?;
-        Ok(Self { arch, pool })
+        Ok(Self { arch, pool: Arc::new(pool) })
     }
 
     /// Does `task` for each part, on several threads if the work (in multiplications) is worth waking them for.
@@ -92,22 +103,41 @@ impl Backend for Cpu {
     type Vector = Vec<f32>;
     type Tensor = Tensor;
     type Cache = Cache;
-    type Angles = Angles;
+    type Plan = Plan;
 
-    fn matrix(&self, dtype: Dtype, outputs: usize, inputs: usize, bytes: &[u8]) -> Result<Matrix> {
-        Matrix::pack(dtype, outputs, inputs, bytes)
+    fn numerics(&self) -> Numerics {
+        Numerics { name: "exact f32".to_owned(), exactness: Exactness::Bits }
+    }
+
+    fn matrix(&self, tensor: &WeightTensor<'_>) -> Result<Matrix> {
+        Matrix::pack(tensor.dtype, tensor.rows, tensor.columns, tensor.bytes)
     }
 
     fn vector(&self, values: &[f32]) -> Result<Vec<f32>> {
         Ok(values.to_vec())
     }
 
-    fn cache(&self, shape: &KvShape, dtype: Dtype) -> Result<Cache> {
-        Ok(Cache::new(*shape, dtype))
+    fn block_tokens(&self) -> usize {
+        BLOCK_TOKENS
     }
 
-    fn angles(&self, rope: &Rope, positions: &[u32]) -> Result<Angles> {
-        Ok(Angles::new(rope, positions))
+    fn cache(&self, shape: &KvShape, dtype: Dtype, _: usize) -> Result<Cache> {
+        Cache::new(*shape, dtype)
+    }
+
+    fn copy_block(&self, cache: &mut Cache, from: u32, to: u32) -> Result<()> {
+        cache.copy_block(from, to);
+        Ok(())
+    }
+
+    fn plan(&self, rope: &Rope, rows: &[Row], tables: &[BlockTable<'_>]) -> Result<Plan> {
+        let positions: Vec<u32> = rows.iter().map(|row| row.position).collect();
+        let tables = tables.iter().map(|table| table.to_vec()).collect();
+        Ok(Plan { rows: rows.to_vec(), tables, angles: Angles::new(rope, &positions) })
+    }
+
+    fn upload(&self, columns: usize, numbers: &[f32]) -> Result<Tensor> {
+        Ok(Tensor { columns, data: numbers.to_vec() })
     }
 
     fn embed(&self, table: &Matrix, tokens: &[Token]) -> Result<Tensor> {
@@ -116,9 +146,9 @@ impl Backend for Cpu {
         Ok(Tensor { columns: table.inputs(), data })
     }
 
-    fn norm(&self, x: &Tensor, weight: &Vec<f32>, eps: f32) -> Result<Tensor> {
+    fn rms_norm(&self, x: &Tensor, weight: &Vec<f32>, eps: f32) -> Result<Tensor> {
         let mut y = x.clone();
-        self.arch.dispatch(|| elementwise::norm(&mut y.data, weight, eps));
+        self.arch.dispatch(|| elementwise::rms_norm(&mut y.data, weight, eps));
         Ok(y)
     }
 
@@ -131,26 +161,26 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn gate(&self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    fn silu_mul(&self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
         let mut y = gate.clone();
         const PART: usize = 1 << 14;
         let parts = y.data.chunks_mut(PART).zip(up.data.chunks(PART)).collect();
         // An exponential costs about as much as sixteen multiplications.
-        self.each(parts, 16 * gate.data.len(), |(y, up)| self.arch.dispatch(|| elementwise::gate(y, up)));
+        self.each(parts, 16 * gate.data.len(), |(y, up)| self.arch.dispatch(|| elementwise::silu_mul(y, up)));
         Ok(y)
     }
 
-    fn rotate(&self, x: &mut Tensor, angles: &Angles) -> Result<()> {
-        self.arch.dispatch(|| angles.rotate(&mut x.data, x.columns));
+    fn rotate(&self, x: &mut Tensor, plan: &Plan) -> Result<()> {
+        self.arch.dispatch(|| plan.angles.rotate(&mut x.data, x.columns));
         Ok(())
     }
 
-    fn take(&self, x: &Tensor, rows: &[usize]) -> Result<Tensor> {
-        let row = |&index: &usize| x.data.get(index * x.columns..(index + 1) * x.columns).unwrap_or_default();
+    fn gather(&self, x: &Tensor, rows: &[usize]) -> Result<Tensor> {
+        let row = |&row: &usize| x.data.get(row * x.columns..(row + 1) * x.columns).unwrap_or_default();
         Ok(Tensor { columns: x.columns, data: rows.iter().flat_map(row).copied().collect() })
     }
 
-    fn join(&self, x: &mut Tensor, y: &Tensor) -> Result<()> {
+    fn concat(&self, x: &mut Tensor, y: &Tensor) -> Result<()> {
         x.data.extend_from_slice(&y.data);
         Ok(())
     }
@@ -159,56 +189,39 @@ impl Backend for Cpu {
         Ok(x.data.clone())
     }
 
-    fn write(
-        &self,
-        caches: &mut [&mut Cache],
-        layer: usize,
-        rows: &[Row],
-        angles: &Angles,
-        keys: &Tensor,
-        values: &Tensor,
-    ) -> Result<()> {
-        let width = keys.columns;
-        for (index, row) in rows.iter().enumerate() {
-            let at = index * width..(index + 1) * width;
-            let cache = &mut caches[row.context];
-            cache.write(layer, row.slot as usize, angles.row(index), &keys.data[at.clone()], &values.data[at]);
-        }
+    fn write_kv(&self, cache: &mut Cache, layer: usize, plan: &Plan, keys: &Tensor, values: &Tensor) -> Result<()> {
+        cache.write(layer, plan, keys, values);
         Ok(())
     }
 
-    fn place(&self, cache: &mut Cache, slot: u32, angles: &Angles, chunk: &KvChunk) -> Result<()> {
-        self.place_chunk(cache, slot as usize, angles, chunk)
+    fn load_kv(
+        &self,
+        cache: &mut Cache,
+        rope: &Rope,
+        layers: Range<usize>,
+        placements: &[Placement<'_>],
+    ) -> Result<()> {
+        self.load(cache, rope, layers, placements)
     }
 
-    fn attend(&self, caches: &[&mut Cache], layer: usize, rows: &[Row], queries: &Tensor) -> Result<Tensor> {
-        Ok(self.attention(caches, layer, rows, queries))
+    fn attend(&self, cache: &Cache, layer: usize, plan: &Plan, queries: &Tensor) -> Result<Tensor> {
+        Ok(self.attention(cache, layer, plan, queries))
     }
 
     fn attention_mass(
         &self,
-        caches: &[&mut Cache],
+        cache: &Cache,
         layer: usize,
-        rows: &[Row],
+        plan: &Plan,
+        rows: Range<usize>,
         queries: &Tensor,
-        slots: usize,
-    ) -> Result<Vec<f32>> {
-        Ok(self.mass(caches, layer, rows, queries, slots))
+        mass: &mut Tensor,
+    ) -> Result<()> {
+        self.mass(cache, layer, plan, rows, queries, mass);
+        Ok(())
     }
 
-    fn key_distance(
-        &self,
-        caches: &[&mut Cache],
-        layer: usize,
-        rows: &[Row],
-        angles: &Angles,
-        keys: &Tensor,
-    ) -> Result<Vec<f32>> {
-        let width = keys.columns;
-        let distance = |(index, row): (usize, &Row)| {
-            let cache = &caches[row.context];
-            cache.distance(layer, row.slot as usize, angles.row(index), &keys.data[index * width..(index + 1) * width])
-        };
-        Ok(rows.iter().enumerate().map(distance).collect())
+    fn key_distance(&self, cache: &Cache, layer: usize, plan: &Plan, keys: &Tensor) -> Result<Tensor> {
+        Ok(Tensor { columns: 1, data: cache.distances(layer, plan, keys) })
     }
 }

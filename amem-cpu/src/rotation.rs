@@ -3,7 +3,7 @@
 use amem_core::transformer::Rope;
 
 /// The cosines and sines of some positions, one row each, half a head wide.
-pub struct Angles {
+pub(crate) struct Angles {
     half: usize,
     cos: Vec<f32>,
     sin: Vec<f32>,

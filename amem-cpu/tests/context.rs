@@ -5,7 +5,7 @@ mod common;
 
 use std::sync::Arc;
 
-use amem_core::{Budget, Context, Dtype, Error, KvChunk, Model, Piece, Repair, Token, Usage};
+use amem_core::{Budget, Context, Error, HostKv, KvChunk, Model, Piece, Repair, Token, Usage};
 use common::prompts::*;
 use proptest::prelude::*;
 
@@ -18,8 +18,8 @@ type Choosing<'a> = &'a dyn Fn(&Usage) -> usize;
 
 /// A context of pieces that come one by one.
 fn one_by_one(subject: &Subject, pieces: &[Piece], repair: &Repair) -> (Box<dyn Context>, Usage) {
-    let mut context = subject.model.open().unwrap();
-    let extend = |piece: &Piece| context.extend(std::slice::from_ref(piece), repair).unwrap();
+    let mut context = subject.model.open(0).unwrap();
+    let extend = |piece: &Piece| subject.model.extend(&mut *context, std::slice::from_ref(piece), repair).unwrap();
     let usage = pieces.iter().map(extend).sum();
     (context, usage)
 }
@@ -71,7 +71,7 @@ proptest! {
     ) {
         let pieces = subject.pieces(&memories);
         let (mut context, _) = one_by_one(subject, &pieces, &Repair::None);
-        context.extend(&[fresh(&question)], &Repair::All).unwrap();
+        subject.model.extend(&mut *context, &[fresh(&question)], &Repair::All).unwrap();
         prop_assert!(bits(&*context) == bits(&*subject.cold(&[pieces, vec![fresh(&question)]].concat())));
     }
 
@@ -80,7 +80,7 @@ proptest! {
         let pieces = [subject.pieces(&parts), vec![fresh(&question)]].concat();
         let (_, all) = subject.model.blend(&pieces, &Repair::All).unwrap();
         let (mut context, first) = subject.model.blend(&pieces, &Repair::FirstRows(1)).unwrap();
-        let mut turn = |repair: Repair| context.extend(&[fresh(&[9])], &repair).unwrap().repaired;
+        let mut turn = |repair: Repair| subject.model.extend(&mut *context, &[fresh(&[9])], &repair).unwrap().repaired;
         let turns = [Repair::FirstRows(1), Repair::FirstRows(2), Repair::All, Repair::All].map(&mut turn);
         prop_assert_eq!(turns[0], 0, "the first row of every chunk was repaired before");
         prop_assert_eq!(turns[3], 0, "nothing is left when all has been repaired");
@@ -99,14 +99,14 @@ proptest! {
         let pieces = subject.pieces(&parts);
         let [mut context, mut straight] = [(); 2].map(|()| subject.context(&pieces, &Repair::None));
         let len = context.tokens().len();
-        context.extend(&[subject.pieces(&cut_off), vec![fresh(&question)]].concat(), &Repair::None).unwrap();
+        subject.model.extend(&mut *context, &[subject.pieces(&cut_off), vec![fresh(&question)]].concat(), &Repair::None).unwrap();
         context.truncate(len + 1000);
         prop_assert!(!context.logits().is_empty(), "there was nothing to cut off");
         context.truncate(len);
         prop_assert!(context.logits().is_empty());
         let repair = Repair::Weighted { budget: Budget::Ratio(ratio), layers: 1..2 };
         let then = [subject.pieces(&then), vec![fresh(&question)]].concat();
-        let usages = [&mut context, &mut straight].map(|context| context.extend(&then, &repair).unwrap());
+        let usages = [&mut context, &mut straight].map(|context| subject.model.extend(&mut **context, &then, &repair).unwrap());
         prop_assert_eq!(usages[0], usages[1]);
         prop_assert!(bits(&*context) == bits(&*straight));
     }
@@ -122,7 +122,7 @@ proptest! {
         let len = at.index(context.tokens().len() + 1);
         context.truncate(len);
         let left = fresh(context.tokens());
-        context.extend(&[fresh(&question)], &Repair::All).unwrap();
+        subject.model.extend(&mut *context, &[fresh(&question)], &Repair::All).unwrap();
         prop_assert!(bits(&*context) == bits(&*subject.cold(&[left, fresh(&question)])));
     }
 
@@ -194,10 +194,10 @@ proptest! {
         question in some_tokens(),
     ) {
         let pieces = subject.pieces(&parts);
-        let (computed, _) = subject.model.prefill(&ours(), &tokens(&pieces), &[text(6, 9)], false).unwrap();
+        let (computed, _) = prefill(&subject.model, &tokens(&pieces), &[text(6, 9)], false);
         let then = [Piece::Cached(computed[0].clone()), fresh(&question)];
         let mut context = subject.context(&pieces, &Repair::All);
-        prop_assert_eq!(context.extend(&then, &Repair::All).unwrap().repaired, 0);
+        prop_assert_eq!(subject.model.extend(&mut *context, &then, &Repair::All).unwrap().repaired, 0);
         prop_assert!(bits(&*context) == bits(&*subject.cold(&[pieces.as_slice(), &then].concat())));
     }
 
@@ -212,7 +212,7 @@ proptest! {
         let other_shape = Piece::Cached(a_chunk_of_another_shape());
         let unread = Repair::Attention { budget: Budget::Rows(1), layers: 1..info.shape.layers + 1 };
 
-        let mut refused = |pieces: &[Piece], repair: &Repair| context.extend(pieces, repair).unwrap_err();
+        let mut refused = |pieces: &[Piece], repair: &Repair| subject.model.extend(&mut *context, pieces, repair).unwrap_err();
         let error = refused(&[fresh(&vec![8; rest + 1])], &Repair::None);
         prop_assert!(matches!(error, Error::TooLong { limit, .. } if limit == info.context), "{}", error);
         let error = refused(&[pieces[0].clone(), unknown], &Repair::None);
@@ -224,7 +224,7 @@ proptest! {
 
         prop_assert!(bits(&*context) == bits(&*untouched));
         for context in [&mut context, &mut untouched] {
-            context.extend(&[fresh(&[9, 8])], &Repair::All).unwrap();
+            subject.model.extend(&mut **context, &[fresh(&[9, 8])], &Repair::All).unwrap();
         }
         prop_assert_eq!(context.tokens(), untouched.tokens());
         prop_assert!(bits(&*context) == bits(&*untouched));
@@ -235,9 +235,9 @@ fn a_chunk_of_another_shape() -> KvChunk {
     let chunk = &subject("llama3 F16").memories[0];
     let mut shape = *chunk.shape();
     shape.layers += 7;
-    shape.kind = Dtype::F16;
-    let bytes = vec![0; shape.bytes(chunk.tokens().len())];
-    KvChunk::new(chunk.id(), chunk.prefix(), shape, Arc::clone(chunk.tokens()), Arc::new(bytes)).unwrap()
+    let bytes = vec![0; chunk.encoding().bytes(&shape, chunk.tokens().len())];
+    let data = Arc::new(HostKv::new(chunk.encoding(), shape.layers, bytes));
+    KvChunk::new(chunk.id(), chunk.prefix(), shape, Arc::clone(chunk.tokens()), data).unwrap()
 }
 
 #[test]
@@ -245,11 +245,11 @@ fn a_context_may_be_filled_to_its_last_token() {
     let subject = subject("llama3 F16");
     let limit = subject.model.info().context;
     let mut context = subject.context(&[fresh(&text(1, limit as u32 - 1))], &Repair::None);
-    context.extend(&[fresh(&[8])], &Repair::None).unwrap();
+    subject.model.extend(&mut *context, &[fresh(&[8])], &Repair::None).unwrap();
     assert_eq!(context.tokens().len(), limit);
-    assert!(matches!(context.extend(&[fresh(&[8])], &Repair::None), Err(Error::TooLong { .. })));
+    assert!(matches!(subject.model.extend(&mut *context, &[fresh(&[8])], &Repair::None), Err(Error::TooLong { .. })));
     context.truncate(limit - 1);
-    context.extend(&[fresh(&[8])], &Repair::None).unwrap();
+    subject.model.extend(&mut *context, &[fresh(&[8])], &Repair::None).unwrap();
     assert_eq!(bits(&*context), bits(&*subject.cold(&[fresh(context.tokens())])));
 }
 
@@ -264,7 +264,7 @@ fn there_are_logits_when_the_last_piece_is_fresh_and_only_then() {
         assert_eq!(logits(&[question.clone(), memory.clone()]), 0, "{repair:?}");
         assert_eq!(logits(std::slice::from_ref(&memory)), 0, "{repair:?}");
         let mut context = subject.context(&[memory.clone(), question.clone()], &repair);
-        context.extend(&[], &repair).unwrap();
+        subject.model.extend(&mut *context, &[], &repair).unwrap();
         assert_eq!(context.logits().len(), 0, "{repair:?}");
     }
 }

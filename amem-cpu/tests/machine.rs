@@ -6,13 +6,13 @@ mod common;
 use amem_core::transformer::Transformer;
 use amem_core::{Budget, Dtype, Model, Piece, Repair};
 use amem_cpu::Cpu;
-use common::prompts::{PREFIX, bits, ours, text};
+use common::prompts::{PREFIX, bits, prefill, text};
 
 /// What a model makes of a prompt with memories: their KV and sensitivity, and the logits, to the bit.
 fn everything(model: &Transformer<Cpu>) -> (Vec<Vec<u8>>, Vec<u32>, Vec<u32>) {
     let texts = [text(1, 1), text(2, 19), text(3, 40)];
-    let (memories, _) = model.prefill(&ours(), &PREFIX, &texts, true).unwrap();
-    let kv = memories.iter().map(|memory| memory.bytes().to_vec()).collect();
+    let (memories, _) = prefill(model, &PREFIX, &texts, true);
+    let kv = memories.iter().map(|memory| memory.to_bytes().unwrap()).collect();
     let measured = memories.iter().flat_map(|memory| memory.sensitivity().unwrap().to_vec());
     let sensitivity = measured.map(f32::to_bits).collect();
     let cached = memories.into_iter().rev().map(Piece::Cached);

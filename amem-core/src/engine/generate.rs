@@ -1,6 +1,6 @@
 //! From a context to text, token by token.
 
-use crate::{Chat, Context, Detokenizer, Piece, Repair, Result, Sampler, Sampling, Token};
+use crate::{Context, Detokenizer, Model, Piece, Repair, Result, Sampler, Sampling, Token};
 
 /// How an answer is generated.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,14 +43,15 @@ pub(crate) struct Generated {
 /// Draws an answer from a context that has logits. The new text of every token goes to `emit`, empty or not, which
 /// returns whether anybody still listens.
 pub(crate) fn generate(
+    model: &dyn Model,
     context: &mut dyn Context,
-    chat: &dyn Chat,
     limit: usize,
     generation: &Generation,
     sampling: &Sampling,
     mut emit: impl FnMut(&str) -> bool,
 ) -> Result<Generated> {
     let mut sampler = Sampler::new(sampling)?;
+    let chat = model.chat();
     let mut detokenizer = Detokenizer::new(chat);
     let mut held = StopMatcher::new(&generation.stop);
     let mut tokens = Vec::new();
@@ -75,7 +76,7 @@ pub(crate) fn generate(
         if context.tokens().len() >= limit {
             break Finish::Length;
         }
-        context.extend(&[Piece::Fresh([token].into())], &Repair::None)?;
+        model.extend(context, &[Piece::Fresh([token].into())], &Repair::None)?;
     };
     if !held.stopped {
         let rest = held.push(&detokenizer.finish()?).0 + &held.finish();

@@ -160,7 +160,7 @@ pub(crate) fn answer(model: &dyn Model, context: &mut dyn Context, job: Job, eve
     }
     let sampling = generation.sampling.clone().unwrap_or_else(|| model.sampling());
     sampling.check()?;
-    let mut blended = context.extend(&pieces, &repair)?;
+    let mut blended = model.extend(context, &pieces, &repair)?;
     if opened {
         blended.resident = 0;
     }
@@ -168,7 +168,7 @@ pub(crate) fn answer(model: &dyn Model, context: &mut dyn Context, job: Job, eve
     let ttft = started.elapsed();
     let before = context.tokens().len();
     let Generated { text, tokens, finish } =
-        generate(context, model.chat(), limit, &generation, &sampling, |text| events.text(text))?;
+        generate(model, context, limit, &generation, &sampling, |text| events.text(text))?;
     usage.generated = tokens.len();
     let unwritten = tokens[(context.tokens().len() - before).min(tokens.len())..].to_vec();
     let answer = Answer { text: text.trim().to_owned(), recalled, usage, ttft, finish };

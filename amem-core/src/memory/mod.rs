@@ -20,8 +20,8 @@ pub use builder::Builder;
 pub use session::{Session, SessionOptions};
 
 use crate::{
-    Added, ChunkId, Error, KvChunk, KvStore, Layout, Ledger, Model, Namespace, NewRecord, Outcome, Piece, PrefixId,
-    Query, Recaller, Record, RecordId, Repair, Result, State, Timestamp, Token, Usage, Version,
+    Added, ChunkId, Error, KvChunk, KvStore, Layout, Ledger, Model, Namespace, NewRecord, Outcome, Piece, PrefillText,
+    PrefixId, Query, Recaller, Record, RecordId, Repair, Result, State, Timestamp, Token, Usage, Version,
 };
 use records::RecordCache;
 
@@ -152,7 +152,7 @@ impl Memory {
         let limit = model.info().context;
         let job = Job { pieces, repair, generation: ask.generation, limit, recalled, cost };
         Ok(AnswerStream::start(move |events| {
-            let mut context = model.open()?;
+            let mut context = model.open(0)?;
             answer(&*model, &mut *context, job, events).map(|answered| answered.answer)
         }))
     }
@@ -327,7 +327,7 @@ impl Memory {
 
     fn chunk_id(&self, namespace: &Namespace, tokens: &[Token]) -> ChunkId {
         let prefix = PrefixId::of(&self.parts.layout.prefix);
-        self.parts.model.info().chunk_id(namespace, &prefix, tokens)
+        self.parts.model.info().chunk_id(namespace.as_str(), &prefix, tokens)
     }
 
     /// The KV of the prefix that every context begins with.
@@ -336,12 +336,13 @@ impl Memory {
         if tokens.is_empty() {
             return Ok((None, Usage::default()));
         }
-        let id = self.parts.model.info().chunk_id(namespace, &PrefixId::of(&[]), &tokens);
+        let id = self.parts.model.info().chunk_id(namespace.as_str(), &PrefixId::of(&[]), &tokens);
         if let Some(chunk) = self.held(&id).await {
             return Ok((Some(chunk), Usage::default()));
         }
-        let (model, owner) = (Arc::clone(&self.parts.model), namespace.clone());
-        let (mut chunks, usage) = unblock(move || model.prefill(&owner, &[], &[tokens], false)).await?;
+        let model = Arc::clone(&self.parts.model);
+        let texts = [PrefillText { id, tokens }];
+        let (mut chunks, usage) = unblock(move || model.prefill(&[], &texts, false)).await?;
         self.keep(&chunks).await;
         Ok((chunks.pop(), Usage { missed: usage.prefilled, ..usage }))
     }
@@ -354,7 +355,7 @@ impl Memory {
             let tokens = self.tokens(&record.text)?;
             let id = self.chunk_id(namespace, &tokens);
             ids.push(id);
-            if found.contains_key(&id) || missing.contains(&tokens) {
+            if found.contains_key(&id) || missing.iter().any(|text: &PrefillText| text.id == id) {
                 continue;
             }
             match self.held(&id).await {
@@ -362,16 +363,16 @@ impl Memory {
                     found.insert(id, chunk);
                 }
                 None => {
-                    missing.push(tokens);
+                    missing.push(PrefillText { id, tokens });
                     links.push((record.id, id));
                 }
             }
         }
         let mut usage = Usage::default();
         if !missing.is_empty() {
-            let (model, owner) = (Arc::clone(&self.parts.model), namespace.clone());
+            let model = Arc::clone(&self.parts.model);
             let prefix = Arc::clone(&self.parts.layout.prefix);
-            let (chunks, cost) = unblock(move || model.prefill(&owner, &prefix, &missing, true)).await?;
+            let (chunks, cost) = unblock(move || model.prefill(&prefix, &missing, true)).await?;
             // Linked before they are kept: whoever forgets a record in between must find its KV.
             self.parts.ledger.link(namespace, &links).await?;
             self.keep(&chunks).await;

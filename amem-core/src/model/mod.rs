@@ -1,6 +1,7 @@
 //! What computes: a model, the contexts that it decodes in, and how cached KV is put into them.
 
 mod chat;
+mod context;
 mod repair;
 mod sampling;
 mod usage;
@@ -8,21 +9,27 @@ mod usage;
 use std::sync::Arc;
 
 pub use chat::{Chat, Layout};
+pub use context::{AppendOptions, Context, Piece, Progress, Step};
 pub use repair::{Budget, Repair};
 pub use sampling::Sampling;
 pub use usage::Usage;
 
-use crate::{ChunkId, Fingerprint, KvChunk, KvShape, Namespace, PrefixId, Result, Token};
+use crate::{ChunkId, Dtype, Fingerprint, KvChunk, KvShape, PrefixId, Result, Token};
 
 /// What a model says of itself.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct ModelInfo {
     /// A name for people.
     pub name: String,
-    /// What its KV depends on: weights and configuration.
+    /// What its KV depends on: weights, configuration and numerics.
     pub fingerprint: Fingerprint,
+    /// How far its numbers may be from those of the same computation done elsewhere.
+    pub exactness: Exactness,
     /// The shape of its KV.
     pub shape: KvShape,
+    /// The number type of its contexts' KV.
+    pub dtype: Dtype,
     /// Tokens that one context holds at most.
     pub context: usize,
     /// Tokens in the vocabulary.
@@ -30,13 +37,61 @@ pub struct ModelInfo {
 }
 
 impl ModelInfo {
-    /// The name of a chunk of this model.
-    pub fn chunk_id(&self, namespace: &Namespace, prefix: &PrefixId, tokens: &[Token]) -> ChunkId {
-        ChunkId::of(&self.fingerprint, prefix, namespace.as_str(), tokens)
+    /// A model whose results are the same to the bit wherever a row is computed, and whose contexts hold f32.
+    pub fn new(
+        name: impl Into<String>,
+        fingerprint: Fingerprint,
+        shape: KvShape,
+        context: usize,
+        vocabulary: usize,
+    ) -> Self {
+        let (name, exactness, dtype) = (name.into(), Exactness::Bits, Dtype::F32);
+        Self { name, fingerprint, exactness, shape, dtype, context, vocabulary }
+    }
+
+    /// Texts to compute behind `prefix` for `owner`, with the names that their chunks have.
+    pub fn prefill_texts<'t>(
+        &self,
+        owner: &str,
+        prefix: &[Token],
+        texts: impl IntoIterator<Item = &'t Arc<[Token]>>,
+    ) -> Vec<PrefillText> {
+        let prefix = PrefixId::of(prefix);
+        let named = |tokens: &Arc<[Token]>| PrefillText {
+            id: self.chunk_id(owner, &prefix, tokens),
+            tokens: Arc::clone(tokens),
+        };
+        texts.into_iter().map(named).collect()
+    }
+
+    /// The name of a chunk of this model that belongs to `owner`: a namespace's name, or nothing for what every
+    /// namespace shares.
+    pub fn chunk_id(&self, owner: &str, prefix: &PrefixId, tokens: &[Token]) -> ChunkId {
+        ChunkId::of(&self.fingerprint, prefix, owner, tokens)
     }
 }
 
-/// A language model. Its methods compute, and so block: an async caller moves them to a thread of their own.
+/// How far results may be from those of the same computation done in other company: with other rows in the pass, from
+/// cached instead of fresh KV, on another number of threads.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Exactness {
+    /// Not at all: equal bits.
+    Bits,
+    /// Up to this much, relative to one plus the magnitude of the number.
+    Within(f32),
+}
+
+/// A text to compute the KV of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PrefillText {
+    /// The name that its chunk is to have: [`ModelInfo::chunk_id`].
+    pub id: ChunkId,
+    /// Its tokens.
+    pub tokens: Arc<[Token]>,
+}
+
+/// A language model. Its methods compute, and so block: an [`Engine`](crate::Engine) calls them on a thread of its own.
 ///
 /// It is checked by `testing::model` (feature `testing`).
 pub trait Model: Send + Sync {
@@ -52,75 +107,57 @@ pub trait Model: Send + Sync {
     /// Computes each text's KV, each behind `prefix` alone, all of them in as few passes as possible. With `measure`,
     /// the [sensitivity](KvChunk::sensitivity) of every token comes with it, at about twice the work.
     ///
+    /// To share the machine fairly, call it with some hundred tokens at a time.
+    ///
     /// # Errors
     /// [`Error::Empty`](crate::Error::Empty) for a text without tokens, [`Error::TooLong`](crate::Error::TooLong) for
     /// one that no context can hold behind the prefix, [`Error::BadValue`](crate::Error::BadValue) for a token that is
-    /// not in the vocabulary; what the backend met.
-    fn prefill(
-        &self,
-        namespace: &Namespace,
-        prefix: &[Token],
-        texts: &[Arc<[Token]>],
-        measure: bool,
-    ) -> Result<(Vec<KvChunk>, Usage)>;
+    /// not in the vocabulary, [`Error::Model`](crate::Error::Model) when the backend fails.
+    fn prefill(&self, prefix: &[Token], texts: &[PrefillText], measure: bool) -> Result<(Vec<KvChunk>, Usage)>;
 
-    /// An empty context.
+    /// An empty context with room for `tokens` tokens, taken from the model's KV cache. It can grow beyond that for as
+    /// long as the cache has room.
     ///
     /// # Errors
-    /// What the backend met.
-    fn open(&self) -> Result<Box<dyn Context>>;
+    /// [`Error::Full`](crate::Error::Full) when the KV cache has no such room at present,
+    /// [`Error::TooLong`](crate::Error::TooLong) when no context may hold so many tokens.
+    fn open(&self, tokens: usize) -> Result<Box<dyn Context>>;
 
-    /// A context of these pieces, blended: [`open`](Self::open) and [`Context::extend`].
+    /// Computes some of what was [appended](Context::append) to each of these contexts, all of them in one pass where
+    /// that is possible. What each answer says does not depend on which contexts are advanced together, nor on how
+    /// many rows a step may compute, as far as the model's [`Exactness`] goes.
+    ///
+    /// There is one result for each step. After an error, [`Context::is_usable`] tells whether the context is as it was
+    /// before the append, or broken.
+    fn advance(&self, steps: &mut [Step<'_>]) -> Vec<Result<Progress>>;
+
+    /// Appends pieces to a context and computes all of it.
     ///
     /// # Errors
-    /// As [`Context::extend`].
+    /// As [`Context::append`]; [`Error::Model`](crate::Error::Model) when the backend fails.
+    fn extend(&self, context: &mut dyn Context, pieces: &[Piece], repair: &Repair) -> Result<Usage> {
+        context.append(pieces, &AppendOptions::new(repair.clone()))?;
+        loop {
+            let mut steps = [Step { context, max_rows: STEP_ROWS }];
+            match self.advance(&mut steps).pop() {
+                Some(Ok(Progress::Done(usage))) => return Ok(usage),
+                Some(Ok(Progress::Pending)) => {}
+                Some(Err(error)) => return Err(error),
+                None => return Err(crate::Error::Model("the model gave no result for a step".into())),
+            }
+        }
+    }
+
+    /// A context of these pieces, blended: [`open`](Self::open) and [`extend`](Self::extend).
+    ///
+    /// # Errors
+    /// As [`open`](Self::open) and [`extend`](Self::extend).
     fn blend(&self, pieces: &[Piece], repair: &Repair) -> Result<(Box<dyn Context>, Usage)> {
-        let mut context = self.open()?;
-        let usage = context.extend(pieces, repair)?;
+        let mut context = self.open(pieces.iter().map(|piece| piece.tokens().len()).sum())?;
+        let usage = self.extend(&mut *context, pieces, repair)?;
         Ok((context, usage))
     }
 }
 
-/// A sequence of tokens with its KV, which can be extended and decoded.
-pub trait Context: Send {
-    /// The tokens that stand in it.
-    fn tokens(&self) -> &[Token];
-
-    /// Appends pieces: cached ones are put in their places, fresh ones are computed, and the rows that `repair` picks
-    /// are computed again. What already stands in the context is never recomputed, except rows of cached pieces that
-    /// were not repaired so far: they are candidates too. When the last piece is fresh, [`logits`](Self::logits) are
-    /// those after its last token.
-    ///
-    /// # Errors
-    /// [`Error::TooLong`](crate::Error::TooLong), [`Error::WrongKv`](crate::Error::WrongKv) for a chunk of another
-    /// shape, [`Error::BadValue`](crate::Error::BadValue) for a repair that makes no sense or a token that is not in
-    /// the vocabulary: after these the context is as it was. What the backend met: after that it can be extended no
-    /// more.
-    fn extend(&mut self, pieces: &[Piece], repair: &Repair) -> Result<Usage>;
-
-    /// Takes the context back to its first `len` tokens; a no-op if it has no more. The logits are gone until the next
-    /// call of [`extend`](Self::extend).
-    fn truncate(&mut self, len: usize);
-
-    /// The scores of every token of the vocabulary to come next. Empty when the last piece was not fresh.
-    fn logits(&self) -> &[f32];
-}
-
-/// A part of a prompt.
-#[derive(Clone, Debug)]
-pub enum Piece {
-    /// Tokens whose KV is at hand.
-    Cached(KvChunk),
-    /// Tokens to compute.
-    Fresh(Arc<[Token]>),
-}
-
-impl Piece {
-    /// Its tokens.
-    pub fn tokens(&self) -> &[Token] {
-        match self {
-            Piece::Cached(chunk) => chunk.tokens(),
-            Piece::Fresh(tokens) => tokens,
-        }
-    }
-}
+/// Rows of one pass: wide enough for full use of the weights, and few enough that activations stay small.
+pub(crate) const STEP_ROWS: usize = 1024;

@@ -10,12 +10,26 @@
 //! They bring no runtime; an implementation that needs one enters it in its closure.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a broken promise is told by a panic")]
 
+#[cfg(feature = "transformer")]
+mod backend;
 mod kv_store;
 mod ledger;
+mod model;
+#[cfg(feature = "transformer")]
+mod probe;
 mod recaller;
+#[cfg(feature = "transformer")]
+mod reference;
 mod residency;
 
+#[cfg(feature = "transformer")]
+pub use backend::{Profile, backend};
 pub use kv_store::kv_store;
 pub use ledger::ledger;
+pub use model::model;
+#[cfg(feature = "transformer")]
+pub use probe::Probe;
 pub use recaller::recaller;
+#[cfg(feature = "transformer")]
+pub use reference::Reference;
 pub use residency::residency_policy;

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use crate::{Budget, Context, Error, KvChunk, Model, Namespace, Piece, PrefixId, Repair, Result, Token, Usage};
+use crate::{
+    AppendOptions, Budget, Context, Encoding, Error, Exactness, Fingerprint, HostKv, KvChunk, Model, Piece, PrefixId,
+    Progress, Repair, Result, Step, Token, Usage,
+};
 
 /// Checks a model against the promises of [`Model`] and [`Context`]. `make` gives one each time it is called; it must
 /// hold at least 64 tokens and know at least 64.
@@ -26,10 +29,34 @@ pub fn model<M: Model>(make: impl Fn() -> M) {
     a_budget_of_rows_is_kept(model);
     a_refused_call_changes_nothing(model);
     contexts_know_nothing_of_each_other(model);
+    contexts_in_one_pass_are_as_alone(model);
+    a_fork_shares_what_stood_and_goes_its_own_way(model);
+    what_is_not_computed_can_be_given_up(model);
+    logits_of_several_rows_are_those_of_each(model);
+    a_chunk_of_another_model_is_refused(model);
 }
 
-fn ours() -> Namespace {
-    Namespace::new("ours").unwrap()
+/// The chunks of texts of an owner, and what they took.
+fn prefill(
+    model: &dyn Model,
+    owner: &str,
+    prefix: &[Token],
+    texts: &[Arc<[Token]>],
+    measure: bool,
+) -> Result<(Vec<KvChunk>, Usage)> {
+    model.prefill(prefix, &model.info().prefill_texts(owner, prefix, texts), measure)
+}
+
+/// Asserts that numbers are the same, as exactly as the model promises.
+fn assert_same(model: &dyn Model, found: &[f32], expected: &[f32], promise: &str) {
+    assert_eq!(found.len(), expected.len(), "{promise}");
+    for (a, b) in found.iter().zip(expected) {
+        let same = match model.info().exactness {
+            Exactness::Within(tolerance) => (a - b).abs() <= tolerance * (1.0 + b.abs()),
+            _ => a.to_bits() == b.to_bits(),
+        };
+        assert!(same, "{promise}: {a} instead of {b}");
+    }
 }
 
 fn text(first: Token, len: u32) -> Arc<[Token]> {
@@ -42,7 +69,7 @@ fn prefix() -> Arc<[Token]> {
 
 fn memories(model: &impl Model) -> Vec<KvChunk> {
     let texts = [text(1, 1), text(2, 5), text(3, 17)];
-    model.prefill(&ours(), &prefix(), &texts, true).expect("texts are prefilled").0
+    prefill(model, "ours", &prefix(), &texts, true).expect("texts are prefilled").0
 }
 
 fn cached(chunk: &KvChunk) -> Piece {
@@ -65,54 +92,59 @@ fn cold(model: &impl Model, pieces: &[Piece]) -> Vec<f32> {
 
 fn a_chunk_says_what_it_is(model: &impl Model) {
     let (info, texts) = (model.info(), [text(1, 4), text(2, 9)]);
-    let (bare, usage) = model.prefill(&ours(), &prefix(), &texts, false).expect("texts are prefilled");
-    let (measured, twice) = model.prefill(&ours(), &prefix(), &texts, true).expect("texts are prefilled and measured");
+    let (bare, usage) = prefill(model, "ours", &prefix(), &texts, false).expect("texts are prefilled");
+    let (measured, twice) = prefill(model, "ours", &prefix(), &texts, true).expect("texts are prefilled and measured");
     assert_eq!(bare.len(), texts.len(), "each text has a chunk");
     for (chunk, text) in bare.iter().zip(&texts) {
         assert_eq!(chunk.tokens(), text, "chunks come in the order of their texts");
         assert_eq!(chunk.shape(), &info.shape, "a chunk has the shape that the model says");
         assert_eq!(chunk.prefix(), PrefixId::of(&prefix()), "a chunk knows what it was computed behind");
-        assert_eq!(chunk.id(), info.chunk_id(&ours(), &chunk.prefix(), text), "a chunk has the id that the model says");
+        assert_eq!(chunk.id(), info.chunk_id("ours", &chunk.prefix(), text), "a chunk has the id that the model says");
+        assert_eq!(chunk.model(), Some(info.fingerprint), "a chunk knows the model that computed it");
         assert!(chunk.sensitivity().is_none(), "what was not to be measured is not");
     }
     assert!(measured.iter().all(|chunk| chunk.sensitivity().is_some()), "what was to be measured is");
-    assert!(measured.iter().zip(&bare).all(|(a, b)| a.bytes() == b.bytes()), "measuring changes no KV");
+    assert!(
+        measured.iter().zip(&bare).all(|(a, b)| a.to_bytes().unwrap() == b.to_bytes().unwrap()),
+        "measuring changes no KV"
+    );
     assert_eq!(usage.prefilled, 13, "usage counts the tokens of the texts");
     assert!(usage.work_prefilling > 0 && twice.work_prefilling > usage.work_prefilling, "measuring is work");
-    let none = model.prefill(&ours(), &prefix(), &[], true).expect("no texts may be prefilled");
+    let none = prefill(model, "ours", &prefix(), &[], true).expect("no texts may be prefilled");
     assert!(none.0.is_empty() && none.1 == Usage::default(), "no texts have no chunks and cost nothing");
 }
 
 fn ids_are_stable_and_namespaces_share_none(model: &impl Model, other: &impl Model) {
-    let theirs = Namespace::new("theirs").unwrap();
-    let id = |model: &dyn Model, namespace: &Namespace, prefix: &[Token], text: Arc<[Token]>| {
-        model.prefill(namespace, prefix, &[text], false).expect("a text is prefilled").0.remove(0).id()
+    let id = |model: &dyn Model, owner: &str, prefix: &[Token], text: Arc<[Token]>| {
+        prefill(model, owner, prefix, &[text], false).expect("a text is prefilled").0.remove(0).id()
     };
-    let ours = ours();
-    let first = id(model, &ours, &prefix(), text(1, 4));
-    assert_eq!(first, id(model, &ours, &prefix(), text(1, 4)), "the same text has the same id");
-    assert_eq!(first, id(other, &ours, &prefix(), text(1, 4)), "an id outlives the model that gave it");
-    assert_ne!(first, id(model, &theirs, &prefix(), text(1, 4)), "namespaces share no ids");
-    assert_ne!(first, id(model, &ours, &[], text(1, 4)), "what a chunk was computed behind is part of its id");
-    assert_ne!(first, id(model, &ours, &prefix(), text(2, 4)), "another text has another id");
+    let first = id(model, "ours", &prefix(), text(1, 4));
+    assert_eq!(first, id(model, "ours", &prefix(), text(1, 4)), "the same text has the same id");
+    assert_eq!(first, id(other, "ours", &prefix(), text(1, 4)), "an id outlives the model that gave it");
+    assert_ne!(first, id(model, "theirs", &prefix(), text(1, 4)), "namespaces share no ids");
+    assert_ne!(first, id(model, "ours", &[], text(1, 4)), "what a chunk was computed behind is part of its id");
+    assert_ne!(first, id(model, "ours", &prefix(), text(2, 4)), "another text has another id");
 }
 
 fn a_chunk_is_the_same_alone_and_among_others(model: &impl Model) {
     for chunk in memories(model) {
-        let alone = model.prefill(&ours(), &prefix(), &[Arc::clone(chunk.tokens())], true).unwrap().0.remove(0);
-        assert!(alone.bytes() == chunk.bytes(), "what is computed beside a text does not touch its KV");
+        let alone = prefill(model, "ours", &prefix(), &[Arc::clone(chunk.tokens())], true).unwrap().0.remove(0);
+        assert!(
+            alone.to_bytes().unwrap() == chunk.to_bytes().unwrap(),
+            "what is computed beside a text does not touch its KV"
+        );
         assert_eq!(alone.sensitivity(), chunk.sensitivity(), "nor its sensitivity");
     }
 }
 
 fn texts_that_no_context_can_hold_are_refused(model: &impl Model) {
-    let prefill = |text: Arc<[Token]>| model.prefill(&ours(), &prefix(), &[self::text(1, 2), text], false);
-    assert!(matches!(prefill([].into()), Err(Error::Empty { .. })), "a text without tokens is refused");
+    let with = |text: Arc<[Token]>| prefill(model, "ours", &prefix(), &[self::text(1, 2), text], false);
+    assert!(matches!(with([].into()), Err(Error::Empty { .. })), "a text without tokens is refused");
     let room = model.info().context - prefix().len();
-    prefill(text(1, room as u32)).expect("a text may fill a context behind the prefix");
-    let error = prefill(text(1, room as u32 + 1));
+    with(text(1, room as u32)).expect("a text may fill a context behind the prefix");
+    let error = with(text(1, room as u32 + 1));
     assert!(matches!(error, Err(Error::TooLong { .. })), "one token more is refused");
-    let unknown = prefill([model.info().vocabulary as Token].into());
+    let unknown = with([model.info().vocabulary as Token].into());
     assert!(matches!(unknown, Err(Error::BadValue { .. })), "a token that is not in the vocabulary is refused");
 }
 
@@ -132,7 +164,7 @@ fn tokens_stand_in_the_order_of_their_pieces(model: &impl Model) {
     assert_eq!(context.tokens(), expected, "tokens stand in the order of their pieces, repeated chunks too");
     assert_eq!((usage.resident, usage.cached, usage.prefilled), (0, 35, 3), "usage counts cached and fresh tokens");
     assert_eq!(usage.reused(), 35, "without repair all cached tokens are reused");
-    let usage = context.extend(&[fresh(&[6])], &Repair::None).unwrap();
+    let usage = model.extend(&mut *context, &[fresh(&[6])], &Repair::None).unwrap();
     assert_eq!((usage.resident, usage.cached, usage.prefilled), (38, 0, 1), "usage counts what stood there");
 }
 
@@ -140,7 +172,7 @@ fn logits_are_those_after_a_fresh_last_piece(model: &impl Model) {
     let chunks = memories(model);
     let (mut context, _) = blend(model, &[fresh(&[9, 8]), cached(&chunks[1])], &Repair::default());
     assert!(context.logits().is_empty(), "behind a cached piece there are no logits");
-    context.extend(&[fresh(&[9])], &Repair::default()).unwrap();
+    model.extend(&mut *context, &[fresh(&[9])], &Repair::default()).unwrap();
     assert_eq!(context.logits().len(), model.info().vocabulary, "every token of the vocabulary has a score");
     assert!(context.logits().iter().all(|logit| logit.is_finite()), "scores are finite");
     context.truncate(1000);
@@ -152,22 +184,22 @@ fn logits_are_those_after_a_fresh_last_piece(model: &impl Model) {
 fn a_context_goes_on_where_it_ended(model: &impl Model) {
     let tokens = text(5, 12);
     let whole = cold(model, &[fresh(&tokens)]);
-    let mut context = model.open().expect("a context is opened");
+    let mut context = model.open(0).expect("a context is opened");
     for token in tokens.iter() {
-        context.extend(&[fresh(&[*token])], &Repair::None).unwrap();
+        model.extend(&mut *context, &[fresh(&[*token])], &Repair::None).unwrap();
     }
-    assert_eq!(context.logits(), whole, "token by token comes to the same as all at once");
-    context.extend(&[fresh(&[1, 2, 3])], &Repair::None).unwrap();
+    assert_same(model, context.logits(), &whole, "token by token comes to the same as all at once");
+    model.extend(&mut *context, &[fresh(&[1, 2, 3])], &Repair::None).unwrap();
     context.truncate(tokens.len() - 1);
-    context.extend(&[fresh(&tokens[tokens.len() - 1..])], &Repair::None).unwrap();
-    assert_eq!(context.logits(), whole, "what was cut off leaves no trace");
+    model.extend(&mut *context, &[fresh(&tokens[tokens.len() - 1..])], &Repair::None).unwrap();
+    assert_same(model, context.logits(), &whole, "what was cut off leaves no trace");
 }
 
 fn a_chunk_in_its_own_place_is_exact(model: &impl Model) {
     for chunk in memories(model) {
         let pieces = [fresh(&prefix()), cached(&chunk), fresh(&[9, 8])];
         let (context, _) = blend(model, &pieces, &Repair::None);
-        assert_eq!(context.logits(), cold(model, &pieces), "a chunk behind its prefix is exact as it is");
+        assert_same(model, context.logits(), &cold(model, &pieces), "a chunk behind its prefix is exact as it is");
         let (_, usage) = blend(model, &pieces, &Repair::All);
         assert_eq!(usage.repaired, 0, "exact rows are never repaired");
     }
@@ -180,11 +212,8 @@ fn repair_of_all_rows_is_a_cold_prefill(model: &impl Model) {
         pieces.insert(pieces.len() / 2, fresh(&[11, 12]));
         pieces.push(fresh(&[9, 8]));
         let (context, usage) = blend(model, &pieces, &Repair::All);
-        assert_eq!(
-            context.logits(),
-            cold(model, &pieces),
-            "with all rows repaired, chunks {order:?} are a cold prompt"
-        );
+        let promise = format!("with all rows repaired, chunks {order:?} are a cold prompt");
+        assert_same(model, context.logits(), &cold(model, &pieces), &promise);
         assert_eq!(usage.repaired, usage.cached, "and all rows were repaired");
     }
 }
@@ -212,7 +241,8 @@ fn a_refused_call_changes_nothing(model: &impl Model) {
     let too_long = fresh(&text(1, model.info().context as u32));
     let unknown = fresh(&[model.info().vocabulary as Token]);
     let chunk = || cached(&chunks[0]);
-    let mut refused = |pieces: &[Piece], repair: &Repair| -> Result<Usage> { context.extend(pieces, repair) };
+    let mut refused =
+        |pieces: &[Piece], repair: &Repair| -> Result<Usage> { model.extend(&mut *context, pieces, repair) };
     let error = refused(&[chunk(), too_long], &Repair::None);
     assert!(matches!(error, Err(Error::TooLong { .. })), "more than a context holds is refused");
     let error = refused(&[chunk(), unknown], &Repair::None);
@@ -222,18 +252,146 @@ fn a_refused_call_changes_nothing(model: &impl Model) {
     let error = refused(&[chunk(), of_another_shape(&chunks[0])], &Repair::None);
     assert!(matches!(error, Err(Error::WrongKv { .. })), "a chunk of another shape is refused");
     assert_eq!(context.tokens(), untouched.tokens(), "a refused call adds no tokens");
-    assert_eq!(context.logits(), untouched.logits(), "a refused call leaves the logits");
+    assert_same(model, context.logits(), untouched.logits(), "a refused call leaves the logits");
     for context in [&mut context, &mut untouched] {
-        context.extend(&[fresh(&[3])], &Repair::All).unwrap();
+        model.extend(&mut **context, &[fresh(&[3])], &Repair::All).unwrap();
     }
-    assert_eq!(context.logits(), untouched.logits(), "a refused call leaves no trace");
+    assert_same(model, context.logits(), untouched.logits(), "a refused call leaves no trace");
 }
 
 fn of_another_shape(chunk: &KvChunk) -> Piece {
     let mut shape = *chunk.shape();
     shape.layers += 1;
-    let data = Arc::new(vec![0u8; shape.bytes(chunk.tokens().len())]);
+    let bytes = vec![0u8; chunk.encoding().bytes(&shape, chunk.tokens().len())];
+    let data = Arc::new(HostKv::new(chunk.encoding(), shape.layers, bytes));
     Piece::Cached(KvChunk::new(chunk.id(), chunk.prefix(), shape, Arc::clone(chunk.tokens()), data).unwrap())
+}
+
+/// Contexts that begin and end at different times, with different repairs, in one pass after the other.
+fn contexts_in_one_pass_are_as_alone(model: &impl Model) {
+    let chunks = memories(model);
+    let weighted = |layers| Repair::Weighted { budget: Budget::Rows(4), layers };
+    let prompts: Vec<(Vec<Piece>, Repair)> = vec![
+        (vec![fresh(&text(7, 30))], Repair::None),
+        (vec![cached(&chunks[2]), cached(&chunks[1]), fresh(&[9, 8])], Repair::None),
+        (vec![cached(&chunks[1]), fresh(&[5]), cached(&chunks[2]), fresh(&text(8, 9))], weighted(1..2)),
+        (vec![cached(&chunks[2]), cached(&chunks[0]), fresh(&text(9, 5))], weighted(0..0)),
+        (vec![cached(&chunks[2]), cached(&chunks[1]), fresh(&text(6, 5))], Repair::All),
+        (vec![cached(&chunks[2]), cached(&chunks[1])], Repair::All),
+        (vec![fresh(&[4])], Repair::default()),
+    ];
+    let alone: Vec<(Box<dyn Context>, Usage)> =
+        prompts.iter().map(|(pieces, repair)| blend(model, pieces, repair)).collect();
+    for max_rows in [1, 3, 1000] {
+        let mut contexts: Vec<Box<dyn Context>> = prompts.iter().map(|_| model.open(0).unwrap()).collect();
+        let mut usages: Vec<Option<Usage>> = vec![None; prompts.len()];
+        let mut begun = 0;
+        while usages.iter().any(Option::is_none) {
+            if let Some((pieces, repair)) = prompts.get(begun) {
+                contexts[begun].append(pieces, &AppendOptions::new(repair.clone())).expect("pieces are appended");
+                begun += 1;
+            }
+            let open = contexts.iter_mut().take(begun).zip(&usages).filter(|(_, usage)| usage.is_none());
+            let mut steps: Vec<Step<'_>> =
+                open.map(|(context, _)| Step { context: &mut **context, max_rows }).collect();
+            assert!(steps.iter().all(|step| step.context.pending() > 0), "what is not computed is pending");
+            let results = model.advance(&mut steps);
+            assert_eq!(results.len(), steps.len(), "each step has a result");
+            let running: Vec<usize> = (0..begun).filter(|&index| usages[index].is_none()).collect();
+            for (index, result) in running.into_iter().zip(results) {
+                if let Progress::Done(usage) = result.expect("a pass is computed") {
+                    usages[index] = Some(usage);
+                }
+            }
+        }
+        for (index, (context, usage)) in contexts.iter().zip(usages).enumerate() {
+            let promise = format!("prompt {index} is the same alone and with others, {max_rows} rows at a time");
+            assert_eq!(context.pending(), 0, "what is computed is not pending");
+            assert_eq!(context.tokens(), alone[index].0.tokens(), "{promise}");
+            assert_same(model, context.logits(), alone[index].0.logits(), &promise);
+            assert_eq!(usage, Some(alone[index].1), "{promise}");
+        }
+    }
+}
+
+fn a_fork_shares_what_stood_and_goes_its_own_way(model: &impl Model) {
+    let chunks = memories(model);
+    let pieces = [cached(&chunks[2]), cached(&chunks[1]), fresh(&[9, 8])];
+    let straight = |more: &[Piece], repair: &Repair| {
+        let (mut context, _) = blend(model, &pieces, &Repair::None);
+        model.extend(&mut *context, more, repair).unwrap();
+        context.logits().to_vec()
+    };
+    let (mut context, _) = blend(model, &pieces, &Repair::None);
+    let mut fork = context.fork().expect("a context is forked");
+    assert_eq!(fork.tokens(), context.tokens(), "a fork begins with the same tokens");
+    assert_same(model, fork.logits(), context.logits(), "a fork begins with the same logits");
+    // Both write, the fork over rows that stood before it was forked.
+    let (one, other) = ([fresh(&[3, 4])], [cached(&chunks[0]), fresh(&[5])]);
+    model.extend(&mut *fork, &other, &Repair::All).unwrap();
+    model.extend(&mut *context, &one, &Repair::None).unwrap();
+    assert_same(model, fork.logits(), &straight(&other, &Repair::All), "a fork goes its own way");
+    assert_same(model, context.logits(), &straight(&one, &Repair::None), "the forked context knows nothing of it");
+    drop(context);
+    let mut second = fork.fork().expect("a fork is forked");
+    model.extend(&mut *second, &one, &Repair::None).unwrap();
+    model.extend(&mut *fork, &one, &Repair::None).unwrap();
+    assert_same(model, fork.logits(), second.logits(), "forks of the same context go the same way");
+}
+
+fn what_is_not_computed_can_be_given_up(model: &impl Model) {
+    let chunks = memories(model);
+    let (mut context, _) = blend(model, &[cached(&chunks[1]), fresh(&[9, 8])], &Repair::None);
+    let len = context.tokens().len();
+    context.append(&[cached(&chunks[2]), fresh(&text(3, 20))], &AppendOptions::new(Repair::All)).unwrap();
+    let again = context.append(&[fresh(&[1])], &AppendOptions::new(Repair::None));
+    assert!(matches!(again, Err(Error::BadValue { .. })), "what was appended has to be computed first");
+    assert!(context.fork().is_err(), "a context that is not complete cannot be forked");
+    let mut steps = [Step { context: &mut *context, max_rows: 2 }];
+    assert!(
+        matches!(model.advance(&mut steps).remove(0), Ok(Progress::Pending)),
+        "20 rows are not done in one step of 2"
+    );
+    context.truncate(len + 5);
+    assert_eq!((context.tokens().len(), context.pending()), (len, 0), "nothing stays of what was not computed");
+    context.reserve(len + 8).expect("there is room for some tokens");
+    context.release();
+    assert!(context.bytes() > 0 && context.is_usable(), "a context that holds tokens holds memory, and can go on");
+    let (mut straight, _) = blend(model, &[cached(&chunks[1]), fresh(&[9, 8])], &Repair::None);
+    // Nothing was repaired of what stood, so both are equally far from a cold prompt.
+    for context in [&mut context, &mut straight] {
+        model.extend(&mut **context, &[fresh(&[6, 7])], &Repair::None).unwrap();
+    }
+    assert_eq!(context.tokens(), straight.tokens(), "what was given up leaves no token");
+}
+
+fn logits_of_several_rows_are_those_of_each(model: &impl Model) {
+    let tokens = text(4, 12);
+    let mut context = model.open(0).unwrap();
+    context.append(&[fresh(&tokens)], &AppendOptions::new(Repair::None).logits(5)).unwrap();
+    while !matches!(model.advance(&mut [Step { context: &mut *context, max_rows: 3 }]).remove(0), Ok(Progress::Done(_)))
+    {
+    }
+    let expected: Vec<f32> = (8..=12).flat_map(|len| cold(model, &[fresh(&tokens[..len])])).collect();
+    assert_same(model, context.logits(), &expected, "the logits of the last five rows are those of five prompts");
+}
+
+fn a_chunk_of_another_model_is_refused(model: &impl Model) {
+    let chunk = memories(model).remove(1);
+    let other = chunk.clone().with_model(Fingerprint([0xee; 32]));
+    let refused = model.blend(&[cached(&other)], &Repair::None);
+    assert!(matches!(refused.map(drop), Err(Error::WrongKv { .. })), "a chunk of another model is refused");
+    // An encoding that loses something is no other chunk, but not exact either.
+    let coarse = chunk.encoded_as(Encoding::Int8).unwrap();
+    let pieces = [fresh(&prefix()), cached(&coarse), fresh(&[9, 8])];
+    let (context, usage) = blend(model, &pieces, &Repair::All);
+    assert_eq!(usage.repaired, chunk.tokens().len(), "what its encoding lost can be repaired");
+    assert_same(model, context.logits(), &cold(model, &pieces), "and is a cold prompt then");
+    let (_, usage) = blend(model, &pieces, &Repair::default());
+    assert_eq!(
+        usage.repaired, 0,
+        "where a chunk stands behind its prefix, repair is not spent on what its encoding lost"
+    );
 }
 
 fn contexts_know_nothing_of_each_other(model: &impl Model) {
@@ -242,11 +400,11 @@ fn contexts_know_nothing_of_each_other(model: &impl Model) {
     std::thread::scope(|scope| {
         for _ in 0..3 {
             scope.spawn(|| {
-                let mut first = model.open().unwrap();
-                let mut second = model.open().unwrap();
-                second.extend(&other, &Repair::None).unwrap();
-                first.extend(&question, &Repair::None).unwrap();
-                assert_eq!(first.logits(), alone, "contexts know nothing of each other");
+                let mut first = model.open(0).unwrap();
+                let mut second = model.open(0).unwrap();
+                model.extend(&mut *second, &other, &Repair::None).unwrap();
+                model.extend(&mut *first, &question, &Repair::None).unwrap();
+                assert_same(model, first.logits(), &alone, "contexts know nothing of each other");
             });
         }
     });

@@ -1,84 +1,65 @@
-//! The arithmetic of a [`Backend`](crate::transformer::Backend) in plain loops over f64: slow, and short enough to be
-//! believed.
+//! A [`Backend`] in plain loops over f64: slow, and short enough to be believed. Other backends are compared with it.
 
-use std::collections::BTreeMap;
+use std::ops::Range;
 
-use crate::transformer::{Rope, Row};
-use crate::{Dtype, KvShape};
+use crate::transformer::{Backend, BlockTable, Numerics, Placement, Rope, Row, Tensor as WeightTensor};
+use crate::{Dtype, Error, Exactness, KvShape, Result, Token};
+
+/// Arithmetic in f64, one number after the other.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Reference;
 
 /// Numbers in rows.
-#[derive(Clone)]
-pub(super) struct Table {
-    pub(super) columns: usize,
-    pub(super) data: Vec<f32>,
+#[derive(Clone, Debug, Default)]
+pub struct Table {
+    columns: usize,
+    data: Vec<f64>,
 }
+
+/// What a pass knows of its rows.
+pub struct Plan {
+    rope: Rope,
+    rows: Vec<Row>,
+    tables: Vec<Vec<u32>>,
+}
+
+/// For each layer and each slot of each block: a row of rotated keys and one of values, `[kv_heads * head_dim]`.
+pub struct Cache {
+    shape: KvShape,
+    dtype: Dtype,
+    /// `[layers][blocks * BLOCK_TOKENS]`.
+    slots: Vec<Vec<Option<[Vec<f64>; 2]>>>,
+}
+
+/// No power of two, so that nothing can rely on one.
+const BLOCK_TOKENS: usize = 5;
 
 impl Table {
-    /// Noise between -1 and 1 that is different for each `seed`.
-    pub(super) fn noise(seed: u64, rows: usize, columns: usize) -> Self {
-        let number = |index: u64| {
-            // SplitMix64, Sebastiano Vigna's mixer of a counter.
-            let mut z = (seed << 32 | index).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            ((z ^ (z >> 31)) >> 40) as f32 / (1u32 << 23) as f32 - 1.0
-        };
-        Self { columns, data: (0..(rows * columns) as u64).map(number).collect() }
-    }
-
-    pub(super) fn rows(&self) -> std::slice::ChunksExact<'_, f32> {
-        self.data.chunks_exact(self.columns)
-    }
-
-    pub(super) fn row(&self, index: usize) -> &[f32] {
-        &self.data[index * self.columns..(index + 1) * self.columns]
-    }
-
-    /// These rows, in this order.
-    pub(super) fn take(&self, rows: &[usize]) -> Self {
-        Self { columns: self.columns, data: rows.iter().flat_map(|&row| self.row(row)).copied().collect() }
-    }
-
-    /// Every number rounded to what this type can hold.
-    pub(super) fn rounded(mut self, dtype: Dtype) -> Self {
-        dtype.round(&mut self.data);
-        self
+    fn rows(&self) -> std::slice::ChunksExact<'_, f64> {
+        self.data.chunks_exact(self.columns.max(1))
     }
 }
 
-pub(super) fn exact(numbers: &[f32]) -> Vec<f64> {
+fn exact(numbers: &[f32]) -> Vec<f64> {
     numbers.iter().map(|&x| f64::from(x)).collect()
 }
 
-pub(super) fn norm(x: &Table, weight: &[f32], eps: f32) -> Vec<f64> {
-    let normed = |run: &[f32]| {
-        let square: f64 = exact(run).iter().map(|x| x * x).sum();
-        let scale = 1.0 / (square / run.len() as f64 + f64::from(eps)).sqrt();
-        exact(run).iter().zip(exact(weight)).map(|(x, w)| x * scale * w).collect::<Vec<_>>()
-    };
-    x.data.chunks_exact(weight.len()).flat_map(normed).collect()
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
-pub(super) fn linear(x: &Table, w: &Table, bias: Option<&[f32]>) -> Vec<f64> {
-    let mut y = Vec::new();
-    for row in x.rows() {
-        for (output, weights) in w.rows().enumerate() {
-            y.push(dot(&exact(row), &exact(weights)) + bias.map_or(0.0, |bias| f64::from(bias[output])));
-        }
+fn round(dtype: Dtype, numbers: &mut [f64]) {
+    for x in numbers {
+        let mut rounded = [*x as f32];
+        dtype.round(&mut rounded);
+        *x = f64::from(rounded[0]);
     }
-    y
 }
 
-pub(super) fn gate(gate: &Table, up: &Table) -> Vec<f64> {
-    let gated = |(x, up): (f64, f64)| x / (1.0 + (-x).exp()) * up;
-    exact(&gate.data).into_iter().zip(exact(&up.data)).map(gated).collect()
-}
-
-/// All heads of one row, rotated.
-pub(super) fn rotate(row: &[f32], rope: &Rope, position: u32) -> Vec<f64> {
+/// Rotates all heads of one row.
+fn rotate(row: &mut [f64], rope: &Rope, position: u32) {
     let half = rope.inverse_frequencies.len();
-    let mut rotated = exact(row);
-    for head in rotated.chunks_exact_mut(2 * half) {
+    for head in row.chunks_exact_mut(2 * half) {
         for (pair, &frequency) in rope.inverse_frequencies.iter().enumerate() {
             let (sin, cos) = f64::from(position as f32 * frequency).sin_cos();
             let (a, b) = (head[pair], head[pair + half]);
@@ -86,74 +67,233 @@ pub(super) fn rotate(row: &[f32], rope: &Rope, position: u32) -> Vec<f64> {
             head[pair + half] = (b * cos + a * sin) * f64::from(rope.attention_factor);
         }
     }
-    rotated
 }
 
-fn dot(a: &[f64], b: &[f64]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| a * b).sum()
-}
-
-fn rounded(dtype: Dtype, numbers: &[f32]) -> Vec<f32> {
-    let mut numbers = numbers.to_vec();
-    dtype.round(&mut numbers);
-    numbers
-}
-
-/// One context's rotated keys and its values.
-pub(super) struct Cache {
-    shape: KvShape,
-    dtype: Dtype,
-    /// By layer and slot, `[kv_heads * head_dim]` each.
-    standing: BTreeMap<(usize, u32), [Vec<f64>; 2]>,
+fn slot_of(table: &[u32], slot: u32) -> Result<usize> {
+    let block = table.get(slot as usize / BLOCK_TOKENS);
+    let block = block.ok_or_else(|| Error::Model(format!("slot {slot} has no block").into()))?;
+    Ok(*block as usize * BLOCK_TOKENS + slot as usize % BLOCK_TOKENS)
 }
 
 impl Cache {
-    pub(super) fn new(shape: KvShape, dtype: Dtype) -> Self {
-        Self { shape, dtype, standing: BTreeMap::new() }
+    /// A row's key as it is stored.
+    fn stored(&self, mut key: Vec<f64>, rope: &Rope, position: u32) -> Vec<f64> {
+        round(self.dtype, &mut key);
+        rotate(&mut key, rope, position);
+        round(self.dtype, &mut key);
+        key
     }
 
-    pub(super) fn put(&mut self, layer: usize, slot: u32, rope: &Rope, position: u32, keys: &[f32], values: &[f32]) {
-        let round = |numbers: &[f32]| rounded(self.dtype, numbers);
-        let row = [rotate(&round(keys), rope, position), exact(&round(values))];
-        self.standing.insert((layer, slot), row);
+    fn put(&mut self, layer: usize, slot: usize, key: Vec<f64>, mut value: Vec<f64>) -> Result<()> {
+        round(self.dtype, &mut value);
+        let slots = self.slots.get_mut(layer).and_then(|slots| slots.get_mut(slot));
+        *slots.ok_or_else(|| Error::Model(format!("the cache has no slot {slot}").into()))? = Some([key, value]);
+        Ok(())
     }
 
-    fn head(&self, layer: usize, slot: u32, half: usize, kv_head: usize) -> &[f64] {
-        &self.standing[&(layer, slot)][half][kv_head * self.shape.head_dim..][..self.shape.head_dim]
+    fn get(&self, layer: usize, slot: usize) -> Result<&[Vec<f64>; 2]> {
+        let found = self.slots.get(layer).and_then(|slots| slots.get(slot)?.as_ref());
+        found.ok_or_else(|| Error::Model(format!("slot {slot} of layer {layer} was never written").into()))
     }
 
     /// For each query head of a row, the slots that it sees and their weights.
-    pub(super) fn weights(&self, layer: usize, row: &Row, queries: &[f32]) -> Vec<Vec<(u32, f64)>> {
-        let group = queries.len() / self.shape.row();
-        let weights = |(head, query): (usize, &[f32])| {
-            let seen = row.sees.head.clone().chain(row.sees.body.clone());
-            let scale = 1.0 / (self.shape.head_dim as f64).sqrt();
-            let score = |slot| (slot, (dot(&exact(query), self.head(layer, slot, 0, head / group)) * scale).exp());
-            let scores: Vec<_> = seen.map(score).collect();
-            let total: f64 = scores.iter().map(|(_, score)| score).sum();
-            scores.into_iter().map(|(slot, score)| (slot, score / total)).collect()
+    fn weights(&self, layer: usize, plan: &Plan, row: &Row, queries: &[f64]) -> Result<Vec<Vec<(u32, f64)>>> {
+        let (head_dim, group) = (self.shape.head_dim, queries.len() / self.shape.row());
+        let seen: Vec<u32> = row.sees.shared.clone().chain(row.sees.own.clone()).collect();
+        let weights = |(head, query): (usize, &[f64])| {
+            let first = head / group * head_dim;
+            let score = |&slot: &u32| {
+                let [key, _] = self.get(layer, slot_of(&plan.tables[row.context], slot)?)?;
+                Ok(dot(query, &key[first..first + head_dim]) / (head_dim as f64).sqrt())
+            };
+            let scores = seen.iter().map(score).collect::<Result<Vec<f64>>>()?;
+            let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let total: f64 = scores.iter().map(|score| (score - top).exp()).sum();
+            Ok(seen.iter().copied().zip(scores.iter().map(|score| (score - top).exp() / total)).collect())
         };
-        queries.chunks_exact(self.shape.head_dim).enumerate().map(weights).collect()
+        queries.chunks_exact(head_dim).enumerate().map(weights).collect()
+    }
+}
+
+impl Backend for Reference {
+    type Matrix = Table;
+    type Vector = Vec<f64>;
+    type Tensor = Table;
+    type Cache = Cache;
+    type Plan = Plan;
+
+    fn numerics(&self) -> Numerics {
+        Numerics { name: "f64".to_owned(), exactness: Exactness::Bits }
     }
 
-    pub(super) fn attend(&self, layer: usize, row: &Row, queries: &[f32]) -> Vec<f64> {
-        let group = queries.len() / self.shape.row();
-        let mut attended = Vec::new();
-        for (head, weights) in self.weights(layer, row, queries).iter().enumerate() {
-            let mut sum = vec![0.0; self.shape.head_dim];
-            for &(slot, weight) in weights {
-                let values = self.head(layer, slot, 1, head / group);
-                sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += weight * value);
-            }
-            attended.extend(sum);
+    fn matrix(&self, tensor: &WeightTensor<'_>) -> Result<Table> {
+        let numbers = tensor.rows.checked_mul(tensor.columns).filter(|numbers| *numbers > 0);
+        if numbers.and_then(|numbers| numbers.checked_mul(tensor.dtype.size())) != Some(tensor.bytes.len()) {
+            let value = format!("{} bytes", tensor.bytes.len());
+            return Err(Error::BadValue { what: "weights", value, expected: "one number for each entry" });
         }
-        attended
+        Ok(Table { columns: tensor.columns, data: exact(&tensor.to_f32()) })
     }
 
-    /// The squared distance between a row's keys (before rotation) and those in its slot.
-    pub(super) fn distance(&self, layer: usize, row: &Row, rope: &Rope, keys: &[f32]) -> f64 {
-        let keys = rounded(self.dtype, keys);
-        let standing = &self.standing[&(layer, row.slot)][0];
-        rotate(&keys, rope, row.position).iter().zip(standing).map(|(a, b)| (a - b) * (a - b)).sum()
+    fn vector(&self, values: &[f32]) -> Result<Vec<f64>> {
+        Ok(exact(values))
+    }
+
+    fn block_tokens(&self) -> usize {
+        BLOCK_TOKENS
+    }
+
+    fn cache(&self, shape: &KvShape, dtype: Dtype, blocks: usize) -> Result<Cache> {
+        // Grows with what is used: a budget may be larger than this machine's memory.
+        Ok(Cache { shape: *shape, dtype, slots: vec![vec![None; blocks.min(1 << 12) * BLOCK_TOKENS]; shape.layers] })
+    }
+
+    fn copy_block(&self, cache: &mut Cache, from: u32, to: u32) -> Result<()> {
+        for slots in &mut cache.slots {
+            for index in 0..BLOCK_TOKENS {
+                slots[to as usize * BLOCK_TOKENS + index] = slots[from as usize * BLOCK_TOKENS + index].clone();
+            }
+        }
+        Ok(())
+    }
+
+    fn plan(&self, rope: &Rope, rows: &[Row], tables: &[BlockTable<'_>]) -> Result<Plan> {
+        let tables = tables.iter().map(|table| table.to_vec()).collect();
+        Ok(Plan { rope: rope.clone(), rows: rows.to_vec(), tables })
+    }
+
+    fn upload(&self, columns: usize, numbers: &[f32]) -> Result<Table> {
+        Ok(Table { columns, data: exact(numbers) })
+    }
+
+    fn embed(&self, table: &Table, tokens: &[Token]) -> Result<Table> {
+        let rows: Vec<usize> = tokens.iter().map(|&token| token as usize).collect();
+        self.gather(table, &rows)
+    }
+
+    fn rms_norm(&self, x: &Table, weight: &Vec<f64>, eps: f32) -> Result<Table> {
+        let norm = |run: &[f64]| {
+            let scale = 1.0 / (dot(run, run) / run.len() as f64 + f64::from(eps)).sqrt();
+            run.iter().zip(weight).map(|(x, w)| x * scale * w).collect::<Vec<_>>()
+        };
+        Ok(Table { columns: x.columns, data: x.data.chunks_exact(weight.len()).flat_map(norm).collect() })
+    }
+
+    fn linear(&self, x: &Table, w: &Table, bias: Option<&Vec<f64>>) -> Result<Table> {
+        let mut data = Vec::new();
+        for row in x.rows() {
+            for (output, weights) in w.rows().enumerate() {
+                data.push(dot(row, weights) + bias.map_or(0.0, |bias| bias[output]));
+            }
+        }
+        Ok(Table { columns: w.data.len() / w.columns.max(1), data })
+    }
+
+    fn add(&self, x: &mut Table, y: &Table) -> Result<()> {
+        x.data.iter_mut().zip(&y.data).for_each(|(x, y)| *x += y);
+        Ok(())
+    }
+
+    fn silu_mul(&self, gate: &Table, up: &Table) -> Result<Table> {
+        let data = gate.data.iter().zip(&up.data).map(|(x, up)| x / (1.0 + (-x).exp()) * up).collect();
+        Ok(Table { columns: gate.columns, data })
+    }
+
+    fn rotate(&self, x: &mut Table, plan: &Plan) -> Result<()> {
+        let rows = x.data.chunks_exact_mut(x.columns.max(1)).zip(&plan.rows);
+        rows.for_each(|(x, row)| rotate(x, &plan.rope, row.position));
+        Ok(())
+    }
+
+    fn gather(&self, x: &Table, rows: &[usize]) -> Result<Table> {
+        let all: Vec<&[f64]> = x.rows().collect();
+        Ok(Table { columns: x.columns, data: rows.iter().flat_map(|&row| all[row]).copied().collect() })
+    }
+
+    fn concat(&self, x: &mut Table, y: &Table) -> Result<()> {
+        x.data.extend_from_slice(&y.data);
+        Ok(())
+    }
+
+    fn read(&self, x: &Table) -> Result<Vec<f32>> {
+        Ok(x.data.iter().map(|&x| x as f32).collect())
+    }
+
+    fn write_kv(&self, cache: &mut Cache, layer: usize, plan: &Plan, keys: &Table, values: &Table) -> Result<()> {
+        for ((row, key), value) in plan.rows.iter().zip(keys.rows()).zip(values.rows()) {
+            let key = cache.stored(key.to_vec(), &plan.rope, row.position);
+            cache.put(layer, slot_of(&plan.tables[row.context], row.slot)?, key, value.to_vec())?;
+        }
+        Ok(())
+    }
+
+    fn load_kv(
+        &self,
+        cache: &mut Cache,
+        rope: &Rope,
+        layers: Range<usize>,
+        placements: &[Placement<'_>],
+    ) -> Result<()> {
+        let KvShape { kv_heads, head_dim, .. } = cache.shape;
+        for placement in placements {
+            for layer in layers.clone() {
+                let kv = placement.chunk.layer(layer)?;
+                for token in 0..placement.chunk.tokens().len() {
+                    let [mut key, mut value] = [(); 2].map(|()| vec![0f32; kv_heads * head_dim]);
+                    for head in 0..kv_heads {
+                        kv.key(token, head, &mut key[head * head_dim..(head + 1) * head_dim]);
+                        kv.value(token, head, &mut value[head * head_dim..(head + 1) * head_dim]);
+                    }
+                    let key = cache.stored(exact(&key), rope, placement.position + token as u32);
+                    cache.put(layer, slot_of(placement.table, placement.slot + token as u32)?, key, exact(&value))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn attend(&self, cache: &Cache, layer: usize, plan: &Plan, queries: &Table) -> Result<Table> {
+        let (head_dim, group) = (cache.shape.head_dim, queries.columns / cache.shape.row());
+        let mut data = Vec::new();
+        for (row, queries) in plan.rows.iter().zip(queries.rows()) {
+            for (head, weights) in cache.weights(layer, plan, row, queries)?.into_iter().enumerate() {
+                let mut sum = vec![0.0; head_dim];
+                for (slot, weight) in weights {
+                    let [_, values] = cache.get(layer, slot_of(&plan.tables[row.context], slot)?)?;
+                    let values = &values[head / group * head_dim..][..head_dim];
+                    sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += weight * value);
+                }
+                data.extend(sum);
+            }
+        }
+        Ok(Table { columns: queries.columns, data })
+    }
+
+    fn attention_mass(
+        &self,
+        cache: &Cache,
+        layer: usize,
+        plan: &Plan,
+        rows: Range<usize>,
+        queries: &Table,
+        mass: &mut Table,
+    ) -> Result<()> {
+        for (row, queries) in plan.rows.iter().zip(queries.rows()).take(rows.end).skip(rows.start) {
+            for (slot, weight) in cache.weights(layer, plan, row, queries)?.concat() {
+                if let Some(mass) = mass.data.get_mut(slot as usize) {
+                    *mass += weight;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn key_distance(&self, cache: &Cache, layer: usize, plan: &Plan, keys: &Table) -> Result<Table> {
+        let distance = |(row, key): (&Row, &[f64])| {
+            let key = cache.stored(key.to_vec(), &plan.rope, row.position);
+            let [standing, _] = cache.get(layer, slot_of(&plan.tables[row.context], row.slot)?)?;
+            Ok(key.iter().zip(standing).map(|(a, b)| (a - b) * (a - b)).sum())
+        };
+        Ok(Table { columns: 1, data: plan.rows.iter().zip(keys.rows()).map(distance).collect::<Result<_>>()? })
     }
 }

@@ -1,25 +1,29 @@
 //! The kernels under the forward pass.
 //!
 //! A backend owns its buffers and says nothing of models: the graph, blend and sampling are written once, above it.
-//! Work may be queued on a device; only the methods that return numbers to the host have to wait.
+//! Work may be queued on a device: only [`Backend::read`] has to wait. What a pass needs to know of its rows (slots,
+//! positions, what each row sees) goes up once, as a [plan](Backend::plan), and not with each kernel.
 //!
-//! Two laws let cached and fresh KV mix without a trace: what a row yields depends on that row alone, never on which
-//! other rows are computed beside it or on how many threads do it; and what a context holds is what a chunk can hold:
-//! keys and values are rounded to the cache's type before they are rotated and stored.
+//! Two laws let cached and fresh KV mix without a trace. What a row yields depends on that row and on what it sees,
+//! never on which other rows are computed beside it or on how many threads do it. And what a KV cache holds is what a
+//! chunk can hold: keys and values are rounded to the cache's number type before they are rotated, and once more when
+//! they are stored. A backend keeps both to the bit, or within the tolerance that its [`Numerics`] state.
 
 use std::ops::Range;
 
+use super::graph::{AttentionWeights, MlpWeights};
 use super::rope::Rope;
-use crate::{Dtype, KvChunk, KvShape, Result, Token};
+use super::weights::Tensor;
+use crate::{Dtype, Exactness, KvChunk, KvShape, Result, Token};
 
 /// One token to compute.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
     /// The token.
     pub token: Token,
-    /// Whose it is: an index into the pass's caches.
+    /// Whose it is: an index into the pass's block tables.
     pub context: usize,
-    /// Where its keys and values go in that cache.
+    /// Where its keys and values go in that context.
     pub slot: u32,
     /// Its position for RoPE. The slot's number, except in packed prefill.
     pub position: u32,
@@ -27,172 +31,229 @@ pub struct Row {
     pub sees: Span,
 }
 
-/// The slots that a row attends to: those of `head`, then those of `body`, which ends with the row's own slot.
+/// The slots that a row attends to: those of `shared`, then those of `own`, which ends with the row's own slot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Span {
-    /// A shared beginning, in packed prefill; empty otherwise.
-    pub head: Range<u32>,
+    /// A beginning that several texts share, in packed prefill; empty otherwise.
+    pub shared: Range<u32>,
     /// The slots up to and with the row's own.
-    pub body: Range<u32>,
+    pub own: Range<u32>,
+}
+
+/// The blocks that hold a context's slots, in order: slot `s` lies in block `s / block_tokens`.
+pub type BlockTable<'a> = &'a [u32];
+
+/// Where a chunk's keys and values go.
+#[derive(Clone, Copy, Debug)]
+pub struct Placement<'a> {
+    /// The chunk.
+    pub chunk: &'a KvChunk,
+    /// The context's blocks.
+    pub table: BlockTable<'a>,
+    /// The slot of its first token; the others follow.
+    pub slot: u32,
+    /// The position of its first token for RoPE.
+    pub position: u32,
+}
+
+/// What a backend computes with. It is part of a model's fingerprint: KV computed with other numerics is other KV.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Numerics {
+    /// A name for the arithmetic: "exact f32", "bf16", "int8 weights". Two backends of one name give interchangeable
+    /// KV.
+    pub name: String,
+    /// How far results may differ from one pass to another.
+    pub exactness: Exactness,
+}
+
+/// Queries, keys and values of some rows.
+pub struct Qkv<T> {
+    /// Rotated, `[rows][heads * head_dim]`.
+    pub queries: T,
+    /// Before rotation, `[rows][kv_heads * head_dim]`.
+    pub keys: T,
+    /// `[rows][kv_heads * head_dim]`.
+    pub values: T,
 }
 
 /// The kernels of one kind of machine. Activations are f32, `[rows][columns]`.
 ///
 /// The caller keeps shapes consistent; a backend may answer a mismatch with an error or with numbers that mean
-/// nothing, but stays memory-safe.
+/// nothing, but stays memory-safe. Each method may fail with [`Error::Model`](crate::Error::Model) when the device
+/// fails or runs out of memory for activations; what else can go wrong is said at the method.
 ///
-/// It is checked by `testing::backend` (feature `testing`).
-pub trait Backend: Send + Sync + 'static {
+/// The methods at the end are made of the others. A backend may fuse them; they then have to keep the laws and to come
+/// as close to their definition as its numerics allow. The trait is checked by `testing::backend` (feature `testing`),
+/// fused methods against their definitions included.
+pub trait Backend: Send + Sync + Sized + 'static {
     /// A weight matrix `[outputs][inputs]`, packed as the backend likes it.
     type Matrix: Send + Sync;
     /// A vector of weights.
     type Vector: Send + Sync;
     /// Activations `[rows][columns]`.
     type Tensor: Send;
-    /// The rotated keys and the values of one context.
+    /// The paged KV cache of a model: blocks of slots that contexts share.
     type Cache: Send;
-    /// The RoPE angles of some positions.
-    type Angles: Send;
+    /// What a pass knows of its rows, where the kernels need it.
+    type Plan: Send;
 
-    /// Packs a matrix of `outputs` rows of `inputs` little-endian numbers.
+    /// What it computes with.
+    fn numerics(&self) -> Numerics;
+
+    /// Packs a matrix. What it is for stands in [`Tensor::role`].
     ///
     /// # Errors
-    /// When the bytes are not that many numbers, or there is no memory for them.
-    fn matrix(&self, dtype: Dtype, outputs: usize, inputs: usize, bytes: &[u8]) -> Result<Self::Matrix>;
+    /// [`Error::BadValue`](crate::Error::BadValue) when there are not as many bytes as numbers need,
+    /// [`Error::Full`](crate::Error::Full) when there is no memory for it.
+    fn matrix(&self, tensor: &Tensor<'_>) -> Result<Self::Matrix>;
 
-    /// Uploads a vector.
+    /// Uploads a vector of weights.
     ///
     /// # Errors
-    /// When there is no memory for it.
+    /// [`Error::Full`](crate::Error::Full) when there is no memory for it.
     fn vector(&self, values: &[f32]) -> Result<Self::Vector>;
 
-    /// An empty cache that grows as it is written.
-    ///
-    /// # Errors
-    /// When there is no memory for it.
-    fn cache(&self, shape: &KvShape, dtype: Dtype) -> Result<Self::Cache>;
+    /// Slots in a block of the KV cache.
+    fn block_tokens(&self) -> usize;
 
-    /// The angles of these positions, one row each.
+    /// A KV cache of at most `blocks` blocks. Their memory may be taken when they are first written.
     ///
     /// # Errors
-    /// What the device met.
-    fn angles(&self, rope: &Rope, positions: &[u32]) -> Result<Self::Angles>;
+    /// [`Error::Full`](crate::Error::Full) when there is no memory for it.
+    fn cache(&self, shape: &KvShape, dtype: Dtype, blocks: usize) -> Result<Self::Cache>;
+
+    /// Copies a block over another, in all layers.
+    fn copy_block(&self, cache: &mut Self::Cache, from: u32, to: u32) -> Result<()>;
+
+    /// Prepares a pass: rows sorted by context, and the blocks of each context.
+    fn plan(&self, rope: &Rope, rows: &[Row], tables: &[BlockTable<'_>]) -> Result<Self::Plan>;
+
+    /// Numbers of the host, in rows of `columns`.
+    fn upload(&self, columns: usize, numbers: &[f32]) -> Result<Self::Tensor>;
 
     /// The rows of `table` for these tokens.
-    ///
-    /// # Errors
-    /// What the device met.
     fn embed(&self, table: &Self::Matrix, tokens: &[Token]) -> Result<Self::Tensor>;
 
     /// Root-mean-square norm of each run of `weight`'s length: a whole row, or each head of one.
-    ///
-    /// # Errors
-    /// What the device met.
-    fn norm(&self, x: &Self::Tensor, weight: &Self::Vector, eps: f32) -> Result<Self::Tensor>;
+    fn rms_norm(&self, x: &Self::Tensor, weight: &Self::Vector, eps: f32) -> Result<Self::Tensor>;
 
     /// `x · wᵀ + bias`: `[rows][inputs]` to `[rows][outputs]`.
-    ///
-    /// # Errors
-    /// What the device met.
     fn linear(&self, x: &Self::Tensor, w: &Self::Matrix, bias: Option<&Self::Vector>) -> Result<Self::Tensor>;
 
     /// `x += y`.
-    ///
-    /// # Errors
-    /// What the device met.
     fn add(&self, x: &mut Self::Tensor, y: &Self::Tensor) -> Result<()>;
 
     /// `silu(gate) · up`, element by element.
-    ///
-    /// # Errors
-    /// What the device met.
-    fn gate(&self, gate: &Self::Tensor, up: &Self::Tensor) -> Result<Self::Tensor>;
+    fn silu_mul(&self, gate: &Self::Tensor, up: &Self::Tensor) -> Result<Self::Tensor>;
 
-    /// Rotates every head of every row of `x` to its position. Pairs are (i, i + head_dim/2), as in Hugging Face's
-    /// models.
-    ///
-    /// # Errors
-    /// What the device met.
-    fn rotate(&self, x: &mut Self::Tensor, angles: &Self::Angles) -> Result<()>;
+    /// Rotates every head of every row of `x` to the row's position. Pairs are (i, i + head_dim/2), as in Hugging
+    /// Face's models.
+    fn rotate(&self, x: &mut Self::Tensor, plan: &Self::Plan) -> Result<()>;
 
     /// Some rows of `x`, in this order.
-    ///
-    /// # Errors
-    /// What the device met.
-    fn take(&self, x: &Self::Tensor, rows: &[usize]) -> Result<Self::Tensor>;
+    fn gather(&self, x: &Self::Tensor, rows: &[usize]) -> Result<Self::Tensor>;
 
     /// Appends the rows of `y` to those of `x`.
-    ///
-    /// # Errors
-    /// What the device met.
-    fn join(&self, x: &mut Self::Tensor, y: &Self::Tensor) -> Result<()>;
+    fn concat(&self, x: &mut Self::Tensor, y: &Self::Tensor) -> Result<()>;
 
     /// The numbers of `x`. Waits for the device.
-    ///
-    /// # Errors
-    /// What the device met.
     fn read(&self, x: &Self::Tensor) -> Result<Vec<f32>>;
 
     /// Puts the rows' keys (before rotation) and values, `[rows][kv_heads * head_dim]` each, into their slots of one
-    /// layer: rounded to the cache's type, and the keys then rotated.
-    ///
-    /// # Errors
-    /// What the device met.
-    fn write(
+    /// layer: rounded to the cache's number type, the keys then rotated, and rounded again as they are stored.
+    fn write_kv(
         &self,
-        caches: &mut [&mut Self::Cache],
+        cache: &mut Self::Cache,
         layer: usize,
-        rows: &[Row],
-        angles: &Self::Angles,
+        plan: &Self::Plan,
         keys: &Self::Tensor,
         values: &Self::Tensor,
     ) -> Result<()>;
 
-    /// Puts a chunk's keys, rotated by `angles` (one row for each of its tokens), and values into the slots from `slot`
-    /// on, in all layers.
+    /// Puts some layers of chunks into their slots: decoded, rounded and rotated as [`write_kv`](Self::write_kv) does
+    /// it. No two of them share a slot.
     ///
     /// # Errors
-    /// What the device met.
-    fn place(&self, cache: &mut Self::Cache, slot: u32, angles: &Self::Angles, chunk: &KvChunk) -> Result<()>;
+    /// [`Error::DamagedKv`](crate::Error::DamagedKv) for a chunk that cannot be read; slots of other contexts are as
+    /// they were.
+    fn load_kv(
+        &self,
+        cache: &mut Self::Cache,
+        rope: &Rope,
+        layers: Range<usize>,
+        placements: &[Placement<'_>],
+    ) -> Result<()>;
 
     /// Softmax attention of rotated queries `[rows][heads * head_dim]`, each over the slots that its row sees, scaled
     /// by 1/√head_dim; query heads share key heads in consecutive groups (GQA).
-    ///
-    /// # Errors
-    /// What the device met.
     fn attend(
         &self,
-        caches: &[&mut Self::Cache],
+        cache: &Self::Cache,
         layer: usize,
-        rows: &[Row],
+        plan: &Self::Plan,
         queries: &Self::Tensor,
     ) -> Result<Self::Tensor>;
 
-    /// For each of the first `slots` slots of context 0, the attention weight that it gets from these rows, summed over
-    /// rows and heads. Waits for the device.
-    ///
-    /// # Errors
-    /// What the device met.
+    /// Adds to `mass`, `[1][slots]`, the attention weight that each slot gets from some of the plan's rows, summed over
+    /// rows and heads. The rows are of one context, and what is added depends on them alone.
     fn attention_mass(
         &self,
-        caches: &[&mut Self::Cache],
+        cache: &Self::Cache,
         layer: usize,
-        rows: &[Row],
+        plan: &Self::Plan,
+        rows: Range<usize>,
         queries: &Self::Tensor,
-        slots: usize,
-    ) -> Result<Vec<f32>>;
+        mass: &mut Self::Tensor,
+    ) -> Result<()>;
 
-    /// For each row, the squared distance between these keys (before rotation) and those that stand in its slot. Waits
-    /// for the device.
-    ///
-    /// # Errors
-    /// What the device met.
+    /// For each row, `[rows][1]`, the squared distance between these keys (before rotation) and those that stand in its
+    /// slot, both rotated and rounded as the cache stores them.
     fn key_distance(
         &self,
-        caches: &[&mut Self::Cache],
+        cache: &Self::Cache,
         layer: usize,
-        rows: &[Row],
-        angles: &Self::Angles,
+        plan: &Self::Plan,
         keys: &Self::Tensor,
-    ) -> Result<Vec<f32>>;
+    ) -> Result<Self::Tensor>;
+
+    /// Called before the first kernel of a pass: a place to take an arena or to begin recording.
+    fn begin_pass(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Called after the last kernel of a pass, after a failed one too.
+    fn end_pass(&self) {}
+
+    /// A layer's queries, keys and values of normed rows `[rows][hidden]`.
+    fn qkv(&self, x: &Self::Tensor, w: &AttentionWeights<Self>, plan: &Self::Plan) -> Result<Qkv<Self::Tensor>> {
+        let project = |linear: &super::graph::Linear<Self>, norm: Option<&Self::Vector>| {
+            let y = self.linear(x, &linear.weight, linear.bias.as_ref())?;
+            norm.map_or(Ok(None), |norm| self.rms_norm(&y, norm, w.norm_eps).map(Some))
+                .map(|normed| normed.unwrap_or(y))
+        };
+        let mut queries = project(&w.query, w.query_norm.as_ref())?;
+        let keys = project(&w.key, w.key_norm.as_ref())?;
+        let values = project(&w.value, None)?;
+        self.rotate(&mut queries, plan)?;
+        Ok(Qkv { queries, keys, values })
+    }
+
+    /// `x += y`, and the norm of that.
+    fn add_rms_norm(
+        &self,
+        x: &mut Self::Tensor,
+        y: &Self::Tensor,
+        weight: &Self::Vector,
+        eps: f32,
+    ) -> Result<Self::Tensor> {
+        self.add(x, y)?;
+        self.rms_norm(x, weight, eps)
+    }
+
+    /// A layer's feed-forward block of normed rows `[rows][hidden]`.
+    fn mlp(&self, x: &Self::Tensor, w: &MlpWeights<Self>) -> Result<Self::Tensor> {
+        let gate = self.linear(x, &w.gate.weight, w.gate.bias.as_ref())?;
+        let up = self.linear(x, &w.up.weight, w.up.bias.as_ref())?;
+        self.linear(&self.silu_mul(&gate, &up)?, &w.down.weight, w.down.bias.as_ref())
+    }
 }

@@ -30,43 +30,43 @@ pub enum Family {
     Qwen3,
 }
 
-/// The shape of a model and the numbers that its forward pass needs.
+/// The shape of a model and the numbers that its forward pass needs: what `config.json` says, checked.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// The family, from `model_type`.
-    pub family: Family,
+    pub(super) family: Family,
     /// Numbers in the hidden state of a token.
-    pub hidden: usize,
+    pub(super) hidden: usize,
     /// Transformer layers.
-    pub layers: usize,
+    pub(super) layers: usize,
     /// Query heads of a layer, a multiple of `kv_heads`.
-    pub heads: usize,
+    pub(super) heads: usize,
     /// Key (and value) heads of a layer.
-    pub kv_heads: usize,
+    pub(super) kv_heads: usize,
     /// Numbers in one head, even. `heads * head_dim` need not be `hidden`.
-    pub head_dim: usize,
+    pub(super) head_dim: usize,
     /// Numbers between the gate and the down projection of a layer.
-    pub ffn: usize,
+    pub(super) intermediate: usize,
     /// Rows of the embedding.
-    pub vocabulary: usize,
+    pub(super) vocabulary: usize,
     /// Tokens that a context may hold: `max_position_embeddings`, whatever the rope scaling.
-    pub context: usize,
+    pub(super) context: usize,
     /// What is added to the mean square in every norm.
-    pub norm_eps: f32,
+    pub(super) norm_eps: f32,
     /// How queries and keys are rotated to their positions.
-    pub rope: Rope,
+    pub(super) rope: Rope,
     /// How many tokens a token sees, itself included; all before it if `None`.
-    pub window: Option<usize>,
+    pub(super) window: Option<usize>,
     /// Whether the embedding is the head too.
-    pub tied: bool,
+    pub(super) tied: bool,
     /// Whether queries, keys and values have biases.
-    pub qkv_bias: bool,
+    pub(super) qkv_bias: bool,
     /// Whether the output projection of attention has a bias.
-    pub o_bias: bool,
+    pub(super) o_bias: bool,
     /// Whether each head of queries and keys is normed before rotation.
-    pub qk_norm: bool,
+    pub(super) qk_norm: bool,
     /// The tokens that end a text: `eos_token_id`.
-    pub stops: Vec<Token>,
+    pub(super) stops: Vec<Token>,
 }
 
 impl Config {
@@ -98,7 +98,7 @@ impl Config {
             heads,
             kv_heads,
             head_dim,
-            ffn: file.count("intermediate_size", 1..=MAX_WIDTH)?,
+            intermediate: file.count("intermediate_size", 1..=MAX_WIDTH)?,
             vocabulary: file.count("vocab_size", 1..=MAX_VOCABULARY)?,
             context,
             norm_eps: file.real("rms_norm_eps", 1e-12..=0.1)?.unwrap_or(1e-6) as f32,
@@ -209,7 +209,7 @@ mod tests {
     #[test]
     fn the_demo_model_is_read() {
         let config = Config::parse(&demo()).unwrap();
-        let sizes = [config.hidden, config.layers, config.heads, config.kv_heads, config.head_dim, config.ffn];
+        let sizes = [config.hidden, config.layers, config.heads, config.kv_heads, config.head_dim, config.intermediate];
         assert_eq!(sizes, [128, 5, 4, 2, 64, 192]);
         assert_eq!((config.family, config.vocabulary, config.context), (Family::Llama, 1536, 2048));
         assert_eq!((config.norm_eps, config.tied, config.window), (1e-5, true, None));

@@ -1,11 +1,14 @@
 //! The engine: model directories, one forward pass, and blend. [`Transformer`] is the [`Model`] that they make.
 
+mod advance;
 mod backend;
-mod blend;
 mod config;
+mod context;
 #[cfg(test)]
 mod fixtures;
-mod forward;
+mod graph;
+mod paged;
+mod pass;
 mod prefill;
 mod rope;
 mod select;
@@ -14,22 +17,26 @@ mod source;
 mod text;
 mod weights;
 
+use std::any::Any;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
-pub use backend::{Backend, Row, Span};
+pub use backend::{Backend, BlockTable, Numerics, Placement, Qkv, Row, Span};
 pub use config::{Config, Family};
+pub use graph::{AttentionWeights, Linear, MlpWeights};
 pub use rope::Rope;
 pub use source::ModelSource;
 pub use text::HfChat;
-pub use weights::{Layer, Tensor, Weights};
+pub use weights::{Layer, Role, Tensor, Weights};
 
+use crate::model::STEP_ROWS;
 use crate::{
-    Chat, Context, Dtype, Encoding, Error, HostKv, KvChunk, Model, ModelInfo, Namespace, PrefixId, Result, Sampling,
-    Token, Usage,
+    AppendOptions, Chat, ChunkId, Context, Dtype, Encoding, Error, HostKv, KvChunk, Model, ModelInfo, Piece,
+    PrefillText, PrefixId, Progress, Repair, Result, Sampling, Step, Token, Usage,
 };
-use blend::Blend;
-use forward::Graph;
+use advance::Member;
+use context::{PagedContext, check_tokens};
+use graph::Graph;
 
 /// How a model is loaded.
 #[derive(Clone, Debug)]
@@ -37,15 +44,18 @@ use forward::Graph;
 pub struct Options {
     /// A name for people; the directory's name, say.
     pub name: String,
-    /// How stored KV is written.
+    /// The number type of contexts' KV. What is stored for a model has this type too, unless a tier says otherwise, and
+    /// so comes back without loss.
     pub kv: Dtype,
+    /// Bytes of KV that all contexts together may take. One full context always has room.
+    pub kv_cache_bytes: u64,
     /// Tokens that one context holds at most, if fewer than the model was made for.
     pub context: Option<usize>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { name: "model".to_owned(), kv: Dtype::F16, context: None }
+        Self { name: "model".to_owned(), kv: Dtype::F16, kv_cache_bytes: 4 << 30, context: None }
     }
 }
 
@@ -95,29 +105,36 @@ impl<B: Backend> Transformer<B> {
     ) -> Result<Self> {
         let config = Config::parse(source)?;
         let weights = Weights::open(source, &config)?;
-        let graph = Graph::load(backend, &config, &weights, options.kv)?;
-        let info = ModelInfo {
-            name: options.name,
-            fingerprint: weights.fingerprint(&config),
-            shape: graph.shape,
-            context: options.context.unwrap_or(config.context).min(config.context),
-            vocabulary: config.vocabulary,
-        };
+        let (numerics, dtype) = (backend.numerics(), options.kv);
+        let context = options.context.unwrap_or(config.context).min(config.context);
+        let graph = Graph::load(backend, &config, &weights, dtype, context, options.kv_cache_bytes)?;
+        let fingerprint = weights.fingerprint(&config, &numerics.name, dtype);
+        let info = ModelInfo::new(options.name, fingerprint, graph.shape, context, config.vocabulary);
+        let info = ModelInfo { exactness: numerics.exactness, dtype, ..info };
         Ok(Self { graph: Arc::new(graph), info: Arc::new(info), chat, sampling, prefixes: Mutex::default() })
     }
 
     /// The logits after each token of a text, `[tokens][vocabulary]`: for evaluation and teacher forcing.
     ///
     /// # Errors
-    /// [`Error::TooLong`], [`Error::BadValue`] for a token that is not in the vocabulary; what the backend met.
+    /// [`Error::TooLong`], [`Error::BadValue`] for a token that is not in the vocabulary, [`Error::Full`] when the KV
+    /// cache has no room, [`Error::Model`] when the backend fails.
     pub fn score(&self, tokens: &[Token]) -> Result<Vec<f32>> {
-        blend::score(&self.graph, &self.info, tokens)
+        let mut context = self.open(tokens.len())?;
+        let options = AppendOptions::new(Repair::None).logits(tokens.len());
+        context.append(&[Piece::Fresh(tokens.into())], &options)?;
+        while !matches!(self.advance_one(&mut *context)?, Progress::Done(_)) {}
+        Ok(context.logits().to_vec())
     }
 
-    fn chunk(&self, namespace: &Namespace, prefix: &PrefixId, tokens: &Arc<[Token]>, kv: Vec<u8>) -> Result<KvChunk> {
-        let id = self.info.chunk_id(namespace, prefix, tokens);
+    fn advance_one(&self, context: &mut dyn Context) -> Result<Progress> {
+        let mut steps = [Step { context, max_rows: STEP_ROWS }];
+        self.advance(&mut steps).pop().unwrap_or(Ok(Progress::Done(Usage::default())))
+    }
+
+    fn chunk(&self, id: ChunkId, prefix: PrefixId, tokens: &Arc<[Token]>, kv: Vec<u8>) -> Result<KvChunk> {
         let data = HostKv::new(Encoding::Plain(self.graph.dtype), self.info.shape.layers, kv);
-        let chunk = KvChunk::new(id, *prefix, self.info.shape, Arc::clone(tokens), Arc::new(data))?;
+        let chunk = KvChunk::new(id, prefix, self.info.shape, Arc::clone(tokens), Arc::new(data))?;
         Ok(chunk.with_model(self.info.fingerprint))
     }
 
@@ -135,32 +152,37 @@ impl<B: Backend> Transformer<B> {
     }
 
     fn compute_prefix(&self, tokens: &[Token]) -> Result<Prefix> {
-        // Nothing of this leaves the model, so the namespace is nobody's.
-        let nobody = Namespace::new("prefix")?;
+        // Nothing of this leaves the model, so it is nobody's.
+        let text = |prefix: &[Token], tokens: Arc<[Token]>| PrefillText {
+            id: self.info.chunk_id("", &PrefixId::of(prefix), &tokens),
+            tokens,
+        };
         let chunk = match tokens {
             [] => None,
-            _ => self.compute(&nobody, &[], &PrefixId::of(&[]), &[tokens.into()], None)?.pop(),
+            _ => self.compute(&[], PrefixId::of(&[]), &[text(&[], tokens.into())], None)?.pop(),
         };
         let layout = self.chat.layout("")?;
         let notes = DISTRACTORS.iter().map(|text| Ok(layout.memory(&self.chat.encode(text)?)));
         let notes = notes.collect::<Result<Vec<_>>>()?;
         let behind: Vec<&KvChunk> = chunk.iter().collect();
         let scales = prefill::compute(&self.graph, &behind, &notes)?.scales();
-        let distractors = self.compute(&nobody, &behind, &PrefixId::of(tokens), &notes, None)?;
+        let named: Vec<PrefillText> = notes.iter().map(|note| text(tokens, Arc::clone(note))).collect();
+        let distractors = self.compute(&behind, PrefixId::of(tokens), &named, None)?;
         Ok(Prefix { tokens: tokens.to_vec(), chunk, distractors, scales })
     }
 
     /// The chunks of texts behind others; with their sensitivity, if there is a prefix to measure it with.
     fn compute(
         &self,
-        namespace: &Namespace,
         behind: &[&KvChunk],
-        id: &PrefixId,
-        texts: &[Arc<[Token]>],
+        prefix: PrefixId,
+        texts: &[PrefillText],
         measured: Option<&Prefix>,
     ) -> Result<Vec<KvChunk>> {
         let mut chunks = Vec::with_capacity(texts.len());
-        for texts in prefill::batches(texts) {
+        let tokens: Vec<Arc<[Token]>> = texts.iter().map(|text| Arc::clone(&text.tokens)).collect();
+        let mut ids = texts.iter().map(|text| text.id);
+        for texts in prefill::batches(&tokens) {
             let computed = prefill::compute(&self.graph, behind, texts)?;
             let sensitivity = match measured {
                 None => None,
@@ -171,11 +193,11 @@ impl<B: Backend> Transformer<B> {
                 }
             };
             let mut first = 0;
-            for text in texts {
+            for (text, id) in texts.iter().zip(&mut ids) {
                 let rows = first..first + text.len();
                 first = rows.end;
                 let kv = computed.bytes(Encoding::Plain(self.graph.dtype), &self.info.shape, rows.clone());
-                let chunk = self.chunk(namespace, id, text, kv)?;
+                let chunk = self.chunk(id, prefix, text, kv)?;
                 chunks.push(match &sensitivity {
                     Some(all) => chunk.with_sensitivity(all[rows].into())?,
                     None => chunk,
@@ -203,15 +225,9 @@ impl<B: Backend> Model for Transformer<B> {
         self.sampling.clone()
     }
 
-    fn prefill(
-        &self,
-        namespace: &Namespace,
-        prefix: &[Token],
-        texts: &[Arc<[Token]>],
-        measure: bool,
-    ) -> Result<(Vec<KvChunk>, Usage)> {
-        for text in texts {
-            blend::check_tokens(text, &self.info)?;
+    fn prefill(&self, prefix: &[Token], texts: &[PrefillText], measure: bool) -> Result<(Vec<KvChunk>, Usage)> {
+        for PrefillText { tokens: text, .. } in texts {
+            check_tokens(text, &self.info)?;
             let (tokens, limit) = (prefix.len() + text.len(), self.info.context);
             if text.is_empty() {
                 return Err(Error::Empty { what: "memory" });
@@ -220,17 +236,39 @@ impl<B: Backend> Model for Transformer<B> {
                 return Err(Error::TooLong { what: "memory", tokens, limit });
             }
         }
-        blend::check_tokens(prefix, &self.info)?;
+        check_tokens(prefix, &self.info)?;
         let prefix = self.prefix(prefix)?;
         let behind: Vec<&KvChunk> = prefix.chunk.iter().collect();
-        let id = PrefixId::of(&prefix.tokens);
-        let chunks = self.compute(namespace, &behind, &id, texts, measure.then_some(&*prefix))?;
-        let tokens: usize = texts.iter().map(|text| text.len()).sum();
+        let chunks = self.compute(&behind, PrefixId::of(&prefix.tokens), texts, measure.then_some(&*prefix))?;
+        let tokens: usize = texts.iter().map(|text| text.tokens.len()).sum();
         let work = tokens * self.info.shape.layers * if measure { 2 } else { 1 };
         Ok((chunks, Usage { prefilled: tokens, work_prefilling: work as u64, ..Usage::default() }))
     }
 
-    fn open(&self) -> Result<Box<dyn Context>> {
-        Ok(Box::new(Blend::new(Arc::clone(&self.graph), Arc::clone(&self.info))?))
+    fn open(&self, tokens: usize) -> Result<Box<dyn Context>> {
+        Ok(Box::new(PagedContext::new(Arc::clone(&self.graph), Arc::clone(&self.info), tokens)?))
+    }
+
+    fn advance(&self, steps: &mut [Step<'_>]) -> Vec<Result<Progress>> {
+        let mut results: Vec<Option<Result<Progress>>> = steps.iter().map(|_| None).collect();
+        let (mut members, mut at) = (Vec::new(), Vec::new());
+        for (index, step) in steps.iter_mut().enumerate() {
+            let context: &mut dyn Any = &mut *step.context;
+            match context.downcast_mut::<PagedContext<B>>() {
+                Some(context) if Arc::ptr_eq(&context.graph, &self.graph) => {
+                    members.push(Member { context, max_rows: step.max_rows });
+                    at.push(index);
+                }
+                _ => {
+                    let (value, expected) = ("another model's".to_owned(), "one that this model opened");
+                    results[index] = Some(Err(Error::BadValue { what: "context", value, expected }));
+                }
+            }
+        }
+        let advanced = if members.is_empty() { Vec::new() } else { advance::advance(&self.graph, members) };
+        for (index, result) in at.into_iter().zip(advanced) {
+            results[index] = Some(result);
+        }
+        results.into_iter().map(|result| result.unwrap_or(Ok(Progress::Pending))).collect()
     }
 }

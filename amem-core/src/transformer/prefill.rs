@@ -3,22 +3,20 @@
 
 use std::sync::Arc;
 
-use super::backend::{Backend, Row, Span};
-use super::forward::{Graph, Pass};
+use super::backend::{Backend, BlockTable, Placement, Row, Span};
+use super::graph::Graph;
+use super::pass::Pass;
+use crate::model::STEP_ROWS;
 use crate::{Encoding, KvChunk, KvShape, Result, Token};
 
-/// Rows of one pass, unless a single text has more. Wide enough for full use of the weights, small enough to stay in
-/// cache.
-const ROWS: usize = 1024;
-
-/// Cuts texts into runs that go through the model together.
-pub(crate) fn batches(texts: &[Arc<[Token]>]) -> impl Iterator<Item = &[Arc<[Token]>]> {
+/// Cuts texts into runs that go through the model together: [`STEP_ROWS`] rows, unless a single text has more.
+pub(super) fn batches(texts: &[Arc<[Token]>]) -> impl Iterator<Item = &[Arc<[Token]>]> {
     let mut rest = texts;
     std::iter::from_fn(move || {
         let mut rows = 0;
         let fits = |text: &&Arc<[Token]>| {
             rows += text.len();
-            rows <= ROWS
+            rows <= STEP_ROWS
         };
         let count = rest.iter().take_while(fits).count().max(1).min(rest.len());
         let (batch, others) = rest.split_at(count);
@@ -28,43 +26,56 @@ pub(crate) fn batches(texts: &[Arc<[Token]>]) -> impl Iterator<Item = &[Arc<[Tok
 }
 
 /// Keys (before rotation) and values of some rows: for each layer `[rows][kv_heads * head_dim]`.
-pub(crate) struct Computed {
+pub(super) struct Computed {
     layers: Vec<[Vec<f32>; 2]>,
     width: usize,
 }
 
-/// Computes texts side by side: each sees the chunks of `behind` and itself.
-pub(crate) fn compute<B: Backend>(graph: &Graph<B>, behind: &[&KvChunk], texts: &[Arc<[Token]>]) -> Result<Computed> {
-    let mut cache = graph.backend.cache(&graph.shape, graph.dtype)?;
-    let mut start = 0u32;
-    for chunk in behind {
-        let positions: Vec<u32> = (start..).take(chunk.tokens().len()).collect();
-        graph.backend.place(&mut cache, start, &graph.angles(&positions)?, chunk)?;
-        start += positions.len() as u32;
+/// Computes texts side by side: each sees the chunks of `behind` and itself. Waits for the device once.
+pub(super) fn compute<B: Backend>(graph: &Graph<B>, behind: &[&KvChunk], texts: &[Arc<[Token]>]) -> Result<Computed> {
+    let start: usize = behind.iter().map(|chunk| chunk.tokens().len()).sum();
+    let slots = start + texts.iter().map(|text| text.len()).sum::<usize>();
+    // A cache of its own: nothing of it outlives this call, so no context has to make room for it.
+    let blocks = slots.div_ceil(graph.backend.block_tokens().max(1));
+    let mut cache = graph.backend.cache(&graph.shape, graph.dtype, blocks)?;
+    let table: Vec<u32> = (0..blocks as u32).collect();
+    let mut placements = Vec::new();
+    let mut slot = 0;
+    for &chunk in behind {
+        placements.push(Placement { chunk, table: &table, slot, position: slot });
+        slot += chunk.tokens().len() as u32;
     }
+    graph.backend.load_kv(&mut cache, &graph.rope, 0..graph.shape.layers, &placements)?;
+    let rows = rows(graph, start as u32, texts);
+    let tables: [BlockTable<'_>; 1] = [&table];
+    let mut layers = Vec::new();
+    let mut pass = Pass::start(graph, rows, &tables)?;
+    while pass.layer() + 1 < graph.layers.len() {
+        let (written, kv) = pass.project()?.write_and_keep(&mut cache)?;
+        layers.push(kv);
+        pass = written.finish(&cache)?;
+    }
+    layers.push(pass.project()?.into_kv());
+    // Everything is queued by now, so the device is waited for once.
+    let read = |kv: &[B::Tensor; 2]| Ok([graph.backend.read(&kv[0])?, graph.backend.read(&kv[1])?]);
+    Ok(Computed { layers: layers.iter().map(read).collect::<Result<_>>()?, width: graph.shape.row() })
+}
+
+/// The rows of texts that stand side by side behind a beginning of `start` tokens.
+fn rows<B: Backend>(graph: &Graph<B>, start: u32, texts: &[Arc<[Token]>]) -> Vec<Row> {
     let mut rows = Vec::new();
     let mut first = start;
     for text in texts {
         for (index, &token) in text.iter().enumerate() {
             let (slot, position) = (first + index as u32, start + index as u32);
             // A row far into a text may not see the shared beginning any more, nor all of its own text.
-            let horizon = graph.horizon(0, position);
-            let body = first + horizon.saturating_sub(start)..slot + 1;
-            rows.push(Row { token, context: 0, slot, position, sees: Span { head: horizon.min(start)..start, body } });
+            let seen = graph.first_seen(0, position);
+            let own = first + seen.saturating_sub(start)..slot + 1;
+            rows.push(Row { token, context: 0, slot, position, sees: Span { shared: seen.min(start)..start, own } });
         }
         first += text.len() as u32;
     }
-    let mut pass = Pass::start(graph, rows)?;
-    let mut layers = Vec::new();
-    for layer in 0..graph.shape.layers {
-        let projection = pass.project()?;
-        layers.push([graph.backend.read(&projection.keys)?, graph.backend.read(&projection.values)?]);
-        if layer + 1 < graph.shape.layers {
-            pass.write(&mut [&mut cache], &projection)?;
-            pass.finish(&[&mut cache], projection)?;
-        }
-    }
-    Ok(Computed { layers, width: graph.shape.row() })
+    rows
 }
 
 impl Computed {
@@ -73,7 +84,7 @@ impl Computed {
     }
 
     /// The KV of some rows, as a chunk holds it.
-    pub(crate) fn bytes(&self, encoding: Encoding, shape: &KvShape, rows: std::ops::Range<usize>) -> Vec<u8> {
+    pub(super) fn bytes(&self, encoding: Encoding, shape: &KvShape, rows: std::ops::Range<usize>) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(encoding.bytes(shape, rows.len()));
         for layer in 0..self.layers.len() {
             let [keys, values] = [0, 1].map(|half| self.rows(layer, half, rows.clone()));
@@ -83,7 +94,7 @@ impl Computed {
     }
 
     /// The mean squared length of each layer's keys and values: what a distance is small or large against.
-    pub(crate) fn scales(&self) -> Vec<[f32; 2]> {
+    pub(super) fn scales(&self) -> Vec<[f32; 2]> {
         let mean = |numbers: &Vec<f32>| {
             let squares: f32 = numbers.iter().map(|x| x * x).sum();
             (squares * self.width as f32 / numbers.len().max(1) as f32).max(f32::MIN_POSITIVE)
@@ -97,7 +108,7 @@ impl Computed {
     ///
     /// What moves in the second layer moves because of what stands before the chunk. What moves later may do so just
     /// because the rows around it did; computing it again mends little as long as those are wrong.
-    pub(crate) fn distances(&self, other: &Computed, scales: &[[f32; 2]]) -> Vec<f32> {
+    pub(super) fn distances(&self, other: &Computed, scales: &[[f32; 2]]) -> Vec<f32> {
         let rows = self.layers.first().map_or(0, |[keys, _]| keys.len() / self.width);
         let mut distances = vec![0f32; rows];
         let mut weight = 1.0;

@@ -6,17 +6,55 @@ use crate::{Budget, Error, Repair, Result};
 
 /// A cached row that is not exact where it stands.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Candidate {
+pub(super) struct Candidate {
     /// Its slot in the context.
-    pub(crate) slot: u32,
+    pub(super) slot: u32,
     /// Its place in its chunk, from 0.
-    pub(crate) index: u32,
+    pub(super) index: u32,
     /// See [`KvChunk::sensitivity`](crate::KvChunk::sensitivity).
-    pub(crate) sensitivity: f32,
+    pub(super) sensitivity: f32,
+}
+
+/// How the rows to repair are to be found.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Selection {
+    /// They are known: slots in ascending order.
+    Chosen(Vec<u32>),
+    /// By their sensitivity alone.
+    Weighed { budget: Budget },
+    /// By the attention that the question pays to them in these layers, which exist and are at least one.
+    Attention { budget: Budget, layers: Range<usize>, by_sensitivity: bool },
+    /// By how far their keys are from fresh ones.
+    Deviation { ratio: f32, check_layer: usize },
+}
+
+/// What a repair asks for, given the rows that may be repaired, whether there is a question, and the model's layers.
+pub(super) fn selection(repair: &Repair, candidates: &[Candidate], asked: bool, layers: usize) -> Selection {
+    let those = |keep: &dyn Fn(&&Candidate) -> bool| {
+        Selection::Chosen(candidates.iter().filter(keep).map(|candidate| candidate.slot).collect())
+    };
+    let existing = |range: &Range<usize>| range.start..range.end.min(layers);
+    match repair {
+        _ if candidates.is_empty() => Selection::Chosen(Vec::new()),
+        Repair::None => Selection::Chosen(Vec::new()),
+        Repair::All => those(&|_| true),
+        Repair::FirstRows(count) => those(&|candidate| (candidate.index as usize) < *count),
+        Repair::Deviation { ratio, check_layer } => Selection::Deviation { ratio: *ratio, check_layer: *check_layer },
+        Repair::Attention { .. } if !asked => Selection::Chosen(Vec::new()),
+        Repair::Attention { budget, layers } => {
+            Selection::Attention { budget: *budget, layers: existing(layers), by_sensitivity: false }
+        }
+        Repair::Weighted { budget, layers } if !asked || existing(layers).is_empty() => {
+            Selection::Weighed { budget: *budget }
+        }
+        Repair::Weighted { budget, layers } => {
+            Selection::Attention { budget: *budget, layers: existing(layers), by_sensitivity: true }
+        }
+    }
 }
 
 /// Refuses a repair whose numbers make no sense for a model of so many layers.
-pub(crate) fn check(repair: &Repair, layers: usize) -> Result<()> {
+pub(super) fn check(repair: &Repair, layers: usize) -> Result<()> {
     let share = |what: &'static str, share: f32| match share {
         0.0..=1.0 => Ok(()),
         _ => Err(Error::BadValue { what, value: share.to_string(), expected: "between 0 and 1" }),
@@ -51,7 +89,7 @@ pub(crate) fn check(repair: &Repair, layers: usize) -> Result<()> {
 
 /// The attention that candidates get, `mass` by slot, lent out to their neighbours: half of what the slots on either
 /// side get is added, for a fact is spread over a few tokens.
-pub(crate) fn smoothed(mass: &[f32], slot: u32) -> f32 {
+pub(super) fn smoothed(mass: &[f32], slot: u32) -> f32 {
     let at = |slot: Option<usize>| slot.and_then(|slot| mass.get(slot)).copied().unwrap_or(0.0);
     let slot = slot as usize;
     at(Some(slot)) + 0.5 * (at(slot.checked_sub(1)) + at(slot.checked_add(1)))
@@ -61,7 +99,7 @@ pub(crate) fn smoothed(mass: &[f32], slot: u32) -> f32 {
 /// earlier slot; candidates without weight are never chosen.
 ///
 /// `cached` is how many rows a ratio is a share of.
-pub(crate) fn heaviest(candidates: &[Candidate], weights: &[f32], budget: Budget, cached: usize) -> Vec<u32> {
+pub(super) fn heaviest(candidates: &[Candidate], weights: &[f32], budget: Budget, cached: usize) -> Vec<u32> {
     let mut ranked: Vec<(f32, u32)> =
         weights.iter().copied().zip(candidates.iter().map(|c| c.slot)).filter(|(weight, _)| *weight > 0.0).collect();
     ranked.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));

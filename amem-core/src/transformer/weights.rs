@@ -15,9 +15,42 @@ use crate::{Dtype, Fingerprint, Result};
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
+/// What a tensor is for. Together with its layer it names a tensor within a model, whatever its file calls it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Role {
+    /// From tokens to hidden states, `[vocabulary][hidden]`.
+    Embedding,
+    /// From hidden states to logits, `[vocabulary][hidden]`.
+    LmHead,
+    /// Both of these in one matrix.
+    TiedEmbedding,
+    /// A projection of attention: queries.
+    Query,
+    /// A projection of attention: keys.
+    Key,
+    /// A projection of attention: values.
+    Value,
+    /// A projection of attention: back to hidden states.
+    AttentionOutput,
+    /// The feed-forward block's gate.
+    Gate,
+    /// What the gate is multiplied with.
+    Up,
+    /// The feed-forward block's way back to hidden states.
+    Down,
+    /// The weights of a norm, or a bias: a vector.
+    Vector,
+}
+
 /// A matrix as it lies in its file, `[rows][columns]`; a vector has one row. Its bytes may be unaligned.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct Tensor<'a> {
+    /// What it is for.
+    pub role: Role,
+    /// The layer that it belongs to, if it belongs to one.
+    pub layer: Option<usize>,
     /// How its numbers are written, little-endian.
     pub dtype: Dtype,
     /// Outputs of a projection, tokens of an embedding, 1 for a vector.
@@ -28,7 +61,12 @@ pub struct Tensor<'a> {
     pub bytes: &'a [u8],
 }
 
-impl Tensor<'_> {
+impl<'a> Tensor<'a> {
+    /// A tensor outside of any layer.
+    pub fn new(role: Role, dtype: Dtype, rows: usize, columns: usize, bytes: &'a [u8]) -> Self {
+        Self { role, layer: None, dtype, rows, columns, bytes }
+    }
+
     /// Its numbers, widened without loss: `[rows][columns]`.
     pub fn to_f32(&self) -> Vec<f32> {
         let mut numbers = vec![0.0; self.bytes.len() / self.dtype.size()];
@@ -64,11 +102,11 @@ pub struct Layer<'a> {
     pub k_norm: Option<Tensor<'a>>,
     /// Norm before the feed-forward part, `[hidden]`.
     pub post_norm: Tensor<'a>,
-    /// The gate, `[ffn][hidden]`.
+    /// The gate, `[intermediate][hidden]`.
     pub gate: Tensor<'a>,
-    /// What is gated, `[ffn][hidden]`.
+    /// What is gated, `[intermediate][hidden]`.
     pub up: Tensor<'a>,
-    /// Back to the hidden state, `[hidden][ffn]`.
+    /// Back to the hidden state, `[hidden][intermediate]`.
     pub down: Tensor<'a>,
 }
 
@@ -81,7 +119,7 @@ pub struct Weights<'a> {
     /// Norm after the last layer, `[hidden]`.
     pub norm: Tensor<'a>,
     /// From the hidden state to logits, `[vocabulary][hidden]`. `None`: the embedding does this too.
-    pub head: Option<Tensor<'a>>,
+    pub lm_head: Option<Tensor<'a>>,
     tensors: Tensors<'a>,
 }
 
@@ -96,21 +134,26 @@ impl<'a> Weights<'a> {
     pub fn open(source: &'a dyn ModelSource, config: &Config) -> Result<Self> {
         let tensors = Tensors::open(source)?;
         let (vocabulary, hidden) = (config.vocabulary, config.hidden);
+        let embedding = if config.tied { Role::TiedEmbedding } else { Role::Embedding };
         Ok(Self {
-            embedding: tensors.matrix("model.embed_tokens.weight", vocabulary, hidden)?,
+            embedding: tensors.tensor("model.embed_tokens.weight", embedding, &[vocabulary, hidden])?,
             layers: (0..config.layers).map(|layer| tensors.layer(layer, config)).collect::<Result<_>>()?,
-            norm: tensors.vector("model.norm.weight", hidden)?,
-            head: optional(!config.tied, || tensors.matrix("lm_head.weight", vocabulary, hidden))?,
+            norm: tensors.tensor("model.norm.weight", Role::Vector, &[hidden])?,
+            lm_head: optional(!config.tied, || tensors.tensor("lm_head.weight", Role::LmHead, &[vocabulary, hidden]))?,
             tensors,
         })
     }
 
-    /// What the model's KV depends on: the numbers of the configuration and every tensor, in the order of their names,
-    /// however they are spread over files. Reads all weights once: about 0.3 s per GB.
-    pub fn fingerprint(&self, config: &Config) -> Fingerprint {
-        let mut hash = blake3::Hasher::new_derive_key("amem 2026-11 model");
+    /// What the model's KV depends on: what it is computed with (the [numerics](super::Numerics)' name and the KV cache's
+    /// number type), the numbers of the configuration and every tensor, in the order of their names, however they are
+    /// spread over files. Reads all weights once: about 0.3 s per GB.
+    pub fn fingerprint(&self, config: &Config, numerics: &str, dtype: Dtype) -> Fingerprint {
+        let mut hash = blake3::Hasher::new_derive_key("amem 2026-11 model v2");
+        hash.update(&(numerics.len() as u64).to_le_bytes());
+        hash.update(numerics.as_bytes());
+        hash.update(&[dtype.code()]);
         let c = config;
-        for size in [c.hidden, c.layers, c.heads, c.kv_heads, c.head_dim, c.ffn, c.window.unwrap_or(0)] {
+        for size in [c.hidden, c.layers, c.heads, c.kv_heads, c.head_dim, c.intermediate, c.window.unwrap_or(0)] {
             hash.update(&(size as u64).to_le_bytes());
         }
         hash.update(&[c.qkv_bias, c.o_bias, c.qk_norm].map(u8::from));
@@ -174,18 +217,21 @@ impl<'a> Tensors<'a> {
     }
 
     fn layer(&self, layer: usize, config: &Config) -> Result<Layer<'a>> {
-        let (hidden, ffn) = (config.hidden, config.ffn);
+        let (hidden, intermediate) = (config.hidden, config.intermediate);
         let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
-        let matrix =
-            |name: &str, rows, columns| self.matrix(&format!("model.layers.{layer}.{name}.weight"), rows, columns);
-        let norm = |name: &str, len| self.vector(&format!("model.layers.{layer}.{name}.weight"), len);
-        let bias = |name: &str, len| self.vector(&format!("model.layers.{layer}.{name}.bias"), len);
+        let tensor = |name: &str, role, shape: &[usize]| {
+            let tensor = self.tensor(&format!("model.layers.{layer}.{name}"), role, shape)?;
+            Ok(Tensor { layer: Some(layer), ..tensor })
+        };
+        let matrix = |name: &str, role, rows, columns| tensor(&format!("{name}.weight"), role, &[rows, columns]);
+        let norm = |name: &str, len| tensor(&format!("{name}.weight"), Role::Vector, &[len]);
+        let bias = |name: &str, len| tensor(&format!("{name}.bias"), Role::Vector, &[len]);
         Ok(Layer {
             input_norm: norm("input_layernorm", hidden)?,
-            q: matrix("self_attn.q_proj", q, hidden)?,
-            k: matrix("self_attn.k_proj", kv, hidden)?,
-            v: matrix("self_attn.v_proj", kv, hidden)?,
-            o: matrix("self_attn.o_proj", hidden, q)?,
+            q: matrix("self_attn.q_proj", Role::Query, q, hidden)?,
+            k: matrix("self_attn.k_proj", Role::Key, kv, hidden)?,
+            v: matrix("self_attn.v_proj", Role::Value, kv, hidden)?,
+            o: matrix("self_attn.o_proj", Role::AttentionOutput, hidden, q)?,
             q_bias: optional(config.qkv_bias, || bias("self_attn.q_proj", q))?,
             k_bias: optional(config.qkv_bias, || bias("self_attn.k_proj", kv))?,
             v_bias: optional(config.qkv_bias, || bias("self_attn.v_proj", kv))?,
@@ -193,21 +239,13 @@ impl<'a> Tensors<'a> {
             q_norm: optional(config.qk_norm, || norm("self_attn.q_norm", config.head_dim))?,
             k_norm: optional(config.qk_norm, || norm("self_attn.k_norm", config.head_dim))?,
             post_norm: norm("post_attention_layernorm", hidden)?,
-            gate: matrix("mlp.gate_proj", ffn, hidden)?,
-            up: matrix("mlp.up_proj", ffn, hidden)?,
-            down: matrix("mlp.down_proj", hidden, ffn)?,
+            gate: matrix("mlp.gate_proj", Role::Gate, intermediate, hidden)?,
+            up: matrix("mlp.up_proj", Role::Up, intermediate, hidden)?,
+            down: matrix("mlp.down_proj", Role::Down, hidden, intermediate)?,
         })
     }
 
-    fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<Tensor<'a>> {
-        self.tensor(name, &[rows, columns])
-    }
-
-    fn vector(&self, name: &str, len: usize) -> Result<Tensor<'a>> {
-        self.tensor(name, &[len])
-    }
-
-    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor<'a>> {
+    fn tensor(&self, name: &str, role: Role, shape: &[usize]) -> Result<Tensor<'a>> {
         let raw = self.0.get(name).ok_or_else(|| bad_model(SINGLE, format!("tensor {name} is missing")))?;
         if raw.shape != shape {
             let reason = format!("tensor {name} has shape {:?} and config.json asks for {shape:?}", raw.shape);
@@ -223,7 +261,7 @@ impl<'a> Tensors<'a> {
             [rows, columns] => (*rows, *columns),
             _ => (1, shape.iter().product()),
         };
-        Ok(Tensor { dtype, rows, columns, bytes: raw.bytes })
+        Ok(Tensor::new(role, dtype, rows, columns, raw.bytes))
     }
 }
 
@@ -287,7 +325,7 @@ mod tests {
         let files = demo();
         let weights = open(&files).unwrap();
         assert_eq!(weights.layers.len(), 5);
-        assert!(weights.head.is_none());
+        assert!(weights.lm_head.is_none());
         let q = weights.layers[4].q;
         assert_eq!((q.dtype, q.rows, q.columns, q.bytes.len()), (Dtype::F16, 256, 128, 256 * 128 * 2));
         assert!(weights.norm.to_f32().iter().all(|number| number.is_finite()));
@@ -296,7 +334,7 @@ mod tests {
 
     #[test]
     fn numbers_of_every_type_widen_without_loss() {
-        let tensor = |dtype, bytes| Tensor { dtype, rows: 1, columns: 2, bytes };
+        let tensor = |dtype, bytes| Tensor::new(Role::Vector, dtype, 1, 2, bytes);
         assert_eq!(tensor(Dtype::F32, &[0, 0, 192, 63, 0, 0, 0, 192]).to_f32(), [1.5, -2.0]);
         assert_eq!(tensor(Dtype::F16, &[0, 62, 0, 192]).to_f32(), [1.5, -2.0]);
         assert_eq!(tensor(Dtype::Bf16, &[192, 63, 0, 192]).to_f32(), [1.5, -2.0]);
@@ -306,21 +344,26 @@ mod tests {
     fn shards_hold_the_same_model() {
         let (whole, parts) = (demo(), sharded());
         let config = Config::parse(&whole).unwrap();
-        assert_eq!(open(&whole).unwrap().fingerprint(&config), open(&parts).unwrap().fingerprint(&config));
+        assert_eq!(
+            open(&whole).unwrap().fingerprint(&config, "f32", Dtype::F16),
+            open(&parts).unwrap().fingerprint(&config, "f32", Dtype::F16)
+        );
     }
 
     #[test]
-    fn a_changed_weight_or_setting_is_another_model() {
+    fn a_changed_weight_setting_or_arithmetic_is_another_model() {
         let files = demo();
         let config = Config::parse(&files).unwrap();
-        let fingerprint = open(&files).unwrap().fingerprint(&config);
+        let fingerprint = open(&files).unwrap().fingerprint(&config, "f32", Dtype::F16);
 
         let mut changed = files.clone();
         *changed.get_mut(SINGLE).unwrap().last_mut().unwrap() ^= 1;
-        assert_ne!(open(&changed).unwrap().fingerprint(&config), fingerprint);
+        assert_ne!(open(&changed).unwrap().fingerprint(&config, "f32", Dtype::F16), fingerprint);
 
         let other = Config::parse(&demo_with(json!({ "rope_theta": 20_000 }))).unwrap();
-        assert_ne!(open(&files).unwrap().fingerprint(&other), fingerprint);
+        assert_ne!(open(&files).unwrap().fingerprint(&other, "f32", Dtype::F16), fingerprint);
+        assert_ne!(open(&files).unwrap().fingerprint(&config, "int8 weights", Dtype::F16), fingerprint);
+        assert_ne!(open(&files).unwrap().fingerprint(&config, "f32", Dtype::F32), fingerprint);
     }
 
     #[test]

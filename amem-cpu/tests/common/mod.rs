@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use amem_core::transformer::{Options, Transformer};
+use amem_core::transformer::{Backend, Options, Transformer};
 use amem_core::{Chat, Dtype, Layout, Result, Sampling, Token};
 use amem_cpu::Cpu;
 use safetensors::SafeTensors;
@@ -55,11 +55,11 @@ impl Chat for Numbers {
 }
 
 /// A model of the golden cases.
-pub fn golden(case: &str, cpu: Cpu, kv: Dtype) -> Transformer<Cpu> {
+pub fn golden<B: Backend>(case: &str, backend: B, kv: Dtype) -> Transformer<B> {
     let mut options = Options::default();
     options.kv = kv;
     let source = directory(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/cases").join(case));
-    let loaded = Transformer::with_chat(&source, cpu, options, Box::new(Numbers), Sampling::default());
+    let loaded = Transformer::with_chat(&source, backend, options, Box::new(Numbers), Sampling::default());
     loaded.unwrap_or_else(|error| panic!("{case}: {error}"))
 }
 

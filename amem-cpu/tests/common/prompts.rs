@@ -4,7 +4,7 @@
 use std::sync::{Arc, LazyLock};
 
 use amem_core::transformer::Transformer;
-use amem_core::{Context, Dtype, KvChunk, Model, Namespace, Piece, Repair, Token};
+use amem_core::{Context, Dtype, KvChunk, Model, Piece, Repair, Token, Usage};
 use amem_cpu::Cpu;
 use proptest::prelude::*;
 
@@ -45,17 +45,17 @@ pub fn text(seed: u32, tokens: u32) -> Arc<[Token]> {
     (0..tokens).map(|index| (seed * 31 + index * 17) % 90 + 8).collect()
 }
 
-/// The namespace of the tests.
-pub fn ours() -> Namespace {
-    Namespace::new("ours").unwrap()
+/// The chunks of texts, and what they took.
+pub fn prefill(model: &dyn Model, prefix: &[Token], texts: &[Arc<[Token]>], measure: bool) -> (Vec<KvChunk>, Usage) {
+    model.prefill(prefix, &model.info().prefill_texts("ours", prefix, texts), measure).unwrap()
 }
 
 impl Subject {
     fn new(name: String, model: Transformer<Cpu>) -> Self {
         // Single tokens, whole blocks of the cache, and one that is longer than the window of mistral-sliding.
         let texts = [(1, 1), (2, 2), (3, 7), (4, 16), (5, 23)].map(|(seed, tokens)| text(seed, tokens));
-        let (memories, _) = model.prefill(&ours(), &PREFIX, &texts, true).unwrap();
-        let (mut prefix, _) = model.prefill(&ours(), &[], &[PREFIX.into()], false).unwrap();
+        let (memories, _) = prefill(&model, &PREFIX, &texts, true);
+        let (mut prefix, _) = prefill(&model, &[], &[PREFIX.into()], false);
         Self { name, prefix: prefix.remove(0), memories, model }
     }
 

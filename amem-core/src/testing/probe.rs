@@ -1,0 +1,169 @@
+//! A [`Backend`] around another that counts what is asked of it, and fails when a test says so.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::transformer::{Backend, BlockTable, Numerics, Placement, Rope, Row, Tensor};
+use crate::{Dtype, Error, KvShape, Result, Token};
+
+/// Another backend, watched. Clones watch the same one.
+#[derive(Clone)]
+pub struct Probe<B> {
+    inner: B,
+    calls: Arc<Mutex<Vec<&'static str>>>,
+    /// Calls until one fails; zero for never.
+    until_failure: Arc<AtomicUsize>,
+}
+
+impl<B> Probe<B> {
+    /// Watches a backend.
+    pub fn new(inner: B) -> Self {
+        Self { inner, calls: Arc::default(), until_failure: Arc::default() }
+    }
+
+    /// Lets the `nth` call from now on fail, counted from 1, and those after it succeed again. Zero: none.
+    pub fn fail_at(&self, nth: usize) {
+        self.until_failure.store(nth, SeqCst);
+    }
+
+    /// The methods that were called since this was last asked, in order. Those that only answer from the host
+    /// ([`Backend::numerics`], [`Backend::block_tokens`]) are not among them.
+    pub fn take_calls(&self) -> Vec<&'static str> {
+        std::mem::take(&mut self.calls.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn call<T>(&self, name: &'static str, method: impl FnOnce(&B) -> Result<T>) -> Result<T> {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner).push(name);
+        let last = |left: usize| left.checked_sub(1);
+        if self.until_failure.fetch_update(SeqCst, SeqCst, last) == Ok(1) {
+            return Err(Error::Model(format!("{name} failed, as a test asked").into()));
+        }
+        method(&self.inner)
+    }
+}
+
+impl<B: Backend> Backend for Probe<B> {
+    type Matrix = B::Matrix;
+    type Vector = B::Vector;
+    type Tensor = B::Tensor;
+    type Cache = B::Cache;
+    type Plan = B::Plan;
+
+    fn numerics(&self) -> Numerics {
+        self.inner.numerics()
+    }
+
+    fn matrix(&self, tensor: &Tensor<'_>) -> Result<B::Matrix> {
+        self.call("matrix", |b| b.matrix(tensor))
+    }
+
+    fn vector(&self, values: &[f32]) -> Result<B::Vector> {
+        self.call("vector", |b| b.vector(values))
+    }
+
+    fn block_tokens(&self) -> usize {
+        self.inner.block_tokens()
+    }
+
+    fn cache(&self, shape: &KvShape, dtype: Dtype, blocks: usize) -> Result<B::Cache> {
+        self.call("cache", |b| b.cache(shape, dtype, blocks))
+    }
+
+    fn copy_block(&self, cache: &mut B::Cache, from: u32, to: u32) -> Result<()> {
+        self.call("copy_block", |b| b.copy_block(cache, from, to))
+    }
+
+    fn plan(&self, rope: &Rope, rows: &[Row], tables: &[BlockTable<'_>]) -> Result<B::Plan> {
+        self.call("plan", |b| b.plan(rope, rows, tables))
+    }
+
+    fn upload(&self, columns: usize, numbers: &[f32]) -> Result<B::Tensor> {
+        self.call("upload", |b| b.upload(columns, numbers))
+    }
+
+    fn embed(&self, table: &B::Matrix, tokens: &[Token]) -> Result<B::Tensor> {
+        self.call("embed", |b| b.embed(table, tokens))
+    }
+
+    fn rms_norm(&self, x: &B::Tensor, weight: &B::Vector, eps: f32) -> Result<B::Tensor> {
+        self.call("rms_norm", |b| b.rms_norm(x, weight, eps))
+    }
+
+    fn linear(&self, x: &B::Tensor, w: &B::Matrix, bias: Option<&B::Vector>) -> Result<B::Tensor> {
+        self.call("linear", |b| b.linear(x, w, bias))
+    }
+
+    fn add(&self, x: &mut B::Tensor, y: &B::Tensor) -> Result<()> {
+        self.call("add", |b| b.add(x, y))
+    }
+
+    fn silu_mul(&self, gate: &B::Tensor, up: &B::Tensor) -> Result<B::Tensor> {
+        self.call("silu_mul", |b| b.silu_mul(gate, up))
+    }
+
+    fn rotate(&self, x: &mut B::Tensor, plan: &B::Plan) -> Result<()> {
+        self.call("rotate", |b| b.rotate(x, plan))
+    }
+
+    fn gather(&self, x: &B::Tensor, rows: &[usize]) -> Result<B::Tensor> {
+        self.call("gather", |b| b.gather(x, rows))
+    }
+
+    fn concat(&self, x: &mut B::Tensor, y: &B::Tensor) -> Result<()> {
+        self.call("concat", |b| b.concat(x, y))
+    }
+
+    fn read(&self, x: &B::Tensor) -> Result<Vec<f32>> {
+        self.call("read", |b| b.read(x))
+    }
+
+    fn write_kv(
+        &self,
+        cache: &mut B::Cache,
+        layer: usize,
+        plan: &B::Plan,
+        keys: &B::Tensor,
+        values: &B::Tensor,
+    ) -> Result<()> {
+        self.call("write_kv", |b| b.write_kv(cache, layer, plan, keys, values))
+    }
+
+    fn load_kv(
+        &self,
+        cache: &mut B::Cache,
+        rope: &Rope,
+        layers: Range<usize>,
+        placements: &[Placement<'_>],
+    ) -> Result<()> {
+        self.call("load_kv", |b| b.load_kv(cache, rope, layers, placements))
+    }
+
+    fn attend(&self, cache: &B::Cache, layer: usize, plan: &B::Plan, queries: &B::Tensor) -> Result<B::Tensor> {
+        self.call("attend", |b| b.attend(cache, layer, plan, queries))
+    }
+
+    fn attention_mass(
+        &self,
+        cache: &B::Cache,
+        layer: usize,
+        plan: &B::Plan,
+        rows: Range<usize>,
+        queries: &B::Tensor,
+        mass: &mut B::Tensor,
+    ) -> Result<()> {
+        self.call("attention_mass", |b| b.attention_mass(cache, layer, plan, rows, queries, mass))
+    }
+
+    fn key_distance(&self, cache: &B::Cache, layer: usize, plan: &B::Plan, keys: &B::Tensor) -> Result<B::Tensor> {
+        self.call("key_distance", |b| b.key_distance(cache, layer, plan, keys))
+    }
+
+    fn begin_pass(&self) -> Result<()> {
+        self.call("begin_pass", B::begin_pass)
+    }
+
+    fn end_pass(&self) {
+        self.inner.end_pass();
+    }
+}

@@ -1,0 +1,410 @@
+//! Several contexts in one pass: whatever each of them has to compute next, their rows go through the layers together.
+//!
+//! A context has rows to repair chosen first, then it computes. Which rows are repaired may depend on the attention of
+//! the question, which is read on the way:
+//!
+//! - Up to the second layer ([`SHALLOW`]) the question's own way is exact whatever is cached, for the first layer's keys
+//!   and values depend on tokens alone. A question of at most [`READ_ROWS`] rows waits there until rows are chosen, and
+//!   goes on together with them. A longer one is read in runs of that length, and computed afterwards.
+//! - Further up, rows that were read have seen what is about to be repaired. They are read in a pass of their own, and
+//!   computed afterwards.
+//!
+//! Runs have a fixed length so that sums are rounded alike however many contexts share a pass: which rows a context
+//! repairs does not depend on its company.
+
+use std::ops::Range;
+
+use super::backend::{Backend, BlockTable, Row};
+use super::context::{PagedContext, Phase, Work};
+use super::graph::Graph;
+use super::pass::{Pass, Written};
+use super::select::{self, Candidate, Selection};
+use crate::{Error, Progress, Result};
+
+/// Fresh rows whose attention is read at a time.
+const READ_ROWS: usize = 512;
+
+/// The last layer that can be read on the way.
+const SHALLOW: usize = 1;
+
+/// A context in a pass.
+pub(super) struct Member<'c, B: Backend> {
+    pub(super) context: &'c mut PagedContext<B>,
+    pub(super) max_rows: usize,
+}
+
+/// Computes some of what these contexts have to compute. One result for each.
+pub(super) fn advance<B: Backend>(graph: &Graph<B>, members: Vec<Member<'_, B>>) -> Vec<Result<Progress>> {
+    let mut cache = graph.cache();
+    let mut running: Vec<Running<'_, B>> = members.into_iter().map(Running::new).collect();
+    let begun = graph.backend.begin_pass();
+    if begun.is_ok() {
+        for member in &mut running {
+            member.choose_alone(graph, &mut cache);
+        }
+        for member in &mut running {
+            member.take_slots(&mut cache);
+        }
+    }
+    let done = begun.and_then(|()| pass(graph, &mut cache, &mut running));
+    graph.backend.end_pass();
+    if let Err(error) = done {
+        // One pass computes for all: none of them knows how far it got.
+        let error = std::sync::Arc::new(error);
+        for member in running.iter_mut().filter(|member| member.result.is_none()) {
+            member.result = Some(Err(Error::Model(error.clone().into())));
+        }
+    }
+    running.into_iter().map(Running::finish).collect()
+}
+
+/// A context on its way through one call.
+struct Running<'c, B: Backend> {
+    context: &'c mut PagedContext<B>,
+    max_rows: usize,
+    work: Option<Work>,
+    /// Rows to choose among by the attention of the question, which this pass reads.
+    reading: Option<Reading>,
+    /// Slots that this pass computes in full.
+    slots: Vec<u32>,
+    /// What came of it, once that is known.
+    result: Option<Result<Progress>>,
+}
+
+/// Fresh rows that are read in this pass.
+struct Reading {
+    candidates: Vec<Candidate>,
+    budget: crate::Budget,
+    layers: Range<usize>,
+    by_sensitivity: bool,
+    /// Which of the fresh rows are read.
+    rows: Range<usize>,
+    /// Whether they are all there are, and so go on from where they are read.
+    goes_on: bool,
+    /// Where they stand among the pass's rows.
+    at: Range<usize>,
+}
+
+impl<'c, B: Backend> Running<'c, B> {
+    fn new(member: Member<'c, B>) -> Self {
+        let Member { context, max_rows } = member;
+        let work = context.take_work();
+        let result = work.is_none().then(|| Ok(Progress::Done(crate::Usage::default())));
+        Self { context, max_rows: max_rows.max(1), work, reading: None, slots: Vec::new(), result }
+    }
+
+    /// Chooses the rows to repair, if that takes no part in the common pass; else says what has to be read for it.
+    fn choose_alone(&mut self, graph: &Graph<B>, cache: &mut B::Cache) {
+        let Some(mut work) = self.work.take() else { return };
+        if let Phase::Choose { read, .. } = work.phase
+            && let Err(error) = self.begin_choice(graph, cache, &mut work, read)
+        {
+            self.result = Some(Err(error));
+        }
+        self.work = Some(work);
+    }
+
+    fn begin_choice(&mut self, graph: &Graph<B>, cache: &mut B::Cache, work: &mut Work, read: usize) -> Result<()> {
+        let needs_candidates = !matches!(work.options.repair, crate::Repair::None);
+        let candidates = if needs_candidates { self.context.candidates() } else { Vec::new() };
+        let asked = work.question > 0;
+        match select::selection(&work.options.repair, &candidates, asked, graph.layers.len()) {
+            Selection::Chosen(slots) => work.repair(slots),
+            Selection::Weighed { budget } => {
+                let weights: Vec<f32> = candidates.iter().map(|candidate| candidate.sensitivity).collect();
+                work.repair(select::heaviest(&candidates, &weights, budget, self.context.cached_rows()));
+            }
+            Selection::Deviation { ratio, check_layer } => {
+                self.narrow(graph, cache, work, &candidates, (ratio, check_layer))?;
+            }
+            Selection::Attention { budget, layers, by_sensitivity } => {
+                let shallow = layers.end <= SHALLOW + 1;
+                let all = 0..work.fresh.len();
+                let goes_on = shallow && all.len() <= READ_ROWS;
+                let rows = if shallow { read..all.end.min(read + READ_ROWS) } else { all };
+                let reading = Reading { candidates, budget, layers, by_sensitivity, rows, goes_on, at: 0..0 };
+                if shallow {
+                    self.reading = Some(reading);
+                } else {
+                    self.read_alone(graph, cache, work, reading)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads attention beyond the layers that can be read on the way.
+    fn read_alone(&self, graph: &Graph<B>, cache: &mut B::Cache, work: &mut Work, reading: Reading) -> Result<()> {
+        let table = self.context.table();
+        let tables: [BlockTable<'_>; 1] = [&table];
+        let rows: Vec<Row> = self.context.rows(0, &work.fresh).collect();
+        let asked = rows.len() - work.question..rows.len();
+        let mut mass = graph.backend.upload(self.context.len(), &vec![0.0; self.context.len()])?;
+        let mut written = Pass::start(graph, rows, &tables)?.advance_to(cache, reading.layers.start)?;
+        loop {
+            written.attention_mass(cache, asked.clone(), &mut mass)?;
+            if written.layer() + 1 >= reading.layers.end {
+                break;
+            }
+            let next = written.layer() + 1;
+            written = written.finish(cache)?.advance_to(cache, next)?;
+        }
+        work.choosing += (work.fresh.len() * reading.layers.end) as u64;
+        let mass = graph.backend.read(&mass)?;
+        work.repair(reading.choose(&mass, self.context.cached_rows()));
+        Ok(())
+    }
+
+    /// CacheBlend: computes all candidates and the fresh rows as far as the check layer, and from there on those whose
+    /// keys differ most.
+    fn narrow(
+        &mut self,
+        graph: &Graph<B>,
+        cache: &mut B::Cache,
+        work: &mut Work,
+        candidates: &[Candidate],
+        (ratio, check_layer): (f32, usize),
+    ) -> Result<()> {
+        let slots: Vec<u32> = candidates.iter().map(|candidate| candidate.slot).collect();
+        let slots = [slots.as_slice(), &work.fresh].concat();
+        self.context.make_writable(cache, &slots)?;
+        // From here on a failure leaves rows half written.
+        work.repaired = slots[..candidates.len()].to_vec();
+        let table = self.context.table();
+        let tables: [BlockTable<'_>; 1] = [&table];
+        let rows: Vec<Row> = self.context.rows(0, &slots).collect();
+        let pass = Pass::start(graph, rows, &tables)?.advance_to(cache, check_layer - 1)?.finish(cache)?;
+        debug_assert_eq!(pass.layer(), check_layer);
+        let projected = pass.project()?;
+        let mut distances = projected.key_distance(cache)?;
+        distances.truncate(candidates.len());
+        let written = projected.write(cache)?;
+        let budget = crate::Budget::Ratio(ratio);
+        let repaired = select::heaviest(candidates, &distances, budget, self.context.cached_rows());
+        let goes_on = |&index: &usize| index >= candidates.len() || repaired.binary_search(&slots[index]).is_ok();
+        let which: Vec<usize> = (0..slots.len()).filter(goes_on).collect();
+        if !which.is_empty() {
+            let kept: Vec<u32> = which.iter().map(|&index| slots[index]).collect();
+            let wanted = work.wanted(self.context.len(), &kept);
+            let logits = written.keep(&which)?.run(cache, &wanted)?;
+            self.context.add_logits(&logits);
+        }
+        work.choosing += ((candidates.len() - repaired.len()) * (check_layer + 1)) as u64;
+        work.repaired = repaired;
+        self.result = Some(Ok(Progress::Done(self.context.complete(work))));
+        Ok(())
+    }
+
+    /// Takes the slots that this pass computes, and makes them writable.
+    fn take_slots(&mut self, cache: &mut B::Cache) {
+        if self.result.is_some() {
+            return;
+        }
+        if let Some(Work { phase: Phase::Compute { slots, done }, .. }) = &self.work {
+            let count = (slots.len() - done).min(self.max_rows);
+            self.slots = slots[*done..done + count].to_vec();
+            if let Err(error) = self.context.make_writable(cache, &self.slots) {
+                self.result = Some(Err(error));
+                self.slots.clear();
+            }
+        }
+    }
+
+    /// Takes note of the attention that was read: rows are chosen once all of it is.
+    fn read(&mut self, cache: &mut B::Cache, read: &[f32], layers: usize) {
+        let (Some(reading), Some(work)) = (&self.reading, &mut self.work) else { return };
+        let Phase::Choose { read: before, mass } = &mut work.phase else { return };
+        mass.resize(read.len(), 0.0);
+        mass.iter_mut().zip(read).for_each(|(sum, mass)| *sum += mass);
+        *before = reading.rows.end;
+        if !reading.goes_on {
+            work.choosing += (reading.rows.len() * layers) as u64;
+        }
+        if reading.rows.end < work.fresh.len() {
+            return;
+        }
+        let chosen = reading.choose(mass, self.context.cached_rows());
+        if !reading.goes_on {
+            work.repair(chosen);
+            return;
+        }
+        match self.context.make_writable(cache, &chosen) {
+            Ok(()) => {
+                self.slots.clone_from(&chosen);
+                work.repair(chosen);
+            }
+            Err(error) => self.result = Some(Err(error)),
+        }
+    }
+
+    /// Takes note that the pass has computed its rows.
+    fn computed(&mut self) {
+        let Some(work) = self.work.as_mut().filter(|_| self.result.is_none()) else { return };
+        let goes_on = self.reading.as_ref().is_some_and(|reading| reading.goes_on);
+        if let Phase::Compute { slots, done } = &mut work.phase {
+            match &self.reading {
+                Some(_) if goes_on => *done = slots.len(),
+                Some(_) => {}
+                None => *done += self.slots.len(),
+            }
+            if *done == slots.len() {
+                self.result = Some(Ok(Progress::Done(self.context.complete(work))));
+                return;
+            }
+        }
+        self.result = Some(Ok(Progress::Pending));
+    }
+
+    fn finish(self) -> Result<Progress> {
+        let Self { context, work, result, .. } = self;
+        let result = result.unwrap_or(Ok(Progress::Pending));
+        match (&result, work) {
+            (Ok(Progress::Pending), Some(work)) => context.put_back(work),
+            (Err(_), Some(work)) => context.fail(&work),
+            _ => {}
+        }
+        result
+    }
+}
+
+impl Work {
+    /// Goes over to computing: these slots and the fresh ones, in ascending order, so that any run of them sees all
+    /// that it depends on.
+    fn repair(&mut self, repaired: Vec<u32>) {
+        let mut slots = [repaired.as_slice(), &self.fresh].concat();
+        slots.sort_unstable();
+        self.repaired = repaired;
+        self.phase = Phase::Compute { slots, done: 0 };
+    }
+
+    /// Which of these slots' logits are asked for, by their indexes. `len` is the context's length.
+    fn wanted(&self, len: usize, slots: &[u32]) -> Vec<usize> {
+        let first = len - self.options.logits.min(self.question);
+        let wanted = |(index, &slot): (usize, &u32)| (slot as usize >= first).then_some(index);
+        slots.iter().enumerate().filter_map(wanted).collect()
+    }
+}
+
+impl Reading {
+    fn choose(&self, mass: &[f32], cached_rows: usize) -> Vec<u32> {
+        let weight = |candidate: &Candidate| {
+            let attention = select::smoothed(mass, candidate.slot);
+            if self.by_sensitivity { attention * candidate.sensitivity } else { attention }
+        };
+        let weights: Vec<f32> = self.candidates.iter().map(weight).collect();
+        select::heaviest(&self.candidates, &weights, self.budget, cached_rows)
+    }
+}
+
+/// The pass that all share.
+fn pass<B: Backend>(graph: &Graph<B>, cache: &mut B::Cache, running: &mut [Running<'_, B>]) -> Result<()> {
+    let read_tables: Vec<Vec<u32>> = running.iter().map(|member| member.context.table()).collect();
+    let read_tables: Vec<BlockTable<'_>> = read_tables.iter().map(Vec::as_slice).collect();
+    let stop = SHALLOW.min(graph.layers.len() - 1);
+    let read = read_on_the_way(graph, cache, running, &read_tables, stop)?;
+
+    let tables: Vec<Vec<u32>> = running.iter().map(|member| member.context.table()).collect();
+    let tables: Vec<BlockTable<'_>> = tables.iter().map(Vec::as_slice).collect();
+    let mut rows = Vec::new();
+    // The slot of each row and whose it is.
+    let mut slots: Vec<(usize, u32)> = Vec::new();
+    for (index, member) in running.iter().enumerate().filter(|(_, member)| member.result.is_none()) {
+        rows.extend(member.context.rows(index, &member.slots));
+        slots.extend(member.slots.iter().map(|&slot| (index, slot)));
+    }
+    let goes_on = |member: &&Running<'_, B>| {
+        member.result.is_none() && member.reading.as_ref().is_some_and(|reading| reading.goes_on)
+    };
+    let kept: Vec<usize> = running
+        .iter()
+        .filter(goes_on)
+        .filter_map(|member| member.reading.as_ref())
+        .flat_map(|r| r.at.clone())
+        .collect();
+    for (index, member) in running.iter().enumerate().filter(|(_, member)| goes_on(member)) {
+        slots.extend(member.work.iter().flat_map(|work| &work.fresh).map(|&slot| (index, slot)));
+    }
+    let computed = match (rows.is_empty(), read.filter(|_| !kept.is_empty())) {
+        (true, None) => None,
+        (true, Some(read)) => Some(read.keep(&kept)?),
+        (false, None) => Some(Pass::start(graph, rows, &tables)?.advance_to(cache, 0)?),
+        (false, Some(read)) => {
+            let repaired = Pass::start(graph, rows, &tables)?.advance_to(cache, stop)?;
+            Some(repaired.join(read.keep(&kept)?)?)
+        }
+    };
+    if let Some(computed) = computed {
+        let wanted = wanted(running, &slots);
+        let logits = computed.run(cache, &wanted)?;
+        for (row, logits) in wanted.iter().zip(logits.chunks_exact((logits.len() / wanted.len().max(1)).max(1))) {
+            running[slots[*row].0].context.add_logits(logits);
+        }
+    }
+    running.iter_mut().for_each(Running::computed);
+    Ok(())
+}
+
+/// The rows whose logits are asked for, by their indexes.
+fn wanted<B: Backend>(running: &[Running<'_, B>], slots: &[(usize, u32)]) -> Vec<usize> {
+    let mut wanted = Vec::new();
+    let mut first = 0;
+    for run in slots.chunk_by(|a, b| a.0 == b.0) {
+        let member = &running[run[0].0];
+        let of_member: Vec<u32> = run.iter().map(|(_, slot)| *slot).collect();
+        if let Some(work) = &member.work {
+            wanted.extend(work.wanted(member.context.len(), &of_member).into_iter().map(|index| first + index));
+        }
+        first += run.len();
+    }
+    wanted
+}
+
+/// Sends the rows that are to be read as far as `stop`, and lets their contexts choose. Returns the rows, if there are
+/// any, after the second step of that layer.
+fn read_on_the_way<'a, B: Backend>(
+    graph: &'a Graph<B>,
+    cache: &mut B::Cache,
+    running: &mut [Running<'_, B>],
+    tables: &'a [BlockTable<'a>],
+    stop: usize,
+) -> Result<Option<Written<'a, B>>> {
+    let mut rows: Vec<Row> = Vec::new();
+    for (index, member) in running.iter_mut().enumerate() {
+        if let (Some(reading), Some(work)) = (&mut member.reading, &member.work) {
+            let first = rows.len();
+            rows.extend(member.context.rows(index, &work.fresh[reading.rows.clone()]));
+            reading.at = first..rows.len();
+        }
+    }
+    if rows.is_empty() {
+        return Ok(None);
+    }
+    let mut masses = Vec::new();
+    for member in running.iter().filter(|member| member.reading.is_some()) {
+        let len = member.context.len();
+        masses.push(graph.backend.upload(len, &vec![0.0; len])?);
+    }
+    let mut written = Pass::start(graph, rows, tables)?.advance_to(cache, 0)?;
+    loop {
+        let readings = running.iter().filter_map(|member| Some((member.reading.as_ref()?, member.work.as_ref()?)));
+        for ((reading, work), mass) in readings.zip(&mut masses) {
+            // Only the last piece asks.
+            let asking = work.fresh.len() - work.question;
+            let unasked = asking.saturating_sub(reading.rows.start).min(reading.rows.len());
+            let asked = reading.at.start + unasked..reading.at.end;
+            if reading.layers.contains(&written.layer()) && !asked.is_empty() {
+                written.attention_mass(cache, asked, mass)?;
+            }
+        }
+        if written.layer() == stop {
+            break;
+        }
+        let next = written.layer() + 1;
+        written = written.finish(cache)?.advance_to(cache, next)?;
+    }
+    let readers = running.iter_mut().filter(|member| member.reading.is_some());
+    for (member, mass) in readers.zip(masses) {
+        member.read(cache, &graph.backend.read(&mass)?, stop + 1);
+    }
+    Ok(Some(written))
+}

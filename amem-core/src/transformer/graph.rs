@@ -1,0 +1,140 @@
+//! A model's weights on a backend, and how they hang together.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::backend::Backend;
+use super::config::Config;
+use super::paged::BlockPool;
+use super::rope::Rope;
+use super::weights::{self, Tensor, Weights};
+use crate::{Dtype, KvShape, Result};
+
+/// A product with a weight matrix.
+pub struct Linear<B: Backend> {
+    /// `[outputs][inputs]`.
+    pub weight: B::Matrix,
+    /// `[outputs]`.
+    pub bias: Option<B::Vector>,
+}
+
+/// What a layer's attention is made of.
+pub struct AttentionWeights<B: Backend> {
+    /// `[heads * head_dim][hidden]`.
+    pub query: Linear<B>,
+    /// `[kv_heads * head_dim][hidden]`.
+    pub key: Linear<B>,
+    /// `[kv_heads * head_dim][hidden]`.
+    pub value: Linear<B>,
+    /// Norm of each head of the queries, `[head_dim]`.
+    pub query_norm: Option<B::Vector>,
+    /// Norm of each head of the keys, `[head_dim]`.
+    pub key_norm: Option<B::Vector>,
+    /// `[hidden][heads * head_dim]`.
+    pub output: Linear<B>,
+    /// What is added to the mean square in the norms of heads.
+    pub norm_eps: f32,
+}
+
+/// A gated feed-forward block.
+pub struct MlpWeights<B: Backend> {
+    /// `[intermediate][hidden]`.
+    pub gate: Linear<B>,
+    /// `[intermediate][hidden]`.
+    pub up: Linear<B>,
+    /// `[hidden][intermediate]`.
+    pub down: Linear<B>,
+}
+
+/// One transformer layer.
+pub(super) struct Layer<B: Backend> {
+    pub(super) input_norm: B::Vector,
+    pub(super) attention: AttentionWeights<B>,
+    pub(super) post_norm: B::Vector,
+    pub(super) mlp: MlpWeights<B>,
+}
+
+/// A model on a backend: its weights and its KV cache.
+pub(super) struct Graph<B: Backend> {
+    pub(super) backend: B,
+    pub(super) shape: KvShape,
+    /// The number type of the KV cache.
+    pub(super) dtype: Dtype,
+    /// How far a row sees back, itself included; no limit if `None`.
+    pub(super) window: Option<u32>,
+    pub(super) rope: Rope,
+    pub(super) norm_eps: f32,
+    pub(super) embedding: B::Matrix,
+    pub(super) layers: Vec<Layer<B>>,
+    pub(super) final_norm: B::Vector,
+    /// `None` where the embedding serves as the output matrix too.
+    pub(super) lm_head: Option<B::Matrix>,
+    /// The KV of all contexts. One pass writes at a time.
+    cache: Mutex<B::Cache>,
+    pub(super) pool: Arc<BlockPool>,
+}
+
+impl<B: Backend> Graph<B> {
+    /// Uploads the weights and makes a KV cache of at most `cache_bytes`, or of one full context if that is more.
+    pub(super) fn load(
+        backend: B,
+        config: &Config,
+        weights: &Weights<'_>,
+        dtype: Dtype,
+        context: usize,
+        cache_bytes: u64,
+    ) -> Result<Self> {
+        let vector = |tensor: &Tensor<'_>| backend.vector(&tensor.to_f32());
+        let linear = |weight: &Tensor<'_>, bias: &Option<Tensor<'_>>| -> Result<Linear<B>> {
+            Ok(Linear { weight: backend.matrix(weight)?, bias: bias.as_ref().map(vector).transpose()? })
+        };
+        let layer = |layer: &weights::Layer<'_>| -> Result<Layer<B>> {
+            let attention = AttentionWeights {
+                query: linear(&layer.q, &layer.q_bias)?,
+                key: linear(&layer.k, &layer.k_bias)?,
+                value: linear(&layer.v, &layer.v_bias)?,
+                query_norm: layer.q_norm.as_ref().map(vector).transpose()?,
+                key_norm: layer.k_norm.as_ref().map(vector).transpose()?,
+                output: linear(&layer.o, &layer.o_bias)?,
+                norm_eps: config.norm_eps,
+            };
+            let mlp = MlpWeights {
+                gate: linear(&layer.gate, &None)?,
+                up: linear(&layer.up, &None)?,
+                down: linear(&layer.down, &None)?,
+            };
+            let (input_norm, post_norm) = (vector(&layer.input_norm)?, vector(&layer.post_norm)?);
+            Ok(Layer { input_norm, attention, post_norm, mlp })
+        };
+        let layers = weights.layers.iter().map(layer).collect::<Result<_>>()?;
+        let shape = config.kv_shape();
+        let block_tokens = backend.block_tokens().max(1);
+        let block_bytes = (block_tokens * shape.token_numbers() * dtype.size()) as u64;
+        let blocks = (cache_bytes / block_bytes.max(1)).max(context.div_ceil(block_tokens) as u64).min(1 << 31);
+        let cache = backend.cache(&shape, dtype, blocks as usize)?;
+        Ok(Self {
+            shape,
+            dtype,
+            window: config.window.map(|window| window as u32),
+            rope: config.rope.clone(),
+            norm_eps: config.norm_eps,
+            embedding: backend.matrix(&weights.embedding)?,
+            layers,
+            final_norm: vector(&weights.norm)?,
+            lm_head: weights.lm_head.as_ref().map(|tensor| backend.matrix(tensor)).transpose()?,
+            cache: Mutex::new(cache),
+            pool: BlockPool::new(blocks as usize, block_tokens, block_bytes),
+            backend,
+        })
+    }
+
+    /// The KV cache, for one pass.
+    pub(super) fn cache(&self) -> MutexGuard<'_, B::Cache> {
+        // A pass that panicked has left rows half written, and the contexts that it broke say so themselves.
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The first slot that a row sees, if it could see all from `start` on.
+    pub(super) fn first_seen(&self, start: u32, own: u32) -> u32 {
+        start.max(self.window.map_or(0, |window| (own + 1).saturating_sub(window)))
+    }
+}

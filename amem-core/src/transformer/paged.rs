@@ -1,0 +1,328 @@
+//! The blocks of a paged KV cache: who holds which, and how many are left.
+//!
+//! The backend holds the memory; this is the bookkeeping. A block belongs to one context, or is shared by several that
+//! were forked from one another. Whoever wants to write to a shared block takes one of its own first and copies.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::{Error, Result};
+
+/// The blocks of one KV cache.
+pub(crate) struct BlockPool {
+    /// Tokens in a block.
+    block_tokens: usize,
+    /// Bytes of a block.
+    block_bytes: u64,
+    blocks: usize,
+    free: Mutex<Free>,
+}
+
+/// Blocks that nobody holds.
+struct Free {
+    /// Those that were given back.
+    returned: Vec<u32>,
+    /// The first of those that were never taken.
+    next: usize,
+}
+
+/// A block that is taken. It returns to its pool when the last who holds it lets go.
+pub(crate) struct Block {
+    id: u32,
+    pool: Arc<BlockPool>,
+}
+
+impl BlockPool {
+    pub(crate) fn new(blocks: usize, block_tokens: usize, block_bytes: u64) -> Arc<Self> {
+        let free = Mutex::new(Free { returned: Vec::new(), next: 0 });
+        Arc::new(Self { block_tokens: block_tokens.max(1), block_bytes, blocks, free })
+    }
+
+    /// Blocks that hold so many tokens.
+    fn blocks_for(&self, tokens: usize) -> usize {
+        tokens.div_ceil(self.block_tokens)
+    }
+
+    fn free(&self) -> MutexGuard<'_, Free> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes so many blocks, or none.
+    fn take(self: &Arc<Self>, count: usize) -> Result<Vec<Arc<Block>>> {
+        let mut free = self.free();
+        let left = free.returned.len() + self.blocks - free.next;
+        if count > left {
+            let reason = format!(
+                "{count} blocks of {} tokens are needed and {left} of {} are free: end other contexts or give the model a \
+                 larger KV cache",
+                self.block_tokens, self.blocks
+            );
+            return Err(Error::Full { what: "the KV cache".to_owned(), reason });
+        }
+        // Blocks that were used before come first: their memory is there already.
+        let returned = free.returned.len().saturating_sub(count);
+        let mut ids = free.returned.split_off(returned);
+        let fresh = free.next..free.next + (count - ids.len());
+        free.next = fresh.end;
+        ids.extend(fresh.map(|id| id as u32));
+        Ok(ids.into_iter().map(|id| Arc::new(Block { id, pool: Arc::clone(self) })).collect())
+    }
+
+    #[cfg(test)]
+    fn left(&self) -> usize {
+        let free = self.free();
+        free.returned.len() + self.blocks - free.next
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        self.pool.free().returned.push(self.id);
+    }
+}
+
+/// The blocks of one context.
+pub(crate) struct BlockTable {
+    pool: Arc<BlockPool>,
+    /// Blocks that hold slots, in order. Shared with forks until one of them writes.
+    used: Arc<Vec<Arc<Block>>>,
+    /// Blocks that are reserved for what comes.
+    spare: VecDeque<Arc<Block>>,
+}
+
+/// A block that is to be copied before it is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BlockCopy {
+    pub(crate) from: u32,
+    pub(crate) to: u32,
+}
+
+impl BlockTable {
+    pub(crate) fn new(pool: Arc<BlockPool>) -> Self {
+        Self { pool, used: Arc::default(), spare: VecDeque::new() }
+    }
+
+    /// The same slots in the same blocks. Nothing is reserved for it.
+    pub(crate) fn fork(&self) -> Self {
+        Self { pool: Arc::clone(&self.pool), used: Arc::clone(&self.used), spare: VecDeque::new() }
+    }
+
+    /// The ids of the blocks that hold slots.
+    pub(crate) fn ids(&self) -> Vec<u32> {
+        self.used.iter().map(|block| block.id).collect()
+    }
+
+    /// Bytes of all blocks, shared and reserved ones included.
+    pub(crate) fn bytes(&self) -> u64 {
+        (self.used.len() + self.spare.len()) as u64 * self.pool.block_bytes
+    }
+
+    /// Takes blocks so that `tokens` slots have room, those in use included. Where the table is shared, one block more,
+    /// for the last one cannot be written to.
+    pub(crate) fn reserve(&mut self, tokens: usize) -> Result<()> {
+        let shared = usize::from(self.last_is_shared());
+        let wanted = (self.pool.blocks_for(tokens) + shared).saturating_sub(self.used.len() + self.spare.len());
+        if wanted > 0 {
+            self.spare.extend(self.pool.take(wanted)?);
+        }
+        Ok(())
+    }
+
+    fn last_is_shared(&self) -> bool {
+        let shared_table = Arc::strong_count(&self.used) > 1;
+        self.used.last().is_some_and(|last| shared_table || Arc::strong_count(last) > 1)
+    }
+
+    /// Gives back what is reserved and not used.
+    pub(crate) fn release(&mut self) {
+        self.spare.clear();
+    }
+
+    /// Lets go of the blocks behind the first `tokens` slots. They stay reserved unless they are shared.
+    pub(crate) fn truncate(&mut self, tokens: usize) {
+        let kept = self.pool.blocks_for(tokens);
+        if kept < self.used.len() {
+            for block in Arc::make_mut(&mut self.used).split_off(kept).into_iter().rev() {
+                if Arc::strong_count(&block) == 1 {
+                    self.spare.push_front(block);
+                }
+            }
+        }
+    }
+
+    /// Makes room for slots up to `tokens` and makes those that are to be written this context's own. The copies that
+    /// are returned have to be made before anything is written. `len` is how many slots hold something.
+    pub(crate) fn write(
+        &mut self,
+        len: usize,
+        tokens: usize,
+        slots: impl IntoIterator<Item = u32>,
+    ) -> Result<Vec<BlockCopy>> {
+        let missing = self.pool.blocks_for(tokens).saturating_sub(self.used.len());
+        let mut written: Vec<usize> = slots.into_iter().map(|slot| slot as usize / self.pool.block_tokens).collect();
+        written.dedup();
+        let table_is_shared = Arc::strong_count(&self.used) > 1;
+        let shared =
+            |index: &usize| self.used.get(*index).is_some_and(|block| table_is_shared || Arc::strong_count(block) > 1);
+        written.retain(shared);
+        written.sort_unstable();
+        written.dedup();
+        if missing == 0 && written.is_empty() {
+            return Ok(Vec::new());
+        }
+        let wanted = (missing + written.len()).saturating_sub(self.spare.len());
+        if wanted > 0 {
+            self.spare.extend(self.pool.take(wanted)?);
+        }
+        let used = Arc::make_mut(&mut self.used);
+        let mut copies = Vec::new();
+        for index in written {
+            let (Some(own), Some(block)) = (self.spare.pop_front(), used.get_mut(index)) else { continue };
+            // A block without content needs no copy.
+            if index * self.pool.block_tokens < len {
+                copies.push(BlockCopy { from: block.id, to: own.id });
+            }
+            *block = own;
+        }
+        used.extend(self.spare.drain(..missing.min(self.spare.len())));
+        Ok(copies)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Clone, Debug)]
+    enum Operation {
+        Reserve(usize, usize),
+        Write(usize, usize),
+        Rewrite(usize, prop::sample::Index),
+        Fork(usize),
+        Truncate(usize, prop::sample::Index),
+        Release(usize),
+        Close(usize),
+    }
+
+    fn operation() -> impl Strategy<Value = Operation> {
+        let index = any::<prop::sample::Index>;
+        prop_oneof![
+            (0..6usize, 0..40usize).prop_map(|(at, n)| Operation::Reserve(at, n)),
+            (0..6usize, 1..20usize).prop_map(|(at, n)| Operation::Write(at, n)),
+            (0..6usize, index()).prop_map(|(at, slot)| Operation::Rewrite(at, slot)),
+            (0..6usize).prop_map(Operation::Fork),
+            (0..6usize, index()).prop_map(|(at, len)| Operation::Truncate(at, len)),
+            (0..6usize).prop_map(Operation::Release),
+            (0..6usize).prop_map(Operation::Close),
+        ]
+    }
+
+    const BLOCK: usize = 4;
+    const BLOCKS: usize = 16;
+
+    /// What each slot of each context holds, in plain vectors, beside the blocks that should hold the same.
+    struct Contexts {
+        memory: Vec<[u32; BLOCK]>,
+        open: Vec<(BlockTable, Vec<u32>)>,
+        stamp: u32,
+    }
+
+    impl Contexts {
+        fn write(&mut self, at: usize, tokens: usize, slots: Vec<u32>) -> Result<()> {
+            let (table, expected) = &mut self.open[at];
+            let copies = table.write(expected.len(), tokens, slots.iter().copied())?;
+            for BlockCopy { from, to } in copies {
+                self.memory[to as usize] = self.memory[from as usize];
+            }
+            expected.resize(tokens, 0);
+            let ids = table.ids();
+            for slot in slots {
+                self.stamp += 1;
+                self.memory[ids[slot as usize / BLOCK] as usize][slot as usize % BLOCK] = self.stamp;
+                expected[slot as usize] = self.stamp;
+            }
+            Ok(())
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_context_reads_what_it_wrote_whoever_shares_its_blocks(operations in prop::collection::vec(operation(), 0..60)) {
+            let pool = BlockPool::new(BLOCKS, BLOCK, 1);
+            let open = vec![(BlockTable::new(Arc::clone(&pool)), vec![])];
+            let mut contexts = Contexts { memory: vec![[0; BLOCK]; BLOCKS], open, stamp: 0 };
+            for operation in operations {
+                let at = |index: usize, open: &Vec<(BlockTable, Vec<u32>)>| index % open.len().max(1);
+                if contexts.open.is_empty() {
+                    contexts.open.push((BlockTable::new(Arc::clone(&pool)), vec![]));
+                }
+                match operation {
+                    Operation::Reserve(index, tokens) => {
+                        let at = at(index, &contexts.open);
+                        let (table, expected) = &mut contexts.open[at];
+                        if table.reserve(expected.len() + tokens).is_ok() {
+                            let len = expected.len();
+                            let slots = (len as u32..(len + tokens) as u32).collect();
+                            prop_assert!(contexts.write(at, len + tokens, slots).is_ok(), "what is reserved can be written");
+                        }
+                    }
+                    Operation::Write(index, count) => {
+                        let at = at(index, &contexts.open);
+                        let len = contexts.open[at].1.len();
+                        let slots = (len as u32..(len + count) as u32).collect();
+                        let before = contexts.open[at].0.ids();
+                        if contexts.write(at, len + count, slots).is_err() {
+                            prop_assert_eq!(contexts.open[at].0.ids(), before, "a write without room changes nothing");
+                        }
+                    }
+                    Operation::Rewrite(index, slot) => {
+                        let at = at(index, &contexts.open);
+                        let len = contexts.open[at].1.len();
+                        if len > 0 {
+                            let _ = contexts.write(at, len, vec![slot.index(len) as u32]);
+                        }
+                    }
+                    Operation::Fork(index) => {
+                        let at = at(index, &contexts.open);
+                        let fork = (contexts.open[at].0.fork(), contexts.open[at].1.clone());
+                        contexts.open.push(fork);
+                    }
+                    Operation::Truncate(index, len) => {
+                        let at = at(index, &contexts.open);
+                        let (table, expected) = &mut contexts.open[at];
+                        expected.truncate(len.index(expected.len() + 1));
+                        table.truncate(expected.len());
+                    }
+                    Operation::Release(index) => {
+                        let at = at(index, &contexts.open);
+                        contexts.open[at].0.release();
+                    }
+                    Operation::Close(index) => {
+                        let at = at(index, &contexts.open);
+                        contexts.open.swap_remove(at);
+                    }
+                }
+                for (table, expected) in &contexts.open {
+                    let ids = table.ids();
+                    prop_assert!(ids.len() * BLOCK >= expected.len());
+                    for (slot, stamp) in expected.iter().enumerate() {
+                        prop_assert_eq!(contexts.memory[ids[slot / BLOCK] as usize][slot % BLOCK], *stamp);
+                    }
+                }
+            }
+            contexts.open.clear();
+            prop_assert_eq!(pool.left(), BLOCKS, "every block comes back");
+        }
+    }
+
+    #[test]
+    fn a_pool_without_room_says_what_is_missing() {
+        let pool = BlockPool::new(2, BLOCK, 1);
+        let mut table = BlockTable::new(pool);
+        let error = table.reserve(3 * BLOCK).unwrap_err();
+        assert!(error.to_string().contains("3 blocks of 4 tokens are needed and 2 of 2 are free"), "{error}");
+        table.reserve(2 * BLOCK).unwrap();
+    }
+}

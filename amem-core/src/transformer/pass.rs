@@ -1,0 +1,177 @@
+//! The forward pass: one function over rows.
+//!
+//! Prefill, packed prefill of many short texts, scoring, repair, decode and batched decode differ in their rows only.
+//! A pass goes layer by layer in three steps, and each step is a type, so that they can only be taken in order:
+//!
+//! ```text
+//! Pass --project--> Projected --write--> Written --finish--> Pass (the next layer)
+//! ```
+//!
+//! Between them blend looks at a layer's keys (`Projected`) or at the attention of its queries (`Written`), goes on with
+//! fewer rows, or joins two passes into one.
+
+use std::ops::Range;
+
+use super::backend::{Backend, BlockTable, Qkv, Row};
+use super::graph::Graph;
+use crate::{Result, Token};
+
+/// Rows before a layer.
+pub(super) struct Pass<'a, B: Backend> {
+    graph: &'a Graph<B>,
+    tables: &'a [BlockTable<'a>],
+    rows: Vec<Row>,
+    plan: B::Plan,
+    /// The residual stream, `[rows][hidden]`.
+    hidden: B::Tensor,
+    /// What the last layer's feed-forward block has to add to it.
+    pending: Option<B::Tensor>,
+    layer: usize,
+}
+
+/// Rows whose queries, keys and values are known.
+pub(super) struct Projected<'a, B: Backend> {
+    pass: Pass<'a, B>,
+    qkv: Qkv<B::Tensor>,
+}
+
+/// Rows whose keys and values stand in the cache.
+pub(super) struct Written<'a, B: Backend> {
+    pass: Pass<'a, B>,
+    queries: B::Tensor,
+}
+
+impl<'a, B: Backend> Pass<'a, B> {
+    /// Rows before the first layer. Their contexts are indexes into `tables`.
+    pub(super) fn start(graph: &'a Graph<B>, rows: Vec<Row>, tables: &'a [BlockTable<'a>]) -> Result<Self> {
+        let tokens: Vec<Token> = rows.iter().map(|row| row.token).collect();
+        let hidden = graph.backend.embed(&graph.embedding, &tokens)?;
+        let plan = graph.backend.plan(&graph.rope, &rows, tables)?;
+        Ok(Self { graph, tables, rows, plan, hidden, pending: None, layer: 0 })
+    }
+
+    /// The layer that comes next.
+    pub(super) fn layer(&self) -> usize {
+        self.layer
+    }
+
+    /// Queries, keys and values of the next layer.
+    pub(super) fn project(mut self) -> Result<Projected<'a, B>> {
+        let (backend, layer) = (&self.graph.backend, &self.graph.layers[self.layer]);
+        let eps = self.graph.norm_eps;
+        let x = match self.pending.take() {
+            Some(pending) => backend.add_rms_norm(&mut self.hidden, &pending, &layer.input_norm, eps)?,
+            None => backend.rms_norm(&self.hidden, &layer.input_norm, eps)?,
+        };
+        let qkv = backend.qkv(&x, &layer.attention, &self.plan)?;
+        Ok(Projected { pass: self, qkv })
+    }
+
+    /// Goes on to where the keys and values of a layer that is not behind it are written.
+    pub(super) fn advance_to(mut self, cache: &mut B::Cache, layer: usize) -> Result<Written<'a, B>> {
+        loop {
+            let written = self.project()?.write(cache)?;
+            if written.pass.layer >= layer {
+                return Ok(written);
+            }
+            self = written.finish(cache)?;
+        }
+    }
+}
+
+impl<'a, B: Backend> Projected<'a, B> {
+    /// Keys (before rotation) and values, `[rows][kv_heads * head_dim]` each, of rows that go no further.
+    pub(super) fn into_kv(self) -> [B::Tensor; 2] {
+        [self.qkv.keys, self.qkv.values]
+    }
+
+    /// How far the keys of each row are from those that stand in its slot. Waits for the device.
+    pub(super) fn key_distance(&self, cache: &B::Cache) -> Result<Vec<f32>> {
+        let (backend, pass) = (&self.pass.graph.backend, &self.pass);
+        backend.read(&backend.key_distance(cache, pass.layer, &pass.plan, &self.qkv.keys)?)
+    }
+
+    /// Puts keys and values into the cache, over what stood there.
+    pub(super) fn write(self, cache: &mut B::Cache) -> Result<Written<'a, B>> {
+        Ok(self.write_and_keep(cache)?.0)
+    }
+
+    /// As [`write`](Self::write), and returns them too.
+    pub(super) fn write_and_keep(self, cache: &mut B::Cache) -> Result<(Written<'a, B>, [B::Tensor; 2])> {
+        let Self { pass, qkv: Qkv { queries, keys, values } } = self;
+        pass.graph.backend.write_kv(cache, pass.layer, &pass.plan, &keys, &values)?;
+        Ok((Written { pass, queries }, [keys, values]))
+    }
+}
+
+impl<'a, B: Backend> Written<'a, B> {
+    /// The layer that the rows are in.
+    pub(super) fn layer(&self) -> usize {
+        self.pass.layer
+    }
+
+    /// Adds up the attention that the slots of one context get from some of its rows.
+    pub(super) fn attention_mass(&self, cache: &B::Cache, rows: Range<usize>, mass: &mut B::Tensor) -> Result<()> {
+        let pass = &self.pass;
+        pass.graph.backend.attention_mass(cache, pass.layer, &pass.plan, rows, &self.queries, mass)
+    }
+
+    /// Goes on with some rows only, given by their indexes in order.
+    pub(super) fn keep(self, which: &[usize]) -> Result<Self> {
+        if which.len() == self.pass.rows.len() {
+            return Ok(self);
+        }
+        let Self { mut pass, queries } = self;
+        let backend = &pass.graph.backend;
+        let queries = backend.gather(&queries, which)?;
+        pass.hidden = backend.gather(&pass.hidden, which)?;
+        pass.rows = which.iter().filter_map(|&index| pass.rows.get(index).cloned()).collect();
+        pass.plan = backend.plan(&pass.graph.rope, &pass.rows, pass.tables)?;
+        Ok(Self { pass, queries })
+    }
+
+    /// Takes in the rows of another pass over the same tables that is in the same layer. They come after these.
+    pub(super) fn join(mut self, other: Self) -> Result<Self> {
+        let backend = &self.pass.graph.backend;
+        backend.concat(&mut self.queries, &other.queries)?;
+        backend.concat(&mut self.pass.hidden, &other.pass.hidden)?;
+        self.pass.rows.extend(other.pass.rows);
+        self.pass.plan = backend.plan(&self.pass.graph.rope, &self.pass.rows, self.pass.tables)?;
+        Ok(self)
+    }
+
+    /// Attention and the feed-forward block.
+    pub(super) fn finish(self, cache: &B::Cache) -> Result<Pass<'a, B>> {
+        let Self { mut pass, queries } = self;
+        let (graph, backend) = (pass.graph, &pass.graph.backend);
+        let layer = &graph.layers[pass.layer];
+        let attended = backend.attend(cache, pass.layer, &pass.plan, &queries)?;
+        let output = &layer.attention.output;
+        let output = backend.linear(&attended, &output.weight, output.bias.as_ref())?;
+        let x = backend.add_rms_norm(&mut pass.hidden, &output, &layer.post_norm, graph.norm_eps)?;
+        pass.pending = Some(backend.mlp(&x, &layer.mlp)?);
+        pass.layer += 1;
+        Ok(pass)
+    }
+
+    /// Goes through the layers that are left. Returns the logits, `[wanted][vocabulary]`, of the rows with the wanted
+    /// indexes, given in order. In the last layer the others yield keys and values and are done. Waits for the device
+    /// if anything is wanted.
+    pub(super) fn run(mut self, cache: &mut B::Cache, wanted: &[usize]) -> Result<Vec<f32>> {
+        let last = self.pass.graph.layers.len() - 1;
+        if self.pass.layer < last {
+            self = self.finish(cache)?.advance_to(cache, last)?;
+        }
+        if wanted.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut pass = self.keep(wanted)?.finish(cache)?;
+        let (graph, backend) = (pass.graph, &pass.graph.backend);
+        let x = match pass.pending.take() {
+            Some(pending) => backend.add_rms_norm(&mut pass.hidden, &pending, &graph.final_norm, graph.norm_eps)?,
+            None => backend.rms_norm(&pass.hidden, &graph.final_norm, graph.norm_eps)?,
+        };
+        let logits = backend.linear(&x, graph.lm_head.as_ref().unwrap_or(&graph.embedding), None)?;
+        backend.read(&logits)
+    }
+}
