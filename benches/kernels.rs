@@ -5,23 +5,22 @@
 //!   given in bytes, and `read`, all cores in a plain loop over a buffer as large as the f32 matrix, is about the floor.
 //!   The others are given in elements, which are floating-point operations: Gelem/s is GFLOP/s.
 //! - `attention`: one layer of 32 query and 8 key heads of 128 numbers, over 4,096 slots. One row, a decoded token, is
-//!   bound by reading keys and values, which the cache holds in f32; 256 rows, a prefill, by arithmetic.
+//!   bound by reading keys and values; 256 rows, a prefill, by arithmetic.
 #![allow(clippy::expect_used, reason = "a bench that cannot set itself up has nothing to measure")]
 
 use std::thread;
 
 use amem_benches::{Race, random_numbers};
-use amem_core::transformer::{Backend, Dtype, Rope, Row, Span};
+use amem_core::transformer::{Backend, Role, Rope, Row, Span, Tensor as WeightTensor};
 use amem_core::{Dtype, KvShape};
-use amem_cpu::{Cache, Cpu, Matrix, Tensor};
+use amem_cpu::{Cache, Cpu, Matrix, Plan, Tensor};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use half::{bf16, f16};
 
 const WIDTH: usize = 4096;
 const KINDS: [(&str, Dtype, usize); 3] = [("f32", Dtype::F32, 4), ("bf16", Dtype::Bf16, 2), ("f16", Dtype::F16, 2)];
 
 const HEADS: usize = 32;
-const SHAPE: KvShape = KvShape { layers: 1, kv_heads: 8, head_dim: 128, kind: Dtype::F16 };
+const SHAPE: KvShape = KvShape { layers: 1, kv_heads: 8, head_dim: 128 };
 const SLOTS: usize = 4096;
 
 fn linear(criterion: &mut Criterion) {
@@ -52,52 +51,57 @@ fn linear(criterion: &mut Criterion) {
 
 fn attention(criterion: &mut Criterion) {
     let backend = Cpu::new().expect("threads can be started");
-    let mut cache = filled(&backend);
+    let caches = [("f32", Dtype::F32), ("f16", Dtype::F16), ("bf16", Dtype::Bf16)];
+    let caches = caches.map(|(name, dtype)| (name, dtype, filled(&backend, dtype)));
     for count in [1, 256] {
         let rows: Vec<Row> = (SLOTS - count..SLOTS).map(row).collect();
+        let plan = plan(&backend, &rows);
         let queries = activations(&backend, count, HEADS * SHAPE.head_dim);
-        let seen: usize = rows.iter().map(|row| row.sees.body.len()).sum();
+        let seen: usize = rows.iter().map(|row| row.sees.own.len()).sum();
         let mut race = Race::new(criterion, &format!("attention/{count} rows"));
         // A multiplication and an addition for each number of a key, and as many for its value.
         let operations = 4 * HEADS * SHAPE.head_dim * seen;
-        let bytes = 2 * 4 * SHAPE.row() * SLOTS;
-        let work = if count == 1 { Throughput::Bytes(bytes as u64) } else { Throughput::Elements(operations as u64) };
-        race.throughput(work);
-        race.lane("attend", || backend.attend(&[&mut cache], 0, &rows, &queries).expect("the shapes agree"));
+        for (name, dtype, cache) in &caches {
+            let bytes = 2 * dtype.size() * SHAPE.row() * SLOTS;
+            let one = Throughput::Bytes(bytes as u64);
+            race.throughput(if count == 1 { one } else { Throughput::Elements(operations as u64) });
+            race.lane(name, || backend.attend(cache, 0, &plan, &queries).expect("the shapes agree"));
+        }
         race.finish();
     }
 }
 
-fn matrix(backend: &Cpu, kind: Dtype, outputs: usize, inputs: usize, numbers: &[f32]) -> Matrix {
-    let bytes: Vec<u8> = match kind {
-        Dtype::F32 => numbers.iter().flat_map(|number| number.to_le_bytes()).collect(),
-        Dtype::F16 => numbers.iter().flat_map(|number| f16::from_f32(*number).to_le_bytes()).collect(),
-        Dtype::Bf16 => numbers.iter().flat_map(|number| bf16::from_f32(*number).to_le_bytes()).collect(),
-    };
-    backend.matrix(kind, outputs, inputs, &bytes).expect("there are as many numbers as the shape needs")
+fn matrix(backend: &Cpu, dtype: Dtype, outputs: usize, inputs: usize, numbers: &[f32]) -> Matrix {
+    let mut bytes = Vec::new();
+    dtype.encode(numbers, &mut bytes);
+    backend
+        .matrix(&WeightTensor::new(Role::Up, dtype, outputs, inputs, &bytes))
+        .expect("there are as many numbers as the shape needs")
 }
 
-/// Random activations, `[rows][columns]`. A backend gives none away but as rows of an embedding.
+/// Random activations, `[rows][columns]`.
 fn activations(backend: &Cpu, rows: usize, columns: usize) -> Tensor {
-    let table = matrix(backend, Dtype::F32, rows, columns, &random_numbers(rows * columns, 2));
-    let tokens: Vec<u32> = (0..rows as u32).collect();
-    backend.embed(&table, &tokens).expect("the tokens are in the table")
+    backend.upload(columns, &random_numbers(rows * columns, 2)).expect("there is memory for activations")
+}
+
+fn plan(backend: &Cpu, rows: &[Row]) -> Plan {
+    let table: Vec<u32> = (0..SLOTS.div_ceil(backend.block_tokens()) as u32).collect();
+    backend.plan(&Rope::plain(500_000.0, SHAPE.head_dim), rows, &[&table]).expect("positions have angles")
 }
 
 /// A cache with keys and values in all slots.
-fn filled(backend: &Cpu) -> Cache {
+fn filled(backend: &Cpu, dtype: Dtype) -> Cache {
     let rows: Vec<Row> = (0..SLOTS).map(row).collect();
-    let positions: Vec<u32> = rows.iter().map(|row| row.position).collect();
-    let angles = backend.angles(&Rope::plain(500_000.0, SHAPE.head_dim), &positions).expect("positions have angles");
     let numbers = activations(backend, SLOTS, SHAPE.row());
-    let mut cache = backend.cache(&SHAPE).expect("there is memory for a cache");
-    backend.write(&mut [&mut cache], 0, &rows, &angles, &numbers, &numbers).expect("the shapes agree");
+    let blocks = SLOTS.div_ceil(backend.block_tokens());
+    let mut cache = backend.cache(&SHAPE, dtype, blocks).expect("there is memory for a cache");
+    backend.write_kv(&mut cache, 0, &plan(backend, &rows), &numbers, &numbers).expect("the shapes agree");
     cache
 }
 
 fn row(slot: usize) -> Row {
     let slot = slot as u32;
-    Row { token: 0, context: 0, slot, position: slot, sees: Span { head: 0..0, body: 0..slot + 1 } }
+    Row { token: 0, context: 0, slot, position: slot, sees: Span { shared: 0..0, own: 0..slot + 1 } }
 }
 
 /// Reads a buffer once, on all cores.

@@ -3,8 +3,9 @@
 //! 128 chunks of 32 tokens in the shape of a Llama 3.2 1B: 1 MiB each. A read of the store's own files, from end to end
 //! into one buffer, is the floor of getting them; a write of as many bytes to one file is that of putting them.
 //!
-//! - `store/warm`: the files are in the page cache. `get` checks checksums over the mapped bytes; `get and place` ends
-//!   with rotated keys in a context of the CPU backend, which holds them in f32: twice the bytes that are read.
+//! - `store/warm`: the files are in the page cache. `get` checks checksums over the mapped bytes; `get and load` ends
+//!   with rotated keys in the KV cache of the CPU backend, in f16, whose memory was taken before: as in a program that
+//!   has run for a while.
 //! - `store/cold`: the files were dropped from the page cache, so the disk is on the way. Behind a hypervisor or on a
 //!   file system in RAM it may not be.
 //! - `store/put`: until all of it would survive a power cut.
@@ -16,8 +17,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use amem_benches::{Race, random_numbers};
-use amem_core::transformer::{Backend, Rope};
-use amem_core::{ChunkId, Dtype, KvChunk, KvShape, KvStore, PrefixId};
+use amem_core::transformer::{Backend, Placement, Rope};
+use amem_core::{ChunkId, Dtype, Encoding, HostKv, KvChunk, KvShape, KvStore, PrefixId};
 use amem_cpu::{Cache, Cpu};
 use amem_store::SegmentStore;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -25,7 +26,8 @@ use futures_lite::future::block_on;
 use half::f16;
 use rustix::fs::{Advice, fadvise};
 
-const SHAPE: KvShape = KvShape { layers: 16, kv_heads: 8, head_dim: 64, kind: Dtype::F16 };
+const SHAPE: KvShape = KvShape { layers: 16, kv_heads: 8, head_dim: 64 };
+const F16: Encoding = Encoding::Plain(Dtype::F16);
 const CHUNKS: usize = 128;
 const TOKENS: usize = 32;
 
@@ -40,14 +42,16 @@ fn get(criterion: &mut Criterion) {
     let files = segments(dir.path());
     let ids: Vec<ChunkId> = chunks.iter().map(KvChunk::id).collect();
     let backend = Cpu::new().expect("threads can be started");
-    let bytes = Throughput::Bytes((CHUNKS * SHAPE.bytes(TOKENS)) as u64);
+    let blocks = (CHUNKS * TOKENS).div_ceil(backend.block_tokens());
+    let mut cache = backend.cache(&SHAPE, Dtype::F16, blocks).expect("there is memory for a cache");
+    let bytes = Throughput::Bytes((CHUNKS * F16.bytes(&SHAPE, TOKENS)) as u64);
 
     let store = open();
     let mut race = Race::new(criterion, "store/warm");
     race.throughput(bytes.clone());
     race.lane("read", || read(&files));
     race.lane("get", || fetch(&store, &ids));
-    race.lane("get and place", || place(&backend, &fetch(&store, &ids)));
+    race.lane("get and load", || load(&backend, &mut cache, &fetch(&store, &ids)));
     race.finish();
     drop(store);
 
@@ -59,13 +63,13 @@ fn get(criterion: &mut Criterion) {
     race.throughput(bytes);
     race.lane_with("read", evicted, |_| read(&files));
     race.lane_with("get", evicted, |store| fetch(&store, &ids));
-    race.lane_with("get and place", evicted, |store| place(&backend, &fetch(&store, &ids)));
+    race.lane_with("get and load", evicted, |store| load(&backend, &mut cache, &fetch(&store, &ids)));
     race.finish();
 }
 
 fn put(criterion: &mut Criterion) {
     let chunks = chunks();
-    let buffer: Vec<u8> = chunks.iter().flat_map(|chunk| chunk.bytes()).copied().collect();
+    let buffer: Vec<u8> = chunks.iter().flat_map(|chunk| chunk.to_bytes().expect("a chunk can be read")).collect();
     let empty = || tempfile::tempdir().expect("a temporary directory can be made");
     let mut race = Race::new(criterion, "store/put");
     race.throughput(Throughput::Bytes(buffer.len() as u64));
@@ -86,7 +90,7 @@ fn put(criterion: &mut Criterion) {
 /// Chunks of made-up KV, all different.
 fn chunks() -> Vec<KvChunk> {
     let prefix = PrefixId::of(&[]);
-    let numbers = random_numbers(SHAPE.bytes(TOKENS) / 2, 1);
+    let numbers = random_numbers(F16.bytes(&SHAPE, TOKENS) / 2, 1);
     let data: Vec<u8> = numbers.into_iter().flat_map(|number| f16::from_f32(number).to_le_bytes()).collect();
     let chunk = |number: usize| {
         let mut id = [0; 32];
@@ -94,6 +98,7 @@ fn chunks() -> Vec<KvChunk> {
         let mut data = data.clone();
         data.rotate_left(2 * number);
         let tokens = (0..TOKENS).map(|token| (number * TOKENS + token) as u32).collect();
+        let data = HostKv::new(F16, SHAPE.layers, data);
         KvChunk::new(ChunkId(id), prefix, SHAPE, tokens, Arc::new(data)).expect("the bytes fit the shape")
     };
     (0..CHUNKS).map(chunk).collect()
@@ -104,16 +109,14 @@ fn fetch(store: &SegmentStore, ids: &[ChunkId]) -> Vec<KvChunk> {
     ids.iter().map(get).collect()
 }
 
-/// A context that holds the chunks, one behind the other.
-fn place(backend: &Cpu, chunks: &[KvChunk]) -> Cache {
+/// Puts the chunks into a KV cache, one behind the other.
+fn load(backend: &Cpu, cache: &mut Cache, chunks: &[KvChunk]) {
     let rope = Rope::plain(500_000.0, SHAPE.head_dim);
-    let mut cache = backend.cache(&SHAPE).expect("there is memory for a cache");
-    for (chunk, first) in chunks.iter().zip((0u32..).step_by(TOKENS)) {
-        let positions: Vec<u32> = (first..first + TOKENS as u32).collect();
-        let angles = backend.angles(&rope, &positions).expect("positions have angles");
-        backend.place(&mut cache, first, &angles, chunk).expect("there is memory for a chunk");
-    }
-    cache
+    let table: Vec<u32> = (0..(CHUNKS * TOKENS).div_ceil(backend.block_tokens()) as u32).collect();
+    let slots = (0u32..).step_by(TOKENS);
+    let placement = |(chunk, slot)| Placement { chunk, table: &table, slot, position: slot };
+    let placements: Vec<Placement<'_>> = chunks.iter().zip(slots).map(placement).collect();
+    backend.load_kv(cache, &rope, 0..SHAPE.layers, &placements).expect("the chunks can be read");
 }
 
 fn segments(dir: &Path) -> Vec<PathBuf> {
@@ -123,7 +126,7 @@ fn segments(dir: &Path) -> Vec<PathBuf> {
 }
 
 fn read(files: &[PathBuf]) -> Vec<u8> {
-    let mut buffer = Vec::with_capacity(CHUNKS * SHAPE.bytes(TOKENS) * 5 / 4);
+    let mut buffer = Vec::with_capacity(CHUNKS * F16.bytes(&SHAPE, TOKENS) * 5 / 4);
     for file in files {
         File::open(file).and_then(|mut file| file.read_to_end(&mut buffer)).expect("a segment can be read");
     }

@@ -9,8 +9,10 @@
 //! question.
 #![allow(clippy::expect_used, reason = "a bench that cannot set itself up has nothing to measure")]
 
+use std::sync::Arc;
+
 use amem_benches::{QUESTION, Race, notes, random_model};
-use amem_core::{Model, Namespace, Piece, Repair, Token};
+use amem_core::{Model, Piece, Repair, Token};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
 fn ttft(criterion: &mut Criterion) {
@@ -39,10 +41,12 @@ struct Prompt {
 impl Prompt {
     fn new(model: &dyn Model, memory_tokens: usize) -> Self {
         let layout = model.chat().layout(amem_demo::SYSTEM).expect("the template has a system line");
-        let namespace = Namespace::new("bench").expect("the name is plain");
         let texts = notes(model, &layout, memory_tokens);
-        let prefill = |prefix: &[Token], texts: &[_], measure| {
-            model.prefill(&namespace, prefix, texts, measure).expect("the notes fit into a context").0
+        let prefill = |prefix: &[Token], texts: &[Arc<[Token]>], measure| {
+            model
+                .prefill(prefix, &model.info().prefill_texts("bench", prefix, texts), measure)
+                .expect("the notes fit into a context")
+                .0
         };
         let head = prefill(&[], std::slice::from_ref(&layout.prefix), false);
         let chunks = [head, prefill(&layout.prefix, &texts, true)].concat();

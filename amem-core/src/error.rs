@@ -106,6 +106,12 @@ pub enum Error {
         /// The limit that was met.
         reason: String,
     },
+    /// Too many requests wait already.
+    #[error("{waiting} requests wait already: try again later")]
+    Overloaded {
+        /// How many wait.
+        waiting: usize,
+    },
     /// The caller gave up on the work before it was done.
     #[error("cancelled")]
     Cancelled,

@@ -34,7 +34,10 @@ pub mod testing;
 #[cfg(feature = "transformer")]
 pub mod transformer;
 
-pub use engine::{Detokenizer, Finish, Generation, Sampler};
+pub use engine::{
+    Choice, Completion, Delta, Detokenizer, Engine, EngineOptions, EngineStats, Finish, Generation, Output,
+    OutputStream, Request, Sampler,
+};
 pub use error::{BoxError, Error, Result};
 pub use kv::{
     ChunkId, Dtype, Encoding, Fingerprint, HostKv, KvChunk, KvData, KvShape, KvStore, LayerKv, PrefixId, RamStore,

@@ -43,8 +43,8 @@ pub(crate) async fn run(args: Args) -> Result<(), Box<dyn Error>> {
     let mut begun = false;
     while let Some(event) = answer.next().await {
         match event? {
-            Event::Text(text) => {
-                let text = if begun { text.as_str() } else { text.trim_start() };
+            Event::Delta(delta) => {
+                let text = if begun { delta.text.as_str() } else { delta.text.trim_start() };
                 begun |= !text.is_empty();
                 write!(out, "{text}")?;
                 out.flush()?;

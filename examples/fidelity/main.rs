@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use amem_core::transformer::{Options, Transformer};
-use amem_core::{Budget, Context, KvChunk, Model, Namespace, Piece, Repair, Token, Usage};
+use amem_core::{Budget, Context, KvChunk, Model, Piece, Repair, Token, Usage};
 use amem_cpu::Cpu;
 use amem_demo::world::{Kind, Split, World, WorldOptions};
 use clap::Parser;
@@ -199,11 +199,11 @@ fn judge(
     questions: &[amem_demo::world::Question],
 ) -> amem_core::Result<Vec<Trial>> {
     let layout = model.chat().layout(amem_demo::SYSTEM)?;
-    let namespace = Namespace::new("fidelity")?;
     let texts = world.memories.iter().map(|text| Ok(layout.memory(&model.chat().encode(text)?)));
     let texts: Vec<Arc<[Token]>> = texts.collect::<amem_core::Result<_>>()?;
-    let (prefix, _) = model.prefill(&namespace, &[], &[Arc::clone(&layout.prefix)], false)?;
-    let (memories, _) = model.prefill(&namespace, &layout.prefix, &texts, true)?;
+    let named = |prefix: &[Token], texts: &[Arc<[Token]>]| model.info().prefill_texts("fidelity", prefix, texts);
+    let (prefix, _) = model.prefill(&[], &named(&[], &[Arc::clone(&layout.prefix)]), false)?;
+    let (memories, _) = model.prefill(&layout.prefix, &named(&layout.prefix, &texts), true)?;
     let chunks: Vec<KvChunk> = prefix.into_iter().chain(memories).collect();
     let tokens: Vec<Token> = chunks.iter().flat_map(|chunk| chunk.tokens().iter().copied()).collect();
     let mut trials = Vec::new();
@@ -242,7 +242,7 @@ fn reply(model: &Transformer<Cpu>, pieces: &[Piece], repair: &Repair) -> amem_co
             break;
         }
         tokens.push(token);
-        context.extend(&[Piece::Fresh([token].into())], &Repair::None)?;
+        model.extend(&mut *context, &[Piece::Fresh([token].into())], &Repair::None)?;
     }
     Ok(Reply { tokens, first, usage })
 }

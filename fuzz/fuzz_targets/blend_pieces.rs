@@ -29,8 +29,7 @@ static FIXTURE: LazyLock<Fixture> = LazyLock::new(|| {
     let texts = ["Anna has a dog named Rex.", "He", "Peter enjoys chess. His friend is Carl.", "Carl lives in Oslo."];
     let texts = texts.map(|text| layout.memory(&model.chat().encode(text).expect("text can be encoded")));
     let prefill = |prefix: &[Token], texts: &[Arc<[Token]>], measure| {
-        let namespace = Namespace::new("fuzz").expect("the name is plain");
-        model.prefill(&namespace, prefix, texts, measure).expect("the texts fit into a context").0
+        model.prefill(prefix, &model.info().prefill_texts("fuzz", prefix, texts), measure).expect("the texts fit into a context").0
     };
     let head = prefill(&[], &[Arc::clone(&layout.prefix)], false);
     let measured = prefill(&layout.prefix, &texts[..3], true);
@@ -41,9 +40,9 @@ static FIXTURE: LazyLock<Fixture> = LazyLock::new(|| {
 
 /// The chunk as another model would have it.
 fn foreign(chunk: &KvChunk) -> KvChunk {
-    let shape = KvShape { layers: 1, kv_heads: 1, head_dim: 2, kind: Dtype::Bf16 };
-    let bytes = vec![0u8; shape.bytes(chunk.tokens().len())];
-    KvChunk::new(chunk.id(), chunk.prefix(), shape, Arc::clone(chunk.tokens()), Arc::new(bytes)).expect("the bytes fit")
+    let (shape, encoding) = (KvShape { layers: 1, kv_heads: 1, head_dim: 2 }, Encoding::Plain(Dtype::Bf16));
+    let data = HostKv::new(encoding, 1, vec![0u8; encoding.bytes(&shape, chunk.tokens().len())]);
+    KvChunk::new(chunk.id(), chunk.prefix(), shape, Arc::clone(chunk.tokens()), Arc::new(data)).expect("the bytes fit")
 }
 
 #[derive(Arbitrary, Debug)]
@@ -114,14 +113,14 @@ impl Amount {
 
 fuzz_target!(|steps: Vec<Step>| {
     let Fixture { model, chunks } = &*FIXTURE;
-    let mut context = model.open().expect("a context can be opened");
+    let mut context = model.open(0).expect("a context can be opened");
     let mut all_repaired = true;
     for step in steps.iter().take(8) {
         match step {
             Step::Truncate(len) => context.truncate(*len as usize),
             Step::Extend(parts, mending) => {
                 let pieces: Vec<Piece> = parts.iter().take(8).map(|part| part.piece(chunks)).collect();
-                let done = extend(&mut *context, &pieces, &mending.repair());
+                let done = extend(model, &mut *context, &pieces, &mending.repair());
                 all_repaired &= !done || *mending == Mending::All;
             }
         }
@@ -134,9 +133,9 @@ fuzz_target!(|steps: Vec<Step>| {
 });
 
 /// Extends the context, and holds it to what it promises; returns whether it did.
-fn extend(context: &mut dyn Context, pieces: &[Piece], repair: &Repair) -> bool {
+fn extend(model: &dyn Model, context: &mut dyn Context, pieces: &[Piece], repair: &Repair) -> bool {
     let (before, logits) = (context.tokens().to_vec(), context.logits().to_vec());
-    match context.extend(pieces, repair) {
+    match model.extend(context, pieces, repair) {
         Err(_) => {
             assert_eq!((context.tokens(), context.logits()), (&*before, &*logits), "an error changed the context");
             false

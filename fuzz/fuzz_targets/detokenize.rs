@@ -16,11 +16,11 @@ static CHAT: LazyLock<HfChat> = LazyLock::new(|| {
 fuzz_target!(|tokens: Vec<u16>| {
     // Half of all ids are in the vocabulary, so that both ways are taken.
     let tokens: Vec<Token> = tokens.into_iter().map(|token| Token::from(token % 3072)).collect();
-    let mut stream = Detokenizer::new(&*CHAT);
-    let streamed: Result<Vec<String>, _> = tokens.iter().map(|token| stream.push(*token)).collect();
+    let mut stream = Detokenizer::new();
+    let streamed: Result<Vec<String>, _> = tokens.iter().map(|token| stream.push(&*CHAT, *token)).collect();
     match (CHAT.decode(&tokens), streamed) {
         (Ok(whole), Ok(parts)) => {
-            let rest = stream.finish().expect("what was decoded once can be decoded again");
+            let rest = stream.finish(&*CHAT).expect("what was decoded once can be decoded again");
             assert_eq!(parts.concat() + &rest, whole);
         }
         (whole, parts) => assert_eq!(whole.is_err(), parts.is_err()),

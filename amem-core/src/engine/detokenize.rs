@@ -8,27 +8,27 @@ use crate::{Chat, Result, Token};
 /// A token may hold part of a character, and a tokenizer may read the first token of a text differently from the same
 /// token later on. So text is held back while it ends in an incomplete character, and the tokens that last gave text
 /// are decoded again in front of new ones. The promise holds for tokenizers that never take back a complete character.
-pub struct Detokenizer<'a> {
-    chat: &'a dyn Chat,
+#[derive(Clone, Debug, Default)]
+pub struct Detokenizer {
     /// The tokens that last gave text, then those whose text is held back.
     window: Vec<Token>,
     /// How many tokens of the window have given their text.
     given: usize,
 }
 
-impl<'a> Detokenizer<'a> {
+impl Detokenizer {
     /// At the start of a text.
-    pub fn new(chat: &'a dyn Chat) -> Self {
-        Self { chat, window: Vec::new(), given: 0 }
+    pub fn new() -> Self {
+        Self::default()
     }
 
     /// The text that this token completes; often empty.
     ///
     /// # Errors
     /// As [`Chat::decode`].
-    pub fn push(&mut self, token: Token) -> Result<String> {
+    pub fn push(&mut self, chat: &dyn Chat, token: Token) -> Result<String> {
         self.window.push(token);
-        let text = self.new_text()?;
+        let text = self.new_text(chat)?;
         // Bytes of a character that is not complete read as U+FFFD.
         if text.is_empty() || text.ends_with('\u{FFFD}') {
             return Ok(String::new());
@@ -42,16 +42,16 @@ impl<'a> Detokenizer<'a> {
     ///
     /// # Errors
     /// As [`Chat::decode`].
-    pub fn finish(self) -> Result<String> {
-        self.new_text()
+    pub fn finish(self, chat: &dyn Chat) -> Result<String> {
+        self.new_text(chat)
     }
 
-    fn new_text(&self) -> Result<String> {
-        let before = self.chat.decode(&self.window[..self.given])?;
-        let all = self.chat.decode(&self.window)?;
+    fn new_text(&self, chat: &dyn Chat) -> Result<String> {
+        let before = chat.decode(&self.window[..self.given])?;
+        let all = chat.decode(&self.window)?;
         match all.strip_prefix(&before) {
             Some(new) => Ok(new.to_owned()),
-            None => self.chat.decode(&self.window[self.given..]),
+            None => chat.decode(&self.window[self.given..]),
         }
     }
 }
@@ -87,9 +87,9 @@ mod tests {
     }
 
     fn stream(tokens: &[Token]) -> Vec<String> {
-        let mut stream = Detokenizer::new(&Bytes);
-        let mut texts: Vec<String> = tokens.iter().map(|token| stream.push(*token).unwrap()).collect();
-        texts.push(stream.finish().unwrap());
+        let mut stream = Detokenizer::new();
+        let mut texts: Vec<String> = tokens.iter().map(|token| stream.push(&Bytes, *token).unwrap()).collect();
+        texts.push(stream.finish(&Bytes).unwrap());
         texts
     }
 

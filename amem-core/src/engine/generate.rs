@@ -1,6 +1,6 @@
-//! From a context to text, token by token.
+//! From logits to text, token by token.
 
-use crate::{Context, Detokenizer, Model, Piece, Repair, Result, Sampler, Sampling, Token};
+use crate::{Chat, Detokenizer, Error, Result, Sampler, Sampling, Token};
 
 /// How an answer is generated.
 #[derive(Clone, Debug, PartialEq)]
@@ -11,112 +11,145 @@ pub struct Generation {
     pub sampling: Option<Sampling>,
     /// Texts that end the answer where they appear; they are not part of it.
     pub stop: Vec<String>,
+    /// How many answers are drawn from one prompt, each with a seed of its own.
+    pub n: usize,
 }
 
 impl Default for Generation {
     fn default() -> Self {
-        Self { max_tokens: 256, sampling: None, stop: Vec::new() }
+        Self { max_tokens: 256, sampling: None, stop: Vec::new(), n: 1 }
+    }
+}
+
+/// Answers that one prompt may have at most.
+const MAX_N: usize = 128;
+
+impl Generation {
+    /// Whether every number makes sense.
+    ///
+    /// # Errors
+    /// [`Error::BadValue`] for the first that does not.
+    pub fn check(&self, _: usize) -> Result<()> {
+        if !(1..=MAX_N).contains(&self.n) {
+            return Err(Error::BadValue { what: "n", value: self.n.to_string(), expected: "from 1 to 128" });
+        }
+        self.sampling.as_ref().map_or(Ok(()), Sampling::check)
     }
 }
 
 /// Why an answer ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Finish {
-    /// The model was done, or a stop text appeared.
-    Stop,
+    /// The model was done: it drew this token, which ends an answer.
+    EndToken(Token),
+    /// This stop text appeared.
+    StopText(String),
     /// The answer or the context was as long as it may be.
     Length,
     /// Nobody listened any more.
     Cancelled,
 }
 
-/// What generation came to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Generated {
-    pub(crate) text: String,
-    /// What was drawn, the token that ended it not included. All but the last stand in the context.
-    pub(crate) tokens: Vec<Token>,
-    pub(crate) finish: Finish,
+/// What came of one more token.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Drawn {
+    /// The token to put into the context next. `None` when the answer has ended with a token that is no part of it.
+    pub(super) token: Option<Token>,
+    /// What is new and safe to show.
+    pub(super) text: String,
+    /// Why the answer ended, if it has.
+    pub(super) finish: Option<Finish>,
 }
 
-/// Draws an answer from a context that has logits. The new text of every token goes to `emit`, empty or not, which
-/// returns whether anybody still listens.
-pub(crate) fn generate(
-    model: &dyn Model,
-    context: &mut dyn Context,
-    limit: usize,
-    generation: &Generation,
-    sampling: &Sampling,
-    mut emit: impl FnMut(&str) -> bool,
-) -> Result<Generated> {
-    let mut sampler = Sampler::new(sampling)?;
-    let chat = model.chat();
-    let mut detokenizer = Detokenizer::new(chat);
-    let mut held = StopMatcher::new(&generation.stop);
-    let mut tokens = Vec::new();
-    let mut text = String::new();
-    let finish = loop {
-        if tokens.len() >= generation.max_tokens {
-            break Finish::Length;
-        }
-        let token = sampler.pick(context.logits(), context.tokens())?;
-        if chat.stops().contains(&token) {
-            break Finish::Stop;
-        }
-        tokens.push(token);
-        let (new, stopped) = held.push(&detokenizer.push(token)?);
-        text.push_str(&new);
-        if !emit(&new) {
-            break Finish::Cancelled;
-        }
-        if stopped {
-            break Finish::Stop;
-        }
-        if context.tokens().len() >= limit {
-            break Finish::Length;
-        }
-        model.extend(context, &[Piece::Fresh([token].into())], &Repair::None)?;
-    };
-    if !held.stopped {
-        let rest = held.push(&detokenizer.finish()?).0 + &held.finish();
-        text.push_str(&rest);
-        if !rest.is_empty() && finish != Finish::Cancelled {
-            emit(&rest);
-        }
+/// Draws an answer, a token at a time, from logits that somebody else computes.
+pub(super) struct Generator {
+    max_tokens: usize,
+    sampler: Sampler,
+    detokenizer: Detokenizer,
+    stops: StopMatcher,
+    tokens: Vec<Token>,
+}
+
+impl Generator {
+    /// A generator at the start of an answer.
+    pub(super) fn new(generation: &Generation, sampling: &Sampling) -> Result<Self> {
+        Ok(Self {
+            max_tokens: generation.max_tokens,
+            sampler: Sampler::new(sampling)?,
+            detokenizer: Detokenizer::default(),
+            stops: StopMatcher::new(&generation.stop),
+            tokens: Vec::new(),
+        })
     }
-    Ok(Generated { text, tokens, finish })
+
+    /// Draws the token that follows `seen`.
+    pub(super) fn next(&mut self, chat: &dyn Chat, logits: &[f32], seen: &[Token]) -> Result<Drawn> {
+        let done = |token, text, finish| Ok(Drawn { token, text, finish: Some(finish) });
+        if self.tokens.len() >= self.max_tokens {
+            let text = self.finish(chat)?;
+            return done(None, text, Finish::Length);
+        }
+        let token = self.sampler.pick(logits, seen)?;
+        if chat.stops().contains(&token) {
+            let text = self.finish(chat)?;
+            return done(None, text, Finish::EndToken(token));
+        }
+        self.tokens.push(token);
+        let (mut text, stopped) = self.stops.push(&self.detokenizer.push(chat, token)?);
+        if let Some(stop) = stopped {
+            return done(Some(token), text, Finish::StopText(stop));
+        }
+        if self.tokens.len() >= self.max_tokens {
+            text.push_str(&self.finish(chat)?);
+            return done(Some(token), text, Finish::Length);
+        }
+        Ok(Drawn { token: Some(token), text, finish: None })
+    }
+
+    /// What was kept back, when no more tokens come.
+    pub(super) fn finish(&mut self, chat: &dyn Chat) -> Result<String> {
+        let rest = std::mem::take(&mut self.detokenizer).finish(chat)?;
+        Ok(self.stops.push(&rest).0 + &self.stops.finish())
+    }
+
+    /// What was drawn, the token that ended it not included.
+    pub(super) fn into_tokens(self) -> Vec<Token> {
+        self.tokens
+    }
 }
 
 /// Text that may turn out to be the beginning of a stop text, and so is kept back.
-struct StopMatcher<'a> {
-    stops: &'a [String],
+struct StopMatcher {
+    stops: Vec<String>,
     text: String,
-    stopped: bool,
+    /// The stop text that has appeared.
+    stopped: Option<String>,
 }
 
-impl<'a> StopMatcher<'a> {
-    fn new(stops: &'a [String]) -> Self {
-        Self { stops, text: String::new(), stopped: false }
+impl StopMatcher {
+    fn new(stops: &[String]) -> Self {
+        let stops = stops.iter().filter(|stop| !stop.is_empty()).cloned().collect();
+        Self { stops, text: String::new(), stopped: None }
     }
 
-    /// Takes new text; returns what is safe to show, and whether a stop text has appeared.
-    fn push(&mut self, new: &str) -> (String, bool) {
-        if self.stopped {
-            return (String::new(), true);
+    /// Takes new text; returns what is safe to show, and the stop text that has appeared, if one has.
+    fn push(&mut self, new: &str) -> (String, Option<String>) {
+        if self.stopped.is_some() {
+            return (String::new(), self.stopped.clone());
         }
         self.text.push_str(new);
-        let stops = || self.stops.iter().filter(|stop| !stop.is_empty());
-        if let Some(end) = stops().filter_map(|stop| self.text.find(stop.as_str())).min() {
+        let found = self.stops.iter().filter_map(|stop| Some((self.text.find(stop.as_str())?, stop)));
+        if let Some((end, stop)) = found.min_by_key(|(end, _)| *end) {
+            self.stopped = Some(stop.clone());
             self.text.truncate(end);
-            self.stopped = true;
-            return (std::mem::take(&mut self.text), true);
+            return (std::mem::take(&mut self.text), self.stopped.clone());
         }
-        let keeps = |start: &usize| stops().any(|stop| stop.starts_with(&self.text[*start..]));
+        let keeps = |start: &usize| self.stops.iter().any(|stop| stop.starts_with(&self.text[*start..]));
         let starts = self.text.char_indices().map(|(start, _)| start);
         let safe = starts.filter(keeps).min().unwrap_or(self.text.len());
         let rest = self.text.split_off(safe);
-        (std::mem::replace(&mut self.text, rest), false)
+        (std::mem::replace(&mut self.text, rest), None)
     }
 
     /// What was kept back and turned out to be the answer's end.

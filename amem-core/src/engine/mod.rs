@@ -1,10 +1,186 @@
-//! From logits to text: drawing tokens, turning them into text, and knowing when an answer ends.
+//! The engine: many requests on one model, computed together.
+//!
+//! One thread owns all contexts that are being computed. It goes in steps: whoever decodes gets a row, what is left of a
+//! step's tokens goes to prompts that are being prefilled, in runs, namespace by namespace; all of it is one pass of the
+//! model ([`Model::advance`]). Requests join and leave between steps (continuous batching), so a short question does not
+//! wait for a long answer, and a caller who is gone is noticed within one step. What a request yields does not depend
+//! on what else is computed, as far as the model's [`Exactness`](crate::Exactness) goes.
 
 mod detokenize;
 mod generate;
+mod queue;
+mod request;
 mod sample;
+mod scheduler;
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use futures_channel::{mpsc, oneshot};
+use futures_core::Stream;
 
 pub use detokenize::Detokenizer;
 pub use generate::{Finish, Generation};
-pub(crate) use generate::{Generated, generate};
+pub use request::{Choice, Completion, Delta, Output, OutputStream, Request};
 pub use sample::Sampler;
+
+use self::queue::Queue;
+use self::request::{Job, PrefillJob};
+use crate::{Context, Error, KvChunk, Model, Namespace, Piece, PrefillText, Repair, Result, Token, Usage};
+
+/// How an engine goes about its work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct EngineOptions {
+    /// Rows that one step computes, about: more are used better by the machine, fewer let each token come sooner. 512
+    /// unless said otherwise.
+    pub step_tokens: usize,
+    /// Answers that are computed together at most. 64 unless said otherwise.
+    pub max_running: usize,
+    /// Requests that wait at most; one more is refused with [`Error::Overloaded`]. 1,024 unless said otherwise.
+    pub max_waiting: usize,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self { step_tokens: 512, max_running: 64, max_waiting: 1024 }
+    }
+}
+
+/// What an engine is doing and has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct EngineStats {
+    /// Requests that wait to begin.
+    pub waiting: usize,
+    /// Answers that are being computed.
+    pub running: usize,
+    /// Passes of the model so far.
+    pub steps: u64,
+    /// Contexts advanced in all of these.
+    pub contexts: u64,
+    /// Tokens of memories that were prefilled.
+    pub prefilled_tokens: u64,
+    /// Seconds that this took: with the tokens, the rate that loading stored KV competes with.
+    pub prefill_seconds: f64,
+}
+
+/// Many requests on one model, computed together. Cheap to clone; the engine ends with its last clone, and what is not
+/// finished then is cancelled.
+#[derive(Clone)]
+pub struct Engine(Arc<Inner>);
+
+struct Inner {
+    model: Arc<dyn Model>,
+    queue: Arc<Queue>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Engine {
+    /// An engine for this model, on a thread of its own.
+    ///
+    /// # Errors
+    /// [`Error::BadValue`] for options that are zero; [`Error::Model`] when no thread can be started.
+    pub fn start(model: Arc<dyn Model>, options: EngineOptions) -> Result<Self> {
+        for (what, value) in [
+            ("step tokens", options.step_tokens),
+            ("running requests", options.max_running),
+            ("waiting requests", options.max_waiting),
+        ] {
+            if value == 0 {
+                return Err(Error::BadValue { what, value: "0".to_owned(), expected: "1 or more" });
+            }
+        }
+        let queue = Arc::new(Queue::new(options.max_waiting));
+        let (scheduled, served) = (Arc::clone(&queue), Arc::clone(&model));
+        let thread = std::thread::Builder::new()
+            .name("amem-engine".to_owned())
+            .spawn(move || scheduler::run(&*served, &scheduled, options))
+            .map_err(|error| Error::Model(error.into()))?;
+        Ok(Self(Arc::new(Inner { model, queue, thread: Some(thread) })))
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Arc<dyn Model> {
+        &self.0.model
+    }
+
+    /// Answers a request, as soon as there is room for it. Dropping the stream ends the work within one step.
+    ///
+    /// # Errors
+    /// [`Error::Overloaded`] when too many requests wait already; [`Error::BadValue`] for settings that make no sense.
+    /// What goes wrong later comes with the stream.
+    pub fn submit(&self, request: Request) -> Result<OutputStream> {
+        let model = &self.0.model;
+        request.generation.check(model.info().vocabulary)?;
+        let (sender, receiver) = mpsc::unbounded();
+        let owner = request.owner.clone();
+        self.0.queue.push(&owner, Job::Answer(Box::new(request::Answering { request, events: sender })))?;
+        Ok(OutputStream::new(receiver))
+    }
+
+    /// Computes texts' KV ([`Model::prefill`]) between the steps of other requests. Dropping the future ends the work
+    /// within one step.
+    ///
+    /// # Errors
+    /// [`Error::Overloaded`] when too many requests wait already; as [`Model::prefill`].
+    pub async fn prefill(
+        &self,
+        owner: &Namespace,
+        prefix: Arc<[Token]>,
+        texts: Vec<PrefillText>,
+        measure: bool,
+    ) -> Result<(Vec<KvChunk>, Usage)> {
+        let (sender, receiver) = oneshot::channel();
+        self.0.queue.push(owner, Job::Prefill(PrefillJob::new(prefix, texts, measure, sender)))?;
+        receiver.await.unwrap_or(Err(Error::Cancelled))
+    }
+
+    /// Appends pieces to a context, or to an empty one, and computes them between the steps of other requests.
+    ///
+    /// # Errors
+    /// [`Error::Overloaded`] when too many requests wait already; [`Error::Full`] when the KV cache has no room; as
+    /// [`Context::append`] and [`Model::advance`].
+    pub async fn blend(
+        &self,
+        owner: &Namespace,
+        context: Option<Box<dyn Context>>,
+        pieces: Vec<Piece>,
+        repair: Repair,
+    ) -> Result<(Box<dyn Context>, Usage)> {
+        let (give_back, returned) = oneshot::channel();
+        let request = Request::new(owner.clone(), pieces).repair(repair).without_answer();
+        let request = match context {
+            Some(context) => request.context(context),
+            None => request,
+        };
+        let request = request.finally(Box::new(move |context, _| drop(give_back.send(context))));
+        let mut output = self.submit(request)?;
+        let usage = loop {
+            match std::future::poll_fn(|task| Pin::new(&mut output).poll_next(task)).await {
+                Some(Ok(Output::Done(completion))) => break completion.usage,
+                Some(Ok(Output::Delta(_))) => {}
+                Some(Err(error)) => return Err(error),
+                None => return Err(Error::Cancelled),
+            }
+        };
+        let context = returned.await.ok().flatten().ok_or(Error::Cancelled)?;
+        Ok((context, usage))
+    }
+
+    /// What it is doing and has done.
+    pub fn stats(&self) -> EngineStats {
+        self.0.queue.stats()
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.queue.close();
+        if let Some(thread) = self.thread.take().filter(|thread| thread.thread().id() != std::thread::current().id()) {
+            // A scheduler that panicked has told its callers already: their streams ended.
+            let _ = thread.join();
+        }
+    }
+}

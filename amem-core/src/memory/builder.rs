@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Memory, Parts, records::RecordCache};
 use crate::recall::Lexical;
-use crate::{KvStore, Ledger, Model, RamLedger, RamStore, Recaller, Repair, Result};
+use crate::{Engine, EngineOptions, KvStore, Ledger, Model, RamLedger, RamStore, Recaller, Repair, Result};
 
 /// The parts of a [`Memory`]. Each has a default that needs nothing but RAM.
 pub struct Builder {
@@ -14,6 +14,7 @@ pub struct Builder {
     recaller: Arc<dyn Recaller>,
     system: String,
     repair: Repair,
+    engine: EngineOptions,
 }
 
 impl Builder {
@@ -25,6 +26,7 @@ impl Builder {
             recaller: Arc::new(Lexical::default()),
             system: "Answer from the notes.".to_owned(),
             repair: Repair::default(),
+            engine: EngineOptions::default(),
         }
     }
 
@@ -64,14 +66,24 @@ impl Builder {
         self
     }
 
-    /// The memory.
+    /// How requests are computed together.
+    #[must_use]
+    pub fn engine(mut self, options: EngineOptions) -> Self {
+        self.engine = options;
+        self
+    }
+
+    /// The memory, with an engine of its own.
     ///
     /// # Errors
-    /// When the model's chat template cannot express a conversation under this system line.
+    /// [`Error::BadModel`](crate::Error::BadModel) when the model's chat template cannot express a conversation under
+    /// this system line; [`Error::BadValue`](crate::Error::BadValue) for options of the engine that are zero;
+    /// [`Error::Model`](crate::Error::Model) when its thread cannot be started.
     pub fn build(self) -> Result<Memory> {
-        let Self { model, kv, ledger, recaller, system, repair } = self;
+        let Self { model, kv, ledger, recaller, system, repair, engine } = self;
         let layout = model.chat().layout(&system)?;
         let records = RecordCache::default();
-        Ok(Memory { parts: Arc::new(Parts { model, kv, ledger, recaller, layout, repair, records }) })
+        let engine = Engine::start(Arc::clone(&model), engine)?;
+        Ok(Memory { parts: Arc::new(Parts { model, engine, kv, ledger, recaller, layout, repair, records }) })
     }
 }

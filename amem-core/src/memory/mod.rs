@@ -12,16 +12,15 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use blocking::unblock;
-
+use answer::Cost;
 pub use answer::{Answer, AnswerStream, Ask, Event, Recollection};
-pub(crate) use answer::{Answered, Cost, Job, answer};
 pub use builder::Builder;
 pub use session::{Session, SessionOptions};
 
 use crate::{
-    Added, ChunkId, Error, KvChunk, KvStore, Layout, Ledger, Model, Namespace, NewRecord, Outcome, Piece, PrefillText,
-    PrefixId, Query, Recaller, Record, RecordId, Repair, Result, State, Timestamp, Token, Usage, Version,
+    Added, ChunkId, Engine, Error, KvChunk, KvStore, Layout, Ledger, Model, Namespace, NewRecord, Outcome, Piece,
+    PrefillText, PrefixId, Query, Recaller, Record, RecordId, Repair, Request, Result, State, Timestamp, Token, Usage,
+    Version,
 };
 use records::RecordCache;
 
@@ -33,6 +32,7 @@ pub struct Memory {
 
 struct Parts {
     model: Arc<dyn Model>,
+    engine: Engine,
     kv: Arc<dyn KvStore>,
     ledger: Arc<dyn Ledger>,
     recaller: Arc<dyn Recaller>,
@@ -147,14 +147,10 @@ impl Memory {
         let mut pieces: Vec<Piece> = head.into_iter().chain(fetched.chunks).map(Piece::Cached).collect();
         pieces.push(Piece::Fresh(question.into()));
         let repair = ask.repair.unwrap_or_else(|| self.parts.repair.clone());
-        let model = Arc::clone(&self.parts.model);
-        let cost = Cost { usage, opened: true, started };
-        let limit = model.info().context;
-        let job = Job { pieces, repair, generation: ask.generation, limit, recalled, cost };
-        Ok(AnswerStream::start(move |events| {
-            let mut context = model.open(0)?;
-            answer(&*model, &mut *context, job, events).map(|answered| answered.answer)
-        }))
+        let limit = self.parts.model.info().context;
+        let request = Request::new(namespace, pieces).repair(repair).generation(ask.generation).limit(limit);
+        let output = self.parts.engine.submit(request.started(started))?;
+        Ok(AnswerStream::new(output, recalled, Cost { usage, opened: true }))
     }
 
     /// Opens a session: a conversation over a working set of memories that stays in place.
@@ -257,6 +253,11 @@ impl Memory {
         Ok(usage)
     }
 
+    /// The engine, for requests beside those of memory: they are computed together.
+    pub fn engine(&self) -> &Engine {
+        &self.parts.engine
+    }
+
     /// The model.
     pub fn model(&self) -> &Arc<dyn Model> {
         &self.parts.model
@@ -340,9 +341,8 @@ impl Memory {
         if let Some(chunk) = self.held(&id).await {
             return Ok((Some(chunk), Usage::default()));
         }
-        let model = Arc::clone(&self.parts.model);
-        let texts = [PrefillText { id, tokens }];
-        let (mut chunks, usage) = unblock(move || model.prefill(&[], &texts, false)).await?;
+        let texts = vec![PrefillText { id, tokens }];
+        let (mut chunks, usage) = self.parts.engine.prefill(namespace, [].into(), texts, false).await?;
         self.keep(&chunks).await;
         Ok((chunks.pop(), Usage { missed: usage.prefilled, ..usage }))
     }
@@ -370,9 +370,8 @@ impl Memory {
         }
         let mut usage = Usage::default();
         if !missing.is_empty() {
-            let model = Arc::clone(&self.parts.model);
             let prefix = Arc::clone(&self.parts.layout.prefix);
-            let (chunks, cost) = unblock(move || model.prefill(&prefix, &missing, true)).await?;
+            let (chunks, cost) = self.parts.engine.prefill(namespace, prefix, missing, true).await?;
             // Linked before they are kept: whoever forgets a record in between must find its KV.
             self.parts.ledger.link(namespace, &links).await?;
             self.keep(&chunks).await;

@@ -6,15 +6,14 @@
 //! memory in it has changed or is gone, a new *epoch* begins: the working set is picked anew and blended once.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
 use std::time::Instant;
 
 use futures_channel::oneshot;
 
-use super::{Answered, Cost, Job, answer};
+use super::answer::Cost;
 use crate::{
-    Answer, AnswerStream, Ask, Budget, Context, Error, KvChunk, Memory, Namespace, Piece, Recollection, Record,
-    RecordId, Repair, Result, Token, Usage,
+    Answer, AnswerStream, Ask, Budget, Completion, Context, Error, KvChunk, Memory, Namespace, Piece, Recollection,
+    Record, RecordId, Repair, Request, Result, Token, Usage,
 };
 
 /// How a session goes about its work.
@@ -159,8 +158,8 @@ impl Session {
             self.epoch = Some(epoch);
         }
         let Some(epoch) = self.epoch.take() else { return Err(Error::Cancelled) };
-        let cost = Cost { usage, opened: self.epochs > epochs, started };
-        self.turn(epoch, ask, recalled, cost).await
+        let cost = Cost { usage, opened: self.epochs > epochs };
+        self.turn(epoch, ask, recalled, cost, started).await
     }
 
     /// The memories that stand in the context, oldest first. Empty before the first question, and from when an answer is
@@ -241,8 +240,8 @@ impl Session {
         if !said.is_empty() {
             pieces.push(Piece::Fresh(said.into()));
         }
-        let (model, repair) = (Arc::clone(self.memory.model()), self.options.opening_repair.clone());
-        let (context, cost) = blocking::unblock(move || model.blend(&pieces, &repair)).await?;
+        let repair = self.options.opening_repair.clone();
+        let (context, cost) = self.memory.engine().blend(&self.namespace, None, pieces, repair).await?;
         usage += cost;
         self.epochs += 1;
         let resident = records.into_iter().map(|record| (record.id, record)).collect();
@@ -308,6 +307,7 @@ impl Session {
         ask: Ask,
         recalled: Vec<Recollection>,
         mut cost: Cost,
+        started: Instant,
     ) -> Result<AnswerStream> {
         let layout = self.memory.layout();
         let room = self.limit.saturating_sub(epoch.context.tokens().len() + self.reserve(&ask)?);
@@ -333,6 +333,7 @@ impl Session {
         pieces.extend(fetched.chunks.iter().cloned().map(Piece::Cached));
         let question = self.memory.model().chat().encode(&ask.question)?;
         pieces.push(Piece::Fresh([before.as_slice(), &question, &layout.to_answer].concat().into()));
+        let asked: usize = pieces.iter().map(|piece| piece.tokens().len()).sum();
         let new_ids: Vec<RecordId> = records.iter().map(|record| record.id).collect();
         epoch.resident.extend(records.into_iter().map(|record| (record.id, record)));
         let added: usize = fetched.chunks.iter().map(|chunk: &KvChunk| chunk.tokens().len()).sum();
@@ -343,35 +344,40 @@ impl Session {
         let said = epoch.turns.iter().flat_map(|turn| turn.stood.iter().copied());
         let stood: HashSet<RecordId> = epoch.resident.keys().copied().chain(said).collect();
         let repair = ask.repair.unwrap_or_else(|| self.options.turn_repair.clone());
-        let job = Job { pieces, repair, generation: ask.generation, limit: self.limit, recalled, cost };
-        let (model, conversation) = (Arc::clone(self.memory.model()), self.options.conversation);
         let (give_back, turn) = oneshot::channel();
         self.turn = Some(turn);
-        Ok(AnswerStream::start(move |events| {
-            let answered = answer(&*model, &mut *epoch.context, job, events);
-            let Answered { answer, tokens, unwritten } = match answered {
-                Ok(answered) => answered,
-                Err(error) => {
-                    // What was refused has changed nothing. What broke takes its context with it.
-                    if !matches!(error, Error::Model(_)) {
-                        let (len, pending) = stood_before;
-                        epoch.context.truncate(len);
-                        epoch.pending = pending;
-                        new_ids.iter().for_each(|id| drop(epoch.resident.remove(id)));
-                        let _ = give_back.send(epoch);
+        let Epoch { context, mut resident, mut turns, .. } = epoch;
+        let conversation = self.options.conversation;
+        // Called with what came of the turn, and on the way out if nothing did.
+        let finally = move |context: Option<Box<dyn Context>>, completion: Result<&Completion, &Error>| {
+            let Some(mut context) = context else { return };
+            let (len, pending) = stood_before;
+            let answer = completion.ok().and_then(|completion| completion.choices.first());
+            let pending = match answer {
+                // A turn that was given up before its question was computed never was.
+                Some(choice) if context.tokens().len() >= len + asked => {
+                    if conversation {
+                        turns.push(Turn { question, answer: choice.tokens.clone(), recalled: about, stood });
+                        choice.unwritten.clone()
+                    } else {
+                        context.truncate(stays);
+                        Vec::new()
                     }
-                    return Err(error);
+                }
+                _ => {
+                    context.truncate(len);
+                    new_ids.iter().for_each(|id| drop(resident.remove(id)));
+                    pending
                 }
             };
-            if conversation {
-                epoch.pending = unwritten;
-                epoch.turns.push(Turn { question, answer: tokens, recalled: about, stood });
-            } else {
-                epoch.context.truncate(stays);
+            // A context that broke is of no use, and a session that is gone needs none.
+            if context.is_usable() {
+                let _ = give_back.send(Epoch { context, resident, turns, pending });
             }
-            // A session that is gone needs no context.
-            let _ = give_back.send(epoch);
-            Ok(answer)
-        }))
+        };
+        let request = Request::new(self.namespace.clone(), pieces).context(context).limit(self.limit);
+        let request = request.repair(repair).generation(ask.generation).started(started).finally(Box::new(finally));
+        let output = self.memory.engine().submit(request)?;
+        Ok(AnswerStream::new(output, recalled, cost))
     }
 }

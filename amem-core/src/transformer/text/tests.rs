@@ -290,9 +290,9 @@ fn a_token_that_the_model_lacks_is_an_error() {
 }
 
 fn streamed(chat: &HfChat, tokens: &[Token]) -> String {
-    let mut stream = Detokenizer::new(chat);
-    let texts: String = tokens.iter().map(|token| stream.push(*token).unwrap()).collect();
-    texts + &stream.finish().unwrap()
+    let mut stream = Detokenizer::new();
+    let texts: String = tokens.iter().map(|token| stream.push(chat, *token).unwrap()).collect();
+    texts + &stream.finish(chat).unwrap()
 }
 
 #[test]

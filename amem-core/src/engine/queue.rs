@@ -1,0 +1,223 @@
+//! What waits for the scheduler: jobs of many namespaces, each in its own line, taken in turn.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use super::EngineStats;
+use super::request::Job;
+use crate::{Error, Namespace, Result};
+
+/// A bounded queue that callers fill and one scheduler empties.
+pub(super) struct Queue {
+    limit: usize,
+    state: Mutex<State>,
+    /// Told when a job comes or the queue is closed.
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    lines: HashMap<Namespace, VecDeque<Job>>,
+    /// Whose line is served next: each namespace with a line once.
+    turns: VecDeque<Namespace>,
+    waiting: usize,
+    closed: bool,
+    stats: EngineStats,
+}
+
+impl Queue {
+    pub(super) fn new(limit: usize) -> Self {
+        Self { limit, state: Mutex::default(), changed: Condvar::new() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts a job at the end of its owner's line.
+    pub(super) fn push(&self, owner: &Namespace, job: Job) -> Result<()> {
+        let mut state = self.state();
+        if state.closed {
+            return Err(Error::Cancelled);
+        }
+        if state.waiting >= self.limit {
+            // Those whose callers are gone take no room from others.
+            state.remove_abandoned();
+        }
+        if state.waiting >= self.limit {
+            return Err(Error::Overloaded { waiting: state.waiting });
+        }
+        state.push(owner, job, false);
+        drop(state);
+        self.changed.notify_one();
+        Ok(())
+    }
+
+    /// Puts a job back that could not begin: it is the next to be taken.
+    pub(super) fn put_back(&self, owner: &Namespace, job: Job) {
+        self.state().push(owner, job, true);
+    }
+
+    /// The next job, from the line of the namespace that was served longest ago. With `wait`, waits for one; `None` then
+    /// says that the queue is closed.
+    pub(super) fn pop(&self, wait: bool) -> Option<(Namespace, Job)> {
+        let mut state = self.state();
+        loop {
+            if state.closed {
+                return None;
+            }
+            if let Some(found) = state.pop() {
+                return Some(found);
+            }
+            if !wait {
+                return None;
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Ends the queue: nothing more is taken from it, and what waits is dropped, which tells its callers.
+    pub(super) fn close(&self) {
+        let dropped = {
+            let mut state = self.state();
+            state.closed = true;
+            state.turns.clear();
+            state.waiting = 0;
+            std::mem::take(&mut state.lines)
+        };
+        drop(dropped);
+        self.changed.notify_one();
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.state().closed
+    }
+
+    pub(super) fn stats(&self) -> EngineStats {
+        let state = self.state();
+        EngineStats { waiting: state.waiting, ..state.stats }
+    }
+
+    pub(super) fn note(&self, note: impl FnOnce(&mut EngineStats)) {
+        note(&mut self.state().stats);
+    }
+}
+
+impl State {
+    fn push(&mut self, owner: &Namespace, job: Job, first: bool) {
+        if !self.lines.contains_key(owner) {
+            if first {
+                self.turns.push_front(owner.clone());
+            } else {
+                self.turns.push_back(owner.clone());
+            }
+        } else if first {
+            self.turns.retain(|namespace| namespace != owner);
+            self.turns.push_front(owner.clone());
+        }
+        let line = self.lines.entry(owner.clone()).or_default();
+        if first {
+            line.push_front(job)
+        } else {
+            line.push_back(job)
+        }
+        self.waiting += 1;
+    }
+
+    fn pop(&mut self) -> Option<(Namespace, Job)> {
+        let owner = self.turns.pop_front()?;
+        let line = self.lines.get_mut(&owner)?;
+        let job = line.pop_front()?;
+        if line.is_empty() {
+            self.lines.remove(&owner);
+        } else {
+            self.turns.push_back(owner.clone());
+        }
+        self.waiting -= 1;
+        Some((owner, job))
+    }
+
+    fn remove_abandoned(&mut self) {
+        for line in self.lines.values_mut() {
+            line.retain(|job| !job.is_abandoned());
+        }
+        self.lines.retain(|_, line| !line.is_empty());
+        let lines = &self.lines;
+        self.turns.retain(|owner| lines.contains_key(owner));
+        self.waiting = self.lines.values().map(VecDeque::len).sum();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_channel::oneshot;
+
+    use super::*;
+    use crate::engine::request::PrefillJob;
+
+    type Listener = oneshot::Receiver<Result<(Vec<crate::KvChunk>, crate::Usage)>>;
+
+    fn job() -> (Job, Listener) {
+        let (sender, receiver) = oneshot::channel();
+        (Job::Prefill(PrefillJob::new([].into(), Vec::new(), false, sender)), receiver)
+    }
+
+    fn name(name: &str) -> Namespace {
+        Namespace::new(name).unwrap()
+    }
+
+    #[test]
+    fn namespaces_take_turns_however_many_jobs_each_has() {
+        let queue = Queue::new(10);
+        let mut listeners = Vec::new();
+        for owner in ["a", "a", "a", "b", "a", "c", "b"] {
+            let (job, listener) = job();
+            queue.push(&name(owner), job).unwrap();
+            listeners.push(listener);
+        }
+        let order: Vec<String> = std::iter::from_fn(|| Some(queue.pop(false)?.0.to_string())).collect();
+        assert_eq!(order.concat(), "abcabaa");
+    }
+
+    #[test]
+    fn a_full_queue_refuses_until_somebody_is_served_or_gone() {
+        let queue = Queue::new(2);
+        let (first, kept) = job();
+        let (second, gone) = job();
+        queue.push(&name("a"), first).unwrap();
+        queue.push(&name("b"), second).unwrap();
+        let (third, _kept) = job();
+        assert!(matches!(queue.push(&name("a"), third), Err(Error::Overloaded { waiting: 2 })));
+        drop(gone);
+        let (third, _kept_too) = job();
+        queue.push(&name("a"), third).unwrap();
+        assert_eq!(queue.stats().waiting, 2);
+        drop(kept);
+    }
+
+    #[test]
+    fn what_is_put_back_comes_next() {
+        let queue = Queue::new(9);
+        let mut listeners = Vec::new();
+        for owner in ["a", "b", "a"] {
+            let (job, listener) = job();
+            queue.push(&name(owner), job).unwrap();
+            listeners.push(listener);
+        }
+        let (owner, job) = queue.pop(false).unwrap();
+        queue.put_back(&owner, job);
+        assert_eq!(queue.pop(false).unwrap().0, owner);
+    }
+
+    #[test]
+    fn closing_tells_those_who_wait() {
+        let queue = Queue::new(9);
+        let (job, mut listener) = job();
+        queue.push(&name("a"), job).unwrap();
+        queue.close();
+        assert!(listener.try_recv().is_err(), "the job was dropped");
+        assert!(queue.pop(true).is_none(), "and the scheduler does not wait for another");
+        let (job, _listener) = self::job();
+        assert!(matches!(queue.push(&name("a"), job), Err(Error::Cancelled)));
+    }
+}

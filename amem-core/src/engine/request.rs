@@ -1,0 +1,243 @@
+//! What is asked of an engine, and what comes back.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll};
+use std::time::{Duration, Instant};
+
+use futures_channel::{mpsc, oneshot};
+use futures_core::Stream;
+
+use crate::{Context, Error, Finish, Generation, KvChunk, Namespace, Piece, PrefillText, Repair, Result, Token, Usage};
+
+/// A prompt to answer.
+pub struct Request {
+    /// Whose it is: namespaces share the engine fairly.
+    pub(super) owner: Namespace,
+    /// What the pieces are appended to; an empty one if `None`.
+    pub(super) context: Option<Box<dyn Context>>,
+    pub(super) pieces: Vec<Piece>,
+    pub(super) repair: Repair,
+    pub(super) generation: Generation,
+    /// Whether an answer is drawn. Otherwise the pieces are computed, and that is all.
+    pub(super) answers: bool,
+    /// Tokens that the context may hold in all.
+    pub(super) limit: usize,
+    pub(super) started: Instant,
+    /// Called on the engine's thread before the stream ends, with the first answer's context.
+    pub(super) finally: Option<Finally>,
+}
+
+/// What takes a request's context back, and learns what came of it.
+pub(crate) type Finally = Box<dyn FnOnce(Option<Box<dyn Context>>, Result<&Completion, &Error>) + Send>;
+
+impl Request {
+    /// Pieces to blend and answer, the last of them fresh, under the engine's own defaults.
+    pub fn new(owner: Namespace, pieces: Vec<Piece>) -> Self {
+        let (repair, generation) = (Repair::default(), Generation::default());
+        let (context, limit, started) = (None, usize::MAX, Instant::now());
+        Self { owner, context, pieces, repair, generation, answers: true, limit, started, finally: None }
+    }
+
+    /// Which rows of cached pieces are computed again.
+    #[must_use]
+    pub fn repair(self, repair: Repair) -> Self {
+        Self { repair, ..self }
+    }
+
+    /// How the answer is generated.
+    #[must_use]
+    pub fn generation(self, generation: Generation) -> Self {
+        Self { generation, ..self }
+    }
+
+    /// Appends to this context rather than to an empty one.
+    #[must_use]
+    pub fn context(self, context: Box<dyn Context>) -> Self {
+        Self { context: Some(context), ..self }
+    }
+
+    /// Tokens that the context may hold in all, if fewer than the model can.
+    #[must_use]
+    pub fn limit(self, tokens: usize) -> Self {
+        Self { limit: tokens, ..self }
+    }
+
+    /// From when on the time to the first token counts, if not from now.
+    #[must_use]
+    pub fn started(self, started: Instant) -> Self {
+        Self { started, ..self }
+    }
+
+    /// With no answer: the pieces are computed, and that is all.
+    #[must_use]
+    pub(super) fn without_answer(self) -> Self {
+        Self { answers: false, ..self }
+    }
+
+    /// With a use for the context once the answer is complete, given up, or failed.
+    #[must_use]
+    pub(crate) fn finally(self, finally: Finally) -> Self {
+        Self { finally: Some(finally), ..self }
+    }
+}
+
+/// New text of one answer.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Delta {
+    /// Which of the answers that were asked for, from 0.
+    pub choice: usize,
+    /// The text. Empty where a token completes no character, or may belong to a stop text.
+    pub text: String,
+}
+
+/// One answer.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Choice {
+    /// What the model said.
+    pub text: String,
+    /// What was drawn, the token that ended it not included.
+    pub tokens: Vec<Token>,
+    /// The last of them, which were drawn but not put into the context.
+    pub unwritten: Vec<Token>,
+    /// Why it ended.
+    pub finish: Finish,
+}
+
+/// What a request came to.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Completion {
+    /// The answers, in order: [`Generation::n`] of them.
+    pub choices: Vec<Choice>,
+    /// What was computed and what was not.
+    pub usage: Usage,
+    /// From the start of the request to the first token.
+    pub ttft: Duration,
+}
+
+/// What an [`OutputStream`] yields.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Output {
+    /// The next piece of an answer.
+    Delta(Delta),
+    /// All of it. Nothing comes after it.
+    Done(Completion),
+}
+
+/// A request's answers as they are generated. Dropping it ends the work within one step.
+pub struct OutputStream {
+    events: mpsc::UnboundedReceiver<Result<Output>>,
+}
+
+impl OutputStream {
+    pub(super) fn new(events: mpsc::UnboundedReceiver<Result<Output>>) -> Self {
+        Self { events }
+    }
+}
+
+impl Stream for OutputStream {
+    type Item = Result<Output>;
+
+    fn poll_next(mut self: Pin<&mut Self>, task: &mut TaskContext<'_>) -> Poll<Option<Self::Item>> {
+        Pin::new(&mut self.events).poll_next(task)
+    }
+}
+
+/// What a scheduler does.
+pub(super) enum Job {
+    Answer(Box<Answering>),
+    Prefill(PrefillJob),
+}
+
+/// A request and where its output goes.
+pub(super) struct Answering {
+    pub(super) request: Request,
+    pub(super) events: mpsc::UnboundedSender<Result<Output>>,
+}
+
+/// Texts to compute, a run at a time.
+pub(super) struct PrefillJob {
+    pub(super) prefix: Arc<[Token]>,
+    /// Those that are left, last one first.
+    texts: Vec<PrefillText>,
+    pub(super) measure: bool,
+    chunks: Vec<KvChunk>,
+    usage: Usage,
+    result: oneshot::Sender<Result<(Vec<KvChunk>, Usage)>>,
+}
+
+impl Job {
+    /// Whether nobody waits for it any more.
+    pub(super) fn is_abandoned(&self) -> bool {
+        match self {
+            // A request that owns a context has somebody to give it back to.
+            Job::Answer(job) => job.events.is_closed() && job.request.finally.is_none(),
+            Job::Prefill(job) => job.is_abandoned(),
+        }
+    }
+}
+
+impl Answering {
+    /// Ends a request before it began.
+    pub(super) fn refuse(mut self, error: Error) {
+        if let Some(finally) = self.request.finally.take() {
+            finally(self.request.context.take(), Err(&error));
+        }
+        // Nobody listens any more if this fails, so there is nobody to tell.
+        let _ = self.events.unbounded_send(Err(error));
+    }
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        if let Some(finally) = self.request.finally.take() {
+            finally(self.request.context.take(), Err(&Error::Cancelled));
+        }
+    }
+}
+
+impl PrefillJob {
+    pub(super) fn new(
+        prefix: Arc<[Token]>,
+        mut texts: Vec<PrefillText>,
+        measure: bool,
+        result: oneshot::Sender<Result<(Vec<KvChunk>, Usage)>>,
+    ) -> Self {
+        texts.reverse();
+        Self { prefix, texts, measure, chunks: Vec::new(), usage: Usage::default(), result }
+    }
+
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.result.is_canceled()
+    }
+
+    /// The next texts, of about so many tokens in all and at least one.
+    pub(super) fn take(&mut self, tokens: usize) -> Vec<PrefillText> {
+        let mut left = tokens;
+        let mut taken = Vec::new();
+        while let Some(text) = self.texts.pop_if(|text| taken.is_empty() || text.tokens.len() <= left) {
+            left = left.saturating_sub(text.tokens.len());
+            taken.push(text);
+        }
+        taken
+    }
+
+    pub(super) fn add(&mut self, chunks: Vec<KvChunk>, usage: Usage) {
+        self.chunks.extend(chunks);
+        self.usage += usage;
+    }
+
+    pub(super) fn is_done(&self) -> bool {
+        self.texts.is_empty()
+    }
+
+    pub(super) fn finish(self, result: Result<()>) {
+        let result = result.map(|()| (self.chunks, self.usage));
+        // Nobody waits any more if this fails.
+        let _ = self.result.send(result);
+    }
+}

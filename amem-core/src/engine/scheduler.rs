@@ -1,0 +1,397 @@
+//! The thread that computes: what begins, what goes into the next step, and what has ended.
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+use futures_channel::mpsc;
+
+use super::generate::Generator;
+use super::queue::Queue;
+use super::request::{Answering, Finally, Job, PrefillJob};
+use super::{Choice, Completion, Delta, EngineOptions, Output};
+use crate::{
+    AppendOptions, Context, Error, Finish, Generation, Model, Namespace, Piece, Progress, Repair, Result, Step, Usage,
+};
+
+/// Serves a queue until it is closed.
+pub(super) fn run(model: &dyn Model, queue: &Queue, options: EngineOptions) {
+    let mut scheduler =
+        Scheduler { model, queue, options, running: Vec::new(), prefills: VecDeque::new(), stalled: false };
+    while scheduler.step() {}
+    for running in scheduler.running {
+        running.fail(Error::Cancelled);
+    }
+}
+
+struct Scheduler<'m> {
+    model: &'m dyn Model,
+    queue: &'m Queue,
+    options: EngineOptions,
+    /// In the order in which prompts get their share of a step: who had one goes to the end.
+    running: Vec<Running>,
+    prefills: VecDeque<PrefillJob>,
+    /// The KV cache had no room for the next request. It is tried again when something has ended.
+    stalled: bool,
+}
+
+/// A request that has begun.
+struct Running {
+    events: mpsc::UnboundedSender<Result<Output>>,
+    finally: Option<Finally>,
+    generation: Generation,
+    answers: bool,
+    limit: usize,
+    started: Instant,
+    usage: Usage,
+    ttft: Duration,
+    /// One for each answer, once the prompt is computed.
+    branches: Vec<Branch>,
+}
+
+/// One answer on its way.
+struct Branch {
+    context: Box<dyn Context>,
+    generator: Generator,
+    /// Tokens of the prompt.
+    prompt: usize,
+    text: String,
+    finish: Option<Finish>,
+}
+
+impl Scheduler<'_> {
+    /// One step. Returns false when the queue is closed.
+    fn step(&mut self) -> bool {
+        self.drop_abandoned();
+        self.admit();
+        if self.queue.is_closed() {
+            return false;
+        }
+        self.prefill_memories();
+        self.advance();
+        let running = self.running.iter().map(|running| running.branches.len()).sum();
+        self.queue.note(|stats| stats.running = running);
+        true
+    }
+
+    /// Ends what nobody waits for any more.
+    fn drop_abandoned(&mut self) {
+        self.prefills.retain(|job| !job.is_abandoned());
+        let gone = self.running.extract_if(.., |running| running.events.is_closed()).collect::<Vec<_>>();
+        self.stalled &= gone.is_empty();
+        gone.into_iter().for_each(|running| running.end(Some(Finish::Cancelled)));
+    }
+
+    /// Lets waiting requests begin. Waits for one if there is nothing else to do.
+    fn admit(&mut self) {
+        loop {
+            let idle = self.running.is_empty() && self.prefills.is_empty();
+            let branches: usize = self.running.iter().map(|running| running.branches.len()).sum();
+            if branches >= self.options.max_running || (self.stalled && !idle) {
+                return;
+            }
+            let Some((owner, job)) = self.queue.pop(idle) else { return };
+            match job {
+                Job::Prefill(job) if job.is_abandoned() => {}
+                Job::Prefill(job) => self.prefills.push_back(job),
+                Job::Answer(job) => self.begin(&owner, *job),
+            }
+        }
+    }
+
+    fn begin(&mut self, owner: &Namespace, mut job: Answering) {
+        if job.events.is_closed() {
+            return job.refuse(Error::Cancelled);
+        }
+        match self.open(&mut job) {
+            Ok(running) => self.running.push(running),
+            // Those who run will give room back.
+            Err(Error::Full { .. }) if !self.running.is_empty() => {
+                self.stalled = true;
+                self.queue.put_back(owner, Job::Answer(Box::new(job)));
+            }
+            Err(error) => job.refuse(error),
+        }
+    }
+
+    /// A context with room for all that the request may need, and its pieces in it.
+    fn open(&self, job: &mut Answering) -> Result<Running> {
+        let (model, request) = (self.model, &mut job.request);
+        let sampling = request.generation.sampling.clone().unwrap_or_else(|| model.sampling());
+        let generator = Generator::new(&request.generation, &sampling)?;
+        let limit = request.limit.min(model.info().context);
+        let before = request.context.as_ref().map_or(0, |context| context.tokens().len());
+        let prompt = before + request.pieces.iter().map(|piece| piece.tokens().len()).sum::<usize>();
+        if prompt > limit {
+            return Err(Error::TooLong { what: "prompt", tokens: prompt, limit });
+        }
+        let most = if request.answers { prompt.saturating_add(request.generation.max_tokens) } else { prompt };
+        let most = limit.min(most);
+        let options = AppendOptions::new(request.repair.clone()).logits(usize::from(request.answers));
+        let context = match request.context.as_mut() {
+            Some(context) => {
+                context.reserve(most)?;
+                context.append(&request.pieces, &options)?;
+                request.context.take()
+            }
+            None => {
+                let mut context = model.open(most)?;
+                context.append(&request.pieces, &options)?;
+                Some(context)
+            }
+        };
+        let Some(context) = context else { return Err(Error::Cancelled) };
+        let branch = Branch { context, generator, prompt, text: String::new(), finish: None };
+        Ok(Running {
+            events: job.events.clone(),
+            finally: request.finally.take(),
+            generation: request.generation.clone(),
+            answers: request.answers,
+            limit,
+            started: request.started,
+            usage: Usage::default(),
+            ttft: Duration::ZERO,
+            branches: vec![branch],
+        })
+    }
+
+    /// Computes a run of the memory prefill that waited longest.
+    fn prefill_memories(&mut self) {
+        let Some(mut job) = self.prefills.pop_front() else { return };
+        let texts = job.take(self.options.step_tokens);
+        let began = Instant::now();
+        let computed = guarded(|| self.model.prefill(&job.prefix, &texts, job.measure));
+        match computed {
+            Ok((chunks, usage)) => {
+                let seconds = began.elapsed().as_secs_f64();
+                self.queue.note(|stats| {
+                    stats.prefilled_tokens += usage.prefilled as u64;
+                    stats.prefill_seconds += seconds;
+                });
+                job.add(chunks, usage);
+                if job.is_done() {
+                    job.finish(Ok(()));
+                } else {
+                    self.prefills.push_back(job);
+                }
+            }
+            Err(error) => job.finish(Err(error)),
+        }
+    }
+
+    /// Computes the next step of whoever runs, and draws the tokens that follow.
+    fn advance(&mut self) {
+        let mut left = self.options.step_tokens;
+        let mut shares: Vec<Vec<usize>> = Vec::new();
+        for running in &self.running {
+            // Who decodes comes first: one row each.
+            let decoding = running.branches.iter().filter(|branch| branch.is_decoding()).count();
+            left = left.saturating_sub(decoding);
+            shares.push(running.branches.iter().map(|branch| usize::from(branch.is_decoding())).collect());
+        }
+        let mut served = None;
+        for (index, (running, shares)) in self.running.iter().zip(&mut shares).enumerate() {
+            for (branch, share) in running.branches.iter().zip(shares).filter(|(branch, _)| branch.is_prefilling()) {
+                // Prompts get what is left, and the first of them something in any case.
+                let rows = branch.context.pending().min(left.max(usize::from(served.is_none())));
+                left = left.saturating_sub(rows);
+                *share = rows;
+                if rows > 0 {
+                    served = Some(index);
+                }
+            }
+        }
+        let mut steps: Vec<Step<'_>> = Vec::new();
+        for (running, shares) in self.running.iter_mut().zip(&shares) {
+            for (branch, &max_rows) in running.branches.iter_mut().zip(shares).filter(|(_, rows)| **rows > 0) {
+                steps.push(Step { context: &mut *branch.context, max_rows });
+            }
+        }
+        if steps.is_empty() {
+            return;
+        }
+        let contexts = steps.len();
+        let mut results = match guarded(|| Ok(self.model.advance(&mut steps))) {
+            Ok(results) => results.into_iter(),
+            // Each is told; the message is the same for all.
+            Err(error) => {
+                let message = error.to_string();
+                let failed: Vec<Result<Progress>> =
+                    (0..contexts).map(|_| Err(Error::Model(message.clone().into()))).collect();
+                failed.into_iter()
+            }
+        };
+        self.queue.note(|stats| {
+            stats.steps += 1;
+            stats.contexts += contexts as u64;
+        });
+        let mut still = Vec::with_capacity(self.running.len());
+        let mut waiting = Vec::new();
+        for (index, (mut running, shares)) in self.running.drain(..).zip(shares).enumerate() {
+            let mut failed = None;
+            for at in 0..shares.len() {
+                if shares[at] == 0 {
+                    continue;
+                }
+                let result = results.next().unwrap_or_else(|| Err(Error::Model("a step came to nothing".into())));
+                if let Err(error) = result.and_then(|progress| running.after(self.model, at, progress)) {
+                    failed.get_or_insert(error);
+                }
+            }
+            if let Some(error) = failed {
+                self.stalled = false;
+                running.fail(error);
+            } else if running.branches.iter().all(|branch| branch.finish.is_some()) {
+                self.stalled = false;
+                running.end(None);
+            } else if Some(index) == served {
+                // Whoever had the last share of this step is the last to get one in the next.
+                waiting.push(running);
+            } else {
+                still.push(running);
+            }
+        }
+        still.append(&mut waiting);
+        self.running = still;
+    }
+}
+
+/// Runs what may panic in somebody's implementation of a model, and turns that into an error.
+fn guarded<T>(compute: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(compute)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
+        Err(Error::Model(format!("the model panicked: {text}").into()))
+    })
+}
+
+impl Branch {
+    /// Whether its prompt is still to be computed.
+    fn is_prefilling(&self) -> bool {
+        self.finish.is_none() && self.context.pending() > 0 && self.context.tokens().len() == self.prompt
+    }
+
+    /// Whether its last token is.
+    fn is_decoding(&self) -> bool {
+        self.finish.is_none() && self.context.pending() > 0 && self.context.tokens().len() > self.prompt
+    }
+
+    fn into_choice(self) -> (Box<dyn Context>, Choice) {
+        let Self { context, generator, prompt, text, finish } = self;
+        let tokens = generator.into_tokens();
+        let written = context.tokens().len().saturating_sub(prompt).min(tokens.len());
+        let unwritten = tokens[written..].to_vec();
+        let finish = finish.unwrap_or(Finish::Cancelled);
+        (context, Choice { text, tokens, unwritten, finish })
+    }
+}
+
+impl Running {
+    /// Goes on after a branch's rows were computed.
+    fn after(&mut self, model: &dyn Model, at: usize, progress: Progress) -> Result<()> {
+        let Progress::Done(usage) = progress else { return Ok(()) };
+        if self.branches[at].context.tokens().len() == self.branches[at].prompt {
+            self.usage = usage;
+            self.ttft = self.started.elapsed();
+            if !self.answers {
+                self.branches[at].finish = Some(Finish::Length);
+                return Ok(());
+            }
+            self.fork(model)?;
+            // The prompt's logits are those of every answer's first token.
+            (0..self.branches.len()).try_for_each(|at| self.draw(model, at))
+        } else {
+            self.draw(model, at)
+        }
+    }
+
+    /// One context for each answer.
+    fn fork(&mut self, model: &dyn Model) -> Result<()> {
+        let Some(first) = self.branches.first() else { return Ok(()) };
+        let (prompt, most) = (first.prompt, self.limit.min(first.prompt.saturating_add(self.generation.max_tokens)));
+        let sampling = self.generation.sampling.clone().unwrap_or_else(|| model.sampling());
+        let mut others = Vec::new();
+        for choice in 1..self.generation.n {
+            let mut context = first.context.fork()?;
+            context.reserve(most)?;
+            let mut sampling = sampling.clone();
+            // Equal seeds would draw equal answers.
+            sampling.seed = sampling.seed.wrapping_add(choice as u64);
+            let generator = Generator::new(&self.generation, &sampling)?;
+            others.push(Branch { context, generator, prompt, text: String::new(), finish: None });
+        }
+        self.branches.extend(others);
+        Ok(())
+    }
+
+    /// Draws the next token of an answer.
+    fn draw(&mut self, model: &dyn Model, at: usize) -> Result<()> {
+        let branch = &mut self.branches[at];
+        let drawn = branch.generator.next(model.chat(), branch.context.logits(), branch.context.tokens())?;
+        branch.text.push_str(&drawn.text);
+        branch.finish = drawn.finish;
+        if branch.finish.is_none() && branch.context.tokens().len() >= self.limit {
+            let rest = branch.generator.finish(model.chat())?;
+            branch.text.push_str(&rest);
+            branch.finish = Some(Finish::Length);
+            self.tell(at, drawn.text + &rest);
+            return Ok(());
+        }
+        self.tell(at, drawn.text);
+        let branch = &mut self.branches[at];
+        match (&branch.finish, drawn.token) {
+            (None, Some(token)) => {
+                branch.context.append(&[Piece::Fresh([token].into())], &AppendOptions::new(Repair::None))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn tell(&self, choice: usize, text: String) {
+        if !text.is_empty() {
+            // Who has gone is noticed before the next step.
+            let _ = self.events.unbounded_send(Ok(Output::Delta(Delta { choice, text })));
+        }
+    }
+
+    /// Gives the contexts back and tells how it ended.
+    fn end(self, finish: Option<Finish>) {
+        let Self { events, finally, mut usage, ttft, mut branches, .. } = self;
+        if let Some(finish) = finish {
+            for branch in &mut branches {
+                // What was appended and not computed does not count as written.
+                let len = branch.context.tokens().len();
+                branch.context.truncate(len);
+                branch.finish.get_or_insert(finish.clone());
+            }
+        }
+        let mut contexts = Vec::new();
+        let mut choices = Vec::new();
+        for branch in branches {
+            let (mut context, choice) = branch.into_choice();
+            context.release();
+            usage.generated += choice.tokens.len();
+            contexts.push(context);
+            choices.push(choice);
+        }
+        let completion = Completion { choices, usage, ttft };
+        if let Some(finally) = finally {
+            finally((!contexts.is_empty()).then(|| contexts.swap_remove(0)), Ok(&completion));
+        }
+        let _ = events.unbounded_send(Ok(Output::Done(completion)));
+    }
+
+    /// Gives the context back and tells what went wrong.
+    fn fail(self, error: Error) {
+        let Self { events, finally, branches, .. } = self;
+        if let Some(finally) = finally {
+            let context = branches.into_iter().next().map(|branch| {
+                let mut context = branch.context;
+                context.release();
+                context
+            });
+            finally(context, Err(&error));
+        }
+        let _ = events.unbounded_send(Err(error));
+    }
+}
