@@ -41,7 +41,7 @@ pub use engine::{
 pub use error::{BoxError, Error, Result};
 pub use kv::{
     ChunkId, Dtype, Encoding, Fingerprint, HostKv, KvChunk, KvData, KvShape, KvStore, LayerKv, PrefixId, RamStore,
-    StoreStats, StoredChunk, Tier, Tiered, Token,
+    StoreStats, StoredChunk, Tier, Tiered, Token, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16,
 };
 pub use ledger::{
     Added, Ledger, Namespace, NewRecord, Outcome, Query, RamLedger, Record, RecordId, Revision, State, Timestamp,

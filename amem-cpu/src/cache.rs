@@ -1,8 +1,8 @@
 //! The paged KV cache: blocks of rotated keys and of values, in the number type that the cache was made for.
 
 use amem_core::transformer::{Placement, Rope};
-use amem_core::{Dtype, Encoding, Error, KvShape, LayerKv, Result};
-use half::slice::HalfFloatSliceExt;
+use amem_core::{Dtype, Encoding, Error, KvShape, LayerKv, Result, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
+use bytemuck::Pod;
 use half::{bf16, f16};
 
 use crate::rotation::{Angle, Angles};
@@ -12,7 +12,7 @@ use crate::{Cpu, Plan, Tensor};
 pub(crate) const LANES: usize = 16;
 
 /// Slots in a block: a multiple of [`LANES`].
-pub(crate) const BLOCK_TOKENS: usize = 32;
+pub(crate) const BLOCK_TOKENS: usize = 64;
 
 /// The KV cache of a model. A block's memory is taken when it is first written.
 pub struct Cache {
@@ -31,7 +31,7 @@ pub(crate) enum Head {
 }
 
 /// A number as it stands in a cache.
-pub(crate) trait Element: Copy + Default + Send + Sync {
+pub(crate) trait Element: Pod + Default + Send + Sync {
     /// Rounds numbers.
     fn narrow(from: &[f32], to: &mut [Self]);
 
@@ -54,19 +54,13 @@ impl Element for f32 {
 impl Element for f16 {
     #[inline(always)]
     fn narrow(from: &[f32], to: &mut [Self]) {
-        // f16 has no room beyond ±65504; an infinity would spoil every sum it enters.
-        const MOST: f32 = 65504.0;
-        if from.iter().all(|x| x.abs() <= MOST) {
-            to.convert_from_f32_slice(from);
-        } else {
-            from.iter().zip(to).for_each(|(x, y)| *y = f16::from_f32(x.clamp(-MOST, MOST)));
-        }
+        from.iter().zip(to).for_each(|(&x, y)| *y = f16::from_bits(f32_to_f16(x)));
     }
 
     #[inline(always)]
     fn widen<'a>(from: &'a [Self], space: &'a mut [f32]) -> &'a [f32] {
         let space = &mut space[..from.len()];
-        from.convert_to_f32_slice(space);
+        from.iter().zip(&mut *space).for_each(|(x, y)| *y = f16_to_f32(x.to_bits()));
         space
     }
 }
@@ -74,13 +68,13 @@ impl Element for f16 {
 impl Element for bf16 {
     #[inline(always)]
     fn narrow(from: &[f32], to: &mut [Self]) {
-        from.iter().zip(to).for_each(|(&x, y)| *y = bf16::from_f32(x));
+        from.iter().zip(to).for_each(|(&x, y)| *y = bf16::from_bits(f32_to_bf16(x)));
     }
 
     #[inline(always)]
     fn widen<'a>(from: &'a [Self], space: &'a mut [f32]) -> &'a [f32] {
         let space = &mut space[..from.len()];
-        from.iter().zip(&mut *space).for_each(|(x, y)| *y = f32::from_bits(u32::from(x.to_bits()) << 16));
+        from.iter().zip(&mut *space).for_each(|(x, y)| *y = bf16_to_f32(x.to_bits()));
         space
     }
 }
@@ -271,7 +265,8 @@ impl Load<'_> {
     fn put<T: Element>(&self, blocks: &mut Vec<Vec<T>>) {
         let (head_dim, tokens) = (self.shape.head_dim, self.placement.chunk.tokens().len());
         // What the cache's type can hold already stays as it is.
-        let as_is = matches!(self.kv.encoding(), Encoding::Plain(dtype) if dtype == self.dtype);
+        let as_is = matches!(self.kv.encoding(), Encoding::Plain(dtype) if dtype == self.dtype)
+            && cfg!(target_endian = "little");
         let mut turned = vec![0f32; LANES * head_dim];
         let mut across = vec![0f32; LANES * head_dim];
         let mut value = vec![0f32; head_dim];
@@ -285,13 +280,14 @@ impl Load<'_> {
             let values = values[in_block * head_dim..(in_block + count) * head_dim].chunks_exact_mut(head_dim);
             for (index, (key, place)) in turned.chunks_exact_mut(head_dim).zip(values).enumerate() {
                 self.kv.key(token + index, self.kv_head, key);
-                self.kv.value(token + index, self.kv_head, &mut value);
-                if !as_is {
+                if as_is {
+                    self.copy_value(token + index, place);
+                } else {
+                    self.kv.value(token + index, self.kv_head, &mut value);
                     self.dtype.round(key);
-                    self.dtype.round(&mut value);
+                    T::narrow(&value, place);
                 }
                 self.angles.row(token + index).rotate(key);
-                T::narrow(&value, place);
             }
             let run = &mut keys[(in_block - lane) * head_dim..][..LANES * head_dim];
             if count == LANES {
@@ -307,6 +303,16 @@ impl Load<'_> {
                 }
             }
             token += count;
+        }
+    }
+
+    /// Copies a token's values, which the chunk holds as the cache does.
+    #[inline(always)]
+    fn copy_value<T: Element>(&self, token: usize, place: &mut [T]) {
+        let place: &mut [u8] = bytemuck::cast_slice_mut(place);
+        let first = (token * self.shape.kv_heads + self.kv_head) * place.len();
+        if let Some(bytes) = self.kv.values().get(first..first + place.len()) {
+            place.copy_from_slice(bytes);
         }
     }
 }

@@ -77,25 +77,25 @@ impl LayerKv<'_> {
     }
 
     /// Keys (before rotation), `[tokens][kv_heads][head_dim]` in the encoding.
-    #[inline]
+    #[inline(always)]
     pub fn keys(&self) -> &[u8] {
         &self.bytes[..self.bytes.len() / 2]
     }
 
     /// Values, `[tokens][kv_heads][head_dim]` in the encoding.
-    #[inline]
+    #[inline(always)]
     pub fn values(&self) -> &[u8] {
         &self.bytes[self.bytes.len() / 2..]
     }
 
     /// One head of one token's keys: `head_dim` numbers. Nothing is written for a token or head that is not there.
-    #[inline]
+    #[inline(always)]
     pub fn key(&self, token: usize, head: usize, numbers: &mut [f32]) {
         self.encoding.decode_head(&self.shape, self.keys(), token, head, numbers);
     }
 
     /// One head of one token's values: `head_dim` numbers. Nothing is written for a token or head that is not there.
-    #[inline]
+    #[inline(always)]
     pub fn value(&self, token: usize, head: usize, numbers: &mut [f32]) {
         self.encoding.decode_head(&self.shape, self.values(), token, head, numbers);
     }

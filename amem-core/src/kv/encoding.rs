@@ -71,7 +71,7 @@ impl Encoding {
     /// What lies outside of it reads as whatever `numbers` held.
     ///
     /// [`encode_layer`]: Self::encode_layer
-    #[inline]
+    #[inline(always)]
     pub(crate) fn decode_head(self, shape: &KvShape, half: &[u8], token: usize, head: usize, numbers: &mut [f32]) {
         let index = token * shape.kv_heads + head;
         match self {

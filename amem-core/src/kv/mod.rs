@@ -13,7 +13,7 @@ mod tiered;
 use std::fmt;
 
 pub use chunk::{HostKv, KvChunk, KvData, LayerKv};
-pub use dtype::Dtype;
+pub use dtype::{Dtype, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 pub use encoding::Encoding;
 pub use ram::RamStore;
 pub use store::{KvStore, StoreStats, StoredChunk};
