@@ -63,15 +63,20 @@ impl Scheduler<'_> {
     /// One step. Returns false when the queue is closed.
     fn step(&mut self) -> bool {
         self.drop_abandoned();
+        self.note_running();
         self.admit();
         if self.queue.is_closed() {
             return false;
         }
         self.prefill_memories();
         self.advance();
+        self.note_running();
+        true
+    }
+
+    fn note_running(&self) {
         let running = self.running.iter().map(|running| running.branches.len()).sum();
         self.queue.note(|stats| stats.running = running);
-        true
     }
 
     /// Ends what nobody waits for any more.
@@ -229,10 +234,7 @@ impl Scheduler<'_> {
         let mut waiting = Vec::new();
         for (index, (mut running, shares)) in self.running.drain(..).zip(shares).enumerate() {
             let mut failed = None;
-            for at in 0..shares.len() {
-                if shares[at] == 0 {
-                    continue;
-                }
+            for (at, _) in shares.into_iter().enumerate().filter(|(_, rows)| *rows > 0) {
                 let result = results.next().unwrap_or_else(|| Err(Error::Model("a step came to nothing".into())));
                 if let Err(error) = result.and_then(|progress| running.after(self.model, at, progress)) {
                     failed.get_or_insert(error);
@@ -378,6 +380,8 @@ impl Running {
         if let Some(finally) = finally {
             finally((!contexts.is_empty()).then(|| contexts.swap_remove(0)), Ok(&completion));
         }
+        // Whoever hears of the end finds their room free.
+        drop(contexts);
         let _ = events.unbounded_send(Ok(Output::Done(completion)));
     }
 
@@ -391,6 +395,8 @@ impl Running {
                 context
             });
             finally(context, Err(&error));
+        } else {
+            drop(branches);
         }
         let _ = events.unbounded_send(Err(error));
     }

@@ -4,7 +4,7 @@
 pub mod prompts;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use amem_core::transformer::{Backend, Options, Transformer};
@@ -54,11 +54,16 @@ impl Chat for Numbers {
     }
 }
 
+/// The directory of a golden case.
+pub fn case(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/cases").join(name)
+}
+
 /// A model of the golden cases.
 pub fn golden<B: Backend>(case: &str, backend: B, kv: Dtype) -> Transformer<B> {
     let mut options = Options::default();
     options.kv = kv;
-    let source = directory(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/cases").join(case));
+    let source = directory(&self::case(case));
     let loaded = Transformer::with_chat(&source, backend, options, Box::new(Numbers), Sampling::default());
     loaded.unwrap_or_else(|error| panic!("{case}: {error}"))
 }

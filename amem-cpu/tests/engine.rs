@@ -1,0 +1,266 @@
+//! Many requests on one engine: each gets the answer that it gets alone, and nobody waits for those who are gone.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+mod common;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use amem_core::testing::{Probe, Reference};
+use amem_core::transformer::{Options, Transformer};
+use amem_core::{
+    Budget, Completion, Dtype, Engine, EngineOptions, Error, Generation, Model, Namespace, Output, OutputStream, Piece,
+    Repair, Request, Result, Sampling, Token,
+};
+use amem_cpu::Cpu;
+use common::prompts::{PREFIX, prefill, text};
+use futures_lite::StreamExt;
+use futures_lite::future::block_on;
+
+fn owner(name: &str) -> Namespace {
+    Namespace::new(name).unwrap()
+}
+
+fn model() -> Arc<dyn Model> {
+    Arc::new(common::golden("qwen3", Cpu::with_threads(2).unwrap(), Dtype::F16))
+}
+
+fn engine(model: &Arc<dyn Model>, options: EngineOptions) -> Engine {
+    Engine::start(Arc::clone(model), options).unwrap()
+}
+
+fn generation(max_tokens: usize) -> Generation {
+    let mut generation = Generation::default();
+    generation.max_tokens = max_tokens;
+    generation
+}
+
+async fn complete(mut stream: OutputStream) -> Result<Completion> {
+    while let Some(output) = stream.next().await {
+        if let Output::Done(completion) = output? {
+            return Ok(completion);
+        }
+    }
+    Err(Error::Cancelled)
+}
+
+/// Prompts of every make: cold and blended, short and long, greedy and drawn, repaired in different ways.
+fn prompts(model: &dyn Model, count: u32) -> Vec<(Vec<Piece>, Repair, Generation)> {
+    let texts = [(1, 1), (2, 12), (3, 7), (4, 16), (5, 23)].map(|(seed, tokens)| text(seed, tokens));
+    let (chunks, _) = prefill(model, &PREFIX, &texts, true);
+    let prompt = |index: u32| {
+        let mut pieces = vec![Piece::Fresh(PREFIX.into())];
+        for nth in 0..index % 4 {
+            pieces.push(Piece::Cached(chunks[((index + 3 * nth) % 5) as usize].clone()));
+        }
+        pieces.push(Piece::Fresh(text(index, 1 + 5 * (index % 7))));
+        let repair = match index % 3 {
+            0 => Repair::None,
+            1 => Repair::Weighted { budget: Budget::Ratio(0.3), layers: 1..2 },
+            _ => Repair::All,
+        };
+        let mut generation = generation(3 + index as usize % 5);
+        if index % 2 == 1 {
+            let mut sampling = Sampling::default();
+            (sampling.temperature, sampling.seed) = (1.0, index.into());
+            generation.sampling = Some(sampling);
+        }
+        (pieces, repair, generation)
+    };
+    (0..count).map(prompt).collect()
+}
+
+#[test]
+fn sixty_four_requests_at_once_are_answered_as_each_is_alone() {
+    let model = model();
+    let prompts = prompts(&*model, 64);
+    let request = |index: usize| {
+        let (pieces, repair, generation) = prompts[index].clone();
+        let owner = owner(&format!("tenant {}", index % 5));
+        Request::new(owner, pieces).repair(repair).generation(generation)
+    };
+    let mut one = EngineOptions::default();
+    one.max_running = 1;
+    let alone = engine(&model, one);
+    let expected: Vec<Completion> =
+        (0..64).map(|index| block_on(complete(alone.submit(request(index)).unwrap())).unwrap()).collect();
+    for step_tokens in [64, 512] {
+        let mut options = EngineOptions::default();
+        options.step_tokens = step_tokens;
+        let together = engine(&model, options);
+        let streams: Vec<OutputStream> = (0..64).map(|index| together.submit(request(index)).unwrap()).collect();
+        for (index, (stream, expected)) in streams.into_iter().zip(&expected).enumerate() {
+            let found = block_on(complete(stream)).unwrap();
+            assert_eq!(found.choices, expected.choices, "request {index}");
+            assert_eq!(found.usage, expected.usage, "request {index}");
+        }
+        let stats = together.stats();
+        assert!(stats.contexts > 8 * stats.steps, "{} contexts took {} steps", stats.contexts, stats.steps);
+    }
+}
+
+#[test]
+fn several_answers_to_one_prompt_share_its_prefill() {
+    let model = model();
+    let engine = engine(&model, EngineOptions::default());
+    let ask = |n: usize, seed: u64| {
+        let mut generation = generation(6);
+        let mut sampling = Sampling::default();
+        (sampling.temperature, sampling.seed) = (2.0, seed);
+        (generation.n, generation.sampling) = (n, Some(sampling));
+        let request = Request::new(owner("me"), vec![Piece::Fresh(text(3, 30))]).generation(generation);
+        block_on(complete(engine.submit(request).unwrap())).unwrap()
+    };
+    let several = ask(3, 7);
+    assert_eq!(several.usage.prefilled, 30, "the prompt is computed once");
+    assert_eq!(several.usage.generated, 18);
+    for (choice, seed) in several.choices.iter().zip(7..) {
+        assert_eq!(choice, &ask(1, seed).choices[0], "each answer has a seed of its own");
+    }
+    assert_ne!(several.choices[0].tokens, several.choices[1].tokens);
+}
+
+#[test]
+fn a_caller_who_is_gone_is_noticed_within_a_step() {
+    let model = model();
+    let engine = engine(&model, EngineOptions::default());
+    let request = || Request::new(owner("me"), vec![Piece::Fresh(text(1, 5))]).generation(generation(100_000));
+    let mut stream = engine.submit(request()).unwrap();
+    block_on(stream.next()).unwrap().unwrap();
+    drop(stream);
+    let before = engine.stats().steps;
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while engine.stats().running > 0 {
+        assert!(Instant::now() < deadline, "the request runs on");
+        std::thread::yield_now();
+    }
+    // One step may have been under way, and one may have begun.
+    assert!(engine.stats().steps <= before + 2, "{} steps for nobody", engine.stats().steps - before);
+}
+
+#[test]
+fn more_requests_than_may_wait_are_refused() {
+    let model = model();
+    let mut options = EngineOptions::default();
+    (options.max_running, options.max_waiting) = (1, 2);
+    let engine = engine(&model, options);
+    let request = || Request::new(owner("me"), vec![Piece::Fresh(text(1, 5))]).generation(generation(50));
+    let mut accepted = Vec::new();
+    let refused = (0..20).filter_map(|_| engine.submit(request()).map(|stream| accepted.push(stream)).err()).count();
+    assert!(refused > 0 && accepted.len() >= 2, "{refused} of 20 were refused");
+    for stream in accepted {
+        assert_eq!(block_on(complete(stream)).unwrap().usage.generated, 50);
+    }
+    block_on(complete(engine.submit(request()).unwrap())).expect("there is room again");
+}
+
+#[test]
+fn a_short_question_does_not_wait_for_a_neighbours_long_prompts() {
+    let model = model();
+    let limit = model.info().context;
+    let mut options = EngineOptions::default();
+    options.step_tokens = 16;
+    let engine = engine(&model, options);
+    let long = || Request::new(owner("heavy"), vec![Piece::Fresh(text(2, limit as u32 - 2))]).generation(generation(1));
+    let heavy: Vec<OutputStream> = (0..8).map(|_| engine.submit(long()).unwrap()).collect();
+    let short = Request::new(owner("light"), vec![Piece::Fresh(text(3, 4))]).generation(generation(2));
+    block_on(complete(engine.submit(short).unwrap())).unwrap();
+    let (done, all) = (engine.stats().contexts, 8 * limit.div_ceil(16) as u64);
+    assert!(done < all / 2, "{done} of {all} runs came first");
+    for stream in heavy {
+        block_on(complete(stream)).unwrap();
+    }
+}
+
+#[test]
+fn requests_beyond_the_kv_cache_wait_for_room_or_say_what_is_missing() {
+    let mut options = Options::default();
+    // The cache has room for one full context, whatever is said.
+    (options.kv_cache_bytes, options.context) = (0, Some(192));
+    let source = common::directory(&common::case("qwen3"));
+    let chat = Box::new(common::Numbers);
+    let backend = Cpu::with_threads(1).unwrap();
+    let model = Transformer::with_chat(&source, backend, options, chat, Sampling::default()).unwrap();
+    let model: Arc<dyn Model> = Arc::new(model);
+    let engine = engine(&model, EngineOptions::default());
+    let request = || Request::new(owner("me"), vec![Piece::Fresh(text(1, 100))]).generation(generation(20));
+    let streams: Vec<OutputStream> = (0..6).map(|_| engine.submit(request()).unwrap()).collect();
+    for stream in streams {
+        assert_eq!(block_on(complete(stream)).unwrap().usage.generated, 20);
+    }
+    let (held, _) = model.blend(&[Piece::Fresh(text(1, 120))], &Repair::None).unwrap();
+    let error = block_on(complete(engine.submit(request()).unwrap())).unwrap_err();
+    assert!(matches!(&error, Error::Full { what, .. } if what == "the KV cache"), "{error}");
+    drop(held);
+    block_on(complete(engine.submit(request()).unwrap())).expect("there is room again");
+}
+
+#[test]
+fn a_backend_that_fails_takes_down_those_in_its_pass_and_nobody_after_them() {
+    let probe = Probe::new(Cpu::with_threads(1).unwrap());
+    let model: Arc<dyn Model> = Arc::new(common::golden("qwen3", probe.clone(), Dtype::F16));
+    let engine = engine(&model, EngineOptions::default());
+    let request = || Request::new(owner("me"), vec![Piece::Fresh(text(1, 9))]).generation(generation(4));
+    probe.take_calls();
+    let expected = block_on(complete(engine.submit(request()).unwrap())).unwrap();
+    let calls = probe.take_calls().len();
+    for nth in (1..calls).step_by(7) {
+        probe.fail_at(nth);
+        let failed = block_on(complete(engine.submit(request()).unwrap()));
+        assert!(matches!(failed, Err(Error::Model(_))), "call {nth} failed and nobody was told: {failed:?}");
+        probe.fail_at(0);
+        let again = block_on(complete(engine.submit(request()).unwrap())).unwrap();
+        assert_eq!(again.choices, expected.choices, "after call {nth} failed");
+    }
+}
+
+#[test]
+fn memories_are_prefilled_between_the_steps_of_answers() {
+    let model = model();
+    let engine = engine(&model, EngineOptions::default());
+    let long = Request::new(owner("me"), vec![Piece::Fresh(text(1, 5))]).generation(generation(100_000));
+    let mut stream = engine.submit(long).unwrap();
+    block_on(stream.next()).unwrap().unwrap();
+    let texts: Vec<Arc<[Token]>> = (0..40).map(|seed| text(seed, 30)).collect();
+    let named = model.info().prefill_texts("ours", &PREFIX, &texts);
+    let (chunks, usage) =
+        block_on(engine.prefill(&owner("me"), PREFIX.into(), named.clone(), true)).expect("texts are computed");
+    assert_eq!(
+        chunks.iter().map(amem_core::KvChunk::id).collect::<Vec<_>>(),
+        named.iter().map(|t| t.id).collect::<Vec<_>>()
+    );
+    assert_eq!((usage.prefilled, engine.stats().prefilled_tokens), (1200, 1200));
+    assert!(engine.stats().running == 1 && engine.stats().prefill_seconds > 0.0, "the answer goes on meanwhile");
+    let (alone, _) = prefill(&*model, &PREFIX, &texts, true);
+    assert!(chunks.iter().zip(&alone).all(|(a, b)| a.to_bytes().unwrap() == b.to_bytes().unwrap()));
+}
+
+#[test]
+fn an_engine_that_ends_cancels_what_it_has() {
+    let model = model();
+    let engine = engine(&model, EngineOptions::default());
+    let long = || Request::new(owner("me"), vec![Piece::Fresh(text(1, 5))]).generation(generation(100_000));
+    let streams: Vec<OutputStream> = (0..3).map(|_| engine.submit(long()).unwrap()).collect();
+    drop(engine);
+    for stream in streams {
+        let last = block_on(stream.fold(None, |_, output| Some(output)));
+        assert!(matches!(last, None | Some(Err(Error::Cancelled))), "{last:?}");
+    }
+}
+
+#[test]
+fn answers_are_the_same_on_a_backend_of_another_make() {
+    // Blocks of five slots and arithmetic in f64: nothing in the engine or the pass may rely on the CPU's own.
+    let reference: Arc<dyn Model> = Arc::new(common::golden("qwen3", Reference, Dtype::F32));
+    let cpu: Arc<dyn Model> = Arc::new(common::golden("qwen3", Cpu::with_threads(1).unwrap(), Dtype::F32));
+    let answers = |model: &Arc<dyn Model>| -> Vec<Vec<Token>> {
+        let engine = engine(model, EngineOptions::default());
+        let streams = prompts(&**model, 6).into_iter().map(|(pieces, repair, mut generation)| {
+            generation.sampling = None;
+            engine.submit(Request::new(owner("me"), pieces).repair(repair).generation(generation)).unwrap()
+        });
+        let streams: Vec<OutputStream> = streams.collect();
+        streams.into_iter().map(|stream| block_on(complete(stream)).unwrap().choices[0].tokens.clone()).collect()
+    };
+    assert_eq!(answers(&cpu), answers(&reference));
+}
