@@ -30,7 +30,7 @@ fn session(criterion: &mut Criterion) {
     let tokens: Vec<Token> =
         [&*layout.prefix].into_iter().chain(notes.iter().map(|note| &**note)).chain(asked).flatten().copied().collect();
     let prompt = [Piece::Fresh(tokens.into())];
-    let ask = Ask { generation: Generation { max_tokens: 1, ..Generation::default() }, ..Ask::from(QUESTION) };
+    let ask = Ask::new(QUESTION).generation(Generation::default().max_tokens(1));
     // Questions that stand alone keep the working set as it is, call after call.
     let options = SessionOptions { conversation: false, ..SessionOptions::default() };
     let mut session = memory.session("bench", options).expect("the default budget is the model's context");

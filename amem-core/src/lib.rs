@@ -35,8 +35,8 @@ pub mod testing;
 pub mod transformer;
 
 pub use engine::{
-    Choice, Completion, Delta, Detokenizer, Engine, EngineOptions, EngineStats, Finish, Generation, Output,
-    OutputStream, Request, Sampler,
+    Choice, Completion, Constraint, ConstraintSource, Delta, Detokenizer, Engine, EngineOptions, EngineStats, Finish,
+    Generation, Output, OutputStream, Request, Sampler, TokenLogprob, TokenMask,
 };
 pub use error::{BoxError, Error, Result};
 pub use kv::{

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use amem_core::testing::{Probe, Reference};
 use amem_core::transformer::{Options, Transformer};
 use amem_core::{
-    Budget, Completion, Dtype, Engine, EngineOptions, Error, Generation, Model, Namespace, Output, OutputStream, Piece,
-    Repair, Request, Result, Sampling, Token,
+    Budget, Completion, Constraint, ConstraintSource, Dtype, Engine, EngineOptions, Error, Finish, Generation, Model,
+    Namespace, Output, OutputStream, Piece, Repair, Request, Result, Sampling, Token, TokenMask,
 };
 use amem_cpu::Cpu;
 use common::prompts::{PREFIX, prefill, text};
@@ -263,4 +263,59 @@ fn answers_are_the_same_on_a_backend_of_another_make() {
         streams.into_iter().map(|stream| block_on(complete(stream)).unwrap().choices[0].tokens.clone()).collect()
     };
     assert_eq!(answers(&cpu), answers(&reference));
+}
+
+/// Allows the tokens 40 to 49, and calls three of them a whole answer.
+struct Forties(usize);
+
+impl Constraint for Forties {
+    fn allow(&mut self, mask: &mut TokenMask) -> Result<()> {
+        if self.0 < 3 {
+            (40..50).for_each(|token| mask.insert(token));
+        }
+        Ok(())
+    }
+
+    fn accept(&mut self, token: Token) -> Result<()> {
+        assert!((40..50).contains(&token), "{token} was not allowed");
+        self.0 += 1;
+        Ok(())
+    }
+
+    fn is_complete(&self) -> bool {
+        self.0 == 3
+    }
+}
+
+#[test]
+fn an_answer_says_only_what_its_constraint_allows() {
+    let model = model();
+    let engine = engine(&model, EngineOptions::default());
+    let mut generation = generation(50);
+    generation.logprobs = Some(2);
+    generation.constraint = Some(ConstraintSource::new(|| Ok(Box::new(Forties(0)))));
+    let request = Request::new(owner("me"), vec![Piece::Fresh(text(1, 9))]).generation(generation);
+    let found = block_on(complete(engine.submit(request).unwrap())).unwrap().choices.remove(0);
+    assert_eq!((found.tokens.len(), &found.finish), (3, &Finish::Constraint));
+    assert_eq!(found.logprobs.iter().map(|drawn| drawn.token).collect::<Vec<_>>(), found.tokens);
+    assert!(found.logprobs.iter().all(|drawn| drawn.top.len() == 2 && drawn.top[0].1 >= drawn.logprob));
+}
+
+#[test]
+fn settings_that_make_no_sense_are_refused_before_anything_is_computed() {
+    let model = model();
+    let engine = engine(&model, EngineOptions::default());
+    let with = |change: &dyn Fn(&mut Generation)| {
+        let mut generation = Generation::default();
+        change(&mut generation);
+        engine.submit(Request::new(owner("me"), vec![Piece::Fresh(text(1, 9))]).generation(generation)).map(drop)
+    };
+    let cases: [&dyn Fn(&mut Generation); 5] =
+        [&|g| g.n = 0, &|g| g.n = 129, &|g| g.logprobs = Some(21), &|g| g.stop = vec![String::new(); 65], &|g| {
+            g.stop = vec!["x".repeat(1025)]
+        }];
+    for (index, change) in cases.into_iter().enumerate() {
+        assert!(matches!(with(change), Err(Error::BadValue { .. })), "case {index}");
+    }
+    assert_eq!(engine.stats().steps, 0);
 }

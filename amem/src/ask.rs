@@ -36,8 +36,8 @@ pub(crate) async fn run(args: Args) -> Result<(), Box<dyn Error>> {
             eprintln!("known already: {}", added.record.text);
         }
     }
-    let generation = Generation { max_tokens: args.max_tokens, ..Generation::default() };
-    let ask = Ask { k: args.k, generation, ..Ask::from(args.question) };
+    let generation = Generation::default().max_tokens(args.max_tokens);
+    let ask = Ask::new(args.question).k(args.k).generation(generation);
     let mut answer = memory.ask_stream(args.user.as_str(), ask).await?;
     let mut out = std::io::stdout().lock();
     let mut begun = false;

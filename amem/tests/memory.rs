@@ -267,11 +267,11 @@ fn generation_stops_where_it_is_told_to() {
     block_on(async {
         let memory = in_ram();
         memory.remember_all("me", NOTES).await.unwrap();
-        let ask = |generation| Ask { generation, ..Ask::from("Where does Alice live?") };
-        let short = Generation { max_tokens: 2, ..Generation::default() };
+        let ask = |generation| Ask::new("Where does Alice live?").generation(generation);
+        let short = Generation::default().max_tokens(2);
         let answer = memory.ask("me", ask(short)).await.unwrap();
         assert_eq!((answer.finish, answer.usage.generated), (Finish::Length, 2));
-        let stop = Generation { stop: vec![" Denver".into()], ..Generation::default() };
+        let stop = Generation::default().stop([" Denver"]);
         let answer = memory.ask("me", ask(stop)).await.unwrap();
         assert_eq!((answer.text.as_str(), answer.finish), ("Alice lives in", Finish::StopText(" Denver".into())));
     });
@@ -283,8 +283,9 @@ fn sampling_is_reproducible_by_its_seed() {
         let memory = in_ram();
         memory.remember_all("me", NOTES).await.unwrap();
         let ask = |seed| {
-            let sampling = Some(Sampling { temperature: 6.0, seed, ..Sampling::default() });
-            Ask { generation: Generation { sampling, ..Generation::default() }, ..Ask::from("Who are you?") }
+            let mut sampling = Sampling::default();
+            (sampling.temperature, sampling.seed) = (6.0, seed);
+            Ask::new("Who are you?").generation(Generation::default().sampling(sampling))
         };
         let mut texts = Vec::new();
         for seed in [1, 1, 2, 3, 4] {
@@ -302,7 +303,7 @@ fn every_repair_answers_and_says_what_it_cost() {
         memory.remember_all("me", NOTES).await.unwrap();
         memory.prefill("me", |_, _| {}).await.unwrap();
         for repair in [Repair::None, Repair::default(), Repair::FirstRows(2), Repair::All] {
-            let ask = Ask { repair: Some(repair.clone()), ..Ask::from("Where does Alice live?") };
+            let ask = Ask::new("Where does Alice live?").repair(repair.clone());
             let answer = memory.ask("me", ask).await.unwrap();
             assert_eq!(answer.text, "Alice lives in Denver.", "{repair:?}");
             assert_eq!(answer.usage.work_repairing as usize, 5 * answer.usage.repaired);
@@ -329,8 +330,9 @@ fn bad_input_is_a_typed_error_and_changes_nothing() {
         assert!(matches!(memory.update("me", alice.id, NOTES[1]).await, Err(Error::SameText { .. })));
         memory.forget("me", bob.id).await.unwrap();
         assert!(matches!(memory.update("me", bob.id, "x").await, Err(Error::NotActive { .. })));
-        let bad = Sampling { temperature: -1.0, ..Sampling::default() };
-        let ask = Ask { generation: Generation { sampling: Some(bad), ..Generation::default() }, ..Ask::from("Why?") };
+        let mut bad = Sampling::default();
+        bad.temperature = -1.0;
+        let ask = Ask::new("Why?").generation(Generation::default().sampling(bad));
         assert!(memory.ask("me", ask).await.is_err());
     });
 }
@@ -342,7 +344,7 @@ fn more_memories_than_a_context_holds_still_give_an_answer() {
         let many: Vec<String> =
             (0..120).map(|i| format!("Alice likes dish {i}. {}", "It was fine. ".repeat(8))).collect();
         memory.remember_all("me", many).await.unwrap();
-        let answer = memory.ask("me", Ask { k: 500, ..Ask::from("Which dish does Alice like?") }).await.unwrap();
+        let answer = memory.ask("me", Ask::new("Which dish does Alice like?").k(500)).await.unwrap();
         assert!(answer.usage.cached + answer.usage.prefilled > 0);
         assert!(matches!(answer.finish, Finish::EndToken(_)), "there is room for the answer too");
         assert!(answer.recalled.len() > 10 && answer.recalled.len() < 120, "{}", answer.recalled.len());

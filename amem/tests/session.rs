@@ -32,7 +32,7 @@ fn a_session_answers_as_fresh_contexts_do() {
                 let k = memory.list("me", Query::At(Timestamp::now())).await.unwrap().len();
                 let mut cold =
                     memory.session("me", SessionOptions { opening_repair: Repair::All, ..standing_alone() }).unwrap();
-                let theirs = cold.ask(Ask { k, ..Ask::from(question.as_str()) }).await.unwrap();
+                let theirs = cold.ask(Ask::new(question.as_str()).k(k)).await.unwrap();
                 same += usize::from(ours.text == theirs.text);
                 total += 1;
             }
@@ -119,8 +119,7 @@ fn a_session_that_is_full_begins_a_new_epoch_and_goes_on() {
         let mut session = memory.session("me", options).unwrap();
         for (turn, (question, _)) in questions.iter().cycle().take(25).enumerate() {
             let max_tokens = if turn % 2 == 0 { 16 } else { 5_000 };
-            let ask =
-                Ask { generation: Generation { max_tokens, ..Generation::default() }, ..Ask::from(question.as_str()) };
+            let ask = Ask::new(question.as_str()).generation(Generation::default().max_tokens(max_tokens));
             let Usage { resident, cached, missed, prefilled, generated, .. } = session.ask(ask).await.unwrap().usage;
             assert!(
                 resident + cached + prefilled - missed + generated <= 220 + 1,
@@ -163,8 +162,8 @@ fn what_was_said_of_a_forgotten_fact_is_gone_though_its_memory_had_left_the_work
         let alice = memory.remember("me", "Alice lives in Denver.").await.unwrap().record;
         let options = SessionOptions { budget_tokens: Some(150), ..SessionOptions::default() };
         let mut session = memory.session("me", options).unwrap();
-        let short = || Generation { max_tokens: 12, ..Generation::default() };
-        let ask = |question: &str| Ask { generation: short(), k: 1, ..Ask::from(question) };
+        let short = || Generation::default().max_tokens(12);
+        let ask = |question: &str| Ask::new(question).generation(short()).k(1);
         session.ask(ask("Where does Alice live?")).await.unwrap();
         memory.forget("me", alice.id).await.unwrap();
         for _ in 0..3 {
@@ -185,8 +184,7 @@ fn a_refused_question_leaves_the_working_set_in_place() {
         let bad = Repair::FirstRows(1);
         let nonsense = Repair::Attention { budget: amem_core::Budget::Ratio(-1.0), layers: 1..2 };
         for repair in [nonsense, bad] {
-            let refused =
-                session.ask(Ask { repair: Some(repair.clone()), ..Ask::from("Where does Alice live?") }).await;
+            let refused = session.ask(Ask::new("Where does Alice live?").repair(repair.clone())).await;
             assert_eq!(refused.is_err(), repair != Repair::FirstRows(1));
         }
         assert_eq!(session.ask("Where does Alice live?").await.unwrap().text, "Alice lives in Denver.");
@@ -222,10 +220,7 @@ fn thirty_questions_cost_a_hundredth_of_prefilling_again() {
         let (mut ours, mut again) = (0, 0);
         let mut resident = 0;
         for question in &questions {
-            let ask = Ask {
-                generation: Generation { max_tokens: 1, ..Generation::default() },
-                ..Ask::from(question.as_str())
-            };
+            let ask = Ask::new(question.as_str()).generation(Generation::default().max_tokens(1));
             let Usage { resident: stood, cached, prefilled, .. } = {
                 let usage = session.ask(ask).await.unwrap().usage;
                 ours += usage.work();

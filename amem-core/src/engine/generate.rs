@@ -1,38 +1,75 @@
 //! From logits to text, token by token.
 
-use crate::{Chat, Detokenizer, Error, Result, Sampler, Sampling, Token};
+use crate::{
+    Chat, Constraint, ConstraintSource, Detokenizer, Error, Result, Sampler, Sampling, Token, TokenLogprob, TokenMask,
+};
 
 /// How an answer is generated.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Generation {
     /// Tokens at most.
     pub max_tokens: usize,
+    /// Tokens before the model may end the answer by itself.
+    pub min_tokens: usize,
     /// How tokens are drawn; `None` for what the model's makers recommend.
     pub sampling: Option<Sampling>,
-    /// Texts that end the answer where they appear; they are not part of it.
+    /// Texts that end the answer where they appear; they are not part of it. At most 64, of 1,024 bytes each.
     pub stop: Vec<String>,
-    /// How many answers are drawn from one prompt, each with a seed of its own.
+    /// How many answers are drawn from one prompt, each with a seed of its own. At most 128.
     pub n: usize,
+    /// Whether each token comes with its log probability, and with how many of the likeliest tokens, at most 20.
+    pub logprobs: Option<usize>,
+    /// What the answer may say.
+    pub constraint: Option<ConstraintSource>,
 }
 
 impl Default for Generation {
     fn default() -> Self {
-        Self { max_tokens: 256, sampling: None, stop: Vec::new(), n: 1 }
+        Self {
+            max_tokens: 256,
+            min_tokens: 0,
+            sampling: None,
+            stop: Vec::new(),
+            n: 1,
+            logprobs: None,
+            constraint: None,
+        }
     }
 }
 
-/// Answers that one prompt may have at most.
-const MAX_N: usize = 128;
-
 impl Generation {
+    /// With so many tokens at most.
+    #[must_use]
+    pub fn max_tokens(self, tokens: usize) -> Self {
+        Self { max_tokens: tokens, ..self }
+    }
+
+    /// With tokens drawn like this.
+    #[must_use]
+    pub fn sampling(self, sampling: Sampling) -> Self {
+        Self { sampling: Some(sampling), ..self }
+    }
+
+    /// Ended by any of these texts.
+    #[must_use]
+    pub fn stop<T: Into<String>>(self, texts: impl IntoIterator<Item = T>) -> Self {
+        Self { stop: texts.into_iter().map(Into::into).collect(), ..self }
+    }
+
     /// Whether every number makes sense.
     ///
     /// # Errors
     /// [`Error::BadValue`] for the first that does not.
-    pub fn check(&self, _: usize) -> Result<()> {
-        if !(1..=MAX_N).contains(&self.n) {
-            return Err(Error::BadValue { what: "n", value: self.n.to_string(), expected: "from 1 to 128" });
-        }
+    pub fn check(&self) -> Result<()> {
+        let demand = |holds: bool, what, value: usize, expected| {
+            if holds { Ok(()) } else { Err(Error::BadValue { what, value: value.to_string(), expected }) }
+        };
+        demand((1..=128).contains(&self.n), "n", self.n, "from 1 to 128")?;
+        demand(self.logprobs.is_none_or(|top| top <= 20), "logprobs", self.logprobs.unwrap_or(0), "at most 20")?;
+        demand(self.stop.len() <= 64, "stop texts", self.stop.len(), "at most 64")?;
+        let longest = self.stop.iter().map(String::len).max().unwrap_or(0);
+        demand(longest <= 1024, "bytes of a stop text", longest, "at most 1,024")?;
         self.sampling.as_ref().map_or(Ok(()), Sampling::check)
     }
 }
@@ -45,10 +82,23 @@ pub enum Finish {
     EndToken(Token),
     /// This stop text appeared.
     StopText(String),
+    /// What the answer may say ended here.
+    Constraint,
     /// The answer or the context was as long as it may be.
     Length,
     /// Nobody listened any more.
     Cancelled,
+}
+
+impl Finish {
+    /// The reason in the words of OpenAI's API: `stop` or `length`, and `cancelled` for what nobody waited for.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Finish::EndToken(_) | Finish::StopText(_) | Finish::Constraint => "stop",
+            Finish::Length => "length",
+            Finish::Cancelled => "cancelled",
+        }
+    }
 }
 
 /// What came of one more token.
@@ -58,6 +108,8 @@ pub(super) struct Drawn {
     pub(super) token: Option<Token>,
     /// What is new and safe to show.
     pub(super) text: String,
+    /// How likely the token was, where that is asked for.
+    pub(super) logprob: Option<TokenLogprob>,
     /// Why the answer ended, if it has.
     pub(super) finish: Option<Finish>,
 }
@@ -65,9 +117,12 @@ pub(super) struct Drawn {
 /// Draws an answer, a token at a time, from logits that somebody else computes.
 pub(super) struct Generator {
     max_tokens: usize,
+    min_tokens: usize,
+    logprobs: Option<usize>,
     sampler: Sampler,
     detokenizer: Detokenizer,
     stops: StopMatcher,
+    constraint: Option<Box<dyn Constraint>>,
     tokens: Vec<Token>,
 }
 
@@ -76,35 +131,59 @@ impl Generator {
     pub(super) fn new(generation: &Generation, sampling: &Sampling) -> Result<Self> {
         Ok(Self {
             max_tokens: generation.max_tokens,
+            min_tokens: generation.min_tokens,
+            logprobs: generation.logprobs,
             sampler: Sampler::new(sampling)?,
             detokenizer: Detokenizer::default(),
             stops: StopMatcher::new(&generation.stop),
+            constraint: generation.constraint.as_ref().map(ConstraintSource::start).transpose()?,
             tokens: Vec::new(),
         })
     }
 
     /// Draws the token that follows `seen`.
     pub(super) fn next(&mut self, chat: &dyn Chat, logits: &[f32], seen: &[Token]) -> Result<Drawn> {
-        let done = |token, text, finish| Ok(Drawn { token, text, finish: Some(finish) });
         if self.tokens.len() >= self.max_tokens {
-            let text = self.finish(chat)?;
-            return done(None, text, Finish::Length);
+            return self.end(chat, Finish::Length);
         }
-        let token = self.sampler.pick(logits, seen)?;
+        let Some(token) = self.pick(chat, logits, seen)? else { return self.end(chat, Finish::Constraint) };
         if chat.stops().contains(&token) {
-            let text = self.finish(chat)?;
-            return done(None, text, Finish::EndToken(token));
+            return self.end(chat, Finish::EndToken(token));
+        }
+        if let Some(constraint) = &mut self.constraint {
+            constraint.accept(token)?;
         }
         self.tokens.push(token);
         let (mut text, stopped) = self.stops.push(&self.detokenizer.push(chat, token)?);
-        if let Some(stop) = stopped {
-            return done(Some(token), text, Finish::StopText(stop));
-        }
-        if self.tokens.len() >= self.max_tokens {
+        let mut finish = stopped.map(Finish::StopText);
+        if finish.is_none() && self.tokens.len() >= self.max_tokens {
             text.push_str(&self.finish(chat)?);
-            return done(Some(token), text, Finish::Length);
+            finish = Some(Finish::Length);
         }
-        Ok(Drawn { token: Some(token), text, finish: None })
+        let logprob = self.logprobs.map(|top| TokenLogprob::of(logits, token, top));
+        Ok(Drawn { token: Some(token), text, logprob, finish })
+    }
+
+    /// The next token, or `None` where a constraint allows no more.
+    fn pick(&mut self, chat: &dyn Chat, logits: &[f32], seen: &[Token]) -> Result<Option<Token>> {
+        let too_short = self.tokens.len() < self.min_tokens;
+        let ends = |token: Token| chat.stops().contains(&token);
+        let Some(constraint) = &mut self.constraint else {
+            return self.sampler.pick_among(logits, seen, |token| !(too_short && ends(token))).map(Some);
+        };
+        let mut mask = TokenMask::new(logits.len());
+        constraint.allow(&mut mask)?;
+        let complete = constraint.is_complete();
+        if mask.is_empty() {
+            let dead = || Error::Model("the constraint allows no token and no end of the answer".into());
+            return if complete { Ok(None) } else { Err(dead()) };
+        }
+        let allowed = |token| mask.contains(token) || (complete && !too_short && ends(token));
+        self.sampler.pick_among(logits, seen, allowed).map(Some)
+    }
+
+    fn end(&mut self, chat: &dyn Chat, finish: Finish) -> Result<Drawn> {
+        Ok(Drawn { token: None, text: self.finish(chat)?, logprob: None, finish: Some(finish) })
     }
 
     /// What was kept back, when no more tokens come.

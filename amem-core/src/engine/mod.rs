@@ -6,6 +6,7 @@
 //! wait for a long answer, and a caller who is gone is noticed within one step. What a request yields does not depend
 //! on what else is computed, as far as the model's [`Exactness`](crate::Exactness) goes.
 
+mod constraint;
 mod detokenize;
 mod generate;
 mod queue;
@@ -20,10 +21,11 @@ use std::thread::JoinHandle;
 use futures_channel::{mpsc, oneshot};
 use futures_core::Stream;
 
+pub use constraint::{Constraint, ConstraintSource, TokenMask};
 pub use detokenize::Detokenizer;
 pub use generate::{Finish, Generation};
 pub use request::{Choice, Completion, Delta, Output, OutputStream, Request};
-pub use sample::Sampler;
+pub use sample::{Sampler, TokenLogprob};
 
 use self::queue::Queue;
 use self::request::{Job, PrefillJob};
@@ -112,8 +114,7 @@ impl Engine {
     /// [`Error::Overloaded`] when too many requests wait already; [`Error::BadValue`] for settings that make no sense.
     /// What goes wrong later comes with the stream.
     pub fn submit(&self, request: Request) -> Result<OutputStream> {
-        let model = &self.0.model;
-        request.generation.check(model.info().vocabulary)?;
+        request.generation.check()?;
         let (sender, receiver) = mpsc::unbounded();
         let owner = request.owner.clone();
         self.0.queue.push(&owner, Job::Answer(Box::new(request::Answering { request, events: sender })))?;

@@ -8,7 +8,10 @@ use std::time::{Duration, Instant};
 use futures_channel::{mpsc, oneshot};
 use futures_core::Stream;
 
-use crate::{Context, Error, Finish, Generation, KvChunk, Namespace, Piece, PrefillText, Repair, Result, Token, Usage};
+use crate::{
+    Context, Error, Finish, Generation, KvChunk, Namespace, Piece, PrefillText, Repair, Result, Token, TokenLogprob,
+    Usage,
+};
 
 /// A prompt to answer.
 pub struct Request {
@@ -90,6 +93,8 @@ pub struct Delta {
     pub choice: usize,
     /// The text. Empty where a token completes no character, or may belong to a stop text.
     pub text: String,
+    /// How likely the token that it came with was, if that was asked for.
+    pub logprob: Option<TokenLogprob>,
 }
 
 /// One answer.
@@ -102,6 +107,8 @@ pub struct Choice {
     pub tokens: Vec<Token>,
     /// The last of them, which were drawn but not put into the context.
     pub unwritten: Vec<Token>,
+    /// How likely each token was, if that was asked for.
+    pub logprobs: Vec<TokenLogprob>,
     /// Why it ended.
     pub finish: Finish,
 }

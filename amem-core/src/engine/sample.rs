@@ -1,7 +1,10 @@
 //! Choosing the next token from a model's scores.
 //!
-//! The filters stand in this order, each working on what the one before it left: repetition penalty, temperature,
-//! top-k, top-p, min-p.
+//! What changes scores stands in this order: repetition penalty (from the model's own score, so that a token
+//! seen twice is penalised once), logit bias, frequency and presence penalties, then tokens that are not allowed. The filters
+//! follow, each working on what the one before it left: temperature, top-k, top-p, min-p.
+
+use std::collections::HashMap;
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -13,6 +16,8 @@ use crate::{Error, Result, Sampling, Token};
 pub struct Sampler {
     sampling: Sampling,
     random: ChaCha8Rng,
+    /// How often each token was drawn.
+    drawn: HashMap<Token, u32>,
     scores: Vec<f32>,
     candidates: Vec<Candidate>,
 }
@@ -32,7 +37,13 @@ impl Sampler {
     pub fn new(sampling: &Sampling) -> Result<Self> {
         sampling.check()?;
         let random = ChaCha8Rng::seed_from_u64(sampling.seed);
-        Ok(Self { sampling: sampling.clone(), random, scores: Vec::new(), candidates: Vec::new() })
+        Ok(Self {
+            sampling: sampling.clone(),
+            random,
+            drawn: HashMap::new(),
+            scores: Vec::new(),
+            candidates: Vec::new(),
+        })
     }
 
     /// The next token after `seen`, given the score of every token. A score that is NaN counts as impossible; of equal
@@ -41,9 +52,28 @@ impl Sampler {
     /// # Errors
     /// [`Error::BadValue`] when no token is possible: there are no scores, or all are NaN or minus infinity.
     pub fn pick(&mut self, logits: &[f32], seen: &[Token]) -> Result<Token> {
+        self.pick_among(logits, seen, |_| true)
+    }
+
+    /// As [`pick`](Self::pick), among the tokens that are allowed.
+    ///
+    /// # Errors
+    /// As [`pick`](Self::pick).
+    pub fn pick_among(&mut self, logits: &[f32], seen: &[Token], allowed: impl Fn(Token) -> bool) -> Result<Token> {
+        let token = self.choose(logits, seen, allowed)?;
+        *self.drawn.entry(token).or_default() += 1;
+        Ok(token)
+    }
+
+    fn choose(&mut self, logits: &[f32], seen: &[Token], allowed: impl Fn(Token) -> bool) -> Result<Token> {
         self.scores.clear();
         self.scores.extend(logits.iter().map(|score| if score.is_nan() { f32::NEG_INFINITY } else { *score }));
         self.penalise(logits, seen);
+        for (score, token) in self.scores.iter_mut().zip(0..) {
+            if !allowed(token) {
+                *score = f32::NEG_INFINITY;
+            }
+        }
         let Some(likeliest) = argmax(&self.scores) else {
             let value = format!("{} scores without a possible token", logits.len());
             return Err(Error::BadValue { what: "logits", value, expected: "a finite score for one token at least" });
@@ -60,14 +90,23 @@ impl Sampler {
     }
 
     fn penalise(&mut self, logits: &[f32], seen: &[Token]) {
-        let penalty = self.sampling.repetition_penalty;
-        if penalty == 1.0 {
-            return;
+        let Self { sampling, drawn, scores, .. } = self;
+        let penalty = sampling.repetition_penalty;
+        if penalty != 1.0 {
+            for token in seen.iter().map(|token| *token as usize) {
+                let Some(score) = logits.get(token).filter(|score| !score.is_nan()) else { continue };
+                scores[token] = if *score > 0.0 { score / penalty } else { score * penalty };
+            }
         }
-        for token in seen.iter().map(|token| *token as usize) {
-            // From the model's own score, so that a token seen twice is penalised once.
-            let Some(score) = logits.get(token).filter(|score| !score.is_nan()) else { continue };
-            self.scores[token] = if *score > 0.0 { score / penalty } else { score * penalty };
+        for (token, bias) in &sampling.logit_bias {
+            if let Some(score) = scores.get_mut(*token as usize) {
+                *score += bias;
+            }
+        }
+        for (token, count) in drawn.iter() {
+            if let Some(score) = scores.get_mut(*token as usize) {
+                *score -= sampling.frequency_penalty * *count as f32 + sampling.presence_penalty;
+            }
         }
     }
 
@@ -123,6 +162,42 @@ impl Sampler {
     }
 }
 
+/// A token and how likely the model found it.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct TokenLogprob {
+    /// The token that was drawn.
+    pub token: Token,
+    /// The natural logarithm of its probability, by the model's own scores: before penalties, bias and temperature.
+    pub logprob: f32,
+    /// The likeliest tokens and theirs, best first.
+    pub top: Vec<(Token, f32)>,
+}
+
+impl TokenLogprob {
+    /// How likely `token` was, and the `top` likeliest tokens. A score that is NaN counts as impossible.
+    pub fn of(logits: &[f32], token: Token, top: usize) -> Self {
+        let scores = || logits.iter().map(|score| if score.is_nan() { f64::NEG_INFINITY } else { f64::from(*score) });
+        let highest = scores().fold(f64::NEG_INFINITY, f64::max);
+        let log_sum = if highest.is_finite() { scores().map(|x| (x - highest).exp()).sum::<f64>().ln() } else { 0.0 };
+        let logprob =
+            |score: f64| if score == highest && !highest.is_finite() { 0.0 } else { score - highest - log_sum };
+        let mut ranked: Vec<(Token, f32)> = if top == 0 {
+            Vec::new()
+        } else {
+            (0..).zip(scores()).map(|(token, score)| (token, logprob(score) as f32)).collect()
+        };
+        let order = |a: &(Token, f32), b: &(Token, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+        if (1..ranked.len()).contains(&top) {
+            ranked.select_nth_unstable_by(top - 1, order);
+        }
+        ranked.truncate(top);
+        ranked.sort_unstable_by(order);
+        let drawn = scores().nth(token as usize).map_or(f64::NEG_INFINITY, logprob);
+        Self { token, logprob: drawn as f32, top: ranked }
+    }
+}
+
 fn likelier(a: &Candidate, b: &Candidate) -> std::cmp::Ordering {
     b.weight.total_cmp(&a.weight).then(a.token.cmp(&b.token))
 }
@@ -144,6 +219,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::TokenMask;
 
     fn pick(sampling: &Sampling, logits: &[f32], seen: &[Token]) -> Token {
         Sampler::new(sampling).unwrap().pick(logits, seen).unwrap()
@@ -161,6 +237,58 @@ mod tests {
         assert_eq!(pick(&sampling, &[3.0, 1.0], &[0, 0]), 0);
         assert_eq!(pick(&sampling, &[-3.0, -5.0], &[0]), 1);
         assert_eq!(pick(&sampling, &[3.0, 2.0], &[u32::MAX]), 0);
+    }
+
+    fn draws(sampling: &Sampling, logits: &[f32], count: usize) -> Vec<Token> {
+        let mut sampler = Sampler::new(sampling).unwrap();
+        (0..count).map(|_| sampler.pick(logits, &[]).unwrap()).collect()
+    }
+
+    #[test]
+    fn what_was_drawn_is_penalised_by_how_often_or_by_whether_it_was() {
+        let logits = [1.0, 0.5, 0.0];
+        let frequency = Sampling { frequency_penalty: 0.3, ..Sampling::default() };
+        // 1.0, 0.7, then 0.4 against 0.5; 0.4 against 0.2; 0.1 against 0.2.
+        assert_eq!(draws(&frequency, &logits, 5), [0, 0, 1, 0, 1]);
+        let presence = Sampling { presence_penalty: 0.6, ..Sampling::default() };
+        // 1.0, then 0.4 against 0.5, then 0.4 against -0.1 and 0.0, for ever.
+        assert_eq!(draws(&presence, &logits, 5), [0, 1, 0, 0, 0]);
+        let reward = Sampling { presence_penalty: -1.0, ..Sampling::default() };
+        assert_eq!(draws(&reward, &logits, 3), [0, 0, 0]);
+    }
+
+    #[test]
+    fn a_bias_makes_tokens_likelier_or_impossible() {
+        let bias =
+            |pairs: &[(Token, f32)]| Sampling { logit_bias: pairs.iter().copied().collect(), ..Sampling::default() };
+        assert_eq!(pick(&bias(&[(2, 5.0)]), &[1.0, 2.0, 0.0], &[]), 2);
+        assert_eq!(pick(&bias(&[(1, -100.0), (9, 50.0)]), &[1.0, 2.0, 0.0], &[]), 0);
+    }
+
+    #[test]
+    fn only_what_is_allowed_is_drawn() {
+        let mut mask = TokenMask::new(3);
+        assert!(mask.is_empty());
+        mask.insert(0);
+        mask.insert(7);
+        let mut sampler = Sampler::new(&Sampling::default()).unwrap();
+        assert_eq!(sampler.pick_among(&[1.0, 5.0, 3.0], &[], |token| mask.contains(token)).unwrap(), 0);
+        assert!(sampler.pick_among(&[1.0], &[], |_| false).is_err());
+    }
+
+    #[test]
+    fn logprobs_are_those_of_a_softmax_over_the_models_own_scores() {
+        let logits = [1.0f32, 3.0, f32::NAN, 2.0];
+        let sum: f64 = [1.0f64, 3.0, 2.0].iter().map(|x| x.exp()).sum();
+        let found = TokenLogprob::of(&logits, 0, 2);
+        assert!((f64::from(found.logprob) - (1.0 - sum.ln())).abs() < 1e-6, "{found:?}");
+        let expected = [(1, 3.0 - sum.ln()), (3, 2.0 - sum.ln())];
+        for ((token, logprob), (expected, value)) in found.top.iter().zip(expected) {
+            assert!(*token == expected && (f64::from(*logprob) - value).abs() < 1e-6, "{found:?}");
+        }
+        assert_eq!(found.top.len(), 2);
+        assert_eq!(TokenLogprob::of(&[f32::INFINITY, 1.0], 0, 0).logprob, 0.0);
+        assert_eq!(TokenLogprob::of(&[0.0], 9, 0).logprob, f32::NEG_INFINITY);
     }
 
     #[test]
@@ -189,6 +317,10 @@ mod tests {
             ("top_p", Sampling { top_p: f32::NAN, ..fine.clone() }),
             ("min_p", Sampling { min_p: 1.5, ..fine.clone() }),
             ("repetition_penalty", Sampling { repetition_penalty: 0.0, ..fine.clone() }),
+            ("frequency_penalty", Sampling { frequency_penalty: 2.5, ..fine.clone() }),
+            ("presence_penalty", Sampling { presence_penalty: f32::NAN, ..fine.clone() }),
+            ("logit_bias", Sampling { logit_bias: [(1, 101.0)].into(), ..fine.clone() }),
+            ("logit_bias", Sampling { logit_bias: (0..1025).map(|token| (token, 0.0)).collect(), ..fine.clone() }),
         ];
         for (name, sampling) in cases {
             let error = sampling.check().unwrap_err().to_string();

@@ -11,7 +11,8 @@ use super::queue::Queue;
 use super::request::{Answering, Finally, Job, PrefillJob};
 use super::{Choice, Completion, Delta, EngineOptions, Output};
 use crate::{
-    AppendOptions, Context, Error, Finish, Generation, Model, Namespace, Piece, Progress, Repair, Result, Step, Usage,
+    AppendOptions, Context, Error, Finish, Generation, Model, Namespace, Piece, Progress, Repair, Result, Step,
+    TokenLogprob, Usage,
 };
 
 /// Serves a queue until it is closed.
@@ -56,6 +57,7 @@ struct Branch {
     /// Tokens of the prompt.
     prompt: usize,
     text: String,
+    logprobs: Vec<TokenLogprob>,
     finish: Option<Finish>,
 }
 
@@ -146,7 +148,7 @@ impl Scheduler<'_> {
             }
         };
         let Some(context) = context else { return Err(Error::Cancelled) };
-        let branch = Branch { context, generator, prompt, text: String::new(), finish: None };
+        let branch = Branch { context, generator, prompt, text: String::new(), logprobs: Vec::new(), finish: None };
         Ok(Running {
             events: job.events.clone(),
             finally: request.finally.take(),
@@ -279,12 +281,12 @@ impl Branch {
     }
 
     fn into_choice(self) -> (Box<dyn Context>, Choice) {
-        let Self { context, generator, prompt, text, finish } = self;
+        let Self { context, generator, prompt, text, logprobs, finish } = self;
         let tokens = generator.into_tokens();
         let written = context.tokens().len().saturating_sub(prompt).min(tokens.len());
         let unwritten = tokens[written..].to_vec();
         let finish = finish.unwrap_or(Finish::Cancelled);
-        (context, Choice { text, tokens, unwritten, finish })
+        (context, Choice { text, tokens, unwritten, logprobs, finish })
     }
 }
 
@@ -320,7 +322,7 @@ impl Running {
             // Equal seeds would draw equal answers.
             sampling.seed = sampling.seed.wrapping_add(choice as u64);
             let generator = Generator::new(&self.generation, &sampling)?;
-            others.push(Branch { context, generator, prompt, text: String::new(), finish: None });
+            others.push(Branch { context, generator, prompt, text: String::new(), logprobs: Vec::new(), finish: None });
         }
         self.branches.extend(others);
         Ok(())
@@ -331,15 +333,16 @@ impl Running {
         let branch = &mut self.branches[at];
         let drawn = branch.generator.next(model.chat(), branch.context.logits(), branch.context.tokens())?;
         branch.text.push_str(&drawn.text);
+        branch.logprobs.extend(drawn.logprob.clone());
         branch.finish = drawn.finish;
         if branch.finish.is_none() && branch.context.tokens().len() >= self.limit {
             let rest = branch.generator.finish(model.chat())?;
             branch.text.push_str(&rest);
             branch.finish = Some(Finish::Length);
-            self.tell(at, drawn.text + &rest);
+            self.tell(at, drawn.text + &rest, drawn.logprob);
             return Ok(());
         }
-        self.tell(at, drawn.text);
+        self.tell(at, drawn.text, drawn.logprob);
         let branch = &mut self.branches[at];
         match (&branch.finish, drawn.token) {
             (None, Some(token)) => {
@@ -349,10 +352,10 @@ impl Running {
         }
     }
 
-    fn tell(&self, choice: usize, text: String) {
-        if !text.is_empty() {
+    fn tell(&self, choice: usize, text: String, logprob: Option<TokenLogprob>) {
+        if !text.is_empty() || logprob.is_some() {
             // Who has gone is noticed before the next step.
-            let _ = self.events.unbounded_send(Ok(Output::Delta(Delta { choice, text })));
+            let _ = self.events.unbounded_send(Ok(Output::Delta(Delta { choice, text, logprob })));
         }
     }
 

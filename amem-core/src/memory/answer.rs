@@ -12,6 +12,7 @@ use crate::{
 
 /// A question and how it is to be answered.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Ask {
     /// The question.
     pub question: String,
@@ -23,9 +24,34 @@ pub struct Ask {
     pub generation: Generation,
 }
 
+impl Ask {
+    /// A question, with 8 memories recalled at most.
+    pub fn new(question: impl Into<String>) -> Self {
+        Self { question: question.into(), k: 8, repair: None, generation: Generation::default() }
+    }
+
+    /// With so many memories at most.
+    #[must_use]
+    pub fn k(self, k: usize) -> Self {
+        Self { k, ..self }
+    }
+
+    /// With memories repaired like this.
+    #[must_use]
+    pub fn repair(self, repair: Repair) -> Self {
+        Self { repair: Some(repair), ..self }
+    }
+
+    /// Answered like this.
+    #[must_use]
+    pub fn generation(self, generation: Generation) -> Self {
+        Self { generation, ..self }
+    }
+}
+
 impl<T: Into<String>> From<T> for Ask {
     fn from(question: T) -> Self {
-        Self { question: question.into(), k: 8, repair: None, generation: Generation::default() }
+        Self::new(question)
     }
 }
 

@@ -1,9 +1,12 @@
 //! How tokens are drawn.
 
-use crate::{Error, Result};
+use std::collections::BTreeMap;
+
+use crate::{Error, Result, Token};
 
 /// How the next token is drawn. The default is greedy: always the token with the highest score.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Sampling {
     /// What scores are divided by: below 1 sharpens, above 1 flattens. 0 is greedy.
     pub temperature: f32,
@@ -13,15 +16,35 @@ pub struct Sampling {
     pub top_p: f32,
     /// Only tokens can be drawn that are at least this share as likely as the likeliest. 0 is all of them.
     pub min_p: f32,
-    /// What the scores of tokens that stand already are divided by (multiplied if negative). 1 does nothing.
+    /// What the scores of tokens that stand already, in the prompt or the answer, are divided by (multiplied if
+    /// negative). 1 does nothing.
     pub repetition_penalty: f32,
+    /// What is taken off the score of a token for each time that it was drawn in this answer, as in OpenAI's API.
+    pub frequency_penalty: f32,
+    /// What is taken off the score of a token that was drawn in this answer, however often, as in OpenAI's API.
+    pub presence_penalty: f32,
+    /// What is added to the scores of these tokens. At most 1,024 of them.
+    pub logit_bias: BTreeMap<Token, f32>,
     /// The same seed draws the same tokens from the same scores.
     pub seed: u64,
 }
 
+/// Tokens that can have a bias at most.
+const MAX_BIASES: usize = 1024;
+
 impl Default for Sampling {
     fn default() -> Self {
-        Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0, seed: 0 }
+        Self {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+            logit_bias: BTreeMap::new(),
+            seed: 0,
+        }
     }
 }
 
@@ -39,6 +62,19 @@ impl Sampling {
         demand(self.top_p > 0.0 && self.top_p <= 1.0, "top_p", self.top_p, "above 0 and at most 1")?;
         demand((0.0..=1.0).contains(&self.min_p), "min_p", self.min_p, "from 0 to 1")?;
         let penalty = self.repetition_penalty;
-        demand(finite(penalty) && penalty > 0.0, "repetition_penalty", penalty, "above 0")
+        demand(finite(penalty) && penalty > 0.0, "repetition_penalty", penalty, "above 0")?;
+        for (what, penalty) in
+            [("frequency_penalty", self.frequency_penalty), ("presence_penalty", self.presence_penalty)]
+        {
+            demand((-2.0..=2.0).contains(&penalty), what, penalty, "from -2 to 2")?;
+        }
+        if self.logit_bias.len() > MAX_BIASES {
+            let value = format!("{} tokens", self.logit_bias.len());
+            return Err(Error::BadValue { what: "logit_bias", value, expected: "for at most 1,024 tokens" });
+        }
+        let biases = self.logit_bias.values();
+        biases
+            .into_iter()
+            .try_for_each(|&bias| demand((-100.0..=100.0).contains(&bias), "logit_bias", bias, "from -100 to 100"))
     }
 }
