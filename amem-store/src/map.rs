@@ -39,6 +39,13 @@ impl Map {
         Err(io::ErrorKind::Unsupported.into())
     }
 
+    /// Has the system read a range ahead. A hint: what cannot be read ahead is read when it is needed.
+    pub(crate) fn prefetch(&self, range: &Range<usize>) {
+        if self.bytes().get(range.clone()).is_some() {
+            let _ = self.0.advise_range(memmap2::Advice::WillNeed, range.start, range.len());
+        }
+    }
+
     /// All mapped bytes.
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.0

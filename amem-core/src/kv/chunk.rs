@@ -76,6 +76,11 @@ impl LayerKv<'_> {
         self.encoding
     }
 
+    /// All of its bytes: the keys, then the values.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// Keys (before rotation), `[tokens][kv_heads][head_dim]` in the encoding.
     #[inline(always)]
     pub fn keys(&self) -> &[u8] {
@@ -233,7 +238,7 @@ impl KvChunk {
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         let mut bytes = Vec::with_capacity(self.size());
         for layer in 0..self.shape.layers {
-            bytes.extend_from_slice(&self.layer(layer)?.bytes);
+            bytes.extend_from_slice(self.layer(layer)?.bytes());
         }
         Ok(bytes)
     }

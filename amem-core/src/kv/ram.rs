@@ -1,7 +1,8 @@
 //! Chunks in this process's memory.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::ops::Bound;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{PoisonError, RwLock};
 
@@ -15,17 +16,19 @@ use crate::{ChunkId, KvChunk, KvStore, Result, StoreStats, StoredChunk};
 /// hold on to that file.
 #[derive(Default)]
 pub struct RamStore {
-    chunks: RwLock<HashMap<ChunkId, KvChunk>>,
+    chunks: RwLock<BTreeMap<ChunkId, KvChunk>>,
     hits: AtomicU64,
     misses: AtomicU64,
 }
 
 #[async_trait]
 impl KvStore for RamStore {
-    async fn get(&self, id: &ChunkId) -> Result<Option<KvChunk>> {
-        let found = self.chunks.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned();
-        let counter = if found.is_some() { &self.hits } else { &self.misses };
-        counter.fetch_add(1, Relaxed);
+    async fn get_many(&self, ids: &[ChunkId]) -> Result<Vec<Option<KvChunk>>> {
+        let chunks = self.chunks.read().unwrap_or_else(PoisonError::into_inner);
+        let found: Vec<Option<KvChunk>> = ids.iter().map(|id| chunks.get(id).cloned()).collect();
+        let hits = found.iter().flatten().count();
+        self.hits.fetch_add(hits as u64, Relaxed);
+        self.misses.fetch_add((ids.len() - hits) as u64, Relaxed);
         Ok(found)
     }
 
@@ -52,8 +55,9 @@ impl KvStore for RamStore {
         Ok(())
     }
 
-    async fn contains(&self, id: &ChunkId) -> bool {
-        self.chunks.read().unwrap_or_else(PoisonError::into_inner).contains_key(id)
+    async fn contains_many(&self, ids: &[ChunkId]) -> Vec<bool> {
+        let chunks = self.chunks.read().unwrap_or_else(PoisonError::into_inner);
+        ids.iter().map(|id| chunks.contains_key(id)).collect()
     }
 
     async fn stats(&self) -> StoreStats {
@@ -67,8 +71,10 @@ impl KvStore for RamStore {
         }
     }
 
-    async fn list(&self) -> Result<Vec<StoredChunk>> {
-        Ok(self.chunks.read().unwrap_or_else(PoisonError::into_inner).values().map(StoredChunk::of).collect())
+    async fn page(&self, after: Option<ChunkId>, limit: usize) -> Result<Vec<StoredChunk>> {
+        let chunks = self.chunks.read().unwrap_or_else(PoisonError::into_inner);
+        let behind = (after.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
+        Ok(chunks.range(behind).take(limit).map(|(_, chunk)| StoredChunk::of(chunk)).collect())
     }
 }
 

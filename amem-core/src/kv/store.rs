@@ -1,5 +1,7 @@
 //! Where KV is stored.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 
 use crate::{ChunkId, KvChunk, Result};
@@ -11,11 +13,26 @@ use crate::{ChunkId, KvChunk, Result};
 /// a wrong one. It is checked by `testing::kv_store` (feature `testing`).
 #[async_trait]
 pub trait KvStore: Send + Sync {
-    /// The chunk of this id, whole and checked, or `None`. A damaged chunk is a miss.
+    /// The chunks of these ids, each whole and checked, or `None`, in the order of the ids. A damaged chunk is a miss,
+    /// and so is one that cannot be read while others can.
     ///
     /// # Errors
-    /// When the store itself fails; a caller treats that as a miss too, and says so.
-    async fn get(&self, id: &ChunkId) -> Result<Option<KvChunk>>;
+    /// When the store itself fails, so that nothing could be read; a caller treats that as a miss too, and says so.
+    async fn get_many(&self, ids: &[ChunkId]) -> Result<Vec<Option<KvChunk>>>;
+
+    /// The chunk of this id: [`get_many`](Self::get_many) of one.
+    ///
+    /// # Errors
+    /// As [`get_many`](Self::get_many).
+    async fn get(&self, id: &ChunkId) -> Result<Option<KvChunk>> {
+        Ok(self.get_many(&[*id]).await?.pop().flatten())
+    }
+
+    /// Says that chunks will be asked for soon, so that a slow store can begin to read ahead. Returns at once; a hint
+    /// that changes no answer.
+    fn prefetch(&self, ids: &[ChunkId]) {
+        let _ = ids;
+    }
 
     /// Keeps chunks. One that is held already is left as it is, unless the new one brings a sensitivity that the held
     /// one lacks. When this returns, chunks in a store that outlives its process survive the process being killed;
@@ -42,18 +59,41 @@ pub trait KvStore: Send + Sync {
         self.delete(ids).await
     }
 
-    /// Whether a `get` would probably find the chunk. Reads no KV.
-    async fn contains(&self, id: &ChunkId) -> bool;
+    /// Whether a `get` of each would probably find its chunk, in the order of the ids. Reads no KV.
+    async fn contains_many(&self, ids: &[ChunkId]) -> Vec<bool>;
+
+    /// Whether a `get` would probably find the chunk: [`contains_many`](Self::contains_many) of one.
+    async fn contains(&self, id: &ChunkId) -> bool {
+        self.contains_many(&[*id]).await.first().is_some_and(|contained| *contained)
+    }
 
     /// What is held.
     async fn stats(&self) -> StoreStats;
 
-    /// The chunks that are held, in the order in which they came where that is known. [`Tiered`](crate::Tiered) asks
-    /// once, when it is opened, so that chunks from earlier days count against the budget. Counts as no hit.
+    /// The chunks that are held, in the order of their ids: at most `limit`, of those whose ids come after `after`. A
+    /// page with fewer is the last. Counts as no hit.
     ///
     /// # Errors
     /// What the store met.
-    async fn list(&self) -> Result<Vec<StoredChunk>>;
+    async fn page(&self, after: Option<ChunkId>, limit: usize) -> Result<Vec<StoredChunk>>;
+
+    /// All chunks that are held, in the order of their ids, page by page. What is put or deleted meanwhile may be among
+    /// them or not.
+    ///
+    /// # Errors
+    /// What the store met.
+    async fn list(&self) -> Result<Vec<StoredChunk>> {
+        const PAGE: usize = 4096;
+        let mut all: Vec<StoredChunk> = Vec::new();
+        loop {
+            let page = self.page(all.last().map(|held| held.id), PAGE).await?;
+            let last = page.len() < PAGE;
+            all.extend(page);
+            if last {
+                return Ok(all);
+            }
+        }
+    }
 
     /// Makes what was put survive a power cut. A no-op where nothing outlives the process.
     ///
@@ -61,6 +101,12 @@ pub trait KvStore: Send + Sync {
     /// What the store met.
     async fn sync(&self) -> Result<()> {
         Ok(())
+    }
+
+    /// Tells the store what it took to compute this many tokens' KV. A hint, by which a stack of stores learns whether a
+    /// slow one is worth reading.
+    fn note_prefill(&self, tokens: usize, time: Duration) {
+        let _ = (tokens, time);
     }
 
     /// Tells the store how much chunks matter, before or after they are fetched. A hint: nothing depends on it but
@@ -75,7 +121,7 @@ pub trait KvStore: Send + Sync {
 pub struct StoredChunk {
     /// Its name.
     pub id: ChunkId,
-    /// Its tokens, as near as the store can tell without reading the chunk.
+    /// Its tokens, or how many there are about, where the store cannot tell without reading the chunk.
     pub tokens: usize,
     /// Bytes that it occupies.
     pub bytes: u64,

@@ -5,8 +5,11 @@
 use std::collections::HashMap;
 
 use super::ranking::Ranking;
+use super::saved::{Saved, Saving};
 use super::{Access, ResidencyPolicy};
 use crate::ChunkId;
+
+const MARK: &[u8; 8] = b"amemgds1";
 
 /// Uses, cost and size, aged by a clock that moves when a chunk leaves.
 #[derive(Default)]
@@ -38,5 +41,27 @@ impl ResidencyPolicy for Gdsf {
         let (chunk, priority) = self.ranking.lowest()?;
         self.clock = self.clock.max(priority);
         Some(chunk)
+    }
+
+    fn save(&self) -> Vec<u8> {
+        let mut saving = Saving::new(MARK);
+        saving.float(self.clock);
+        self.ranking.save(&mut saving);
+        for chunk in self.ranking.chunks() {
+            saving.int(u64::from(self.uses.get(&chunk).copied().unwrap_or_default()));
+        }
+        saving.done()
+    }
+
+    fn restore(&mut self, saved: &[u8]) -> Vec<ChunkId> {
+        let read = || {
+            let mut saved = Saved::new(MARK, saved)?;
+            let (clock, ranking) = (saved.float()?, Ranking::restore(&mut saved)?);
+            let use_count = |chunk| Some((chunk, u32::try_from(saved.int()?).ok()?));
+            let uses = ranking.chunks().into_iter().map(use_count).collect::<Option<_>>()?;
+            Some(Self { ranking, uses, clock })
+        };
+        *self = read().unwrap_or_default();
+        self.ranking.chunks()
     }
 }

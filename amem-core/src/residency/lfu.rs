@@ -1,6 +1,7 @@
 //! Least frequently used: right when popularity never changes.
 
 use super::ranking::Ranking;
+use super::saved::{Saved, Saving};
 use super::{Access, ResidencyPolicy};
 use crate::ChunkId;
 
@@ -27,5 +28,17 @@ impl ResidencyPolicy for Lfu {
 
     fn victim(&mut self, _: f64) -> Option<ChunkId> {
         self.ranking.lowest().map(|(chunk, _)| chunk)
+    }
+
+    fn save(&self) -> Vec<u8> {
+        let mut saving = Saving::new(b"amemlfu1");
+        self.ranking.save(&mut saving);
+        saving.done()
+    }
+
+    fn restore(&mut self, saved: &[u8]) -> Vec<ChunkId> {
+        let read = || Ranking::restore(&mut Saved::new(b"amemlfu1", saved)?);
+        self.ranking = read().unwrap_or_default();
+        self.ranking.chunks()
     }
 }

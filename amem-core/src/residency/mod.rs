@@ -7,12 +7,15 @@ mod lfu;
 mod lru;
 mod ranking;
 mod s3fifo;
+mod saved;
+mod second_use;
 mod value;
 
 pub use gdsf::Gdsf;
 pub use lfu::Lfu;
 pub use lru::Lru;
 pub use s3fifo::S3Fifo;
+pub use second_use::SecondUse;
 pub use value::Value;
 
 use crate::ChunkId;
@@ -28,7 +31,7 @@ pub struct Access {
     pub bytes: u64,
     /// What a miss would cost: tokens to prefill, or their equivalent where a slower tier has a copy.
     pub cost: f32,
-    /// Seconds since the tier was opened. Never decreases.
+    /// Seconds since 1970. Never decreases while a tier is open.
     pub time: f64,
 }
 
@@ -48,6 +51,13 @@ fn within(x: f64, low: f64, high: f64) -> f64 {
 ///
 /// It is checked by `testing::residency_policy` (feature `testing`).
 pub trait ResidencyPolicy: Send {
+    /// Whether a chunk that is not in the tier is to be let in. It is asked once for each time that the chunk is offered,
+    /// and what is let in is [inserted](Self::insert) next.
+    fn admits(&mut self, access: &Access) -> bool {
+        let _ = access;
+        true
+    }
+
     /// A chunk is in the tier from now on.
     fn insert(&mut self, access: Access);
 
@@ -60,6 +70,18 @@ pub trait ResidencyPolicy: Send {
     /// The chunk that is worth least at this time (seconds, as in [`Access::time`]), still in the tier; `None` when the
     /// tier is empty. Takes O(log n).
     fn victim(&mut self, time: f64) -> Option<ChunkId>;
+
+    /// What the policy has learned, for [`restore`](Self::restore). Empty where it learns nothing.
+    fn save(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    /// Takes up, in a new policy, where an earlier one [saved](Self::save): it goes on as that one would have. Returns the
+    /// chunks that were in the tier then, as if they had been inserted. Bytes that make no sense restore nothing.
+    fn restore(&mut self, saved: &[u8]) -> Vec<ChunkId> {
+        let _ = saved;
+        Vec::new()
+    }
 }
 
 #[cfg(all(test, feature = "testing"))]
@@ -74,5 +96,6 @@ mod tests {
         residency_policy(|| Box::<Gdsf>::default());
         residency_policy(|| Box::<S3Fifo>::default());
         residency_policy(|| Box::<Value>::default());
+        residency_policy(|| Box::new(SecondUse::new(Lru::default())));
     }
 }

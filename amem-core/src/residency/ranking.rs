@@ -3,6 +3,7 @@
 use std::cmp::Ordering;
 use std::collections::{BTreeSet, HashMap};
 
+use super::saved::{Saved, Saving};
 use crate::ChunkId;
 
 /// Chunks by score, lowest first; of equal scores, the one that was set longest ago. Each call takes O(log n).
@@ -32,6 +33,25 @@ impl Ranking {
         if let Some(place) = self.places.remove(chunk) {
             self.order.remove(&(place, *chunk));
         }
+    }
+
+    pub(super) fn save(&self, saving: &mut Saving) {
+        saving.list(self.order.iter(), |saving, (place, chunk)| {
+            saving.id(chunk);
+            saving.float(place.score);
+        });
+    }
+
+    /// The ranking that was saved, the order of equals included.
+    pub(super) fn restore(saved: &mut Saved<'_>) -> Option<Self> {
+        let mut ranking = Self::default();
+        let scores = saved.list(|saved| Some((saved.id()?, saved.float()?)))?;
+        scores.into_iter().for_each(|(chunk, score)| ranking.set(chunk, score));
+        Some(ranking)
+    }
+
+    pub(super) fn chunks(&self) -> Vec<ChunkId> {
+        self.order.iter().map(|(_, chunk)| *chunk).collect()
     }
 
     /// The chunk with the lowest score, and that score.

@@ -4,6 +4,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use super::saved::{Saved, Saving};
 use super::{Access, ResidencyPolicy};
 use crate::ChunkId;
 
@@ -11,6 +12,7 @@ use crate::ChunkId;
 const SMALL: f64 = 0.1;
 /// Uses are counted up to this.
 const MOST_USES: u8 = 3;
+const MARK: &[u8; 8] = b"amems3f1";
 
 /// Three first-in, first-out queues.
 #[derive(Default)]
@@ -124,5 +126,46 @@ impl ResidencyPolicy for S3Fifo {
             self.enqueue(chunk, entry.bytes, if from_main { uses - 1 } else { 0 }, true);
         }
         None
+    }
+
+    fn save(&self) -> Vec<u8> {
+        let mut saving = Saving::new(MARK);
+        for queue in [&self.small, &self.main] {
+            let standing = |(chunk, stamp): &(ChunkId, u64)| {
+                self.held.get(chunk).filter(|entry| entry.stamp == *stamp).map(|entry| (*chunk, entry))
+            };
+            let standing: Vec<(ChunkId, &Entry)> = queue.places.iter().filter_map(standing).collect();
+            saving.list(standing.into_iter(), |saving, (chunk, entry)| {
+                saving.id(&chunk);
+                saving.int(entry.bytes);
+                saving.int(u64::from(entry.uses));
+            });
+        }
+        let is_known = |(chunk, stamp): &&(ChunkId, u64)| self.ghost_stamps.get(chunk) == Some(stamp);
+        let ghosts: Vec<ChunkId> = self.ghosts.iter().filter(is_known).map(|(chunk, _)| *chunk).collect();
+        saving.list(ghosts.iter(), |saving, chunk| saving.id(chunk));
+        saving.done()
+    }
+
+    fn restore(&mut self, saved: &[u8]) -> Vec<ChunkId> {
+        let read = || {
+            let mut saved = Saved::new(MARK, saved)?;
+            let mut queue = || saved.list(|saved| Some((saved.id()?, saved.int()?, saved.int()?)));
+            let queues = [queue()?, queue()?];
+            let ghosts = saved.list(Saved::id)?;
+            saved.is_done()?;
+            Some((queues, ghosts))
+        };
+        *self = Self::default();
+        let Some((queues, ghosts)) = read() else { return Vec::new() };
+        for (queue, in_main) in queues.into_iter().zip([false, true]) {
+            for (chunk, bytes, uses) in queue {
+                self.take(&chunk);
+                // Bytes are added up: no sum of such numbers overflows.
+                self.enqueue(chunk, bytes.min(1 << 40), uses.min(u64::from(MOST_USES)) as u8, in_main);
+            }
+        }
+        ghosts.into_iter().for_each(|chunk| self.remember(chunk));
+        self.held.keys().copied().collect()
     }
 }

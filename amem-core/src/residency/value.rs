@@ -22,6 +22,7 @@
 use std::collections::{HashMap, VecDeque};
 
 use super::ranking::Ranking;
+use super::saved::{Saved, Saving};
 use super::{Access, ResidencyPolicy, within};
 use crate::ChunkId;
 
@@ -35,6 +36,7 @@ const LEARNING: f64 = 1e-3;
 const REMEMBERED: usize = 1 << 15;
 /// Least relevance that a use counts for. It was a use, after all.
 const LEAST_RELEVANCE: f64 = 0.01;
+const MARK: &[u8; 8] = b"amemval1";
 
 /// The default: relevance, recency and reuse against size.
 ///
@@ -59,6 +61,18 @@ struct History {
     weight: f64,
     /// Number of its last use, counted over all chunks.
     last_use: u64,
+}
+
+impl History {
+    fn save(saving: &mut Saving, (chunk, history): (&ChunkId, &Self)) {
+        saving.id(chunk);
+        saving.float(history.weight);
+        saving.int(history.last_use);
+    }
+
+    fn restore(saved: &mut Saved<'_>) -> Option<(ChunkId, Self)> {
+        Some((saved.id()?, Self { weight: saved.float()?, last_use: saved.int()? }))
+    }
 }
 
 impl Default for Value {
@@ -124,6 +138,46 @@ impl ResidencyPolicy for Value {
 
     fn victim(&mut self, _: f64) -> Option<ChunkId> {
         self.ranking.lowest().map(|(chunk, _)| chunk)
+    }
+
+    fn save(&self) -> Vec<u8> {
+        let mut saving = Saving::new(MARK);
+        saving.int(self.uses);
+        saving.float(self.mean_gap);
+        saving.float(self.clock);
+        self.ranking.save(&mut saving);
+        let held = self.ranking.chunks();
+        let histories = held.iter().filter_map(|chunk| Some((chunk, self.held.get(chunk)?)));
+        saving.list(histories.collect::<Vec<_>>().into_iter(), History::save);
+        // In the order in which they left, so that they are forgotten in that order.
+        let left = self.leaving.iter().filter_map(|(chunk, last_use)| {
+            let history = self.left.get(chunk).filter(|history| history.last_use == *last_use)?;
+            Some((chunk, history))
+        });
+        saving.list(left.collect::<Vec<_>>().into_iter(), History::save);
+        saving.done()
+    }
+
+    fn restore(&mut self, saved: &[u8]) -> Vec<ChunkId> {
+        let read = || {
+            let mut saved = Saved::new(MARK, saved)?;
+            let (uses, mean_gap, clock) = (saved.int()?, saved.float()?, saved.float()?);
+            let ranking = Ranking::restore(&mut saved)?;
+            let held: HashMap<_, _> = saved.list(History::restore)?.into_iter().collect();
+            let left = saved.list(History::restore)?;
+            saved.is_done()?;
+            let histories = held.values().chain(left.iter().map(|(_, history)| history));
+            let sound = histories.into_iter().all(|history| history.last_use <= uses)
+                && uses < 1 << 62
+                && mean_gap > 0.0
+                && ranking.chunks().iter().all(|chunk| held.contains_key(chunk))
+                && left.len() <= REMEMBERED;
+            let leaving = left.iter().map(|(chunk, history)| (*chunk, history.last_use)).collect();
+            let left = left.into_iter().collect();
+            sound.then_some(Self { ranking, held, left, leaving, uses, mean_gap, clock })
+        };
+        *self = read().unwrap_or_default();
+        self.ranking.chunks()
     }
 }
 

@@ -18,6 +18,8 @@ pub fn kv_store<S: KvStore>(make: impl Fn() -> S) {
         a_held_chunk_is_left_as_it_is(&make()).await;
         a_sensitivity_is_taken_in_and_kept(&make()).await;
         what_was_deleted_is_gone_and_can_be_put_again(&make()).await;
+        many_are_asked_for_at_once_in_their_order(&make()).await;
+        it_lists_what_it_holds_in_pages(&make()).await;
         it_lists_what_it_holds_and_lets_go_of_what_is_evicted(&make()).await;
         chunks_that_were_handed_out_stay_readable(&make()).await;
         it_counts_what_it_holds_and_sees(&make()).await;
@@ -80,6 +82,50 @@ async fn what_was_deleted_is_gone_and_can_be_put_again(store: &impl KvStore) {
     store.delete(&[a.id()]).await.expect("deleting again is no error");
     store.put(std::slice::from_ref(&a)).await.expect("a deleted chunk can be put again");
     assert_same(&found(store, &a).await, &a);
+}
+
+async fn many_are_asked_for_at_once_in_their_order(store: &impl KvStore) {
+    let chunks: Vec<KvChunk> = (0..5).map(|seed| chunk(seed, 4 + seed as usize, Dtype::F16)).collect();
+    store.put(&[chunks[3].clone(), chunks[0].clone(), chunks[4].clone()]).await.expect("put works");
+    let asked: Vec<ChunkId> = [4, 1, 0, 2, 0, 3].map(|at: usize| chunks[at].id()).to_vec();
+    store.prefetch(&asked);
+    let found = store.get_many(&asked).await.expect("get_many works");
+    let ids: Vec<Option<ChunkId>> = found.iter().map(|found| found.as_ref().map(KvChunk::id)).collect();
+    let expected = [Some(asked[0]), None, Some(asked[2]), None, Some(asked[4]), Some(asked[5])];
+    assert_eq!(ids, expected, "get_many answers in the order of the ids, a miss for each that is not there");
+    for found in found.into_iter().flatten() {
+        let put = chunks.iter().find(|chunk| chunk.id() == found.id()).expect("it was put");
+        assert_same(&found, put);
+    }
+    let contained = store.contains_many(&asked).await;
+    assert_eq!(contained, [true, false, true, false, true, true], "contains_many answers in the order of the ids");
+    assert!(store.get_many(&[]).await.expect("asking for nothing is no error").is_empty());
+    assert!(store.contains_many(&[]).await.is_empty());
+}
+
+async fn it_lists_what_it_holds_in_pages(store: &impl KvStore) {
+    let chunks: Vec<KvChunk> = (800..807).map(|seed| chunk(seed, 4, Dtype::F16)).collect();
+    store.put(&chunks).await.expect("put works");
+    let mut expected: Vec<ChunkId> = chunks.iter().map(KvChunk::id).collect();
+    expected.sort_unstable();
+    let listed: Vec<ChunkId> = store.list().await.expect("list works").iter().map(|held| held.id).collect();
+    assert_eq!(listed, expected, "list names every chunk once, in the order of their ids");
+    let (mut paged, mut after) = (Vec::new(), None);
+    loop {
+        let page = store.page(after, 3).await.expect("page works");
+        paged.extend(page.iter().map(|held| held.id));
+        after = paged.last().copied();
+        if page.len() < 3 {
+            break;
+        }
+    }
+    assert_eq!(paged, expected, "pages follow one another without gaps or repeats");
+    let tokens = store.page(None, 1).await.expect("page works")[0].tokens;
+    assert!(tokens > 0, "a chunk has tokens");
+    // Where a page begins need not be held any more.
+    store.delete(&[expected[2]]).await.expect("delete works");
+    let page = store.page(Some(expected[2]), 2).await.expect("page works");
+    assert_eq!(page.iter().map(|held| held.id).collect::<Vec<_>>(), expected[3..5], "a page begins behind its id");
 }
 
 async fn it_lists_what_it_holds_and_lets_go_of_what_is_evicted(store: &impl KvStore) {

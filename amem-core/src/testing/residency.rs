@@ -24,6 +24,8 @@ pub fn residency_policy(make: impl Fn() -> Box<dyn ResidencyPolicy>) {
         victims_are_always_in_the_tier(make().as_mut(), seed);
     }
     equal_histories_have_equal_victims(&make);
+    what_is_restored_goes_on_as_what_was_saved(&make);
+    saved_bytes_that_make_no_sense_do_no_harm(&make);
 }
 
 fn access(chunk: u16, time: f64) -> Access {
@@ -118,4 +120,60 @@ fn equal_histories_have_equal_victims(make: &impl Fn() -> Box<dyn ResidencyPolic
         victims
     };
     assert_eq!(victims(), victims(), "two policies with the same history name different victims");
+}
+
+/// A policy that saves nothing restores nothing; one that does takes up where it was.
+fn what_is_restored_goes_on_as_what_was_saved(make: &impl Fn() -> Box<dyn ResidencyPolicy>) {
+    let mut policy = make();
+    for step in 0..400 {
+        let access = access(step * 7 % 150, f64::from(step));
+        if step >= 150 {
+            policy.touch(access)
+        } else {
+            policy.insert(access)
+        }
+        if step % 5 == 4
+            && let Some(victim) = policy.victim(access.time)
+        {
+            policy.remove(&victim);
+        }
+    }
+    let (saved, mut restored) = (policy.save(), make());
+    let held = restored.restore(&saved);
+    if saved.is_empty() {
+        assert!(held.is_empty(), "chunks are restored from nothing");
+        return;
+    }
+    let mut left = Vec::new();
+    while let Some(victim) = policy.victim(1000.0) {
+        assert_eq!(restored.victim(1000.0), Some(victim), "a restored policy names another victim");
+        policy.remove(&victim);
+        restored.remove(&victim);
+        left.push(victim);
+    }
+    assert_eq!(restored.victim(1000.0), None, "a restored policy holds chunks that the saved one did not");
+    left.sort_unstable();
+    let mut held = held;
+    held.sort_unstable();
+    assert_eq!(held, left, "restore names the chunks that were in the tier");
+}
+
+fn saved_bytes_that_make_no_sense_do_no_harm(make: &impl Fn() -> Box<dyn ResidencyPolicy>) {
+    let mut policy = make();
+    (0..20).for_each(|chunk| policy.insert(access(chunk, f64::from(chunk))));
+    let saved = policy.save();
+    for len in 0..saved.len() {
+        let mut restored = make();
+        let held = restored.restore(&saved[..len]);
+        leave_one_by_one(restored.as_mut(), held.len());
+    }
+    for at in 0..saved.len() {
+        let mut bytes = saved.clone();
+        bytes[at] ^= 0xff;
+        let mut restored = make();
+        let held: std::collections::HashSet<ChunkId> = restored.restore(&bytes).into_iter().collect();
+        restored.insert(access(100, 2000.0));
+        restored.touch(access(100, 2001.0));
+        leave_one_by_one(restored.as_mut(), held.len() + 1);
+    }
 }

@@ -5,24 +5,29 @@
 
 use std::sync::Arc;
 
-use amem_core::{ChunkId, Encoding, KvChunk, KvShape, PrefixId, Token};
+use amem_core::{ChunkId, Encoding, Fingerprint, KvChunk, KvShape, PrefixId, Token};
 
 /// Segments and records start at multiples of this.
 pub(crate) const PAGE: u64 = 4096;
 /// The version of the format that is written, and the last that is read.
-pub(crate) const VERSION: u32 = 1;
-/// Each run of this many payload bytes has a checksum of its own.
-pub(crate) const BLOCK: usize = 1 << 20;
+pub(crate) const VERSION: u32 = 2;
+/// In version 1, each run of this many payload bytes had a checksum of its own.
+const BLOCK: usize = 1 << 20;
 
 const SEGMENT_MAGIC: &[u8; 8] = b"amem-kv\n";
-const RECORD_MAGIC: &[u8; 8] = b"amemchnk";
+const RECORD_MAGIC_1: &[u8; 8] = b"amemchnk";
+const RECORD_MAGIC: &[u8; 8] = b"amemchk2";
 const SEAL_MAGIC: &[u8; 8] = b"amemseal";
 /// Bytes of a record's header before its tokens.
-pub(crate) const FIXED: usize = 128;
+pub(crate) const FIXED: usize = 160;
+const FIXED_1: usize = 128;
 /// Bytes of a seal's table per record.
 const SEAL_ENTRY: usize = 56;
 const SEAL_FIXED: usize = 56;
+/// Flag: there is a sensitivity.
 const MEASURED: u8 = 1;
+/// Flag: the model is known.
+const MODEL: u8 = 2;
 
 /// The name of a segment: when it was begun among the store's segments, and a random number that no earlier segment
 /// had, so that stale bytes of a deleted file never pass for records of this one.
@@ -55,6 +60,8 @@ pub(crate) struct Entry {
     pub(crate) offset: u64,
     /// Of header and payload, both padded to whole pages.
     pub(crate) bytes: u64,
+    /// The chunk's tokens; 0 where a table of version 1 does not say.
+    pub(crate) tokens: u32,
     /// Whether the record holds a sensitivity.
     pub(crate) measured: bool,
 }
@@ -68,7 +75,7 @@ impl Entry {
 /// What a file's first page says about it.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum FirstPage {
-    /// A segment of this version.
+    /// A segment that was begun by this version.
     Version(u32),
     /// Nothing that can be trusted.
     Damaged,
@@ -103,10 +110,13 @@ pub(crate) fn parse_first_page(page: &[u8]) -> FirstPage {
 pub(crate) struct Header {
     id: ChunkId,
     prefix: PrefixId,
+    model: Option<Fingerprint>,
     shape: KvShape,
     encoding: Encoding,
     tokens: Arc<[Token]>,
     sensitivity: Option<Arc<[f32]>>,
+    /// Bytes of the payload that each checksum is of; the last may be of fewer.
+    part: usize,
     checksums: Vec<u32>,
 }
 
@@ -126,6 +136,11 @@ impl Header {
         self.shape.layers
     }
 
+    /// The chunk's tokens.
+    pub(crate) fn tokens(&self) -> u32 {
+        self.tokens.len() as u32
+    }
+
     /// Whether there is a sensitivity.
     pub(crate) fn is_measured(&self) -> bool {
         self.sensitivity.is_some()
@@ -133,17 +148,35 @@ impl Header {
 
     /// Whether `payload` is what was written.
     pub(crate) fn fits(&self, payload: &[u8]) -> bool {
-        payload.len().div_ceil(BLOCK) == self.checksums.len()
-            && payload.chunks(BLOCK).map(crc32c::crc32c).eq(self.checksums.iter().copied())
+        payload.chunks(self.part.max(1)).map(crc32c::crc32c).eq(self.checksums.iter().copied())
     }
 
     /// The chunk with `data` as its KV.
     pub(crate) fn into_chunk(self, data: Arc<dyn amem_core::KvData>) -> amem_core::Result<KvChunk> {
         let chunk = KvChunk::new(self.id, self.prefix, self.shape, self.tokens, data)?;
+        let chunk = self.model.into_iter().fold(chunk, KvChunk::with_model);
         match self.sensitivity {
             Some(sensitivity) => chunk.with_sensitivity(sensitivity),
             None => Ok(chunk),
         }
+    }
+}
+
+/// Which version's rules a record follows. A segment begun by one version holds no records of another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rules {
+    V1,
+    V2,
+}
+
+impl Rules {
+    fn fixed(self) -> usize {
+        if self == Rules::V1 { FIXED_1 } else { FIXED }
+    }
+
+    /// Bytes of the payload that each checksum is of.
+    fn part(self, layer: usize) -> usize {
+        if self == Rules::V1 { BLOCK } else { layer }
     }
 }
 
@@ -156,34 +189,38 @@ pub(crate) struct Lengths {
     pub(crate) payload_start: usize,
     /// Of the payload without its padding.
     pub(crate) payload: usize,
+    /// Of one layer of it.
+    pub(crate) layer: usize,
     /// Of the whole record, padded.
     pub(crate) record: u64,
 }
 
 impl Lengths {
-    fn of(shape: &KvShape, encoding: Encoding, tokens: usize, measured: bool) -> Option<Self> {
-        let payload = encoding.checked_layer_bytes(shape, tokens)?.checked_mul(shape.layers)?;
+    fn of(rules: Rules, shape: &KvShape, encoding: Encoding, tokens: usize, measured: bool) -> Option<Self> {
+        let layer = encoding.checked_layer_bytes(shape, tokens)?;
+        let payload = layer.checked_mul(shape.layers)?;
         let per_token = if measured { 8 } else { 4 };
-        let header =
-            tokens.checked_mul(per_token)?.checked_add(FIXED)?.checked_add(payload.div_ceil(BLOCK).checked_mul(4)?)?;
+        let checksums = payload.div_ceil(rules.part(layer).max(1)).checked_mul(4)?;
+        let header = tokens.checked_mul(per_token)?.checked_add(rules.fixed())?.checked_add(checksums)?;
         let payload_start = header.checked_next_multiple_of(PAGE as usize)?;
         let record = payload_start.checked_add(payload.checked_next_multiple_of(PAGE as usize)?)?;
-        Some(Self { header, payload_start, payload, record: record as u64 })
+        Some(Self { header, payload_start, payload, layer, record: record as u64 })
     }
 
     /// The lengths of a record of `chunk`; `None` for one that no file could hold.
     pub(crate) fn of_chunk(chunk: &KvChunk) -> Option<Self> {
         let (shape, tokens) = (chunk.shape(), chunk.tokens().len());
         let fits = [shape.layers, shape.kv_heads, shape.head_dim, tokens].iter().all(|n| u32::try_from(*n).is_ok());
-        fits.then(|| Self::of(shape, chunk.encoding(), tokens, chunk.sensitivity().is_some()))?
+        fits.then(|| Self::of(Rules::V2, shape, chunk.encoding(), tokens, chunk.sensitivity().is_some()))?
             .filter(|l| u32::try_from(l.header).is_ok())
     }
 }
 
-/// The header of a record that holds `chunk`, at `offset` of the segment `name`, padded to whole pages.
+/// The header of a record that holds `chunk`, whose layers have these checksums, at `offset` of the segment `name`, padded
+/// to whole pages.
 pub(crate) fn encode_header(
     chunk: &KvChunk,
-    payload: &[u8],
+    checksums: &[u32],
     lengths: &Lengths,
     name: SegmentName,
     offset: u64,
@@ -198,12 +235,15 @@ pub(crate) fn encode_header(
     for n in [shape.layers, shape.kv_heads, shape.head_dim, chunk.tokens().len()] {
         bytes.extend((n as u32).to_le_bytes());
     }
-    bytes.extend([chunk.encoding().code(), if chunk.sensitivity().is_some() { MEASURED } else { 0 }, 0, 0, 0, 0, 0, 0]);
+    let measured = if chunk.sensitivity().is_some() { MEASURED } else { 0 };
+    let known = if chunk.model().is_some() { MODEL } else { 0 };
+    bytes.extend([chunk.encoding().code(), measured | known, 0, 0, 0, 0, 0, 0]);
     bytes.extend(chunk.id().0);
     bytes.extend(chunk.prefix().0);
+    bytes.extend(chunk.model().map_or([0; 32], |model| model.0));
     chunk.tokens().iter().for_each(|token| bytes.extend(token.to_le_bytes()));
     chunk.sensitivity().into_iter().flat_map(|s| s.iter()).for_each(|s| bytes.extend(s.to_le_bytes()));
-    payload.chunks(BLOCK).for_each(|block| bytes.extend(crc32c::crc32c(block).to_le_bytes()));
+    checksums.iter().for_each(|checksum| bytes.extend(checksum.to_le_bytes()));
     bytes[12..16].copy_from_slice(&(lengths.header as u32).to_le_bytes());
     let checksum = crc32c::crc32c(&bytes[12..]);
     bytes[8..12].copy_from_slice(&checksum.to_le_bytes());
@@ -216,7 +256,13 @@ pub(crate) fn parse_lengths(fixed: &[u8], name: SegmentName, offset: u64) -> Opt
     parse_fixed(fixed, name, offset).map(|fixed| fixed.lengths)
 }
 
+/// The tokens of the record whose first [`FIXED`] bytes these are, if they can be those of one at `offset` of `name`.
+pub(crate) fn parse_tokens(fixed: &[u8], name: SegmentName, offset: u64) -> Option<u32> {
+    parse_fixed(fixed, name, offset).and_then(|fixed| u32::try_from(fixed.tokens).ok())
+}
+
 struct FixedPart {
+    rules: Rules,
     checksum: u32,
     lengths: Lengths,
     shape: KvShape,
@@ -225,11 +271,16 @@ struct FixedPart {
     measured: bool,
     id: ChunkId,
     prefix: PrefixId,
+    model: Option<Fingerprint>,
 }
 
 fn parse_fixed(bytes: &[u8], name: SegmentName, offset: u64) -> Option<FixedPart> {
     let mut fields = Fields(bytes);
-    fields.expect(RECORD_MAGIC)?;
+    let rules = match &fields.array::<8>()? {
+        RECORD_MAGIC_1 => Rules::V1,
+        RECORD_MAGIC => Rules::V2,
+        _ => return None,
+    };
     let checksum = fields.u32()?;
     let header = fields.u32()?;
     if (fields.u64()?, fields.u64()?, fields.u64()?) != (name.generation, name.salt, offset) {
@@ -239,34 +290,38 @@ fn parse_fixed(bytes: &[u8], name: SegmentName, offset: u64) -> Option<FixedPart
     let (encoding, flags) = (Encoding::from_code(fields.u8()?)?, fields.u8()?);
     fields.expect(&[0; 6])?;
     let (id, prefix) = (ChunkId(fields.array()?), PrefixId(fields.array()?));
-    let measured = match flags {
-        0 => false,
-        MEASURED => true,
-        _ => return None,
+    let known_flags = if rules == Rules::V1 { MEASURED } else { MEASURED | MODEL };
+    if flags & !known_flags != 0 {
+        return None;
+    }
+    let measured = flags & MEASURED != 0;
+    let model = match rules {
+        Rules::V1 => None,
+        Rules::V2 => Some(Fingerprint(fields.array()?)).filter(|_| flags & MODEL != 0),
     };
     let shape = KvShape { layers, kv_heads, head_dim };
-    let lengths = Lengths::of(&shape, encoding, tokens, measured)?;
+    let lengths = Lengths::of(rules, &shape, encoding, tokens, measured)?;
     let sound = lengths.header as u64 == u64::from(header) && tokens > 0;
-    sound.then_some(FixedPart { checksum, lengths, shape, encoding, tokens, measured, id, prefix })
+    sound.then_some(FixedPart { rules, checksum, lengths, shape, encoding, tokens, measured, id, prefix, model })
 }
 
 /// The header at the start of `bytes`, if it stands there whole and unharmed.
 pub(crate) fn parse_header(bytes: &[u8], name: SegmentName, offset: u64) -> Option<(Header, Lengths)> {
-    let fixed = parse_fixed(bytes.get(..FIXED)?, name, offset)?;
+    let fixed = parse_fixed(bytes.get(..bytes.len().min(FIXED))?, name, offset)?;
     let bytes = bytes.get(..fixed.lengths.header)?;
     if crc32c::crc32c(bytes.get(12..)?) != fixed.checksum {
         return None;
     }
-    let mut fields = Fields(bytes.get(FIXED..)?);
+    let FixedPart { rules, id, prefix, model, shape, encoding, lengths, .. } = fixed;
+    let mut fields = Fields(bytes.get(rules.fixed()..)?);
     let tokens = fields.words(fixed.tokens)?.map(Token::from_le_bytes).collect();
     let sensitivity = match fixed.measured {
         true => Some(fields.words(fixed.tokens)?.map(f32::from_le_bytes).collect()),
         false => None,
     };
-    let blocks = fixed.lengths.payload.div_ceil(BLOCK);
-    let checksums = fields.words(blocks)?.map(u32::from_le_bytes).collect();
-    let FixedPart { id, prefix, shape, encoding, lengths, .. } = fixed;
-    Some((Header { id, prefix, shape, encoding, tokens, sensitivity, checksums }, lengths))
+    let part = rules.part(lengths.layer);
+    let checksums = fields.words(lengths.payload.div_ceil(part.max(1)))?.map(u32::from_le_bytes).collect();
+    Some((Header { id, prefix, model, shape, encoding, tokens, sensitivity, part, checksums }, lengths))
 }
 
 /// What is appended to a segment when it is complete: a table of its records, then a page that vouches for it.
@@ -276,7 +331,8 @@ pub(crate) fn encode_seal(name: SegmentName, start: u64, entries: &[Entry]) -> V
         bytes.extend(entry.id.0);
         bytes.extend(entry.offset.to_le_bytes());
         bytes.extend(entry.bytes.to_le_bytes());
-        bytes.extend(u64::from(entry.measured).to_le_bytes());
+        bytes.extend(u32::from(entry.measured).to_le_bytes());
+        bytes.extend(entry.tokens.to_le_bytes());
     }
     bytes.resize(bytes.len().next_multiple_of(PAGE as usize), 0);
     let table_checksum = crc32c::crc32c(&bytes);
@@ -338,9 +394,9 @@ impl Seal {
         let mut fields = Fields(table);
         let mut entry = || {
             let id = ChunkId(fields.array()?);
-            let (offset, bytes, measured) = (fields.u64()?, fields.u64()?, fields.u64()? != 0);
+            let (offset, bytes, measured, tokens) = (fields.u64()?, fields.u64()?, fields.u32()? != 0, fields.u32()?);
             let fits = offset >= PAGE && offset % PAGE == 0 && offset.checked_add(bytes)? <= self.start;
-            fits.then_some(Entry { id, offset, bytes, measured })
+            fits.then_some(Entry { id, offset, bytes, tokens, measured })
         };
         (0..self.entries).map(|_| entry()).collect()
     }

@@ -1,6 +1,6 @@
 //! Where every chunk lies: what a store knows in memory, and can always learn again from its segments.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::path::Path;
@@ -13,9 +13,9 @@ use super::scan::{self, Scan};
 use crate::map::Map;
 use crate::{Error, Result};
 
-/// The place of a chunk's newest record.
+/// The location of a chunk's newest record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Place {
+pub(crate) struct Location {
     pub(crate) segment: SegmentName,
     pub(crate) entry: Entry,
 }
@@ -23,11 +23,11 @@ pub(crate) struct Place {
 /// One segment file.
 #[derive(Default)]
 pub(crate) struct Segment {
-    /// All its records, those included that no chunk's place points to any more: their bytes are still in the file.
+    /// All its records, those included that no chunk's location points to any more: their bytes are still in the file.
     pub(crate) entries: Vec<Entry>,
     /// Where the last of them ends.
     pub(crate) end: u64,
-    /// Bytes of the records that chunks' places point to.
+    /// Bytes of the records that chunks' locations point to.
     pub(crate) live: u64,
     /// See [`Scan::strays`].
     pub(crate) strays: bool,
@@ -50,7 +50,7 @@ impl Segment {
 /// All chunks and segments of a store.
 #[derive(Default)]
 pub(crate) struct Index {
-    pub(crate) chunks: HashMap<ChunkId, Place>,
+    pub(crate) chunks: BTreeMap<ChunkId, Location>,
     pub(crate) segments: BTreeMap<SegmentName, Segment>,
 }
 
@@ -101,16 +101,16 @@ impl Index {
         segment.entries.push(entry);
         segment.live += entry.bytes;
         segment.end = segment.end.max(entry.end());
-        let older = self.chunks.insert(entry.id, Place { segment: name, entry });
+        let older = self.chunks.insert(entry.id, Location { segment: name, entry });
         if let Some(older) = &older {
             self.discount(older);
         }
         older.is_some()
     }
 
-    /// Forgets a chunk, unless its place is by now another than the one given.
-    pub(crate) fn remove_at(&mut self, id: &ChunkId, place: &Place) -> bool {
-        let found = self.chunks.get(id) == Some(place);
+    /// Forgets a chunk, unless its location is by now another than the one given.
+    pub(crate) fn remove_at(&mut self, id: &ChunkId, location: &Location) -> bool {
+        let found = self.chunks.get(id) == Some(location);
         if found {
             self.remove(id);
         }
@@ -119,23 +119,23 @@ impl Index {
 
     /// Forgets a chunk. Its records stay in the files, and in [`Segment::entries`].
     pub(crate) fn remove(&mut self, id: &ChunkId) {
-        if let Some(place) = self.chunks.remove(id) {
-            self.discount(&place);
+        if let Some(location) = self.chunks.remove(id) {
+            self.discount(&location);
         }
     }
 
     /// Forgets a segment and the chunks in it.
     pub(crate) fn remove_segment(&mut self, name: SegmentName) {
         for entry in self.segments.remove(&name).into_iter().flat_map(|segment| segment.entries) {
-            self.remove_at(&entry.id, &Place { segment: name, entry });
+            self.remove_at(&entry.id, &Location { segment: name, entry });
         }
     }
 
-    /// The places in a segment that chunks point to.
-    pub(crate) fn live_in(&self, name: SegmentName) -> Vec<Place> {
+    /// The locations in a segment that chunks point to.
+    pub(crate) fn live_in(&self, name: SegmentName) -> Vec<Location> {
         let entries = self.segments.get(&name).into_iter().flat_map(|segment| &segment.entries);
-        let places = entries.map(|entry| Place { segment: name, entry: *entry });
-        places.filter(|place| self.chunks.get(&place.entry.id) == Some(place)).collect()
+        let locations = entries.map(|entry| Location { segment: name, entry: *entry });
+        locations.filter(|location| self.chunks.get(&location.entry.id) == Some(location)).collect()
     }
 
     /// Bytes of all segments up to their last records.
@@ -143,9 +143,9 @@ impl Index {
         self.segments.values().map(|segment| segment.end).sum()
     }
 
-    fn discount(&mut self, place: &Place) {
-        if let Some(segment) = self.segments.get_mut(&place.segment) {
-            segment.live -= place.entry.bytes;
+    fn discount(&mut self, location: &Location) {
+        if let Some(segment) = self.segments.get_mut(&location.segment) {
+            segment.live -= location.entry.bytes;
         }
     }
 }

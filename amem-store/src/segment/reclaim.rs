@@ -86,9 +86,9 @@ impl Inner {
             writer.retire();
         }
         let live = self.index().live_in(name);
-        for place in &live {
+        for location in &live {
             // Damaged or gone: a cache may lose it.
-            let Some(chunk) = self.read(place)? else { continue };
+            let Some(chunk) = self.read(location)? else { continue };
             match writer.append(&chunk) {
                 Ok((segment, entry)) => _ = self.index().insert(segment, entry),
                 Err(Error::Full { .. }) if when_full == WhenFull::Drop => break,

@@ -89,7 +89,13 @@ fn sealed(source: &(impl ReadAt + ?Sized), name: SegmentName) -> io::Result<Opti
     let Some(seal) = format::parse_seal(&page[..filled], name, len) else { return Ok(None) };
     let mut table = vec![0; seal.table];
     let filled = source.read_at(&mut table, seal.start)?;
-    let entries = seal.parse_table(&table[..filled]);
+    let mut entries = seal.parse_table(&table[..filled]);
+    // Tables of version 1 know no tokens.
+    for entry in entries.iter_mut().flatten().filter(|entry| entry.tokens == 0) {
+        let mut fixed = [0; FIXED];
+        let filled = source.read_at(&mut fixed, entry.offset)?;
+        entry.tokens = format::parse_tokens(&fixed[..filled], name, entry.offset).unwrap_or_default();
+    }
     Ok(entries.map(|entries| Scan { entries, end: seal.start, ..Scan::default() }))
 }
 
@@ -132,6 +138,7 @@ fn record(
         id: header.id(),
         offset,
         bytes: lengths.record,
+        tokens: header.tokens(),
         measured: header.is_measured(),
     }))
 }

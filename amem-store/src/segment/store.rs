@@ -3,6 +3,7 @@
 use std::fmt;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::ErrorKind;
+use std::ops::Bound;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -12,7 +13,7 @@ use amem_core::{ChunkId, KvChunk, KvStore, StoreStats, StoredChunk};
 use async_trait::async_trait;
 use blocking::unblock;
 
-use super::index::{Index, Place};
+use super::index::{Index, Location};
 use super::read;
 use super::writer::Writer;
 use crate::{Error, Result};
@@ -161,49 +162,74 @@ impl Inner {
         Error::ReadOnly { path: self.dir.clone(), reason: reason.to_owned() }
     }
 
-    fn get(&self, id: &ChunkId) -> Result<Option<KvChunk>> {
-        let mut found = self.look_up(id)?;
-        if found.is_none() && !self.writes.load(Relaxed) {
-            // The writer may have put it, or moved it, since this reader last looked.
+    fn get_many(&self, ids: &[ChunkId]) -> Result<Vec<Option<KvChunk>>> {
+        let mut failure = None;
+        let mut look_up = |id: &ChunkId| {
+            self.look_up(id).unwrap_or_else(|error| {
+                failure = Some(error);
+                None
+            })
+        };
+        let mut found: Vec<Option<KvChunk>> = ids.iter().map(&mut look_up).collect();
+        if found.iter().any(Option::is_none) && !self.writes.load(Relaxed) {
+            // The writer may have put them, or moved them, since this reader last looked.
             self.index().refresh(&self.dir)?;
-            found = self.look_up(id)?;
+            for (id, found) in ids.iter().zip(&mut found).filter(|(_, found)| found.is_none()) {
+                *found = look_up(id);
+            }
         }
-        let seen = if found.is_some() { &self.hits } else { &self.misses };
-        seen.fetch_add(1, Relaxed);
-        Ok(found)
+        let hits = found.iter().flatten().count();
+        self.hits.fetch_add(hits as u64, Relaxed);
+        self.misses.fetch_add((ids.len() - hits) as u64, Relaxed);
+        match failure {
+            Some(error) if hits == 0 => Err(error),
+            _ => Ok(found),
+        }
+    }
+
+    /// Has the system read ahead what these chunks occupy. Whatever fails here is told by who reads them.
+    fn prefetch(&self, ids: &[ChunkId]) {
+        for id in ids {
+            let Some(location) = self.index().chunks.get(id).copied() else { continue };
+            let path = self.dir.join(location.segment.file_name());
+            let map = self.index().segments.get_mut(&location.segment).map(|segment| segment.map(&path));
+            if let Some(Ok(map)) = map {
+                read::prefetch(&location, &map);
+            }
+        }
     }
 
     fn look_up(&self, id: &ChunkId) -> Result<Option<KvChunk>> {
-        // More than once only if a deletion of its neighbours moved the chunk meanwhile: a place that was read in vain
+        // More than once only if a deletion of its neighbours moved the chunk meanwhile: a location that was read in vain
         // is in the index no more.
         loop {
-            let place = self.index().chunks.get(id).copied();
-            let Some(place) = place else { return Ok(None) };
-            if let Some(chunk) = self.read(&place)? {
+            let location = self.index().chunks.get(id).copied();
+            let Some(location) = location else { return Ok(None) };
+            if let Some(chunk) = self.read(&location)? {
                 return Ok(Some(chunk));
             }
         }
     }
 
-    /// The chunk at a place. One that is not there as it should be is forgotten, so that it can be put again.
-    pub(crate) fn read(&self, place: &Place) -> Result<Option<KvChunk>> {
-        let path = self.dir.join(place.segment.file_name());
+    /// The chunk at a location. One that is not there as it should be is forgotten, so that it can be put again.
+    pub(crate) fn read(&self, location: &Location) -> Result<Option<KvChunk>> {
+        let path = self.dir.join(location.segment.file_name());
         // A mapping outlives its file, but what the writer deleted is not to be found here either.
         let gone = !self.writes.load(Relaxed) && matches!(path.try_exists(), Ok(false));
-        let map = match self.index().segments.get_mut(&place.segment) {
+        let map = match self.index().segments.get_mut(&location.segment) {
             Some(segment) if !gone => segment.map(&path),
             _ => Err(ErrorKind::NotFound.into()),
         };
         match map {
             Ok(map) => {
-                let chunk = read::chunk(place, &map, &path);
-                if chunk.is_none() && self.index().remove_at(&place.entry.id, place) {
+                let chunk = read::chunk(location, &map, &path);
+                if chunk.is_none() && self.index().remove_at(&location.entry.id, location) {
                     self.damaged.fetch_add(1, Relaxed);
                 }
                 Ok(chunk)
             }
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                self.index().remove_segment(place.segment);
+                self.index().remove_segment(location.segment);
                 Ok(None)
             }
             Err(error) => Err(Error::io("map", &path)(error)),
@@ -215,7 +241,7 @@ impl Inner {
         let writer = self.writer(&mut role)?;
         let mut replaced = false;
         for chunk in chunks {
-            let held = self.index().chunks.get(&chunk.id()).map(|place| place.entry.measured);
+            let held = self.index().chunks.get(&chunk.id()).map(|location| location.entry.measured);
             if held.is_some_and(|measured| measured || chunk.sensitivity().is_none()) {
                 continue;
             }
@@ -239,9 +265,9 @@ impl Inner {
 
 #[async_trait]
 impl KvStore for SegmentStore {
-    async fn get(&self, id: &ChunkId) -> amem_core::Result<Option<KvChunk>> {
-        let (inner, id) = (self.0.clone(), *id);
-        Ok(unblock(move || inner.get(&id)).await?)
+    async fn get_many(&self, ids: &[ChunkId]) -> amem_core::Result<Vec<Option<KvChunk>>> {
+        let (inner, ids) = (self.0.clone(), ids.to_vec());
+        Ok(unblock(move || inner.get_many(&ids)).await?)
     }
 
     async fn put(&self, chunks: &[KvChunk]) -> amem_core::Result<()> {
@@ -259,8 +285,9 @@ impl KvStore for SegmentStore {
         Ok(unblock(move || inner.evict(&ids)).await?)
     }
 
-    async fn contains(&self, id: &ChunkId) -> bool {
-        self.0.index().chunks.contains_key(id)
+    async fn contains_many(&self, ids: &[ChunkId]) -> Vec<bool> {
+        let index = self.0.index();
+        ids.iter().map(|id| index.chunks.contains_key(id)).collect()
     }
 
     async fn stats(&self) -> StoreStats {
@@ -272,18 +299,20 @@ impl KvStore for SegmentStore {
         StoreStats { chunks, bytes, hits, misses, damaged }
     }
 
-    async fn list(&self) -> amem_core::Result<Vec<StoredChunk>> {
-        let mut places: Vec<(ChunkId, Place)> = self.0.index().chunks.iter().map(|(id, place)| (*id, *place)).collect();
-        places.sort_unstable_by_key(|(_, place)| (place.segment, place.entry.offset));
-        // A segment's table knows bytes, not tokens. One chunk that can be read tells how many bytes a token takes.
-        let (inner, latest) = (self.0.clone(), places.iter().rev().map(|(id, _)| *id).collect::<Vec<_>>());
-        let sample = unblock(move || latest.iter().find_map(|id| inner.look_up(id).ok().flatten())).await;
-        let per_token = sample.map_or(1, |chunk| (chunk.size() / chunk.tokens().len()).max(1)) as u64;
-        let held = |(id, place): (ChunkId, Place)| {
-            let bytes = place.entry.bytes;
-            StoredChunk { id, tokens: (bytes / per_token) as usize, bytes }
+    async fn page(&self, after: Option<ChunkId>, limit: usize) -> amem_core::Result<Vec<StoredChunk>> {
+        let index = self.0.index();
+        let behind = (after.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
+        let stored = |(id, location): (&ChunkId, &Location)| StoredChunk {
+            id: *id,
+            tokens: location.entry.tokens as usize,
+            bytes: location.entry.bytes,
         };
-        Ok(places.into_iter().map(held).collect())
+        Ok(index.chunks.range(behind).take(limit).map(stored).collect())
+    }
+
+    fn prefetch(&self, ids: &[ChunkId]) {
+        let (inner, ids) = (self.0.clone(), ids.to_vec());
+        unblock(move || inner.prefetch(&ids)).detach();
     }
 
     async fn sync(&self) -> amem_core::Result<()> {

@@ -160,19 +160,24 @@ impl Drop for Writer {
 }
 
 impl Active {
-    /// First the payload, then the header that vouches for it: a record cut short has no sound header.
+    /// First the payload, layer by layer, then the header that vouches for it: a record cut short has no sound header.
     fn append(&mut self, chunk: &KvChunk, lengths: &Lengths) -> Result<Entry> {
-        let payload = chunk.to_bytes().map_err(|source| Error::Chunk { chunk: chunk.id(), source })?;
-        let header = format::encode_header(chunk, &payload, lengths, self.name, self.end);
-        let write = || {
-            // Sets the padding behind the payload, so that files end on a page.
-            self.file.set_len(self.end + lengths.record)?;
-            self.file.write_all_at(&payload, self.end + lengths.payload_start as u64)?;
-            self.file.write_all_at(&header, self.end)
-        };
-        write().map_err(Error::writing(&self.path))?;
-        let measured = chunk.sensitivity().is_some();
-        let entry = Entry { id: chunk.id(), offset: self.end, bytes: lengths.record, measured };
+        let damaged = |source| Error::Chunk { chunk: chunk.id(), source };
+        let failed = |source| Error::writing(&self.path)(source);
+        // Sets the padding behind the payload, so that files end on a page.
+        self.file.set_len(self.end + lengths.record).map_err(failed)?;
+        let mut at = self.end + lengths.payload_start as u64;
+        let mut checksums = Vec::with_capacity(chunk.shape().layers);
+        for layer in 0..chunk.shape().layers {
+            let layer = chunk.layer(layer).map_err(damaged)?;
+            checksums.push(crc32c::crc32c(layer.bytes()));
+            self.file.write_all_at(layer.bytes(), at).map_err(failed)?;
+            at += layer.bytes().len() as u64;
+        }
+        let header = format::encode_header(chunk, &checksums, lengths, self.name, self.end);
+        self.file.write_all_at(&header, self.end).map_err(failed)?;
+        let (tokens, measured) = (chunk.tokens().len() as u32, chunk.sensitivity().is_some());
+        let entry = Entry { id: chunk.id(), offset: self.end, bytes: lengths.record, tokens, measured };
         self.entries.push(entry);
         self.end = entry.end();
         Ok(entry)

@@ -1,13 +1,13 @@
 //! Stores stacked, fastest first: RAM over a disk over a remote server, each under a budget of bytes.
 //!
 //! What it promises:
-//! - A tier's budget holds at every moment: victims leave before the chunk that needs their room comes. It counts the KV
+//! - A tier's budget holds at every moment: victims leave before the chunks that need their room come. It counts the KV
 //!   that a store holds; a store on disk may take up to about twice that, and a segment more, until it tidies up.
-//! - A `get` is answered by the fastest tier that has the chunk, and brings it up into the tiers above. A tier that
-//!   fails is passed over; its error is returned only if no other tier had the chunk.
-//! - A `put` goes to the slowest tier first, then up. Its error is that of the slowest tier, returned after the others
-//!   have kept what they could: with a disk that is full or read-only, the RAM above it serves on.
-//! - A deleted chunk is gone from every tier, even if a `get` was about to bring it up.
+//! - A `get` is answered by the fastest tier that has the chunk, and copied up into the tiers above after it was
+//!   answered. A tier that fails is passed over; its error is returned only if no chunk was found anywhere.
+//! - A `put` goes to the slowest tier first, then up, in one call to each. Its error is that of the slowest tier, returned
+//!   after the others have kept what they could: with a disk that is full or read-only, the RAM above it serves on.
+//! - A deleted chunk is gone from every tier, even if a `get` or a `put` was about to bring it there.
 //! - A chunk larger than a tier's budget passes that tier by; [`Error::Full`] if it passes all of them by.
 //!
 //! Nothing is written down when it leaves a tier: the tiers below were offered it when it was put, and a chunk that none
@@ -15,30 +15,40 @@
 //! is held is worth more. That is no error: a store of KV may lose a chunk.
 //!
 //! **What a miss costs** ([`Access::cost`]), in tokens of prefill: the chunk's tokens where no slower tier has it;
-//! otherwise that times the [`load`](Tier::load) of the fastest slower tier that does. It is looked up when the chunk is
-//! used, so a copy that leaves a slower tier is noticed with the chunk's next use.
+//! otherwise that times the load of the fastest slower tier that does: its seconds per token over those of prefill
+//! ([`KvStore::note_prefill`]), both measured. A tier that is slower than prefill is not read at all, but for a try now
+//! and then.
+//!
+//! **Background work** runs on the `blocking` crate's threads, in order, one job at a time.
 
+mod background;
+mod deletions;
 mod tier;
 
-use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
-use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
-pub use tier::Tier;
-use tier::{Kept, Level};
+pub use tier::{Tier, WriteMode};
 
+use self::background::{Background, Job};
+use self::deletions::{Deletions, Watch};
+use self::tier::{Kept, Level, Rate};
 use crate::{Access, ChunkId, Error, KvChunk, KvStore, Result, StoreStats, StoredChunk};
 
 /// Relevances kept for chunks that may be used soon; beyond this many, they are forgotten.
 const NOTES: usize = 1 << 16;
+/// A tier that is slower than prefill is tried once in so many times, for it may have become faster.
+const RETRY: u64 = 32;
 
 /// Several stores as one, each under a budget of bytes that holds at every moment.
 ///
-/// `get` is answered by the fastest tier that has the chunk, and brings it up. `put` offers chunks to every tier, the
-/// slowest first; it fails with the slowest tier's error after the faster ones have kept what they could, or with
-/// [`Error::Full`] where a chunk is larger than every budget. `delete` removes from every tier.
+/// `get` is answered by the fastest tier that has the chunk, which is then copied up. `put` offers chunks to every tier,
+/// the slowest first; it fails with the slowest tier's error after the faster ones have kept what they could, or with
+/// [`Error::Full`] where a chunk is larger than every budget. `delete` removes from every tier. `sync` waits for what is
+/// done in the background, too.
 ///
 /// ```
 /// # use std::sync::Arc;
@@ -49,111 +59,262 @@ const NOTES: usize = 1 << 16;
 /// # Ok(()) }
 /// ```
 pub struct Tiered {
+    stack: Arc<Stack>,
+    background: Arc<Background>,
+}
+
+/// The tiers and what is known about them all.
+struct Stack {
     /// Fastest first.
     levels: Vec<Level>,
-    opened: Instant,
+    clock: Clock,
     notes: Mutex<HashMap<ChunkId, f32>>,
-    /// Rises with every deletion, so that a `get` under way can tell that what it has found may be gone.
-    deletions: AtomicU64,
+    prefill: Mutex<Rate>,
+    deletions: Arc<Deletions>,
+    reads: AtomicU64,
     hits: AtomicU64,
     misses: AtomicU64,
+}
+
+/// What was found in the tiers.
+struct Lookup {
+    /// In the order of the ids, each with the tier's place.
+    found: Vec<Option<(usize, KvChunk)>>,
+    /// Chunks that tiers were asked for in vain though they were taken to hold them.
+    stale: Vec<(usize, ChunkId)>,
+}
+
+/// Seconds since 1970 that never run backwards.
+struct Clock {
+    began: f64,
+    since: Instant,
+}
+
+impl Clock {
+    fn new() -> Self {
+        let began = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs_f64();
+        Self { began, since: Instant::now() }
+    }
+
+    fn now(&self) -> f64 {
+        self.began + self.since.elapsed().as_secs_f64()
+    }
 }
 
 impl Tiered {
     /// Stacks stores, fastest first. What they hold already is counted, and whatever is over a budget leaves.
     ///
     /// # Errors
-    /// [`Error::BadValue`] for no tiers at all; what a store met when it listed or deleted its chunks.
+    /// [`Error::BadValue`] for no tiers at all; what a store met when it listed or evicted its chunks.
     pub async fn open(tiers: Vec<Tier>) -> Result<Self> {
         if tiers.is_empty() {
             return Err(Error::BadValue { what: "tiers", value: "0".to_owned(), expected: "1 or more" });
         }
-        let tiered = Self {
-            levels: tiers.into_iter().map(Level::new).collect(),
-            opened: Instant::now(),
+        let mut stack = Stack {
+            levels: Vec::new(),
+            clock: Clock::new(),
             notes: Mutex::default(),
-            deletions: AtomicU64::new(0),
+            prefill: Mutex::default(),
+            deletions: Arc::default(),
+            reads: AtomicU64::new(0),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
         };
         // Slowest first: what a miss costs depends on the tiers below.
-        for (at, level) in tiered.levels.iter().enumerate().rev() {
-            for held in level.store().list().await? {
-                match level.adopt(tiered.access(at, held)).await {
-                    // Whoever writes that store keeps it within bounds.
-                    Err(Error::ReadOnly { .. }) => {}
-                    result => result?,
-                }
-            }
+        for tier in tiers.into_iter().rev() {
+            let level = Level::open(tier, |chunk| stack.access(0, chunk)).await?;
+            stack.levels.insert(0, level);
         }
-        Ok(tiered)
+        Ok(Self { stack: Arc::new(stack), background: Arc::default() })
     }
 
-    /// A use of a chunk, as the tier `at` sees it.
-    fn access(&self, at: usize, chunk: StoredChunk) -> Access {
+    /// What each tier's policy has learned, fastest first: for [`Tier::residency`], after a restart.
+    pub fn save_residency(&self) -> Vec<Vec<u8>> {
+        self.stack.levels.iter().map(Level::save).collect()
+    }
+
+    /// Does a job later, or says that too much waits already.
+    fn later(&self, job: Job) -> Result<(), Job> {
+        self.background.push(&self.stack, job)
+    }
+}
+
+impl Stack {
+    /// A use of a chunk, as a tier with these slower ones below it sees it.
+    fn access(&self, below: usize, chunk: StoredChunk) -> Access {
         let relevance = self.notes.lock().unwrap_or_else(PoisonError::into_inner).get(&chunk.id).copied();
-        let below = self.levels[at + 1..].iter().find(|level| level.holds(&chunk.id));
+        let prefill = *self.prefill.lock().unwrap_or_else(PoisonError::into_inner);
+        let copy = self.levels.iter().skip(below).find(|level| level.holds(&chunk.id));
         Access {
             chunk: chunk.id,
             relevance: relevance.unwrap_or(1.0),
             bytes: chunk.bytes,
-            cost: chunk.tokens as f32 * below.map_or(1.0, Level::load),
-            time: self.opened.elapsed().as_secs_f64(),
+            cost: chunk.tokens as f32 * copy.map_or(1.0, |level| level.load(&prefill).clamp(0.0, 1.0)),
+            time: self.clock.now(),
         }
     }
 
-    /// The fastest tier's copy of a chunk, and that tier's place.
-    async fn find(&self, id: &ChunkId) -> Result<Option<(usize, KvChunk)>> {
-        let mut result = Ok(None);
+    /// A use of a chunk, as the tier at this place sees it.
+    fn access_at(&self, at: usize) -> impl Fn(StoredChunk) -> Access {
+        move |chunk| self.access(at + 1, chunk)
+    }
+
+    /// Whether a tier is worth reading: whether it is not known to be slower than prefill.
+    fn is_worth_reading(&self, level: &Level) -> bool {
+        let prefill = *self.prefill.lock().unwrap_or_else(PoisonError::into_inner);
+        level.load(&prefill) <= 1.0 || self.reads.fetch_add(1, Relaxed) % RETRY == 0
+    }
+
+    /// The fastest tiers' copies of chunks.
+    async fn find(&self, ids: &[ChunkId]) -> Result<Lookup> {
+        let mut found: Vec<Option<(usize, KvChunk)>> = vec![None; ids.len()];
+        let (mut stale, mut failure) = (Vec::new(), None);
         for (at, level) in self.levels.iter().enumerate() {
-            match level.store().get(id).await {
-                Ok(Some(chunk)) => return Ok(Some((at, chunk))),
-                Ok(None) => level.check(id).await,
-                Err(error) => result = result.and(Err(error)),
+            let wanted: Vec<usize> = (0..ids.len()).filter(|i| found[*i].is_none()).collect();
+            if wanted.is_empty() {
+                break;
+            }
+            if !self.is_worth_reading(level) {
+                continue;
+            }
+            match level.get_many(&wanted.iter().map(|i| ids[*i]).collect::<Vec<_>>()).await {
+                Ok(chunks) => {
+                    for (i, chunk) in wanted.into_iter().zip(chunks) {
+                        match chunk {
+                            Some(chunk) => found[i] = Some((at, chunk)),
+                            None if level.holds(&ids[i]) => stale.push((at, ids[i])),
+                            None => {}
+                        }
+                    }
+                }
+                Err(error) => {
+                    log::warn!("a tier could not be read: {error}");
+                    failure = Some(error);
+                }
             }
         }
-        result
+        match failure {
+            Some(error) if found.iter().all(Option::is_none) => Err(error),
+            _ => Ok(Lookup { found, stale }),
+        }
+    }
+
+    /// Copies chunks into the tiers above those in which they were found. What goes wrong there changes nothing about
+    /// the chunks having been found.
+    async fn copy_up(&self, found: &[(usize, KvChunk)], watch: &Watch) {
+        for (at, level) in self.levels.iter().enumerate().rev() {
+            let above = found.iter().filter(|(found_at, chunk)| at < *found_at && !level.holds(&chunk.id()));
+            let mut chunks = Vec::new();
+            for (_, chunk) in above {
+                chunks.extend(level.encode(chunk).await.ok());
+            }
+            if !chunks.is_empty()
+                && let Err(error) = level.keep(&chunks, self.access_at(at), |id| watch.is_current(id)).await
+            {
+                log::debug!("{} chunks were not copied into a faster tier: {error}", chunks.len());
+            }
+            for (_, chunk) in found.iter().filter(|(found_at, chunk)| at == *found_at && !level.holds(&chunk.id())) {
+                let stored = StoredChunk::of(chunk);
+                level.adopt(stored, self.access_at(at)(stored)).await.ok();
+            }
+        }
+    }
+
+    /// Keeps chunks in one tier. Says which of them it took or was right not to take.
+    async fn keep(&self, at: usize, chunks: &[KvChunk], watch: &Watch) -> Result<Vec<bool>> {
+        let level = &self.levels[at];
+        let mut encoded = Vec::with_capacity(chunks.len());
+        for chunk in chunks {
+            encoded.push(level.encode(chunk).await?);
+        }
+        let kept = level.keep(&encoded, self.access_at(at), |id| watch.is_current(id)).await?;
+        Ok(kept.into_iter().map(|kept| kept != Kept::TooLarge).collect())
+    }
+
+    async fn run(&self, job: Job) {
+        match job {
+            Job::CopyUp { found, watch } => self.copy_up(&found, &watch).await,
+            Job::Write { at, chunks, watch } => {
+                if let Err(error) = self.keep(at, &chunks, &watch).await {
+                    log::warn!("{} chunks could not be written to a slower tier: {error}", chunks.len());
+                }
+            }
+            // Whoever waited may be gone.
+            Job::Signal(done) => drop(done.send(())),
+            Job::Check { stale } => {
+                for (at, level) in self.levels.iter().enumerate() {
+                    let ids: Vec<ChunkId> = stale.iter().filter(|stale| stale.0 == at).map(|stale| stale.1).collect();
+                    if !ids.is_empty() {
+                        level.check(&ids).await;
+                    }
+                }
+            }
+        }
     }
 }
 
 #[async_trait]
 impl KvStore for Tiered {
-    async fn get(&self, id: &ChunkId) -> Result<Option<KvChunk>> {
-        let deletions = self.deletions.load(SeqCst);
-        let found = self.find(id).await;
-        let counter = if matches!(found, Ok(Some(_))) { &self.hits } else { &self.misses };
-        counter.fetch_add(1, Relaxed);
-        let Some((found_at, chunk)) = found? else { return Ok(None) };
-        let current = || self.deletions.load(SeqCst) == deletions;
-        for (at, level) in self.levels.iter().enumerate().rev() {
-            let access = self.access(at, StoredChunk::of(&chunk));
-            // The chunk was found: what goes wrong with the order of the tiers changes nothing about that.
-            if at > found_at {
-                level.touch(access);
-            } else if at == found_at {
-                level.used(access).await.ok();
-            } else {
-                level.bring(&chunk, access, &current).await.ok();
+    async fn get_many(&self, ids: &[ChunkId]) -> Result<Vec<Option<KvChunk>>> {
+        let watch = Deletions::watch(&self.stack.deletions);
+        let found = self.stack.find(ids).await;
+        let hits = found.as_ref().map_or(0, |lookup| lookup.found.iter().flatten().count()) as u64;
+        self.stack.hits.fetch_add(hits, Relaxed);
+        self.stack.misses.fetch_add(ids.len() as u64 - hits, Relaxed);
+        let Lookup { found, stale } = found?;
+        let mut lower = Vec::new();
+        for (found_at, chunk) in found.iter().flatten() {
+            let stored = StoredChunk::of(chunk);
+            let mut known = true;
+            for (at, level) in self.stack.levels.iter().enumerate() {
+                let touched = level.touch(self.stack.access_at(at)(stored));
+                known &= touched || at > *found_at;
+            }
+            if !known {
+                lower.push((*found_at, chunk.clone()));
             }
         }
-        Ok(Some(chunk))
+        // What does not fit into the background is not done: the chunks were found all the same.
+        if !lower.is_empty() {
+            drop(self.later(Job::CopyUp { found: lower, watch }));
+        }
+        if !stale.is_empty() {
+            drop(self.later(Job::Check { stale }));
+        }
+        Ok(found.into_iter().map(|found| found.map(|(_, chunk)| chunk)).collect())
+    }
+
+    fn prefetch(&self, ids: &[ChunkId]) {
+        let mut left: Vec<ChunkId> = ids.to_vec();
+        for level in &self.stack.levels {
+            let (here, elsewhere): (Vec<_>, Vec<_>) = left.into_iter().partition(|id| level.holds(id));
+            if !here.is_empty() {
+                level.store().prefetch(&here);
+            }
+            left = elsewhere;
+        }
     }
 
     async fn put(&self, chunks: &[KvChunk]) -> Result<()> {
+        if chunks.is_empty() {
+            return Ok(());
+        }
+        let watch = Deletions::watch(&self.stack.deletions);
         let mut result = Ok(());
         let mut fits = vec![false; chunks.len()];
-        for (at, level) in self.levels.iter().enumerate().rev() {
-            let slowest = at + 1 == self.levels.len();
-            for (chunk, fits) in chunks.iter().zip(&mut fits) {
-                match level.keep(chunk, self.access(at, StoredChunk::of(chunk))).await {
-                    Ok(Kept::TooLarge) => {}
-                    Ok(Kept::Yes | Kept::LetGo) => *fits = true,
-                    // What comes after a chunk that failed is not tried in this tier, as in any other store.
-                    Err(error) => {
-                        result = if slowest { Err(error) } else { result };
-                        break;
-                    }
+        for (at, level) in self.stack.levels.iter().enumerate().rev() {
+            let slowest = at + 1 == self.stack.levels.len();
+            if level.write == WriteMode::Back {
+                let job = Job::Write { at, chunks: chunks.to_vec(), watch: watch.clone() };
+                if self.later(job).is_ok() {
+                    fits.fill(true);
+                    continue;
                 }
+            }
+            match self.stack.keep(at, chunks, &watch).await {
+                Ok(kept) => fits.iter_mut().zip(kept).for_each(|(fits, kept)| *fits |= kept),
+                Err(error) if slowest => result = Err(error),
+                Err(error) => log::warn!("a tier could not keep {} chunks: {error}", chunks.len()),
             }
         }
         match chunks.iter().zip(fits).find(|(_, fits)| !fits) {
@@ -167,66 +328,76 @@ impl KvStore for Tiered {
 
     async fn delete(&self, ids: &[ChunkId]) -> Result<()> {
         let mut result = Ok(());
-        // Slowest first, counting each tier: a `get` that found a chunk before it was deleted below brings it up
-        // either before this tier's turn, which then deletes it, or not at all.
-        for level in self.levels.iter().rev() {
-            self.deletions.fetch_add(1, SeqCst);
+        // Noted before each tier's turn: what was about to bring a chunk there either has done so before, and it is
+        // deleted now, or sees the note and does not.
+        for level in self.stack.levels.iter().rev() {
+            self.stack.deletions.note(ids);
             result = result.and(level.delete(ids).await);
-        }
-        let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
-        for id in ids {
-            notes.remove(id);
         }
         result
     }
 
-    async fn contains(&self, id: &ChunkId) -> bool {
-        for level in &self.levels {
-            if level.store().contains(id).await {
-                return true;
+    async fn evict(&self, ids: &[ChunkId]) -> Result<()> {
+        self.delete(ids).await
+    }
+
+    async fn contains_many(&self, ids: &[ChunkId]) -> Vec<bool> {
+        let mut contained = vec![false; ids.len()];
+        for level in &self.stack.levels {
+            let left: Vec<usize> = (0..ids.len()).filter(|i| !contained[*i]).collect();
+            let asked: Vec<ChunkId> = left.iter().map(|i| ids[*i]).collect();
+            if !asked.is_empty() {
+                let found = level.store().contains_many(&asked).await;
+                left.into_iter().zip(found).for_each(|(i, found)| contained[i] = found);
             }
         }
-        false
+        contained
     }
 
     /// Chunks count once, however many tiers have them; bytes and damage add up over the tiers.
     async fn stats(&self) -> StoreStats {
-        let (hits, misses) = (self.hits.load(Relaxed), self.misses.load(Relaxed));
+        let (hits, misses) = (self.stack.hits.load(Relaxed), self.stack.misses.load(Relaxed));
         let mut sum = StoreStats { hits, misses, ..StoreStats::default() };
-        for level in &self.levels {
+        for level in &self.stack.levels {
             let stats = level.store().stats().await;
             sum.bytes += stats.bytes;
             sum.damaged += stats.damaged;
         }
-        let distinct: HashSet<ChunkId> = self.levels.iter().flat_map(Level::held).collect();
+        let distinct: HashSet<ChunkId> = self.stack.levels.iter().flat_map(Level::held).collect();
         sum.chunks = distinct.len();
         sum
     }
 
-    async fn list(&self) -> Result<Vec<StoredChunk>> {
-        let (mut seen, mut all) = (HashSet::new(), Vec::new());
-        for level in self.levels.iter().rev() {
-            all.extend(level.store().list().await?.into_iter().filter(|held| seen.insert(held.id)));
+    async fn page(&self, after: Option<ChunkId>, limit: usize) -> Result<Vec<StoredChunk>> {
+        let mut merged = BTreeMap::new();
+        for level in &self.stack.levels {
+            merged.extend(level.store().page(after, limit).await?.into_iter().map(|chunk| (chunk.id, chunk)));
         }
-        Ok(all)
+        Ok(merged.into_values().take(limit).collect())
     }
 
     async fn sync(&self) -> Result<()> {
+        self.background.finish(&self.stack).await;
         let mut result = Ok(());
-        for level in &self.levels {
+        for level in &self.stack.levels {
             result = result.and(level.store().sync().await);
         }
         result
     }
 
+    fn note_prefill(&self, tokens: usize, time: Duration) {
+        self.stack.prefill.lock().unwrap_or_else(PoisonError::into_inner).note(tokens, time);
+        self.stack.levels.iter().for_each(|level| level.store().note_prefill(tokens, time));
+    }
+
     /// Counts from the next use of each chunk on, in every tier.
     fn note(&self, relevance: &[(ChunkId, f32)]) {
-        let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut notes = self.stack.notes.lock().unwrap_or_else(PoisonError::into_inner);
         if notes.len() + relevance.len() > NOTES {
             notes.clear();
         }
         notes.extend(relevance.iter().take(NOTES).copied());
-        self.levels.iter().for_each(|level| level.store().note(relevance));
+        self.stack.levels.iter().for_each(|level| level.store().note(relevance));
     }
 }
 

@@ -1,16 +1,15 @@
 //! One store under a budget.
 //!
-//! Everything that changes what the store holds locks the tier; reading does not. The books may say that a
-//! chunk is held which is not (an operation was given up half-way, another process deleted it): never the reverse for
-//! what was put through here, so the budget holds. [`Level::check`] sets the books right.
+//! Everything that changes what the store holds locks the tier; reading does not. The entries may say that a chunk is held
+//! which is not (an operation was given up half-way, another process deleted it): never the reverse for what was put
+//! through here, so the budget holds. [`Level::check`] sets them right.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, MutexGuard, PoisonError};
-
-use async_lock::Mutex;
+use std::time::{Duration, Instant};
 
 use crate::residency::{ResidencyPolicy, Value};
-use crate::{Access, ChunkId, KvChunk, KvStore, Result};
+use crate::{Access, ChunkId, Encoding, Error, KvChunk, KvStore, Result, StoredChunk};
 
 /// One of the stores of a [`Tiered`](crate::Tiered).
 pub struct Tier {
@@ -18,12 +17,28 @@ pub struct Tier {
     budget: u64,
     policy: Box<dyn ResidencyPolicy>,
     load: f32,
+    encoding: Option<Encoding>,
+    write: WriteMode,
+    saved: Vec<u8>,
+}
+
+/// When a chunk that is put reaches a tier.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum WriteMode {
+    /// Before the put returns.
+    #[default]
+    Through,
+    /// In the background, unless too much waits there already. [`KvStore::sync`] waits for it, and what a process that is
+    /// killed had not written yet is computed again.
+    Back,
 }
 
 impl Tier {
     /// A tier that keeps at most `budget` bytes of KV in `store`, under the [`Value`] policy.
     pub fn new(store: Arc<dyn KvStore>, budget: u64) -> Self {
-        Self { store, budget, policy: Box::<Value>::default(), load: 0.1 }
+        let (policy, write) = (Box::<Value>::default(), WriteMode::default());
+        Self { store, budget, policy, load: 0.1, encoding: None, write, saved: Vec::new() }
     }
 
     /// With another policy.
@@ -32,18 +47,38 @@ impl Tier {
         Self { policy, ..self }
     }
 
-    /// With the work of fetching a token from this tier as a share of prefilling it (0.1 unless said): what a faster
-    /// tier saves by holding a chunk that this one has too.
+    /// With what the policy had learned before: this tier's part of what
+    /// [`Tiered::save_residency`](crate::Tiered::save_residency) gave.
+    #[must_use]
+    pub fn residency(self, saved: Vec<u8>) -> Self {
+        Self { saved, ..self }
+    }
+
+    /// With the work of fetching a token from this tier as a share of prefilling it (0.1 unless said), until both have
+    /// been measured: what a faster tier saves by holding a chunk that this one has too.
     #[must_use]
     pub fn load(self, load: f32) -> Self {
         Self { load, ..self }
     }
+
+    /// With chunks written in this encoding, where that makes them smaller.
+    #[must_use]
+    pub fn encoding(self, encoding: Encoding) -> Self {
+        Self { encoding: Some(encoding), ..self }
+    }
+
+    /// Written at this time.
+    #[must_use]
+    pub fn write(self, write: WriteMode) -> Self {
+        Self { write, ..self }
+    }
 }
 
 /// What became of a chunk that was offered.
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kept {
     Yes,
-    /// Everything else is worth more.
+    /// Everything else is worth more, or it was deleted meanwhile.
     LetGo,
     TooLarge,
 }
@@ -52,165 +87,277 @@ pub(super) enum Kept {
 pub(super) struct Level {
     store: Arc<dyn KvStore>,
     budget: u64,
-    load: f32,
+    given_load: f32,
+    encoding: Option<Encoding>,
+    pub(super) write: WriteMode,
     /// Locked by whatever changes what the store holds; first come, first served.
-    changes: Mutex<()>,
-    books: std::sync::Mutex<Books>,
+    changes: async_lock::Mutex<()>,
+    entries: std::sync::Mutex<Entries>,
+    reads: std::sync::Mutex<Rate>,
 }
 
-struct Books {
+struct Entries {
     policy: Box<dyn ResidencyPolicy>,
-    /// With their bytes.
-    held: HashMap<ChunkId, u64>,
-    /// The sum of these.
+    held: HashMap<ChunkId, StoredChunk>,
+    /// The sum of their bytes.
     bytes: u64,
 }
 
+/// Seconds per token, as measured: a mean in which older measurements fade.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Rate {
+    seconds_per_token: f64,
+    measurements: u32,
+}
+
+impl Rate {
+    /// Measurements after which the mean is believed.
+    const ENOUGH: u32 = 8;
+
+    pub(super) fn note(&mut self, tokens: usize, time: Duration) {
+        if tokens > 0 {
+            self.measurements = self.measurements.saturating_add(1);
+            let share = 1.0 / f64::from(self.measurements.min(2 * Self::ENOUGH));
+            self.seconds_per_token += share * (time.as_secs_f64() / tokens as f64 - self.seconds_per_token);
+        }
+    }
+
+    /// The mean, once it can be believed.
+    fn measured(&self) -> Option<f64> {
+        (self.measurements >= Self::ENOUGH).then_some(self.seconds_per_token)
+    }
+}
+
 impl Level {
-    pub(super) fn new(tier: Tier) -> Self {
-        let Tier { store, budget, policy, load } = tier;
-        let books = std::sync::Mutex::new(Books { policy, held: HashMap::new(), bytes: 0 });
-        Self { store, budget, load, changes: Mutex::new(()), books }
+    /// The tier, with what its store holds already: the policy's memory of it where it has one, and whatever is over the
+    /// budget let go.
+    pub(super) async fn open(tier: Tier, access: impl Fn(StoredChunk) -> Access) -> Result<Self> {
+        let Tier { store, budget, mut policy, load, encoding, write, saved } = tier;
+        let remembered: HashSet<ChunkId> = policy.restore(&saved).into_iter().collect();
+        let held: HashMap<ChunkId, StoredChunk> =
+            store.list().await?.into_iter().map(|chunk| (chunk.id, chunk)).collect();
+        remembered.iter().filter(|id| !held.contains_key(id)).for_each(|id| policy.remove(id));
+        let mut news: Vec<&StoredChunk> = held.values().filter(|chunk| !remembered.contains(&chunk.id)).collect();
+        news.sort_unstable_by_key(|chunk| chunk.id);
+        news.into_iter().for_each(|chunk| policy.insert(access(*chunk)));
+        let bytes = held.values().map(|chunk| chunk.bytes).sum();
+        let level = Self {
+            store,
+            budget,
+            given_load: load,
+            encoding,
+            write,
+            changes: async_lock::Mutex::new(()),
+            entries: std::sync::Mutex::new(Entries { policy, held, bytes }),
+            reads: std::sync::Mutex::default(),
+        };
+        match level.make_room(0.0).await {
+            // Whoever writes that store keeps it within bounds.
+            Ok(()) | Err(Error::ReadOnly { .. }) => Ok(level),
+            Err(error) => Err(error),
+        }
     }
 
     pub(super) fn store(&self) -> &dyn KvStore {
         self.store.as_ref()
     }
 
-    pub(super) fn load(&self) -> f32 {
-        self.load
-    }
-
     pub(super) fn holds(&self, id: &ChunkId) -> bool {
-        self.books().held.contains_key(id)
+        self.entries().held.contains_key(id)
     }
 
     pub(super) fn held(&self) -> Vec<ChunkId> {
-        self.books().held.keys().copied().collect()
+        self.entries().held.keys().copied().collect()
+    }
+
+    pub(super) fn save(&self) -> Vec<u8> {
+        self.entries().policy.save()
+    }
+
+    /// Work of fetching a token from here as a share of prefilling it.
+    pub(super) fn load(&self, prefill: &Rate) -> f32 {
+        let reads = *self.reads.lock().unwrap_or_else(PoisonError::into_inner);
+        match (reads.measured(), prefill.measured()) {
+            (Some(read), Some(prefill)) => (read / prefill.max(1e-12)) as f32,
+            _ => self.given_load,
+        }
+    }
+
+    /// Reads chunks, and how long that takes.
+    pub(super) async fn get_many(&self, ids: &[ChunkId]) -> Result<Vec<Option<KvChunk>>> {
+        let started = Instant::now();
+        let mut found = self.store.get_many(ids).await?;
+        found.resize(ids.len(), None);
+        let tokens = found.iter().flatten().map(|chunk| chunk.tokens().len()).sum();
+        self.reads.lock().unwrap_or_else(PoisonError::into_inner).note(tokens, started.elapsed());
+        Ok(found)
+    }
+
+    /// A chunk as this tier writes it.
+    pub(super) async fn encode(&self, chunk: &KvChunk) -> Result<KvChunk> {
+        let smaller = |encoding: &Encoding| encoding.bytes(chunk.shape(), chunk.tokens().len()) < chunk.size();
+        match self.encoding.filter(smaller) {
+            Some(encoding) => {
+                let chunk = chunk.clone();
+                blocking::unblock(move || chunk.encoded_as(encoding)).await
+            }
+            None => Ok(chunk.clone()),
+        }
     }
 
     /// Counts a use, if the chunk is held.
     pub(super) fn touch(&self, access: Access) -> bool {
-        let mut books = self.books();
-        let held = books.held.contains_key(&access.chunk);
+        let mut entries = self.entries();
+        let held = entries.held.contains_key(&access.chunk);
         if held {
-            books.policy.touch(access);
+            entries.policy.touch(access);
         }
         held
     }
 
-    /// Counts a use of a chunk that was found in the store, which may be news to the books.
-    pub(super) async fn used(&self, access: Access) -> Result<()> {
-        if self.touch(access) {
-            return Ok(());
-        }
+    /// Enters a chunk that was found in the store, which may be news here.
+    pub(super) async fn adopt(&self, chunk: StoredChunk, access: Access) -> Result<()> {
         let _changes = self.changes.lock().await;
         // It may have left since it was found.
-        if !self.touch(access) && self.store.contains(&access.chunk).await {
-            self.enter(access).await?;
+        if !self.holds(&chunk.id) && self.store.contains(&chunk.id).await {
+            self.entries().insert(chunk, access);
+            self.make_room(access.time).await?;
         }
         Ok(())
     }
 
-    /// Enters a chunk that the store holds already into the books.
-    pub(super) async fn adopt(&self, access: Access) -> Result<()> {
+    /// Keeps chunks, or brings what is held already up to date: one call to the store for all of them. A chunk for which
+    /// `current` does not hold was deleted meanwhile. Says what became of each.
+    pub(super) async fn keep(
+        &self,
+        chunks: &[KvChunk],
+        access: impl Fn(StoredChunk) -> Access,
+        current: impl Fn(&ChunkId) -> bool,
+    ) -> Result<Vec<Kept>> {
         let _changes = self.changes.lock().await;
-        self.enter(access).await.map(drop)
-    }
-
-    /// Keeps a chunk, or brings what is held already up to date.
-    pub(super) async fn keep(&self, chunk: &KvChunk, access: Access) -> Result<Kept> {
-        let _changes = self.changes.lock().await;
-        self.place(chunk, access).await
-    }
-
-    /// Keeps a chunk that a slower tier had, if it is not held and nothing was deleted meanwhile.
-    pub(super) async fn bring(&self, chunk: &KvChunk, access: Access, current: impl Fn() -> bool) -> Result<()> {
-        let _changes = self.changes.lock().await;
-        if self.touch(access) || !current() {
-            return Ok(());
+        let (mut new, mut time) = (HashSet::new(), 0.0);
+        let mut too_large = Vec::new();
+        for chunk in chunks {
+            let stored = StoredChunk::of(chunk);
+            let access = access(stored);
+            time = access.time;
+            if !current(&stored.id) || self.touch(access) {
+                continue;
+            }
+            let mut entries = self.entries();
+            if stored.bytes > self.budget {
+                too_large.push(stored.id);
+            } else if entries.policy.admits(&access) {
+                entries.insert(stored, access);
+                new.insert(stored.id);
+            }
         }
-        self.place(chunk, access).await.map(drop)
+        if !too_large.is_empty() {
+            // An earlier version of it may be there, from when the budget was larger.
+            self.store.evict(&too_large).await?;
+        }
+        if let Err(error) = self.make_room(time).await {
+            // Without its victims' room none of the new ones can stay.
+            new.iter().for_each(|id| _ = self.entries().remove(id));
+            return Err(error);
+        }
+        let wanted: Vec<KvChunk> =
+            chunks.iter().filter(|chunk| current(&chunk.id()) && self.holds(&chunk.id())).cloned().collect();
+        let put = if wanted.is_empty() { Ok(()) } else { self.store.put(&wanted).await };
+        if put.is_err() {
+            let ids: Vec<ChunkId> = wanted.iter().map(KvChunk::id).collect();
+            let there = self.store.contains_many(&ids).await;
+            let lost = ids.iter().zip(there).filter(|(_, there)| !there);
+            lost.for_each(|(id, _)| _ = self.entries().remove(id));
+        }
+        put?;
+        let kept = |chunk: &KvChunk| match chunk.id() {
+            id if too_large.contains(&id) => Kept::TooLarge,
+            id if self.holds(&id) => Kept::Yes,
+            _ => Kept::LetGo,
+        };
+        Ok(chunks.iter().map(kept).collect())
     }
 
     pub(super) async fn delete(&self, ids: &[ChunkId]) -> Result<()> {
         let _changes = self.changes.lock().await;
         self.store.delete(ids).await?;
-        let mut books = self.books();
-        ids.iter().for_each(|id| books.strike(id));
+        let mut entries = self.entries();
+        ids.iter().for_each(|id| _ = entries.remove(id));
         Ok(())
     }
 
-    /// Strikes a chunk off the books that the store has turned out not to hold.
-    pub(super) async fn check(&self, id: &ChunkId) {
-        if self.holds(id) {
-            let _changes = self.changes.lock().await;
-            if !self.store.contains(id).await {
-                self.books().strike(id);
-            }
-        }
+    /// Removes the entries of chunks that the store has turned out not to hold.
+    pub(super) async fn check(&self, ids: &[ChunkId]) {
+        let _changes = self.changes.lock().await;
+        let there = self.store.contains_many(ids).await;
+        let gone = ids.iter().zip(there).filter(|(_, there)| !there);
+        gone.for_each(|(id, _)| _ = self.entries().remove(id));
     }
 
-    /// Makes room for a chunk and puts it there. The tier is locked.
-    async fn place(&self, chunk: &KvChunk, access: Access) -> Result<Kept> {
-        if !self.touch(access) {
-            match self.enter(access).await? {
-                Kept::Yes => {}
-                other => return Ok(other),
-            }
+    /// Lets victims leave until the budget holds, in one call to the store. The tier is locked.
+    async fn make_room(&self, time: f64) -> Result<()> {
+        let mut leaving = Leaving { level: self, chunks: self.entries().victims(self.budget, time) };
+        if leaving.chunks.is_empty() {
+            return Ok(());
         }
-        let put = self.store.put(std::slice::from_ref(chunk)).await;
-        if put.is_err() && !self.store.contains(&access.chunk).await {
-            self.books().strike(&access.chunk);
-        }
-        put.map(|()| Kept::Yes)
+        let ids: Vec<ChunkId> = leaving.chunks.iter().map(|chunk| chunk.id).collect();
+        self.store.evict(&ids).await?;
+        leaving.chunks.clear();
+        Ok(())
     }
 
-    /// Enters a chunk into the books and lets victims leave until the budget holds; the chunk itself may be one. The tier
-    /// is locked.
-    async fn enter(&self, access: Access) -> Result<Kept> {
-        if access.bytes > self.budget {
-            self.store.evict(&[access.chunk]).await?;
-            return Ok(Kept::TooLarge);
-        }
-        self.books().enter(access);
-        loop {
-            let Some(victim) = self.books().victim(self.budget, access.time) else { break };
-            if let Err(error) = self.store.evict(&[victim]).await {
-                // Without its victim's room the chunk cannot stay.
-                self.books().strike(&access.chunk);
-                return Err(error);
-            }
-            self.books().strike(&victim);
-        }
-        Ok(if self.holds(&access.chunk) { Kept::Yes } else { Kept::LetGo })
+    #[cfg(test)]
+    pub(super) async fn lock(&self) -> async_lock::MutexGuard<'_, ()> {
+        self.changes.lock().await
     }
 
-    fn books(&self) -> MutexGuard<'_, Books> {
-        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    fn entries(&self) -> MutexGuard<'_, Entries> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Books {
-    fn enter(&mut self, access: Access) {
-        self.bytes += access.bytes;
-        self.bytes -= self.held.insert(access.chunk, access.bytes).unwrap_or(0);
+/// Chunks that are about to leave. Those that did not, because the store failed or nobody waited, are entered again, so
+/// that the entries never fall short of what the store holds.
+struct Leaving<'l> {
+    level: &'l Level,
+    chunks: Vec<StoredChunk>,
+}
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        let mut entries = self.level.entries();
+        for chunk in self.chunks.drain(..) {
+            // They were worth least: nothing is known of them beyond that.
+            let access = Access { chunk: chunk.id, relevance: 0.0, bytes: chunk.bytes, cost: 0.0, time: 0.0 };
+            entries.insert(chunk, access);
+        }
+    }
+}
+
+impl Entries {
+    fn insert(&mut self, chunk: StoredChunk, access: Access) {
+        self.bytes += chunk.bytes;
+        self.bytes -= self.held.insert(chunk.id, chunk).map_or(0, |old| old.bytes);
         self.policy.insert(access);
     }
 
-    fn strike(&mut self, id: &ChunkId) {
-        if let Some(bytes) = self.held.remove(id) {
-            self.bytes -= bytes;
-            self.policy.remove(id);
-        }
+    fn remove(&mut self, id: &ChunkId) -> Option<StoredChunk> {
+        let chunk = self.held.remove(id)?;
+        self.bytes -= chunk.bytes;
+        self.policy.remove(id);
+        Some(chunk)
     }
 
-    /// Who must leave for the budget to hold.
-    fn victim(&mut self, budget: u64, time: f64) -> Option<ChunkId> {
-        if self.bytes <= budget {
-            return None;
+    /// Takes out those that must leave for the budget to hold.
+    fn victims(&mut self, budget: u64, time: f64) -> Vec<StoredChunk> {
+        let mut victims = Vec::new();
+        while self.bytes > budget {
+            // A policy that names a chunk which is not held has lost its way: any chunk will do.
+            let named = self.policy.victim(time).filter(|id| self.held.contains_key(id));
+            let Some(id) = named.or_else(|| self.held.keys().next().copied()) else { break };
+            victims.extend(self.remove(&id));
         }
-        // A policy that names a chunk which is not held has lost its way: any chunk will do.
-        self.policy.victim(time).filter(|id| self.held.contains_key(id)).or_else(|| self.held.keys().next().copied())
+        victims
     }
 }
