@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use amem_benches::{QUESTION, Race, note};
 use amem_core::transformer::{Options, Transformer};
-use amem_core::{Ledger, Memory, Model, RamLedger};
+use amem_core::{Ledger, Memory, Model, RamLedger, Recall};
 use amem_cpu::Cpu;
 use amem_store::SqliteLedger;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -82,7 +82,7 @@ fn memory(ledger: Arc<dyn Ledger>) -> Memory {
 }
 
 fn found(memory: &Memory) -> usize {
-    block_on(memory.recall("bench", QUESTION, RECALLED)).expect("the index works").len()
+    block_on(memory.recall("bench", Recall::new(QUESTION).k(RECALLED))).expect("the index works").len()
 }
 
 criterion_group!(benches, remember, recall);

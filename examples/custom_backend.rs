@@ -9,8 +9,10 @@ use std::error::Error;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use amem_core::transformer::{Options, Transformer};
-use amem_core::{Access, ChunkId, Memory, Namespace, RamStore, Recalled, Recaller, Record, RecordId, ResidencyPolicy};
-use amem_core::{Result, Tier, Tiered};
+use amem_core::{
+    Access, ChunkId, Memory, Namespace, RamStore, RecallQuery, Recalled, Recaller, Record, RecordId, ResidencyPolicy,
+    Result, Tier, Tiered,
+};
 use amem_cpu::Cpu;
 
 /// Recalls what was remembered last, whatever the question.
@@ -32,9 +34,15 @@ impl Recaller for Latest {
         Ok(())
     }
 
-    async fn recall(&self, namespace: &Namespace, _: &str, k: usize) -> Result<Vec<Recalled>> {
+    async fn clear(&self, namespace: &Namespace) -> Result<()> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|record| record.namespace != *namespace);
+        Ok(())
+    }
+
+    async fn recall(&self, namespace: &Namespace, query: &RecallQuery<'_>) -> Result<Vec<Recalled>> {
         let held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mine = held.iter().filter(|record| record.namespace == *namespace).take(k);
+        let mine = held.iter().filter(|record| record.namespace == *namespace && query.may_find(record.id));
+        let mine = mine.take(query.k);
         Ok(mine.map(|record| Recalled { id: record.id, score: 1.0 }).collect())
     }
 }

@@ -41,16 +41,16 @@ pub use engine::{
 pub use error::{BoxError, Error, Result};
 pub use kv::{
     ChunkId, Dtype, Encoding, Fingerprint, HostKv, KvChunk, KvData, KvShape, KvStore, LayerKv, PrefixId, RamStore,
-    StoreStats, StoredChunk, Tier, Tiered, Token, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16,
+    StoreStats, StoredChunk, Tier, Tiered, Token, WriteMode, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16,
 };
 pub use ledger::{
-    Added, Ledger, Namespace, NewRecord, Outcome, Query, RamLedger, Record, RecordId, Revision, State, Timestamp,
-    Version,
+    Added, Changes, Comparison, Field, Filter, Ledger, Listing, MetaValue, Metadata, Namespace, NewRecord, Outcome,
+    Page, Query, RamLedger, Record, RecordId, Revision, State, Timestamp, Version,
 };
-pub use memory::{Answer, AnswerStream, Ask, Builder, Event, Memory, Recollection, Session, SessionOptions};
+pub use memory::{Answer, AnswerStream, Ask, Builder, Event, Memory, Recall, Recollection, Session, SessionOptions};
 pub use model::{
     AppendOptions, Budget, Chat, Context, Exactness, Layout, Model, ModelInfo, Piece, PrefillText, Progress, Repair,
     Sampling, Step, Usage,
 };
-pub use recall::{Recalled, Recaller};
+pub use recall::{RecallQuery, Recalled, Recaller};
 pub use residency::{Access, ResidencyPolicy};

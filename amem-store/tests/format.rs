@@ -3,44 +3,125 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use amem_core::KvStore;
-use amem_store::SegmentStore;
-use common::{assert_same, chunk, measured};
+use amem_core::{
+    ChunkId, Encoding, Fingerprint, KvChunk, KvStore, Ledger, Metadata, Namespace, NewRecord, Query, Timestamp,
+};
+use amem_store::{SegmentStore, SqliteLedger};
+use common::{assert_same, chunk, files_contain, measured};
 use futures_lite::future::block_on;
 
 fn fixtures() -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
 }
 
-#[test]
-fn a_store_of_version_1_is_read() {
+fn copy_of(version: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    for file in fs::read_dir(fixtures().join("v1")).unwrap() {
+    for file in fs::read_dir(fixtures().join(version)).unwrap() {
         let file = file.unwrap();
         fs::copy(file.path(), dir.path().join(file.file_name())).unwrap();
     }
+    dir
+}
+
+/// Version 1 named chunks by another formula, so they are looked up by the names that it gave.
+#[test]
+fn a_store_of_version_1_is_read() {
+    let dir = copy_of("v1");
     let store = SegmentStore::open(dir.path()).unwrap();
     assert_eq!(block_on(store.stats()).chunks, 3);
-    for put in [chunk(1, 10), measured(&chunk(2, 3)), chunk(3, 1)] {
-        assert_same(&block_on(store.get(&put.id())).unwrap().unwrap(), &put);
+    let mut left = vec![chunk(1, 10), measured(&chunk(2, 3)), chunk(3, 1)];
+    for held in block_on(store.list()).unwrap() {
+        let found = block_on(store.get(&held.id)).unwrap().unwrap();
+        let at = left.iter().position(|put| put.tokens() == found.tokens()).expect("it is one of the three");
+        let put = left.remove(at);
+        assert_eq!((found.id(), held.tokens), (held.id, put.tokens().len()));
+        assert_eq!((found.prefix(), found.shape(), found.model()), (put.prefix(), put.shape(), None));
+        assert_eq!(found.sensitivity(), put.sensitivity());
+        assert_eq!(found.to_bytes().unwrap(), put.to_bytes().unwrap());
     }
+    assert!(left.is_empty());
+    // And written to: the records that stay are written anew, in this version.
+    let first = block_on(store.list()).unwrap()[0].id;
+    block_on(store.delete(&[first])).unwrap();
+    block_on(store.put(&[chunk(5, 2)])).unwrap();
+    drop(store);
+    let store = SegmentStore::open(dir.path()).unwrap();
+    assert_eq!(block_on(store.list()).unwrap().len(), 3);
+    assert_same(&block_on(store.get(&chunk(5, 2).id())).unwrap().unwrap(), &chunk(5, 2));
+}
+
+#[test]
+fn a_store_of_version_2_is_read() {
+    let dir = copy_of("v2");
+    let store = SegmentStore::open(dir.path()).unwrap();
+    assert_eq!(block_on(store.stats()).chunks, 4);
+    for put in version_2() {
+        let found = block_on(store.get(&put.id())).unwrap().unwrap();
+        assert_same(&found, &put);
+        assert_eq!((found.model(), found.encoding()), (put.model(), put.encoding()));
+    }
+    let tokens: Vec<usize> = block_on(store.list()).unwrap().iter().map(|held| held.tokens).collect();
+    assert_eq!(tokens.iter().sum::<usize>(), 10 + 3 + 1 + 5);
+}
+
+/// What the fixture of version 2 holds.
+fn version_2() -> [KvChunk; 4] {
+    let model = chunk(2, 3).with_model(Fingerprint([9; 32]));
+    let small = chunk(4, 5).encoded_as(Encoding::Int8).unwrap();
+    [chunk(1, 10), measured(&model), chunk(3, 1), small]
+}
+
+/// A ledger of version 1 is brought up to date, and what was forgotten then loses its key too.
+#[test]
+fn a_ledger_of_version_1_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ledger.sqlite");
+    fs::copy(fixtures().join("ledger-v1.sqlite"), &path).unwrap();
+    assert!(files_contain(dir.path(), b"private"), "version 1 kept the keys of forgotten records");
+    let (ours, theirs) = (Namespace::new("ours").unwrap(), Namespace::new("theirs").unwrap());
+    let at = |seconds: i64| Timestamp(1_000_000_000_000 + 1000 * seconds);
+    block_on(async {
+        let ledger = SqliteLedger::open(&path).unwrap();
+        let texts = async |query| -> Vec<String> {
+            ledger.list(&ours, query).await.unwrap().into_iter().map(|record| record.text).collect()
+        };
+        assert_eq!(texts(Query::All).await, ["green tea", "Vienna", "", "brief", "", "Lima"]);
+        assert_eq!(texts(Query::At(at(200))).await, ["green tea", "Lima"]);
+        assert_eq!(texts(Query::At(at(0))).await, ["tea", "Vienna", "brief"]);
+        assert_eq!(ledger.namespaces().await.unwrap(), [ours.clone(), theirs.clone()]);
+        let pending: BTreeSet<ChunkId> = ledger.pending_deletions().await.unwrap().into_iter().collect();
+        assert_eq!(pending, [ChunkId([2; 32])].into(), "that of the forgotten text");
+        let all = ledger.list(&ours, Query::All).await.unwrap();
+        assert!(all.iter().all(|record| record.metadata.is_empty()));
+        assert_eq!(all[4].key, None);
+        let metadata: Metadata = [("source", "mail")].into_iter().collect();
+        let added = ledger.add(&ours, &[NewRecord::new("new").metadata(metadata.clone())], at(300)).await.unwrap();
+        assert_eq!(ledger.get(&ours, added[0].record.id, at(300)).await.unwrap().metadata, metadata);
+        ledger.forget(&ours, all[5].id, at(301)).await.unwrap();
+        assert_eq!(ledger.pending_deletions().await.unwrap().len(), 2, "links are as they were");
+        assert_eq!(ledger.delete_namespace(&theirs).await.unwrap(), 1);
+    });
+    assert!(!files_contain(dir.path(), b"private"), "the key is in no file");
+    SqliteLedger::open(&path).unwrap();
 }
 
 #[test]
 #[ignore = "writes the fixture of a new version"]
 fn write_the_fixture() {
-    let dir = fixtures().join("v1");
+    let dir = fixtures().join("v2");
     assert!(!dir.exists(), "a fixture is never changed");
+    let [one, two, three, four] = version_2();
     // One segment that was sealed.
     let store = SegmentStore::open(&dir).unwrap();
-    block_on(store.put(&[chunk(1, 10), measured(&chunk(2, 3))])).unwrap();
+    block_on(store.put(&[one, two])).unwrap();
     drop(store);
     // And one that was not, for its process was killed.
     let store = SegmentStore::open(&dir).unwrap();
-    block_on(store.put(&[chunk(3, 1)])).unwrap();
+    block_on(store.put(&[three, four])).unwrap();
     std::mem::forget(store);
     fs::remove_file(dir.join("LOCK")).unwrap();
 }

@@ -5,10 +5,14 @@ mod common;
 
 use std::path::Path;
 
-use amem_core::{Error, Ledger, Namespace, NewRecord, Query, Revision, Timestamp};
+use amem_core::{
+    ChunkId, Error, Filter, Ledger, Listing, Namespace, NewRecord, Outcome, Query, RamLedger, RecordId, Revision,
+    Timestamp,
+};
 use amem_store::{DataDir, SqliteLedger};
 use common::files_contain;
 use futures_lite::future::block_on;
+use proptest::prelude::*;
 
 fn ours() -> Namespace {
     Namespace::new("ours").unwrap()
@@ -42,11 +46,131 @@ fn a_forgotten_text_is_in_no_file() {
     // The marks of pages being split and joined again.
     add(&ledger, &(2000..2300).map(secret).collect::<Vec<_>>());
     (0..300).filter(|n| n % 2 == 1).for_each(|n| assert_gone(dir.path(), n));
+    // And nothing at all of a deleted namespace: texts, keys, metadata.
+    let metadata = [("source", "secret-source")].into_iter().collect();
+    let keyed = NewRecord::new("x").key("secret-key").metadata(metadata);
+    block_on(ledger.add(&ours(), &[keyed], Timestamp::now())).unwrap();
+    assert!(files_contain(dir.path(), b"secret-key") && files_contain(dir.path(), b"secret-source"));
+    block_on(ledger.delete_namespace(&ours())).unwrap();
+    assert!(!files_contain(dir.path(), b"secret-"), "something of a deleted namespace is in a file");
+    assert!(!files_contain(dir.path(), ours().as_str().as_bytes()), "its name is in a file");
 }
 
 fn assert_gone(dir: &Path, n: usize) {
     for n in [n, 1000 + n] {
         assert!(!files_contain(dir, format!("secret-{n:04}-").as_bytes()), "secret {n} is in a file");
+    }
+}
+
+/// One thing that may be done to a ledger. Records are named by the order in which they were added.
+#[derive(Clone, Debug)]
+enum Op {
+    Add { namespace: u8, text: u8, key: Option<u8>, lives: Option<i64>, kind: Option<u8> },
+    Update { record: usize, text: u8 },
+    Forget { records: Vec<usize> },
+    Delete { namespace: u8 },
+    Link { record: usize, chunk: u8 },
+    Confirm { chunk: u8 },
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let record = || 0..12_usize;
+    prop_oneof![
+        6 => (0..2_u8, 0..4_u8, prop::option::of(0..2_u8), prop::option::of(1..20_i64), prop::option::of(0..2_u8))
+            .prop_map(|(namespace, text, key, lives, kind)| Op::Add { namespace, text, key, lives, kind }),
+        3 => (record(), 0..4_u8).prop_map(|(record, text)| Op::Update { record, text }),
+        2 => prop::collection::vec(record(), 1..3).prop_map(|records| Op::Forget { records }),
+        1 => (0..2_u8).prop_map(|namespace| Op::Delete { namespace }),
+        4 => (record(), 0..4_u8).prop_map(|(record, chunk)| Op::Link { record, chunk }),
+        1 => (0..4_u8).prop_map(|chunk| Op::Confirm { chunk }),
+    ]
+}
+
+/// What a ledger says after some operations, its ids replaced by the order in which records were added.
+fn played(ledger: &impl Ledger, ops: &[Op]) -> Vec<String> {
+    let mut ids: Vec<(Namespace, RecordId)> = Vec::new();
+    let mut told = Vec::new();
+    let name = |n: u8| Namespace::new(format!("namespace {n}")).unwrap();
+    let mut tell = |ids: &[(Namespace, RecordId)], what: String| {
+        let named = |text: String, (at, (_, id)): (usize, &(Namespace, RecordId))| {
+            text.replace(&format!("{id:?}"), &format!("#{at}")).replace(&id.to_string(), &format!("#{at}"))
+        };
+        told.push(ids.iter().enumerate().fold(what, named));
+    };
+    let mut seen = [Revision(0); 2];
+    for (at, op) in (0..).zip(ops) {
+        let now = Timestamp(1_000_000_000_000 + 1000 * at);
+        let of = |record: &usize| (!ids.is_empty()).then(|| ids[record % ids.len()].clone());
+        let result = match op {
+            Op::Add { namespace, text, key, lives, kind } => {
+                let mut new = NewRecord::new(format!("text {text}"));
+                (new.key, new.expires_at) = (key.map(|k| k.to_string()), lives.map(|s| Timestamp(now.0 + 1000 * s)));
+                new.metadata = kind.iter().map(|kind| ("kind", f64::from(*kind))).collect();
+                let added = block_on(ledger.add(&name(*namespace), &[new], now)).unwrap().remove(0);
+                if added.outcome != Outcome::Duplicate {
+                    ids.push((name(*namespace), added.record.id));
+                }
+                format!("{added:?}")
+            }
+            Op::Update { record, text } => match of(record) {
+                Some((owner, id)) => format!("{:?}", block_on(ledger.update(&owner, id, &format!("text {text}"), now))),
+                None => continue,
+            },
+            Op::Forget { records } => {
+                let all: Vec<_> = records.iter().filter_map(of).collect();
+                let Some((owner, _)) = all.first() else { continue };
+                let all: Vec<RecordId> = all.iter().map(|(_, id)| *id).collect();
+                format!("{:?}", block_on(ledger.forget_many(owner, &all, now)))
+            }
+            Op::Delete { namespace } => format!("{:?}", block_on(ledger.delete_namespace(&name(*namespace)))),
+            Op::Link { record, chunk } => match of(record) {
+                Some((owner, id)) => format!("{:?}", block_on(ledger.link(&owner, &[(id, ChunkId([*chunk; 32]))]))),
+                None => continue,
+            },
+            Op::Confirm { chunk } => format!("{:?}", block_on(ledger.confirm_deleted(&[ChunkId([*chunk; 32])]))),
+        };
+        tell(&ids, result);
+        for (n, seen) in (0..).zip(&mut seen) {
+            let changes = block_on(ledger.changes(&name(n), *seen, now)).unwrap();
+            let mut changed: Vec<String> = changes.records.iter().map(|record| format!("{record:?}")).collect();
+            changed.sort();
+            *seen = changes.revision;
+            tell(&ids, format!("{} {changed:?}", changes.deleted));
+            let filter = Filter::eq("kind", 1.0);
+            for listing in [Listing::new(Query::All).limit(3), Listing::new(Query::At(now)).filter(filter)] {
+                let page = block_on(ledger.page(&name(n), &listing)).unwrap();
+                // Records are told as they are now, which is after all that they might expire at.
+                tell(&ids, format!("{page:?}"));
+            }
+            for back in [0, 2, 5] {
+                let then = block_on(ledger.list(&name(n), Query::At(Timestamp(now.0 - 1000 * back)))).unwrap();
+                tell(&ids, format!("{then:?}"));
+            }
+            tell(&ids, format!("{:?}", block_on(ledger.count(&name(n), now))));
+        }
+        let mut pending = block_on(ledger.pending_deletions()).unwrap();
+        pending.sort_unstable();
+        tell(&ids, format!("{pending:?} {:?}", block_on(ledger.namespaces())));
+        for (owner, id) in &ids {
+            tell(&ids, format!("{:?}", block_on(ledger.history(owner, *id))));
+        }
+    }
+    told
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// The ledger in RAM is the plain model of what a ledger is; the one in SQLite says the same, whatever is done.
+    #[test]
+    fn it_says_what_the_ledger_in_ram_says(ops in prop::collection::vec(op(), 1..25)) {
+        let dir = tempfile::tempdir().unwrap();
+        let sqlite = SqliteLedger::open(dir.path().join("ledger.sqlite")).unwrap();
+        let (ours, theirs) = (played(&sqlite, &ops), played(&RamLedger::new(), &ops));
+        for (ours, theirs) in ours.iter().zip(&theirs) {
+            prop_assert_eq!(ours, theirs);
+        }
+        prop_assert_eq!(ours.len(), theirs.len());
     }
 }
 
@@ -67,11 +191,11 @@ fn another_process_sees_changes() {
     let path = dir.path().join("ledger.sqlite");
     let (one, other) = (SqliteLedger::open(&path).unwrap(), SqliteLedger::open(&path).unwrap());
     add(&one, &["tea".into()]);
-    let (changed, revision) = block_on(other.changes(&ours(), Revision(0), Timestamp::now())).unwrap();
-    assert_eq!(changed.len(), 1);
+    let changes = block_on(other.changes(&ours(), Revision(0), Timestamp::now())).unwrap();
+    assert_eq!(changes.records.len(), 1);
     add(&one, &["milk".into()]);
-    let (changed, _) = block_on(other.changes(&ours(), revision, Timestamp::now())).unwrap();
-    assert_eq!(changed[0].text, "milk");
+    let changes = block_on(other.changes(&ours(), changes.revision, Timestamp::now())).unwrap();
+    assert_eq!(changes.records[0].text, "milk");
 }
 
 #[test]
@@ -95,7 +219,7 @@ fn a_later_schema_and_a_file_that_is_no_ledger_are_typed_errors() {
     bytes[60..64].copy_from_slice(&9_u32.to_be_bytes());
     std::fs::write(&path, bytes).unwrap();
     let refused = SqliteLedger::open(&path).err().unwrap();
-    assert!(matches!(refused, amem_store::Error::NewerFormat { found: 9, supported: 1, .. }), "{refused}");
+    assert!(matches!(refused, amem_store::Error::NewerFormat { found: 9, supported: 2, .. }), "{refused}");
     std::fs::write(&path, "this is a text and not a ledger ".repeat(300)).unwrap();
     let refused = SqliteLedger::open(&path).err().unwrap();
     assert!(matches!(refused, amem_store::Error::Sqlite { .. }), "{refused}");

@@ -1,13 +1,15 @@
 //! What was said: records, their lives, and the ledger that keeps them.
 
+mod metadata;
 mod ram;
 mod record;
 
 use async_trait::async_trait;
+pub use metadata::{Comparison, Field, Filter, MetaValue, Metadata};
 pub use ram::RamLedger;
 pub use record::{Added, Namespace, NewRecord, Outcome, Record, RecordId, State, Timestamp, Version};
 
-use crate::{ChunkId, Result};
+use crate::{ChunkId, Error, Result};
 
 /// A place in the ledger's history. Every change to the ledger has a later one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -24,6 +26,80 @@ pub enum Query {
     All,
 }
 
+/// What a page of records is to hold.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Listing {
+    /// Which records.
+    pub query: Query,
+    /// Only those that pass.
+    pub filter: Option<Filter>,
+    /// Only those that were added after this one: [`Page::next`] of the page before.
+    pub after: Option<RecordId>,
+    /// Records at most; more than [`MAX_LIMIT`](Self::MAX_LIMIT) count as so many.
+    pub limit: usize,
+}
+
+impl Listing {
+    /// Records of a page at most.
+    pub const MAX_LIMIT: usize = 1000;
+
+    /// The first page, of at most 100 records.
+    pub fn new(query: Query) -> Self {
+        Self { query, filter: None, after: None, limit: 100 }
+    }
+
+    /// Only records that pass.
+    #[must_use]
+    pub fn filter(self, filter: Filter) -> Self {
+        Self { filter: Some(filter), ..self }
+    }
+
+    /// The page behind this record.
+    #[must_use]
+    pub fn after(self, id: RecordId) -> Self {
+        Self { after: Some(id), ..self }
+    }
+
+    /// So many records at most.
+    #[must_use]
+    pub fn limit(self, limit: usize) -> Self {
+        Self { limit, ..self }
+    }
+
+    /// The limit within its bounds.
+    ///
+    /// # Errors
+    /// [`Error::BadValue`] for a limit of zero or a filter beyond its bounds.
+    pub fn check(&self) -> Result<usize> {
+        if self.limit == 0 {
+            return Err(Error::BadValue { what: "limit", value: "0".to_owned(), expected: "1 or more" });
+        }
+        self.filter.as_ref().map_or(Ok(()), Filter::check)?;
+        Ok(self.limit.min(Self::MAX_LIMIT))
+    }
+}
+
+/// Some records of a namespace.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Page {
+    /// In the order in which they were added.
+    pub records: Vec<Record>,
+    /// Where the next page begins; `None` after the last.
+    pub next: Option<RecordId>,
+}
+
+/// What happened in a namespace.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Changes {
+    /// The namespace was deleted meanwhile: nothing that was known of it before stands.
+    pub deleted: bool,
+    /// Records that changed since, as they are now.
+    pub records: Vec<Record>,
+    /// Where to ask from next time.
+    pub revision: Revision,
+}
+
 /// Keeps the records: the one thing that must not be lost. Every write is durable when it returns, and several
 /// processes may share one ledger.
 ///
@@ -35,46 +111,86 @@ pub trait Ledger: Send + Sync {
     /// may pay for each call rather than for each text, so give it many at once where there are many.
     ///
     /// # Errors
-    /// [`Error::Empty`] for a text with nothing in it; what the ledger met.
+    /// As [`NewRecord::check`]; [`Error::Ledger`] when the ledger cannot be written.
     async fn add(&self, namespace: &Namespace, new: &[NewRecord], now: Timestamp) -> Result<Vec<Added>>;
 
     /// One record, whatever its state (as it is at `now`).
     ///
     /// # Errors
-    /// [`Error::UnknownRecord`]; what the ledger met.
+    /// [`Error::UnknownRecord`]; [`Error::Ledger`] when the ledger fails.
     async fn get(&self, namespace: &Namespace, id: RecordId, now: Timestamp) -> Result<Record>;
 
-    /// The records of a namespace in the order in which they were added.
+    /// Some of a namespace's records, in the order in which they were added.
     ///
     /// # Errors
-    /// What the ledger met.
-    async fn list(&self, namespace: &Namespace, query: Query) -> Result<Vec<Record>>;
+    /// [`Error::BadValue`] for a filter beyond its bounds or a limit of zero, [`Error::UnknownRecord`] for an `after`
+    /// that is not in the namespace, [`Error::Ledger`] when the ledger cannot be read.
+    async fn page(&self, namespace: &Namespace, listing: &Listing) -> Result<Page>;
+
+    /// All records of a namespace in the order in which they were added, page by page.
+    ///
+    /// # Errors
+    /// [`Error::Ledger`] when the ledger cannot be read.
+    async fn list(&self, namespace: &Namespace, query: Query) -> Result<Vec<Record>> {
+        let (mut records, mut listing) = (Vec::new(), Listing::new(query).limit(Listing::MAX_LIMIT));
+        loop {
+            let page = self.page(namespace, &listing).await?;
+            records.extend(page.records);
+            match page.next {
+                Some(next) => listing.after = Some(next),
+                None => return Ok(records),
+            }
+        }
+    }
+
+    /// How many records of a namespace count at this moment.
+    ///
+    /// # Errors
+    /// [`Error::Ledger`] when the ledger cannot be read.
+    async fn count(&self, namespace: &Namespace, now: Timestamp) -> Result<usize>;
 
     /// Gives an active record another text; the old one stays in its history. The chunks linked to the old text become
-    /// [`doomed`](Self::doomed), unless another active record links them too. The text it has already changes nothing.
+    /// [pending deletions](Self::pending_deletions), unless another active record links them too. The text it has already changes nothing.
     ///
     /// # Errors
     /// [`Error::UnknownRecord`], [`Error::NotActive`], [`Error::Empty`], [`Error::SameText`] when another active
-    /// record with the same key (or, like this one, without any) says it already; what the ledger met.
+    /// record with the same key (or, like this one, without any) says it already; [`Error::Ledger`] when the ledger fails.
     async fn update(&self, namespace: &Namespace, id: RecordId, text: &str, now: Timestamp) -> Result<Record>;
 
-    /// Forgets a record: all texts it ever had are wiped from the ledger's files, and all chunks linked to it become
-    /// doomed, unless another active record links them too. Forgetting a forgotten record changes nothing.
+    /// Forgets a record: [`forget_many`](Self::forget_many) of one.
     ///
     /// # Errors
-    /// [`Error::UnknownRecord`]; what the ledger met.
-    async fn forget(&self, namespace: &Namespace, id: RecordId, now: Timestamp) -> Result<Record>;
+    /// As [`forget_many`](Self::forget_many).
+    async fn forget(&self, namespace: &Namespace, id: RecordId, now: Timestamp) -> Result<Record> {
+        let forgotten = self.forget_many(namespace, &[id], now).await?.pop();
+        forgotten.ok_or_else(|| Error::Ledger("the ledger did not say what became of the record".into()))
+    }
+
+    /// Forgets records, all of them or none: all texts that they ever had, their keys and their metadata are wiped from
+    /// the ledger's files, and all chunks linked to them become pending deletions, unless another active record links
+    /// them too. Forgetting a forgotten record changes nothing. The records come back in the order of their ids here.
+    ///
+    /// # Errors
+    /// [`Error::UnknownRecord`]; [`Error::Ledger`] when the ledger cannot be written.
+    async fn forget_many(&self, namespace: &Namespace, ids: &[RecordId], now: Timestamp) -> Result<Vec<Record>>;
+
+    /// Deletes a namespace: every record of it, with its history, and its name. All chunks linked to its records become
+    /// pending deletions. Returns how many records there were.
+    ///
+    /// # Errors
+    /// [`Error::Ledger`] when the ledger cannot be written.
+    async fn delete_namespace(&self, namespace: &Namespace) -> Result<usize>;
 
     /// All texts that a record had, oldest first.
     ///
     /// # Errors
-    /// [`Error::UnknownRecord`]; what the ledger met.
+    /// [`Error::UnknownRecord`]; [`Error::Ledger`] when the ledger fails.
     async fn history(&self, namespace: &Namespace, id: RecordId) -> Result<Vec<Version>>;
 
     /// The namespaces that have records, in order of their names.
     ///
     /// # Errors
-    /// What the ledger met.
+    /// [`Error::Ledger`] when the ledger fails.
     async fn namespaces(&self) -> Result<Vec<Namespace>>;
 
     /// The namespace's records that changed after `since`, by this process or another, as they are now, and the
@@ -82,27 +198,27 @@ pub trait Ledger: Send + Sync {
     /// keeps records filters them by their `expires_at`.
     ///
     /// # Errors
-    /// What the ledger met.
-    async fn changes(&self, namespace: &Namespace, since: Revision, now: Timestamp) -> Result<(Vec<Record>, Revision)>;
+    /// [`Error::Ledger`] when the ledger cannot be read.
+    async fn changes(&self, namespace: &Namespace, since: Revision, now: Timestamp) -> Result<Changes>;
 
     /// Notes, for all of `links` or none, that chunks hold the KV of a record's present text, so that forgetting the
-    /// record finds them. A chunk that was doomed is so no more, unless the record was forgotten meanwhile: then the
-    /// chunk is doomed at once.
+    /// record finds them. A pending deletion of the chunk is called off, unless the record was forgotten meanwhile:
+    /// then the deletion is pending at once.
     ///
     /// # Errors
-    /// [`Error::UnknownRecord`]; what the ledger met.
+    /// [`Error::UnknownRecord`]; [`Error::Ledger`] when the ledger fails.
     async fn link(&self, namespace: &Namespace, links: &[(RecordId, ChunkId)]) -> Result<()>;
 
     /// Chunks that hold text nobody should find any more, to be deleted from every store. They are named here until
-    /// [`buried`](Self::buried) says that it is done, so a crash in between forgets nothing.
+    /// [`confirm_deleted`](Self::confirm_deleted) says that it is done, so a crash in between forgets nothing.
     ///
     /// # Errors
-    /// What the ledger met.
-    async fn doomed(&self) -> Result<Vec<ChunkId>>;
+    /// [`Error::Ledger`] when the ledger cannot be read.
+    async fn pending_deletions(&self) -> Result<Vec<ChunkId>>;
 
-    /// Notes that doomed chunks were deleted.
+    /// Notes that chunks were deleted from every store.
     ///
     /// # Errors
-    /// What the ledger met.
-    async fn buried(&self, chunks: &[ChunkId]) -> Result<()>;
+    /// [`Error::Ledger`] when the ledger cannot be written.
+    async fn confirm_deleted(&self, chunks: &[ChunkId]) -> Result<()>;
 }

@@ -1,10 +1,11 @@
 //! A ledger that nothing outlives.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 
+use super::{Changes, Listing, Metadata, Page};
 use crate::{
     Added, ChunkId, Error, Ledger, Namespace, NewRecord, Outcome, Query, Record, RecordId, Result, Revision, State,
     Timestamp, Version,
@@ -20,7 +21,9 @@ pub struct RamLedger(Mutex<Tables>);
 struct Tables {
     /// In the order in which they were added.
     entries: Vec<Entry>,
-    doomed: BTreeSet<ChunkId>,
+    pending: BTreeSet<ChunkId>,
+    /// When namespaces were deleted, by the hash of their names: the names themselves are forgotten.
+    deleted: BTreeMap<[u8; 32], Revision>,
     revision: Revision,
 }
 
@@ -118,29 +121,37 @@ impl Tables {
             let at = older.not_before_last_change(now);
             older.end(State::Superseded { by: id, at }, at, revision);
         }
+        let created_at = new.created_at.unwrap_or(now).min(now);
         let record = Record {
             id,
             namespace: namespace.clone(),
             text: text.to_owned(),
             key: new.key.clone(),
-            created_at: now,
-            updated_at: now,
+            metadata: new.metadata.clone(),
+            created_at,
+            updated_at: created_at,
             expires_at: new.expires_at,
             state: State::Active,
         };
-        let history = vec![Version { text: text.to_owned(), from: now, until: None }];
-        self.entries.push(Entry { record: record.clone(), history, links: BTreeSet::new(), changed: revision });
+        let history = vec![Version { text: text.to_owned(), from: created_at, until: None }];
+        let entry = Entry { record, history, links: BTreeSet::new(), changed: revision };
+        let record = entry.at(now);
+        self.entries.push(entry);
         Added { record, outcome }
     }
 
-    /// Dooms those of `chunks` that no active record has.
-    fn doom(&mut self, chunks: BTreeSet<ChunkId>, now: Timestamp) {
+    /// Queues for deletion those of `chunks` that no active record has.
+    fn queue(&mut self, chunks: BTreeSet<ChunkId>, now: Timestamp) {
         for chunk in chunks {
             if !self.entries.iter().any(|e| e.is_active(now) && e.links.contains(&chunk)) {
-                self.doomed.insert(chunk);
+                self.pending.insert(chunk);
             }
         }
     }
+}
+
+fn hash(namespace: &Namespace) -> [u8; 32] {
+    blake3::hash(namespace.as_str().as_bytes()).into()
 }
 
 fn said(text: &str) -> Result<&str> {
@@ -151,7 +162,7 @@ fn said(text: &str) -> Result<&str> {
 #[async_trait]
 impl Ledger for RamLedger {
     async fn add(&self, namespace: &Namespace, new: &[NewRecord], now: Timestamp) -> Result<Vec<Added>> {
-        let texts = new.iter().map(|new| said(&new.text)).collect::<Result<Vec<_>>>()?;
+        let texts = new.iter().map(NewRecord::check).collect::<Result<Vec<_>>>()?;
         let mut tables = self.tables();
         Ok(texts.into_iter().zip(new).map(|(text, new)| tables.add(namespace, text, new, now)).collect())
     }
@@ -160,13 +171,30 @@ impl Ledger for RamLedger {
         Ok(self.tables().find(namespace, id)?.at(now))
     }
 
-    async fn list(&self, namespace: &Namespace, query: Query) -> Result<Vec<Record>> {
-        let (tables, now) = (self.tables(), Timestamp::now());
+    async fn page(&self, namespace: &Namespace, listing: &Listing) -> Result<Page> {
+        let limit = listing.check()?;
+        let (mut tables, now) = (self.tables(), Timestamp::now());
+        if let Some(after) = listing.after {
+            tables.find(namespace, after)?;
+        }
         let entries = tables.entries.iter().filter(|e| e.record.namespace == *namespace);
-        Ok(match query {
-            Query::At(moment) => entries.filter_map(|e| e.as_of(moment)).collect(),
-            Query::All => entries.map(|e| e.at(now)).collect(),
-        })
+        let entries = entries.skip_while(|e| listing.after.is_some_and(|after| e.record.id != after));
+        let seen = |entry: &Entry| match listing.query {
+            Query::At(moment) => entry.as_of(moment),
+            Query::All => Some(entry.at(now)),
+        };
+        let records = entries.skip(usize::from(listing.after.is_some())).filter_map(seen);
+        let passes = |record: &Record| listing.filter.as_ref().is_none_or(|filter| filter.matches(record));
+        let mut records: Vec<Record> = records.filter(passes).take(limit + 1).collect();
+        let more = records.len() > limit;
+        records.truncate(limit);
+        let next = records.last().filter(|_| more).map(|record| record.id);
+        Ok(Page { records, next })
+    }
+
+    async fn count(&self, namespace: &Namespace, now: Timestamp) -> Result<usize> {
+        let tables = self.tables();
+        Ok(tables.entries.iter().filter(|e| e.record.namespace == *namespace && e.is_active(now)).count())
     }
 
     async fn update(&self, namespace: &Namespace, id: RecordId, text: &str, now: Timestamp) -> Result<Record> {
@@ -190,23 +218,41 @@ impl Ledger for RamLedger {
         entry.history.push(Version { text: text.to_owned(), from: at, until: None });
         (entry.record.text, entry.record.updated_at) = (text.to_owned(), at);
         let (record, links) = (entry.at(now), std::mem::take(&mut entry.links));
-        tables.doom(links, now);
+        tables.queue(links, now);
         Ok(record)
     }
 
-    async fn forget(&self, namespace: &Namespace, id: RecordId, now: Timestamp) -> Result<Record> {
+    async fn forget_many(&self, namespace: &Namespace, ids: &[RecordId], now: Timestamp) -> Result<Vec<Record>> {
         let mut tables = self.tables();
-        if !tables.find(namespace, id)?.is_forgotten() {
-            let revision = tables.next_revision();
-            let entry = tables.find(namespace, id)?;
-            let at = entry.not_before_last_change(now);
-            entry.end(State::Forgotten { at }, at, revision);
-            entry.record.text.clear();
-            entry.history.iter_mut().for_each(|version| version.text.clear());
-            let links = std::mem::take(&mut entry.links);
-            tables.doom(links, now);
+        ids.iter().try_for_each(|id| tables.find(namespace, *id).map(|_| ()))?;
+        for &id in ids {
+            if !tables.find(namespace, id)?.is_forgotten() {
+                let revision = tables.next_revision();
+                let entry = tables.find(namespace, id)?;
+                let at = entry.not_before_last_change(now);
+                entry.end(State::Forgotten { at }, at, revision);
+                entry.record.text.clear();
+                (entry.record.key, entry.record.metadata) = (None, Metadata::default());
+                entry.history.iter_mut().for_each(|version| version.text.clear());
+                let links = std::mem::take(&mut entry.links);
+                tables.queue(links, now);
+            }
         }
-        Ok(tables.find(namespace, id)?.at(now))
+        ids.iter().map(|id| Ok(tables.find(namespace, *id)?.at(now))).collect()
+    }
+
+    async fn delete_namespace(&self, namespace: &Namespace) -> Result<usize> {
+        let mut tables = self.tables();
+        let own = |entry: &mut Entry| entry.record.namespace == *namespace;
+        let gone: Vec<Entry> = tables.entries.extract_if(.., own).collect();
+        if !gone.is_empty() {
+            let revision = tables.next_revision();
+            tables.deleted.insert(hash(namespace), revision);
+            for entry in &gone {
+                tables.queue(entry.links.clone(), Timestamp::now());
+            }
+        }
+        Ok(gone.len())
     }
 
     async fn history(&self, namespace: &Namespace, id: RecordId) -> Result<Vec<Version>> {
@@ -218,10 +264,11 @@ impl Ledger for RamLedger {
         Ok(names.into_iter().collect())
     }
 
-    async fn changes(&self, namespace: &Namespace, since: Revision, now: Timestamp) -> Result<(Vec<Record>, Revision)> {
+    async fn changes(&self, namespace: &Namespace, since: Revision, now: Timestamp) -> Result<Changes> {
         let tables = self.tables();
         let changed = tables.entries.iter().filter(|e| e.record.namespace == *namespace && e.changed > since);
-        Ok((changed.map(|e| e.at(now)).collect(), tables.revision))
+        let deleted = since > Revision(0) && tables.deleted.get(&hash(namespace)).is_some_and(|at| *at > since);
+        Ok(Changes { deleted, records: changed.map(|e| e.at(now)).collect(), revision: tables.revision })
     }
 
     async fn link(&self, namespace: &Namespace, links: &[(RecordId, ChunkId)]) -> Result<()> {
@@ -231,22 +278,22 @@ impl Ledger for RamLedger {
             let entry = tables.find(namespace, *id)?;
             if entry.is_forgotten() {
                 // It was forgotten while its KV was being computed.
-                tables.doom(BTreeSet::from([*chunk]), Timestamp::now());
+                tables.queue(BTreeSet::from([*chunk]), Timestamp::now());
             } else {
                 entry.links.insert(*chunk);
-                tables.doomed.remove(chunk);
+                tables.pending.remove(chunk);
             }
         }
         Ok(())
     }
 
-    async fn doomed(&self) -> Result<Vec<ChunkId>> {
-        Ok(self.tables().doomed.iter().copied().collect())
+    async fn pending_deletions(&self) -> Result<Vec<ChunkId>> {
+        Ok(self.tables().pending.iter().copied().collect())
     }
 
-    async fn buried(&self, chunks: &[ChunkId]) -> Result<()> {
+    async fn confirm_deleted(&self, chunks: &[ChunkId]) -> Result<()> {
         let mut tables = self.tables();
-        chunks.iter().for_each(|chunk| _ = tables.doomed.remove(chunk));
+        chunks.iter().for_each(|chunk| _ = tables.pending.remove(chunk));
         Ok(())
     }
 }

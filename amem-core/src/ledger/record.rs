@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use uuid::Uuid;
 
+use super::Metadata;
 use crate::{Error, Result};
 
 /// Whose memory it is. Namespaces share nothing: no record, no KV, no statistics.
@@ -118,26 +119,82 @@ impl Timestamp {
 }
 
 /// A text to remember.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
 pub struct NewRecord {
     /// What to remember.
     pub text: String,
     /// What the text is about, for facts that replace one another: remembering a text under a key supersedes the
-    /// active record of that key.
+    /// active record of that key. At most [`MAX_KEY_BYTES`](Self::MAX_KEY_BYTES).
     pub key: Option<String>,
+    /// What the application keeps with it.
+    pub metadata: Metadata,
+    /// When it was first said, if that was not now: for records that come from elsewhere. A moment yet to come counts as
+    /// now.
+    pub created_at: Option<Timestamp>,
     /// From when on it no longer counts.
     pub expires_at: Option<Timestamp>,
 }
 
+impl NewRecord {
+    /// Bytes of a key at most.
+    pub const MAX_KEY_BYTES: usize = 512;
+
+    /// A text to remember.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self { text: text.into(), ..Self::default() }
+    }
+
+    /// Under a key.
+    #[must_use]
+    pub fn key(self, key: impl Into<String>) -> Self {
+        Self { key: Some(key.into()), ..self }
+    }
+
+    /// With metadata.
+    #[must_use]
+    pub fn metadata(self, metadata: Metadata) -> Self {
+        Self { metadata, ..self }
+    }
+
+    /// First said at this moment.
+    #[must_use]
+    pub fn created_at(self, at: Timestamp) -> Self {
+        Self { created_at: Some(at), ..self }
+    }
+
+    /// Until this moment.
+    #[must_use]
+    pub fn expires_at(self, at: Timestamp) -> Self {
+        Self { expires_at: Some(at), ..self }
+    }
+
+    /// The text without the blanks around it, if the record is one that a ledger takes.
+    ///
+    /// # Errors
+    /// [`Error::Empty`] for a text with nothing in it, [`Error::BadValue`] for a key or metadata beyond their bounds.
+    pub fn check(&self) -> Result<&str> {
+        if let Some(key) = self.key.as_ref().filter(|key| key.len() > Self::MAX_KEY_BYTES) {
+            let value = format!("{} bytes", key.len());
+            return Err(Error::BadValue { what: "key", value, expected: "at most 512 bytes" });
+        }
+        self.metadata.check()?;
+        match self.text.trim() {
+            "" => Err(Error::Empty { what: "memory" }),
+            text => Ok(text),
+        }
+    }
+}
+
 impl From<&str> for NewRecord {
     fn from(text: &str) -> Self {
-        Self { text: text.to_owned(), ..Self::default() }
+        Self::new(text)
     }
 }
 
 impl From<String> for NewRecord {
     fn from(text: String) -> Self {
-        Self { text, ..Self::default() }
+        Self::new(text)
     }
 }
 
@@ -179,7 +236,7 @@ impl State {
 }
 
 /// One remembered text and its life.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Record {
     /// Its name.
     pub id: RecordId,
@@ -187,8 +244,10 @@ pub struct Record {
     pub namespace: Namespace,
     /// What it says now (or said last). Empty once it was forgotten.
     pub text: String,
-    /// What it is about, if that was said.
+    /// What it is about, if that was said. Gone once it was forgotten.
     pub key: Option<String>,
+    /// What the application keeps with it. Gone once it was forgotten.
+    pub metadata: Metadata,
     /// When it was first remembered.
     pub created_at: Timestamp,
     /// When its text last changed.
@@ -200,7 +259,7 @@ pub struct Record {
 }
 
 /// What became of a text that was to be remembered.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Added {
     /// The record that holds the text.
     pub record: Record,
@@ -212,7 +271,7 @@ pub struct Added {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Outcome {
-    /// A new record.
+    /// A new record. It may have expired before it was added, as its state says.
     New,
     /// An active record of the namespace says exactly this, under the same key: that record is returned, and nothing
     /// was written.

@@ -7,8 +7,74 @@ use std::time::Duration;
 use futures_core::Stream;
 
 use crate::{
-    Choice, Completion, Delta, Error, Finish, Generation, Output, OutputStream, Record, Repair, Result, Usage,
+    Choice, Completion, Delta, Error, Filter, Finish, Generation, Output, OutputStream, Record, Repair, Result,
+    Timestamp, Usage,
 };
+
+/// What to recall.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Recall {
+    /// What the records are to be about.
+    pub query: String,
+    /// Records at most; 8 unless said otherwise.
+    pub k: usize,
+    /// Only records that pass. It is asked before the best `k` are taken.
+    pub filter: Option<Filter>,
+    /// Only records with at least this score. What a score means depends on the [`Recaller`](crate::Recaller).
+    pub min_score: Option<f32>,
+    /// As of this moment: the records that counted then, with the text that they had then, found by their words. This
+    /// reads all of them from the ledger.
+    pub as_of: Option<Timestamp>,
+}
+
+impl Recall {
+    /// The 8 records at most that fit a text best.
+    pub fn new(query: impl Into<String>) -> Self {
+        Self { query: query.into(), k: 8, filter: None, min_score: None, as_of: None }
+    }
+
+    /// So many records at most.
+    #[must_use]
+    pub fn k(self, k: usize) -> Self {
+        Self { k, ..self }
+    }
+
+    /// Only records that pass.
+    #[must_use]
+    pub fn filter(self, filter: Filter) -> Self {
+        Self { filter: Some(filter), ..self }
+    }
+
+    /// Only records with at least this score.
+    #[must_use]
+    pub fn min_score(self, score: f32) -> Self {
+        Self { min_score: Some(score), ..self }
+    }
+
+    /// As of this moment.
+    #[must_use]
+    pub fn as_of(self, moment: Timestamp) -> Self {
+        Self { as_of: Some(moment), ..self }
+    }
+
+    pub(super) fn check(&self) -> Result<()> {
+        if self.query.trim().is_empty() {
+            return Err(Error::Empty { what: "query" });
+        }
+        self.filter.as_ref().map_or(Ok(()), Filter::check)
+    }
+
+    pub(super) fn passes(&self, record: &Record) -> bool {
+        self.filter.as_ref().is_none_or(|filter| filter.matches(record))
+    }
+}
+
+impl<T: Into<String>> From<T> for Recall {
+    fn from(query: T) -> Self {
+        Self::new(query)
+    }
+}
 
 /// A question and how it is to be answered.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,9 +82,9 @@ use crate::{
 pub struct Ask {
     /// The question.
     pub question: String,
-    /// Memories to recall at most.
-    pub k: usize,
-    /// How they are repaired; `None` for the memory's own way.
+    /// What is recalled for it: by its own words, unless said otherwise.
+    pub recall: Recall,
+    /// How memories are repaired; `None` for the memory's own way.
     pub repair: Option<Repair>,
     /// How the answer is generated.
     pub generation: Generation,
@@ -27,13 +93,21 @@ pub struct Ask {
 impl Ask {
     /// A question, with 8 memories recalled at most.
     pub fn new(question: impl Into<String>) -> Self {
-        Self { question: question.into(), k: 8, repair: None, generation: Generation::default() }
+        let question = question.into();
+        let recall = Recall::new(&*question);
+        Self { question, recall, repair: None, generation: Generation::default() }
     }
 
     /// With so many memories at most.
     #[must_use]
     pub fn k(self, k: usize) -> Self {
-        Self { k, ..self }
+        Self { recall: self.recall.k(k), ..self }
+    }
+
+    /// With these memories, rather than those that the question's own words find.
+    #[must_use]
+    pub fn recall(self, recall: Recall) -> Self {
+        Self { recall, ..self }
     }
 
     /// With memories repaired like this.

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use super::{Memory, Parts, records::RecordCache};
+use super::chunks::Chunks;
+use super::records::RecordCache;
+use super::{Memory, Parts};
 use crate::recall::Lexical;
 use crate::{Engine, EngineOptions, KvStore, Ledger, Model, RamLedger, RamStore, Recaller, Repair, Result};
 
@@ -15,6 +17,7 @@ pub struct Builder {
     system: String,
     repair: Repair,
     engine: EngineOptions,
+    cached_records: usize,
 }
 
 impl Builder {
@@ -27,6 +30,7 @@ impl Builder {
             system: "Answer from the notes.".to_owned(),
             repair: Repair::default(),
             engine: EngineOptions::default(),
+            cached_records: 100_000,
         }
     }
 
@@ -73,6 +77,14 @@ impl Builder {
         self
     }
 
+    /// Records that are held in RAM and in the recaller's index, about (100,000 unless said otherwise). Beyond that, the
+    /// namespaces that were asked about longest ago leave, and are read from the ledger when they are asked about again.
+    #[must_use]
+    pub fn cached_records(mut self, records: usize) -> Self {
+        self.cached_records = records;
+        self
+    }
+
     /// The memory, with an engine of its own.
     ///
     /// # Errors
@@ -80,10 +92,11 @@ impl Builder {
     /// this system line; [`Error::BadValue`](crate::Error::BadValue) for options of the engine that are zero;
     /// [`Error::Model`](crate::Error::Model) when its thread cannot be started.
     pub fn build(self) -> Result<Memory> {
-        let Self { model, kv, ledger, recaller, system, repair, engine } = self;
+        let Self { model, kv, ledger, recaller, system, repair, engine, cached_records } = self;
         let layout = model.chat().layout(&system)?;
-        let records = RecordCache::default();
+        let records = RecordCache::new(cached_records);
         let engine = Engine::start(Arc::clone(&model), engine)?;
-        Ok(Memory { parts: Arc::new(Parts { model, engine, kv, ledger, recaller, layout, repair, records }) })
+        let chunks = Chunks::new(model, engine, kv, Arc::clone(&ledger), layout);
+        Ok(Memory { parts: Arc::new(Parts { chunks, ledger, recaller, records, repair }) })
     }
 }

@@ -5,24 +5,26 @@
 
 mod answer;
 mod builder;
+mod chunks;
 mod records;
 mod session;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
 use answer::Cost;
-pub use answer::{Answer, AnswerStream, Ask, Event, Recollection};
+pub use answer::{Answer, AnswerStream, Ask, Event, Recall, Recollection};
 pub use builder::Builder;
+use chunks::{Base, Chunks, Fetched};
+use records::{Entry, RecordCache, Records};
 pub use session::{Session, SessionOptions};
 
+use crate::recall::Lexical;
 use crate::{
-    Added, ChunkId, Engine, Error, KvChunk, KvStore, Layout, Ledger, Model, Namespace, NewRecord, Outcome, Piece,
-    PrefillText, PrefixId, Query, Recaller, Record, RecordId, Repair, Request, Result, State, Timestamp, Token, Usage,
+    Added, Engine, Error, KvChunk, KvStore, Layout, Ledger, Listing, Model, Namespace, NewRecord, Outcome, Page, Piece,
+    Query, RecallQuery, Recalled, Recaller, Record, RecordId, Repair, Request, Result, Timestamp, Token, Usage,
     Version,
 };
-use records::RecordCache;
 
 /// An agent's memory. Cheap to clone; clones are the same memory.
 #[derive(Clone)]
@@ -31,22 +33,18 @@ pub struct Memory {
 }
 
 struct Parts {
-    model: Arc<dyn Model>,
-    engine: Engine,
-    kv: Arc<dyn KvStore>,
+    chunks: Chunks,
     ledger: Arc<dyn Ledger>,
     recaller: Arc<dyn Recaller>,
-    layout: Layout,
-    repair: Repair,
     records: RecordCache,
+    repair: Repair,
 }
 
-/// A memory's tokens and, once it is at hand, its KV.
-pub(crate) struct Fetched {
-    /// In the order of the records.
-    pub(crate) chunks: Vec<KvChunk>,
-    /// What it took to compute those that were not held.
-    pub(crate) usage: Usage,
+/// A record that was found, and how well it fits.
+#[derive(Clone)]
+pub(crate) struct Found {
+    pub(crate) entry: Arc<Entry>,
+    pub(crate) score: f32,
 }
 
 impl Memory {
@@ -71,7 +69,8 @@ impl Memory {
     /// Remembers texts, all or none of them. An exact duplicate is not stored twice, and the answer says so.
     ///
     /// # Errors
-    /// [`Error::Empty`]; [`Error::TooLong`] for a text that no context of the model can hold; what the ledger met.
+    /// [`Error::Empty`]; [`Error::TooLong`] for a text that no context of the model can hold; [`Error::BadValue`] for a
+    /// key or metadata beyond their bounds; [`Error::Ledger`] when the ledger cannot be written.
     pub async fn remember_all<T: Into<NewRecord>>(
         &self,
         namespace: impl TryInto<Namespace, Error = Error>,
@@ -85,35 +84,26 @@ impl Memory {
         self.parts.ledger.add(&namespace, &new, Timestamp::now()).await
     }
 
-    /// The records that a question is about, at most `k`, best first.
+    /// The records that a text is about, best first.
     ///
     /// # Errors
-    /// [`Error::Empty`]; what the ledger or the recaller met.
+    /// [`Error::Empty`] for a query that says nothing, [`Error::BadValue`] for a filter beyond its bounds;
+    /// [`Error::Ledger`] and [`Error::Recall`] when the ledger or the index fails.
     pub async fn recall(
         &self,
         namespace: impl TryInto<Namespace, Error = Error>,
-        query: &str,
-        k: usize,
+        recall: impl Into<Recall>,
     ) -> Result<Vec<Recollection>> {
-        let namespace = namespace.try_into()?;
-        if query.trim().is_empty() {
-            return Err(Error::Empty { what: "query" });
-        }
-        self.refresh(&namespace).await?;
-        let found = self.parts.recaller.recall(&namespace, query, k).await?;
-        let now = Timestamp::now();
-        let with_record = found.into_iter().filter_map(|recalled| {
-            let record = self.parts.records.record(&namespace, recalled.id, now)?;
-            Some(Recollection { record, score: recalled.score })
-        });
-        Ok(with_record.collect())
+        let (_, found) = self.find(&namespace.try_into()?, &recall.into()).await?;
+        Ok(found.iter().map(Found::recollection).collect())
     }
 
     /// Answers a question from the memories that it is about.
     ///
     /// # Errors
-    /// [`Error::Empty`], [`Error::TooLong`] for the question alone; what a part met. A store that fails costs time, not
-    /// the answer.
+    /// As [`recall`](Self::recall); [`Error::TooLong`] for the question alone; [`Error::Full`] when the KV cache has no
+    /// room, [`Error::Overloaded`] when too many requests wait; [`Error::Model`] when the model fails. A store that fails
+    /// costs time, not the answer.
     pub async fn ask(
         &self,
         namespace: impl TryInto<Namespace, Error = Error>,
@@ -133,24 +123,27 @@ impl Memory {
     ) -> Result<AnswerStream> {
         let started = Instant::now();
         let (namespace, ask) = (namespace.try_into()?, question.into());
-        let question = self.question(&self.parts.layout.to_question, &ask.question)?;
-        let mut recalled = self.recall(&namespace, &ask.question, ask.k).await?;
+        let question = self.question(&self.layout().to_question, &ask.question)?;
+        let (_records, mut found) = self.find(&namespace, &ask.recall).await?;
         let room = self.room(question.len(), ask.generation.max_tokens)?;
-        self.fit(&mut recalled, room)?;
+        self.fit(&mut found, room)?;
         // In the order in which they were told: a later one may lean on an earlier one, or overrule it.
-        recalled.sort_by_key(|recollection| recollection.record.id);
-        let records: Vec<Record> = recalled.iter().map(|recollection| recollection.record.clone()).collect();
-        let (head, mut usage) = self.head(&namespace).await?;
-        let fetched = self.fetch(&namespace, &records).await?;
-        usage += fetched.usage;
-        self.note(&recalled, &fetched.chunks);
-        let mut pieces: Vec<Piece> = head.into_iter().chain(fetched.chunks).map(Piece::Cached).collect();
+        found.sort_by_key(|found| found.entry.record.id);
+        let entries: Vec<Arc<Entry>> = found.iter().map(|found| Arc::clone(&found.entry)).collect();
+        self.parts.chunks.prefetch(&entries);
+        let base = self.parts.chunks.base().await?;
+        let fetched = self.parts.chunks.fetch(&namespace, &entries, ask.recall.as_of.is_none()).await?;
+        self.note(&found, &fetched.chunks);
+        let mut pieces: Vec<Piece> = fetched.chunks.into_iter().map(Piece::Cached).collect();
         pieces.push(Piece::Fresh(question.into()));
         let repair = ask.repair.unwrap_or_else(|| self.parts.repair.clone());
-        let limit = self.parts.model.info().context;
+        let limit = self.model().info().context;
         let request = Request::new(namespace, pieces).repair(repair).generation(ask.generation).limit(limit);
-        let output = self.parts.engine.submit(request.started(started))?;
-        Ok(AnswerStream::new(output, recalled, Cost { usage, opened: true }))
+        let request = base.context.into_iter().fold(request, Request::context);
+        let output = self.engine().submit(request.started(started))?;
+        let recalled = found.iter().map(Found::recollection).collect();
+        let cost = Cost { usage: base.usage + fetched.usage, opened: base.is_new };
+        Ok(AnswerStream::new(output, recalled, cost))
     }
 
     /// Opens a session: a conversation over a working set of memories that stays in place.
@@ -168,8 +161,8 @@ impl Memory {
     /// Gives a record another text.
     ///
     /// # Errors
-    /// [`Error::UnknownRecord`], [`Error::NotActive`], [`Error::Empty`], [`Error::TooLong`], [`Error::SameText`]; what
-    /// the ledger met.
+    /// [`Error::UnknownRecord`], [`Error::NotActive`], [`Error::Empty`], [`Error::TooLong`], [`Error::SameText`];
+    /// [`Error::Ledger`] when the ledger cannot be written.
     pub async fn update(
         &self,
         namespace: impl TryInto<Namespace, Error = Error>,
@@ -179,41 +172,98 @@ impl Memory {
         let namespace = namespace.try_into()?;
         self.check_text(text)?;
         let record = self.parts.ledger.update(&namespace, id, text, Timestamp::now()).await?;
-        self.bury().await?;
+        self.parts.chunks.delete_pending().await?;
         Ok(record)
     }
 
-    /// Forgets a record: its texts are wiped and its KV is deleted, by the process that writes to the store if that is
-    /// another one. It is in no answer that begins after this returns.
+    /// Forgets a record: [`forget_many`](Self::forget_many) of one.
     ///
     /// # Errors
-    /// [`Error::UnknownRecord`]; what the ledger or the store met. If the store fails, the text is gone all the same
-    /// and deleting the KV is tried again with the next call.
+    /// As [`forget_many`](Self::forget_many).
     pub async fn forget(&self, namespace: impl TryInto<Namespace, Error = Error>, id: RecordId) -> Result<Record> {
+        let forgotten = self.forget_many(namespace, &[id]).await?.pop();
+        forgotten.ok_or_else(|| Error::Ledger("the ledger did not say what became of the record".into()))
+    }
+
+    /// Forgets records, all or none of them: their texts, keys and metadata are wiped and their KV is deleted, by the
+    /// process that writes to the store if that is another one. They are in no answer that begins after this returns.
+    ///
+    /// # Errors
+    /// [`Error::UnknownRecord`]; [`Error::Ledger`] when the ledger cannot be written; [`Error::Store`] and others when
+    /// the store cannot delete: then the texts are gone all the same, and deleting the KV is tried again with the next
+    /// call.
+    pub async fn forget_many(
+        &self,
+        namespace: impl TryInto<Namespace, Error = Error>,
+        ids: &[RecordId],
+    ) -> Result<Vec<Record>> {
         let namespace = namespace.try_into()?;
         // The ledger knows the chunks that were computed for its texts. A store may hold more, from before the ledger.
-        let texts = self.parts.ledger.history(&namespace, id).await?;
-        let chunks = texts.iter().filter(|version| !version.text.is_empty());
-        let chunks = chunks.map(|version| Ok(self.chunk_id(&namespace, &self.tokens(&version.text)?)));
-        let chunks = chunks.collect::<Result<Vec<_>>>()?;
-        let record = self.parts.ledger.forget(&namespace, id, Timestamp::now()).await?;
-        self.erase(&chunks).await?;
-        self.bury().await?;
-        Ok(record)
+        let mut chunks = Vec::new();
+        for id in ids {
+            let texts = self.parts.ledger.history(&namespace, *id).await?;
+            chunks.extend(self.parts.chunks.ids_of(&namespace, &texts)?);
+        }
+        let records = self.parts.ledger.forget_many(&namespace, ids, Timestamp::now()).await?;
+        self.parts.chunks.erase(&chunks).await?;
+        self.parts.chunks.delete_pending().await?;
+        Ok(records)
+    }
+
+    /// Deletes a namespace: all its records with their histories, and their KV. Returns how many records there were.
+    ///
+    /// # Errors
+    /// [`Error::Ledger`] when the ledger cannot be written; when the store cannot delete, as
+    /// [`forget_many`](Self::forget_many).
+    pub async fn delete_namespace(&self, namespace: impl TryInto<Namespace, Error = Error>) -> Result<usize> {
+        let namespace = namespace.try_into()?;
+        let mut chunks = Vec::new();
+        for record in self.parts.ledger.list(&namespace, Query::All).await? {
+            let texts = self.parts.ledger.history(&namespace, record.id).await?;
+            chunks.extend(self.parts.chunks.ids_of(&namespace, &texts)?);
+        }
+        let records = self.parts.ledger.delete_namespace(&namespace).await?;
+        self.parts.chunks.erase(&chunks).await?;
+        self.parts.chunks.delete_pending().await?;
+        Ok(records)
+    }
+
+    /// One record, whatever its state.
+    ///
+    /// # Errors
+    /// [`Error::UnknownRecord`]; [`Error::Ledger`] when the ledger cannot be read.
+    pub async fn get(&self, namespace: impl TryInto<Namespace, Error = Error>, id: RecordId) -> Result<Record> {
+        self.parts.ledger.get(&namespace.try_into()?, id, Timestamp::now()).await
     }
 
     /// The records of a namespace, in the order in which they were added.
     ///
     /// # Errors
-    /// What the ledger met.
+    /// [`Error::Ledger`] when the ledger cannot be read.
     pub async fn list(&self, namespace: impl TryInto<Namespace, Error = Error>, query: Query) -> Result<Vec<Record>> {
         self.parts.ledger.list(&namespace.try_into()?, query).await
+    }
+
+    /// Some of a namespace's records.
+    ///
+    /// # Errors
+    /// As [`Ledger::page`].
+    pub async fn page(&self, namespace: impl TryInto<Namespace, Error = Error>, listing: &Listing) -> Result<Page> {
+        self.parts.ledger.page(&namespace.try_into()?, listing).await
+    }
+
+    /// How many records of a namespace count now.
+    ///
+    /// # Errors
+    /// [`Error::Ledger`] when the ledger cannot be read.
+    pub async fn count(&self, namespace: impl TryInto<Namespace, Error = Error>) -> Result<usize> {
+        self.parts.ledger.count(&namespace.try_into()?, Timestamp::now()).await
     }
 
     /// All texts that a record had, oldest first.
     ///
     /// # Errors
-    /// [`Error::UnknownRecord`]; what the ledger met.
+    /// [`Error::UnknownRecord`]; [`Error::Ledger`] when the ledger cannot be read.
     pub async fn history(
         &self,
         namespace: impl TryInto<Namespace, Error = Error>,
@@ -226,51 +276,51 @@ impl Memory {
     /// of how many are done.
     ///
     /// # Errors
-    /// What the model, the ledger or the store met; what was done until then is kept.
+    /// [`Error::Ledger`], [`Error::Recall`] and [`Error::Model`] when one of these fails; the store's error when it
+    /// cannot sync. What was done until then is kept.
     pub async fn prefill(
         &self,
         namespace: impl TryInto<Namespace, Error = Error>,
         mut progress: impl FnMut(usize, usize),
     ) -> Result<Usage> {
         const AT_A_TIME: usize = 256;
-        let namespace = namespace.try_into()?;
-        self.refresh(&namespace).await?;
-        let (_, mut usage) = self.head(&namespace).await?;
-        let records = self.parts.records.active(&namespace, Timestamp::now());
-        let mut wanting = Vec::new();
-        for record in records {
-            let id = self.chunk_id(&namespace, &self.tokens(&record.text)?);
-            if !self.parts.kv.contains(&id).await {
-                wanting.push(record);
-            }
+        let (namespace, chunks) = (namespace.try_into()?, &self.parts.chunks);
+        let records = self.refresh(&namespace).await?;
+        let mut usage = chunks.base().await?.usage;
+        let mut missing = Vec::new();
+        for entries in records.active(Timestamp::now()).chunks(AT_A_TIME) {
+            let contained = chunks.contained(entries).await?;
+            missing.extend(entries.iter().zip(contained).filter(|(_, held)| !held).map(|(entry, _)| Arc::clone(entry)));
         }
-        for (index, records) in wanting.chunks(AT_A_TIME).enumerate() {
-            progress(index * AT_A_TIME, wanting.len());
-            usage += self.fetch(&namespace, records).await?.usage;
+        for (index, entries) in missing.chunks(AT_A_TIME).enumerate() {
+            progress(index * AT_A_TIME, missing.len());
+            usage += chunks.fetch(&namespace, entries, true).await?.usage;
         }
-        progress(wanting.len(), wanting.len());
-        self.parts.kv.sync().await?;
+        progress(missing.len(), missing.len());
+        self.kv().sync().await?;
+        // What was computed was not asked for: nothing was reused.
+        usage.cached = 0;
         Ok(usage)
     }
 
     /// The engine, for requests beside those of memory: they are computed together.
     pub fn engine(&self) -> &Engine {
-        &self.parts.engine
+        self.parts.chunks.engine()
     }
 
     /// The model.
     pub fn model(&self) -> &Arc<dyn Model> {
-        &self.parts.model
+        self.parts.chunks.model()
     }
 
     /// The store.
     pub fn kv(&self) -> &Arc<dyn KvStore> {
-        &self.parts.kv
+        self.parts.chunks.kv()
     }
 
     /// The tokens around a conversation's texts.
     pub fn layout(&self) -> &Layout {
-        &self.parts.layout
+        self.parts.chunks.layout()
     }
 
     /// The tokens of a memory, the template's marks included.
@@ -278,7 +328,7 @@ impl Memory {
     /// # Errors
     /// When the tokenizer cannot encode it.
     pub fn tokens(&self, text: &str) -> Result<Arc<[Token]>> {
-        Ok(self.parts.layout.memory(&self.parts.model.chat().encode(text)?))
+        self.parts.chunks.tokens(text)
     }
 
     /// The tokens from the memories to the answer: `before`, the question, the start of the answer.
@@ -286,23 +336,23 @@ impl Memory {
         if question.trim().is_empty() {
             return Err(Error::Empty { what: "question" });
         }
-        Ok([before, &self.parts.model.chat().encode(question)?, &self.parts.layout.to_answer].concat())
+        Ok([before, &self.model().chat().encode(question)?, &self.layout().to_answer].concat())
     }
 
     /// Tokens that a context has left for memories, beside the prefix, this many for the question and, as far as half
     /// of the rest allows, this many for the answer.
     fn room(&self, question: usize, answer: usize) -> Result<usize> {
-        let (limit, taken) = (self.parts.model.info().context, self.parts.layout.prefix.len() + question + 1);
+        let (limit, taken) = (self.model().info().context, self.layout().prefix.len() + question + 1);
         let left = limit.checked_sub(taken).ok_or(Error::TooLong { what: "question", tokens: taken, limit })?;
         Ok(left - answer.min(left / 2))
     }
 
     /// Leaves out memories, given best first, that have no room beside better ones.
-    pub(crate) fn fit(&self, recalled: &mut Vec<Recollection>, mut room: usize) -> Result<()> {
+    pub(crate) fn fit(&self, found: &mut Vec<Found>, mut room: usize) -> Result<()> {
         let mut error = None;
-        recalled.retain(|recollection| match self.tokens(&recollection.record.text) {
-            Ok(tokens) if tokens.len() <= room => {
-                room -= tokens.len();
+        found.retain(|found| match self.parts.chunks.content(&found.entry) {
+            Ok(content) if content.tokens.len() <= room => {
+                room -= content.tokens.len();
                 true
             }
             Ok(_) => false,
@@ -318,174 +368,92 @@ impl Memory {
         if text.trim().is_empty() {
             return Err(Error::Empty { what: "memory" });
         }
-        let tokens = self.parts.layout.prefix.len() + self.tokens(text.trim())?.len();
-        let limit = self.parts.model.info().context;
+        let tokens = self.layout().prefix.len() + self.tokens(text.trim())?.len();
+        let limit = self.model().info().context;
         if tokens > limit {
             return Err(Error::TooLong { what: "memory", tokens, limit });
         }
         Ok(())
     }
 
-    fn chunk_id(&self, namespace: &Namespace, tokens: &[Token]) -> ChunkId {
-        let prefix = PrefixId::of(&self.parts.layout.prefix);
-        self.parts.model.info().chunk_id(namespace.as_str(), &prefix, tokens)
+    /// The records that a text is about, and the namespace's records, which stay in the cache for as long as they are
+    /// held.
+    pub(crate) async fn find(&self, namespace: &Namespace, recall: &Recall) -> Result<(Arc<Records>, Vec<Found>)> {
+        recall.check()?;
+        let records = self.refresh(namespace).await?;
+        let mut found = match recall.as_of {
+            Some(moment) => self.find_as_of(namespace, recall, moment).await?,
+            None => {
+                let now = Timestamp::now();
+                let passes = |id: RecordId| records.get(id, now).is_some_and(|entry| recall.passes(&entry.record));
+                let query = RecallQuery::new(&recall.query, recall.k);
+                let query = if recall.filter.is_some() { query.only(&passes) } else { query };
+                let found = self.parts.recaller.recall(namespace, &query).await?;
+                let with_entry =
+                    |found: Recalled| Some(Found { entry: records.get(found.id, now)?, score: found.score });
+                found.into_iter().filter_map(with_entry).collect()
+            }
+        };
+        found.retain(|found: &Found| recall.min_score.is_none_or(|least| found.score >= least));
+        Ok((records, found))
     }
 
-    /// The KV of the prefix that every context begins with.
-    pub(crate) async fn head(&self, namespace: &Namespace) -> Result<(Option<KvChunk>, Usage)> {
-        let tokens = Arc::clone(&self.parts.layout.prefix);
-        if tokens.is_empty() {
-            return Ok((None, Usage::default()));
-        }
-        let id = self.parts.model.info().chunk_id(namespace.as_str(), &PrefixId::of(&[]), &tokens);
-        if let Some(chunk) = self.held(&id).await {
-            return Ok((Some(chunk), Usage::default()));
-        }
-        let texts = vec![PrefillText { id, tokens }];
-        let (mut chunks, usage) = self.parts.engine.prefill(namespace, [].into(), texts, false).await?;
-        self.keep(&chunks).await;
-        Ok((chunks.pop(), Usage { missed: usage.prefilled, ..usage }))
-    }
-
-    /// The KV of records: from the store, or computed and put there.
-    pub(crate) async fn fetch(&self, namespace: &Namespace, records: &[Record]) -> Result<Fetched> {
-        let mut found: HashMap<ChunkId, KvChunk> = HashMap::new();
-        let (mut ids, mut missing, mut links) = (Vec::new(), Vec::new(), Vec::new());
-        for record in records {
-            let tokens = self.tokens(&record.text)?;
-            let id = self.chunk_id(namespace, &tokens);
-            ids.push(id);
-            if found.contains_key(&id) || missing.iter().any(|text: &PrefillText| text.id == id) {
-                continue;
-            }
-            match self.held(&id).await {
-                Some(chunk) => {
-                    found.insert(id, chunk);
-                }
-                None => {
-                    missing.push(PrefillText { id, tokens });
-                    links.push((record.id, id));
-                }
-            }
-        }
-        let mut usage = Usage::default();
-        if !missing.is_empty() {
-            let prefix = Arc::clone(&self.parts.layout.prefix);
-            let (chunks, cost) = self.parts.engine.prefill(namespace, prefix, missing, true).await?;
-            // Linked before they are kept: whoever forgets a record in between must find its KV.
-            self.parts.ledger.link(namespace, &links).await?;
-            self.keep(&chunks).await;
-            self.drop_outdated(namespace, records, &links).await?;
-            found.extend(chunks.into_iter().map(|chunk| (chunk.id(), chunk)));
-            usage = Usage { missed: cost.prefilled, ..cost };
-        }
-        let chunks = ids.iter().filter_map(|id| found.get(id).cloned()).collect();
-        Ok(Fetched { chunks, usage })
-    }
-
-    /// Deletes the KV that was kept just now of texts that were forgotten or changed in the meantime. If that fails, the
-    /// ledger still names what was forgotten.
-    async fn drop_outdated(
-        &self,
-        namespace: &Namespace,
-        records: &[Record],
-        links: &[(RecordId, ChunkId)],
-    ) -> Result<()> {
-        let mut outdated = Vec::new();
-        for &(id, chunk) in links {
-            let now = self.parts.ledger.get(namespace, id, Timestamp::now()).await?;
-            if records.iter().any(|record| record.id == id && record.text != now.text) {
-                outdated.push(chunk);
-            }
-        }
-        if let Err(error) = self.erase(&outdated).await {
-            log::warn!("KV of texts that have changed could not be deleted: {error}");
-        }
-        Ok(())
-    }
-
-    /// A chunk that the store holds and that fits. Whatever else the store answers is a miss.
-    async fn held(&self, id: &ChunkId) -> Option<KvChunk> {
-        match self.parts.kv.get(id).await {
-            Ok(Some(chunk)) if chunk.shape() == &self.parts.model.info().shape => Some(chunk),
-            Ok(Some(chunk)) => {
-                log::warn!("chunk {id} has the shape {:?}: it is computed anew", chunk.shape());
-                None
-            }
-            Ok(None) => None,
-            Err(error) => {
-                log::warn!("chunk {id} could not be read and is computed anew: {error}");
-                None
-            }
-        }
-    }
-
-    /// Puts chunks into the store. If it cannot keep them, they are computed again next time.
-    async fn keep(&self, chunks: &[KvChunk]) {
-        if let Err(error) = self.parts.kv.put(chunks).await {
-            log::warn!("{} chunks could not be kept: {error}", chunks.len());
-        }
+    /// The records that a text is about, of those that counted at a moment. The index holds what counts now, so these
+    /// are indexed by their words for this question alone.
+    async fn find_as_of(&self, namespace: &Namespace, recall: &Recall, moment: Timestamp) -> Result<Vec<Found>> {
+        let mut records = self.parts.ledger.list(namespace, Query::At(moment)).await?;
+        records.retain(|record| recall.passes(record));
+        let index = Lexical::default();
+        index.index(&records).await?;
+        let found = index.recall(namespace, &RecallQuery::new(&recall.query, recall.k)).await?;
+        let with_entry = |found: Recalled| {
+            let record = records.iter().find(|record| record.id == found.id)?;
+            Some(Found { entry: Arc::new(Entry::new(record.clone())), score: found.score })
+        };
+        Ok(found.into_iter().filter_map(with_entry).collect())
     }
 
     /// Tells the store how much each chunk matters to what is being asked: its score against the best one's.
-    pub(crate) fn note(&self, recalled: &[Recollection], chunks: &[KvChunk]) {
-        let best = recalled.iter().map(|recollection| recollection.score).fold(f32::MIN_POSITIVE, f32::max);
-        let scores = recalled.iter().map(|recollection| recollection.score / best);
-        let relevance: Vec<(ChunkId, f32)> = chunks.iter().map(KvChunk::id).zip(scores).collect();
-        self.parts.kv.note(&relevance);
+    pub(crate) fn note(&self, found: &[Found], chunks: &[KvChunk]) {
+        let best = found.iter().map(|found| found.score).fold(f32::MIN_POSITIVE, f32::max);
+        let scores = found.iter().map(|found| found.score / best);
+        let relevance: Vec<_> = chunks.iter().map(KvChunk::id).zip(scores).collect();
+        self.kv().note(&relevance);
     }
 
-    /// Deletes the KV of what was forgotten, by this process or another.
-    async fn bury(&self) -> Result<()> {
-        let doomed = self.parts.ledger.doomed().await?;
-        if self.erase(&doomed).await? { self.parts.ledger.buried(&doomed).await } else { Ok(()) }
-    }
-
-    /// Deletes chunks and says whether all is done. Where only another process may write to the store, it is left to that
-    /// one, which does it when it is next asked for anything; nobody finds them until then, for a chunk's name is a hash
-    /// of its text.
-    async fn erase(&self, chunks: &[ChunkId]) -> Result<bool> {
-        if chunks.is_empty() {
-            return Ok(false);
-        }
-        match self.parts.kv.delete(chunks).await {
-            Ok(()) => Ok(true),
-            Err(Error::ReadOnly { what, reason }) => {
-                log::info!("{} chunks of forgotten texts wait in {what}: {reason}", chunks.len());
-                Ok(false)
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Brings the index up to what this or any other process has written to the ledger.
-    pub(crate) async fn refresh(&self, namespace: &Namespace) -> Result<()> {
-        let Parts { ledger, recaller, records, .. } = &*self.parts;
-        let forgotten = records.refresh(&**ledger, &**recaller, namespace).await?;
-        let chunks = forgotten.iter().map(|record| Ok(self.chunk_id(namespace, &self.tokens(&record.text)?)));
-        let chunks = chunks.collect::<Result<Vec<_>>>()?;
+    /// A namespace's records and its index, brought up to what this or any other process has written to the ledger.
+    pub(crate) async fn refresh(&self, namespace: &Namespace) -> Result<Arc<Records>> {
+        let Parts { chunks, ledger, recaller, records, .. } = &*self.parts;
+        let (records, forgotten) = records.refresh(&**ledger, &**recaller, namespace).await?;
         // Another process may have forgotten them, and deleted from its own stores only.
-        let erased = self.erase(&chunks).await.map(drop);
-        if let Err(error) = erased.and(self.bury().await) {
+        if let Err(error) = chunks.forget(&forgotten).await {
             log::warn!("KV of forgotten texts could not be deleted yet: {error}");
         }
-        Ok(())
+        Ok(records)
     }
 
-    /// The record as it is now, if it counts.
-    pub(crate) fn record(&self, namespace: &Namespace, id: RecordId) -> Option<Record> {
-        self.parts.records.record(namespace, id, Timestamp::now())
+    pub(crate) async fn base(&self) -> Result<Base> {
+        self.parts.chunks.base().await
+    }
+
+    pub(crate) async fn fetch(&self, namespace: &Namespace, entries: &[Arc<Entry>]) -> Result<Fetched> {
+        self.parts.chunks.fetch(namespace, entries, true).await
+    }
+
+    /// A memory's tokens, the template's marks included.
+    pub(crate) fn entry_tokens<'e>(&self, entry: &'e Entry) -> Result<&'e [Token]> {
+        Ok(&self.parts.chunks.content(entry)?.tokens)
     }
 
     /// Whether a record was forgotten, rather than changed or outlived.
     pub(crate) async fn is_forgotten(&self, namespace: &Namespace, id: RecordId) -> Result<bool> {
-        let record = self.parts.ledger.get(namespace, id, Timestamp::now()).await?;
-        Ok(matches!(record.state, State::Forgotten { .. }))
+        self.parts.chunks.is_forgotten(namespace, id).await
     }
+}
 
-    /// All records that count now, oldest first.
-    pub(crate) fn active(&self, namespace: &Namespace) -> Vec<Record> {
-        self.parts.records.active(namespace, Timestamp::now())
+impl Found {
+    pub(crate) fn recollection(&self) -> Recollection {
+        Recollection { record: self.entry.record.clone(), score: self.score }
     }
 }
 

@@ -5,15 +5,19 @@
 //! of cached memories that a later question shows to need it: repair accumulates. When the token budget is full, or a
 //! memory in it has changed or is gone, a new *epoch* begins: the working set is picked anew and blended once.
 
+use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::time::Instant;
 
 use futures_channel::oneshot;
 
+use super::Found;
 use super::answer::Cost;
+use super::records::{Entry, Records};
 use crate::{
-    Answer, AnswerStream, Ask, Budget, Completion, Context, Error, KvChunk, Memory, Namespace, Piece, Recollection,
-    Record, RecordId, Repair, Request, Result, Token, Usage,
+    Answer, AnswerStream, Ask, Budget, Completion, Context, Error, KvChunk, Memory, Namespace, Piece, Record, RecordId,
+    Repair, Request, Result, Timestamp, Token, Usage,
 };
 
 /// How a session goes about its work.
@@ -67,7 +71,7 @@ struct Turn {
     question: Vec<Token>,
     answer: Vec<Token>,
     /// The memories that were recalled for it, as they were.
-    recalled: Vec<Record>,
+    recalled: Vec<Arc<Entry>>,
     /// All that stood in the context, or behind what was said there.
     stood: HashSet<RecordId>,
 }
@@ -75,21 +79,21 @@ struct Turn {
 impl Turn {
     /// Whether it tells of nothing that has changed since: no memory that was recalled for it says something else now,
     /// and none that it could have been told from was forgotten.
-    fn is_true(&self, memory: &Memory, namespace: &Namespace, forgotten: &HashSet<RecordId>) -> bool {
-        self.recalled.iter().all(|record| is_current(memory, namespace, record))
+    fn is_true(&self, records: &Records, forgotten: &HashSet<RecordId>) -> bool {
+        self.recalled.iter().all(|entry| is_current(records, &entry.record))
             && self.stood.iter().all(|id| !forgotten.contains(id))
     }
 }
 
 /// Whether a memory still says what it said.
-fn is_current(memory: &Memory, namespace: &Namespace, record: &Record) -> bool {
-    memory.record(namespace, record.id).is_some_and(|now| now.text == record.text)
+fn is_current(records: &Records, record: &Record) -> bool {
+    records.get(record.id, Timestamp::now()).is_some_and(|now| now.record.text == record.text)
 }
 
 /// A context and what stands in it.
 struct Epoch {
     context: Box<dyn Context>,
-    resident: HashMap<RecordId, Record>,
+    resident: HashMap<RecordId, Arc<Entry>>,
     turns: Vec<Turn>,
     /// Tokens of the last answer that were drawn but never computed. They come before the next question.
     pending: Vec<Token>,
@@ -134,14 +138,19 @@ impl Session {
     /// As [`ask`](Self::ask), with the text as it is generated. Dropping the stream ends the turn where it is.
     ///
     /// # Errors
-    /// As [`Memory::ask`].
+    /// As [`Memory::ask`]; [`Error::BadValue`] for a recall as of another moment: what stands in a session is what counts
+    /// now.
     pub async fn ask_stream(&mut self, question: impl Into<Ask>) -> Result<AnswerStream> {
         let started = Instant::now();
         let ask = question.into();
         self.settle().await;
-        let recalled = self.memory.recall(&self.namespace, &ask.question, ask.k).await?;
-        for recollection in &recalled {
-            *self.recalls.entry(recollection.record.id).or_default() += 1;
+        if let Some(moment) = ask.recall.as_of {
+            let expected = "absent in a session: ask the memory itself about the past";
+            return Err(Error::BadValue { what: "as_of", value: moment.0.to_string(), expected });
+        }
+        let (records, found) = self.memory.find(&self.namespace, &ask.recall).await?;
+        for found in &found {
+            *self.recalls.entry(found.entry.record.id).or_default() += 1;
         }
         let mut usage = Usage::default();
         let reserve = self.reserve(&ask)?;
@@ -149,23 +158,28 @@ impl Session {
             sampling.check()?;
         }
         let epochs = self.epochs;
-        let forgotten = self.forgotten().await?;
-        self.turns.retain(|turn| turn.is_true(&self.memory, &self.namespace, &forgotten));
-        if self.epoch.as_ref().is_none_or(|epoch| !self.stands(epoch, &recalled, reserve)) {
+        let forgotten = self.forgotten(&records).await?;
+        self.turns.retain(|turn| turn.is_true(&records, &forgotten));
+        let stands = match &self.epoch {
+            Some(epoch) => self.stands(epoch, &records, &found, reserve)?,
+            None => false,
+        };
+        if !stands {
             self.epoch = None;
-            let (epoch, cost) = self.open(&recalled, reserve).await?;
+            let (epoch, cost) = self.open(&records, &found, reserve).await?;
             usage += cost;
             self.epoch = Some(epoch);
         }
         let Some(epoch) = self.epoch.take() else { return Err(Error::Cancelled) };
         let cost = Cost { usage, opened: self.epochs > epochs };
-        self.turn(epoch, ask, recalled, cost, started).await
+        self.turn(epoch, ask, found, cost, started).await
     }
 
     /// The memories that stand in the context, oldest first. Empty before the first question, and from when an answer is
     /// streamed until the next question.
     pub fn resident(&self) -> Vec<Record> {
-        let mut records: Vec<Record> = self.epoch.iter().flat_map(|epoch| epoch.resident.values().cloned()).collect();
+        let resident = self.epoch.iter().flat_map(|epoch| epoch.resident.values());
+        let mut records: Vec<Record> = resident.map(|entry| entry.record.clone()).collect();
         records.sort_by_key(|record| record.id);
         records
     }
@@ -202,13 +216,11 @@ impl Session {
     }
 
     /// Those of the memories that ever stood behind what was said that have been forgotten since.
-    async fn forgotten(&self) -> Result<HashSet<RecordId>> {
+    async fn forgotten(&self, records: &Records) -> Result<HashSet<RecordId>> {
         let stood: HashSet<RecordId> = self.turns.iter().flat_map(|turn| turn.stood.iter().copied()).collect();
-        let mut forgotten = HashSet::new();
+        let (mut forgotten, now) = (HashSet::new(), Timestamp::now());
         for id in stood {
-            if self.memory.record(&self.namespace, id).is_none()
-                && self.memory.is_forgotten(&self.namespace, id).await?
-            {
+            if records.get(id, now).is_none() && self.memory.is_forgotten(&self.namespace, id).await? {
                 forgotten.insert(id);
             }
         }
@@ -217,64 +229,72 @@ impl Session {
 
     /// Whether an epoch can take another turn: all that stands in it is still true, memories and turns alike, and there
     /// is room.
-    fn stands(&self, epoch: &Epoch, recalled: &[Recollection], reserve: usize) -> bool {
-        let new = recalled.iter().filter(|recollection| !epoch.resident.contains_key(&recollection.record.id));
-        let tokens = |recollection: &Recollection| self.memory.tokens(&recollection.record.text).map_or(0, |t| t.len());
-        let needed: usize = epoch.context.tokens().len() + new.map(tokens).sum::<usize>() + reserve;
-        epoch.resident.values().all(|record| is_current(&self.memory, &self.namespace, record))
-            && epoch.turns.len() <= self.turns.len()
-            && needed <= self.limit
+    fn stands(&self, epoch: &Epoch, records: &Records, found: &[Found], reserve: usize) -> Result<bool> {
+        let mut needed = epoch.context.tokens().len() + reserve;
+        for found in found.iter().filter(|found| !epoch.resident.contains_key(&found.entry.record.id)) {
+            needed += self.memory.entry_tokens(&found.entry)?.len();
+        }
+        let is_true = epoch.resident.values().all(|entry| is_current(records, &entry.record));
+        Ok(is_true && epoch.turns.len() <= self.turns.len() && needed <= self.limit)
     }
 
     /// Begins an epoch: picks the working set, blends it, and says again what was said.
-    async fn open(&mut self, recalled: &[Recollection], reserve: usize) -> Result<(Epoch, Usage)> {
-        let (head, mut usage) = self.memory.head(&self.namespace).await?;
-        let prefix = head.as_ref().map_or(0, |head| head.tokens().len());
-        let room = self.limit.saturating_sub(prefix + reserve);
-        let records = self.working_set(recalled, room)?;
-        let fetched = self.memory.fetch(&self.namespace, &records).await?;
-        usage += fetched.usage;
+    async fn open(&mut self, records: &Records, found: &[Found], reserve: usize) -> Result<(Epoch, Usage)> {
+        let room = self.limit.saturating_sub(self.memory.layout().prefix.len() + reserve);
+        let entries = self.working_set(records, found, room)?;
+        let base = self.memory.base().await?;
+        let fetched = self.memory.fetch(&self.namespace, &entries).await?;
+        let mut usage = base.usage + fetched.usage;
         let taken: usize = fetched.chunks.iter().map(|chunk| chunk.tokens().len()).sum();
         let (turns, said) = self.said_again(room.saturating_sub(taken));
-        let mut pieces: Vec<Piece> = head.into_iter().chain(fetched.chunks).map(Piece::Cached).collect();
+        let mut pieces: Vec<Piece> = fetched.chunks.into_iter().map(Piece::Cached).collect();
         if !said.is_empty() {
             pieces.push(Piece::Fresh(said.into()));
         }
-        let repair = self.options.opening_repair.clone();
-        let (context, cost) = self.memory.engine().blend(&self.namespace, None, pieces, repair).await?;
-        usage += cost;
+        let context = match base.context {
+            Some(context) if pieces.is_empty() => context,
+            context => {
+                let repair = self.options.opening_repair.clone();
+                let blended = self.memory.engine().blend(&self.namespace, context, pieces, repair).await?;
+                usage += if base.is_new { Usage { resident: 0, ..blended.1 } } else { blended.1 };
+                blended.0
+            }
+        };
         self.epochs += 1;
-        let resident = records.into_iter().map(|record| (record.id, record)).collect();
+        let resident = entries.into_iter().map(|entry| (entry.record.id, entry)).collect();
         Ok((Epoch { context, resident, turns, pending: Vec::new() }, usage))
     }
 
     /// The memories that an epoch begins with: those that the question is about, then those that were recalled most
     /// often in this session, then the latest; as many as there is room for, in the order in which they were told.
-    fn working_set(&self, recalled: &[Recollection], room: usize) -> Result<Vec<Record>> {
-        let share = (self.options.memory_share * self.limit as f32) as usize;
-        let mut active = self.memory.active(&self.namespace);
-        let asked: HashMap<RecordId, usize> =
-            recalled.iter().map(|r| r.record.id).enumerate().map(|(i, id)| (id, i)).collect();
-        let recalls = |id: &RecordId| self.recalls.get(id).copied().unwrap_or_default();
-        active.sort_by_key(|record| {
+    fn working_set(&self, records: &Records, found: &[Found], room: usize) -> Result<Vec<Arc<Entry>>> {
+        /// What fits no more is passed over for what is smaller, but not for ever: a large namespace would be tokenised
+        /// whole to fill a last gap.
+        const PASSED_OVER: usize = 32;
+        let mut left = room.min((self.options.memory_share * self.limit as f32) as usize);
+        let asked: HashMap<RecordId, usize> = (0..).zip(found).map(|(rank, f)| (f.entry.record.id, rank)).collect();
+        let mut active = records.active(Timestamp::now());
+        active.sort_by_cached_key(|entry| {
+            let record = &entry.record;
             let rank = asked.get(&record.id).copied().unwrap_or(usize::MAX);
-            (
-                rank,
-                std::cmp::Reverse(recalls(&record.id)),
-                std::cmp::Reverse(record.updated_at),
-                std::cmp::Reverse(record.id),
-            )
+            let recalls = self.recalls.get(&record.id).copied().unwrap_or_default();
+            (rank, Reverse(recalls), Reverse(record.updated_at), Reverse(record.id))
         });
-        let mut left = room.min(share);
-        let mut chosen = Vec::new();
-        for record in active {
-            let tokens = self.memory.tokens(&record.text)?.len();
+        let (mut chosen, mut passed_over) = (Vec::new(), 0);
+        for entry in active {
+            let tokens = self.memory.entry_tokens(&entry)?.len();
             if tokens <= left {
                 left -= tokens;
-                chosen.push(record);
+                passed_over = 0;
+                chosen.push(entry);
+            } else {
+                passed_over += 1;
+            }
+            if left == 0 || passed_over == PASSED_OVER {
+                break;
             }
         }
-        chosen.sort_by_key(|record| record.id);
+        chosen.sort_by_key(|entry| entry.record.id);
         Ok(chosen)
     }
 
@@ -305,18 +325,18 @@ impl Session {
         &mut self,
         mut epoch: Epoch,
         ask: Ask,
-        recalled: Vec<Recollection>,
+        found: Vec<Found>,
         mut cost: Cost,
         started: Instant,
     ) -> Result<AnswerStream> {
         let layout = self.memory.layout();
         let room = self.limit.saturating_sub(epoch.context.tokens().len() + self.reserve(&ask)?);
-        let is_new = |recollection: &Recollection| !epoch.resident.contains_key(&recollection.record.id);
-        let (mut new, standing): (Vec<_>, Vec<_>) = recalled.into_iter().partition(is_new);
+        let is_new = |found: &Found| !epoch.resident.contains_key(&found.entry.record.id);
+        let (mut new, standing): (Vec<_>, Vec<_>) = found.into_iter().partition(is_new);
         self.memory.fit(&mut new, room)?;
-        new.sort_by_key(|recollection| recollection.record.id);
-        let records: Vec<Record> = new.iter().map(|recollection| recollection.record.clone()).collect();
-        let fetched = self.memory.fetch(&self.namespace, &records).await?;
+        new.sort_by_key(|found| found.entry.record.id);
+        let entries: Vec<Arc<Entry>> = new.iter().map(|found| Arc::clone(&found.entry)).collect();
+        let fetched = self.memory.fetch(&self.namespace, &entries).await?;
         cost.usage += fetched.usage;
         self.memory.note(&new, &fetched.chunks);
         let late = !epoch.turns.is_empty();
@@ -334,13 +354,13 @@ impl Session {
         let question = self.memory.model().chat().encode(&ask.question)?;
         pieces.push(Piece::Fresh([before.as_slice(), &question, &layout.to_answer].concat().into()));
         let asked: usize = pieces.iter().map(|piece| piece.tokens().len()).sum();
-        let new_ids: Vec<RecordId> = records.iter().map(|record| record.id).collect();
-        epoch.resident.extend(records.into_iter().map(|record| (record.id, record)));
+        let new_ids: Vec<RecordId> = entries.iter().map(|entry| entry.record.id).collect();
+        epoch.resident.extend(entries.into_iter().map(|entry| (entry.record.id, entry)));
         let added: usize = fetched.chunks.iter().map(|chunk: &KvChunk| chunk.tokens().len()).sum();
         let stays = epoch.context.tokens().len() + added;
-        let mut recalled = [standing, new].concat();
-        recalled.sort_by_key(|recollection| recollection.record.id);
-        let about: Vec<Record> = recalled.iter().map(|recollection| recollection.record.clone()).collect();
+        let mut found = [standing, new].concat();
+        found.sort_by_key(|found| found.entry.record.id);
+        let about: Vec<Arc<Entry>> = found.iter().map(|found| Arc::clone(&found.entry)).collect();
         let said = epoch.turns.iter().flat_map(|turn| turn.stood.iter().copied());
         let stood: HashSet<RecordId> = epoch.resident.keys().copied().chain(said).collect();
         let repair = ask.repair.unwrap_or_else(|| self.options.turn_repair.clone());
@@ -378,6 +398,7 @@ impl Session {
         let request = Request::new(self.namespace.clone(), pieces).context(context).limit(self.limit);
         let request = request.repair(repair).generation(ask.generation).started(started).finally(Box::new(finally));
         let output = self.memory.engine().submit(request)?;
+        let recalled = found.iter().map(Found::recollection).collect();
         Ok(AnswerStream::new(output, recalled, cost))
     }
 }

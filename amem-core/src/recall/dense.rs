@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 
-use super::{Recalled, Recaller, best};
+use super::{RecallQuery, Recalled, Recaller, best};
 use crate::{Error, Namespace, Record, RecordId, Result, State};
 
 /// Turns texts into vectors such that texts of like meaning point the same way.
@@ -33,7 +33,7 @@ struct Index {
     vectors: HashMap<Namespace, HashMap<RecordId, Vec<f32>>>,
     /// The call of `index` that each record being embedded waits for. A record that is removed, or indexed again, in
     /// the meantime waits for it no longer.
-    pending: HashMap<RecordId, u64>,
+    pending: HashMap<RecordId, (Namespace, u64)>,
     calls: u64,
 }
 
@@ -77,7 +77,7 @@ impl<E: Embedder> Recaller for Dense<E> {
             gone.iter().for_each(|record| index.remove(&record.namespace, &record.id));
             index.calls += 1;
             let call = index.calls;
-            index.pending.extend(active.iter().map(|record| (record.id, call)));
+            index.pending.extend(active.iter().map(|record| (record.id, (record.namespace.clone(), call))));
             call
         };
         if active.is_empty() {
@@ -85,9 +85,9 @@ impl<E: Embedder> Recaller for Dense<E> {
         }
         let vectors = self.unit_vectors(&active.iter().map(|record| record.text.as_str()).collect::<Vec<_>>()).await;
         let mut index = self.lock();
-        let waiting = |record: &&Record| index.pending.get(&record.id) == Some(&call);
+        let waiting = |record: &&Record| index.pending.get(&record.id).is_some_and(|(_, waits_for)| *waits_for == call);
         let waiting: Vec<bool> = active.iter().map(waiting).collect();
-        index.pending.retain(|_, waits_for| *waits_for != call);
+        index.pending.retain(|_, (_, waits_for)| *waits_for != call);
         for ((record, vector), waiting) in active.into_iter().zip(vectors?).zip(waiting) {
             if waiting {
                 index.vectors.entry(record.namespace.clone()).or_default().insert(record.id, vector);
@@ -102,15 +102,22 @@ impl<E: Embedder> Recaller for Dense<E> {
         Ok(())
     }
 
-    async fn recall(&self, namespace: &Namespace, query: &str, k: usize) -> Result<Vec<Recalled>> {
-        if query.trim().is_empty() || !self.lock().vectors.contains_key(namespace) {
+    async fn clear(&self, namespace: &Namespace) -> Result<()> {
+        let mut index = self.lock();
+        index.vectors.remove(namespace);
+        index.pending.retain(|_, (owner, _)| owner != namespace);
+        Ok(())
+    }
+
+    async fn recall(&self, namespace: &Namespace, query: &RecallQuery<'_>) -> Result<Vec<Recalled>> {
+        if query.text.trim().is_empty() || !self.lock().vectors.contains_key(namespace) {
             return Ok(Vec::new());
         }
-        let question = self.unit_vectors(&[query]).await?.into_iter().next().unwrap_or_default();
+        let question = self.unit_vectors(&[query.text]).await?.into_iter().next().unwrap_or_default();
         let index = self.lock();
-        let records = index.vectors.get(namespace).into_iter().flatten();
+        let records = index.vectors.get(namespace).into_iter().flatten().filter(|(id, _)| query.may_find(**id));
         let scored = records.map(|(id, vector)| Recalled { id: *id, score: dot(vector, &question) });
-        Ok(best(scored.filter(|found| found.score > 0.0).collect(), k))
+        Ok(best(scored.filter(|found| found.score > 0.0).collect(), query.k))
     }
 }
 
@@ -142,7 +149,7 @@ mod tests {
     use futures_lite::future::{self, block_on};
 
     use super::*;
-    use crate::Timestamp;
+    use crate::{Metadata, Timestamp};
 
     /// Counts letters: crude, but equal texts point the same way.
     struct Letters {
@@ -178,6 +185,7 @@ mod tests {
             namespace,
             text,
             key: None,
+            metadata: Metadata::default(),
             created_at: at,
             updated_at: at,
             expires_at: None,
@@ -189,7 +197,7 @@ mod tests {
     fn vectors_of_the_wrong_length_are_refused_and_change_nothing() {
         let dense = Dense::new(Letters { dimensions: 128 }, 127);
         assert!(matches!(block_on(dense.index(&[record("a")])), Err(Error::Recall(_))));
-        assert_eq!(block_on(dense.recall(&home(), "a", 1)).unwrap(), []);
+        assert_eq!(block_on(dense.recall(&home(), &RecallQuery::new("a", 1))).unwrap(), []);
         assert!(dense.lock().pending.is_empty());
     }
 
@@ -202,7 +210,19 @@ mod tests {
             assert!(future::poll_once(&mut indexing).await.is_none());
             dense.remove(&home(), &[record.id]).await.unwrap();
             indexing.await.unwrap();
-            assert_eq!(dense.recall(&home(), "abc", 1).await.unwrap(), []);
+            assert_eq!(dense.recall(&home(), &RecallQuery::new("abc", 1)).await.unwrap(), []);
+        });
+    }
+
+    #[test]
+    fn a_record_whose_namespace_is_cleared_while_it_is_embedded_stays_out() {
+        let (dense, records) = (dense(), [record("abc")]);
+        block_on(async {
+            let mut indexing = Box::pin(dense.index(&records));
+            assert!(future::poll_once(&mut indexing).await.is_none());
+            dense.clear(&home()).await.unwrap();
+            indexing.await.unwrap();
+            assert_eq!(dense.recall(&home(), &RecallQuery::new("abc", 1)).await.unwrap(), []);
         });
     }
 

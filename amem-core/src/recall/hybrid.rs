@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::{Recalled, Recaller, best};
+use super::{RecallQuery, Recalled, Recaller, best};
 use crate::{Namespace, Record, RecordId, Result};
 
 /// How little the first ranks differ; the value of the paper.
@@ -46,15 +46,25 @@ impl Recaller for Hybrid {
         result
     }
 
-    async fn recall(&self, namespace: &Namespace, query: &str, k: usize) -> Result<Vec<Recalled>> {
+    /// Clears all recallers, even if one fails; the first failure is returned.
+    async fn clear(&self, namespace: &Namespace) -> Result<()> {
+        let mut result = Ok(());
+        for recaller in &self.recallers {
+            result = result.and(recaller.clear(namespace).await);
+        }
+        result
+    }
+
+    async fn recall(&self, namespace: &Namespace, query: &RecallQuery<'_>) -> Result<Vec<Recalled>> {
+        let deep = RecallQuery { k: query.k.saturating_mul(DEPTH), ..*query };
         let mut scores: HashMap<RecordId, f32> = HashMap::new();
         for recaller in &self.recallers {
-            let found = recaller.recall(namespace, query, k.saturating_mul(DEPTH)).await?;
+            let found = recaller.recall(namespace, &deep).await?;
             for (rank, found) in (1..).zip(found) {
                 *scores.entry(found.id).or_default() += 1.0 / (FLATNESS + rank as f32);
             }
         }
-        Ok(best(scores.into_iter().map(|(id, score)| Recalled { id, score }).collect(), k))
+        Ok(best(scores.into_iter().map(|(id, score)| Recalled { id, score }).collect(), query.k))
     }
 }
 
@@ -77,8 +87,12 @@ mod tests {
             Ok(())
         }
 
-        async fn recall(&self, _: &Namespace, _: &str, k: usize) -> Result<Vec<Recalled>> {
-            let found = self.0.iter().take(k);
+        async fn clear(&self, _: &Namespace) -> Result<()> {
+            Ok(())
+        }
+
+        async fn recall(&self, _: &Namespace, query: &RecallQuery<'_>) -> Result<Vec<Recalled>> {
+            let found = self.0.iter().take(query.k);
             Ok(found.map(|id| Recalled { id: RecordId::from_bytes([*id; 16]), score: 1.0 }).collect())
         }
     }
@@ -86,7 +100,7 @@ mod tests {
     #[test]
     fn what_two_recallers_rank_well_beats_what_one_ranks_best() {
         let hybrid = Hybrid::new(vec![Arc::new(Fixed(vec![1, 2, 3])), Arc::new(Fixed(vec![4, 2, 5]))]);
-        let found = block_on(hybrid.recall(&Namespace::new("home").unwrap(), "?", 3)).unwrap();
+        let found = block_on(hybrid.recall(&Namespace::new("home").unwrap(), &RecallQuery::new("?", 3))).unwrap();
         let ids: Vec<u8> = found.iter().map(|found| found.id.to_bytes()[0]).collect();
         assert_eq!(ids, [2, 1, 4]);
     }

@@ -13,7 +13,7 @@ use async_trait::async_trait;
 pub use rust_stemmers::Algorithm as Language;
 use rust_stemmers::Stemmer;
 
-use super::{Recalled, Recaller, best, tokenise};
+use super::{RecallQuery, Recalled, Recaller, best, tokenise};
 use crate::{Namespace, Record, RecordId, Result, State};
 
 /// How soon a repeated word stops to add.
@@ -67,10 +67,18 @@ impl Recaller for Lexical {
         Ok(())
     }
 
-    async fn recall(&self, namespace: &Namespace, query: &str, k: usize) -> Result<Vec<Recalled>> {
-        let terms: HashSet<String> = tokenise::query_terms(query, &self.stemmer).into_iter().collect();
+    async fn clear(&self, namespace: &Namespace) -> Result<()> {
+        self.spaces.write().unwrap_or_else(PoisonError::into_inner).remove(namespace);
+        Ok(())
+    }
+
+    async fn recall(&self, namespace: &Namespace, query: &RecallQuery<'_>) -> Result<Vec<Recalled>> {
+        let terms: HashSet<String> = tokenise::query_terms(query.text, &self.stemmer).into_iter().collect();
         let spaces = self.spaces.read().unwrap_or_else(PoisonError::into_inner);
-        Ok(spaces.get(namespace).map_or_else(Vec::new, |space| best(space.find(&terms), k)))
+        let Some(space) = spaces.get(namespace) else { return Ok(Vec::new()) };
+        let mut found = space.find(&terms);
+        found.retain(|recalled| query.may_find(recalled.id));
+        Ok(best(found, query.k))
     }
 }
 
@@ -196,6 +204,7 @@ mod tests {
             namespace: Namespace::new("home").unwrap(),
             text: text.to_owned(),
             key: None,
+            metadata: crate::Metadata::default(),
             created_at: Timestamp(0),
             updated_at: Timestamp(0),
             expires_at: None,
@@ -204,7 +213,7 @@ mod tests {
     }
 
     fn recalled(index: &Lexical, query: &str, k: usize) -> Vec<u128> {
-        let found = block_on(index.recall(&Namespace::new("home").unwrap(), query, k)).unwrap();
+        let found = block_on(index.recall(&Namespace::new("home").unwrap(), &RecallQuery::new(query, k))).unwrap();
         found.iter().map(|found| u128::from_be_bytes(found.id.to_bytes())).collect()
     }
 
@@ -286,7 +295,7 @@ mod tests {
             }
             block_on(fresh.index(&left.into_values().collect::<Vec<_>>())).unwrap();
             let namespace = Namespace::new("home").unwrap();
-            let answer = |index: &Lexical| block_on(index.recall(&namespace, &query, 5)).unwrap();
+            let answer = |index: &Lexical| block_on(index.recall(&namespace, &RecallQuery::new(&query, 5))).unwrap();
             prop_assert_eq!(answer(&changed), answer(&fresh));
         }
     }

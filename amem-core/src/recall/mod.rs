@@ -21,6 +21,37 @@ pub struct Recalled {
     pub score: f32,
 }
 
+/// What is to be found.
+#[derive(Clone, Copy)]
+#[non_exhaustive]
+pub struct RecallQuery<'a> {
+    /// What the records are to be about.
+    pub text: &'a str,
+    /// Records at most.
+    pub k: usize,
+    /// Which records may be found at all; all of them if `None`. To be asked *before* the best `k` are taken, or good
+    /// records are lost behind better ones that do not count.
+    pub counts: Option<&'a (dyn Fn(RecordId) -> bool + Sync)>,
+}
+
+impl<'a> RecallQuery<'a> {
+    /// At most `k` records about a text.
+    pub fn new(text: &'a str, k: usize) -> Self {
+        Self { text, k, counts: None }
+    }
+
+    /// Only records for which this holds.
+    #[must_use]
+    pub fn only(self, counts: &'a (dyn Fn(RecordId) -> bool + Sync)) -> Self {
+        Self { counts: Some(counts), ..self }
+    }
+
+    /// Whether a record may be found.
+    pub fn may_find(&self, id: RecordId) -> bool {
+        self.counts.is_none_or(|counts| counts(id))
+    }
+}
+
 /// Finds the records that a question is about. It holds an index of the active records' texts and nothing that cannot
 /// be rebuilt from the [`Ledger`](crate::Ledger).
 ///
@@ -31,21 +62,27 @@ pub trait Recaller: Send + Sync {
     /// if it was there.
     ///
     /// # Errors
-    /// What the index met.
+    /// [`Error::Recall`](crate::Error::Recall) when the index fails.
     async fn index(&self, records: &[Record]) -> Result<()>;
 
     /// Takes records out of the index; unknown ones are ignored.
     ///
     /// # Errors
-    /// What the index met.
+    /// [`Error::Recall`](crate::Error::Recall) when the index fails.
     async fn remove(&self, namespace: &Namespace, ids: &[RecordId]) -> Result<()>;
 
-    /// At most `k` records of the namespace that fit `query`, best first, ties by id. Records that do not fit at all
-    /// are left out, so the answer may be empty.
+    /// Takes all records of a namespace out of the index.
     ///
     /// # Errors
-    /// What the index met.
-    async fn recall(&self, namespace: &Namespace, query: &str, k: usize) -> Result<Vec<Recalled>>;
+    /// [`Error::Recall`](crate::Error::Recall) when the index fails.
+    async fn clear(&self, namespace: &Namespace) -> Result<()>;
+
+    /// At most `k` records of the namespace that fit the query and count for it, best first, ties by id. Records that do
+    /// not fit at all are left out, so the answer may be empty.
+    ///
+    /// # Errors
+    /// [`Error::Recall`](crate::Error::Recall) when the index fails.
+    async fn recall(&self, namespace: &Namespace, query: &RecallQuery<'_>) -> Result<Vec<Recalled>>;
 }
 
 /// The `k` best of these, best first, ties by id.

@@ -6,8 +6,8 @@ use std::time::Duration;
 use futures_lite::future::block_on;
 
 use crate::{
-    Added, ChunkId, Error, Ledger, Namespace, NewRecord, Outcome, Query, Record, RecordId, Result, Revision, State,
-    Timestamp,
+    Added, Changes, ChunkId, Error, Filter, Ledger, Listing, MetaValue, Metadata, Namespace, NewRecord, Outcome, Query,
+    Record, RecordId, Result, Revision, State, Timestamp,
 };
 
 /// Checks a ledger against the promises of [`Ledger`]. `make` gives a fresh, empty one each time it is called.
@@ -23,12 +23,18 @@ pub fn ledger<L: Ledger>(make: impl Fn() -> L) {
         a_key_has_one_active_record(&make()).await;
         an_update_keeps_the_old_text_in_the_history(&make()).await;
         an_update_that_cannot_be_changes_nothing(&make()).await;
-        a_forgotten_record_has_no_text_left(&make()).await;
+        a_forgotten_record_has_nothing_left(&make()).await;
         a_record_expires_without_a_call(&make()).await;
         a_view_as_of_a_moment_has_the_texts_of_then(&make()).await;
         changes_are_named_once(&make()).await;
-        chunks_of_gone_texts_are_doomed_until_buried(&make()).await;
+        chunks_of_gone_texts_are_pending_deletions_until_confirmed(&make()).await;
         a_chunk_that_another_active_record_has_is_spared(&make()).await;
+        pages_follow_one_another(&make()).await;
+        a_filter_is_asked_before_the_page_is_full(&make()).await;
+        records_are_counted(&make()).await;
+        metadata_and_moments_are_kept_and_bounded(&make()).await;
+        many_are_forgotten_all_or_none(&make()).await;
+        a_deleted_namespace_is_gone_and_can_be_filled_again(&make()).await;
         namespaces_share_nothing(&make()).await;
     });
     many_threads_may_add_at_once(&make());
@@ -46,7 +52,7 @@ fn ours() -> Namespace {
 }
 
 fn keyed(key: &str, text: &str) -> NewRecord {
-    NewRecord { key: Some(key.into()), ..text.into() }
+    NewRecord::new(text).key(key)
 }
 
 async fn add(ledger: &impl Ledger, new: impl Into<NewRecord>, now: Timestamp) -> Added {
@@ -59,6 +65,10 @@ async fn texts(ledger: &impl Ledger, query: Query) -> Vec<String> {
     ledger.list(&ours(), query).await.expect("list works").into_iter().map(|record| record.text).collect()
 }
 
+fn none(revision: Revision) -> Changes {
+    Changes { deleted: false, records: Vec::new(), revision }
+}
+
 fn is_unknown<T>(result: Result<T>) -> bool {
     matches!(result, Err(Error::UnknownRecord { .. }))
 }
@@ -67,11 +77,11 @@ async fn an_empty_ledger_has_nothing(ledger: &impl Ledger) {
     let (ours, id) = (ours(), RecordId::new());
     assert!(ledger.list(&ours, Query::All).await.unwrap().is_empty(), "an empty ledger lists nothing");
     assert!(ledger.namespaces().await.unwrap().is_empty(), "an empty ledger has no namespaces");
-    assert!(ledger.doomed().await.unwrap().is_empty(), "an empty ledger dooms nothing");
-    assert!(ledger.changes(&ours, Revision(0), T0).await.unwrap().0.is_empty(), "an empty ledger has no changes");
+    assert!(ledger.pending_deletions().await.unwrap().is_empty(), "an empty ledger has nothing to delete");
+    assert!(ledger.changes(&ours, Revision(0), T0).await.unwrap().records.is_empty(), "an empty ledger has no changes");
     assert!(ledger.add(&ours, &[], T0).await.unwrap().is_empty(), "adding nothing is no error");
     ledger.link(&ours, &[]).await.expect("linking nothing is no error");
-    ledger.buried(&[chunk(1)]).await.expect("burying what was not doomed is no error");
+    ledger.confirm_deleted(&[chunk(1)]).await.expect("confirming what was not pending is no error");
     assert!(is_unknown(ledger.get(&ours, id, T0).await), "get of an unknown record says so");
     assert!(is_unknown(ledger.update(&ours, id, "text", T0).await), "update of an unknown record says so");
     assert!(is_unknown(ledger.forget(&ours, id, T0).await), "forget of an unknown record says so");
@@ -82,8 +92,7 @@ async fn an_empty_ledger_has_nothing(ledger: &impl Ledger) {
 async fn what_was_added_comes_back_in_order(ledger: &impl Ledger) {
     let long = "long ".repeat(20_000);
     let new = ["zebra", "  apple\n", "mañana 🦀 \"quoted\" \0 zero", &long].map(NewRecord::from);
-    let expires_at = Some(later(1000));
-    let new = [&new[..], &[NewRecord { expires_at, ..keyed("home", "Vienna") }]].concat();
+    let new = [&new[..], &[keyed("home", "Vienna").expires_at(later(1000))]].concat();
     let added = ledger.add(&ours(), &new, T0).await.unwrap();
     let records: Vec<Record> = added.iter().map(|added| added.record.clone()).collect();
     let said: Vec<_> = records.iter().map(|record| record.text.as_str()).collect();
@@ -111,11 +120,11 @@ async fn texts_are_added_all_or_none(ledger: &impl Ledger) {
 
 async fn a_duplicate_is_the_record_that_stands(ledger: &impl Ledger) {
     let first = add(ledger, "tea", T0).await;
-    let (_, revision) = ledger.changes(&ours(), Revision(0), T0).await.unwrap();
+    let Changes { revision, .. } = ledger.changes(&ours(), Revision(0), T0).await.unwrap();
     let again = add(ledger, " tea ", later(1)).await;
     assert_eq!(again, Added { record: first.record.clone(), outcome: Outcome::Duplicate }, "a text stands once");
     let changed = ledger.changes(&ours(), revision, later(1)).await.unwrap();
-    assert_eq!(changed, (vec![], revision), "a duplicate writes nothing");
+    assert_eq!(changed, none(revision), "a duplicate writes nothing");
     assert_eq!(add(ledger, "Tea", later(1)).await.outcome, Outcome::New, "another spelling is another text");
     assert_eq!(add(ledger, keyed("drink", "tea"), later(1)).await.outcome, Outcome::New, "and so is another key");
     let outcome = add(ledger, keyed("drink", "tea"), later(2)).await.outcome;
@@ -163,27 +172,29 @@ async fn an_update_keeps_the_old_text_in_the_history(ledger: &impl Ledger) {
 async fn an_update_that_cannot_be_changes_nothing(ledger: &impl Ledger) {
     let tea = add(ledger, "tea", T0).await.record;
     let milk = add(ledger, "milk", T0).await.record;
-    let (_, revision) = ledger.changes(&ours(), Revision(0), T0).await.unwrap();
+    let Changes { revision, .. } = ledger.changes(&ours(), Revision(0), T0).await.unwrap();
     let empty = ledger.update(&ours(), tea.id, "  ", later(1)).await;
     assert!(matches!(empty, Err(Error::Empty { .. })), "a record must say something");
     let same = ledger.update(&ours(), tea.id, " milk", later(1)).await;
     let refused = matches!(same, Err(Error::SameText { existing }) if existing == milk.id);
     assert!(refused, "two active records must not say the same");
     assert_eq!(ledger.get(&ours(), tea.id, later(1)).await.unwrap(), tea, "a failed update changes nothing");
-    assert_eq!(ledger.changes(&ours(), revision, later(1)).await.unwrap().0, [], "a failed update is no change");
+    assert_eq!(ledger.changes(&ours(), revision, later(1)).await.unwrap().records, [], "a failed update is no change");
     let own = ledger.update(&ours(), tea.id, "tea", later(1)).await;
     assert_eq!(own.expect("a record may be given the text that it has"), tea, "which changes nothing");
-    assert_eq!(ledger.changes(&ours(), revision, later(1)).await.unwrap().0, [], "the same text is no change");
+    assert_eq!(ledger.changes(&ours(), revision, later(1)).await.unwrap().records, [], "the same text is no change");
     add(ledger, keyed("drink", "coffee"), T0).await;
     ledger.update(&ours(), tea.id, "coffee", later(2)).await.expect("a record with a key is no match for one without");
 }
 
-async fn a_forgotten_record_has_no_text_left(ledger: &impl Ledger) {
-    let id = add(ledger, "secret", T0).await.record.id;
+async fn a_forgotten_record_has_nothing_left(ledger: &impl Ledger) {
+    let metadata = [("who", "a secret source")].into_iter().collect();
+    let id = add(ledger, keyed("secret key", "secret").metadata(metadata), T0).await.record.id;
     ledger.update(&ours(), id, "dark secret", later(1)).await.unwrap();
     let forgotten = ledger.forget(&ours(), id, later(2)).await.expect("any record can be forgotten");
     assert_eq!(forgotten.state, State::Forgotten { at: later(2) }, "forget says when");
     assert_eq!(forgotten.text, "", "a forgotten record has no text");
+    assert!(forgotten.key.is_none() && forgotten.metadata.is_empty(), "nor key nor metadata");
     assert_eq!(ledger.get(&ours(), id, later(3)).await.unwrap(), forgotten, "get gives what forget gave");
     let history = ledger.history(&ours(), id).await.unwrap();
     assert!(history.iter().all(|version| version.text.is_empty()), "its history has no texts");
@@ -192,10 +203,10 @@ async fn a_forgotten_record_has_no_text_left(ledger: &impl Ledger) {
     for moment in [T0, later(1), later(2), later(3)] {
         assert!(texts(ledger, Query::At(moment)).await.is_empty(), "it appears in no view as of a moment");
     }
-    let (_, revision) = ledger.changes(&ours(), Revision(0), later(3)).await.unwrap();
+    let Changes { revision, .. } = ledger.changes(&ours(), Revision(0), later(3)).await.unwrap();
     let again = ledger.forget(&ours(), id, later(4)).await.expect("forgetting again is no error");
     assert_eq!(again, forgotten, "forgetting again changes nothing");
-    assert_eq!(ledger.changes(&ours(), revision, later(4)).await.unwrap(), (vec![], revision), "and is no change");
+    assert_eq!(ledger.changes(&ours(), revision, later(4)).await.unwrap(), none(revision), "and is no change");
     let update = ledger.update(&ours(), id, "text", later(5)).await;
     assert!(matches!(update, Err(Error::NotActive { state: "forgotten", .. })), "its life is over");
     let old = add(ledger, keyed("home", "Vienna"), T0).await.record;
@@ -205,8 +216,7 @@ async fn a_forgotten_record_has_no_text_left(ledger: &impl Ledger) {
 }
 
 async fn a_record_expires_without_a_call(ledger: &impl Ledger) {
-    let expires_at = Some(later(10));
-    let brief = add(ledger, NewRecord { expires_at, ..keyed("mood", "tired") }, T0).await.record;
+    let brief = add(ledger, keyed("mood", "tired").expires_at(later(10)), T0).await.record;
     assert_eq!(ledger.get(&ours(), brief.id, later(9)).await.unwrap().state, State::Active, "its time is not over");
     let expired = ledger.get(&ours(), brief.id, later(10)).await.unwrap();
     assert_eq!(expired.state, State::Expired { at: later(10) }, "it expires at its time, not after");
@@ -215,13 +225,12 @@ async fn a_record_expires_without_a_call(ledger: &impl Ledger) {
     assert!(texts(ledger, Query::At(later(10))).await.is_empty(), "it does not count from its time on");
     let update = ledger.update(&ours(), brief.id, "awake", later(10)).await;
     assert!(matches!(update, Err(Error::NotActive { state: "expired", .. })), "its life is over");
-    let (changed, _) = ledger.changes(&ours(), Revision(0), later(10)).await.unwrap();
+    let Changes { records: changed, .. } = ledger.changes(&ours(), Revision(0), later(10)).await.unwrap();
     assert_eq!(changed[0].state, expired.state, "changes gives records as they are now");
     let again = add(ledger, keyed("mood", "tired"), later(11)).await.outcome;
     assert_eq!(again, Outcome::New, "an expired record is neither a duplicate nor superseded");
     assert_eq!(ledger.get(&ours(), brief.id, later(12)).await.unwrap().state, expired.state, "it stays expired");
-    let stillborn = NewRecord { expires_at: Some(T0), ..NewRecord::from("past") };
-    let stillborn = add(ledger, stillborn, later(1)).await.record.id;
+    let stillborn = add(ledger, NewRecord::new("past").expires_at(T0), later(1)).await.record.id;
     let state = ledger.get(&ours(), stillborn, later(1)).await.unwrap().state;
     assert_eq!(state, State::Expired { at: T0 }, "a record may have expired before it was added");
     let forgotten = ledger.forget(&ours(), brief.id, later(13)).await.expect("an expired record can be forgotten");
@@ -245,60 +254,198 @@ async fn a_view_as_of_a_moment_has_the_texts_of_then(ledger: &impl Ledger) {
 async fn changes_are_named_once(ledger: &impl Ledger) {
     let a = add(ledger, "a", T0).await.record;
     let b = add(ledger, keyed("k", "b"), T0).await.record;
-    let (all, first) = ledger.changes(&ours(), Revision(0), T0).await.unwrap();
+    let Changes { records: all, revision: first, .. } = ledger.changes(&ours(), Revision(0), T0).await.unwrap();
     assert_eq!(all, [a.clone(), b.clone()], "Revision(0) asks for all");
-    assert_eq!(ledger.changes(&ours(), first, T0).await.unwrap(), (vec![], first), "nothing changed since");
+    assert_eq!(ledger.changes(&ours(), first, T0).await.unwrap(), none(first), "nothing changed since");
     let c = add(ledger, keyed("k", "c"), later(1)).await.record;
     ledger.update(&ours(), a.id, "a2", later(1)).await.unwrap();
-    let (changed, second) = ledger.changes(&ours(), first, later(1)).await.unwrap();
+    let Changes { records: changed, revision: second, .. } = ledger.changes(&ours(), first, later(1)).await.unwrap();
     let ids: BTreeSet<_> = changed.iter().map(|record| record.id).collect();
     assert_eq!(ids, BTreeSet::from([a.id, b.id, c.id]), "what was added, updated or superseded has changed");
     assert!(second > first, "every change has a later revision");
     let told = changed.iter().find(|record| record.id == b.id).unwrap().state;
     assert_eq!(told, State::Superseded { by: c.id, at: later(1) }, "records are told as they are now");
     ledger.forget(&ours(), c.id, later(2)).await.unwrap();
-    let (changed, third) = ledger.changes(&ours(), second, later(2)).await.unwrap();
+    let Changes { records: changed, revision: third, .. } = ledger.changes(&ours(), second, later(2)).await.unwrap();
     assert_eq!(changed.iter().map(|record| record.id).collect::<Vec<_>>(), [c.id], "a forgotten record has changed");
     assert!(third > second, "every change has a later revision");
-    let everything = ledger.changes(&ours(), Revision(0), later(2)).await.unwrap().0;
+    let everything = ledger.changes(&ours(), Revision(0), later(2)).await.unwrap().records;
     assert_eq!(everything.len(), 3, "Revision(0) asks for all, whatever became of them");
 }
 
-async fn chunks_of_gone_texts_are_doomed_until_buried(ledger: &impl Ledger) {
+async fn chunks_of_gone_texts_are_pending_deletions_until_confirmed(ledger: &impl Ledger) {
     let [a, b] = [add(ledger, "a", T0).await.record.id, add(ledger, "b", T0).await.record.id];
     let links = [(a, chunk(1)), (a, chunk(2)), (b, chunk(3)), (b, chunk(3))];
     ledger.link(&ours(), &links).await.expect("records are linked to chunks");
-    assert!(ledger.doomed().await.unwrap().is_empty(), "chunks of present texts are not doomed");
+    assert!(ledger.pending_deletions().await.unwrap().is_empty(), "chunks of present texts stay");
     ledger.forget(&ours(), a, later(1)).await.unwrap();
-    assert_eq!(doomed(ledger).await, [chunk(1), chunk(2)].into(), "forgetting dooms all chunks of a record");
-    ledger.buried(&[chunk(1)]).await.unwrap();
-    assert_eq!(doomed(ledger).await, [chunk(2)].into(), "a chunk is doomed until it is buried");
-    ledger.buried(&[chunk(1), chunk(2)]).await.expect("burying twice is no error");
+    assert_eq!(pending(ledger).await, [chunk(1), chunk(2)].into(), "forgetting a record deletes all its chunks");
+    ledger.confirm_deleted(&[chunk(1)]).await.unwrap();
+    assert_eq!(pending(ledger).await, [chunk(2)].into(), "a deletion is pending until it is confirmed");
+    ledger.confirm_deleted(&[chunk(1), chunk(2)]).await.expect("confirming twice is no error");
     ledger.update(&ours(), b, "b2", later(2)).await.unwrap();
-    assert_eq!(doomed(ledger).await, [chunk(3)].into(), "an update dooms the chunks of the old text");
-    ledger.buried(&[chunk(3)]).await.unwrap();
+    assert_eq!(pending(ledger).await, [chunk(3)].into(), "an update deletes the chunks of the old text");
+    ledger.confirm_deleted(&[chunk(3)]).await.unwrap();
     ledger.link(&ours(), &[(b, chunk(4))]).await.unwrap();
     ledger.forget(&ours(), b, later(3)).await.unwrap();
-    assert_eq!(doomed(ledger).await, [chunk(4)].into(), "links to the old text are not links to the new one");
-    ledger.buried(&[chunk(4)]).await.unwrap();
+    assert_eq!(pending(ledger).await, [chunk(4)].into(), "links to the old text are not links to the new one");
+    ledger.confirm_deleted(&[chunk(4)]).await.unwrap();
     ledger.link(&ours(), &[(a, chunk(5))]).await.expect("a record may be forgotten before its chunk is linked");
-    assert_eq!(doomed(ledger).await, [chunk(5)].into(), "the chunk of a forgotten text is doomed at once");
+    assert_eq!(pending(ledger).await, [chunk(5)].into(), "the chunk of a forgotten text is to be deleted at once");
     let c = add(ledger, "a", later(4)).await.record.id;
     ledger.link(&ours(), &[(c, chunk(5))]).await.unwrap();
-    assert!(doomed(ledger).await.is_empty(), "a doomed chunk that an active record links is doomed no more");
+    assert!(pending(ledger).await.is_empty(), "the deletion of a chunk that an active record links is called off");
     let unknown = ledger.link(&ours(), &[(c, chunk(6)), (RecordId::new(), chunk(7))]).await;
     assert!(is_unknown(unknown), "link of an unknown record says so");
     ledger.forget(&ours(), c, later(5)).await.unwrap();
-    assert_eq!(doomed(ledger).await, [chunk(5)].into(), "a failed link links nothing");
+    assert_eq!(pending(ledger).await, [chunk(5)].into(), "a failed link links nothing");
 }
 
 async fn a_chunk_that_another_active_record_has_is_spared(ledger: &impl Ledger) {
     let [a, b] = [add(ledger, "x", T0).await.record.id, add(ledger, keyed("k", "x"), T0).await.record.id];
     ledger.link(&ours(), &[(a, chunk(1)), (b, chunk(1))]).await.unwrap();
     ledger.forget(&ours(), a, later(1)).await.unwrap();
-    assert!(doomed(ledger).await.is_empty(), "a chunk that another active record links is not doomed");
+    assert!(pending(ledger).await.is_empty(), "a chunk that another active record links stays");
     ledger.forget(&ours(), b, later(2)).await.unwrap();
-    assert_eq!(doomed(ledger).await, [chunk(1)].into(), "until that one is forgotten too");
+    assert_eq!(pending(ledger).await, [chunk(1)].into(), "until that one is forgotten too");
+}
+
+fn said(records: &[Record]) -> Vec<&str> {
+    records.iter().map(|record| record.text.as_str()).collect()
+}
+
+async fn pages_follow_one_another(ledger: &impl Ledger) {
+    let texts: Vec<NewRecord> = (0..7).map(|n| NewRecord::new(format!("note {n}"))).collect();
+    let added = ledger.add(&ours(), &texts, T0).await.unwrap();
+    ledger.forget(&ours(), added[1].record.id, later(1)).await.unwrap();
+    let mut listing = Listing::new(Query::At(later(2))).limit(2);
+    let mut pages = Vec::new();
+    loop {
+        let page = ledger.page(&ours(), &listing).await.expect("page works");
+        pages.push(page.records.iter().map(|record| record.text.clone()).collect::<Vec<_>>());
+        match page.next {
+            Some(next) => listing = listing.after(next),
+            None => break,
+        }
+        assert!(pages.len() < 9, "pages end");
+    }
+    let expected = [vec!["note 0", "note 2"], vec!["note 3", "note 4"], vec!["note 5", "note 6"]];
+    assert_eq!(pages, expected, "pages hold what counts, in order, and the last one says so");
+    let all = ledger.page(&ours(), &Listing::new(Query::All).limit(usize::MAX)).await.unwrap();
+    assert_eq!((all.records.len(), all.next), (7, None), "a limit beyond all there is gives one page");
+    let behind_forgotten = Listing::new(Query::All).after(added[1].record.id).limit(1);
+    let page = ledger.page(&ours(), &behind_forgotten).await.expect("a page may begin behind a forgotten record");
+    assert_eq!(said(&page.records), ["note 2"]);
+    let unknown = ledger.page(&ours(), &Listing::new(Query::All).after(RecordId::new())).await;
+    assert!(is_unknown(unknown), "a page cannot begin behind an unknown record");
+    let none = ledger.page(&ours(), &Listing::new(Query::All).limit(0)).await;
+    assert!(matches!(none, Err(Error::BadValue { .. })), "a page of nothing is refused");
+}
+
+async fn a_filter_is_asked_before_the_page_is_full(ledger: &impl Ledger) {
+    let kind = |n: usize| if n % 10 == 9 { "rare" } else { "common" };
+    let noted = |n: usize| {
+        NewRecord::new(format!("note {n}"))
+            .metadata([("kind", MetaValue::from(kind(n))), ("n", (n as f64).into())].into_iter().collect())
+    };
+    ledger.add(&ours(), &(0..60).map(noted).collect::<Vec<_>>(), T0).await.unwrap();
+    let rare = Listing::new(Query::At(T0)).filter(Filter::eq("kind", "rare")).limit(4);
+    let first = ledger.page(&ours(), &rare).await.unwrap();
+    assert_eq!(said(&first.records), ["note 9", "note 19", "note 29", "note 39"], "a page is full of what passes");
+    let next = first.next.expect("there are more");
+    let second = ledger.page(&ours(), &rare.clone().after(next)).await.unwrap();
+    assert_eq!((said(&second.records), second.next), (vec!["note 49", "note 59"], None), "and so is the next");
+    let nothing = Listing::new(Query::All).filter(Filter::eq("kind", "unheard of"));
+    let page = ledger.page(&ours(), &nothing).await.unwrap();
+    assert_eq!((page.records.len(), page.next), (0, None), "a filter that nothing passes gives nothing");
+    let deep = (0..100).fold(Filter::And(vec![]), |inner, _| Filter::Not(Box::new(inner)));
+    let refused = ledger.page(&ours(), &Listing::new(Query::All).filter(deep)).await;
+    assert!(matches!(refused, Err(Error::BadValue { what: "filter", .. })), "a filter has bounds");
+}
+
+async fn records_are_counted(ledger: &impl Ledger) {
+    assert_eq!(ledger.count(&ours(), T0).await.unwrap(), 0, "an empty ledger counts nothing");
+    let a = add(ledger, "a", T0).await.record.id;
+    add(ledger, keyed("k", "b"), T0).await;
+    add(ledger, keyed("k", "c"), T0).await;
+    add(ledger, NewRecord::new("d").expires_at(later(5)), T0).await;
+    assert_eq!(ledger.count(&ours(), T0).await.unwrap(), 3, "what was superseded does not count");
+    assert_eq!(ledger.count(&ours(), later(5)).await.unwrap(), 2, "nor what has expired");
+    ledger.forget(&ours(), a, T0).await.unwrap();
+    assert_eq!(ledger.count(&ours(), T0).await.unwrap(), 2, "nor what was forgotten");
+}
+
+async fn metadata_and_moments_are_kept_and_bounded(ledger: &impl Ledger) {
+    let metadata: Metadata = [
+        ("source", MetaValue::from("mail \"quoted\" 🦀")),
+        ("weight", 0.1.into()),
+        ("big", 1e300.into()),
+        ("whole", 3.0.into()),
+        ("seen", true.into()),
+        ("gap", MetaValue::Null),
+    ]
+    .into_iter()
+    .collect();
+    let then = Timestamp(T0.0 - 5000);
+    let added = add(ledger, NewRecord::new("a").metadata(metadata.clone()).created_at(then), T0).await.record;
+    assert_eq!(added.metadata, metadata, "metadata comes back");
+    assert_eq!((added.created_at, added.updated_at), (then, then), "so does the moment when it was first said");
+    let read = ledger.get(&ours(), added.id, T0).await.unwrap();
+    assert_eq!(read, added, "get gives what add gave");
+    assert_eq!(texts(ledger, Query::At(then)).await, ["a"], "a view as of that moment has it");
+    let updated = ledger.update(&ours(), added.id, "b", later(1)).await.unwrap();
+    assert_eq!(updated.metadata, metadata, "an update keeps the metadata");
+    let early = add(ledger, NewRecord::new("c").created_at(later(100)), later(2)).await.record;
+    assert_eq!(early.created_at, later(2), "a moment yet to come counts as now");
+    let long_key = NewRecord::new("x").key("k".repeat(NewRecord::MAX_KEY_BYTES + 1));
+    let large = NewRecord::new("x").metadata((0..65).map(|n| (n.to_string(), true)).collect());
+    for refused in [long_key, large] {
+        let refused = ledger.add(&ours(), &["sound".into(), refused], T0).await;
+        assert!(matches!(refused, Err(Error::BadValue { .. })), "keys and metadata have bounds");
+    }
+    assert_eq!(ledger.count(&ours(), later(3)).await.unwrap(), 2, "what was refused added nothing");
+}
+
+async fn many_are_forgotten_all_or_none(ledger: &impl Ledger) {
+    let added = ledger.add(&ours(), &["a".into(), "b".into(), "c".into()], T0).await.unwrap();
+    let [a, b, c] = [0, 1, 2].map(|at: usize| added[at].record.id);
+    let refused = ledger.forget_many(&ours(), &[a, RecordId::new(), b], later(1)).await;
+    assert!(is_unknown(refused), "an unknown record among many is refused");
+    assert_eq!(texts(ledger, Query::At(later(1))).await, ["a", "b", "c"], "and then none is forgotten");
+    let forgotten = ledger.forget_many(&ours(), &[c, a, c], later(2)).await.expect("many can be forgotten");
+    let ids: Vec<RecordId> = forgotten.iter().map(|record| record.id).collect();
+    assert_eq!(ids, [c, a, c], "they come back in the order of their ids");
+    assert!(forgotten.iter().all(|record| record.state == State::Forgotten { at: later(2) } && record.text.is_empty()));
+    assert_eq!(texts(ledger, Query::At(later(2))).await, ["b"]);
+    assert!(ledger.forget_many(&ours(), &[], T0).await.expect("forgetting nothing is no error").is_empty());
+}
+
+async fn a_deleted_namespace_is_gone_and_can_be_filled_again(ledger: &impl Ledger) {
+    let theirs = Namespace::new("theirs").unwrap();
+    let added = ledger.add(&ours(), &["a".into(), keyed("k", "b"), keyed("k", "c")], T0).await.unwrap();
+    ledger.add(&theirs, &["a".into()], T0).await.unwrap();
+    let id = added[0].record.id;
+    ledger.link(&ours(), &[(id, chunk(1)), (added[1].record.id, chunk(2))]).await.unwrap();
+    let before = ledger.changes(&ours(), Revision(0), T0).await.unwrap();
+    assert!(!before.deleted, "nothing was deleted");
+    let other = ledger.changes(&theirs, Revision(0), T0).await.unwrap().revision;
+    assert_eq!(ledger.delete_namespace(&ours()).await.expect("it can be deleted"), 3, "all its records are counted");
+    assert!(texts(ledger, Query::All).await.is_empty(), "it has no records");
+    assert_eq!(ledger.namespaces().await.unwrap(), [theirs.clone()], "it is not listed");
+    assert!(is_unknown(ledger.get(&ours(), id, T0).await) && is_unknown(ledger.history(&ours(), id).await));
+    assert_eq!(pending(ledger).await, [chunk(1), chunk(2)].into(), "all its chunks are to be deleted");
+    let after = ledger.changes(&ours(), before.revision, T0).await.unwrap();
+    assert!(after.deleted && after.records.is_empty(), "whoever knew it learns that it was deleted");
+    assert!(after.revision > before.revision, "a deletion is a change");
+    assert!(!ledger.changes(&ours(), after.revision, T0).await.unwrap().deleted, "but learns it once");
+    assert!(!ledger.changes(&theirs, other, T0).await.unwrap().deleted, "another namespace was not deleted");
+    assert!(!ledger.changes(&ours(), Revision(0), T0).await.unwrap().deleted, "who asks for all need not be told");
+    let again = add(ledger, keyed("k", "b"), later(1)).await;
+    assert_eq!(again.outcome, Outcome::New, "a deleted record is neither a duplicate nor superseded");
+    let refilled = ledger.changes(&ours(), before.revision, later(1)).await.unwrap();
+    assert!(refilled.deleted && refilled.records == [again.record], "what came after the deletion stands");
+    let nobody = Namespace::new("nobody's").unwrap();
+    assert_eq!(ledger.delete_namespace(&nobody).await.expect("there may be none"), 0);
 }
 
 async fn namespaces_share_nothing(ledger: &impl Ledger) {
@@ -316,7 +463,7 @@ async fn namespaces_share_nothing(ledger: &impl Ledger) {
     assert!(is_unknown(ledger.link(&theirs, &[(id, chunk(1))]).await), "link knows its namespace only");
     let theirs_only = [other.record];
     assert_eq!(ledger.list(&theirs, Query::All).await.unwrap(), theirs_only, "list knows its namespace only");
-    let (changed, _) = ledger.changes(&theirs, Revision(0), T0).await.unwrap();
+    let Changes { records: changed, .. } = ledger.changes(&theirs, Revision(0), T0).await.unwrap();
     assert_eq!(changed, theirs_only, "changes knows its namespace only");
     ledger.forget(&ours(), id, T0).await.unwrap();
     assert_eq!(ledger.namespaces().await.unwrap(), both, "a forgotten record is still a record");
@@ -338,10 +485,10 @@ fn many_threads_may_add_at_once(ledger: &impl Ledger) {
     assert_eq!(listed.len(), 50, "no text is lost, and none stands twice");
 }
 
-async fn doomed(ledger: &impl Ledger) -> BTreeSet<ChunkId> {
-    let doomed = ledger.doomed().await.expect("doomed works");
-    let set: BTreeSet<_> = doomed.iter().copied().collect();
-    assert_eq!(set.len(), doomed.len(), "a doomed chunk is named once");
+async fn pending(ledger: &impl Ledger) -> BTreeSet<ChunkId> {
+    let pending = ledger.pending_deletions().await.expect("pending deletions are listed");
+    let set: BTreeSet<_> = pending.iter().copied().collect();
+    assert_eq!(set.len(), pending.len(), "a pending deletion is named once");
     set
 }
 

@@ -2,7 +2,7 @@
 
 use futures_lite::future::block_on;
 
-use crate::{Namespace, Recalled, Recaller, Record, RecordId, State, Timestamp};
+use crate::{Metadata, Namespace, RecallQuery, Recalled, Recaller, Record, RecordId, State, Timestamp};
 
 /// Checks a recaller, of which `make` gives a new, empty one on each call. The texts are English, and a question
 /// repeats the words of the record that it is about.
@@ -21,6 +21,8 @@ pub fn recaller(make: impl Fn() -> Box<dyn Recaller>) {
         a_removed_record_is_not_found,
         a_record_that_is_indexed_again_is_replaced,
         a_record_that_is_not_active_is_not_found,
+        what_does_not_count_takes_no_place,
+        a_cleared_namespace_is_empty,
         namespaces_share_nothing,
         odd_questions_do_no_harm,
     ] {
@@ -45,6 +47,7 @@ fn record(id: u128, text: &str) -> Record {
         namespace: namespace("home"),
         text: text.to_owned(),
         key: None,
+        metadata: Metadata::default(),
         created_at: Timestamp(0),
         updated_at: Timestamp(0),
         expires_at: None,
@@ -59,7 +62,7 @@ fn fill(recaller: &dyn Recaller) -> Vec<Record> {
 }
 
 fn recall(recaller: &dyn Recaller, query: &str, k: usize) -> Vec<Recalled> {
-    block_on(recaller.recall(&namespace("home"), query, k)).expect("recall")
+    block_on(recaller.recall(&namespace("home"), &RecallQuery::new(query, k))).expect("recall")
 }
 
 fn finds(recaller: &dyn Recaller, query: &str, id: RecordId) -> bool {
@@ -121,6 +124,33 @@ fn a_record_that_is_not_active_is_not_found(recaller: &dyn Recaller) {
         block_on(recaller.index(&[Record { state, ..record.clone() }])).expect("index");
         assert!(!finds(recaller, &record.text, record.id), "a record that is {} is found", state.name());
     }
+}
+
+fn what_does_not_count_takes_no_place(recaller: &dyn Recaller) {
+    // Equal texts: those with the smaller ids come first, and are the ones that do not count.
+    let twins: Vec<Record> = (10..30).map(|id| record(id, TEXTS[0])).collect();
+    block_on(recaller.index(&twins)).expect("index");
+    let counts = |id: RecordId| id >= twins[17].id;
+    let query = RecallQuery::new(TEXTS[0], 2).only(&counts);
+    let found = block_on(recaller.recall(&namespace("home"), &query)).expect("recall");
+    let found: Vec<RecordId> = found.iter().map(|found| found.id).collect();
+    assert_eq!(found, [twins[17].id, twins[18].id], "the best k of those that count");
+    let nothing = RecallQuery::new(TEXTS[0], 2).only(&|_| false);
+    assert_eq!(block_on(recaller.recall(&namespace("home"), &nothing)).expect("recall"), [], "none of them counts");
+}
+
+fn a_cleared_namespace_is_empty(recaller: &dyn Recaller) {
+    let records = fill(recaller);
+    let theirs = Record { namespace: namespace("work"), ..record(50, TEXTS[0]) };
+    block_on(recaller.index(&[theirs])).expect("index");
+    block_on(recaller.clear(&namespace("home"))).expect("clear");
+    assert_eq!(recall(recaller, TEXTS[0], 10), [], "a cleared namespace has a record left");
+    let query = RecallQuery::new(TEXTS[0], 10);
+    let others = block_on(recaller.recall(&namespace("work"), &query)).expect("recall");
+    assert_eq!(others.len(), 1, "clearing a namespace reaches another one");
+    block_on(recaller.clear(&namespace("nobody's"))).expect("clear what is not there");
+    block_on(recaller.index(&records)).expect("index");
+    assert!(finds(recaller, TEXTS[0], records[0].id), "a cleared namespace can be filled again");
 }
 
 fn namespaces_share_nothing(recaller: &dyn Recaller) {

@@ -10,7 +10,10 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use amem_core::{Added, ChunkId, Ledger, Namespace, NewRecord, Query, Record, RecordId, Revision, Timestamp, Version};
+use amem_core::{
+    Added, Changes, ChunkId, Ledger, Listing, Namespace, NewRecord, Page, Record, RecordId, Revision, Timestamp,
+    Version,
+};
 use async_trait::async_trait;
 use blocking::unblock;
 use rusqlite::{Connection, TransactionBehavior};
@@ -74,6 +77,12 @@ impl SqliteLedger {
         self.within(TransactionBehavior::Deferred, doing, work).await
     }
 
+    /// Leaves nothing of what was deleted in the write-ahead log.
+    async fn wipe_log(&self) -> amem_core::Result<()> {
+        let inner = self.0.clone();
+        Ok(unblock(move || inner.wipe_log()).await?)
+    }
+
     async fn write<T: Send + 'static>(
         &self,
         doing: &'static str,
@@ -114,9 +123,14 @@ impl Ledger for SqliteLedger {
         self.read("read a record", move |tables| Ok(tables.find(&namespace, id)?.record(now))).await
     }
 
-    async fn list(&self, namespace: &Namespace, query: Query) -> amem_core::Result<Vec<Record>> {
+    async fn page(&self, namespace: &Namespace, listing: &Listing) -> amem_core::Result<Page> {
+        let (namespace, listing) = (namespace.clone(), listing.clone());
+        self.read("list records", move |tables| tables.page(&namespace, &listing)).await
+    }
+
+    async fn count(&self, namespace: &Namespace, now: Timestamp) -> amem_core::Result<usize> {
         let namespace = namespace.clone();
-        self.read("list records", move |tables| tables.list(&namespace, query)).await
+        self.read("count records", move |tables| tables.count(&namespace, now)).await
     }
 
     async fn update(
@@ -130,12 +144,24 @@ impl Ledger for SqliteLedger {
         self.write("update a record", move |tables| tables.update(&namespace, id, &text, now)).await
     }
 
-    async fn forget(&self, namespace: &Namespace, id: RecordId, now: Timestamp) -> amem_core::Result<Record> {
-        let namespace = namespace.clone();
-        let forgotten = self.write("forget a record", move |tables| tables.forget(&namespace, id, now)).await?;
-        let inner = self.0.clone();
-        unblock(move || inner.wipe_log()).await?;
+    async fn forget_many(
+        &self,
+        namespace: &Namespace,
+        ids: &[RecordId],
+        now: Timestamp,
+    ) -> amem_core::Result<Vec<Record>> {
+        let (namespace, ids) = (namespace.clone(), ids.to_vec());
+        let forget = move |tables: &Tables<'_>| tables.forget_many(&namespace, &ids, now);
+        let forgotten = self.write("forget records", forget).await?;
+        self.wipe_log().await?;
         Ok(forgotten)
+    }
+
+    async fn delete_namespace(&self, namespace: &Namespace) -> amem_core::Result<usize> {
+        let namespace = namespace.clone();
+        let records = self.write("delete a namespace", move |tables| tables.delete_namespace(&namespace)).await?;
+        self.wipe_log().await?;
+        Ok(records)
     }
 
     async fn history(&self, namespace: &Namespace, id: RecordId) -> amem_core::Result<Vec<Version>> {
@@ -147,12 +173,7 @@ impl Ledger for SqliteLedger {
         self.read("list namespaces", |tables| tables.namespaces()).await
     }
 
-    async fn changes(
-        &self,
-        namespace: &Namespace,
-        since: Revision,
-        now: Timestamp,
-    ) -> amem_core::Result<(Vec<Record>, Revision)> {
+    async fn changes(&self, namespace: &Namespace, since: Revision, now: Timestamp) -> amem_core::Result<Changes> {
         let namespace = namespace.clone();
         self.read("read changes", move |tables| tables.changes(&namespace, since, now)).await
     }
@@ -162,12 +183,12 @@ impl Ledger for SqliteLedger {
         self.write("link chunks", move |tables| tables.link(&namespace, &links)).await
     }
 
-    async fn doomed(&self) -> amem_core::Result<Vec<ChunkId>> {
-        self.read("list doomed chunks", |tables| tables.doomed()).await
+    async fn pending_deletions(&self) -> amem_core::Result<Vec<ChunkId>> {
+        self.read("list chunks to be deleted", |tables| tables.pending_deletions()).await
     }
 
-    async fn buried(&self, chunks: &[ChunkId]) -> amem_core::Result<()> {
+    async fn confirm_deleted(&self, chunks: &[ChunkId]) -> amem_core::Result<()> {
         let chunks = chunks.to_vec();
-        self.write("note that chunks were deleted", move |tables| tables.buried(&chunks)).await
+        self.write("note that chunks were deleted", move |tables| tables.confirm_deleted(&chunks)).await
     }
 }

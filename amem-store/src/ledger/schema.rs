@@ -10,7 +10,7 @@ use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 use crate::{Error, Result};
 
 /// The schema that this code reads and writes. A later one adds its migration to [`migrate`].
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// How long a process waits for another one's transaction.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -61,13 +61,15 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<()> {
     let change = change.map_err(Error::sqlite(failed))?;
     let found: u32 =
         change.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(Error::sqlite(failed))?;
-    match found {
-        VERSION => {}
-        0 => {
-            change.execute_batch(include_str!("schema.sql")).map_err(Error::sqlite(failed))?;
-            change.pragma_update(None, "user_version", VERSION).map_err(Error::sqlite(failed))?;
-        }
+    let script = match found {
+        VERSION => return Ok(()),
+        0 => include_str!("schema.sql"),
+        1 => include_str!("schema_1_to_2.sql"),
         _ => return Err(Error::NewerFormat { path: path.to_owned(), found, supported: VERSION }),
-    }
-    change.commit().map_err(Error::sqlite(failed))
+    };
+    change.execute_batch(script).map_err(Error::sqlite(failed))?;
+    change.pragma_update(None, "user_version", VERSION).map_err(Error::sqlite(failed))?;
+    change.commit().map_err(Error::sqlite(failed))?;
+    // What the change wiped is not left in the log.
+    wipe_log(connection).map(drop).map_err(Error::sqlite(failed))
 }

@@ -1,11 +1,12 @@
--- Version 1. Times are milliseconds since 1970-01-01 UTC; ids and chunks are raw bytes.
+-- Version 2. Times are milliseconds since 1970-01-01 UTC; ids and chunks are raw bytes.
 
--- One remembered text and its life. Rows are never deleted.
+-- One remembered text and its life. Rows go with their namespace only. Forgetting empties key and metadata.
 CREATE TABLE record (
     seq        INTEGER PRIMARY KEY,           -- the order of adding
     id         BLOB NOT NULL UNIQUE,
     namespace  TEXT NOT NULL,
     key        TEXT,
+    metadata   TEXT,                          -- a JSON object; NULL for none
     version    INTEGER NOT NULL,              -- the text it has now: version.seq
     created_at INTEGER NOT NULL,
     expires_at INTEGER,
@@ -39,8 +40,14 @@ CREATE TABLE link (
 CREATE INDEX link_by_record ON link (record);
 
 -- Chunks to be deleted from every store.
-CREATE TABLE doomed (
+CREATE TABLE pending_deletion (
     chunk      BLOB PRIMARY KEY
+) STRICT, WITHOUT ROWID;
+
+-- Namespaces that were deleted, by the BLAKE3 hash of their names, and when: ledger.revision at that moment.
+CREATE TABLE deleted_namespace (
+    hash       BLOB PRIMARY KEY,
+    revision   INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
 -- One row: how many changes there were.

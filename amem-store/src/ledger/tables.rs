@@ -1,7 +1,8 @@
 //! What a ledger does, each within one transaction.
 
 use amem_core::{
-    Added, ChunkId, Error, Namespace, NewRecord, Outcome, Query, Record, RecordId, Revision, State, Timestamp, Version,
+    Added, Changes, ChunkId, Error, Listing, Metadata, Namespace, NewRecord, Outcome, Page, Query, Record, RecordId,
+    Revision, State, Timestamp, Version,
 };
 use rusqlite::{Connection, Params, Row, params};
 
@@ -46,7 +47,7 @@ macro_rules! select {
     ($rest:literal) => {
         concat!(
             "SELECT r.seq, v.seq, r.id, r.namespace, v.text, r.key, r.created_at, v.from_at, r.expires_at, r.state, \
-             r.ended_at, r.ended_by FROM record r JOIN version v ON v.seq = ",
+             r.ended_at, r.ended_by, r.metadata FROM record r JOIN version v ON v.seq = ",
             $rest
         )
     };
@@ -66,6 +67,7 @@ impl Found {
             namespace: namespace(row, 3)?,
             text: row.get(4)?,
             key: row.get(5)?,
+            metadata: metadata(row, 12)?,
             created_at: Timestamp(row.get(6)?),
             updated_at: Timestamp(row.get(7)?),
             expires_at: row.get::<_, Option<i64>>(8)?.map(Timestamp),
@@ -90,7 +92,7 @@ impl Tables<'_> {
     }
 
     fn add_one(&self, namespace: &Namespace, new: &NewRecord, now: Timestamp) -> Result<Added> {
-        let (text, key) = (said(&new.text)?, new.key.as_deref());
+        let (text, key) = (new.check()?, new.key.as_deref());
         if let Some(same) = self.saying(namespace, key, text, now)? {
             return Ok(Added { record: same.record(now), outcome: Outcome::Duplicate });
         }
@@ -101,23 +103,29 @@ impl Tables<'_> {
             self.end(&older, SUPERSEDED, at, Some(id), revision)?;
             outcome = Outcome::Superseded(older.stored.id);
         }
-        let expires_at = new.expires_at.map(|at| at.0);
-        let insert = "INSERT INTO record (id, namespace, key, version, created_at, expires_at, state, revision) \
-                      VALUES (?1, ?2, ?3, 0, ?4, ?5, 0, ?6)";
-        self.execute(insert, params![id.to_bytes(), namespace.as_str(), key, now.0, expires_at, revision])?;
-        let seq = self.0.last_insert_rowid();
-        let version = self.begin_version(seq, text, hash(namespace, key, text), now)?;
-        self.execute("UPDATE record SET version = ?2 WHERE seq = ?1", params![seq, version])?;
+        let created_at = new.created_at.unwrap_or(now).min(now);
         let record = Record {
             id,
             namespace: namespace.clone(),
             text: text.to_owned(),
             key: new.key.clone(),
-            created_at: now,
-            updated_at: now,
+            metadata: new.metadata.clone(),
+            created_at,
+            updated_at: created_at,
             expires_at: new.expires_at,
             state: State::Active,
         };
+        let json = (!new.metadata.is_empty()).then(|| serde_json::to_string(&new.metadata)).transpose();
+        let json = json.map_err(|error| Error::Ledger(error.into()))?;
+        let expires_at = new.expires_at.map(|at| at.0);
+        let insert = "INSERT INTO record (id, namespace, key, metadata, version, created_at, expires_at, state, revision) \
+                      VALUES (?1, ?2, ?3, ?4, 0, ?5, ?6, 0, ?7)";
+        let values = params![id.to_bytes(), namespace.as_str(), key, json, created_at.0, expires_at, revision];
+        self.execute(insert, values)?;
+        let seq = self.0.last_insert_rowid();
+        let version = self.begin_version(seq, text, hash(namespace, key, text), created_at)?;
+        self.execute("UPDATE record SET version = ?2 WHERE seq = ?1", params![seq, version])?;
+        let record = Found { seq, version, stored: record }.record(now);
         Ok(Added { record, outcome })
     }
 
@@ -127,23 +135,66 @@ impl Tables<'_> {
         found.ok_or_else(|| Error::UnknownRecord { namespace: namespace.clone(), id }.into())
     }
 
-    pub(super) fn list(&self, namespace: &Namespace, query: Query) -> Result<Vec<Record>> {
-        let found = match query {
+    pub(super) fn page(&self, namespace: &Namespace, listing: &Listing) -> Result<Page> {
+        let limit = listing.check()?;
+        let mut after = match listing.after {
+            Some(id) => self.find(namespace, id)?.seq,
+            None => 0,
+        };
+        // Filters are asked here, batch by batch: one may pass few records of many.
+        let batch = if listing.filter.is_some() { limit.max(256) } else { limit + 1 };
+        let mut records = Vec::new();
+        loop {
+            let found = self.batch(namespace, listing.query, after, batch)?;
+            let last = found.len() < batch;
+            for found in found {
+                after = found.seq;
+                let record = match listing.query {
+                    Query::At(moment) => found.record(moment),
+                    _ => found.record(Timestamp::now()),
+                };
+                if listing.filter.as_ref().is_some_and(|filter| !filter.matches(&record)) {
+                    continue;
+                }
+                if records.len() == limit {
+                    let next = records.last().map(|record: &Record| record.id);
+                    return Ok(Page { records, next });
+                }
+                records.push(record);
+            }
+            if last {
+                return Ok(Page { records, next: None });
+            }
+        }
+    }
+
+    /// At most `limit` records behind a place, in order.
+    fn batch(&self, namespace: &Namespace, query: Query, after: i64, limit: usize) -> Result<Vec<Found>> {
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        match query {
             Query::At(moment) => {
                 let standing = select!(
                     "(SELECT max(seq) FROM version WHERE record = r.seq AND from_at <= ?2) \
-                     WHERE r.namespace = ?1 AND r.state <> 2 AND (r.state = 0 OR r.ended_at > ?2) \
-                     AND (r.expires_at IS NULL OR r.expires_at > ?2) ORDER BY r.seq"
+                     WHERE r.namespace = ?1 AND r.seq > ?3 AND r.state <> 2 AND (r.state = 0 OR r.ended_at > ?2) \
+                     AND (r.expires_at IS NULL OR r.expires_at > ?2) ORDER BY r.seq LIMIT ?4"
                 );
-                let mut found = self.all(standing, params![namespace.as_str(), moment.0])?;
+                let mut found = self.all(standing, params![namespace.as_str(), moment.0, after, limit])?;
                 // At that moment nothing had taken its place yet.
                 found.iter_mut().for_each(|found| found.stored.state = State::Active);
-                found
+                Ok(found)
             }
-            _ => self.all(select!("r.version WHERE r.namespace = ?1 ORDER BY r.seq"), [namespace.as_str()])?,
-        };
-        let now = if let Query::At(moment) = query { moment } else { Timestamp::now() };
-        Ok(found.into_iter().map(|found| found.record(now)).collect())
+            _ => {
+                let all = select!("r.version WHERE r.namespace = ?1 AND r.seq > ?2 ORDER BY r.seq LIMIT ?3");
+                self.all(all, params![namespace.as_str(), after, limit])
+            }
+        }
+    }
+
+    pub(super) fn count(&self, namespace: &Namespace, now: Timestamp) -> Result<usize> {
+        let count = "SELECT count(*) FROM record WHERE namespace = ?1 AND state = 0 \
+                     AND (expires_at IS NULL OR expires_at > ?2)";
+        let counted = self.rows(count, params![namespace.as_str(), now.0], |row| row.get::<_, i64>(0))?;
+        Ok(counted.first().map_or(0, |count| count.unsigned_abs() as usize))
     }
 
     pub(super) fn update(&self, namespace: &Namespace, id: RecordId, text: &str, now: Timestamp) -> Result<Record> {
@@ -167,20 +218,41 @@ impl Tables<'_> {
         let version = self.begin_version(seq, text, hash(namespace, key, text), at)?;
         let change = "UPDATE record SET version = ?2, revision = ?3 WHERE seq = ?1";
         self.execute(change, params![seq, version, self.next_revision()?])?;
-        self.doom_links(seq, now)?;
+        self.delete_chunks(seq, now)?;
         (record.text, record.updated_at) = (text.to_owned(), at);
         Ok(record)
     }
 
-    pub(super) fn forget(&self, namespace: &Namespace, id: RecordId, now: Timestamp) -> Result<Record> {
-        let found = self.find(namespace, id)?;
-        if !matches!(found.stored.state, State::Forgotten { .. }) {
+    pub(super) fn forget_many(&self, namespace: &Namespace, ids: &[RecordId], now: Timestamp) -> Result<Vec<Record>> {
+        for id in ids {
+            let found = self.find(namespace, *id)?;
+            if matches!(found.stored.state, State::Forgotten { .. }) {
+                continue;
+            }
             let at = now.max(found.stored.updated_at);
             self.end(&found, FORGOTTEN, at, None, self.next_revision()?)?;
+            self.execute("UPDATE record SET key = NULL, metadata = NULL WHERE seq = ?1", [found.seq])?;
             self.execute("UPDATE version SET text = '', hash = NULL WHERE record = ?1", [found.seq])?;
-            self.doom_links(found.seq, now)?;
+            self.delete_chunks(found.seq, now)?;
         }
-        Ok(self.find(namespace, id)?.record(now))
+        ids.iter().map(|id| Ok(self.find(namespace, *id)?.record(now))).collect()
+    }
+
+    pub(super) fn delete_namespace(&self, namespace: &Namespace) -> Result<usize> {
+        let name = [namespace.as_str()];
+        let records = self.rows("SELECT seq FROM record WHERE namespace = ?1", name, |row| row.get::<_, i64>(0))?;
+        if records.is_empty() {
+            return Ok(0);
+        }
+        let now = Timestamp::now();
+        for record in &records {
+            self.delete_chunks(*record, now)?;
+            self.execute("DELETE FROM version WHERE record = ?1", [record])?;
+        }
+        self.execute("DELETE FROM record WHERE namespace = ?1", name)?;
+        let note = "INSERT OR REPLACE INTO deleted_namespace (hash, revision) VALUES (?1, ?2)";
+        self.execute(note, params![name_hash(namespace), self.next_revision()?])?;
+        Ok(records.len())
     }
 
     pub(super) fn history(&self, namespace: &Namespace, id: RecordId) -> Result<Vec<Version>> {
@@ -196,19 +268,16 @@ impl Tables<'_> {
         self.rows("SELECT DISTINCT namespace FROM record ORDER BY namespace", [], |row| namespace(row, 0))
     }
 
-    pub(super) fn changes(
-        &self,
-        namespace: &Namespace,
-        since: Revision,
-        now: Timestamp,
-    ) -> Result<(Vec<Record>, Revision)> {
+    pub(super) fn changes(&self, namespace: &Namespace, since: Revision, now: Timestamp) -> Result<Changes> {
         let changed = select!("r.version WHERE r.namespace = ?1 AND r.revision > ?2 ORDER BY r.revision, r.seq");
         // SQLite's integers end before a revision's do, and no ledger gets there.
         let since = i64::try_from(since.0).unwrap_or(i64::MAX);
         let found = self.all(changed, params![namespace.as_str(), since])?;
         let revision: i64 = self.0.query_row("SELECT revision FROM ledger", [], |row| row.get(0))?;
+        let deletion = "SELECT 1 FROM deleted_namespace WHERE hash = ?1 AND revision > ?2";
+        let deleted = since > 0 && !self.rows(deletion, params![name_hash(namespace), since], |_| Ok(()))?.is_empty();
         let records = found.into_iter().map(|found| found.record(now)).collect();
-        Ok((records, Revision(revision.unsigned_abs())))
+        Ok(Changes { deleted, records, revision: Revision(revision.unsigned_abs()) })
     }
 
     pub(super) fn link(&self, namespace: &Namespace, links: &[(RecordId, ChunkId)]) -> Result<()> {
@@ -216,22 +285,22 @@ impl Tables<'_> {
             let found = self.find(namespace, *id)?;
             if matches!(found.stored.state, State::Forgotten { .. }) {
                 // It was forgotten while its KV was being computed.
-                self.doom(chunk, Timestamp::now())?;
+                self.delete_chunk(chunk, Timestamp::now())?;
             } else {
                 let insert = "INSERT OR IGNORE INTO link (chunk, record) VALUES (?1, ?2)";
                 self.execute(insert, params![chunk.0, found.seq])?;
-                self.execute("DELETE FROM doomed WHERE chunk = ?1", [chunk.0])?;
+                self.execute("DELETE FROM pending_deletion WHERE chunk = ?1", [chunk.0])?;
             }
         }
         Ok(())
     }
 
-    pub(super) fn doomed(&self) -> Result<Vec<ChunkId>> {
-        self.rows("SELECT chunk FROM doomed ORDER BY chunk", [], |row| row.get(0).map(ChunkId))
+    pub(super) fn pending_deletions(&self) -> Result<Vec<ChunkId>> {
+        self.rows("SELECT chunk FROM pending_deletion ORDER BY chunk", [], |row| row.get(0).map(ChunkId))
     }
 
-    pub(super) fn buried(&self, chunks: &[ChunkId]) -> Result<()> {
-        chunks.iter().try_for_each(|chunk| self.execute("DELETE FROM doomed WHERE chunk = ?1", [chunk.0]))
+    pub(super) fn confirm_deleted(&self, chunks: &[ChunkId]) -> Result<()> {
+        chunks.iter().try_for_each(|chunk| self.execute("DELETE FROM pending_deletion WHERE chunk = ?1", [chunk.0]))
     }
 
     /// The active record of the namespace that says this under this key.
@@ -270,22 +339,22 @@ impl Tables<'_> {
         Ok(self.0.last_insert_rowid())
     }
 
-    /// Takes a record's links away; chunks that no other active record has are doomed.
-    fn doom_links(&self, record: i64, now: Timestamp) -> Result<()> {
-        let doom = "INSERT OR IGNORE INTO doomed SELECT chunk FROM link mine WHERE record = ?1 AND NOT EXISTS ( \
+    /// Takes a record's links away; chunks that no other active record has are to be deleted.
+    fn delete_chunks(&self, record: i64, now: Timestamp) -> Result<()> {
+        let delete = "INSERT OR IGNORE INTO pending_deletion SELECT chunk FROM link mine WHERE record = ?1 AND NOT EXISTS ( \
                     SELECT 1 FROM link other JOIN record r ON r.seq = other.record \
                     WHERE other.chunk = mine.chunk AND other.record <> ?1 AND r.state = 0 \
                     AND (r.expires_at IS NULL OR r.expires_at > ?2))";
-        self.execute(doom, params![record, now.0])?;
+        self.execute(delete, params![record, now.0])?;
         self.execute("DELETE FROM link WHERE record = ?1", [record])
     }
 
-    /// Dooms a chunk unless an active record has it.
-    fn doom(&self, chunk: &ChunkId, now: Timestamp) -> Result<()> {
-        let doom = "INSERT OR IGNORE INTO doomed SELECT ?1 WHERE NOT EXISTS ( \
+    /// Has a chunk deleted unless an active record has it.
+    fn delete_chunk(&self, chunk: &ChunkId, now: Timestamp) -> Result<()> {
+        let delete = "INSERT OR IGNORE INTO pending_deletion SELECT ?1 WHERE NOT EXISTS ( \
                     SELECT 1 FROM link JOIN record r ON r.seq = link.record \
                     WHERE link.chunk = ?1 AND r.state = 0 AND (r.expires_at IS NULL OR r.expires_at > ?2))";
-        self.execute(doom, params![chunk.0, now.0])
+        self.execute(delete, params![chunk.0, now.0])
     }
 
     fn next_revision(&self) -> Result<i64> {
@@ -329,6 +398,19 @@ fn hash(namespace: &Namespace, key: Option<&str>, text: &str) -> i64 {
     hash.update(text.as_bytes());
     let [a, b, c, d, e, f, g, h, ..] = *hash.finalize().as_bytes();
     i64::from_le_bytes([a, b, c, d, e, f, g, h])
+}
+
+/// What a deleted namespace is known by: its name is forgotten with it.
+fn name_hash(namespace: &Namespace) -> [u8; 32] {
+    blake3::hash(namespace.as_str().as_bytes()).into()
+}
+
+fn metadata(row: &Row<'_>, column: usize) -> rusqlite::Result<Metadata> {
+    let json: Option<String> = row.get(column)?;
+    let parsed = json.map(|json| serde_json::from_str(&json)).transpose();
+    parsed.map(Option::unwrap_or_default).map_err(|error| {
+        rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, Box::new(error))
+    })
 }
 
 fn namespace(row: &Row<'_>, column: usize) -> rusqlite::Result<Namespace> {

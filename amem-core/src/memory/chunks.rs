@@ -1,0 +1,309 @@
+//! The KV of memories: taken from the store, or computed and put there, and deleted with what was forgotten.
+//!
+//! The store is a cache. Whatever it loses, refuses or gives back wrong is computed again, and said in the log; it never
+//! fails a question. The ledger knows which chunks hold a record's text ([`Ledger::link`]), so that forgetting finds
+//! them; a chunk whose link cannot be written down is used, but not kept.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::records::{Content, Entry};
+use crate::{
+    ChunkId, Context, Engine, Error, KvChunk, KvStore, Layout, Ledger, Model, Namespace, Piece, PrefillText, PrefixId,
+    Record, RecordId, Repair, Result, State, Timestamp, Token, Usage, Version,
+};
+
+/// The name under which the system prefix stands in the engine's queue. It belongs to no namespace.
+const OPERATOR: &str = "(system prefix)";
+
+/// Fetches, keeps and deletes chunks, and holds the context that every other one begins with.
+pub(super) struct Chunks {
+    model: Arc<dyn Model>,
+    engine: Engine,
+    kv: Arc<dyn KvStore>,
+    ledger: Arc<dyn Ledger>,
+    layout: Layout,
+    prefix: PrefixId,
+    /// The system prefix, computed. Contexts are forked from it, so that its KV is in the KV cache once.
+    base: async_lock::Mutex<Option<Box<dyn Context>>>,
+}
+
+/// The KV of some records.
+pub(crate) struct Fetched {
+    /// In the order of the records.
+    pub(crate) chunks: Vec<KvChunk>,
+    /// What it took to compute those that were not held.
+    pub(crate) usage: Usage,
+}
+
+/// A context that holds the system prefix and nothing else.
+pub(crate) struct Base {
+    /// `None` where the system prefix has no tokens.
+    pub(crate) context: Option<Box<dyn Context>>,
+    /// What it took to make the first one.
+    pub(crate) usage: Usage,
+    /// This is the first one: its tokens are in `usage`.
+    pub(crate) is_new: bool,
+}
+
+impl Chunks {
+    pub(super) fn new(
+        model: Arc<dyn Model>,
+        engine: Engine,
+        kv: Arc<dyn KvStore>,
+        ledger: Arc<dyn Ledger>,
+        layout: Layout,
+    ) -> Self {
+        let prefix = PrefixId::of(&layout.prefix);
+        Self { model, engine, kv, ledger, layout, prefix, base: async_lock::Mutex::new(None) }
+    }
+
+    pub(super) fn model(&self) -> &Arc<dyn Model> {
+        &self.model
+    }
+
+    pub(super) fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    pub(super) fn kv(&self) -> &Arc<dyn KvStore> {
+        &self.kv
+    }
+
+    pub(super) fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// The tokens of a memory, the template's marks included.
+    pub(super) fn tokens(&self, text: &str) -> Result<Arc<[Token]>> {
+        Ok(self.layout.memory(&self.model.chat().encode(text)?))
+    }
+
+    /// The tokens of a memory and the name of its chunk. They are computed once for each entry.
+    pub(super) fn content<'e>(&self, entry: &'e Entry) -> Result<&'e Content> {
+        entry.content(|record| self.content_of(&record.namespace, &record.text))
+    }
+
+    fn content_of(&self, namespace: &Namespace, text: &str) -> Result<Content> {
+        let tokens = self.tokens(text)?;
+        let chunk = self.model.info().chunk_id(namespace.as_str(), &self.prefix, &tokens);
+        Ok(Content { tokens, chunk })
+    }
+
+    /// A context that begins with the system prefix.
+    pub(super) async fn base(&self) -> Result<Base> {
+        if self.layout.prefix.is_empty() {
+            return Ok(Base { context: None, usage: Usage::default(), is_new: false });
+        }
+        let mut base = self.base.lock().await;
+        let (usage, is_new) = match &*base {
+            Some(_) => (Usage::default(), false),
+            None => {
+                let (context, usage) = self.open_base().await?;
+                *base = Some(context);
+                (usage, true)
+            }
+        };
+        let context = base.as_ref().map(|base| base.fork()).transpose()?;
+        Ok(Base { context, usage, is_new })
+    }
+
+    async fn open_base(&self) -> Result<(Box<dyn Context>, Usage)> {
+        let tokens = Arc::clone(&self.layout.prefix);
+        let id = self.model.info().chunk_id("", &PrefixId::of(&[]), &tokens);
+        let (owner, mut usage) = (Namespace::new(OPERATOR)?, Usage::default());
+        let text = PrefillText { id, tokens };
+        let held = self.held(std::slice::from_ref(&text), &PrefixId::of(&[])).await.pop().flatten();
+        let chunk = match held {
+            Some(chunk) => chunk,
+            None => {
+                let (chunks, cost) = self.engine.prefill(&owner, [].into(), vec![text], false).await?;
+                self.keep(&chunks).await;
+                usage = Usage { missed: cost.prefilled, ..cost };
+                chunks.into_iter().next().ok_or_else(|| Error::Model("a text came back without its KV".into()))?
+            }
+        };
+        let pieces = vec![Piece::Cached(chunk)];
+        let (context, cost) = self.engine.blend(&owner, None, pieces, Repair::None).await?;
+        Ok((context, usage + cost))
+    }
+
+    /// The KV of records: from the store, or computed. With `keep`, what was computed is put into the store.
+    pub(super) async fn fetch(&self, namespace: &Namespace, entries: &[Arc<Entry>], keep: bool) -> Result<Fetched> {
+        let contents = entries.iter().map(|entry| self.content(entry)).collect::<Result<Vec<_>>>()?;
+        // Two records may say the same under different keys: they have one chunk.
+        let mut seen = HashSet::new();
+        let (mut texts, mut owners) = (Vec::new(), Vec::new());
+        for (entry, content) in entries.iter().zip(&contents) {
+            if seen.insert(content.chunk) {
+                texts.push(PrefillText { id: content.chunk, tokens: Arc::clone(&content.tokens) });
+                owners.push(&entry.record);
+            }
+        }
+        let held = self.held(&texts, &self.prefix).await;
+        let mut found: HashMap<ChunkId, KvChunk> = HashMap::new();
+        let (mut missing, mut links) = (Vec::new(), Vec::new());
+        for ((text, record), chunk) in texts.into_iter().zip(owners).zip(held) {
+            match chunk {
+                Some(chunk) => drop(found.insert(text.id, chunk)),
+                None => {
+                    links.push((record, text.id));
+                    missing.push(text);
+                }
+            }
+        }
+        let mut usage = Usage::default();
+        if !missing.is_empty() {
+            let started = Instant::now();
+            let prefix = Arc::clone(&self.layout.prefix);
+            let (chunks, cost) = self.engine.prefill(namespace, prefix, missing, true).await?;
+            self.kv.note_prefill(cost.prefilled, started.elapsed());
+            if keep {
+                self.keep_linked(namespace, &chunks, &links).await;
+            }
+            found.extend(chunks.into_iter().map(|chunk| (chunk.id(), chunk)));
+            usage = Usage { missed: cost.prefilled, ..cost };
+        }
+        let chunk = |content: &&Content| {
+            let missing = || Error::Model(format!("the model did not name a chunk {}", content.chunk).into());
+            found.get(&content.chunk).cloned().ok_or_else(missing)
+        };
+        let chunks = contents.iter().map(chunk).collect::<Result<Vec<_>>>()?;
+        Ok(Fetched { chunks, usage })
+    }
+
+    /// Which of these records' chunks the store probably has.
+    pub(super) async fn contained(&self, entries: &[Arc<Entry>]) -> Result<Vec<bool>> {
+        let ids = entries.iter().map(|entry| Ok(self.content(entry)?.chunk)).collect::<Result<Vec<_>>>()?;
+        Ok(self.kv.contains_many(&ids).await)
+    }
+
+    /// Has the store begin to read these records' chunks.
+    pub(super) fn prefetch(&self, entries: &[Arc<Entry>]) {
+        let ids: Vec<ChunkId> = entries.iter().filter_map(|entry| Some(self.content(entry).ok()?.chunk)).collect();
+        self.kv.prefetch(&ids);
+    }
+
+    /// The chunks of these texts that the store holds and that are what they should be. Whatever else it answers is a
+    /// miss.
+    async fn held(&self, texts: &[PrefillText], prefix: &PrefixId) -> Vec<Option<KvChunk>> {
+        let ids: Vec<ChunkId> = texts.iter().map(|text| text.id).collect();
+        let mut found = match self.kv.get_many(&ids).await {
+            Ok(found) => found,
+            Err(error) => {
+                log::warn!("{} chunks could not be read and are computed anew: {error}", ids.len());
+                Vec::new()
+            }
+        };
+        found.resize(ids.len(), None);
+        for (text, found) in texts.iter().zip(&mut found) {
+            if let Some(reason) = found.as_ref().and_then(|chunk| self.mismatch(chunk, text, prefix)) {
+                log::warn!("what the store has as chunk {} is computed anew: {reason}", text.id);
+                *found = None;
+            }
+        }
+        found
+    }
+
+    /// Why a chunk is not that of this text.
+    fn mismatch(&self, chunk: &KvChunk, text: &PrefillText, prefix: &PrefixId) -> Option<&'static str> {
+        let info = self.model.info();
+        if chunk.id() != text.id {
+            Some("it has another id")
+        } else if chunk.tokens() != &text.tokens {
+            Some("it has other tokens")
+        } else if chunk.prefix() != *prefix {
+            Some("it stood behind another prefix")
+        } else if chunk.shape() != &info.shape {
+            Some("its KV has another shape")
+        } else if chunk.model().is_some_and(|model| model != info.fingerprint) {
+            Some("another model computed it")
+        } else {
+            None
+        }
+    }
+
+    /// Puts chunks into the store and notes whose text they hold.
+    async fn keep_linked(&self, namespace: &Namespace, chunks: &[KvChunk], links: &[(&Record, ChunkId)]) {
+        let named: Vec<(RecordId, ChunkId)> = links.iter().map(|(record, chunk)| (record.id, *chunk)).collect();
+        // Linked before they are kept: whoever forgets a record in between must find its KV.
+        if let Err(error) = self.ledger.link(namespace, &named).await {
+            log::warn!("{} chunks are not kept, for the ledger could not note them: {error}", chunks.len());
+            return;
+        }
+        self.keep(chunks).await;
+        if let Err(error) = self.drop_outdated(namespace, links).await {
+            log::warn!("KV of texts that have changed could not be deleted: {error}");
+        }
+    }
+
+    /// Deletes the KV that was kept just now of texts that were forgotten or changed in the meantime. If that fails, the
+    /// ledger still names what was forgotten.
+    async fn drop_outdated(&self, namespace: &Namespace, links: &[(&Record, ChunkId)]) -> Result<()> {
+        let (mut outdated, now) = (Vec::new(), Timestamp::now());
+        for (record, chunk) in links {
+            let stands = match self.ledger.get(namespace, record.id, now).await {
+                Ok(found) => found.text == record.text,
+                Err(Error::UnknownRecord { .. }) => false,
+                Err(error) => return Err(error),
+            };
+            if !stands {
+                outdated.push(*chunk);
+            }
+        }
+        self.erase(&outdated).await.map(drop)
+    }
+
+    /// Puts chunks into the store. If it cannot keep them, they are computed again next time.
+    async fn keep(&self, chunks: &[KvChunk]) {
+        if let Err(error) = self.kv.put(chunks).await {
+            log::warn!("{} chunks could not be kept: {error}", chunks.len());
+        }
+    }
+
+    /// The names of the chunks that a record's texts have or had.
+    pub(super) fn ids_of(&self, namespace: &Namespace, versions: &[Version]) -> Result<Vec<ChunkId>> {
+        let texts = versions.iter().filter(|version| !version.text.is_empty());
+        texts.map(|version| Ok(self.content_of(namespace, &version.text)?.chunk)).collect()
+    }
+
+    /// Deletes the KV of records that turned out to have been forgotten, and whatever else the ledger names.
+    pub(super) async fn forget(&self, forgotten: &[Arc<Entry>]) -> Result<()> {
+        let ids = forgotten.iter().map(|entry| Ok(self.content(entry)?.chunk)).collect::<Result<Vec<_>>>()?;
+        self.erase(&ids).await?;
+        self.delete_pending().await
+    }
+
+    /// Deletes the KV of what was forgotten, by this process or another.
+    pub(super) async fn delete_pending(&self) -> Result<()> {
+        let pending = self.ledger.pending_deletions().await?;
+        if self.erase(&pending).await? { self.ledger.confirm_deleted(&pending).await } else { Ok(()) }
+    }
+
+    /// Deletes chunks and says whether all is done. Where only another process may write to the store, it is left to that
+    /// one, which does it when it is next asked for anything; nobody finds them until then, for a chunk's name is a hash
+    /// of its text.
+    pub(super) async fn erase(&self, chunks: &[ChunkId]) -> Result<bool> {
+        if chunks.is_empty() {
+            return Ok(false);
+        }
+        match self.kv.delete(chunks).await {
+            Ok(()) => Ok(true),
+            Err(Error::ReadOnly { what, reason }) => {
+                log::info!("{} chunks of forgotten texts wait in {what}: {reason}", chunks.len());
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether a record was forgotten, rather than changed or outlived.
+    pub(super) async fn is_forgotten(&self, namespace: &Namespace, id: RecordId) -> Result<bool> {
+        match self.ledger.get(namespace, id, Timestamp::now()).await {
+            Ok(record) => Ok(matches!(record.state, State::Forgotten { .. })),
+            Err(Error::UnknownRecord { .. }) => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+}
