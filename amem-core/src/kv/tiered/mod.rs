@@ -162,7 +162,7 @@ impl Stack {
     /// Whether a tier is worth reading: whether it is not known to be slower than prefill.
     fn is_worth_reading(&self, level: &Level) -> bool {
         let prefill = *self.prefill.lock().unwrap_or_else(PoisonError::into_inner);
-        level.load(&prefill) <= 1.0 || self.reads.fetch_add(1, Relaxed) % RETRY == 0
+        level.load(&prefill) <= 1.0 || self.reads.fetch_add(1, Relaxed).is_multiple_of(RETRY)
     }
 
     /// The fastest tiers' copies of chunks.

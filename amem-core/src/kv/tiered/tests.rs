@@ -246,7 +246,7 @@ fn a_tier_writes_in_its_encoding_and_the_name_stays() {
     let (ram, disk) = (Slow::new(800), Slow::new(800));
     let exact = chunk(1, 10).encoded_as(Encoding::Plain(Dtype::F32)).unwrap();
     let tiered = block_on(Tiered::open(vec![ram.tier(), disk.tier().encoding(F16)])).unwrap();
-    block_on(tiered.put(&[exact.clone()])).unwrap();
+    block_on(tiered.put(std::slice::from_ref(&exact))).unwrap();
     let [above, below] = [ram, disk].map(|store| block_on(store.get(&id(1))).unwrap().unwrap());
     assert_eq!((above.encoding(), below.encoding()), (exact.encoding(), F16));
     assert_eq!((below.id(), below.tokens()), (exact.id(), exact.tokens()));
