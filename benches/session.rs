@@ -32,7 +32,7 @@ fn session(criterion: &mut Criterion) {
     let prompt = [Piece::Fresh(tokens.into())];
     let ask = Ask::new(QUESTION).generation(Generation::default().max_tokens(1));
     // Questions that stand alone keep the working set as it is, call after call.
-    let options = SessionOptions { conversation: false, ..SessionOptions::default() };
+    let options = SessionOptions::default().conversation(false);
     let mut session = memory.session("bench", options).expect("the default budget is the model's context");
     block_on(session.ask(ask.clone())).expect("the first question opens the session");
     assert_eq!(session.resident().len(), notes.len(), "all notes stand in the session");

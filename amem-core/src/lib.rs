@@ -47,10 +47,12 @@ pub use ledger::{
     Added, Changes, Comparison, Field, Filter, Ledger, Listing, MetaValue, Metadata, Namespace, NewRecord, Outcome,
     Page, Query, RamLedger, Record, RecordId, Revision, State, Timestamp, Version,
 };
-pub use memory::{Answer, AnswerStream, Ask, Builder, Event, Memory, Recall, Recollection, Session, SessionOptions};
+pub use memory::{
+    Answer, AnswerStream, Ask, Builder, Event, Memory, Prompt, Recall, Recollection, Session, SessionOptions,
+};
 pub use model::{
-    AppendOptions, Budget, Chat, Context, Exactness, Layout, Model, ModelInfo, Piece, PrefillText, Progress, Repair,
-    Sampling, Step, Usage,
+    AppendOptions, Budget, Chat, Context, Conversation, Exactness, Exchange, Layout, Message, Model, ModelInfo, Piece,
+    PrefillText, Progress, Repair, Reply, Role, Sampling, Step, Tool, ToolCall, Usage,
 };
 pub use recall::{RecallQuery, Recalled, Recaller};
 pub use residency::{Access, ResidencyPolicy};

@@ -3,11 +3,11 @@
 
 mod common;
 
-use amem_core::{Ask, Error, Generation, Memory, Query, Repair, SessionOptions, Timestamp, Usage};
+use amem_core::{Ask, Error, Generation, Memory, Message, Query, Repair, Role, SessionOptions, Timestamp, Usage};
 use common::{block_on, in_ram, world};
 
 fn standing_alone() -> SessionOptions {
-    SessionOptions { conversation: false, ..SessionOptions::default() }
+    SessionOptions::default().conversation(false)
 }
 
 /// A memory of a small world, its questions and their answers.
@@ -30,8 +30,7 @@ fn a_session_answers_as_fresh_contexts_do() {
                 let ours = session.ask(question.as_str()).await.unwrap();
                 // The whole working set, repaired in full: what a cold prefill says.
                 let k = memory.list("me", Query::At(Timestamp::now())).await.unwrap().len();
-                let mut cold =
-                    memory.session("me", SessionOptions { opening_repair: Repair::All, ..standing_alone() }).unwrap();
+                let mut cold = memory.session("me", standing_alone().opening_repair(Repair::All)).unwrap();
                 let theirs = cold.ask(Ask::new(question.as_str()).k(k)).await.unwrap();
                 same += usize::from(ours.text == theirs.text);
                 total += 1;
@@ -79,7 +78,7 @@ fn a_memory_told_during_a_session_is_blended_in_without_a_new_epoch() {
         block_on(async {
             let memory = in_ram();
             memory.remember("me", "Alice lives in Denver.").await.unwrap();
-            let options = SessionOptions { conversation, ..SessionOptions::default() };
+            let options = SessionOptions::default().conversation(conversation);
             let mut session = memory.session("me", options).unwrap();
             assert_eq!(session.ask("Where does Alice live?").await.unwrap().text, "Alice lives in Denver.");
             let bob = memory.remember("me", "Bob's locker code is 4817.").await.unwrap().record;
@@ -115,7 +114,7 @@ fn a_fact_that_was_forgotten_updated_or_superseded_is_gone_from_the_next_answer_
 fn a_session_that_is_full_begins_a_new_epoch_and_goes_on() {
     block_on(async {
         let (memory, questions) = remembered(7, 6).await;
-        let options = SessionOptions { budget_tokens: Some(220), ..SessionOptions::default() };
+        let options = SessionOptions::default().budget_tokens(220);
         let mut session = memory.session("me", options).unwrap();
         for (turn, (question, _)) in questions.iter().cycle().take(25).enumerate() {
             let max_tokens = if turn % 2 == 0 { 16 } else { 5_000 };
@@ -160,7 +159,7 @@ fn what_was_said_of_a_forgotten_fact_is_gone_though_its_memory_had_left_the_work
     block_on(async {
         let memory = in_ram();
         let alice = memory.remember("me", "Alice lives in Denver.").await.unwrap().record;
-        let options = SessionOptions { budget_tokens: Some(150), ..SessionOptions::default() };
+        let options = SessionOptions::default().budget_tokens(150);
         let mut session = memory.session("me", options).unwrap();
         let short = || Generation::default().max_tokens(12);
         let ask = |question: &str| Ask::new(question).generation(short()).k(1);
@@ -197,10 +196,10 @@ fn senseless_settings_and_questions_are_refused() {
     block_on(async {
         let memory = in_ram();
         for budget in [0, 5, 1_000_000] {
-            let options = SessionOptions { budget_tokens: Some(budget), ..SessionOptions::default() };
+            let options = SessionOptions::default().budget_tokens(budget);
             assert!(matches!(memory.session("me", options), Err(Error::BadValue { .. })));
         }
-        let options = SessionOptions { memory_share: f32::NAN, ..SessionOptions::default() };
+        let options = SessionOptions::default().memory_share(f32::NAN);
         assert!(memory.session("me", options).is_err());
         let mut session = memory.session("me", SessionOptions::default()).unwrap();
         assert!(matches!(session.ask(" ").await, Err(Error::Empty { .. })));
@@ -277,4 +276,123 @@ fn stretched() -> (Memory, Vec<String>) {
         memory.prefill("me", |_, _| {}).await.unwrap();
     });
     (memory, (0..30).map(question).collect())
+}
+
+/// Questions and answers as a client keeps them.
+fn exchange(question: &str, answer: &str) -> [Message; 2] {
+    [Message::new(Role::User, question), Message::new(Role::Assistant, answer)]
+}
+
+fn asked(mut before: Vec<Message>, question: &str) -> Ask {
+    before.push(Message::new(Role::User, question));
+    Ask::messages(before)
+}
+
+#[test]
+fn a_conversation_that_is_sent_again_costs_what_is_new_in_it() {
+    block_on(async {
+        let (memory, questions) = remembered(5, 6).await;
+        let mut ours = memory.session("me", SessionOptions::default()).unwrap();
+        let mut theirs = memory.session("me", SessionOptions::default()).unwrap();
+        let mut sent = Vec::new();
+        for (question, _) in questions.iter().take(5) {
+            let kept = ours.ask(question.as_str()).await.unwrap();
+            let again = theirs.ask(asked(sent.clone(), question)).await.unwrap();
+            assert_eq!((&kept.text, kept.usage), (&again.text, again.usage), "{question}");
+            sent.extend(exchange(question, &again.text));
+        }
+        assert_eq!(theirs.epochs(), 1);
+    });
+}
+
+#[test]
+fn a_conversation_that_was_changed_is_computed_from_the_change_on() {
+    block_on(async {
+        let (memory, questions) = remembered(5, 6).await;
+        let mut session = memory.session("me", SessionOptions::default()).unwrap();
+        let mut sent = Vec::new();
+        for (question, _) in questions.iter().take(3) {
+            let answer = session.ask(asked(sent.clone(), question)).await.unwrap();
+            sent.extend(exchange(question, &answer.text));
+        }
+        sent[3].text = "I do not know that.".to_owned();
+        let changed = session.ask(asked(sent.clone(), &questions[3].0)).await.unwrap();
+        let mut fresh = memory.session("me", SessionOptions::default()).unwrap();
+        let told = fresh.ask(asked(sent.clone(), &questions[3].0)).await.unwrap();
+        assert_eq!(changed.text, told.text);
+        assert_eq!((session.epochs(), changed.usage.cached, changed.usage.missed), (1, 0, 0));
+        let tokens = |text: &str| memory.model().chat().encode(text).unwrap().len();
+        let texts: usize =
+            sent[2..].iter().map(|message| tokens(&message.text)).sum::<usize>() + tokens(&questions[3].0);
+        let prefilled = changed.usage.prefilled;
+        assert!(
+            (texts..=texts + 12).contains(&prefilled),
+            "{prefilled} of {texts}: what stands before is not computed"
+        );
+        // Another conversation altogether: the memories stay.
+        let other = session.ask(asked(Vec::new(), &questions[0].0)).await.unwrap();
+        assert_eq!((session.epochs(), other.usage.cached), (1, 0));
+        assert!(other.usage.prefilled <= tokens(&questions[0].0) + 4);
+    });
+}
+
+#[test]
+fn a_clients_system_message_costs_its_own_tokens_and_no_memory() {
+    block_on(async {
+        let (memory, questions) = remembered(3, 8).await;
+        let question = questions[0].0.as_str();
+        let with = |system: &str| asked(vec![Message::new(Role::System, system)], question);
+        let tokens = |text: &str| memory.model().chat().encode(text).unwrap().len();
+        let mut session = memory.session("me", SessionOptions::default()).unwrap();
+        let plain = session.ask(question).await.unwrap().usage;
+        for system in ["Be brief.", "Answer in one line, please."] {
+            let Usage { prefilled, cached, missed, .. } = session.ask(with(system)).await.unwrap().usage;
+            assert_eq!((prefilled, cached, missed), (tokens(system) + 1 + tokens(question) + 2, 0, 0));
+        }
+        assert_eq!(session.epochs(), 1);
+        // Without a session as well, its tokens are all that is added.
+        let stateless = memory.ask("me", question).await.unwrap().usage;
+        let under = memory.ask("me", with("Be brief.")).await.unwrap().usage;
+        assert_eq!(under.prefilled - stateless.prefilled, tokens("Be brief.") + 1);
+        assert_eq!((under.cached, under.missed), (stateless.cached, 0));
+        assert!(plain.missed == 0 && plain.cached > 0);
+    });
+}
+
+#[test]
+fn an_answer_can_come_from_what_was_said_before() {
+    block_on(async {
+        let memory = in_ram();
+        memory.remember("me", "Alice lives in Denver.").await.unwrap();
+        let question = "What is Bob's locker code?";
+        let said = exchange(question, "Bob's locker code is 4817.").to_vec();
+        let mut session = memory.session("me", SessionOptions::default()).unwrap();
+        let told = session.ask(asked(said.clone(), question)).await.unwrap();
+        assert!(told.text.contains("4817"), "{}", told.text);
+        let stateless = memory.ask("me", asked(said, question)).await.unwrap();
+        assert!(stateless.text.contains("4817"), "{}", stateless.text);
+        let nobody = memory.ask("me", question).await.unwrap();
+        assert!(!nobody.text.contains("4817"), "{}", nobody.text);
+    });
+}
+
+#[test]
+fn a_conversation_longer_than_a_session_keeps_its_end() {
+    block_on(async {
+        let (memory, questions) = remembered(7, 6).await;
+        let mut session = memory.session("me", SessionOptions::default().budget_tokens(220)).unwrap();
+        let mut sent = Vec::new();
+        for (question, _) in questions.iter().cycle().take(20) {
+            let ask = asked(sent.clone(), question).generation(Generation::default().max_tokens(16));
+            let answer = session.ask(ask).await.unwrap();
+            let Usage { resident, cached, missed, prefilled, generated, .. } = answer.usage;
+            assert!(resident + cached + prefilled - missed + generated <= 220 + 1);
+            sent.extend(exchange(question, &answer.text));
+        }
+        assert!(session.epochs() > 1);
+        assert!(matches!(
+            session.ask(Ask::messages(sent)).await,
+            Err(Error::BadValue { what: "the conversation", .. })
+        ));
+    });
 }

@@ -81,6 +81,10 @@ mod tests {
             Ok(text.strip_prefix(' ').unwrap_or(&text).to_owned())
         }
 
+        fn token_bytes(&self, token: Token) -> Option<Vec<u8>> {
+            u8::try_from(token).ok().map(|byte| vec![byte])
+        }
+
         fn stops(&self) -> &[Token] {
             &[]
         }

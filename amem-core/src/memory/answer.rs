@@ -1,14 +1,16 @@
 //! Answers: what is asked for, and what comes back.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
 use futures_core::Stream;
 
+use super::Memory;
 use crate::{
-    Choice, Completion, Delta, Error, Filter, Finish, Generation, Output, OutputStream, Record, Repair, Result,
-    Timestamp, Usage,
+    Choice, Completion, Delta, Error, Filter, Finish, Generation, Message, Model, Output, OutputStream, Record, Repair,
+    Result, Role, Timestamp, Tool, ToolCall, Usage,
 };
 
 /// What to recall.
@@ -76,12 +78,25 @@ impl<T: Into<String>> From<T> for Recall {
     }
 }
 
+/// What is to be answered.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Prompt {
+    /// A question. In a session, it goes on from what was said before.
+    Question(String),
+    /// A whole conversation up to the question, as clients of chat APIs send it each time. A session recognises what
+    /// stands in its context already.
+    Messages(Vec<Message>),
+}
+
 /// A question and how it is to be answered.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Ask {
-    /// The question.
-    pub question: String,
+    /// The question, or a conversation that ends with one.
+    pub prompt: Prompt,
+    /// The tools that the model may call.
+    pub tools: Vec<Tool>,
     /// What is recalled for it: by its own words, unless said otherwise.
     pub recall: Recall,
     /// How memories are repaired; `None` for the memory's own way.
@@ -95,7 +110,25 @@ impl Ask {
     pub fn new(question: impl Into<String>) -> Self {
         let question = question.into();
         let recall = Recall::new(&*question);
-        Self { question, recall, repair: None, generation: Generation::default() }
+        Self { recall, ..Self::of(Prompt::Question(question)) }
+    }
+
+    /// A whole conversation, with 8 memories recalled at most, by the words of its last question.
+    pub fn messages(messages: Vec<Message>) -> Self {
+        let question = messages.iter().rfind(|message| message.role == Role::User);
+        let recall = Recall::new(question.map_or("", |message| &*message.text));
+        Self { recall, ..Self::of(Prompt::Messages(messages)) }
+    }
+
+    fn of(prompt: Prompt) -> Self {
+        let (tools, recall, generation) = (Vec::new(), Recall::new(""), Generation::default());
+        Self { prompt, tools, recall, repair: None, generation }
+    }
+
+    /// With these tools.
+    #[must_use]
+    pub fn tools(self, tools: Vec<Tool>) -> Self {
+        Self { tools, ..self }
     }
 
     /// With so many memories at most.
@@ -140,9 +173,12 @@ pub struct Recollection {
 
 /// An answer and what it cost.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Answer {
-    /// What the model said.
+    /// What the model said, without calls of tools.
     pub text: String,
+    /// The tools that the model called, if it was given any.
+    pub tool_calls: Vec<ToolCall>,
     /// The memories that were recalled for this question and stood in its context, oldest first.
     pub recalled: Vec<Recollection>,
     /// What was computed and what was not.
@@ -170,6 +206,8 @@ pub struct AnswerStream {
     output: OutputStream,
     recalled: Vec<Recollection>,
     cost: Cost,
+    /// Whose calls of tools are looked for in the answer.
+    calls_of: Option<Arc<dyn Model>>,
 }
 
 /// What it took to get as far as the context.
@@ -182,7 +220,13 @@ pub(crate) struct Cost {
 
 impl AnswerStream {
     pub(crate) fn new(output: OutputStream, recalled: Vec<Recollection>, cost: Cost) -> Self {
-        Self { output, recalled, cost }
+        Self { output, recalled, cost, calls_of: None }
+    }
+
+    /// With the calls of these tools told apart from the text.
+    pub(crate) fn with_tools(self, memory: &Memory, tools: &[Tool]) -> Self {
+        let calls_of = (!tools.is_empty()).then(|| Arc::clone(memory.model()));
+        Self { calls_of, ..self }
     }
 
     /// Waits for the whole answer.
@@ -210,8 +254,12 @@ impl AnswerStream {
         let others = choices.split_off(choices.len().min(1));
         let (text, finish) =
             choices.pop().map_or((String::new(), Finish::Cancelled), |choice| (choice.text, choice.finish));
+        let (text, tool_calls) = match &self.calls_of {
+            Some(model) => model.chat().tool_calls(&text),
+            None => (text, Vec::new()),
+        };
         let recalled = std::mem::take(&mut self.recalled);
-        Answer { text, recalled, usage: self.cost.usage + usage, ttft, finish, others }
+        Answer { text, tool_calls, recalled, usage: self.cost.usage + usage, ttft, finish, others }
     }
 }
 

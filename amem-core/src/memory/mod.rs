@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use answer::Cost;
-pub use answer::{Answer, AnswerStream, Ask, Event, Recall, Recollection};
+pub use answer::{Answer, AnswerStream, Ask, Event, Prompt, Recall, Recollection};
 pub use builder::Builder;
 use chunks::{Base, Chunks, Fetched};
 use records::{Entry, RecordCache, Records};
@@ -21,9 +21,9 @@ pub use session::{Session, SessionOptions};
 
 use crate::recall::Lexical;
 use crate::{
-    Added, Engine, Error, KvChunk, KvStore, Layout, Ledger, Listing, Model, Namespace, NewRecord, Outcome, Page, Piece,
-    Query, RecallQuery, Recalled, Recaller, Record, RecordId, Repair, Request, Result, Timestamp, Token, Usage,
-    Version,
+    Added, Conversation, Engine, Error, Exchange, KvChunk, KvStore, Layout, Ledger, Listing, Message, Model, Namespace,
+    NewRecord, Outcome, Page, Piece, Query, RecallQuery, Recalled, Recaller, Record, RecordId, Repair, Request, Result,
+    Role, Timestamp, Token, Usage, Version,
 };
 
 /// An agent's memory. Cheap to clone; clones are the same memory.
@@ -123,9 +123,10 @@ impl Memory {
     ) -> Result<AnswerStream> {
         let started = Instant::now();
         let (namespace, ask) = (namespace.try_into()?, question.into());
-        let question = self.question(&self.layout().to_question, &ask.question)?;
+        let asked = self.pieces(self.conversation(&ask)?);
+        let tokens = asked.iter().map(|piece| piece.tokens().len()).sum();
         let (_records, mut found) = self.find(&namespace, &ask.recall).await?;
-        let room = self.room(question.len(), ask.generation.max_tokens)?;
+        let room = self.room(tokens, ask.generation.max_tokens)?;
         self.fit(&mut found, room)?;
         // In the order in which they were told: a later one may lean on an earlier one, or overrule it.
         found.sort_by_key(|found| found.entry.record.id);
@@ -135,7 +136,7 @@ impl Memory {
         let fetched = self.parts.chunks.fetch(&namespace, &entries, ask.recall.as_of.is_none()).await?;
         self.note(&found, &fetched.chunks);
         let mut pieces: Vec<Piece> = fetched.chunks.into_iter().map(Piece::Cached).collect();
-        pieces.push(Piece::Fresh(question.into()));
+        pieces.extend(asked);
         let repair = ask.repair.unwrap_or_else(|| self.parts.repair.clone());
         let limit = self.model().info().context;
         let request = Request::new(namespace, pieces).repair(repair).generation(ask.generation).limit(limit);
@@ -143,7 +144,7 @@ impl Memory {
         let output = self.engine().submit(request.started(started))?;
         let recalled = found.iter().map(Found::recollection).collect();
         let cost = Cost { usage: base.usage + fetched.usage, opened: base.is_new };
-        Ok(AnswerStream::new(output, recalled, cost))
+        Ok(AnswerStream::new(output, recalled, cost).with_tools(self, &ask.tools))
     }
 
     /// Opens a session: a conversation over a working set of memories that stays in place.
@@ -331,12 +332,34 @@ impl Memory {
         self.parts.chunks.tokens(text)
     }
 
-    /// The tokens from the memories to the answer: `before`, the question, the start of the answer.
-    pub(crate) fn question(&self, before: &[Token], question: &str) -> Result<Vec<Token>> {
-        if question.trim().is_empty() {
-            return Err(Error::Empty { what: "question" });
+    /// What is asked, in tokens, from the memories on.
+    pub(crate) fn conversation(&self, ask: &Ask) -> Result<Conversation> {
+        let (chat, layout) = (self.model().chat(), self.layout());
+        match &ask.prompt {
+            Prompt::Question(question) if question.trim().is_empty() => Err(Error::Empty { what: "question" }),
+            Prompt::Question(question) => {
+                chat.conversation(layout, &[Message::new(Role::User, &**question)], &ask.tools)
+            }
+            Prompt::Messages(messages) => chat.conversation(layout, messages, &ask.tools),
         }
-        Ok([before, &self.model().chat().encode(question)?, &self.layout().to_answer].concat())
+    }
+
+    /// A conversation as pieces: what was said before, and the last prompt, whose attention chooses what is repaired.
+    fn pieces(&self, conversation: Conversation) -> Vec<Piece> {
+        let Conversation { opening, exchanges } = conversation;
+        let (mut pieces, mut fresh) = (Vec::new(), opening);
+        for (index, Exchange { is_question, prompt, reply }) in exchanges.into_iter().enumerate() {
+            if reply.is_none() && index > 0 {
+                pieces.push(Piece::Fresh(std::mem::take(&mut fresh).into()));
+            }
+            if is_question && index > 0 {
+                fresh.extend_from_slice(&self.layout().next_question);
+            }
+            fresh.extend(prompt);
+            fresh.extend(reply.into_iter().flat_map(|reply| reply.tokens));
+        }
+        pieces.push(Piece::Fresh(fresh.into()));
+        pieces
     }
 
     /// Tokens that a context has left for memories, beside the prefix, this many for the question and, as far as half

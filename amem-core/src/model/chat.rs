@@ -1,31 +1,55 @@
-//! How a conversation with memories is written down for a model.
+//! How a model is talked to: texts and tokens, and the template around them.
 
 use std::sync::Arc;
 
+use super::conversation::{Conversation, Message, Tool, ToolCall, plain_conversation};
 use crate::{Result, Token};
 
 /// A model's tokenizer and chat template, as much of them as a conversation with memories needs.
 pub trait Chat: Send + Sync {
-    /// The tokens that stand between the texts of a conversation under this system line.
+    /// The tokens around a conversation's texts, under this system line.
     ///
     /// # Errors
-    /// When the chat template cannot express it.
+    /// [`Error::BadModel`](crate::Error::BadModel) when the template cannot express it.
     fn layout(&self, system: &str) -> Result<Layout>;
 
-    /// The tokens of a text that a user wrote. No part of it becomes a special token, whatever it says.
+    /// The tokens of a text. No text becomes a special token.
     ///
     /// # Errors
     /// When the tokenizer cannot encode it.
     fn encode(&self, text: &str) -> Result<Vec<Token>>;
 
-    /// The text of tokens, special ones left out. Bytes that are no UTF-8 yet read as U+FFFD.
+    /// The text of tokens, without special ones.
     ///
     /// # Errors
     /// When a token is not in the vocabulary.
     fn decode(&self, tokens: &[Token]) -> Result<String>;
 
+    /// The bytes that a token stands for, which may be part of a character; `None` for a special token, and for one that
+    /// is not in the vocabulary. Grammars go by bytes.
+    fn token_bytes(&self, token: Token) -> Option<Vec<u8>>;
+
     /// The tokens that end an answer.
     fn stops(&self) -> &[Token];
+
+    /// The tokens of a conversation, from the memories on. The same messages with more behind them give the same
+    /// exchanges with more behind them, so that what stands in a context already is recognised when it is sent again.
+    ///
+    /// A client's system messages and tools stand behind the memories: before them, they would be part of what all
+    /// stored KV was computed behind, and make it useless. The default puts system messages above the question that
+    /// follows them, and knows no tools.
+    ///
+    /// # Errors
+    /// [`Error::BadValue`](crate::Error::BadValue) for messages that do not end with a question or with results of
+    /// tools, and for what the template has no words for; when the tokenizer cannot encode a text.
+    fn conversation(&self, layout: &Layout, messages: &[Message], tools: &[Tool]) -> Result<Conversation> {
+        plain_conversation(layout, messages, tools, |text| self.encode(text))
+    }
+
+    /// The text of an answer without the calls of tools in it, and these calls. The default finds none.
+    fn tool_calls(&self, answer: &str) -> (String, Vec<ToolCall>) {
+        (answer.to_owned(), Vec::new())
+    }
 }
 
 /// The tokens around the texts of a conversation:

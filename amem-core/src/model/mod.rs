@@ -2,6 +2,7 @@
 
 mod chat;
 mod context;
+mod conversation;
 mod repair;
 mod sampling;
 mod usage;
@@ -10,6 +11,8 @@ use std::sync::Arc;
 
 pub use chat::{Chat, Layout};
 pub use context::{AppendOptions, Context, Piece, Progress, Step};
+pub use conversation::{Conversation, Exchange, Message, Reply, Role, Tool, ToolCall};
+pub(crate) use conversation::{Group, bad_messages, grouped};
 pub use repair::{Budget, Repair};
 pub use sampling::Sampling;
 pub use usage::Usage;

@@ -10,7 +10,7 @@ const NOTES: &str = "Notes:";
 /// Before each of them. The line's end stands in front, for many templates trim the end of a message.
 const NOTE: &str = "\n- ";
 /// Between the last of them and a question in the same message.
-const END_OF_NOTES: &str = "\n\n";
+pub(super) const END_OF_NOTES: &str = "\n\n";
 
 /// The tokens around the system line, and those that come after it.
 pub(super) struct Frame {

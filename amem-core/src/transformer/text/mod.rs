@@ -11,6 +11,8 @@
 //! - …
 //! ```
 
+mod calls;
+mod conversation;
 mod frame;
 mod script;
 mod template;
@@ -18,19 +20,25 @@ mod template;
 mod tests;
 mod tokens;
 
+use self::calls::CallSyntax;
+use self::conversation::Writer;
 use self::frame::Frame;
 use self::script::Script;
 use self::template::{TOKENIZER_CONFIG, Template};
 use self::tokens::Tokens;
 use super::settings::Settings;
 use super::{Config, ModelSource};
-use crate::{Chat, Layout, Result, Sampling, Token};
+use crate::{Chat, Conversation, Layout, Message, Result, Sampling, Token, Tool, ToolCall};
 
 const GENERATION_CONFIG: &str = "generation_config.json";
+
 /// The tokenizer, chat template and sampling defaults of a model.
 pub struct HfChat {
     tokens: Tokens,
+    template: Template,
+    script: Script,
     frame: Frame,
+    calls: Option<CallSyntax>,
     stops: Vec<Token>,
     sampling: Sampling,
 }
@@ -44,7 +52,8 @@ impl HfChat {
     pub fn open(source: &dyn ModelSource, config: &Config) -> Result<Self> {
         let tokens = Tokens::open(source, config.vocabulary)?;
         let settings = Settings::read(source, TOKENIZER_CONFIG)?;
-        let script = Script::of(&Template::open(source, settings.as_ref())?)?;
+        let template = Template::open(source, settings.as_ref())?;
+        let script = Script::of(&template)?;
         let generation = Settings::read(source, GENERATION_CONFIG)?;
 
         let mut stops = config.stops.clone();
@@ -57,7 +66,8 @@ impl HfChat {
         stops.sort_unstable();
         stops.dedup();
         let frame = Frame::of(&script, &tokens)?;
-        Ok(Self { tokens, frame, stops, sampling: sampling(generation.as_ref())? })
+        let calls = CallSyntax::of(&template, &script, &tokens)?;
+        Ok(Self { tokens, template, script, frame, calls, stops, sampling: sampling(generation.as_ref())? })
     }
 
     /// How the model's makers would draw tokens: greedily, unless `generation_config.json` says `do_sample`.
@@ -79,8 +89,21 @@ impl Chat for HfChat {
         self.tokens.decode(tokens)
     }
 
+    fn token_bytes(&self, token: Token) -> Option<Vec<u8>> {
+        self.tokens.bytes(token)
+    }
+
     fn stops(&self) -> &[Token] {
         &self.stops
+    }
+
+    fn conversation(&self, layout: &Layout, messages: &[Message], tools: &[Tool]) -> Result<Conversation> {
+        let Self { tokens, template, script, .. } = self;
+        Writer { tokens, template, script, layout }.conversation(messages, tools)
+    }
+
+    fn tool_calls(&self, answer: &str) -> (String, Vec<ToolCall>) {
+        self.calls.as_ref().map_or_else(|| (answer.to_owned(), Vec::new()), |syntax| syntax.read(answer))
     }
 }
 

@@ -3,11 +3,8 @@
 //! The template is rendered over texts that occur nowhere else, and the result is cut at them. A template that writes
 //! the same message differently in a longer conversation cannot be appended to, so that is checked here, once.
 
-use super::template::Template;
+use super::template::{Part, Template, mark, message, parts};
 use crate::Result;
-
-/// Marks a text's place: private-use characters, which no template writes and no trimming removes.
-const MARK: char = '\u{E000}';
 
 /// The strings around the texts of a conversation.
 #[derive(Debug, PartialEq)]
@@ -139,22 +136,19 @@ fn turns(template: &Template, lead: &[&str]) -> Result<Turns> {
 
 /// What the template writes before, between and after messages of these roles. Together with the messages' texts it is
 /// the whole rendering.
-fn pieces(template: &Template, roles: &[&str]) -> Result<Vec<String>> {
-    let text = |i: usize| format!("{MARK}{i}{MARK}");
-    let messages: Vec<_> = roles.iter().enumerate().map(|(i, role)| (*role, text(i))).collect();
-    let rendered = template.render(&messages)?;
-    let mut rest = rendered.as_str();
-    let mut pieces = Vec::with_capacity(roles.len() + 1);
+pub(super) fn pieces(template: &Template, roles: &[&str]) -> Result<Vec<String>> {
+    let messages: Vec<_> = roles.iter().enumerate().map(|(i, role)| message(role, &mark(i))).collect();
+    let rendered = template.render(&messages, None)?;
+    let parts = parts(&rendered).ok_or_else(|| template.bad("the text of a message is not in its place"))?;
+    let text = |part: &Part<'_>| if let Part::Text { index, .. } = part { Some(*index) } else { None };
+    let order: Vec<usize> = parts.iter().filter_map(text).collect();
     for (i, role) in roles.iter().enumerate() {
-        let Some((piece, after)) = rest.split_once(&text(i)) else {
-            return Err(template.bad(format!("the text of message {i} ({role}) is not in its place")));
-        };
-        pieces.push(piece.to_owned());
-        rest = after;
+        match order.iter().filter(|index| **index == i).count() {
+            1 if order.get(i) == Some(&i) => {}
+            0 | 1 => return Err(template.bad(format!("the text of message {i} ({role}) is not in its place"))),
+            _ => return Err(template.bad("the text of a message stands in it twice")),
+        }
     }
-    pieces.push(rest.to_owned());
-    match pieces.iter().any(|piece| piece.contains(MARK)) {
-        true => Err(template.bad("the text of a message stands in it twice")),
-        false => Ok(pieces),
-    }
+    let written = |part: Part<'_>| if let Part::Written(text) = part { Some(text.to_owned()) } else { None };
+    Ok(parts.into_iter().filter_map(written).collect())
 }

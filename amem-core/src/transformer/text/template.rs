@@ -3,8 +3,13 @@
 //! Templates are programs that come with a model, so they are run with a bound on their steps and on recursion, and
 //! reach nothing but the conversation. What they cannot be kept from is building a long string in few steps.
 
+use std::io::Write;
+
+use minijinja::value::Kwargs;
 use minijinja::{Environment, ErrorKind, Value, context};
 use minijinja_contrib::pycompat::unknown_method_callback;
+use serde::Serialize;
+use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
 use crate::transformer::ModelSource;
 use crate::transformer::settings::{Settings, bad_model};
@@ -16,6 +21,8 @@ pub(super) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const STEPS: u64 = 500_000;
 const RECURSION: usize = 100;
 const MAX_SOURCE: usize = 1 << 20;
+/// Around a text's place: a private-use character, which no template writes and no trimming removes.
+const MARK: char = '\u{E000}';
 
 /// A chat template and the file that it came from.
 pub(super) struct Template {
@@ -23,6 +30,65 @@ pub(super) struct Template {
     file: &'static str,
     special: [(&'static str, Option<String>); 4],
     names_memories: bool,
+    names_tools: bool,
+}
+
+/// A part of a rendering.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Part<'r> {
+    /// What the template writes.
+    Written(&'r str),
+    /// The place of a text that was rendered as a [`mark`].
+    Text {
+        /// The mark's number.
+        index: usize,
+        /// It stands within a JSON string.
+        in_json: bool,
+    },
+}
+
+/// What stands for a text while the template is rendered, so that its place is found again. It has a quotation mark in it,
+/// which tells whether the template wrote it into a JSON string.
+pub(super) fn mark(index: usize) -> String {
+    format!("{MARK}\"{index}{MARK}")
+}
+
+/// Whether a text could be taken for a mark.
+pub(super) fn has_marks(text: &str) -> bool {
+    text.contains(MARK)
+}
+
+/// A rendering before and after a mark.
+pub(super) fn split_at<'r>(rendered: &'r str, mark: &str) -> Option<(&'r str, &'r str)> {
+    rendered.split_once(mark).or_else(|| rendered.split_once(&mark.replace('"', "\\\"")))
+}
+
+/// A rendering, cut at its marks; `None` when a mark is broken.
+pub(super) fn parts(rendered: &str) -> Option<Vec<Part<'_>>> {
+    let part = |(i, piece): (usize, &'_ str)| {
+        if i % 2 == 0 {
+            return None;
+        }
+        let in_json = piece.starts_with('\\');
+        let number = piece.strip_prefix(if in_json { "\\\"" } else { "\"" })?;
+        Some((number.parse().ok()?, in_json))
+    };
+    let pieces = rendered.split(MARK).enumerate();
+    let mut found = Vec::new();
+    for (i, piece) in pieces {
+        match part((i, piece)) {
+            Some((index, in_json)) => found.push(Part::Text { index, in_json }),
+            None if i % 2 == 0 => found.push(Part::Written(piece)),
+            None => return None,
+        }
+    }
+    // An even number of marks' ends leaves an odd number of pieces.
+    (found.len() % 2 == 1).then_some(found)
+}
+
+/// A message as templates expect it.
+pub(super) fn message(role: &str, content: &str) -> Value {
+    context! { role => role, content => content }
 }
 
 impl Template {
@@ -39,11 +105,12 @@ impl Template {
             return Err(bad_model(file, format!("the chat template has {} bytes of {MAX_SOURCE} at most", text.len())));
         }
         let names_memories = text.contains("'memory'") || text.contains("\"memory\"");
+        let names_tools = text.contains("tool");
         let special = ["bos_token", "eos_token", "unk_token", "pad_token"].map(|key| (key, special(settings, key)));
         let mut environment = environment();
         let added = environment.add_template_owned("chat", text);
         added.map_err(|error| bad_model(file, format!("the chat template is no template: {error}")))?;
-        Ok(Self { environment, file, special, names_memories })
+        Ok(Self { environment, file, special, names_memories, names_tools })
     }
 
     /// The name of its file.
@@ -56,16 +123,19 @@ impl Template {
         self.names_memories
     }
 
-    /// A conversation of these messages, each a role and a text, up to the answer that is to come.
-    pub(super) fn render(&self, messages: &[(&str, String)]) -> Result<String> {
-        let messages: Vec<Value> =
-            messages.iter().map(|(role, content)| context! { role => role, content => content }).collect();
+    /// Whether the template has words for tools and their results.
+    pub(super) fn names_tools(&self) -> bool {
+        self.names_tools
+    }
+
+    /// A conversation of these messages, with these tools, up to the answer that is to come.
+    pub(super) fn render(&self, messages: &[Value], tools: Option<&[Value]>) -> Result<String> {
         let special = Value::from_iter(self.special.iter().filter_map(|(key, text)| Some((*key, text.as_ref()?))));
         let conversation = context! {
-            messages,
+            messages => messages,
             add_generation_prompt => true,
             enable_thinking => false,
-            tools => Value::from(()),
+            tools => tools,
             documents => Value::from(()),
             ..special
         };
@@ -91,7 +161,45 @@ fn environment() -> Environment<'static> {
     environment.add_function("raise_exception", |reason: String| -> Result<Value, minijinja::Error> {
         Err(minijinja::Error::new(ErrorKind::InvalidOperation, reason))
     });
+    environment.add_filter("tojson", to_json);
     environment
+}
+
+/// JSON as Python writes it, which is what models have seen: a blank after each comma and colon, nothing escaped for the
+/// sake of HTML. With `indent`, in lines.
+fn to_json(value: &Value, options: Kwargs) -> Result<String, minijinja::Error> {
+    let indent: Option<usize> = options.get("indent")?;
+    // Settings of Python's that say what is done here anyway.
+    let _: (Option<bool>, Option<bool>) = (options.get("ensure_ascii")?, options.get("sort_keys")?);
+    options.assert_all_used()?;
+    let mut bytes = Vec::new();
+    let written = match indent {
+        Some(columns) => {
+            let blanks = " ".repeat(columns.min(16));
+            value
+                .serialize(&mut Serializer::with_formatter(&mut bytes, PrettyFormatter::with_indent(blanks.as_bytes())))
+        }
+        None => value.serialize(&mut Serializer::with_formatter(&mut bytes, PythonFormatter)),
+    };
+    let bad = |error: String| minijinja::Error::new(ErrorKind::BadSerialization, error);
+    written.map_err(|error| bad(error.to_string()))?;
+    String::from_utf8(bytes).map_err(|error| bad(error.to_string()))
+}
+
+struct PythonFormatter;
+
+impl Formatter for PythonFormatter {
+    fn begin_array_value<W: Write + ?Sized>(&mut self, writer: &mut W, first: bool) -> std::io::Result<()> {
+        if first { Ok(()) } else { writer.write_all(b", ") }
+    }
+
+    fn begin_object_key<W: Write + ?Sized>(&mut self, writer: &mut W, first: bool) -> std::io::Result<()> {
+        if first { Ok(()) } else { writer.write_all(b", ") }
+    }
+
+    fn begin_object_value<W: Write + ?Sized>(&mut self, writer: &mut W) -> std::io::Result<()> {
+        writer.write_all(b": ")
+    }
 }
 
 /// The template in `tokenizer_config.json`: a string, or the default one of a named list.

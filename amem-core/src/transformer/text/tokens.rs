@@ -1,6 +1,7 @@
 //! A model's tokenizer: the text of users, which is only ever text, and that of templates, which steers the model.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use tokenizers::Tokenizer;
 
@@ -19,11 +20,23 @@ pub(super) struct Tokens {
     plain: Tokenizer,
     /// The special tokens and their texts.
     special: HashMap<Token, String>,
+    /// The texts of all added tokens, special or not.
+    added: Vec<String>,
+    /// How the vocabulary writes bytes.
+    spelling: Spelling,
     /// What characters outside the vocabulary become.
     unknown: Option<Token>,
     /// Whether every text gets a space in front, as sentencepiece does it.
     adds_space: bool,
     vocabulary: usize,
+}
+
+/// How a vocabulary writes the bytes of its tokens.
+enum Spelling {
+    /// A character for each byte, as GPT-2 does.
+    ByteLevel(HashMap<char, u8>),
+    /// Characters, `▁` for a space, and `<0x0A>` for bytes.
+    Pieces,
 }
 
 impl Tokens {
@@ -33,7 +46,7 @@ impl Tokens {
         // The tokenizers crate panics at some kinds of broken JSON. A value is built of it, for what is merely skipped
         // may still hold text that is no UTF-8, half surrogates, and numbers out of range.
         let json: serde_json::Result<serde_json::Value> = serde_json::from_slice(bytes);
-        json.map_err(|error| bad_model(FILE, format!("it is not valid JSON: {error}")))?;
+        let json = json.map_err(|error| bad_model(FILE, format!("it is not valid JSON: {error}")))?;
         // And at some parts that are no more than wrong, such as a normalizer's table that cannot be read.
         let parsed = std::panic::catch_unwind(|| Tokenizer::from_bytes(bytes));
         let mut template = parsed.map_err(|_| bad_model(FILE, "it cannot be read"))?.map_err(bad_tokenizer)?;
@@ -45,9 +58,18 @@ impl Tokens {
         plain.with_pre_tokenizer(template.get_pre_tokenizer().cloned());
 
         let added = template.get_added_tokens_decoder();
+        let texts = added.values().map(|token| token.content.clone()).filter(|text| !text.is_empty()).collect();
         let special = added.into_iter().filter(|(_, token)| token.special).map(|(id, token)| (id, token.content));
-        let mut tokens =
-            Self { special: special.collect(), unknown: None, adds_space: false, template, plain, vocabulary };
+        let mut tokens = Self {
+            special: special.collect(),
+            added: texts,
+            spelling: Spelling::of(&json["decoder"]),
+            unknown: None,
+            adds_space: false,
+            template,
+            plain,
+            vocabulary,
+        };
         tokens.unknown = tokens.ids(&tokens.plain, "\u{10FFFD}")?.into_iter().find(|id| tokens.is_special(*id));
         let first = tokens.ids(&tokens.plain, "a")?.first().and_then(|id| tokens.plain.id_to_token(*id));
         tokens.adds_space = first.is_some_and(|token| token.starts_with(['▁', 'Ġ']));
@@ -98,6 +120,24 @@ impl Tokens {
         self.template.decode(tokens, true).map_err(bad_tokenizer)
     }
 
+    /// The bytes of a token that is not special.
+    pub(super) fn bytes(&self, token: Token) -> Option<Vec<u8>> {
+        if self.is_special(token) || token as usize >= self.vocabulary {
+            return None;
+        }
+        let written = self.template.id_to_token(token)?;
+        if self.added.contains(&written) {
+            return Some(written.into_bytes());
+        }
+        Some(self.spelling.bytes(&written))
+    }
+
+    /// Where the first text of an added token, special or not, stands in a text.
+    pub(super) fn added_in(&self, text: &str) -> Option<Range<usize>> {
+        let places = self.added.iter().filter_map(|added| text.find(added.as_str()).map(|at| at..at + added.len()));
+        places.min_by_key(|place| (place.start, std::cmp::Reverse(place.end)))
+    }
+
     /// The text of tokens, special ones included.
     #[cfg(test)]
     pub(super) fn spell(&self, tokens: &[Token]) -> String {
@@ -130,6 +170,47 @@ impl Tokens {
             None => Ok(ids),
         }
     }
+}
+
+impl Spelling {
+    /// The spelling that a decoder of `tokenizer.json` undoes.
+    fn of(decoder: &serde_json::Value) -> Self {
+        let parts = decoder["decoders"].as_array().map_or(std::slice::from_ref(decoder), Vec::as_slice);
+        if parts.iter().any(|part| part["type"] == "ByteLevel") {
+            Self::ByteLevel(byte_letters())
+        } else {
+            Self::Pieces
+        }
+    }
+
+    fn bytes(&self, written: &str) -> Vec<u8> {
+        match self {
+            // A character that stands for no byte stands for itself.
+            Self::ByteLevel(letters) => {
+                let bytes = |letter: char| match letters.get(&letter) {
+                    Some(byte) => vec![*byte],
+                    None => letter.to_string().into_bytes(),
+                };
+                written.chars().flat_map(bytes).collect()
+            }
+            Self::Pieces => {
+                let digits = written.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
+                match digits.filter(|digits| digits.len() == 2).and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+                    Some(byte) => vec![byte],
+                    None => written.replace('▁', " ").into_bytes(),
+                }
+            }
+        }
+    }
+}
+
+/// The characters that byte-level vocabularies write bytes with: printable ones for themselves, and the first others from
+/// U+0100 on for the rest, in order (GPT-2's `bytes_to_unicode`).
+fn byte_letters() -> HashMap<char, u8> {
+    let printable = |byte: &u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
+    let (plain, others): (Vec<u8>, Vec<u8>) = (0..=u8::MAX).partition(printable);
+    let others = others.into_iter().zip('\u{100}'..).map(|(byte, letter)| (letter, byte));
+    plain.into_iter().map(|byte| (char::from(byte), byte)).chain(others).collect()
 }
 
 fn bad_tokenizer(error: tokenizers::Error) -> Error {

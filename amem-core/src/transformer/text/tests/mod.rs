@@ -1,5 +1,7 @@
 //! Conversations in the manners of several model families, and templates that mean harm.
 
+mod conversation;
+
 use proptest::prelude::*;
 use serde_json::json;
 

@@ -4,6 +4,12 @@
 //! memories that were newly recalled, the question and the answer. What stands is never computed again, but for rows
 //! of cached memories that a later question shows to need it: repair accumulates. When the token budget is full, or a
 //! memory in it has changed or is gone, a new *epoch* begins: the working set is picked anew and blended once.
+//!
+//! A client that sends its whole conversation each time ([`Prompt::Messages`]) costs no more: the turns that stand are
+//! recognised, and the context is taken back to where the client's conversation differs from them.
+
+mod epoch;
+mod turns;
 
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
@@ -12,16 +18,19 @@ use std::time::Instant;
 
 use futures_channel::oneshot;
 
+use self::epoch::{Epoch, PlacedTurn};
+use self::turns::{Turn, last_that_fit, lead, recognised};
 use super::Found;
 use super::answer::Cost;
 use super::records::{Entry, Records};
 use crate::{
-    Answer, AnswerStream, Ask, Budget, Completion, Context, Error, KvChunk, Memory, Namespace, Piece, Record, RecordId,
-    Repair, Request, Result, Timestamp, Token, Usage,
+    Answer, AnswerStream, Ask, Budget, Completion, Context, Conversation, Error, Exchange, KvChunk, Memory, Namespace,
+    Piece, Prompt, Record, RecordId, Repair, Request, Result, Timestamp, Token, Usage,
 };
 
 /// How a session goes about its work.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct SessionOptions {
     /// Tokens that it holds at most; `None` for as many as the model can.
     pub budget_tokens: Option<usize>,
@@ -48,6 +57,38 @@ impl Default for SessionOptions {
     }
 }
 
+impl SessionOptions {
+    /// With so many tokens at most.
+    #[must_use]
+    pub fn budget_tokens(self, tokens: usize) -> Self {
+        Self { budget_tokens: Some(tokens), ..self }
+    }
+
+    /// With this share of the tokens for memories when an epoch begins.
+    #[must_use]
+    pub fn memory_share(self, share: f32) -> Self {
+        Self { memory_share: share, ..self }
+    }
+
+    /// With or without what was said before in the context of a question.
+    #[must_use]
+    pub fn conversation(self, stays: bool) -> Self {
+        Self { conversation: stays, ..self }
+    }
+
+    /// With new working sets repaired like this.
+    #[must_use]
+    pub fn opening_repair(self, repair: Repair) -> Self {
+        Self { opening_repair: repair, ..self }
+    }
+
+    /// With what stands repaired like this in each turn.
+    #[must_use]
+    pub fn turn_repair(self, repair: Repair) -> Self {
+        Self { turn_repair: repair, ..self }
+    }
+}
+
 /// A conversation over a working set of memories that stays in place, so that a question costs its own tokens and
 /// hardly more.
 pub struct Session {
@@ -57,46 +98,31 @@ pub struct Session {
     limit: usize,
     epoch: Option<Epoch>,
     /// The turn under way, which brings the epoch back when it is done.
-    turn: Option<oneshot::Receiver<Epoch>>,
+    turn: Option<oneshot::Receiver<TurnEnd>>,
     /// How often each memory was recalled in this session.
     recalls: HashMap<RecordId, u32>,
     /// What was said, for the next epoch.
-    turns: Vec<Turn>,
+    turns: Vec<Arc<Turn>>,
     epochs: usize,
 }
 
-/// A question and its answer, as tokens, and what they may tell of.
-#[derive(Clone)]
-struct Turn {
-    question: Vec<Token>,
-    answer: Vec<Token>,
-    /// The memories that were recalled for it, as they were.
-    recalled: Vec<Arc<Entry>>,
-    /// All that stood in the context, or behind what was said there.
-    stood: HashSet<RecordId>,
+/// What a turn leaves behind.
+struct TurnEnd {
+    epoch: Epoch,
+    /// Whether it was answered. Otherwise the epoch is as it was before.
+    answered: bool,
 }
 
-impl Turn {
-    /// Whether it tells of nothing that has changed since: no memory that was recalled for it says something else now,
-    /// and none that it could have been told from was forgotten.
-    fn is_true(&self, records: &Records, forgotten: &HashSet<RecordId>) -> bool {
-        self.recalled.iter().all(|entry| is_current(records, &entry.record))
-            && self.stood.iter().all(|id| !forgotten.contains(id))
-    }
-}
-
-/// Whether a memory still says what it said.
-fn is_current(records: &Records, record: &Record) -> bool {
-    records.get(record.id, Timestamp::now()).is_some_and(|now| now.record.text == record.text)
-}
-
-/// A context and what stands in it.
-struct Epoch {
-    context: Box<dyn Context>,
-    resident: HashMap<RecordId, Arc<Entry>>,
-    turns: Vec<Turn>,
-    /// Tokens of the last answer that were drawn but never computed. They come before the next question.
-    pending: Vec<Token>,
+/// What a turn is to say.
+struct Next {
+    /// The turns before it that do not stand in the context.
+    before: Vec<Arc<Turn>>,
+    /// Before the first turn that stands, the last of these turns may fill one part in so many of the room that is left.
+    share: usize,
+    is_question: bool,
+    prompt: Vec<Token>,
+    /// Tokens that it needs beside memories and the turns before it: what stands around it, the prompt, the answer.
+    reserve: usize,
 }
 
 impl Session {
@@ -148,31 +174,43 @@ impl Session {
             let expected = "absent in a session: ask the memory itself about the past";
             return Err(Error::BadValue { what: "as_of", value: moment.0.to_string(), expected });
         }
+        let Conversation { opening, mut exchanges } = self.memory.conversation(&ask)?;
+        let Some(Exchange { is_question, prompt, .. }) = exchanges.pop() else {
+            return Err(Error::Empty { what: "question" });
+        };
+        if let Some(sampling) = &ask.generation.sampling {
+            sampling.check()?;
+        }
+        let reserve = self.reserve(&opening, &prompt, ask.generation.max_tokens)?;
         let (records, found) = self.memory.find(&self.namespace, &ask.recall).await?;
         for found in &found {
             *self.recalls.entry(found.entry.record.id).or_default() += 1;
         }
-        let mut usage = Usage::default();
-        let reserve = self.reserve(&ask)?;
-        if let Some(sampling) = &ask.generation.sampling {
-            sampling.check()?;
-        }
-        let epochs = self.epochs;
         let forgotten = self.forgotten(&records).await?;
         self.turns.retain(|turn| turn.is_true(&records, &forgotten));
-        let stands = match &self.epoch {
-            Some(epoch) => self.stands(epoch, &records, &found, reserve)?,
-            None => false,
+        let (conversation, share) = match ask.prompt {
+            // Room is left for what comes, or the next turn would begin an epoch again.
+            Prompt::Question(_) => (self.turns.clone(), 2),
+            Prompt::Messages(_) => (recognised(self.memory.model().chat(), &self.turns, exchanges), 1),
         };
-        if !stands {
-            self.epoch = None;
-            let (epoch, cost) = self.open(&records, &found, reserve).await?;
+        let mut usage = Usage::default();
+        let epochs = self.epochs;
+        let mut passed = 0;
+        if let Some(mut epoch) = self.epoch.take().filter(|epoch| epoch.is_current(&records)) {
+            passed = epoch.keep(&opening, &conversation);
+            if self.has_room(&epoch, &found, &conversation[passed..], reserve)? {
+                self.epoch = Some(epoch);
+            }
+        }
+        if self.epoch.is_none() {
+            let (mut epoch, cost) = self.open(&records, &found, reserve).await?;
             usage += cost;
+            passed = epoch.keep(&opening, &conversation);
             self.epoch = Some(epoch);
         }
-        let Some(epoch) = self.epoch.take() else { return Err(Error::Cancelled) };
+        let next = Next { before: conversation[passed..].to_vec(), share, is_question, prompt, reserve };
         let cost = Cost { usage, opened: self.epochs > epochs };
-        self.turn(epoch, ask, found, cost, started).await
+        self.turn(next, ask, found, cost, started).await
     }
 
     /// The memories that stand in the context, oldest first. Empty before the first question, and from when an answer is
@@ -194,25 +232,27 @@ impl Session {
     async fn settle(&mut self) {
         // Taken only once it is here: a caller may give up waiting and ask again.
         if let Some(turn) = &mut self.turn {
-            let epoch = turn.await.ok();
+            let end = turn.await.ok();
             self.turn = None;
-            if let Some(epoch) = epoch {
-                self.turns.clone_from(&epoch.turns);
+            if let Some(TurnEnd { epoch, answered }) = end {
+                if answered {
+                    self.turns = epoch.turns.iter().map(|placed| Arc::clone(&placed.turn)).collect();
+                }
                 self.epoch = Some(epoch);
             }
         }
     }
 
-    /// Tokens that a turn may need beside memories: the question, what stands around it, and the answer.
-    fn reserve(&self, ask: &Ask) -> Result<usize> {
+    /// Tokens that a turn may need beside memories and the turns before it: what stands around it, the prompt, the answer.
+    fn reserve(&self, opening: &[Token], prompt: &[Token], answer: usize) -> Result<usize> {
         let layout = self.memory.layout();
-        let around = layout.late_memories.len() + layout.late_question.len().max(layout.to_question.len());
-        let question = self.memory.question(&layout.next_question, &ask.question)?.len() + around;
+        let around = layout.late_memories.len() + layout.late_question.len().max(opening.len());
+        let question = layout.next_question.len() + prompt.len() + around;
         let least = layout.prefix.len() + question + 1;
         if least > self.limit {
             return Err(Error::TooLong { what: "question", tokens: least, limit: self.limit });
         }
-        Ok(question + ask.generation.max_tokens.min((self.limit - least) / 2 + 1))
+        Ok(question + answer.min((self.limit - least) / 2 + 1))
     }
 
     /// Those of the memories that ever stood behind what was said that have been forgotten since.
@@ -227,30 +267,29 @@ impl Session {
         Ok(forgotten)
     }
 
-    /// Whether an epoch can take another turn: all that stands in it is still true, memories and turns alike, and there
-    /// is room.
-    fn stands(&self, epoch: &Epoch, records: &Records, found: &[Found], reserve: usize) -> Result<bool> {
-        let mut needed = epoch.context.tokens().len() + reserve;
-        for found in found.iter().filter(|found| !epoch.resident.contains_key(&found.entry.record.id)) {
-            needed += self.memory.entry_tokens(&found.entry)?.len();
-        }
-        let is_true = epoch.resident.values().all(|entry| is_current(records, &entry.record));
-        Ok(is_true && epoch.turns.len() <= self.turns.len() && needed <= self.limit)
+    /// Whether an epoch can take another turn, with the turns before it that follow those that stand.
+    fn has_room(&self, epoch: &Epoch, found: &[Found], before: &[Arc<Turn>], reserve: usize) -> Result<bool> {
+        let layout = self.memory.layout();
+        // Turns before the first one that stands are said as far as there is room.
+        let before = if epoch.turns.is_empty() { &[] } else { before };
+        let said: usize = before.iter().map(|turn| turn.len(layout)).sum();
+        Ok(epoch.len() + said + self.new_tokens(epoch, found)? + reserve <= self.limit)
     }
 
-    /// Begins an epoch: picks the working set, blends it, and says again what was said.
+    /// The tokens of the memories that do not stand in an epoch yet.
+    fn new_tokens(&self, epoch: &Epoch, found: &[Found]) -> Result<usize> {
+        let new = found.iter().filter(|found| !epoch.resident.contains_key(&found.entry.record.id));
+        new.map(|found| Ok(self.memory.entry_tokens(&found.entry)?.len())).sum()
+    }
+
+    /// Begins an epoch: picks the working set and blends it.
     async fn open(&mut self, records: &Records, found: &[Found], reserve: usize) -> Result<(Epoch, Usage)> {
         let room = self.limit.saturating_sub(self.memory.layout().prefix.len() + reserve);
         let entries = self.working_set(records, found, room)?;
         let base = self.memory.base().await?;
         let fetched = self.memory.fetch(&self.namespace, &entries).await?;
         let mut usage = base.usage + fetched.usage;
-        let taken: usize = fetched.chunks.iter().map(|chunk| chunk.tokens().len()).sum();
-        let (turns, said) = self.said_again(room.saturating_sub(taken));
-        let mut pieces: Vec<Piece> = fetched.chunks.into_iter().map(Piece::Cached).collect();
-        if !said.is_empty() {
-            pieces.push(Piece::Fresh(said.into()));
-        }
+        let pieces: Vec<Piece> = fetched.chunks.into_iter().map(Piece::Cached).collect();
         let context = match base.context {
             Some(context) if pieces.is_empty() => context,
             context => {
@@ -261,8 +300,7 @@ impl Session {
             }
         };
         self.epochs += 1;
-        let resident = entries.into_iter().map(|entry| (entry.record.id, entry)).collect();
-        Ok((Epoch { context, resident, turns, pending: Vec::new() }, usage))
+        Ok((Epoch::new(context, entries), usage))
     }
 
     /// The memories that an epoch begins with: those that the question is about, then those that were recalled most
@@ -298,107 +336,120 @@ impl Session {
         Ok(chosen)
     }
 
-    /// The last turns of the conversation that fit, and their tokens, up to the last answer's end.
-    fn said_again(&self, room: usize) -> (Vec<Turn>, Vec<Token>) {
-        let layout = self.memory.layout();
-        let mut left = room / 2;
-        let fits = |turn: &&Turn| {
-            let tokens = turn.question.len() + turn.answer.len() + layout.next_question.len() + layout.to_answer.len();
-            let fits = tokens <= left;
-            left = left.saturating_sub(tokens);
-            fits
-        };
-        let count = self.turns.iter().rev().take_while(fits).count();
-        let turns = self.turns[self.turns.len() - count..].to_vec();
-        let mut tokens = Vec::new();
-        for (index, turn) in turns.iter().enumerate() {
-            tokens.extend_from_slice(if index == 0 { &layout.to_question } else { &layout.next_question });
-            tokens.extend_from_slice(&turn.question);
-            tokens.extend_from_slice(&layout.to_answer);
-            tokens.extend_from_slice(&turn.answer);
-        }
-        (turns, tokens)
-    }
-
-    /// Starts a turn on a thread of its own.
+    /// Has a turn computed, with what has to stand before it.
     async fn turn(
         &mut self,
-        mut epoch: Epoch,
+        next: Next,
         ask: Ask,
         found: Vec<Found>,
         mut cost: Cost,
         started: Instant,
     ) -> Result<AnswerStream> {
         let layout = self.memory.layout();
-        let room = self.limit.saturating_sub(epoch.context.tokens().len() + self.reserve(&ask)?);
+        let Some(epoch) = &self.epoch else { return Err(Error::Cancelled) };
+        let Next { before, share, is_question, prompt, reserve } = next;
+        let mut before = &before[..];
+        if epoch.turns.is_empty() {
+            let left = self.limit.saturating_sub(epoch.len() + self.new_tokens(epoch, &found)? + reserve);
+            before = last_that_fit(before, layout, left / share);
+        }
+        let said: usize = before.iter().map(|turn| turn.len(layout)).sum();
+        let room = self.limit.saturating_sub(epoch.len() + said + reserve);
         let is_new = |found: &Found| !epoch.resident.contains_key(&found.entry.record.id);
         let (mut new, standing): (Vec<_>, Vec<_>) = found.into_iter().partition(is_new);
+        // Memories stand before the first turn, or else before a question.
+        let late = !epoch.turns.is_empty();
+        if late && !is_question {
+            new.clear();
+        }
         self.memory.fit(&mut new, room)?;
         new.sort_by_key(|found| found.entry.record.id);
         let entries: Vec<Arc<Entry>> = new.iter().map(|found| Arc::clone(&found.entry)).collect();
         let fetched = self.memory.fetch(&self.namespace, &entries).await?;
         cost.usage += fetched.usage;
         self.memory.note(&new, &fetched.chunks);
-        let late = !epoch.turns.is_empty();
-        let stood_before = (epoch.context.tokens().len(), epoch.pending.clone());
-        let mut pieces = Vec::new();
-        let mut before = std::mem::take(&mut epoch.pending);
-        if late && !new.is_empty() {
-            before.extend_from_slice(&layout.late_memories);
-            pieces.push(Piece::Fresh(before.into()));
-            before = layout.late_question.to_vec();
-        } else {
-            before.extend_from_slice(if late { &layout.next_question } else { &layout.to_question });
+        let added: usize = fetched.chunks.iter().map(|chunk: &KvChunk| chunk.tokens().len()).sum();
+        let cached: Vec<Piece> = fetched.chunks.into_iter().map(Piece::Cached).collect();
+
+        // From here on nothing waits: a caller who gives up loses no epoch.
+        let Some(mut epoch) = self.epoch.take() else { return Err(Error::Cancelled) };
+        let len = epoch.context.tokens().len();
+        let stays = if late { len } else { len + added };
+        let mut turns = epoch.turns.clone();
+        let mut fresh = epoch.pending.clone();
+        for turn in before {
+            let start = stays + fresh.len();
+            fresh.extend_from_slice(lead(layout, &epoch.opening, turns.is_empty(), turn.is_question));
+            fresh.extend_from_slice(&turn.prompt);
+            fresh.extend_from_slice(&turn.answer);
+            turns.push(PlacedTurn { turn: Arc::clone(turn), start, memories: Vec::new() });
         }
-        pieces.extend(fetched.chunks.iter().cloned().map(Piece::Cached));
-        let question = self.memory.model().chat().encode(&ask.question)?;
-        pieces.push(Piece::Fresh([before.as_slice(), &question, &layout.to_answer].concat().into()));
+        let start = stays + fresh.len();
+        let mut pieces = Vec::new();
+        if late && !cached.is_empty() {
+            fresh.extend_from_slice(&layout.late_memories);
+            pieces.push(Piece::Fresh(fresh.into()));
+            pieces.extend(cached);
+            fresh = layout.late_question.to_vec();
+        } else {
+            pieces.extend(cached);
+            // Apart from the question, whose attention chooses what is repaired.
+            if said > 0 {
+                pieces.push(Piece::Fresh(fresh.into()));
+                fresh = Vec::new();
+            }
+            fresh.extend_from_slice(lead(layout, &epoch.opening, turns.is_empty(), is_question));
+        }
+        fresh.extend_from_slice(&prompt);
+        pieces.push(Piece::Fresh(fresh.into()));
+
         let asked: usize = pieces.iter().map(|piece| piece.tokens().len()).sum();
         let new_ids: Vec<RecordId> = entries.iter().map(|entry| entry.record.id).collect();
         epoch.resident.extend(entries.into_iter().map(|entry| (entry.record.id, entry)));
-        let added: usize = fetched.chunks.iter().map(|chunk: &KvChunk| chunk.tokens().len()).sum();
-        let stays = epoch.context.tokens().len() + added;
         let mut found = [standing, new].concat();
         found.sort_by_key(|found| found.entry.record.id);
         let about: Vec<Arc<Entry>> = found.iter().map(|found| Arc::clone(&found.entry)).collect();
-        let said = epoch.turns.iter().flat_map(|turn| turn.stood.iter().copied());
-        let stood: HashSet<RecordId> = epoch.resident.keys().copied().chain(said).collect();
+        let behind = turns.iter().flat_map(|placed| placed.turn.stood.iter().copied());
+        let stood: HashSet<RecordId> = epoch.resident.keys().copied().chain(behind).collect();
         let repair = ask.repair.unwrap_or_else(|| self.options.turn_repair.clone());
         let (give_back, turn) = oneshot::channel();
         self.turn = Some(turn);
-        let Epoch { context, mut resident, mut turns, .. } = epoch;
+        let Epoch { context, mut resident, opening, turns: turns_before, pending } = epoch;
         let conversation = self.options.conversation;
         // Called with what came of the turn, and on the way out if nothing did.
         let finally = move |context: Option<Box<dyn Context>>, completion: Result<&Completion, &Error>| {
             let Some(mut context) = context else { return };
-            let (len, pending) = stood_before;
             let answer = completion.ok().and_then(|completion| completion.choices.first());
-            let pending = match answer {
-                // A turn that was given up before its question was computed never was.
-                Some(choice) if context.tokens().len() >= len + asked => {
-                    if conversation {
-                        turns.push(Turn { question, answer: choice.tokens.clone(), recalled: about, stood });
-                        choice.unwritten.clone()
-                    } else {
-                        context.truncate(stays);
-                        Vec::new()
-                    }
+            // A turn that was given up before its question was computed never was.
+            let answer = answer.filter(|_| context.tokens().len() >= len + asked);
+            let answered = answer.is_some();
+            let (turns, pending) = match answer {
+                Some(choice) if conversation => {
+                    let (answer, text) = (choice.tokens.clone(), choice.text.clone());
+                    let turn = Arc::new(Turn { is_question, prompt, answer, text, recalled: about, stood });
+                    turns.push(PlacedTurn { turn, start, memories: if late { new_ids } else { Vec::new() } });
+                    (turns, choice.unwritten.clone())
                 }
-                _ => {
+                Some(_) => {
+                    context.truncate(stays);
+                    (Vec::new(), Vec::new())
+                }
+                None => {
                     context.truncate(len);
                     new_ids.iter().for_each(|id| drop(resident.remove(id)));
-                    pending
+                    (turns_before, pending)
                 }
             };
             // A context that broke is of no use, and a session that is gone needs none.
             if context.is_usable() {
-                let _ = give_back.send(Epoch { context, resident, turns, pending });
+                let epoch = Epoch { context, resident, opening, turns, pending };
+                let _ = give_back.send(TurnEnd { epoch, answered });
             }
         };
         let request = Request::new(self.namespace.clone(), pieces).context(context).limit(self.limit);
         let request = request.repair(repair).generation(ask.generation).started(started).finally(Box::new(finally));
         let output = self.memory.engine().submit(request)?;
         let recalled = found.iter().map(Found::recollection).collect();
-        Ok(AnswerStream::new(output, recalled, cost))
+        Ok(AnswerStream::new(output, recalled, cost).with_tools(&self.memory, &ask.tools))
     }
 }

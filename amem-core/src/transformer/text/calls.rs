@@ -1,0 +1,167 @@
+//! Calls of tools in the text of an answer. Each model writes them in its own way; its template shows which.
+
+use minijinja::{Value, context};
+use serde_json::Deserializer;
+
+use super::script::{Memories, Script};
+use super::template::{Part, Template, mark, message, parts};
+use super::tokens::Tokens;
+use crate::{Result, ToolCall};
+
+/// How a model writes calls: JSON behind a prefix.
+pub(super) struct CallSyntax {
+    /// What stands before a call, as text; empty where an answer is nothing but its calls.
+    prefix: String,
+    /// What closes the prefix, if it is a tag.
+    closing: Option<String>,
+}
+
+impl CallSyntax {
+    /// The syntax of a template that writes calls.
+    pub(super) fn of(template: &Template, script: &Script, tokens: &Tokens) -> Result<Option<Self>> {
+        let Some(prefix) = prefix(template, script) else { return Ok(None) };
+        // Special tokens are not in the text of an answer.
+        let prefix = tokens.decode(&tokens.between(&prefix)?)?.trim().to_owned();
+        let closing = prefix.strip_prefix('<').map(|name| format!("</{name}"));
+        Ok(Some(Self { prefix, closing }))
+    }
+
+    /// The text of an answer without its calls, and the calls. An answer whose calls cannot be read is all text.
+    pub(super) fn read(&self, answer: &str) -> (String, Vec<ToolCall>) {
+        self.find(answer).unwrap_or_else(|| (answer.to_owned(), Vec::new()))
+    }
+
+    fn find(&self, answer: &str) -> Option<(String, Vec<ToolCall>)> {
+        let (mut text, mut rest) = match self.prefix.as_str() {
+            "" => (String::new(), answer),
+            prefix => {
+                let (before, after) = answer.split_once(prefix)?;
+                (before.trim_end().to_owned(), after)
+            }
+        };
+        let mut calls = Vec::new();
+        loop {
+            let mut values = Deserializer::from_str(rest).into_iter::<serde_json::Value>();
+            read_calls(values.next()?.ok()?, &mut calls)?;
+            rest = rest[values.byte_offset()..].trim_start();
+            rest = self.closing.as_deref().and_then(|closing| rest.strip_prefix(closing)).unwrap_or(rest);
+            let more = if self.prefix.is_empty() { rest.strip_prefix(';') } else { None };
+            match more.map(|more| ("", more)).or_else(|| self.next(rest)) {
+                Some((between, after)) => {
+                    text.push_str(between.trim_end());
+                    rest = after;
+                }
+                // Whoever writes on behind JSON without a prefix meant no call.
+                None if self.prefix.is_empty() && !rest.is_empty() => return None,
+                None => {
+                    text.push_str(rest.trim_end());
+                    return Some((text, calls));
+                }
+            }
+        }
+    }
+
+    fn next<'t>(&self, rest: &'t str) -> Option<(&'t str, &'t str)> {
+        if self.prefix.is_empty() { None } else { rest.split_once(&self.prefix) }
+    }
+}
+
+/// What a template writes between the start of an answer and the JSON of its first call.
+fn prefix(template: &Template, script: &Script) -> Option<String> {
+    if !template.names_tools() {
+        return None;
+    }
+    let system = (!matches!(script.memories, Memories::InQuestion)).then(|| message("system", "x"));
+    let function = context! { name => mark(1), arguments => context! { a => "b" } };
+    // Nine letters: some templates insist on that many.
+    let call = context! { id => "abcdefghi", type => "function", function };
+    let answer = context! { role => "assistant", content => "", tool_calls => [call] };
+    let messages: Vec<Value> = system.into_iter().chain([message("user", &mark(0)), answer]).collect();
+    let rendered = template.render(&messages, None).ok()?;
+    let parts = parts(&rendered)?;
+    let is = |part: &Part<'_>, number| matches!(part, Part::Text { index, .. } if *index == number);
+    let written = parts.windows(3).find_map(|parts| match parts {
+        [asked, Part::Written(written), name] if is(asked, 0) && is(name, 1) => Some(*written),
+        _ => None,
+    })?;
+    let written = written.strip_prefix(script.to_answer.trim_end()).unwrap_or(written);
+    let json = written[..written.rfind('{')?].trim_end();
+    let prefix = json.strip_suffix('[').unwrap_or(json).trim();
+    // A call within other JSON is none that could be told from text.
+    (!prefix.contains('"')).then(|| prefix.to_owned())
+}
+
+/// Adds the calls in a JSON value; `None` if it is no call.
+fn read_calls(value: serde_json::Value, calls: &mut Vec<ToolCall>) -> Option<()> {
+    let mut call = match value {
+        serde_json::Value::Array(values) if !values.is_empty() => {
+            return values.into_iter().try_for_each(|value| read_calls(value, calls));
+        }
+        serde_json::Value::Object(call) => call,
+        _ => return None,
+    };
+    if let Some(function @ serde_json::Value::Object(_)) = call.remove("function") {
+        return read_calls(function, calls);
+    }
+    let arguments = match call.remove("arguments").or_else(|| call.remove("parameters"))? {
+        arguments @ serde_json::Value::Object(_) => arguments.to_string(),
+        serde_json::Value::String(json) => {
+            let _: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&json).ok()?;
+            json
+        }
+        _ => return None,
+    };
+    let serde_json::Value::String(name) = call.remove("name")? else { return None };
+    calls.push(ToolCall::new(format!("call_{}", calls.len()), name, arguments));
+    Some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(prefix: &str, answer: &str) -> (String, Vec<String>) {
+        let closing = prefix.strip_prefix('<').map(|name| format!("</{name}"));
+        let (text, calls) = CallSyntax { prefix: prefix.to_owned(), closing }.read(answer);
+        (text, calls.into_iter().map(|call| format!("{}({})", call.name, call.arguments)).collect())
+    }
+
+    #[test]
+    fn calls_are_found_in_the_manners_of_several_models() {
+        let f = r#"{"name": "f", "arguments": {"a": "</call>"}}"#;
+        let g = r#"{"name": "g", "parameters": {}}"#;
+        let (called, both) = (r#"f({"a":"</call>"})"#, vec![r#"f({"a":"</call>"})"#.to_owned(), "g({})".to_owned()]);
+        let cases = [
+            ("<call>", format!("<call>\n{f}\n</call>"), "", vec![called.to_owned()]),
+            ("<call>", format!("Let me see.\n<call>{f}</call>\n<call>\n{g}\n</call>"), "Let me see.", both.clone()),
+            ("<call>", format!("<call>{f}</call> Done."), " Done.", vec![called.to_owned()]),
+            ("<call>", "Nothing to call.".to_owned(), "Nothing to call.", vec![]),
+            ("<call>", "<call>{\"name\": \"f\"".to_owned(), "<call>{\"name\": \"f\"", vec![]),
+            ("<call>", "<call>{\"name\": \"f\"}</call>".to_owned(), "<call>{\"name\": \"f\"}</call>", vec![]),
+            ("[CALLS]", format!("[CALLS] [{f}, {g}]"), "", both.clone()),
+            ("", f.to_owned(), "", vec![called.to_owned()]),
+            ("", format!("[{f},{g}]"), "", both.clone()),
+            ("", format!("{f}; {g}"), "", both),
+            (
+                "",
+                format!("{g} is what I would call."),
+                "{\"name\": \"g\", \"parameters\": {}} is what I would call.",
+                vec![],
+            ),
+            ("", "[1, 2]".to_owned(), "[1, 2]", vec![]),
+            ("", "[]".to_owned(), "[]", vec![]),
+            ("", String::new(), "", vec![]),
+        ];
+        for (prefix, answer, text, calls) in cases {
+            let (found, found_calls) = read(prefix, &answer);
+            assert_eq!((found.as_str(), found_calls), (text, calls), "{prefix:?} {answer}");
+        }
+    }
+
+    #[test]
+    fn arguments_may_be_a_string_of_json() {
+        let answer = r#"{"type": "function", "function": {"name": "f", "arguments": "{\"a\": 1}"}}"#;
+        assert_eq!(read("", answer).1, [r#"f({"a": 1})"#]);
+        assert_eq!(read("", r#"{"name": "f", "arguments": "all"}"#).1, [""; 0]);
+    }
+}
