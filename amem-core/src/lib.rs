@@ -36,7 +36,7 @@ pub mod transformer;
 
 pub use engine::{
     Choice, Completion, Constraint, ConstraintSource, Delta, Detokenizer, Engine, EngineOptions, EngineStats, Finish,
-    Generation, Output, OutputStream, Request, Sampler, TokenLogprob, TokenMask,
+    Generation, Output, OutputStream, Prefilled, Request, Sampler, TokenLogprob, TokenMask,
 };
 pub use error::{BoxError, Error, Result};
 pub use kv::{

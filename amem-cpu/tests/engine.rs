@@ -10,7 +10,7 @@ use amem_core::testing::{Probe, Reference};
 use amem_core::transformer::{Options, Transformer};
 use amem_core::{
     Budget, Completion, Constraint, ConstraintSource, Dtype, Engine, EngineOptions, Error, Finish, Generation, Model,
-    Namespace, Output, OutputStream, Piece, Repair, Request, Result, Sampling, Token, TokenMask,
+    Namespace, Output, OutputStream, Piece, Prefilled, Repair, Request, Result, Sampling, Token, TokenMask,
 };
 use amem_cpu::Cpu;
 use common::prompts::{PREFIX, prefill, text};
@@ -121,6 +121,34 @@ fn several_answers_to_one_prompt_share_its_prefill() {
 }
 
 #[test]
+fn several_answers_to_one_prompt_wait_for_the_room_of_all_of_them() {
+    let mut options = Options::default();
+    // Room for one full context of 256 tokens: 4 blocks of 64.
+    (options.kv_cache_bytes, options.context) = (0, Some(256));
+    let source = common::directory(&common::case("qwen3"));
+    let chat = Box::new(common::Numbers);
+    let backend = Cpu::with_threads(1).unwrap();
+    let model = Transformer::with_chat(&source, backend, options, chat, Sampling::default()).unwrap();
+    let model: Arc<dyn Model> = Arc::new(model);
+    let engine = engine(&model, EngineOptions::default());
+    let request = |n: usize| {
+        let mut generation = generation(20);
+        generation.n = n;
+        Request::new(owner("me"), vec![Piece::Fresh(text(1, 100))]).generation(generation)
+    };
+    // Of the prompt's two blocks the first is shared; both answers write to the second, so one of them needs a copy, and
+    // one block more is taken in case that it is the other one. That is all the room there is.
+    let streams: Vec<OutputStream> = (0..3).map(|_| engine.submit(request(2)).unwrap()).collect();
+    for stream in streams {
+        assert_eq!(block_on(complete(stream)).unwrap().usage.generated, 40);
+    }
+    let before = engine.stats().steps;
+    let error = block_on(complete(engine.submit(request(3)).unwrap())).unwrap_err();
+    assert!(matches!(&error, Error::Full { what, .. } if what == "the KV cache"), "{error}");
+    assert_eq!(engine.stats().steps, before, "what can never have room is refused before it is computed");
+}
+
+#[test]
 fn a_caller_who_is_gone_is_noticed_within_a_step() {
     let model = model();
     let engine = engine(&model, EngineOptions::default());
@@ -214,6 +242,46 @@ fn a_backend_that_fails_takes_down_those_in_its_pass_and_nobody_after_them() {
     }
 }
 
+/// Panics at its second token.
+struct Panics(bool);
+
+impl Constraint for Panics {
+    fn allow(&mut self, mask: &mut TokenMask) -> Result<()> {
+        assert!(!self.0, "a constraint of somebody's");
+        (40..50).for_each(|token| mask.insert(token));
+        Ok(())
+    }
+
+    fn accept(&mut self, _: Token) -> Result<()> {
+        self.0 = true;
+        Ok(())
+    }
+
+    fn is_complete(&self) -> bool {
+        false
+    }
+}
+
+#[test]
+fn a_constraint_that_panics_fails_its_own_request() {
+    let model = model();
+    let engine = engine(&model, EngineOptions::default());
+    let request = || Request::new(owner("me"), vec![Piece::Fresh(text(1, 9))]).generation(generation(4));
+    let expected = block_on(complete(engine.submit(request()).unwrap())).unwrap();
+    let mut constrained = generation(4);
+    constrained.constraint = Some(ConstraintSource::new(|| Ok(Box::new(Panics(false)))));
+    let failing = engine.submit(request().generation(constrained)).unwrap();
+    let beside = engine.submit(request()).unwrap();
+    let error = block_on(complete(failing)).unwrap_err();
+    assert!(error.to_string().contains("a constraint of somebody's"), "{error}");
+    assert_eq!(block_on(complete(beside)).unwrap().choices, expected.choices);
+    let mut constrained = generation(4);
+    constrained.constraint = Some(ConstraintSource::new(|| panic!("at its start")));
+    let error = block_on(complete(engine.submit(request().generation(constrained)).unwrap())).unwrap_err();
+    assert!(error.to_string().contains("at its start"), "{error}");
+    assert_eq!(block_on(complete(engine.submit(request()).unwrap())).unwrap().choices, expected.choices);
+}
+
 #[test]
 fn memories_are_prefilled_between_the_steps_of_answers() {
     let model = model();
@@ -223,14 +291,17 @@ fn memories_are_prefilled_between_the_steps_of_answers() {
     block_on(stream.next()).unwrap().unwrap();
     let texts: Vec<Arc<[Token]>> = (0..40).map(|seed| text(seed, 30)).collect();
     let named = model.info().prefill_texts("ours", &PREFIX, &texts);
-    let (chunks, usage) =
+    let Prefilled { chunks, usage, time, .. } =
         block_on(engine.prefill(&owner("me"), PREFIX.into(), named.clone(), true)).expect("texts are computed");
     assert_eq!(
         chunks.iter().map(amem_core::KvChunk::id).collect::<Vec<_>>(),
         named.iter().map(|t| t.id).collect::<Vec<_>>()
     );
     assert_eq!((usage.prefilled, engine.stats().prefilled_tokens), (1200, 1200));
-    assert!(engine.stats().running == 1 && engine.stats().prefill_seconds > 0.0, "the answer goes on meanwhile");
+    assert!(
+        engine.stats().running == 1 && engine.stats().prefill_seconds >= time.as_secs_f64(),
+        "the answer goes on meanwhile"
+    );
     let (alone, _) = prefill(&*model, &PREFIX, &texts, true);
     assert!(chunks.iter().zip(&alone).all(|(a, b)| a.to_bytes().unwrap() == b.to_bytes().unwrap()));
 }

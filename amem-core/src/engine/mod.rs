@@ -24,12 +24,12 @@ use futures_core::Stream;
 pub use constraint::{Constraint, ConstraintSource, TokenMask};
 pub use detokenize::Detokenizer;
 pub use generate::{Finish, Generation};
-pub use request::{Choice, Completion, Delta, Output, OutputStream, Request};
+pub use request::{Choice, Completion, Delta, Output, OutputStream, Prefilled, Request};
 pub use sample::{Sampler, TokenLogprob};
 
 use self::queue::Queue;
 use self::request::{Job, PrefillJob};
-use crate::{Context, Error, KvChunk, Model, Namespace, Piece, PrefillText, Repair, Result, Token, Usage};
+use crate::{Context, Error, Model, Namespace, Piece, PrefillText, Repair, Result, Token, Usage};
 
 /// How an engine goes about its work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,7 +132,7 @@ impl Engine {
         prefix: Arc<[Token]>,
         texts: Vec<PrefillText>,
         measure: bool,
-    ) -> Result<(Vec<KvChunk>, Usage)> {
+    ) -> Result<Prefilled> {
         let (sender, receiver) = oneshot::channel();
         self.0.queue.push(owner, Job::Prefill(PrefillJob::new(prefix, texts, measure, sender)))?;
         receiver.await.unwrap_or(Err(Error::Cancelled))
@@ -180,7 +180,7 @@ impl Drop for Inner {
     fn drop(&mut self) {
         self.queue.close();
         if let Some(thread) = self.thread.take().filter(|thread| thread.thread().id() != std::thread::current().id()) {
-            // A scheduler that panicked has told its callers already: their streams ended.
+            // A scheduler that panicked has closed the queue, and its callers' streams have ended.
             let _ = thread.join();
         }
     }

@@ -155,7 +155,7 @@ mod tests {
     use super::*;
     use crate::engine::request::PrefillJob;
 
-    type Listener = oneshot::Receiver<Result<(Vec<crate::KvChunk>, crate::Usage)>>;
+    type Listener = oneshot::Receiver<Result<crate::Prefilled>>;
 
     fn job() -> (Job, Listener) {
         let (sender, receiver) = oneshot::channel();

@@ -154,6 +154,18 @@ impl Stream for OutputStream {
     }
 }
 
+/// Texts whose KV was computed.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Prefilled {
+    /// A chunk for each text, in order.
+    pub chunks: Vec<KvChunk>,
+    /// What was computed.
+    pub usage: Usage,
+    /// How long that took, without the time that it waited for others.
+    pub time: Duration,
+}
+
 /// What a scheduler does.
 pub(super) enum Job {
     Answer(Box<Answering>),
@@ -172,9 +184,8 @@ pub(super) struct PrefillJob {
     /// Those that are left, last one first.
     texts: Vec<PrefillText>,
     pub(super) measure: bool,
-    chunks: Vec<KvChunk>,
-    usage: Usage,
-    result: oneshot::Sender<Result<(Vec<KvChunk>, Usage)>>,
+    done: Prefilled,
+    result: oneshot::Sender<Result<Prefilled>>,
 }
 
 impl Job {
@@ -212,10 +223,10 @@ impl PrefillJob {
         prefix: Arc<[Token]>,
         mut texts: Vec<PrefillText>,
         measure: bool,
-        result: oneshot::Sender<Result<(Vec<KvChunk>, Usage)>>,
+        result: oneshot::Sender<Result<Prefilled>>,
     ) -> Self {
         texts.reverse();
-        Self { prefix, texts, measure, chunks: Vec::new(), usage: Usage::default(), result }
+        Self { prefix, texts, measure, done: Prefilled::default(), result }
     }
 
     pub(super) fn is_abandoned(&self) -> bool {
@@ -233,9 +244,10 @@ impl PrefillJob {
         taken
     }
 
-    pub(super) fn add(&mut self, chunks: Vec<KvChunk>, usage: Usage) {
-        self.chunks.extend(chunks);
-        self.usage += usage;
+    pub(super) fn add(&mut self, chunks: Vec<KvChunk>, usage: Usage, time: Duration) {
+        self.done.chunks.extend(chunks);
+        self.done.usage += usage;
+        self.done.time += time;
     }
 
     pub(super) fn is_done(&self) -> bool {
@@ -243,7 +255,7 @@ impl PrefillJob {
     }
 
     pub(super) fn finish(self, result: Result<()>) {
-        let result = result.map(|()| (self.chunks, self.usage));
+        let result = result.map(|()| self.done);
         // Nobody waits any more if this fails.
         let _ = self.result.send(result);
     }

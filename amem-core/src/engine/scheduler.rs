@@ -17,11 +17,21 @@ use crate::{
 
 /// Serves a queue until it is closed.
 pub(super) fn run(model: &dyn Model, queue: &Queue, options: EngineOptions) {
+    let _closes = CloseOnExit(queue);
     let mut scheduler =
         Scheduler { model, queue, options, running: Vec::new(), prefills: VecDeque::new(), stalled: false };
     while scheduler.step() {}
     for running in scheduler.running {
         running.fail(Error::Cancelled);
+    }
+}
+
+/// However the scheduler ends, nobody waits for it any more.
+struct CloseOnExit<'q>(&'q Queue);
+
+impl Drop for CloseOnExit<'_> {
+    fn drop(&mut self) {
+        self.0.close();
     }
 }
 
@@ -94,7 +104,7 @@ impl Scheduler<'_> {
         loop {
             let idle = self.running.is_empty() && self.prefills.is_empty();
             let branches: usize = self.running.iter().map(|running| running.branches.len()).sum();
-            if branches >= self.options.max_running || (self.stalled && !idle) {
+            if branches + self.prefills.len() >= self.options.max_running || (self.stalled && !idle) {
                 return;
             }
             let Some((owner, job)) = self.queue.pop(idle) else { return };
@@ -110,7 +120,7 @@ impl Scheduler<'_> {
         if job.events.is_closed() {
             return job.refuse(Error::Cancelled);
         }
-        match self.open(&mut job) {
+        match guarded(|| self.open(&mut job)) {
             Ok(running) => self.running.push(running),
             // Those who run will give room back.
             Err(Error::Full { .. }) if !self.running.is_empty() => {
@@ -134,15 +144,18 @@ impl Scheduler<'_> {
         }
         let most = if request.answers { prompt.saturating_add(request.generation.max_tokens) } else { prompt };
         let most = limit.min(most);
+        let forks = if request.answers { request.generation.n - 1 } else { 0 };
         let options = AppendOptions::new(request.repair.clone()).logits(usize::from(request.answers));
         let context = match request.context.as_mut() {
             Some(context) => {
                 context.reserve(most)?;
+                context.reserve_forks(forks, prompt, most)?;
                 context.append(&request.pieces, &options)?;
                 request.context.take()
             }
             None => {
                 let mut context = model.open(most)?;
+                context.reserve_forks(forks, prompt, most)?;
                 context.append(&request.pieces, &options)?;
                 Some(context)
             }
@@ -170,12 +183,12 @@ impl Scheduler<'_> {
         let computed = guarded(|| self.model.prefill(&job.prefix, &texts, job.measure));
         match computed {
             Ok((chunks, usage)) => {
-                let seconds = began.elapsed().as_secs_f64();
+                let time = began.elapsed();
                 self.queue.note(|stats| {
                     stats.prefilled_tokens += usage.prefilled as u64;
-                    stats.prefill_seconds += seconds;
+                    stats.prefill_seconds += time.as_secs_f64();
                 });
-                job.add(chunks, usage);
+                job.add(chunks, usage, time);
                 if job.is_done() {
                     job.finish(Ok(()));
                 } else {
@@ -238,7 +251,8 @@ impl Scheduler<'_> {
             let mut failed = None;
             for (at, _) in shares.into_iter().enumerate().filter(|(_, rows)| *rows > 0) {
                 let result = results.next().unwrap_or_else(|| Err(Error::Model("a step came to nothing".into())));
-                if let Err(error) = result.and_then(|progress| running.after(self.model, at, progress)) {
+                let after = |progress| guarded(|| running.after(self.model, at, progress));
+                if let Err(error) = result.and_then(after) {
                     failed.get_or_insert(error);
                 }
             }
@@ -260,12 +274,12 @@ impl Scheduler<'_> {
     }
 }
 
-/// Runs what may panic in somebody's implementation of a model, and turns that into an error.
+/// Runs what may panic in somebody's implementation of a model or a constraint, and turns that into an error.
 fn guarded<T>(compute: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(compute)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
         let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
-        Err(Error::Model(format!("the model panicked: {text}").into()))
+        Err(Error::Model(format!("the model or a constraint panicked: {text}").into()))
     })
 }
 
@@ -311,7 +325,7 @@ impl Running {
 
     /// One context for each answer.
     fn fork(&mut self, model: &dyn Model) -> Result<()> {
-        let Some(first) = self.branches.first() else { return Ok(()) };
+        let Some(first) = self.branches.first_mut() else { return Ok(()) };
         let (prompt, most) = (first.prompt, self.limit.min(first.prompt.saturating_add(self.generation.max_tokens)));
         let sampling = self.generation.sampling.clone().unwrap_or_else(|| model.sampling());
         let mut others = Vec::new();

@@ -51,6 +51,22 @@ impl TryFrom<&str> for Namespace {
     }
 }
 
+impl TryFrom<String> for Namespace {
+    type Error = Error;
+
+    fn try_from(name: String) -> Result<Self> {
+        Self::new(name)
+    }
+}
+
+impl TryFrom<&String> for Namespace {
+    type Error = Error;
+
+    fn try_from(name: &String) -> Result<Self> {
+        Self::new(name)
+    }
+}
+
 impl TryFrom<&Namespace> for Namespace {
     type Error = Error;
 

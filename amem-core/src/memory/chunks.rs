@@ -6,12 +6,11 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Instant;
 
 use super::records::{Content, Entry};
 use crate::{
-    ChunkId, Context, Engine, Error, KvChunk, KvStore, Layout, Ledger, Model, Namespace, Piece, PrefillText, PrefixId,
-    Record, RecordId, Repair, Result, State, Timestamp, Token, Usage, Version,
+    ChunkId, Context, Engine, Error, KvChunk, KvStore, Layout, Ledger, Model, Namespace, Piece, PrefillText, Prefilled,
+    PrefixId, Record, RecordId, Repair, Result, State, Timestamp, Token, Usage, Version,
 };
 
 /// The name under which the system prefix stands in the engine's queue. It belongs to no namespace.
@@ -105,7 +104,7 @@ impl Chunks {
                 (usage, true)
             }
         };
-        let context = base.as_ref().map(|base| base.fork()).transpose()?;
+        let context = base.as_mut().map(|base| base.fork()).transpose()?;
         Ok(Base { context, usage, is_new })
     }
 
@@ -118,7 +117,8 @@ impl Chunks {
         let chunk = match held {
             Some(chunk) => chunk,
             None => {
-                let (chunks, cost) = self.engine.prefill(&owner, [].into(), vec![text], false).await?;
+                let Prefilled { chunks, usage: cost, .. } =
+                    self.engine.prefill(&owner, [].into(), vec![text], false).await?;
                 self.keep(&chunks).await;
                 usage = Usage { missed: cost.prefilled, ..cost };
                 chunks.into_iter().next().ok_or_else(|| Error::Model("a text came back without its KV".into()))?
@@ -155,10 +155,9 @@ impl Chunks {
         }
         let mut usage = Usage::default();
         if !missing.is_empty() {
-            let started = Instant::now();
             let prefix = Arc::clone(&self.layout.prefix);
-            let (chunks, cost) = self.engine.prefill(namespace, prefix, missing, true).await?;
-            self.kv.note_prefill(cost.prefilled, started.elapsed());
+            let Prefilled { chunks, usage: cost, time } = self.engine.prefill(namespace, prefix, missing, true).await?;
+            self.kv.note_prefill(cost.prefilled, time);
             if keep {
                 self.keep_linked(namespace, &chunks, &links).await;
             }

@@ -5,7 +5,7 @@
 //! from the ledger when they are asked about again.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::{
@@ -50,6 +50,8 @@ impl Entry {
 pub(super) struct RecordCache {
     /// Records in RAM, about: the namespaces in use may hold more.
     limit: usize,
+    /// Records in RAM.
+    held: AtomicUsize,
     namespaces: Mutex<HashMap<Namespace, Arc<Records>>>,
     clock: AtomicU64,
 }
@@ -57,8 +59,8 @@ pub(super) struct RecordCache {
 /// The active records of one namespace.
 #[derive(Default)]
 pub(crate) struct Records {
-    /// How far the ledger was read. Locked while the records are brought up to date, so that changes are applied in
-    /// order.
+    /// How far the ledger was read. Locked while the records are brought up to date, or leave, so that changes are
+    /// applied in order, to the index too.
     read: async_lock::Mutex<Revision>,
     entries: Mutex<BTreeMap<RecordId, Arc<Entry>>>,
     used: AtomicU64,
@@ -66,7 +68,7 @@ pub(crate) struct Records {
 
 impl RecordCache {
     pub(super) fn new(limit: usize) -> Self {
-        Self { limit, namespaces: Mutex::default(), clock: AtomicU64::new(0) }
+        Self { limit, held: AtomicUsize::new(0), namespaces: Mutex::default(), clock: AtomicU64::new(0) }
     }
 
     fn namespaces(&self) -> MutexGuard<'_, HashMap<Namespace, Arc<Records>>> {
@@ -87,39 +89,62 @@ impl RecordCache {
             records.used.store(self.clock.fetch_add(1, Relaxed), Relaxed);
             records
         };
-        let forgotten = records.refresh(ledger, recaller, namespace).await?;
-        self.shrink(recaller).await?;
+        let forgotten = {
+            let mut read = records.read.lock().await;
+            let before = records.entries().len();
+            let forgotten = records.refresh(ledger, recaller, namespace, &mut read).await?;
+            let after = records.entries().len();
+            self.held.fetch_add(after.wrapping_sub(before), Relaxed);
+            forgotten
+        };
+        self.remove_empty(namespace, &records);
+        if self.held.load(Relaxed) > self.limit {
+            self.shrink(recaller).await;
+        }
         Ok((records, forgotten))
     }
 
-    /// Lets go of namespaces that nobody uses: those without records, and the least recently used ones beyond the limit.
-    async fn shrink(&self, recaller: &dyn Recaller) -> Result<()> {
-        let dropped = {
-            let mut namespaces = self.namespaces();
-            let mut held: usize = namespaces.values().map(|records| records.entries().len()).sum();
-            let unused = |records: &Arc<Records>| Arc::strong_count(records) == 1;
-            let mut idle: Vec<(u64, usize, Namespace)> = namespaces
-                .iter()
-                .filter(|(_, records)| unused(records))
-                .map(|(name, records)| (records.used.load(Relaxed), records.entries().len(), name.clone()))
-                .collect();
-            idle.sort_unstable();
-            let mut dropped = Vec::new();
-            for (_, len, name) in idle {
-                if len == 0 || held > self.limit {
-                    held -= len;
-                    dropped.extend(namespaces.remove(&name).map(|records| (name, records)));
-                }
-            }
-            dropped
-        };
-        for (name, records) in dropped {
-            // Whoever asks for the namespace from now on reads the ledger anew, and indexes all of it.
-            if !records.entries().is_empty() {
-                recaller.clear(&name).await?;
-            }
+    /// Lets go of a namespace without records, if nobody else uses it.
+    fn remove_empty(&self, namespace: &Namespace, records: &Arc<Records>) {
+        let mut namespaces = self.namespaces();
+        let is_theirs = namespaces.get(namespace).is_some_and(|held| Arc::ptr_eq(held, records));
+        // One is in the map, one is the caller's.
+        if is_theirs && Arc::strong_count(records) == 2 && records.entries().is_empty() {
+            namespaces.remove(namespace);
         }
-        Ok(())
+    }
+
+    /// Lets go of the namespaces that were used longest ago until there is some room again, but for those in use.
+    async fn shrink(&self, recaller: &dyn Recaller) {
+        let target = self.limit - self.limit / 16;
+        let mut by_use: Vec<(u64, Namespace, Arc<Records>)> = {
+            let namespaces = self.namespaces();
+            let entry = |(name, records): (&Namespace, &Arc<Records>)| {
+                (records.used.load(Relaxed), name.clone(), Arc::clone(records))
+            };
+            namespaces.iter().filter(|(_, records)| Arc::strong_count(records) == 1).map(entry).collect()
+        };
+        by_use.sort_unstable_by_key(|(used, ..)| *used);
+        for (_, name, records) in by_use {
+            if self.held.load(Relaxed) <= target {
+                break;
+            }
+            let mut read = records.read.lock().await;
+            // Whoever has asked for it since shares the records, and waits for the lock: they then read the ledger from
+            // its start, and index all of it.
+            if Arc::strong_count(&records) > 2 {
+                continue;
+            }
+            if let Err(error) = recaller.clear(&name).await {
+                log::warn!("the index of namespace {name} could not be cleared: {error}");
+                continue;
+            }
+            let gone = std::mem::take(&mut *records.entries()).len();
+            self.held.fetch_sub(gone, Relaxed);
+            *read = Revision(0);
+            drop(read);
+            self.remove_empty(&name, &records);
+        }
     }
 }
 
@@ -129,8 +154,8 @@ impl Records {
         ledger: &dyn Ledger,
         recaller: &dyn Recaller,
         namespace: &Namespace,
+        read: &mut Revision,
     ) -> Result<Vec<Arc<Entry>>> {
-        let mut read = self.read.lock().await;
         let now = Timestamp::now();
         let Changes { deleted, records: changed, revision } = ledger.changes(namespace, *read, now).await?;
         let (active, gone): (Vec<Record>, Vec<Record>) = changed.into_iter().partition(|r| r.state == State::Active);
@@ -218,6 +243,58 @@ mod tests {
             block_on(cache.refresh(&ledger, &recaller, &name(&format!("nobody {n}")))).unwrap();
         }
         assert!(cache.namespaces().len() <= 1);
+    }
+
+    /// An index whose clearing takes a while, during which somebody asks.
+    struct Slow {
+        index: Lexical,
+        meanwhile: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+    }
+
+    #[async_trait::async_trait]
+    impl Recaller for Slow {
+        async fn index(&self, records: &[Record]) -> Result<()> {
+            self.index.index(records).await
+        }
+
+        async fn remove(&self, namespace: &Namespace, ids: &[RecordId]) -> Result<()> {
+            self.index.remove(namespace, ids).await
+        }
+
+        async fn clear(&self, namespace: &Namespace) -> Result<()> {
+            let meanwhile = self.meanwhile.lock().unwrap().take();
+            meanwhile.into_iter().for_each(|ask| ask());
+            self.index.clear(namespace).await
+        }
+
+        async fn recall(&self, namespace: &Namespace, query: &RecallQuery<'_>) -> Result<Vec<crate::Recalled>> {
+            self.index.recall(namespace, query).await
+        }
+    }
+
+    #[test]
+    fn a_namespace_that_is_asked_about_while_it_leaves_is_indexed_again() {
+        let ledger = Arc::new(RamLedger::new());
+        let recaller = Arc::new(Slow { index: Lexical::default(), meanwhile: Mutex::default() });
+        let cache = Arc::new(RecordCache::new(6));
+        remember(&ledger, "a", 5);
+        remember(&ledger, "b", 5);
+        block_on(cache.refresh(&*ledger, &*recaller, &name("a"))).unwrap();
+        let (sender, asked) = std::sync::mpsc::channel();
+        let (shared, others) = (Arc::clone(&cache), (Arc::clone(&ledger), Arc::clone(&recaller)));
+        *recaller.meanwhile.lock().unwrap() = Some(Box::new(move || {
+            let (begun, waits) = std::sync::mpsc::channel();
+            std::thread::spawn(move || {
+                begun.send(()).unwrap();
+                let (records, _) = block_on(shared.refresh(&*others.0, &*others.1, &name("a"))).unwrap();
+                sender.send(records).unwrap();
+            });
+            waits.recv().unwrap();
+        }));
+        block_on(cache.refresh(&*ledger, &*recaller, &name("b"))).unwrap();
+        let records = asked.recv().unwrap();
+        let found = block_on(recaller.recall(&name("a"), &RecallQuery::new("note", 9))).unwrap();
+        assert_eq!((records.active(Timestamp::now()).len(), found.len()), (5, 5));
     }
 
     #[test]

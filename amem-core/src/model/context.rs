@@ -33,14 +33,21 @@ pub trait Context: Any + Send {
     /// [`Error::TooLong`](crate::Error::TooLong) when no context may hold so many tokens.
     fn reserve(&mut self, tokens: usize) -> Result<()>;
 
-    /// Gives back room that was reserved and is not used.
+    /// Takes room for so many forks, each of which is made once `from` tokens stand and grows to `tokens`. A fork takes
+    /// its share with it.
+    ///
+    /// # Errors
+    /// As [`reserve`](Self::reserve).
+    fn reserve_forks(&mut self, forks: usize, from: usize, tokens: usize) -> Result<()>;
+
+    /// Gives back room that was reserved, for forks too, and is not used.
     fn release(&mut self);
 
     /// Another context that begins as this one stands. Both share their KV until one of them writes.
     ///
     /// # Errors
     /// [`Error::BadValue`](crate::Error::BadValue) while something appended is not computed yet.
-    fn fork(&self) -> Result<Box<dyn Context>>;
+    fn fork(&mut self) -> Result<Box<dyn Context>>;
 
     /// Takes the context back to its first `len` tokens; a no-op if it has no more. What was appended and not computed
     /// is given up. The logits are gone until something is computed again.

@@ -249,7 +249,7 @@ mod tests {
             ("u", Some("1")),
             ("su", Some("2")),
             ("suau", Some("21")),
-            ("suausu", Some("22")),
+            ("suausu", Some("23")),
             ("uct", Some("11")),
             ("ucttau", Some("121")),
             ("uctu", Some("12")),

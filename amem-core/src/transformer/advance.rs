@@ -37,17 +37,15 @@ pub(super) struct Member<'c, B: Backend> {
 pub(super) fn advance<B: Backend>(graph: &Graph<B>, members: Vec<Member<'_, B>>) -> Vec<Result<Progress>> {
     let mut cache = graph.cache();
     let mut running: Vec<Running<'_, B>> = members.into_iter().map(Running::new).collect();
-    let begun = graph.backend.begin_pass();
-    if begun.is_ok() {
+    let done = graph.begin_pass().and_then(|_scope| {
         for member in &mut running {
             member.choose_alone(graph, &mut cache);
         }
         for member in &mut running {
             member.take_slots(&mut cache);
         }
-    }
-    let done = begun.and_then(|()| pass(graph, &mut cache, &mut running));
-    graph.backend.end_pass();
+        pass(graph, &mut cache, &mut running)
+    });
     if let Err(error) = done {
         // One pass computes for all: none of them knows how far it got.
         let error = std::sync::Arc::new(error);
@@ -256,11 +254,11 @@ impl<'c, B: Backend> Running<'c, B> {
     }
 
     fn finish(self) -> Result<Progress> {
-        let Self { context, work, result, .. } = self;
+        let Self { context, work, result, slots, .. } = self;
         let result = result.unwrap_or(Ok(Progress::Pending));
         match (&result, work) {
             (Ok(Progress::Pending), Some(work)) => context.put_back(work),
-            (Err(_), Some(work)) => context.fail(&work),
+            (Err(_), Some(work)) => context.fail(&work, !slots.is_empty()),
             _ => {}
         }
         result

@@ -150,7 +150,9 @@ impl<B: Backend> PagedContext<B> {
 
     /// Notes what a chunk's rows are worth where they stand now.
     fn note_cached(&mut self, chunk: &KvChunk) {
-        let at_home = self.exact == self.tokens.len() && chunk.prefix() == PrefixId::of(&self.tokens);
+        // A chunk that does not say which model computed it is taken for this model's, but not for exact.
+        let at_home =
+            self.exact == self.tokens.len() && chunk.model().is_some() && chunk.prefix() == PrefixId::of(&self.tokens);
         Arc::make_mut(&mut self.tokens).extend_from_slice(chunk.tokens());
         let (rows, len) = (Arc::make_mut(&mut self.rows), self.tokens.len());
         if at_home && chunk.encoding().is_exact_for(self.graph.dtype) {
@@ -219,12 +221,17 @@ impl<B: Backend> PagedContext<B> {
         self.copy_blocks(cache, &copies)
     }
 
+    /// Takes what is to be computed. Until it comes back by [`put_back`](Self::put_back), [`complete`](Self::complete)
+    /// or [`fail`](Self::fail) the context is unusable: a panic on the way leaves rows in an unknown state.
     pub(super) fn take_work(&mut self) -> Option<Work> {
-        self.work.take()
+        let work = self.work.take();
+        self.usable &= work.is_none();
+        work
     }
 
     pub(super) fn put_back(&mut self, work: Work) {
         self.work = Some(work);
+        self.usable = true;
     }
 
     pub(super) fn add_logits(&mut self, logits: &[f32]) {
@@ -233,6 +240,7 @@ impl<B: Backend> PagedContext<B> {
 
     /// Takes note that all of this was computed.
     pub(super) fn complete(&mut self, work: &Work) -> Usage {
+        self.usable = true;
         let rows = Arc::make_mut(&mut self.rows);
         for &slot in &work.repaired {
             rows[slot as usize] = RowState::Settled;
@@ -253,15 +261,16 @@ impl<B: Backend> PagedContext<B> {
         }
     }
 
-    /// Takes note that computing this failed: the context is as it was before, unless rows that stood already may have
-    /// been written in some layers and not in others.
-    pub(super) fn fail(&mut self, work: &Work) {
+    /// Takes note that computing this failed: the context is as it was before, unless rows that stood already have been
+    /// written since. `begun` says whether the last pass may have written any.
+    pub(super) fn fail(&mut self, work: &Work, begun: bool) {
         let rewrites = |slots: &[u32]| slots.first().is_some_and(|&slot| (slot as usize) < work.before);
-        let begun = match &work.phase {
-            Phase::Choose { .. } => &work.repaired,
-            Phase::Compute { slots, .. } => slots,
+        let written = match &work.phase {
+            Phase::Choose { .. } => &work.repaired[..],
+            Phase::Compute { slots, .. } if begun => slots,
+            Phase::Compute { slots, done } => &slots[..*done],
         };
-        self.usable &= !rewrites(begun);
+        self.usable = !rewrites(written);
         self.truncate(work.before);
     }
 }
@@ -322,11 +331,16 @@ impl<B: Backend> Context for PagedContext<B> {
         self.table.reserve(tokens)
     }
 
+    fn reserve_forks(&mut self, forks: usize, from: usize, tokens: usize) -> Result<()> {
+        self.check_length(tokens)?;
+        self.table.reserve_forks(forks, from, tokens)
+    }
+
     fn release(&mut self) {
         self.table.release();
     }
 
-    fn fork(&self) -> Result<Box<dyn Context>> {
+    fn fork(&mut self) -> Result<Box<dyn Context>> {
         self.check_ready()?;
         Ok(Box::new(Self {
             graph: Arc::clone(&self.graph),

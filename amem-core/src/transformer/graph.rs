@@ -7,6 +7,7 @@ use super::config::Config;
 use super::paged::BlockPool;
 use super::rope::Rope;
 use super::weights::{self, Tensor, Weights};
+use crate::model::STEP_ROWS;
 use crate::{Dtype, KvShape, Result};
 
 /// A product with a weight matrix.
@@ -70,7 +71,39 @@ pub(super) struct Graph<B: Backend> {
     pub(super) lm_head: Option<B::Matrix>,
     /// The KV of all contexts. One pass writes at a time.
     cache: Mutex<B::Cache>,
+    /// A small cache that is used again for memories that are computed, and its blocks.
+    scratch: Mutex<Option<(usize, B::Cache)>>,
     pub(super) pool: Arc<BlockPool>,
+}
+
+/// A pass that has begun.
+pub(super) struct PassScope<'g, B: Backend>(&'g B);
+
+impl<B: Backend> Drop for PassScope<'_, B> {
+    fn drop(&mut self) {
+        self.0.end_pass();
+    }
+}
+
+/// A KV cache for one call.
+pub(super) struct Scratch<'g, B: Backend> {
+    graph: &'g Graph<B>,
+    blocks: usize,
+    pub(super) cache: B::Cache,
+}
+
+/// Slots of a scratch cache that is kept for the next call: room for a batch of memories and what they are computed
+/// behind.
+const KEPT_SCRATCH: usize = 2 * STEP_ROWS;
+
+impl<B: Backend> Scratch<'_, B> {
+    /// Keeps the cache for the next call, unless it is a large one.
+    pub(super) fn keep(self) {
+        let Self { graph, blocks, cache } = self;
+        if blocks * graph.backend.block_tokens() <= KEPT_SCRATCH {
+            *graph.scratch.lock().unwrap_or_else(PoisonError::into_inner) = Some((blocks, cache));
+        }
+    }
 }
 
 impl<B: Backend> Graph<B> {
@@ -122,9 +155,27 @@ impl<B: Backend> Graph<B> {
             final_norm: vector(&weights.norm)?,
             lm_head: weights.lm_head.as_ref().map(|tensor| backend.matrix(tensor)).transpose()?,
             cache: Mutex::new(cache),
+            scratch: Mutex::new(None),
             pool: BlockPool::new(blocks as usize, block_tokens, block_bytes),
             backend,
         })
+    }
+
+    /// Begins a pass. It ends when what is returned is dropped, however that comes about.
+    pub(super) fn begin_pass(&self) -> Result<PassScope<'_, B>> {
+        let scope = PassScope(&self.backend);
+        self.backend.begin_pass()?;
+        Ok(scope)
+    }
+
+    /// A KV cache of at least so many blocks for what outlives no call, and is nobody's.
+    pub(super) fn scratch(&self, blocks: usize) -> Result<Scratch<'_, B>> {
+        let kept = self.scratch.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let (blocks, cache) = match kept.filter(|(held, _)| *held >= blocks) {
+            Some(kept) => kept,
+            None => (blocks, self.backend.cache(&self.shape, self.dtype, blocks)?),
+        };
+        Ok(Scratch { graph: self, blocks, cache })
     }
 
     /// The KV cache, for one pass.

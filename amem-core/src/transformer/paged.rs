@@ -88,6 +88,8 @@ pub(crate) struct BlockTable {
     used: Arc<Vec<Arc<Block>>>,
     /// Blocks that are reserved for what comes.
     spare: VecDeque<Arc<Block>>,
+    /// Blocks that are reserved for each fork.
+    for_forks: Vec<Vec<Arc<Block>>>,
 }
 
 /// A block that is to be copied before it is written.
@@ -99,12 +101,14 @@ pub(crate) struct BlockCopy {
 
 impl BlockTable {
     pub(crate) fn new(pool: Arc<BlockPool>) -> Self {
-        Self { pool, used: Arc::default(), spare: VecDeque::new() }
+        Self { pool, used: Arc::default(), spare: VecDeque::new(), for_forks: Vec::new() }
     }
 
-    /// The same slots in the same blocks. Nothing is reserved for it.
-    pub(crate) fn fork(&self) -> Self {
-        Self { pool: Arc::clone(&self.pool), used: Arc::clone(&self.used), spare: VecDeque::new() }
+    /// The same slots in the same blocks. What is reserved for it is what [`reserve_forks`](Self::reserve_forks) took for
+    /// a fork, or nothing.
+    pub(crate) fn fork(&mut self) -> Self {
+        let spare = self.for_forks.pop().unwrap_or_default().into();
+        Self { pool: Arc::clone(&self.pool), used: Arc::clone(&self.used), spare, for_forks: Vec::new() }
     }
 
     /// The ids of the blocks that hold slots.
@@ -114,7 +118,8 @@ impl BlockTable {
 
     /// Bytes of all blocks, shared and reserved ones included.
     pub(crate) fn bytes(&self) -> u64 {
-        (self.used.len() + self.spare.len()) as u64 * self.pool.block_bytes
+        let for_forks = self.for_forks.iter().map(Vec::len).sum::<usize>();
+        (self.used.len() + self.spare.len() + for_forks) as u64 * self.pool.block_bytes
     }
 
     /// Takes blocks so that `tokens` slots have room, those in use included. Where the table is shared, one block more,
@@ -128,6 +133,23 @@ impl BlockTable {
         Ok(())
     }
 
+    /// Takes blocks for so many forks, each made once `from` slots are in use and growing to `tokens`. Whoever writes to
+    /// the block in which a fork is made needs one of its own, and so does this context.
+    pub(crate) fn reserve_forks(&mut self, forks: usize, from: usize, tokens: usize) -> Result<()> {
+        if forks == 0 {
+            return Ok(());
+        }
+        let whole = from / self.pool.block_tokens;
+        let each = self.pool.blocks_for(tokens).saturating_sub(whole);
+        let own = usize::from(!from.is_multiple_of(self.pool.block_tokens));
+        let mut blocks = self.pool.take(forks * each + own)?;
+        self.spare.extend(blocks.drain(..own));
+        for _ in 0..forks {
+            self.for_forks.push(blocks.split_off(blocks.len() - each));
+        }
+        Ok(())
+    }
+
     fn last_is_shared(&self) -> bool {
         let shared_table = Arc::strong_count(&self.used) > 1;
         self.used.last().is_some_and(|last| shared_table || Arc::strong_count(last) > 1)
@@ -136,6 +158,7 @@ impl BlockTable {
     /// Gives back what is reserved and not used.
     pub(crate) fn release(&mut self) {
         self.spare.clear();
+        self.for_forks.clear();
     }
 
     /// Lets go of the blocks behind the first `tokens` slots. They stay reserved unless they are shared.
@@ -201,6 +224,7 @@ mod tests {
         Write(usize, usize),
         Rewrite(usize, prop::sample::Index),
         Fork(usize),
+        ForkWithRoom(usize, usize),
         Truncate(usize, prop::sample::Index),
         Release(usize),
         Close(usize),
@@ -213,6 +237,7 @@ mod tests {
             (0..6usize, 1..20usize).prop_map(|(at, n)| Operation::Write(at, n)),
             (0..6usize, index()).prop_map(|(at, slot)| Operation::Rewrite(at, slot)),
             (0..6usize).prop_map(Operation::Fork),
+            (0..6usize, 0..12usize).prop_map(|(at, n)| Operation::ForkWithRoom(at, n)),
             (0..6usize, index()).prop_map(|(at, len)| Operation::Truncate(at, len)),
             (0..6usize).prop_map(Operation::Release),
             (0..6usize).prop_map(Operation::Close),
@@ -288,6 +313,19 @@ mod tests {
                         let at = at(index, &contexts.open);
                         let fork = (contexts.open[at].0.fork(), contexts.open[at].1.clone());
                         contexts.open.push(fork);
+                    }
+                    Operation::ForkWithRoom(index, count) => {
+                        let at = at(index, &contexts.open);
+                        let (table, expected) = &mut contexts.open[at];
+                        let len = expected.len();
+                        if table.reserve(len + count).is_ok() && table.reserve_forks(1, len, len + count).is_ok() {
+                            let fork = (table.fork(), expected.clone());
+                            contexts.open.push(fork);
+                            let slots: Vec<u32> = (len as u32..(len + count) as u32).collect();
+                            for at in [at, contexts.open.len() - 1] {
+                                prop_assert!(contexts.write(at, len + count, slots.clone()).is_ok(), "both have room");
+                            }
+                        }
                     }
                     Operation::Truncate(index, len) => {
                         let at = at(index, &contexts.open);

@@ -31,13 +31,15 @@ pub(super) struct Computed {
     width: usize,
 }
 
-/// Computes texts side by side: each sees the chunks of `behind` and itself. Waits for the device once.
+/// Computes texts side by side: each sees the chunks of `behind` and itself. A text that is longer than a run is computed
+/// in several passes, so that activations stay small; the device is waited for once in each.
 pub(super) fn compute<B: Backend>(graph: &Graph<B>, behind: &[&KvChunk], texts: &[Arc<[Token]>]) -> Result<Computed> {
     let start: usize = behind.iter().map(|chunk| chunk.tokens().len()).sum();
     let slots = start + texts.iter().map(|text| text.len()).sum::<usize>();
     // A cache of its own: nothing of it outlives this call, so no context has to make room for it.
     let blocks = slots.div_ceil(graph.backend.block_tokens().max(1));
-    let mut cache = graph.backend.cache(&graph.shape, graph.dtype, blocks)?;
+    let mut scratch = graph.scratch(blocks)?;
+    let cache = &mut scratch.cache;
     let table: Vec<u32> = (0..blocks as u32).collect();
     let mut placements = Vec::new();
     let mut slot = 0;
@@ -45,20 +47,31 @@ pub(super) fn compute<B: Backend>(graph: &Graph<B>, behind: &[&KvChunk], texts: 
         placements.push(Placement { chunk, table: &table, slot, position: slot });
         slot += chunk.tokens().len() as u32;
     }
-    graph.backend.load_kv(&mut cache, &graph.rope, 0..graph.shape.layers, &placements)?;
-    let rows = rows(graph, start as u32, texts);
     let tables: [BlockTable<'_>; 1] = [&table];
-    let mut layers = Vec::new();
-    let mut pass = Pass::start(graph, rows, &tables)?;
-    while pass.layer() + 1 < graph.layers.len() {
-        let (written, kv) = pass.project()?.write_and_keep(&mut cache)?;
-        layers.push(kv);
-        pass = written.finish(&cache)?;
+    let mut computed = Computed { layers: vec![Default::default(); graph.layers.len()], width: graph.shape.row() };
+    {
+        let _scope = graph.begin_pass()?;
+        graph.backend.load_kv(cache, &graph.rope, 0..graph.shape.layers, &placements)?;
     }
-    layers.push(pass.project()?.into_kv());
-    // Everything is queued by now, so the device is waited for once.
-    let read = |kv: &[B::Tensor; 2]| Ok([graph.backend.read(&kv[0])?, graph.backend.read(&kv[1])?]);
-    Ok(Computed { layers: layers.iter().map(read).collect::<Result<_>>()?, width: graph.shape.row() })
+    for run in rows(graph, start as u32, texts).chunks(STEP_ROWS) {
+        let _scope = graph.begin_pass()?;
+        let mut layers = Vec::new();
+        let mut pass = Pass::start(graph, run.to_vec(), &tables)?;
+        while pass.layer() + 1 < graph.layers.len() {
+            let (written, kv) = pass.project()?.write_and_keep(cache)?;
+            layers.push(kv);
+            pass = written.finish(cache)?;
+        }
+        layers.push(pass.project()?.into_kv());
+        // Everything is queued by now, so the device is waited for once.
+        for (whole, kv) in computed.layers.iter_mut().zip(layers) {
+            for (whole, half) in whole.iter_mut().zip(kv) {
+                whole.extend(graph.backend.read(&half)?);
+            }
+        }
+    }
+    scratch.keep();
+    Ok(computed)
 }
 
 /// The rows of texts that stand side by side behind a beginning of `start` tokens.

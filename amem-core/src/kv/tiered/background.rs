@@ -1,6 +1,7 @@
 //! Work that nobody waits for: copying up, writing back. In order, one job at a time, on the `blocking` crate's threads.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_channel::oneshot;
@@ -68,7 +69,10 @@ impl Background {
             let (this, stack) = (Arc::clone(self), Arc::clone(stack));
             let work = move || {
                 while let Some(job) = this.next() {
-                    block_on(stack.run(job));
+                    // A store that panics costs its job, and nobody who waits for another.
+                    if catch_unwind(AssertUnwindSafe(|| block_on(stack.run(job)))).is_err() {
+                        log::error!("a store panicked while chunks were copied between tiers");
+                    }
                 }
             };
             blocking::unblock(work).detach();
@@ -80,7 +84,7 @@ impl Background {
     pub(super) async fn finish(self: &Arc<Self>, stack: &Arc<Stack>) {
         let (sender, receiver) = oneshot::channel();
         drop(self.push(stack, Job::Signal(sender)));
-        // A worker that panicked has dropped the sender: there is nothing to wait for.
+        // Only a process that ends drops the sender.
         let _ = receiver.await;
     }
 

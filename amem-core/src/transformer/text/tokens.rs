@@ -83,18 +83,32 @@ impl Tokens {
 
     /// The tokens of a user's text. None of them is special, except for unknown characters.
     pub(super) fn text(&self, text: &str) -> Result<Vec<Token>> {
+        let spoofed =
+            |ids: &[Token]| ids.iter().filter(|id| Some(**id) != self.unknown).find_map(|id| self.special.get(id));
         let ids = self.ids(&self.plain, text)?;
-        let spoofed = ids.iter().filter(|id| Some(**id) != self.unknown).find_map(|id| self.special.get(id));
-        let Some(special) = spoofed else { return Ok(ids) };
-        // Some models have special tokens in their ordinary vocabulary. A cut through its text makes one unreachable.
-        let middle = special.char_indices().nth(1).map(|(second, _)| second);
-        match middle.zip(text.find(special.as_str())) {
-            Some((middle, start)) => {
-                let (before, after) = text.split_at(start + middle);
-                Ok([self.text(before)?, self.text(after)?].concat())
-            }
-            None => Err(bad_model(FILE, format!("it reads a text as the special token {special}"))),
+        if spoofed(&ids).is_none() {
+            return Ok(ids);
         }
+        // Some models have special tokens in their ordinary vocabulary. A cut through its text makes one unreachable.
+        let mut tokens = Vec::new();
+        let mut start = 0;
+        let cuts = self.special.values().filter_map(|special| Some((special, special.char_indices().nth(1)?.0)));
+        let cuts: Vec<_> = cuts.collect();
+        let mut places: Vec<usize> = cuts
+            .iter()
+            .flat_map(|(special, second)| text.match_indices(special.as_str()).map(move |(at, _)| at + second))
+            .collect();
+        places.sort_unstable();
+        places.push(text.len());
+        for end in places {
+            let ids = self.ids(&self.plain, &text[start..end])?;
+            if let Some(special) = spoofed(&ids) {
+                return Err(bad_model(FILE, format!("it reads a text as the special token {special}")));
+            }
+            tokens.extend(ids);
+            start = end;
+        }
+        Ok(tokens)
     }
 
     /// The tokens of a template's string at the start of a conversation.

@@ -1,0 +1,191 @@
+//! What a server relies on: records with metadata, pages, views of the past, and many callers at once.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+mod common;
+
+use std::sync::Arc;
+
+use amem_core::{
+    Ask, Error, Filter, Generation, Listing, Metadata, NewRecord, Query, RamStore, Recall, Repair, Tier, Tiered,
+    Timestamp,
+};
+use common::{block_on, builder, in_ram, on_disk, world};
+
+fn from(source: &str) -> Metadata {
+    Metadata::from_iter([("source", source)])
+}
+
+fn texts(found: &[amem_core::Recollection]) -> Vec<&str> {
+    found.iter().map(|found| found.record.text.as_str()).collect()
+}
+
+#[test]
+fn a_filter_is_asked_before_the_best_are_taken() {
+    block_on(async {
+        let memory = in_ram();
+        // Twenty notes fit the question better than the one that passes the filter.
+        let better = (0..20).map(|n| NewRecord::new(format!("Alice lives in town {n}.")).metadata(from("chat")));
+        memory.remember_all("me", better).await.unwrap();
+        let wanted = NewRecord::new("Alice lives in Denver, as an old letter of hers to a friend says.");
+        memory.remember("me", wanted.metadata(from("mail"))).await.unwrap();
+        let only_mail = || Recall::new("Where does Alice live?").k(1).filter(Filter::eq("source", "mail"));
+        assert!(texts(&memory.recall("me", only_mail()).await.unwrap())[0].contains("Denver"));
+        let answer = memory.ask("me", Ask::new("Where does Alice live?").recall(only_mail())).await.unwrap();
+        assert_eq!(texts(&answer.recalled).len(), 1);
+        assert!(answer.text.contains("Denver"), "{}", answer.text);
+        let nothing = Recall::new("Where does Alice live?").filter(Filter::eq("source", "nowhere"));
+        assert!(memory.recall("me", nothing).await.unwrap().is_empty());
+    });
+}
+
+#[test]
+fn weak_matches_can_be_left_out() {
+    block_on(async {
+        let memory = in_ram();
+        for text in ["Alice lives in Denver.", "Bob lives near the sea.", "Carl has a cat."] {
+            memory.remember("me", text).await.unwrap();
+        }
+        let all = memory.recall("me", "Where does Alice live?").await.unwrap();
+        assert!(all.len() > 1 && all[0].score > all[1].score);
+        let best = Recall::new("Where does Alice live?").min_score(all[0].score);
+        assert_eq!(memory.recall("me", best).await.unwrap(), all[..1]);
+    });
+}
+
+#[test]
+fn the_past_is_asked_with_the_texts_of_then() {
+    block_on(async {
+        let memory = in_ram();
+        let note = |text: &str| NewRecord::new(text).key("bob's code");
+        let told = note("Bob's locker code is 4817.").created_at(Timestamp(1_000));
+        memory.remember("me", told).await.unwrap();
+        let before = Timestamp(2_000);
+        memory.remember("me", note("Bob's locker code is 2096.")).await.unwrap();
+        let question = "What is Bob's locker code?";
+        assert!(memory.ask("me", question).await.unwrap().text.contains("2096"));
+        let then = || Recall::new(question).as_of(before);
+        assert_eq!(texts(&memory.recall("me", then()).await.unwrap()), ["Bob's locker code is 4817."]);
+        assert!(memory.ask("me", Ask::new(question).recall(then())).await.unwrap().text.contains("4817"));
+    });
+}
+
+#[test]
+fn records_come_in_pages_and_are_counted() {
+    block_on(async {
+        let memory = in_ram();
+        let notes = (0..25).map(|n| NewRecord::new(format!("note {n}")).metadata(from(["chat", "mail"][n % 2])));
+        memory.remember_all("me", notes).await.unwrap();
+        assert_eq!(memory.count("me").await.unwrap(), 25);
+        let listing = || Listing::new(Query::At(Timestamp::now())).limit(5).filter(Filter::eq("source", "chat"));
+        let (mut seen, mut page) = (Vec::new(), memory.page("me", &listing()).await.unwrap());
+        loop {
+            seen.extend(page.records.iter().map(|record| record.text.clone()));
+            let Some(next) = page.next else { break };
+            page = memory.page("me", &listing().after(next)).await.unwrap();
+        }
+        assert_eq!(seen, (0..25).step_by(2).map(|n| format!("note {n}")).collect::<Vec<_>>());
+    });
+}
+
+#[test]
+fn a_deleted_namespace_leaves_no_text_and_no_kv() {
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        let memory = on_disk(dir.path());
+        for owner in ["me", "you"] {
+            let added = memory.remember(owner, "Alice lives in Denver.").await.unwrap().record;
+            memory.update(owner, added.id, "Alice lives in Oslo.").await.unwrap();
+            memory.remember(owner, "Bob's locker code is 4817.").await.unwrap();
+            memory.prefill(owner, |_, _| {}).await.unwrap();
+        }
+        let held = memory.kv().stats().await.chunks;
+        assert_eq!(memory.delete_namespace("me").await.unwrap(), 2);
+        assert_eq!(memory.kv().stats().await.chunks, held - 2, "the KV of what stood is gone");
+        assert_eq!((memory.count("me").await.unwrap(), memory.count("you").await.unwrap()), (0, 2));
+        assert!(memory.recall("me", "Alice").await.unwrap().is_empty());
+        assert!(memory.ask("you", "Where does Alice live?").await.unwrap().text.contains("Oslo"));
+        assert_eq!(memory.delete_namespace("me").await.unwrap(), 0, "there is nothing left");
+        memory.remember("me", "Alice lives in Denver.").await.unwrap();
+        assert!(memory.ask("me", "Where does Alice live?").await.unwrap().text.contains("Denver"));
+    });
+}
+
+#[test]
+fn many_are_forgotten_together_or_not_at_all() {
+    block_on(async {
+        let memory = in_ram();
+        let added =
+            memory.remember_all("me", ["Alice lives in Denver.", "Bob's locker code is 4817.", "Carl has a cat."]);
+        let ids: Vec<_> = added.await.unwrap().iter().map(|added| added.record.id).collect();
+        memory.prefill("me", |_, _| {}).await.unwrap();
+        let held = memory.kv().stats().await.chunks;
+        let unknown = amem_core::RecordId::new();
+        assert!(matches!(
+            memory.forget_many("me", &[ids[0], unknown]).await,
+            Err(Error::UnknownRecord { id, .. }) if id == unknown
+        ));
+        assert_eq!((memory.count("me").await.unwrap(), memory.kv().stats().await.chunks), (3, held));
+        memory.forget_many("me", &ids[..2]).await.unwrap();
+        assert_eq!((memory.count("me").await.unwrap(), memory.kv().stats().await.chunks), (1, held - 2));
+        assert_eq!(memory.get("me", ids[0]).await.unwrap().text, "");
+    });
+}
+
+#[test]
+fn sixty_four_questions_at_once_are_answered_as_each_is_alone() {
+    let owners = 4;
+    let memory = builder().repair(Repair::All).build().unwrap();
+    let alone = builder().repair(Repair::All).build().unwrap();
+    let mut questions = Vec::new();
+    for owner in 0..owners {
+        let (notes, asked) = world(owner, 8);
+        for memory in [&memory, &alone] {
+            block_on(memory.remember_all(format!("owner {owner}"), notes.clone())).unwrap();
+        }
+        questions.extend(asked.into_iter().cycle().take(16).map(|(question, _)| (format!("owner {owner}"), question)));
+    }
+    let ask = |question: &str| Ask::new(question).generation(Generation::default().max_tokens(24));
+    let expected: Vec<_> =
+        questions.iter().map(|(owner, question)| block_on(alone.ask(owner, ask(question))).unwrap()).collect();
+    let before = memory.engine().stats();
+    // No thread for each of them: their streams are begun together, and the engine computes them together.
+    let streams: Vec<_> =
+        questions.iter().map(|(owner, question)| block_on(memory.ask_stream(owner, ask(question))).unwrap()).collect();
+    for ((expected, stream), (owner, question)) in expected.iter().zip(streams).zip(&questions) {
+        let found = block_on(stream.answer()).unwrap();
+        assert_eq!((&found.text, &found.finish), (&expected.text, &expected.finish), "{owner}: {question}");
+    }
+    let after = memory.engine().stats();
+    let (steps, contexts) = (after.steps - before.steps, after.contexts - before.contexts);
+    assert!(contexts > 4 * steps, "{contexts} contexts took {steps} steps");
+}
+
+#[test]
+fn kv_moves_between_ram_and_disk_and_answers_stay() {
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        let (notes, questions) = world(11, 10);
+        let tiered = || async {
+            let amem_store::DataDir { kv, ledger } = amem_store::open(dir.path()).unwrap();
+            // Room for some of the notes: about 12 tokens each, of the demo model's KV.
+            let ram = Tier::new(Arc::new(RamStore::default()), 128 << 10);
+            let stack = Tiered::open(vec![ram, Tier::new(Arc::new(kv), 64 << 20)]).await.unwrap();
+            builder().kv(Arc::new(stack)).ledger(Arc::new(ledger)).build().unwrap()
+        };
+        let plain = in_ram();
+        plain.remember_all("me", notes.clone()).await.unwrap();
+        let memory = tiered().await;
+        memory.remember_all("me", notes).await.unwrap();
+        memory.prefill("me", |_, _| {}).await.unwrap();
+        for (question, _) in questions.iter().take(8) {
+            let found = memory.ask("me", question.as_str()).await.unwrap();
+            assert_eq!(found.text, plain.ask("me", question.as_str()).await.unwrap().text, "{question}");
+            assert_eq!(found.usage.missed, 0, "what left the RAM is on the disk");
+        }
+        memory.kv().sync().await.unwrap();
+        drop(memory);
+        let again = tiered().await;
+        let found = again.ask("me", questions[0].0.as_str()).await.unwrap();
+        assert_eq!(found.usage.missed, 0, "the disk outlives the process");
+    });
+}
