@@ -81,11 +81,15 @@ impl S3Fifo {
         self.stamp += 1;
         self.ghosts.push_back((chunk, self.stamp));
         self.ghost_stamps.insert(chunk, self.stamp);
-        while self.ghosts.len() > self.main.chunks.max(1) {
+        // Places of ghosts that have come back count for nothing: a restored policy does not have them.
+        while self.ghost_stamps.len() > self.main.chunks.max(1) {
             let Some((old, stamp)) = self.ghosts.pop_front() else { break };
             if self.ghost_stamps.get(&old) == Some(&stamp) {
                 self.ghost_stamps.remove(&old);
             }
+        }
+        if self.ghosts.len() > 2 * self.ghost_stamps.len() + 16 {
+            self.ghosts.retain(|(chunk, stamp)| self.ghost_stamps.get(chunk) == Some(stamp));
         }
     }
 }
@@ -165,7 +169,12 @@ impl ResidencyPolicy for S3Fifo {
                 self.enqueue(chunk, bytes.min(1 << 40), uses.min(u64::from(MOST_USES)) as u8, in_main);
             }
         }
-        ghosts.into_iter().for_each(|chunk| self.remember(chunk));
+        // More of them than the main queue has chunks stay until the next one is remembered, as they would have.
+        for chunk in ghosts {
+            self.stamp += 1;
+            self.ghosts.push_back((chunk, self.stamp));
+            self.ghost_stamps.insert(chunk, self.stamp);
+        }
         self.held.keys().copied().collect()
     }
 }
