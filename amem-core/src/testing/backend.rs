@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::reference::Reference;
 use crate::transformer::{
-    AttentionWeights, Backend, Linear, MlpWeights, Placement, Role, Rope, Row, Span, Tensor as WeightTensor,
+    AttentionWeights, Backend, Linear, MlpWeights, Placement, Qkv, Role, Rope, Row, Span, Tensor as WeightTensor,
 };
 use crate::{ChunkId, Dtype, Encoding, Exactness, HostKv, KvChunk, KvShape, PrefixId, Result};
 
@@ -41,13 +41,14 @@ impl Default for Profile {
 /// With a list of all cases that failed.
 pub fn backend<B: Backend>(profile: &Profile, make: impl Fn() -> B) {
     let mut suite = Suite { backend: Arc::new(make()), profile: profile.clone(), failures: Vec::new() };
-    let checks: [(&str, Check<B>); 9] = [
+    let checks: [(&str, Check<B>); 10] = [
         ("weights", Suite::weights_are_read_as_they_are),
         ("rows", Suite::rows_are_gathered_and_joined),
         ("elements", Suite::elements_meet_their_counterparts),
         ("linear", Suite::products_are_those_of_plain_loops),
         ("rotate", Suite::heads_turn_with_their_position),
         ("attention", Suite::attention_is_that_of_plain_loops),
+        ("scores", Suite::scores_may_be_far_from_zero),
         ("fused", Suite::fused_methods_are_what_they_are_made_of),
         ("positions", Suite::only_differences_of_positions_count),
         ("laws", Suite::where_and_beside_what_a_row_stands_changes_nothing),
@@ -293,6 +294,31 @@ impl<B: Backend> Suite<B> {
         Ok(())
     }
 
+    /// Scores whose exponentials no f32 holds. Whatever the weights are, a row gets a mean of the values that it sees.
+    fn scores_may_be_far_from_zero(&mut self) -> Result<()> {
+        let Some(&dtype) = self.profile.caches.first() else { return Ok(()) };
+        for head_dim in self.profile.head_dims.clone() {
+            let shape = KvShape { layers: 1, kv_heads: 2, head_dim };
+            let [keys, values] = [63, 64].map(|seed| Table::noise(seed, 30, shape.row()));
+            let queries = Table::noise(65, 30, shape.row()).scaled(400.0);
+            let rows: Vec<Row> = (0..30).map(|slot| row(0, slot, slot, 0..0, 0)).collect();
+            let backend = Arc::clone(&self.backend);
+            let mut cache = Cached::new(&*backend, shape, dtype, Rope::plain(10_000.0, head_dim))?;
+            let attended = cache.written_and_attended(&rows, [&keys, &values, &queries])?;
+            let tolerance = self.tolerance_of(dtype) as f32;
+            let is_mean = |(index, mean): (usize, &f32)| {
+                let (row, column) = (index / shape.row(), index % shape.row());
+                let seen = || (0..=row).map(|row| values.data[row * shape.row() + column]);
+                let (low, high) = (seen().fold(f32::INFINITY, f32::min), seen().fold(f32::NEG_INFINITY, f32::max));
+                (low - tolerance..=high + tolerance).contains(mean)
+            };
+            if !attended.iter().enumerate().all(is_mean) {
+                self.failures.push(format!("scores far from zero, heads of {head_dim}: what comes of them is no mean"));
+            }
+        }
+        Ok(())
+    }
+
     /// A backend may fuse these. Whatever it does, they come to what the other methods come to.
     fn fused_methods_are_what_they_are_made_of(&mut self) -> Result<()> {
         let head_dim = self.profile.head_dims.last().copied().unwrap_or(2);
@@ -345,6 +371,23 @@ impl<B: Backend> Suite<B> {
             let made = backend.read(&apply(&gated, &mlp.down)?)?;
             let fused = backend.read(&backend.mlp(&x, &mlp)?)?;
 
+            let mut by_one: [Vec<f32>; 4] = Default::default();
+            for (index, row) in rows.iter().enumerate() {
+                let x = backend.gather(&x, &[index])?;
+                let row = [Row { context: 0, ..row.clone() }];
+                let Qkv { queries, keys, values } =
+                    backend.qkv(&x, &w, &backend.plan(&rope, &row, &[&table(backend, 7, 0)])?)?;
+                for (all, one) in by_one.iter_mut().zip([queries, keys, values, backend.mlp(&x, &mlp)?]) {
+                    all.extend(backend.read(&one)?);
+                }
+            }
+            let at_once = [&pairs[0].0, &pairs[1].0, &pairs[2].0, &fused].map(Vec::clone);
+            for (((at_once, by_one), name), of) in
+                at_once.iter().zip(&by_one).zip(["queries", "keys", "values", ""]).zip(["qkv", "qkv", "qkv", "mlp"])
+            {
+                self.same(format!("{name} of {of} of {} rows at once and one by one", rows.len()), at_once, by_one);
+            }
+
             let tolerance = self.profile.tolerance;
             for ((fused, made), name) in pairs.into_iter().zip(["queries", "keys", "values"]) {
                 self.close(tolerance, format!("{name} of qkv"), &fused, &made);
@@ -357,6 +400,14 @@ impl<B: Backend> Suite<B> {
             let normed = b.add_rms_norm(&mut sum, &y.on(b)?, &weight.vector(b)?, 1e-5)?;
             Ok::<_, crate::Error>([b.read(&sum)?, b.read(&normed)?].concat())
         });
+        let backend = Arc::clone(&self.backend);
+        let normed = |x: &Table, y: &Table| {
+            let weight = weight.vector(&*backend)?;
+            backend.read(&backend.add_rms_norm(&mut x.on(&*backend)?, &y.on(&*backend)?, &weight, 1e-5)?)
+        };
+        let by_one = (0..rows.len()).map(|row| normed(&x.gather(&[row]), &y.gather(&[row])));
+        let by_one = by_one.collect::<Result<Vec<_>>>()?.concat();
+        self.same(format!("add_rms_norm of {} rows at once and one by one", rows.len()), &normed(&x, &y)?, &by_one);
         Ok(())
     }
 
@@ -409,6 +460,18 @@ impl<B: Backend> Suite<B> {
         let backend = Arc::clone(&self.backend);
         let mut cache = Cached::new(&*backend, shape, dtype, rope)?;
         let together = cache.written_and_attended(&packed, [&keys, &values, &queries])?;
+        let own = count - 1..count;
+        let [moved, asked] = [Table::noise(43, count, shape.row()), queries.clone()];
+        let [mass, distances] = cache.measured(&packed, own.clone(), [&moved, &asked])?;
+        let [moved, asked] = [moved, asked].map(|table| table.gather(&own.clone().collect::<Vec<_>>()));
+        let [mass_alone, distances_alone] = cache.measured(&packed[own.clone()], 0..own.len(), [&moved, &asked])?;
+        self.same(format!("attention mass of rows in a pass of many and of their own, {case}"), &mass, &mass_alone);
+        let distances = &distances[own];
+        self.same(
+            format!("key distance of rows in a pass of many and of their own, {case}"),
+            distances,
+            &distances_alone,
+        );
 
         // Each text in a context of its own, whose beginning is loaded, beside others in the same cache.
         let width = group * shape.row();
@@ -528,6 +591,18 @@ impl<'b, B: Backend> Cached<'b, B> {
         self.attended(rows, queries)
     }
 
+    /// The attention that some of these rows pay to all slots, and how far all of their keys are from those in the cache.
+    fn measured(&self, rows: &[Row], asked: Range<usize>, numbers: [&Table; 2]) -> Result<[Vec<f32>; 2]> {
+        let [keys, queries] = numbers;
+        let (backend, plan) = (self.backend, self.plan(rows)?);
+        let mut mass = backend.upload(SLOTS, &[0.0; SLOTS])?;
+        let mut queries = queries.on(backend)?;
+        backend.rotate(&mut queries, &plan)?;
+        backend.attention_mass(&self.cache, 0, &plan, asked, &queries, &mut mass)?;
+        let distances = backend.key_distance(&self.cache, 0, &plan, &keys.on(backend)?)?;
+        Ok([backend.read(&mass)?, backend.read(&distances)?])
+    }
+
     /// What the rows attend to in the fourth context after all of their own blocks were copied there. The copy is then
     /// written over.
     fn attended_in_a_copy(&mut self, context: usize, rows: &[Row], queries: &Table) -> Result<Vec<f32>> {
@@ -563,15 +638,31 @@ fn attention<B: Backend>(backend: &B, shape: KvShape, dtype: Dtype, group: usize
         (1, 299, 20, 299, Encoding::Int8),
         (0, 12, 3, 12, Encoding::Plain(Dtype::F16)),
     ];
+    let mut of_first = Vec::new();
     for (context, slot, tokens, position, encoding) in chunks {
-        let layers = [0, 1].map(|layer| {
-            let seed = u64::from(slot) + 10 * layer;
-            [Table::noise(20 + seed, tokens, shape.row()), Table::noise(21 + seed, tokens, shape.row())]
-        });
-        let chunk = chunk(shape, encoding, &layers)?;
-        // Layer by layer, and the second first.
-        cached.load(context, 1..2, &chunk, slot, position)?;
-        cached.load(context, 0..1, &chunk, slot, position)?;
+        let of_layers = |other: u64| {
+            let layers = [0, 1].map(|layer| {
+                let seed = u64::from(slot) + 10 * layer + 1000 * other;
+                [Table::noise(20 + seed, tokens, shape.row()), Table::noise(21 + seed, tokens, shape.row())]
+            });
+            chunk(shape, encoding, &layers)
+        };
+        // The second layer of one chunk, then the first layer of another: neither touches the other layer.
+        cached.load(context, 1..2, &of_layers(0)?, slot, position)?;
+        of_first.push((context, of_layers(1)?, slot, position));
+    }
+    // Several at once, as long as they share no slot.
+    for chunks in [&of_first[..3], &of_first[3..]] {
+        let placements: Vec<Placement<'_>> = chunks
+            .iter()
+            .map(|(context, chunk, slot, position)| Placement {
+                chunk,
+                table: &cached.tables[*context],
+                slot: *slot,
+                position: *position,
+            })
+            .collect();
+        backend.load_kv(&mut cached.cache, &cached.rope, 0..1, &placements)?;
     }
     let rows = [
         row(0, 38, 38, 0..0, 0),
@@ -585,10 +676,11 @@ fn attention<B: Backend>(backend: &B, shape: KvShape, dtype: Dtype, group: usize
     ];
     let plan = cached.plan(&rows)?;
     let mut all = Vec::new();
+    let queries_of = |layer: usize| Table::noise(102 + 10 * layer as u64, rows.len(), group * shape.row()).on(backend);
     for layer in [1, 0] {
         let seed = 100 + 10 * layer as u64;
         let [keys, values] = [0, 1].map(|half| Table::noise(seed + half, rows.len(), shape.row()));
-        let queries = Table::noise(seed + 2, rows.len(), group * shape.row()).on(backend)?;
+        let queries = queries_of(layer)?;
         let standing = cached.plan(&rows[5..6])?;
         let own = keys.gather(&[5]).on(backend)?;
         all.extend(backend.read(&backend.key_distance(&cached.cache, layer, &standing, &own)?)?);
@@ -603,6 +695,23 @@ fn attention<B: Backend>(backend: &B, shape: KvShape, dtype: Dtype, group: usize
             backend.attention_mass(&cached.cache, layer, &plan, rows, &queries, &mut mass)?;
             all.extend(backend.read(&mass)?);
         }
+    }
+    // The second layer is as it was before the first was written, and so is a copy of both.
+    for (from, to) in cached.tables[0]
+        .clone()
+        .into_iter()
+        .zip(cached.tables[2].clone())
+        .take(43usize.div_ceil(backend.block_tokens()))
+    {
+        backend.copy_block(&mut cached.cache, from, to)?;
+    }
+    let copied: Vec<Row> = rows[..6].iter().map(|row| Row { context: 2, ..row.clone() }).collect();
+    let copied = cached.plan(&copied)?;
+    for layer in [1, 0] {
+        let queries = queries_of(layer)?;
+        all.extend(backend.read(&backend.attend(&cached.cache, layer, &plan, &queries)?)?);
+        let of_copied = backend.gather(&queries, &[0, 1, 2, 3, 4, 5])?;
+        all.extend(backend.read(&backend.attend(&cached.cache, layer, &copied, &of_copied)?)?);
     }
     Ok(all)
 }

@@ -1,6 +1,7 @@
 //! What every [`KvStore`] promises.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_lite::future::block_on;
 
@@ -40,8 +41,8 @@ async fn an_empty_store_has_nothing(store: &impl KvStore) {
 
 async fn what_was_put_comes_back_whole(store: &impl KvStore) {
     // One token and many; each kind of number; KV of an odd length, of a page, and of several blocks.
-    let kinds = [Dtype::F32, Dtype::F16, Dtype::Bf16];
-    let chunks: Vec<_> = kinds.into_iter().zip([1, 32, 2000]).map(|(dtype, tokens)| chunk(7, tokens, dtype)).collect();
+    let kinds = [Dtype::F32, Dtype::F16, Dtype::Bf16].map(Encoding::Plain).into_iter().chain([Encoding::Int8]);
+    let chunks: Vec<_> = kinds.zip([1, 32, 2000, 9]).map(|(encoding, tokens)| encoded(7, tokens, encoding)).collect();
     store.put(&chunks).await.expect("an empty store takes chunks");
     store.put(&[measured(&chunk(9, 5, Dtype::F16))]).await.expect("it takes a chunk with a sensitivity");
     for chunk in chunks.iter().chain([&measured(&chunk(9, 5, Dtype::F16))]) {
@@ -58,6 +59,10 @@ async fn a_held_chunk_is_left_as_it_is(store: &impl KvStore) {
     store.put(std::slice::from_ref(&chunk)).await.expect("a chunk may be put twice");
     assert_same(&found(store, &chunk).await, &chunk);
     assert_eq!(store.stats().await.chunks, 1, "a chunk that is put several times is one chunk");
+    let other_kv = with_other_kv(&chunk);
+    store.put(&[other_kv]).await.expect("a chunk may be put with other KV");
+    let found = found(store, &chunk).await;
+    assert!(found.to_bytes().unwrap() == chunk.to_bytes().unwrap(), "a held chunk is left as it is, KV and all");
 }
 
 async fn a_sensitivity_is_taken_in_and_kept(store: &impl KvStore) {
@@ -66,6 +71,9 @@ async fn a_sensitivity_is_taken_in_and_kept(store: &impl KvStore) {
     store.put(&[measured(&bare)]).await.expect("a chunk may be put again with its sensitivity");
     assert!(found(store, &bare).await.sensitivity().is_some(), "a put brings a sensitivity that the held one lacks");
     store.put(std::slice::from_ref(&bare)).await.unwrap();
+    assert_same(&found(store, &bare).await, &measured(&bare));
+    let otherwise = bare.clone().with_sensitivity(vec![9.0; 4].into()).unwrap();
+    store.put(&[otherwise]).await.expect("a chunk may be put with another sensitivity");
     assert_same(&found(store, &bare).await, &measured(&bare));
     assert_eq!(store.stats().await.chunks, 1, "a chunk that gets a sensitivity is still one chunk");
 }
@@ -82,6 +90,8 @@ async fn what_was_deleted_is_gone_and_can_be_put_again(store: &impl KvStore) {
     store.delete(&[a.id()]).await.expect("deleting again is no error");
     store.put(std::slice::from_ref(&a)).await.expect("a deleted chunk can be put again");
     assert_same(&found(store, &a).await, &a);
+    store.put(std::slice::from_ref(&c)).await.expect("a deleted chunk can be put again");
+    assert_same(&found(store, &c).await, &c);
 }
 
 async fn many_are_asked_for_at_once_in_their_order(store: &impl KvStore) {
@@ -113,6 +123,8 @@ async fn it_lists_what_it_holds_in_pages(store: &impl KvStore) {
     let (mut paged, mut after) = (Vec::new(), None);
     loop {
         let page = store.page(after, 3).await.expect("page works");
+        assert!(page.len() <= 3, "a page has no more than was asked for");
+        assert!(paged.len() <= chunks.len(), "pages end");
         paged.extend(page.iter().map(|held| held.id));
         after = paged.last().copied();
         if page.len() < 3 {
@@ -165,6 +177,17 @@ async fn it_counts_what_it_holds_and_sees(store: &impl KvStore) {
     let after = store.stats().await;
     assert_eq!((after.hits - before.hits, after.misses - before.misses), (1, 1), "a get is a hit or a miss");
     assert_eq!(after.damaged, 0, "nothing is damaged");
+    let three = [a.id(), chunk(3, 1, Dtype::F16).id(), b.id()];
+    store.contains_many(&three).await;
+    store.prefetch(&three);
+    store.page(None, 10).await.expect("page works");
+    let unchanged = store.stats().await;
+    let counted = (unchanged.hits - after.hits, unchanged.misses - after.misses);
+    assert_eq!(counted, (0, 0), "only a get is a hit or a miss");
+    store.get_many(&three).await.expect("get_many works");
+    let many = store.stats().await;
+    let counted = (many.hits - unchanged.hits, many.misses - unchanged.misses);
+    assert_eq!(counted, (2, 1), "each chunk of a get_many is a hit or a miss");
     store.delete(&[a.id(), b.id()]).await.unwrap();
     assert_eq!(store.stats().await.chunks, 0, "stats count the chunks held");
     assert!(store.stats().await.bytes < before.bytes, "deleting gives space back");
@@ -175,6 +198,9 @@ async fn hints_change_nothing(store: &impl KvStore) {
     store.note(&[(chunk.id(), 1.0), (chunk.id(), f32::NAN), (chunk.id(), -1.0)]);
     store.put(std::slice::from_ref(&chunk)).await.unwrap();
     store.note(&[(chunk.id(), 0.0)]);
+    for (tokens, time) in [(0, Duration::ZERO), (10, Duration::from_secs(100)), (usize::MAX, Duration::MAX)] {
+        store.note_prefill(tokens, time);
+    }
     assert_same(&found(store, &chunk).await, &chunk);
 }
 
@@ -208,6 +234,7 @@ async fn found(store: &impl KvStore, chunk: &KvChunk) -> KvChunk {
 fn assert_same(found: &KvChunk, put: &KvChunk) {
     assert_eq!(found.id(), put.id(), "a chunk comes back under its id");
     assert_eq!(found.prefix(), put.prefix(), "a chunk comes back with its prefix");
+    assert_eq!(found.model(), put.model(), "a chunk comes back with the model that computed it");
     assert_eq!(found.shape(), put.shape(), "a chunk comes back in its shape");
     assert_eq!(found.tokens(), put.tokens(), "a chunk comes back with its tokens");
     assert_eq!(found.sensitivity(), put.sensitivity(), "a chunk comes back with its sensitivity");
@@ -216,14 +243,25 @@ fn assert_same(found: &KvChunk, put: &KvChunk) {
 
 /// A chunk of made-up KV that is different for each `seed` and number of tokens.
 fn chunk(seed: u32, tokens: usize, dtype: Dtype) -> KvChunk {
-    let (shape, encoding) = (KvShape { layers: 3, kv_heads: 2, head_dim: 5 }, Encoding::Plain(dtype));
+    encoded(seed, tokens, Encoding::Plain(dtype))
+}
+
+fn encoded(seed: u32, tokens: usize, encoding: Encoding) -> KvChunk {
+    let (shape, model) = (KvShape { layers: 3, kv_heads: 2, head_dim: 5 }, Fingerprint([1; 32]));
     let tokens: Arc<[u32]> = (0..tokens as u32).map(|i| seed.wrapping_mul(7919).wrapping_add(i)).collect();
     let prefix = PrefixId::of(&[seed]);
-    let id = ChunkId::of(&Fingerprint([1; 32]), &prefix, "conformance", &tokens);
+    let id = ChunkId::of(&model, &prefix, "conformance", &tokens);
     let noise = (0..encoding.bytes(&shape, tokens.len()) as u64)
         .map(|i| (i + u64::from(seed)).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     let data: Vec<u8> = noise.map(|noise| (noise >> 56) as u8).collect();
-    KvChunk::new(id, prefix, shape, tokens, Arc::new(HostKv::new(encoding, shape.layers, data))).unwrap()
+    let data = Arc::new(HostKv::new(encoding, shape.layers, data));
+    KvChunk::new(id, prefix, shape, tokens, data).unwrap().with_model(model)
+}
+
+/// The same chunk, with every byte of its KV turned around.
+fn with_other_kv(chunk: &KvChunk) -> KvChunk {
+    let bytes = chunk.to_bytes().unwrap().into_iter().map(|byte| !byte).collect();
+    chunk.clone().with_data(Arc::new(HostKv::new(chunk.encoding(), chunk.shape().layers, bytes))).unwrap()
 }
 
 fn measured(chunk: &KvChunk) -> KvChunk {

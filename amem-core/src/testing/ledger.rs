@@ -34,8 +34,8 @@ pub fn ledger<L: Ledger>(make: impl Fn() -> L) {
         records_are_counted(&make()).await;
         metadata_and_moments_are_kept_and_bounded(&make()).await;
         many_are_forgotten_all_or_none(&make()).await;
-        a_deleted_namespace_is_gone_and_can_be_filled_again(&make()).await;
         namespaces_share_nothing(&make()).await;
+        a_deleted_namespace_is_gone_and_can_be_filled_again(&make()).await;
     });
     many_threads_may_add_at_once(&make());
 }
@@ -179,12 +179,20 @@ async fn an_update_that_cannot_be_changes_nothing(ledger: &impl Ledger) {
     let refused = matches!(same, Err(Error::SameText { existing }) if existing == milk.id);
     assert!(refused, "two active records must not say the same");
     assert_eq!(ledger.get(&ours(), tea.id, later(1)).await.unwrap(), tea, "a failed update changes nothing");
-    assert_eq!(ledger.changes(&ours(), revision, later(1)).await.unwrap().records, [], "a failed update is no change");
+    let changes = ledger.changes(&ours(), revision, later(1)).await.unwrap();
+    assert_eq!(changes, none(revision), "a failed update is no change");
     let own = ledger.update(&ours(), tea.id, "tea", later(1)).await;
     assert_eq!(own.expect("a record may be given the text that it has"), tea, "which changes nothing");
-    assert_eq!(ledger.changes(&ours(), revision, later(1)).await.unwrap().records, [], "the same text is no change");
+    let changes = ledger.changes(&ours(), revision, later(1)).await.unwrap();
+    assert_eq!(changes, none(revision), "the same text is no change");
     add(ledger, keyed("drink", "coffee"), T0).await;
     ledger.update(&ours(), tea.id, "coffee", later(2)).await.expect("a record with a key is no match for one without");
+    add(ledger, NewRecord::new("cocoa").expires_at(later(3)), T0).await;
+    ledger.forget(&ours(), milk.id, later(2)).await.unwrap();
+    for free in ["cocoa", "milk", "tea"] {
+        let updated = ledger.update(&ours(), tea.id, free, later(3)).await;
+        assert_eq!(updated.expect("a record may be given a text that no active record says").text, free);
+    }
 }
 
 async fn a_forgotten_record_has_nothing_left(ledger: &impl Ledger) {
@@ -262,6 +270,7 @@ async fn changes_are_named_once(ledger: &impl Ledger) {
     let Changes { records: changed, revision: second, .. } = ledger.changes(&ours(), first, later(1)).await.unwrap();
     let ids: BTreeSet<_> = changed.iter().map(|record| record.id).collect();
     assert_eq!(ids, BTreeSet::from([a.id, b.id, c.id]), "what was added, updated or superseded has changed");
+    assert_eq!(changed.len(), ids.len(), "changes name records, each of them once");
     assert!(second > first, "every change has a later revision");
     let told = changed.iter().find(|record| record.id == b.id).unwrap().state;
     assert_eq!(told, State::Superseded { by: c.id, at: later(1) }, "records are told as they are now");
@@ -308,6 +317,13 @@ async fn a_chunk_that_another_active_record_has_is_spared(ledger: &impl Ledger) 
     assert!(pending(ledger).await.is_empty(), "a chunk that another active record links stays");
     ledger.forget(&ours(), b, later(2)).await.unwrap();
     assert_eq!(pending(ledger).await, [chunk(1)].into(), "until that one is forgotten too");
+    ledger.confirm_deleted(&[chunk(1)]).await.unwrap();
+    let [a, b] = [add(ledger, "y", T0).await.record.id, add(ledger, keyed("l", "y"), T0).await.record.id];
+    ledger.link(&ours(), &[(a, chunk(2)), (b, chunk(2))]).await.unwrap();
+    ledger.update(&ours(), a, "z", later(3)).await.unwrap();
+    assert!(pending(ledger).await.is_empty(), "an update spares a chunk that another active record links");
+    ledger.update(&ours(), b, "z", later(4)).await.unwrap();
+    assert_eq!(pending(ledger).await, [chunk(2)].into(), "until that one has another text too");
 }
 
 fn said(records: &[Record]) -> Vec<&str> {
@@ -340,6 +356,12 @@ async fn pages_follow_one_another(ledger: &impl Ledger) {
     assert!(is_unknown(unknown), "a page cannot begin behind an unknown record");
     let none = ledger.page(&ours(), &Listing::new(Query::All).limit(0)).await;
     assert!(matches!(none, Err(Error::BadValue { .. })), "a page of nothing is refused");
+    let more: Vec<NewRecord> = (0..Listing::MAX_LIMIT).map(|n| NewRecord::new(format!("further note {n}"))).collect();
+    ledger.add(&ours(), &more, T0).await.unwrap();
+    let page = ledger.page(&ours(), &Listing::new(Query::All).limit(usize::MAX)).await.unwrap();
+    assert_eq!(page.records.len(), Listing::MAX_LIMIT, "a page has no more records than any page may have");
+    assert_eq!(page.next, page.records.last().map(|record| record.id), "and says that there are more");
+    assert_eq!(self::texts(ledger, Query::All).await.len(), Listing::MAX_LIMIT + 7, "list has those of all pages");
 }
 
 async fn a_filter_is_asked_before_the_page_is_full(ledger: &impl Ledger) {
@@ -449,10 +471,12 @@ async fn a_deleted_namespace_is_gone_and_can_be_filled_again(ledger: &impl Ledge
 }
 
 async fn namespaces_share_nothing(ledger: &impl Ledger) {
-    let theirs = Namespace::new("theirs").unwrap();
-    let record = add(ledger, keyed("k", "text"), T0).await.record;
+    // Not in the order of their names.
+    let theirs = Namespace::new("their own").unwrap();
     let other = ledger.add(&theirs, &[keyed("k", "text")], T0).await.unwrap().remove(0);
-    assert_eq!(other.outcome, Outcome::New, "another namespace's record is neither a duplicate nor superseded");
+    let added = add(ledger, keyed("k", "text"), T0).await;
+    assert_eq!(added.outcome, Outcome::New, "another namespace's record is neither a duplicate nor superseded");
+    let record = added.record;
     let both = [ours(), theirs.clone()];
     assert_eq!(ledger.namespaces().await.unwrap(), both, "namespaces are listed in order of their names");
     let id = record.id;
@@ -465,6 +489,9 @@ async fn namespaces_share_nothing(ledger: &impl Ledger) {
     assert_eq!(ledger.list(&theirs, Query::All).await.unwrap(), theirs_only, "list knows its namespace only");
     let Changes { records: changed, .. } = ledger.changes(&theirs, Revision(0), T0).await.unwrap();
     assert_eq!(changed, theirs_only, "changes knows its namespace only");
+    assert_eq!(ledger.count(&theirs, T0).await.unwrap(), 1, "count knows its namespace only");
+    let behind = ledger.page(&theirs, &Listing::new(Query::All).after(id)).await;
+    assert!(is_unknown(behind), "page knows its namespace only");
     ledger.forget(&ours(), id, T0).await.unwrap();
     assert_eq!(ledger.namespaces().await.unwrap(), both, "a forgotten record is still a record");
 }

@@ -1,10 +1,11 @@
 //! What every [`Model`] promises.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use crate::{
-    AppendOptions, Budget, Context, Encoding, Error, Exactness, Fingerprint, HostKv, KvChunk, Model, Piece, PrefixId,
-    Progress, Repair, Result, Step, Token, Usage,
+    AppendOptions, Budget, Context, Encoding, Error, Exactness, Fingerprint, HostKv, KvChunk, KvData, Model, Piece,
+    PrefixId, Progress, Repair, Result, Step, Token, Usage,
 };
 
 /// Checks a model against the promises of [`Model`] and [`Context`]. `make` gives one each time it is called; it must
@@ -20,6 +21,7 @@ pub fn model<M: Model>(make: impl Fn() -> M) {
     ids_are_stable_and_namespaces_share_none(model, &make());
     a_chunk_is_the_same_alone_and_among_others(model);
     texts_that_no_context_can_hold_are_refused(model);
+    no_context_holds_more_than_the_model_says(model);
     an_empty_context_has_nothing(model);
     tokens_stand_in_the_order_of_their_pieces(model);
     logits_are_those_after_a_fresh_last_piece(model);
@@ -84,6 +86,16 @@ fn blend(model: &impl Model, pieces: &[Piece], repair: &Repair) -> (Box<dyn Cont
     model.blend(pieces, repair).expect("pieces are blended")
 }
 
+/// Computes all that was appended, so many rows at a time.
+fn compute(model: &impl Model, context: &mut dyn Context, max_rows: usize) {
+    for _ in 0..=2 * model.info().context {
+        if let Progress::Done(_) = model.advance(&mut [Step { context, max_rows }]).remove(0).expect("it is computed") {
+            return;
+        }
+    }
+    panic!("computing ends");
+}
+
 /// The logits after the same tokens, computed with nothing at hand.
 fn cold(model: &impl Model, pieces: &[Piece]) -> Vec<f32> {
     let tokens: Vec<Token> = pieces.iter().flat_map(|piece| piece.tokens()).copied().collect();
@@ -146,6 +158,15 @@ fn texts_that_no_context_can_hold_are_refused(model: &impl Model) {
     assert!(matches!(error, Err(Error::TooLong { .. })), "one token more is refused");
     let unknown = with([model.info().vocabulary as Token].into());
     assert!(matches!(unknown, Err(Error::BadValue { .. })), "a token that is not in the vocabulary is refused");
+}
+
+fn no_context_holds_more_than_the_model_says(model: &impl Model) {
+    let most = model.info().context;
+    let opened = model.open(most + 1).map(drop);
+    assert!(matches!(opened, Err(Error::TooLong { .. })), "no context is opened for more than one may hold");
+    let mut context = model.open(0).expect("a context is opened");
+    let reserved = context.reserve(most + 1);
+    assert!(matches!(reserved, Err(Error::TooLong { .. })), "no room is reserved for more than a context may hold");
 }
 
 fn an_empty_context_has_nothing(model: &impl Model) {
@@ -251,6 +272,8 @@ fn a_refused_call_changes_nothing(model: &impl Model) {
     assert!(matches!(error, Err(Error::BadValue { .. })), "a repair without sense is refused");
     let error = refused(&[chunk(), of_another_shape(&chunks[0])], &Repair::None);
     assert!(matches!(error, Err(Error::WrongKv { .. })), "a chunk of another shape is refused");
+    let error = refused(&[chunk(), damaged(&chunks[2])], &Repair::None);
+    assert!(matches!(error, Err(Error::DamagedKv { .. })), "a chunk that cannot be read is refused");
     assert_eq!(context.tokens(), untouched.tokens(), "a refused call adds no tokens");
     assert_same(model, context.logits(), untouched.logits(), "a refused call leaves the logits");
     for context in [&mut context, &mut untouched] {
@@ -265,6 +288,30 @@ fn of_another_shape(chunk: &KvChunk) -> Piece {
     let bytes = vec![0u8; chunk.encoding().bytes(&shape, chunk.tokens().len())];
     let data = Arc::new(HostKv::new(chunk.encoding(), shape.layers, bytes));
     Piece::Cached(KvChunk::new(chunk.id(), chunk.prefix(), shape, Arc::clone(chunk.tokens()), data).unwrap())
+}
+
+/// KV whose last layer cannot be read.
+struct Damaged(KvChunk);
+
+impl KvData for Damaged {
+    fn encoding(&self) -> Encoding {
+        self.0.encoding()
+    }
+
+    fn size(&self) -> usize {
+        self.0.size()
+    }
+
+    fn layer(&self, layer: usize) -> Result<Cow<'_, [u8]>> {
+        if layer + 1 == self.0.shape().layers {
+            return Err(Error::DamagedKv { chunk: self.0.id(), reason: "a test says so".to_owned() });
+        }
+        self.0.data().layer(layer)
+    }
+}
+
+fn damaged(chunk: &KvChunk) -> Piece {
+    Piece::Cached(chunk.clone().with_data(Arc::new(Damaged(chunk.clone()))).unwrap())
 }
 
 /// Contexts that begin and end at different times, with different repairs, in one pass after the other.
@@ -286,6 +333,7 @@ fn contexts_in_one_pass_are_as_alone(model: &impl Model) {
         let mut contexts: Vec<Box<dyn Context>> = prompts.iter().map(|_| model.open(0).unwrap()).collect();
         let mut usages: Vec<Option<Usage>> = vec![None; prompts.len()];
         let mut begun = 0;
+        let mut passes = 0;
         while usages.iter().any(Option::is_none) {
             if let Some((pieces, repair)) = prompts.get(begun) {
                 contexts[begun].append(pieces, &AppendOptions::new(repair.clone())).expect("pieces are appended");
@@ -297,6 +345,8 @@ fn contexts_in_one_pass_are_as_alone(model: &impl Model) {
             assert!(steps.iter().all(|step| step.context.pending() > 0), "what is not computed is pending");
             let results = model.advance(&mut steps);
             assert_eq!(results.len(), steps.len(), "each step has a result");
+            passes += 1;
+            assert!(passes <= prompts.len() + 2 * model.info().context, "computing ends");
             let running: Vec<usize> = (0..begun).filter(|&index| usages[index].is_none()).collect();
             for (index, result) in running.into_iter().zip(results) {
                 if let Progress::Done(usage) = result.expect("a pass is computed") {
@@ -337,6 +387,10 @@ fn a_fork_shares_what_stood_and_goes_its_own_way(model: &impl Model) {
     model.extend(&mut *second, &one, &Repair::None).unwrap();
     model.extend(&mut *fork, &one, &Repair::None).unwrap();
     assert_same(model, fork.logits(), second.logits(), "forks of the same context go the same way");
+    let (mut straight, _) = blend(model, &pieces, &Repair::None);
+    model.extend(&mut *straight, &other, &Repair::All).unwrap();
+    model.extend(&mut *straight, &one, &Repair::None).unwrap();
+    assert_same(model, fork.logits(), straight.logits(), "a fork knows nothing of what it was forked from");
 }
 
 fn what_is_not_computed_can_be_given_up(model: &impl Model) {
@@ -354,6 +408,7 @@ fn what_is_not_computed_can_be_given_up(model: &impl Model) {
     );
     context.truncate(len + 5);
     assert_eq!((context.tokens().len(), context.pending()), (len, 0), "nothing stays of what was not computed");
+    assert!(context.logits().is_empty(), "what was given up has no logits, nor has what stood before it");
     context.reserve(len + 8).expect("there is room for some tokens");
     context.release();
     assert!(context.bytes() > 0 && context.is_usable(), "a context that holds tokens holds memory, and can go on");
@@ -369,11 +424,19 @@ fn logits_of_several_rows_are_those_of_each(model: &impl Model) {
     let tokens = text(4, 12);
     let mut context = model.open(0).unwrap();
     context.append(&[fresh(&tokens)], &AppendOptions::new(Repair::None).logits(5)).unwrap();
-    while !matches!(model.advance(&mut [Step { context: &mut *context, max_rows: 3 }]).remove(0), Ok(Progress::Done(_)))
-    {
-    }
+    compute(model, &mut *context, 3);
     let expected: Vec<f32> = (8..=12).flat_map(|len| cold(model, &[fresh(&tokens[..len])])).collect();
     assert_same(model, context.logits(), &expected, "the logits of the last five rows are those of five prompts");
+    let logits = |pieces: &[Piece], rows: usize| {
+        let mut context = model.open(0).unwrap();
+        context.append(pieces, &AppendOptions::new(Repair::None).logits(rows)).unwrap();
+        compute(model, &mut *context, 1000);
+        context.logits().to_vec()
+    };
+    assert!(logits(&[fresh(&tokens)], 0).is_empty(), "there are no logits where none are asked for");
+    let of_two = logits(&[fresh(&tokens[..10]), fresh(&tokens[10..])], 5);
+    assert_eq!(of_two.len(), 2 * model.info().vocabulary, "there are no more logits than the last piece has tokens");
+    assert_same(model, &of_two, &expected[3 * model.info().vocabulary..], "and they are those of its tokens");
 }
 
 fn a_chunk_of_another_model_is_refused(model: &impl Model) {

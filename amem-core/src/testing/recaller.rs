@@ -123,6 +123,10 @@ fn a_record_that_is_not_active_is_not_found(recaller: &dyn Recaller) {
     for (record, state) in records.iter().zip(states) {
         block_on(recaller.index(&[Record { state, ..record.clone() }])).expect("index");
         assert!(!finds(recaller, &record.text, record.id), "a record that is {} is found", state.name());
+        let unknown = RecordId::from_bytes([9; 16]);
+        block_on(recaller.index(&[Record { id: unknown, state, ..record.clone() }])).expect("index");
+        let found = finds(recaller, &record.text, unknown);
+        assert!(!found, "a record that is {} and was not indexed before is found", state.name());
     }
 }
 

@@ -1,0 +1,514 @@
+use std::ops::Range;
+
+use amem_core::testing::{self, Profile, Reference};
+use amem_core::transformer::{
+    AttentionWeights, Backend, BlockTable, MlpWeights, Numerics, Placement, Qkv, Rope, Row, Tensor,
+};
+use amem_core::{Dtype, KvShape, Result, Token};
+
+use super::each_is_caught;
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fault {
+    TakesTooFewBytes,
+    TakesTooManyBytes,
+    EmbedsTheNextToken,
+    GathersInOrder,
+    JoinsTheWrongWayRound,
+    AddsNothing,
+    NormsWithoutEps,
+    NormsWholeRows,
+    ForgetsBiases,
+    LinearDependsOnRows,
+    GatesWithoutSilu,
+    GatesTheWrongHalf,
+    RotatesNothing,
+    RotatesBackwards,
+    RotatesNeighbours,
+    ForgetsTheAttentionFactor,
+    RotatesToSlots,
+    RoundsNothing,
+    WritesRotated,
+    WritesTheFirstRow,
+    WritesOtherLayers,
+    LoadsTheFirstPlacement,
+    LoadsAtTheSlot,
+    LoadsAllLayers,
+    LoadsOnlyTheFirstLayer,
+    CopiesNothing,
+    CopiesBackwards,
+    CopiesTheFirstLayer,
+    SeesNoSharedSlots,
+    SeesFromTheBeginning,
+    SeesToTheEndOfShared,
+    SeesItselfNot,
+    SeesOneTable,
+    AttendsUnscaled,
+    AttendsFirstLayer,
+    GroupsHeadsInTurn,
+    OverflowsInAttention,
+    AttentionDependsOnRows,
+    MassReplaces,
+    MassOfAllRows,
+    MassOfOneHead,
+    MassDependsOnRows,
+    DistanceIsNotSquared,
+    DistanceIsNeverZero,
+    DistanceDependsOnRows,
+    FusedQkvForgetsNorms,
+    FusedQkvForgetsRotation,
+    FusedQkvDependsOnRows,
+    FusedMlpSwapsGateAndUp,
+    FusedMlpDependsOnRows,
+    FusedNormForgetsTheSum,
+    FusedNormOfTheAddend,
+    FusedNormDependsOnRows,
+}
+
+const FAULTS: [(Fault, &str); 53] = [
+    (Fault::TakesTooFewBytes, "is accepted"),
+    (Fault::TakesTooManyBytes, "is accepted"),
+    (Fault::EmbedsTheNextToken, "embed"),
+    (Fault::GathersInOrder, "gather"),
+    (Fault::JoinsTheWrongWayRound, "concat"),
+    (Fault::AddsNothing, "add "),
+    (Fault::NormsWithoutEps, "rms_norm"),
+    (Fault::NormsWholeRows, "rms_norm"),
+    (Fault::ForgetsBiases, "bias"),
+    (Fault::LinearDependsOnRows, "at once and one by one"),
+    (Fault::GatesWithoutSilu, "silu_mul"),
+    (Fault::GatesTheWrongHalf, "silu_mul"),
+    (Fault::RotatesNothing, "rotate"),
+    (Fault::RotatesBackwards, "rotate"),
+    (Fault::RotatesNeighbours, "rotate"),
+    (Fault::ForgetsTheAttentionFactor, "rotate"),
+    (Fault::RotatesToSlots, "packed and in a context of their own"),
+    (Fault::RoundsNothing, "packed and in a context of their own"),
+    (Fault::WritesRotated, "packed and in a context of their own"),
+    (Fault::WritesTheFirstRow, "was never written"),
+    (Fault::WritesOtherLayers, "heads on"),
+    (Fault::LoadsTheFirstPlacement, "was never written"),
+    (Fault::LoadsAtTheSlot, "heads on"),
+    (Fault::LoadsAllLayers, "heads on"),
+    (Fault::LoadsOnlyTheFirstLayer, "was never written"),
+    (Fault::CopiesNothing, "was never written"),
+    (Fault::CopiesBackwards, "was never written"),
+    (Fault::CopiesTheFirstLayer, "was never written"),
+    (Fault::SeesNoSharedSlots, "heads on"),
+    (Fault::SeesFromTheBeginning, "heads on"),
+    (Fault::SeesToTheEndOfShared, "heads on"),
+    (Fault::SeesItselfNot, "heads on"),
+    (Fault::SeesOneTable, "heads on"),
+    (Fault::AttendsUnscaled, "heads on"),
+    (Fault::AttendsFirstLayer, "was never written"),
+    (Fault::GroupsHeadsInTurn, "heads on"),
+    (Fault::OverflowsInAttention, "scores far from zero"),
+    (Fault::AttentionDependsOnRows, "at once and one by one"),
+    (Fault::MassReplaces, "heads on"),
+    (Fault::MassOfAllRows, "heads on"),
+    (Fault::MassOfOneHead, "heads on"),
+    (Fault::MassDependsOnRows, "attention mass of rows"),
+    (Fault::DistanceIsNotSquared, "heads on"),
+    (Fault::DistanceIsNeverZero, "heads on"),
+    (Fault::DistanceDependsOnRows, "key distance of rows"),
+    (Fault::FusedQkvForgetsNorms, "of qkv"),
+    (Fault::FusedQkvForgetsRotation, "queries of qkv"),
+    (Fault::FusedQkvDependsOnRows, "qkv of"),
+    (Fault::FusedMlpSwapsGateAndUp, "mlp"),
+    (Fault::FusedMlpDependsOnRows, "mlp of"),
+    (Fault::FusedNormForgetsTheSum, "add_rms_norm"),
+    (Fault::FusedNormOfTheAddend, "add_rms_norm"),
+    (Fault::FusedNormDependsOnRows, "add_rms_norm of"),
+];
+
+/// Few sizes and types, for the suite runs once for each fault.
+fn profile() -> Profile {
+    let mut profile = Profile::default();
+    (profile.head_dims, profile.weights, profile.caches) = (vec![4, 2], vec![Dtype::F32], vec![Dtype::F16]);
+    profile
+}
+
+#[test]
+fn each_fault_of_a_backend_is_caught() {
+    testing::backend(&profile(), || Faulty(None));
+    each_is_caught(&FAULTS, |fault| testing::backend(&profile(), || Faulty(Some(fault))));
+}
+
+/// A good backend, but for one fault.
+struct Faulty(Option<Fault>);
+
+type Table = <Reference as Backend>::Tensor;
+type Cache = <Reference as Backend>::Cache;
+
+/// A plan of the inner backend, and what it was made of.
+struct Plan {
+    inner: <Reference as Backend>::Plan,
+    rope: Rope,
+    rows: Vec<Row>,
+    tables: Vec<Vec<u32>>,
+}
+
+/// A cache of the inner backend, and its shape.
+struct Kept {
+    inner: Cache,
+    shape: KvShape,
+}
+
+const INNER: Reference = Reference;
+
+fn read(x: &Table) -> Vec<f32> {
+    INNER.read(x).unwrap()
+}
+
+/// The same tensor with every number changed.
+fn map(x: &Table, columns: usize, change: impl Fn(usize, f32) -> f32) -> Table {
+    let numbers: Vec<f32> = read(x).into_iter().enumerate().map(|(index, number)| change(index, number)).collect();
+    INNER.upload(columns, &numbers).unwrap()
+}
+
+/// The tensor with its numbers a little off, if there is more than one row.
+fn off_in_company(x: Table, rows: usize) -> Table {
+    let columns = read(&x).len() / rows.max(1);
+    if rows > 1 { map(&x, columns, |_, number| number * (1.0 + 1e-6)) } else { x }
+}
+
+impl Faulty {
+    fn has(&self, fault: Fault) -> bool {
+        self.0 == Some(fault)
+    }
+
+    /// A plan with its rows changed.
+    fn replanned(&self, plan: &Plan, change: impl Fn(&mut Row)) -> Plan {
+        let mut rows = plan.rows.clone();
+        rows.iter_mut().for_each(change);
+        self.planned(&plan.rope, rows, plan.tables.clone())
+    }
+
+    fn planned(&self, rope: &Rope, rows: Vec<Row>, tables: Vec<Vec<u32>>) -> Plan {
+        let borrowed: Vec<BlockTable<'_>> = tables.iter().map(Vec::as_slice).collect();
+        let inner = INNER.plan(rope, &rows, &borrowed).unwrap();
+        Plan { inner, rope: rope.clone(), rows, tables }
+    }
+
+    /// The plan with what each row sees, as the fault has it.
+    fn seen(&self, plan: &Plan) -> Plan {
+        self.replanned(plan, |row| match self.0 {
+            Some(Fault::SeesNoSharedSlots) => row.sees.shared = 0..0,
+            Some(Fault::SeesFromTheBeginning) if row.sees.shared.is_empty() && row.context == 0 => {
+                row.sees.own.start = 0;
+            }
+            Some(Fault::SeesToTheEndOfShared) if !row.sees.shared.is_empty() => {
+                row.sees.shared.end = row.sees.own.start
+            }
+            Some(Fault::SeesItselfNot) if row.sees.own.len() > 1 => row.sees.own.end -= 1,
+            Some(Fault::SeesOneTable) => row.context = 0,
+            _ => {}
+        })
+    }
+}
+
+impl Backend for Faulty {
+    type Matrix = Table;
+    type Vector = Vec<f64>;
+    type Tensor = Table;
+    type Cache = Kept;
+    type Plan = Plan;
+
+    fn numerics(&self) -> Numerics {
+        INNER.numerics()
+    }
+
+    fn matrix(&self, tensor: &Tensor<'_>) -> Result<Table> {
+        let wanted =
+            tensor.rows.checked_mul(tensor.columns).and_then(|numbers| numbers.checked_mul(tensor.dtype.size()));
+        let Some(wanted) = wanted else { return INNER.matrix(tensor) };
+        let mut bytes = tensor.bytes.to_vec();
+        match self.0 {
+            Some(Fault::TakesTooFewBytes) => bytes.resize(wanted.max(bytes.len()), 0),
+            Some(Fault::TakesTooManyBytes) => bytes.truncate(wanted),
+            _ => {}
+        }
+        INNER.matrix(&Tensor::new(tensor.role, tensor.dtype, tensor.rows, tensor.columns, &bytes))
+    }
+
+    fn vector(&self, values: &[f32]) -> Result<Vec<f64>> {
+        INNER.vector(values)
+    }
+
+    fn block_tokens(&self) -> usize {
+        INNER.block_tokens()
+    }
+
+    fn cache(&self, shape: &KvShape, dtype: Dtype, blocks: usize) -> Result<Kept> {
+        let dtype = if self.has(Fault::RoundsNothing) { Dtype::F32 } else { dtype };
+        Ok(Kept { inner: INNER.cache(shape, dtype, blocks)?, shape: *shape })
+    }
+
+    fn copy_block(&self, cache: &mut Kept, from: u32, to: u32) -> Result<()> {
+        match self.0 {
+            Some(Fault::CopiesNothing) => Ok(()),
+            Some(Fault::CopiesBackwards) => INNER.copy_block(&mut cache.inner, to, from),
+            Some(Fault::CopiesTheFirstLayer) if cache.shape.layers > 1 => Ok(()),
+            _ => INNER.copy_block(&mut cache.inner, from, to),
+        }
+    }
+
+    fn plan(&self, rope: &Rope, rows: &[Row], tables: &[BlockTable<'_>]) -> Result<Plan> {
+        Ok(self.planned(rope, rows.to_vec(), tables.iter().map(|table| table.to_vec()).collect()))
+    }
+
+    fn upload(&self, columns: usize, numbers: &[f32]) -> Result<Table> {
+        INNER.upload(columns, numbers)
+    }
+
+    fn embed(&self, table: &Table, tokens: &[Token]) -> Result<Table> {
+        let mut tokens = tokens.to_vec();
+        if self.has(Fault::EmbedsTheNextToken) {
+            tokens.rotate_left(1);
+        }
+        INNER.embed(table, &tokens)
+    }
+
+    fn rms_norm(&self, x: &Table, weight: &Vec<f64>, eps: f32) -> Result<Table> {
+        match self.0 {
+            Some(Fault::NormsWithoutEps) => INNER.rms_norm(x, weight, 0.0),
+            Some(Fault::NormsWholeRows) => {
+                let weight = weight.repeat((read(x).len() / weight.len()).max(1));
+                INNER.rms_norm(x, &weight, eps)
+            }
+            _ => INNER.rms_norm(x, weight, eps),
+        }
+    }
+
+    fn linear(&self, x: &Table, w: &Table, bias: Option<&Vec<f64>>) -> Result<Table> {
+        let bias = bias.filter(|_| !self.has(Fault::ForgetsBiases));
+        let y = INNER.linear(x, w, bias)?;
+        let outputs = INNER.linear(&INNER.gather(x, &[0])?, w, bias)?;
+        let (numbers, outputs) = (read(&y).len(), read(&outputs).len());
+        Ok(if self.has(Fault::LinearDependsOnRows) { off_in_company(y, numbers / outputs) } else { y })
+    }
+
+    fn add(&self, x: &mut Table, y: &Table) -> Result<()> {
+        if self.has(Fault::AddsNothing) { Ok(()) } else { INNER.add(x, y) }
+    }
+
+    fn silu_mul(&self, gate: &Table, up: &Table) -> Result<Table> {
+        match self.0 {
+            Some(Fault::GatesTheWrongHalf) => INNER.silu_mul(up, gate),
+            Some(Fault::GatesWithoutSilu) => {
+                let up = read(up);
+                Ok(map(gate, up.len(), |index, gate| gate * up[index]))
+            }
+            _ => INNER.silu_mul(gate, up),
+        }
+    }
+
+    fn rotate(&self, x: &mut Table, plan: &Plan) -> Result<()> {
+        match self.0 {
+            Some(Fault::RotatesNothing) => Ok(()),
+            Some(Fault::RotatesBackwards) => {
+                let mut rope = plan.rope.clone();
+                rope.inverse_frequencies.iter_mut().for_each(|frequency| *frequency = -*frequency);
+                INNER.rotate(x, &self.planned(&rope, plan.rows.clone(), plan.tables.clone()).inner)
+            }
+            Some(Fault::RotatesNeighbours) => {
+                let half = plan.rope.inverse_frequencies.len();
+                let columns = read(x).len() / plan.rows.len();
+                let place = |index: usize| {
+                    let (head, at) = (index / (2 * half), index % (2 * half));
+                    head * 2 * half + at / 2 + at % 2 * half
+                };
+                let numbers = read(x);
+                let mut apart = vec![0.0; numbers.len()];
+                numbers.iter().enumerate().for_each(|(index, number)| apart[place(index)] = *number);
+                let mut turned = INNER.upload(columns, &apart)?;
+                INNER.rotate(&mut turned, &plan.inner)?;
+                let turned = read(&turned);
+                *x = map(x, columns, |index, _| turned[place(index)]);
+                Ok(())
+            }
+            Some(Fault::ForgetsTheAttentionFactor) => {
+                let rope = Rope { attention_factor: 1.0, ..plan.rope.clone() };
+                INNER.rotate(x, &self.planned(&rope, plan.rows.clone(), plan.tables.clone()).inner)
+            }
+            Some(Fault::RotatesToSlots) => INNER.rotate(x, &self.replanned(plan, |row| row.position = row.slot).inner),
+            _ => INNER.rotate(x, &plan.inner),
+        }
+    }
+
+    fn gather(&self, x: &Table, rows: &[usize]) -> Result<Table> {
+        let mut rows = rows.to_vec();
+        if self.has(Fault::GathersInOrder) {
+            rows.sort_unstable();
+        }
+        INNER.gather(x, &rows)
+    }
+
+    fn concat(&self, x: &mut Table, y: &Table) -> Result<()> {
+        if self.has(Fault::JoinsTheWrongWayRound) {
+            let mut joined = y.clone();
+            INNER.concat(&mut joined, x)?;
+            *x = joined;
+            return Ok(());
+        }
+        INNER.concat(x, y)
+    }
+
+    fn read(&self, x: &Table) -> Result<Vec<f32>> {
+        INNER.read(x)
+    }
+
+    fn write_kv(&self, cache: &mut Kept, layer: usize, plan: &Plan, keys: &Table, values: &Table) -> Result<()> {
+        match self.0 {
+            Some(Fault::WritesRotated) => {
+                // Rotated before they are rounded: only the second rounding is left.
+                let mut turned = keys.clone();
+                INNER.rotate(&mut turned, &plan.inner)?;
+                INNER.write_kv(
+                    &mut cache.inner,
+                    layer,
+                    &self.replanned(plan, |row| row.position = 0).inner,
+                    &turned,
+                    values,
+                )
+            }
+            Some(Fault::WritesTheFirstRow) => {
+                let plan = self.planned(&plan.rope, plan.rows[..1].to_vec(), plan.tables.clone());
+                INNER.write_kv(&mut cache.inner, layer, &plan.inner, keys, values)
+            }
+            Some(Fault::WritesOtherLayers) => (0..cache.shape.layers)
+                .try_for_each(|layer| INNER.write_kv(&mut cache.inner, layer, &plan.inner, keys, values)),
+            _ => INNER.write_kv(&mut cache.inner, layer, &plan.inner, keys, values),
+        }
+    }
+
+    fn load_kv(&self, cache: &mut Kept, rope: &Rope, layers: Range<usize>, placed: &[Placement<'_>]) -> Result<()> {
+        let mut placed = placed.to_vec();
+        let mut layers = layers;
+        match self.0 {
+            Some(Fault::LoadsTheFirstPlacement) => placed.truncate(1),
+            Some(Fault::LoadsAtTheSlot) => placed.iter_mut().for_each(|placement| placement.position = placement.slot),
+            Some(Fault::LoadsAllLayers) => layers = 0..cache.shape.layers,
+            Some(Fault::LoadsOnlyTheFirstLayer) => layers.end = layers.end.min(1),
+            _ => {}
+        }
+        INNER.load_kv(&mut cache.inner, rope, layers, &placed)
+    }
+
+    fn attend(&self, cache: &Kept, layer: usize, plan: &Plan, queries: &Table) -> Result<Table> {
+        let seen = self.seen(plan);
+        let columns = read(queries).len() / plan.rows.len();
+        let attended = match self.0 {
+            Some(Fault::AttendsUnscaled) => {
+                let scale = (cache.shape.head_dim as f32).sqrt();
+                INNER.attend(&cache.inner, layer, &seen.inner, &map(queries, columns, |_, query| query * scale))
+            }
+            Some(Fault::AttendsFirstLayer) => INNER.attend(&cache.inner, 0, &seen.inner, queries),
+            Some(Fault::GroupsHeadsInTurn) => {
+                // Query head h belongs to key head h modulo the number of key heads.
+                let KvShape { kv_heads, head_dim, .. } = cache.shape;
+                let group = columns / (kv_heads * head_dim);
+                let numbers = read(queries);
+                let place = |index: usize| {
+                    let (row, head, at) = (index / columns, index % columns / head_dim, index % head_dim);
+                    row * columns + (head % kv_heads * group + head / kv_heads) * head_dim + at
+                };
+                let mut grouped = vec![0.0; numbers.len()];
+                numbers.iter().enumerate().for_each(|(index, number)| grouped[place(index)] = *number);
+                let attended = INNER.attend(&cache.inner, layer, &seen.inner, &INNER.upload(columns, &grouped)?)?;
+                let attended = read(&attended);
+                Ok(map(queries, columns, |index, _| attended[place(index)]))
+            }
+            _ => INNER.attend(&cache.inner, layer, &seen.inner, queries),
+        }?;
+        Ok(match self.0 {
+            Some(Fault::OverflowsInAttention) if read(queries).iter().any(|query| query.abs() > 100.0) => {
+                map(&attended, columns, |_, _| f32::NAN)
+            }
+            Some(Fault::AttentionDependsOnRows) => off_in_company(attended, plan.rows.len()),
+            _ => attended,
+        })
+    }
+
+    fn attention_mass(
+        &self,
+        cache: &Kept,
+        layer: usize,
+        plan: &Plan,
+        rows: Range<usize>,
+        queries: &Table,
+        mass: &mut Table,
+    ) -> Result<()> {
+        let slots = read(mass).len();
+        match self.0 {
+            Some(Fault::MassReplaces) => *mass = map(mass, slots, |_, _| 0.0),
+            Some(Fault::MassOfAllRows) => {
+                let context = plan.rows[rows.start].context;
+                let first = plan.rows.iter().position(|row| row.context == context).unwrap();
+                let last = plan.rows.iter().rposition(|row| row.context == context).unwrap();
+                return INNER.attention_mass(&cache.inner, layer, &plan.inner, first..last + 1, queries, mass);
+            }
+            Some(Fault::MassDependsOnRows) if plan.rows.len() > rows.len() => {
+                *mass = map(mass, slots, |_, mass| mass + 1e-6);
+            }
+            _ => {}
+        }
+        let before = read(mass);
+        INNER.attention_mass(&cache.inner, layer, &plan.inner, rows, queries, mass)?;
+        if self.has(Fault::MassOfOneHead) {
+            let heads = (read(queries).len() / plan.rows.len() / cache.shape.head_dim) as f32;
+            *mass = map(mass, slots, |slot, mass| before[slot] + (mass - before[slot]) / heads);
+        }
+        Ok(())
+    }
+
+    fn key_distance(&self, cache: &Kept, layer: usize, plan: &Plan, keys: &Table) -> Result<Table> {
+        let distance = INNER.key_distance(&cache.inner, layer, &plan.inner, keys)?;
+        Ok(match self.0 {
+            Some(Fault::DistanceIsNotSquared) => map(&distance, 1, |_, square| square.sqrt()),
+            Some(Fault::DistanceIsNeverZero) => map(&distance, 1, |_, square| square + 0.01),
+            Some(Fault::DistanceDependsOnRows) => off_in_company(distance, plan.rows.len()),
+            _ => distance,
+        })
+    }
+
+    fn qkv(&self, x: &Table, w: &AttentionWeights<Self>, plan: &Plan) -> Result<Qkv<Table>> {
+        let norms = !self.has(Fault::FusedQkvForgetsNorms);
+        let project = |linear: &amem_core::transformer::Linear<Self>, norm: Option<&Vec<f64>>| {
+            let y = self.linear(x, &linear.weight, linear.bias.as_ref())?;
+            match norm.filter(|_| norms) {
+                Some(norm) => self.rms_norm(&y, norm, w.norm_eps),
+                None => Ok(y),
+            }
+        };
+        let mut queries = project(&w.query, w.query_norm.as_ref())?;
+        let (mut keys, values) = (project(&w.key, w.key_norm.as_ref())?, project(&w.value, None)?);
+        if !self.has(Fault::FusedQkvForgetsRotation) {
+            self.rotate(&mut queries, plan)?;
+        }
+        if self.has(Fault::FusedQkvDependsOnRows) {
+            keys = off_in_company(keys, plan.rows.len());
+        }
+        Ok(Qkv { queries, keys, values })
+    }
+
+    fn add_rms_norm(&self, x: &mut Table, y: &Table, weight: &Vec<f64>, eps: f32) -> Result<Table> {
+        let before = x.clone();
+        self.add(x, y)?;
+        let normed = self.rms_norm(if self.has(Fault::FusedNormOfTheAddend) { y } else { x }, weight, eps)?;
+        if self.has(Fault::FusedNormForgetsTheSum) {
+            *x = before;
+        }
+        let rows = read(&normed).len() / weight.len();
+        Ok(if self.has(Fault::FusedNormDependsOnRows) { off_in_company(normed, rows) } else { normed })
+    }
+
+    fn mlp(&self, x: &Table, w: &MlpWeights<Self>) -> Result<Table> {
+        let [gate, up] = [&w.gate, &w.up].map(|linear| self.linear(x, &linear.weight, linear.bias.as_ref()));
+        let (gate, up) = if self.has(Fault::FusedMlpSwapsGateAndUp) { (up?, gate?) } else { (gate?, up?) };
+        let y = self.linear(&self.silu_mul(&gate, &up)?, &w.down.weight, w.down.bias.as_ref())?;
+        let one = INNER.linear(&INNER.gather(&gate, &[0])?, &w.down.weight, None)?;
+        let rows = read(&y).len() / read(&one).len();
+        Ok(if self.has(Fault::FusedMlpDependsOnRows) { off_in_company(y, rows) } else { y })
+    }
+}

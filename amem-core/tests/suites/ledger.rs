@@ -1,0 +1,615 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
+
+use amem_core::{
+    Added, Changes, ChunkId, Error, Filter, Ledger, Listing, MetaValue, Metadata, Namespace, NewRecord, Outcome, Page,
+    Query, RamLedger, Record, RecordId, Result, Revision, State, Timestamp, Version, testing,
+};
+use async_trait::async_trait;
+
+use super::each_is_caught;
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fault {
+    KeepsBlanks,
+    AddsUpToTheBadOne,
+    AddsInReverse,
+    LosesKeys,
+    LosesMetadata,
+    LosesExpiry,
+    LosesMomentsOfCreation,
+    BelievesInTheFuture,
+    RoundsNumbers,
+    CutsLongKeys,
+    KnowsNoDuplicates,
+    SeesDuplicatesUnderOtherKeys,
+    WritesDuplicates,
+    SupersedesNothing,
+    SupersedesWithoutKeys,
+    SupersededLoseTheirText,
+    UpdatesToNothing,
+    UpdatesToTextsOfOthers,
+    RefusesTextsOfThePast,
+    UpdatesTheSuperseded,
+    UpdatesAreBeginnings,
+    WritesTheSameText,
+    UpdatesLoseMetadata,
+    HistoryHasTheLastTextOnly,
+    HistoryRunsBackwards,
+    HistoryNeverEnds,
+    ForgetsNoHistory,
+    ForgetsNoKeys,
+    ForgetsNoViews,
+    ForgetsTwice,
+    ForgetsUpToTheUnknown,
+    ForgetsInOrderOfIds,
+    ExpiresTooLate,
+    ViewsHaveWhatExpired,
+    ViewsHaveSuperseded,
+    ViewsAreOfNow,
+    ExpiredLoseTheirText,
+    ChangesAreAsOfThen,
+    ChangesReuseRevisions,
+    ChangesAreAlwaysAll,
+    ChangesNameRecordsTwice,
+    ChangesOmitSuperseded,
+    ChangesOmitForgotten,
+    ChangesTellOfNoDeletion,
+    ChangesTellOfDeletionsAgain,
+    LinksNothing,
+    LinksUpToTheUnknown,
+    LinksOfForgottenAreLost,
+    LinksCallOffNothing,
+    ForgettingSparesNothing,
+    UpdatingSparesNothing,
+    ConfirmsAll,
+    ConfirmsNothing,
+    NamesDeletionsTwice,
+    FiltersAfterTheLimit,
+    FiltersAnything,
+    PagesIgnoreTheirLimit,
+    PagesOfNothingHaveAll,
+    PagesBeyondTheMost,
+    PagesNeverEnd,
+    PagesBeginAnywhere,
+    PagesBeginBehindOthers,
+    CountsAll,
+    CountsAllNamespaces,
+    NamespacesStandAsAdded,
+    NamespacesOfForgottenAreGone,
+    DeletedNamespacesStayListed,
+    DeletionCountsActive,
+    DeletionKeepsChunks,
+    LeaksGet,
+    LeaksUpdate,
+    LeaksForget,
+    LeaksHistory,
+    LeaksLink,
+    LeaksPages,
+    LeaksChanges,
+}
+
+const FAULTS: [(Fault, &str); 76] = [
+    (Fault::KeepsBlanks, "without the blanks at their ends"),
+    (Fault::AddsUpToTheBadOne, "texts are added all or none"),
+    (Fault::AddsInReverse, "in the order in which they were added"),
+    (Fault::LosesKeys, "key and expiry come back"),
+    (Fault::LosesMetadata, "metadata comes back"),
+    (Fault::LosesExpiry, "key and expiry come back"),
+    (Fault::LosesMomentsOfCreation, "the moment when it was first said"),
+    (Fault::BelievesInTheFuture, "a moment yet to come counts as now"),
+    (Fault::RoundsNumbers, "metadata comes back"),
+    (Fault::CutsLongKeys, "keys and metadata have bounds"),
+    (Fault::KnowsNoDuplicates, "a text stands once"),
+    (Fault::SeesDuplicatesUnderOtherKeys, "and so is another key"),
+    (Fault::WritesDuplicates, "a duplicate writes nothing"),
+    (Fault::SupersedesNothing, "supersedes the key's active record"),
+    (Fault::SupersedesWithoutKeys, "get gives what add gave"),
+    (Fault::SupersededLoseTheirText, "it keeps its text"),
+    (Fault::UpdatesToNothing, "a record must say something"),
+    (Fault::UpdatesToTextsOfOthers, "two active records must not say the same"),
+    (Fault::RefusesTextsOfThePast, "that no active record says"),
+    (Fault::UpdatesTheSuperseded, "its life is over"),
+    (Fault::UpdatesAreBeginnings, "an update is a change, not a beginning"),
+    (Fault::WritesTheSameText, "the same text is no change"),
+    (Fault::UpdatesLoseMetadata, "an update keeps the metadata"),
+    (Fault::HistoryHasTheLastTextOnly, "the history has all texts"),
+    (Fault::HistoryRunsBackwards, "oldest first"),
+    (Fault::HistoryNeverEnds, "and when they stood"),
+    (Fault::ForgetsNoHistory, "its history has no texts"),
+    (Fault::ForgetsNoKeys, "nor key nor metadata"),
+    (Fault::ForgetsNoViews, "it appears in no view"),
+    (Fault::ForgetsTwice, "forgetting again changes nothing"),
+    (Fault::ForgetsUpToTheUnknown, "and then none is forgotten"),
+    (Fault::ForgetsInOrderOfIds, "they come back in the order of their ids"),
+    (Fault::ExpiresTooLate, "it expires at its time, not after"),
+    (Fault::ViewsHaveWhatExpired, "it does not count from its time on"),
+    (Fault::ViewsHaveSuperseded, "a superseded record does not count"),
+    (Fault::ViewsAreOfNow, "but it did before"),
+    (Fault::ExpiredLoseTheirText, "an expired record keeps its text"),
+    (Fault::ChangesAreAsOfThen, "changes gives records as they are now"),
+    (Fault::ChangesReuseRevisions, "every change has a later revision"),
+    (Fault::ChangesAreAlwaysAll, "a duplicate writes nothing"),
+    (Fault::ChangesNameRecordsTwice, "each of them once"),
+    (Fault::ChangesOmitSuperseded, "what was added, updated or superseded has changed"),
+    (Fault::ChangesOmitForgotten, "a forgotten record has changed"),
+    (Fault::ChangesTellOfNoDeletion, "learns that it was deleted"),
+    (Fault::ChangesTellOfDeletionsAgain, "but learns it once"),
+    (Fault::LinksNothing, "forgetting a record deletes all its chunks"),
+    (Fault::LinksUpToTheUnknown, "a failed link links nothing"),
+    (Fault::LinksOfForgottenAreLost, "is to be deleted at once"),
+    (Fault::LinksCallOffNothing, "is called off"),
+    (Fault::ForgettingSparesNothing, "a chunk that another active record links stays"),
+    (Fault::UpdatingSparesNothing, "an update spares a chunk that another active record links"),
+    (Fault::ConfirmsAll, "a deletion is pending until it is confirmed"),
+    (Fault::ConfirmsNothing, "a deletion is pending until it is confirmed"),
+    (Fault::NamesDeletionsTwice, "a pending deletion is named once"),
+    (Fault::FiltersAfterTheLimit, "a page is full of what passes"),
+    (Fault::FiltersAnything, "a filter has bounds"),
+    (Fault::PagesIgnoreTheirLimit, "pages hold what counts"),
+    (Fault::PagesOfNothingHaveAll, "a page of nothing is refused"),
+    (Fault::PagesBeyondTheMost, "a page has no more records than any page may have"),
+    (Fault::PagesNeverEnd, "and the last one says so"),
+    (Fault::PagesBeginAnywhere, "a page cannot begin behind an unknown record"),
+    (Fault::PagesBeginBehindOthers, "page knows its namespace only"),
+    (Fault::CountsAll, "what was superseded does not count"),
+    (Fault::CountsAllNamespaces, "count knows its namespace only"),
+    (Fault::NamespacesStandAsAdded, "in order of their names"),
+    (Fault::NamespacesOfForgottenAreGone, "a forgotten record is still a record"),
+    (Fault::DeletedNamespacesStayListed, "it is not listed"),
+    (Fault::DeletionCountsActive, "all its records are counted"),
+    (Fault::DeletionKeepsChunks, "all its chunks are to be deleted"),
+    (Fault::LeaksGet, "get knows its namespace only"),
+    (Fault::LeaksUpdate, "update knows its namespace only"),
+    (Fault::LeaksForget, "forget knows its namespace only"),
+    (Fault::LeaksHistory, "history knows its namespace only"),
+    (Fault::LeaksLink, "link knows its namespace only"),
+    (Fault::LeaksPages, "list knows its namespace only"),
+    (Fault::LeaksChanges, "changes knows its namespace only"),
+];
+
+#[test]
+fn each_fault_of_a_ledger_is_caught() {
+    testing::ledger(|| Faulty::new(None));
+    each_is_caught(&FAULTS, |fault| testing::ledger(|| Faulty::new(Some(fault))));
+}
+
+/// A good ledger, but for one fault.
+struct Faulty {
+    inner: RamLedger,
+    fault: Option<Fault>,
+    aside: Mutex<Aside>,
+}
+
+/// What some faults remember.
+struct Aside {
+    forgotten: BTreeMap<RecordId, (Record, Vec<Version>)>,
+    links: BTreeMap<RecordId, BTreeSet<ChunkId>>,
+    pending: BTreeSet<ChunkId>,
+    namespaces: Vec<Namespace>,
+    latest: Timestamp,
+    added: usize,
+}
+
+/// Sets off what a fault adds to a text or a key.
+const MARK: char = '\u{2063}';
+
+fn unmarked(text: &str) -> String {
+    text.split(MARK).next().unwrap_or_default().to_owned()
+}
+
+impl Faulty {
+    fn new(fault: Option<Fault>) -> Self {
+        let aside = Aside {
+            forgotten: BTreeMap::new(),
+            links: BTreeMap::new(),
+            pending: BTreeSet::new(),
+            namespaces: Vec::new(),
+            latest: Timestamp(0),
+            added: 0,
+        };
+        Self { inner: RamLedger::new(), fault, aside: Mutex::new(aside) }
+    }
+
+    fn has(&self, fault: Fault) -> bool {
+        self.fault == Some(fault)
+    }
+
+    /// A record as callers see it.
+    fn shown(&self, mut record: Record) -> Record {
+        let moment = match record.state {
+            State::Superseded { .. } => Some(Fault::SupersededLoseTheirText),
+            State::Expired { .. } => Some(Fault::ExpiredLoseTheirText),
+            _ => None,
+        };
+        if moment.is_some() && moment == self.fault {
+            record.text.clear();
+        }
+        record.text = unmarked(&record.text);
+        record.key = record.key.map(|key| unmarked(&key)).filter(|key| !key.is_empty());
+        match self.fault {
+            Some(Fault::LosesKeys) => record.key = None,
+            Some(Fault::LosesMetadata) => record.metadata = Metadata::default(),
+            Some(Fault::UpdatesAreBeginnings) => record.created_at = record.updated_at,
+            Some(Fault::ForgetsNoKeys) => {
+                if let Some((before, _)) = self.aside.lock().unwrap().forgotten.get(&record.id) {
+                    record.key.clone_from(&before.key);
+                }
+            }
+            Some(Fault::RoundsNumbers) => {
+                for value in record.metadata.0.values_mut() {
+                    if let MetaValue::Number(number) = value {
+                        *number = f64::from(*number as f32);
+                    }
+                }
+            }
+            _ => {}
+        }
+        record
+    }
+
+    fn stored(&self, new: &NewRecord) -> NewRecord {
+        let mut new = new.clone();
+        match self.fault {
+            Some(Fault::KnowsNoDuplicates) if !new.text.trim().is_empty() => {
+                let mut aside = self.aside.lock().unwrap();
+                aside.added += 1;
+                new.text = format!("{}{MARK}{}", new.text.trim(), aside.added);
+            }
+            Some(Fault::SupersedesNothing) => {
+                new.key = new.key.map(|key| format!("{key}{MARK}{}", &new.text[..new.text.len().min(100)]));
+            }
+            Some(Fault::SupersedesWithoutKeys) => new.key = new.key.or(Some(MARK.to_string())),
+            Some(Fault::LosesExpiry) => new.expires_at = None,
+            Some(Fault::LosesMomentsOfCreation) => new.created_at = None,
+            Some(Fault::CutsLongKeys) => {
+                new.key = new.key.map(|key| key.chars().take(NewRecord::MAX_KEY_BYTES).collect());
+            }
+            _ => {}
+        }
+        new
+    }
+
+    /// Writes something that nobody sees, so that there is a new revision.
+    async fn revise(&self) -> Result<()> {
+        let nobody = Namespace::new("nobody at all")?;
+        self.inner.add(&nobody, &["nothing".into()], Timestamp(0)).await?;
+        self.inner.delete_namespace(&nobody).await.map(drop)
+    }
+
+    /// The namespace in which a record stands, if the fault is to look there.
+    async fn home(&self, fault: Fault, namespace: &Namespace, id: Option<RecordId>) -> Namespace {
+        if let (true, Some(id)) = (self.has(fault), id) {
+            for other in self.inner.namespaces().await.unwrap() {
+                if self.inner.history(&other, id).await.is_ok() {
+                    return other;
+                }
+            }
+        }
+        namespace.clone()
+    }
+}
+
+#[async_trait]
+impl Ledger for Faulty {
+    async fn add(&self, namespace: &Namespace, new: &[NewRecord], now: Timestamp) -> Result<Vec<Added>> {
+        let mut stored: Vec<NewRecord> = new.iter().map(|new| self.stored(new)).collect();
+        {
+            let mut aside = self.aside.lock().unwrap();
+            if !aside.namespaces.contains(namespace) {
+                aside.namespaces.push(namespace.clone());
+            }
+            aside.latest = aside.latest.max(now);
+        }
+        let mut added = Vec::new();
+        match self.fault {
+            Some(Fault::AddsUpToTheBadOne) => {
+                for new in &stored {
+                    added.extend(self.inner.add(namespace, std::slice::from_ref(new), now).await?);
+                }
+            }
+            Some(Fault::AddsInReverse) => {
+                stored.reverse();
+                added = self.inner.add(namespace, &stored, now).await?;
+                added.reverse();
+            }
+            Some(Fault::SeesDuplicatesUnderOtherKeys) if stored.len() == 1 => {
+                let standing = self.inner.list(namespace, Query::At(now)).await?;
+                match standing.into_iter().find(|record| record.text == stored[0].text.trim()) {
+                    Some(record) => added.push(Added { record, outcome: Outcome::Duplicate }),
+                    None => added = self.inner.add(namespace, &stored, now).await?,
+                }
+            }
+            _ => added = self.inner.add(namespace, &stored, now).await?,
+        }
+        for (added, new) in added.iter_mut().zip(new) {
+            added.record = self.shown(added.record.clone());
+            match self.fault {
+                Some(Fault::KeepsBlanks) => added.record.text.clone_from(&new.text),
+                Some(Fault::BelievesInTheFuture) => {
+                    added.record.created_at = new.created_at.unwrap_or(added.record.created_at);
+                }
+                Some(Fault::WritesDuplicates) if added.outcome == Outcome::Duplicate => self.revise().await?,
+                _ => {}
+            }
+        }
+        Ok(added)
+    }
+
+    async fn get(&self, namespace: &Namespace, id: RecordId, now: Timestamp) -> Result<Record> {
+        let namespace = self.home(Fault::LeaksGet, namespace, Some(id)).await;
+        let late = i64::from(self.has(Fault::ExpiresTooLate));
+        Ok(self.shown(self.inner.get(&namespace, id, Timestamp(now.0 - late)).await?))
+    }
+
+    async fn page(&self, namespace: &Namespace, listing: &Listing) -> Result<Page> {
+        let mut asked = listing.clone();
+        match (self.fault, listing.query) {
+            (Some(Fault::ViewsAreOfNow), Query::At(moment)) => {
+                asked.query = Query::At(moment.max(self.aside.lock().unwrap().latest));
+            }
+            (Some(Fault::FiltersAfterTheLimit), _) => asked.filter = None,
+            (Some(Fault::FiltersAnything), _) if listing.check().is_err() && listing.limit > 0 => {
+                asked.filter = Some(Filter::Or(Vec::new()));
+            }
+            (Some(Fault::PagesIgnoreTheirLimit), _) => asked.limit = asked.limit.saturating_mul(100),
+            (Some(Fault::PagesOfNothingHaveAll), _) => asked.limit = asked.limit.max(1),
+            (Some(Fault::PagesBeginBehindOthers), _) => {
+                let home = self.home(Fault::PagesBeginBehindOthers, namespace, listing.after).await;
+                asked.after = asked.after.filter(|_| home == *namespace);
+            }
+            _ => {}
+        }
+        let mut page = match self.inner.page(namespace, &asked).await {
+            Err(Error::UnknownRecord { .. }) if self.has(Fault::PagesBeginAnywhere) => {
+                asked.after = None;
+                self.inner.page(namespace, &asked).await?
+            }
+            page => page?,
+        };
+        match self.fault {
+            Some(Fault::FiltersAfterTheLimit) => {
+                page.records.retain(|record| listing.filter.as_ref().is_none_or(|filter| filter.matches(record)));
+            }
+            Some(Fault::PagesNeverEnd) => page.next = page.next.or(page.records.last().map(|record| record.id)),
+            Some(Fault::PagesBeyondTheMost) if asked.limit > Listing::MAX_LIMIT => {
+                while let Some(next) = page.next {
+                    let more = self.inner.page(namespace, &asked.clone().after(next)).await?;
+                    page.records.extend(more.records);
+                    page.next = more.next;
+                }
+            }
+            Some(Fault::LeaksPages) => {
+                for other in self.inner.namespaces().await?.iter().filter(|other| *other != namespace) {
+                    page.records.extend(self.inner.page(other, &asked).await?.records);
+                }
+            }
+            Some(Fault::ViewsHaveWhatExpired) => {
+                if let Query::At(moment) = listing.query {
+                    let before = self.inner.list(namespace, Query::At(Timestamp(moment.0 - 1))).await?;
+                    let expired = before.into_iter().filter(|record| record.expires_at.is_some_and(|at| at <= moment));
+                    page.records.extend(expired);
+                }
+            }
+            Some(Fault::ViewsHaveSuperseded) if matches!(listing.query, Query::At(_)) => {
+                let all = self.inner.list(namespace, Query::All).await?;
+                let superseded = all.into_iter().filter(|record| matches!(record.state, State::Superseded { .. }));
+                page.records.extend(superseded);
+            }
+            Some(Fault::ForgetsNoViews) if matches!(listing.query, Query::At(_)) => {
+                let forgotten = &self.aside.lock().unwrap().forgotten;
+                page.records.extend(forgotten.values().map(|(record, _)| record.clone()));
+            }
+            _ => {}
+        }
+        page.records = page.records.into_iter().map(|record| self.shown(record)).collect();
+        Ok(page)
+    }
+
+    async fn count(&self, namespace: &Namespace, now: Timestamp) -> Result<usize> {
+        match self.fault {
+            Some(Fault::CountsAll) => Ok(self.inner.list(namespace, Query::All).await?.len()),
+            Some(Fault::CountsAllNamespaces) => {
+                let mut sum = 0;
+                for namespace in self.inner.namespaces().await? {
+                    sum += self.inner.count(&namespace, now).await?;
+                }
+                Ok(sum)
+            }
+            _ => self.inner.count(namespace, now).await,
+        }
+    }
+
+    async fn update(&self, namespace: &Namespace, id: RecordId, text: &str, now: Timestamp) -> Result<Record> {
+        let namespace = self.home(Fault::LeaksUpdate, namespace, Some(id)).await;
+        let before = self.inner.get(&namespace, id, now).await.ok();
+        let all = self.inner.list(&namespace, Query::All).await?;
+        let over = all.iter().any(|record| record.text == text.trim() && record.state != State::Active);
+        let mut record = match (self.inner.update(&namespace, id, text, now).await, self.fault) {
+            (Err(Error::Empty { .. }), Some(Fault::UpdatesToNothing))
+            | (Err(Error::SameText { .. }), Some(Fault::UpdatesToTextsOfOthers))
+            | (Err(Error::NotActive { .. }), Some(Fault::UpdatesTheSuperseded)) => before.clone().unwrap(),
+            (result, _) => result?,
+        };
+        let same = before.is_some_and(|before| before.text == record.text);
+        match self.fault {
+            Some(Fault::RefusesTextsOfThePast) if over => return Err(Error::SameText { existing: id }),
+            Some(Fault::WritesTheSameText) if same => self.revise().await?,
+            Some(Fault::UpdatesLoseMetadata) => record.metadata = Metadata::default(),
+            _ => {}
+        }
+        if !same {
+            let mut aside = self.aside.lock().unwrap();
+            aside.latest = aside.latest.max(now);
+            let links = aside.links.remove(&id).unwrap_or_default();
+            if self.has(Fault::UpdatingSparesNothing) {
+                aside.pending.extend(links);
+            }
+        }
+        Ok(self.shown(record))
+    }
+
+    async fn forget_many(&self, namespace: &Namespace, ids: &[RecordId], now: Timestamp) -> Result<Vec<Record>> {
+        let namespace = self.home(Fault::LeaksForget, namespace, ids.first().copied()).await;
+        let mut ids = ids.to_vec();
+        if self.has(Fault::ForgetsInOrderOfIds) {
+            ids.sort_unstable();
+        }
+        for &id in &ids {
+            let Ok(before) = self.inner.get(&namespace, id, now).await else { continue };
+            let history = self.inner.history(&namespace, id).await?;
+            let mut aside = self.aside.lock().unwrap();
+            aside.forgotten.entry(id).or_insert((before, history));
+            if self.has(Fault::ForgettingSparesNothing) {
+                let links = aside.links.remove(&id).unwrap_or_default();
+                aside.pending.extend(links);
+            }
+        }
+        if self.has(Fault::ForgetsUpToTheUnknown) {
+            let mut forgotten = Vec::new();
+            for id in ids {
+                forgotten.extend(self.inner.forget_many(&namespace, &[id], now).await?);
+            }
+            return Ok(forgotten);
+        }
+        let mut forgotten = self.inner.forget_many(&namespace, &ids, now).await?;
+        if self.has(Fault::ForgetsTwice) {
+            forgotten.iter_mut().for_each(|record| record.state = State::Forgotten { at: now });
+        }
+        Ok(forgotten.into_iter().map(|record| self.shown(record)).collect())
+    }
+
+    async fn delete_namespace(&self, namespace: &Namespace) -> Result<usize> {
+        let active = self.inner.count(namespace, Timestamp::now()).await?;
+        let before = self.inner.pending_deletions().await?;
+        let deleted = self.inner.delete_namespace(namespace).await?;
+        if self.has(Fault::DeletionKeepsChunks) {
+            let mut pending = self.inner.pending_deletions().await?;
+            pending.retain(|chunk| !before.contains(chunk));
+            self.inner.confirm_deleted(&pending).await?;
+        }
+        Ok(if self.has(Fault::DeletionCountsActive) { active } else { deleted })
+    }
+
+    async fn history(&self, namespace: &Namespace, id: RecordId) -> Result<Vec<Version>> {
+        let namespace = self.home(Fault::LeaksHistory, namespace, Some(id)).await;
+        let mut history = self.inner.history(&namespace, id).await?;
+        match self.fault {
+            Some(Fault::HistoryHasTheLastTextOnly) => drop(history.drain(..history.len() - 1)),
+            Some(Fault::HistoryRunsBackwards) => history.reverse(),
+            Some(Fault::HistoryNeverEnds) => history.iter_mut().for_each(|version| version.until = None),
+            Some(Fault::ForgetsNoHistory) => {
+                if let Some((_, before)) = self.aside.lock().unwrap().forgotten.get(&id) {
+                    history.clone_from(before);
+                }
+            }
+            _ => {}
+        }
+        Ok(history)
+    }
+
+    async fn namespaces(&self) -> Result<Vec<Namespace>> {
+        let mut namespaces = self.inner.namespaces().await?;
+        match self.fault {
+            Some(Fault::NamespacesStandAsAdded) => {
+                let added = &self.aside.lock().unwrap().namespaces;
+                namespaces.sort_by_key(|namespace| added.iter().position(|added| added == namespace));
+            }
+            Some(Fault::DeletedNamespacesStayListed) => {
+                namespaces.extend(self.aside.lock().unwrap().namespaces.clone());
+                namespaces.sort();
+                namespaces.dedup();
+            }
+            Some(Fault::NamespacesOfForgottenAreGone) => {
+                let mut kept = Vec::new();
+                for namespace in namespaces {
+                    if self.inner.count(&namespace, Timestamp::now()).await? > 0 {
+                        kept.push(namespace);
+                    }
+                }
+                namespaces = kept;
+            }
+            _ => {}
+        }
+        Ok(namespaces)
+    }
+
+    async fn changes(&self, namespace: &Namespace, since: Revision, now: Timestamp) -> Result<Changes> {
+        let from = if self.has(Fault::ChangesAreAlwaysAll) { Revision(0) } else { since };
+        let now = if self.has(Fault::ChangesAreAsOfThen) { Timestamp(0) } else { now };
+        let mut changes = self.inner.changes(namespace, from, now).await?;
+        match self.fault {
+            Some(Fault::ChangesReuseRevisions) if since > Revision(0) => changes.revision = since,
+            Some(Fault::ChangesNameRecordsTwice) if since > Revision(0) => {
+                changes.records.extend(changes.records.clone())
+            }
+            Some(Fault::ChangesOmitSuperseded) => {
+                changes.records.retain(|record| !matches!(record.state, State::Superseded { .. }));
+            }
+            Some(Fault::ChangesOmitForgotten) => {
+                changes.records.retain(|record| !matches!(record.state, State::Forgotten { .. }));
+            }
+            Some(Fault::ChangesTellOfNoDeletion) => changes.deleted = false,
+            Some(Fault::ChangesTellOfDeletionsAgain) if since > Revision(0) => {
+                changes.deleted = self.inner.changes(namespace, Revision(1), now).await?.deleted;
+            }
+            Some(Fault::LeaksChanges) => {
+                for other in self.inner.namespaces().await?.iter().filter(|other| *other != namespace) {
+                    changes.records.extend(self.inner.changes(other, from, now).await?.records);
+                }
+            }
+            _ => {}
+        }
+        changes.records = changes.records.into_iter().map(|record| self.shown(record)).collect();
+        Ok(changes)
+    }
+
+    async fn link(&self, namespace: &Namespace, links: &[(RecordId, ChunkId)]) -> Result<()> {
+        let namespace = self.home(Fault::LeaksLink, namespace, links.first().map(|(id, _)| *id)).await;
+        let pending = self.inner.pending_deletions().await?;
+        match self.fault {
+            Some(Fault::LinksNothing) if !links.is_empty() => {
+                self.inner.history(&namespace, links[0].0).await?;
+            }
+            Some(Fault::LinksUpToTheUnknown) => {
+                for link in links {
+                    self.inner.link(&namespace, std::slice::from_ref(link)).await?;
+                }
+            }
+            _ => self.inner.link(&namespace, links).await?,
+        }
+        for &(id, chunk) in links {
+            self.aside.lock().unwrap().links.entry(id).or_default().insert(chunk);
+        }
+        let after = self.inner.pending_deletions().await?;
+        if self.has(Fault::LinksOfForgottenAreLost) {
+            let new: Vec<ChunkId> = after.into_iter().filter(|chunk| !pending.contains(chunk)).collect();
+            self.inner.confirm_deleted(&new).await?;
+        } else if self.has(Fault::LinksCallOffNothing) {
+            self.aside.lock().unwrap().pending.extend(pending);
+        }
+        Ok(())
+    }
+
+    async fn pending_deletions(&self) -> Result<Vec<ChunkId>> {
+        let mut pending: BTreeSet<ChunkId> = self.inner.pending_deletions().await?.into_iter().collect();
+        pending.extend(&self.aside.lock().unwrap().pending);
+        let mut pending: Vec<ChunkId> = pending.into_iter().collect();
+        if self.has(Fault::NamesDeletionsTwice) {
+            pending.extend_from_within(..);
+        }
+        Ok(pending)
+    }
+
+    async fn confirm_deleted(&self, chunks: &[ChunkId]) -> Result<()> {
+        self.aside.lock().unwrap().pending.retain(|chunk| !chunks.contains(chunk));
+        match self.fault {
+            Some(Fault::ConfirmsNothing) => Ok(()),
+            Some(Fault::ConfirmsAll) => {
+                let all = self.inner.pending_deletions().await?;
+                self.inner.confirm_deleted(&all).await
+            }
+            _ => self.inner.confirm_deleted(chunks).await,
+        }
+    }
+}

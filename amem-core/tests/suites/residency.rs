@@ -1,0 +1,163 @@
+use std::collections::BTreeMap;
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+
+use amem_core::residency::S3Fifo;
+use amem_core::{Access, ChunkId, ResidencyPolicy, testing};
+
+use super::each_is_caught;
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fault {
+    NamesWhatIsNotThere,
+    NamesNobody,
+    NamesAgainWhatHasLeft,
+    NamesFewerThanThereAre,
+    RemovesNothing,
+    RemovesAnotherForTheUnknown,
+    CountsSecondInserts,
+    PanicsOnOddNumbers,
+    DependsOnAHashMap,
+    AdmitsByChance,
+    RestoresAnotherOrder,
+    RestoresMore,
+    RestoresFewer,
+    RestoresWithoutSayingSo,
+    ForgetsHowOftenAfterRestoring,
+    AdmitsOtherwiseAfterRestoring,
+    RestoresTornBytes,
+    PanicsOnTornBytes,
+}
+
+const FAULTS: [(Fault, &str); 18] = [
+    (Fault::NamesWhatIsNotThere, "leaves a second time"),
+    (Fault::NamesNobody, "the one chunk of the tier is not the victim"),
+    (Fault::NamesAgainWhatHasLeft, "a policy names a victim after the last chunk has left"),
+    (Fault::NamesFewerThanThereAre, "chunks that left"),
+    (Fault::RemovesNothing, "after the last chunk has left"),
+    (Fault::RemovesAnotherForTheUnknown, "the one chunk of the tier is not the victim"),
+    (Fault::CountsSecondInserts, "a chunk that was inserted twice is there after it was removed"),
+    (Fault::PanicsOnOddNumbers, "what a number"),
+    (Fault::DependsOnAHashMap, "with the same history name different victims"),
+    (Fault::AdmitsByChance, "with the same history let in different chunks"),
+    (Fault::RestoresAnotherOrder, "a restored policy names another victim"),
+    (Fault::RestoresMore, "a restored policy holds chunks that the saved one did not"),
+    (Fault::RestoresFewer, "a restored policy names another victim"),
+    (Fault::RestoresWithoutSayingSo, "restore names the chunks that were in the tier"),
+    (Fault::ForgetsHowOftenAfterRestoring, "a restored policy"),
+    (Fault::AdmitsOtherwiseAfterRestoring, "a restored policy lets in other chunks"),
+    (Fault::RestoresTornBytes, ""),
+    (Fault::PanicsOnTornBytes, "what bytes"),
+];
+
+#[test]
+fn each_fault_of_a_residency_policy_is_caught() {
+    testing::residency_policy(|| Box::new(Faulty::new(None)));
+    each_is_caught(&FAULTS, |fault| testing::residency_policy(|| Box::new(Faulty::new(Some(fault)))));
+}
+
+/// A good policy, but for one fault.
+struct Faulty {
+    inner: S3Fifo,
+    fault: Option<Fault>,
+    held: BTreeMap<ChunkId, usize>,
+    left: Option<ChunkId>,
+    restored: bool,
+    by_chance: RandomState,
+}
+
+impl Faulty {
+    fn new(fault: Option<Fault>) -> Self {
+        let (held, by_chance) = (BTreeMap::new(), RandomState::new());
+        Self { inner: S3Fifo::default(), fault, held, left: None, restored: false, by_chance }
+    }
+
+    fn has(&self, fault: Fault) -> bool {
+        self.fault == Some(fault)
+    }
+}
+
+impl ResidencyPolicy for Faulty {
+    fn admits(&mut self, access: &Access) -> bool {
+        match self.fault {
+            Some(Fault::AdmitsByChance) => self.by_chance.hash_one(access.chunk).is_multiple_of(2),
+            Some(Fault::AdmitsOtherwiseAfterRestoring) => !self.restored || access.chunk.0[0].is_multiple_of(2),
+            _ => self.inner.admits(access),
+        }
+    }
+
+    fn insert(&mut self, access: Access) {
+        assert!(!self.has(Fault::PanicsOnOddNumbers) || access.relevance.is_finite(), "what a number");
+        *self.held.entry(access.chunk).or_default() += 1;
+        self.inner.insert(access);
+    }
+
+    fn touch(&mut self, access: Access) {
+        if !self.has(Fault::ForgetsHowOftenAfterRestoring) || !self.restored {
+            self.inner.touch(access);
+        }
+    }
+
+    fn remove(&mut self, chunk: &ChunkId) {
+        let known = self.held.contains_key(chunk);
+        let count = self.held.get_mut(chunk).map_or(0, |count| {
+            *count -= 1;
+            *count
+        });
+        match self.fault {
+            Some(Fault::RemovesNothing) => {}
+            Some(Fault::CountsSecondInserts) if count > 0 => {}
+            Some(Fault::RemovesAnotherForTheUnknown) if !known => {
+                if let Some((chunk, _)) = self.held.pop_first() {
+                    self.inner.remove(&chunk);
+                }
+            }
+            _ => {
+                self.held.remove(chunk);
+                self.inner.remove(chunk);
+                self.left = Some(*chunk);
+            }
+        }
+    }
+
+    fn victim(&mut self, time: f64) -> Option<ChunkId> {
+        match self.fault {
+            Some(Fault::NamesWhatIsNotThere) if self.held.len() > 20 && self.left.is_some() => self.left,
+            Some(Fault::NamesNobody) => None,
+            Some(Fault::NamesAgainWhatHasLeft) if self.held.is_empty() => self.left,
+            Some(Fault::NamesFewerThanThereAre) if self.held.len() <= 2 && self.left.is_some_and(|l| l.0[0] > 2) => {
+                None
+            }
+            Some(Fault::DependsOnAHashMap) => {
+                self.held.keys().min_by_key(|chunk| self.by_chance.hash_one(chunk)).copied()
+            }
+            Some(Fault::RestoresAnotherOrder) if self.restored => self.held.last_key_value().map(|(chunk, _)| *chunk),
+            _ => self.inner.victim(time),
+        }
+    }
+
+    fn save(&self) -> Vec<u8> {
+        self.inner.save()
+    }
+
+    fn restore(&mut self, saved: &[u8]) -> Vec<ChunkId> {
+        let mut restored = self.inner.restore(saved);
+        self.restored = true;
+        self.held = restored.iter().map(|chunk| (*chunk, 1)).collect();
+        let torn = restored.is_empty() && saved.len() > 8;
+        let stray = Access { chunk: ChunkId([7; 32]), relevance: 1.0, bytes: 1, cost: 1.0, time: 0.0 };
+        match self.fault {
+            Some(Fault::PanicsOnTornBytes) => assert!(!torn, "what bytes"),
+            Some(Fault::RestoresTornBytes) if torn => self.insert(stray),
+            Some(Fault::RestoresMore) if !torn => self.insert(stray),
+            Some(Fault::RestoresFewer) => {
+                if let Some(chunk) = restored.pop() {
+                    self.remove(&chunk);
+                }
+            }
+            Some(Fault::RestoresWithoutSayingSo) => restored.clear(),
+            _ => {}
+        }
+        restored
+    }
+}
