@@ -1,4 +1,4 @@
-//! A [`Backend`] around another that counts what is asked of it, and fails when a test says so.
+//! A [`Backend`] around another that notes what is asked of it, and fails when a test says so.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -12,6 +12,7 @@ use crate::{Dtype, Error, KvShape, Result, Token};
 pub struct Probe<B> {
     inner: B,
     calls: Arc<Mutex<Vec<&'static str>>>,
+    plans: Arc<Mutex<Vec<Vec<Row>>>>,
     /// Calls until one fails; zero for never.
     until_failure: Arc<AtomicUsize>,
 }
@@ -19,7 +20,7 @@ pub struct Probe<B> {
 impl<B> Probe<B> {
     /// Watches a backend.
     pub fn new(inner: B) -> Self {
-        Self { inner, calls: Arc::default(), until_failure: Arc::default() }
+        Self { inner, calls: Arc::default(), plans: Arc::default(), until_failure: Arc::default() }
     }
 
     /// Lets the `nth` call from now on fail, counted from 1, and those after it succeed again. Zero: none.
@@ -31,6 +32,11 @@ impl<B> Probe<B> {
     /// ([`Backend::numerics`], [`Backend::block_tokens`]) are not among them.
     pub fn take_calls(&self) -> Vec<&'static str> {
         std::mem::take(&mut self.calls.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The rows of each plan that was made since this was last asked, in order.
+    pub fn take_plans(&self) -> Vec<Vec<Row>> {
+        std::mem::take(&mut self.plans.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn call<T>(&self, name: &'static str, method: impl FnOnce(&B) -> Result<T>) -> Result<T> {
@@ -75,6 +81,7 @@ impl<B: Backend> Backend for Probe<B> {
     }
 
     fn plan(&self, rope: &Rope, rows: &[Row], tables: &[BlockTable<'_>]) -> Result<B::Plan> {
+        self.plans.lock().unwrap_or_else(PoisonError::into_inner).push(rows.to_vec());
         self.call("plan", |b| b.plan(rope, rows, tables))
     }
 

@@ -1,0 +1,192 @@
+//! A forward pass in f64, written down from the papers: no batches, no blocks, no fused kernels, one token after the
+//! other. It shares no code with the engine, and is slow.
+
+use std::collections::BTreeMap;
+
+use amem_core::{Dtype, KvChunk, Token};
+use safetensors::SafeTensors;
+use serde_json::Value;
+
+type Row = Vec<f64>;
+
+/// A model's weights, by name, and the numbers of its `config.json`.
+pub struct Plain {
+    weights: BTreeMap<String, Row>,
+    pub layers: usize,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    hidden: usize,
+    eps: f64,
+    theta: f64,
+    /// How many tokens a token sees, itself included.
+    window: usize,
+}
+
+/// For each layer and slot: the rotated key and the value.
+#[derive(Clone)]
+pub struct PlainKv(pub Vec<Vec<Option<[Row; 2]>>>);
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+fn add(to: &mut [f64], other: &[f64]) {
+    to.iter_mut().zip(other).for_each(|(to, other)| *to += other);
+}
+
+impl Plain {
+    /// A golden case with plain RoPE and weights in f32.
+    pub fn open(case: &str) -> Self {
+        let files = super::directory(&super::case(case));
+        let config: Value = serde_json::from_slice(&files["config.json"]).unwrap();
+        let number = |key: &str| config[key].as_f64();
+        let count = |key: &str| number(key).unwrap() as usize;
+        let tensors = SafeTensors::deserialize(&files["model.safetensors"]).unwrap();
+        let weights = tensors.iter().map(|(name, tensor)| {
+            let mut numbers = vec![0f32; tensor.data().len() / 4];
+            Dtype::F32.decode(tensor.data(), &mut numbers);
+            (name.to_owned(), numbers.into_iter().map(f64::from).collect())
+        });
+        let (heads, hidden) = (count("num_attention_heads"), count("hidden_size"));
+        let windowed = config["model_type"] == "mistral";
+        let theta = number("rope_theta").or(config["rope_parameters"]["rope_theta"].as_f64());
+        Self {
+            weights: weights.collect(),
+            layers: count("num_hidden_layers"),
+            heads,
+            kv_heads: count("num_key_value_heads"),
+            head_dim: number("head_dim").map_or(hidden / heads, |head_dim| head_dim as usize),
+            hidden,
+            eps: number("rms_norm_eps").unwrap(),
+            theta: theta.unwrap(),
+            window: number("sliding_window").filter(|_| windowed).map_or(usize::MAX, |window| window as usize),
+        }
+    }
+
+    /// A place for the KV of so many tokens.
+    pub fn kv(&self, slots: usize) -> PlainKv {
+        PlainKv(vec![vec![None; slots]; self.layers])
+    }
+
+    /// Puts a chunk's KV behind `first` tokens.
+    pub fn load(&self, kv: &mut PlainKv, chunk: &KvChunk, first: usize) {
+        for layer in 0..self.layers {
+            let stored = chunk.layer(layer).unwrap();
+            for token in 0..chunk.tokens().len() {
+                let [mut key, mut value] = [(); 2].map(|()| vec![0f32; self.kv_heads * self.head_dim]);
+                for head in 0..self.kv_heads {
+                    let numbers = head * self.head_dim..(head + 1) * self.head_dim;
+                    stored.key(token, head, &mut key[numbers.clone()]);
+                    stored.value(token, head, &mut value[numbers]);
+                }
+                let [mut key, value] = [key, value].map(|row| row.into_iter().map(f64::from).collect::<Row>());
+                self.rotate(&mut key, first + token);
+                kv.0[layer][first + token] = Some([key, value]);
+            }
+        }
+    }
+
+    fn weight(&self, layer: usize, name: &str) -> Option<&Row> {
+        self.weights.get(&format!("model.layers.{layer}.{name}"))
+    }
+
+    fn linear(&self, layer: usize, name: &str, x: &[f64]) -> Row {
+        let weight = self.weight(layer, &format!("{name}.weight")).unwrap();
+        let mut y: Row = weight.chunks_exact(x.len()).map(|weights| dot(weights, x)).collect();
+        if let Some(bias) = self.weight(layer, &format!("{name}.bias")) {
+            add(&mut y, bias);
+        }
+        y
+    }
+
+    fn norm(&self, weight: &[f64], x: &[f64]) -> Row {
+        let scale = 1.0 / (dot(x, x) / x.len() as f64 + self.eps).sqrt();
+        x.iter().zip(weight).map(|(x, weight)| x * scale * weight).collect()
+    }
+
+    fn rotate(&self, heads: &mut [f64], position: usize) {
+        let half = self.head_dim / 2;
+        for head in heads.chunks_exact_mut(self.head_dim) {
+            for pair in 0..half {
+                let angle = position as f64 * self.theta.powf(-2.0 * pair as f64 / self.head_dim as f64);
+                let (sin, cos) = angle.sin_cos();
+                let (a, b) = (head[pair], head[pair + half]);
+                head[pair] = a * cos - b * sin;
+                head[pair + half] = b * cos + a * sin;
+            }
+        }
+    }
+
+    /// One projection of a layer, with the norm of its heads where the model has one, turned to its position.
+    fn turned(&self, layer: usize, name: &str, x: &[f64], position: usize) -> Row {
+        let mut heads = self.linear(layer, &format!("self_attn.{name}_proj"), x);
+        if let Some(norm) = self.weight(layer, &format!("self_attn.{name}_norm.weight")) {
+            heads = heads.chunks_exact(self.head_dim).flat_map(|head| self.norm(norm, head)).collect();
+        }
+        self.rotate(&mut heads, position);
+        heads
+    }
+
+    /// A key of this layer as it stands in the cache.
+    pub fn key(&self, layer: usize, hidden: &[f64], position: usize) -> Row {
+        let x = self.norm(self.weight(layer, "input_layernorm.weight").unwrap(), hidden);
+        self.turned(layer, "k", &x, position)
+    }
+
+    /// Computes tokens through the first `upto` layers, in the order of their slots, over what stands in `kv`; what
+    /// they yield stands there afterwards. Returns their hidden states, and for each layer and each of the tokens the
+    /// attention that it pays to every slot, summed over the heads.
+    pub fn run(&self, kv: &mut PlainKv, tokens: &[(usize, Token)], upto: usize) -> (Vec<Row>, Vec<Vec<Row>>) {
+        let embedding = &self.weights["model.embed_tokens.weight"];
+        let embed = |token: Token| embedding[token as usize * self.hidden..][..self.hidden].to_vec();
+        let mut hidden: Vec<Row> = tokens.iter().map(|(_, token)| embed(*token)).collect();
+        let mut attention = Vec::new();
+        for layer in 0..upto {
+            let mut queries = Vec::new();
+            for ((slot, _), hidden) in tokens.iter().zip(&hidden) {
+                let x = self.norm(self.weight(layer, "input_layernorm.weight").unwrap(), hidden);
+                queries.push(self.turned(layer, "q", &x, *slot));
+                let value = self.linear(layer, "self_attn.v_proj", &x);
+                kv.0[layer][*slot] = Some([self.turned(layer, "k", &x, *slot), value]);
+            }
+            let mut paid = Vec::new();
+            for (((slot, _), hidden), queries) in tokens.iter().zip(&mut hidden).zip(&queries) {
+                let first = (slot + 1).saturating_sub(self.window);
+                let mut by_slot = vec![0.0; kv.0[layer].len()];
+                let mut attended = Vec::new();
+                for (head, query) in queries.chunks_exact(self.head_dim).enumerate() {
+                    let of_head = head / (self.heads / self.kv_heads) * self.head_dim;
+                    let half = |slot: usize, half: usize| {
+                        &kv.0[layer][slot].as_ref().unwrap()[half][of_head..of_head + self.head_dim]
+                    };
+                    let score = |slot: usize| dot(query, half(slot, 0)) / (self.head_dim as f64).sqrt();
+                    let exponentials: Row = (first..=*slot).map(|slot| score(slot).exp()).collect();
+                    let total: f64 = exponentials.iter().sum();
+                    let mut sum = vec![0.0; self.head_dim];
+                    for (slot, exponential) in (first..=*slot).zip(exponentials) {
+                        by_slot[slot] += exponential / total;
+                        let value: Row = half(slot, 1).iter().map(|value| value * exponential / total).collect();
+                        add(&mut sum, &value);
+                    }
+                    attended.extend(sum);
+                }
+                paid.push(by_slot);
+                add(hidden, &self.linear(layer, "self_attn.o_proj", &attended));
+                let x = self.norm(self.weight(layer, "post_attention_layernorm.weight").unwrap(), hidden);
+                let (gate, up) = (self.linear(layer, "mlp.gate_proj", &x), self.linear(layer, "mlp.up_proj", &x));
+                let gated: Row = gate.iter().zip(&up).map(|(gate, up)| gate / (1.0 + (-gate).exp()) * up).collect();
+                add(hidden, &self.linear(layer, "mlp.down_proj", &gated));
+            }
+            attention.push(paid);
+        }
+        (hidden, attention)
+    }
+
+    /// The logits after a hidden state of the last layer.
+    pub fn logits(&self, hidden: &[f64]) -> Row {
+        let x = self.norm(&self.weights["model.norm.weight"], hidden);
+        let head = self.weights.get("lm_head.weight").unwrap_or(&self.weights["model.embed_tokens.weight"]);
+        head.chunks_exact(self.hidden).map(|weights| dot(weights, &x)).collect()
+    }
+}
