@@ -142,3 +142,54 @@ impl Computed {
 
 /// How much less each further layer says about where a row's error comes from.
 const FADING: f32 = 0.3;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two rows of one number each in every layer: keys, then values.
+    fn computed(layers: &[[[f32; 2]; 2]]) -> Computed {
+        Computed { layers: layers.iter().map(|halves| halves.map(|half| half.to_vec())).collect(), width: 1 }
+    }
+
+    #[test]
+    fn a_scale_is_the_mean_squared_length_of_the_rows() {
+        // Rows of two numbers: (3, 4) is 5 long and (0, 1) is 1 long, (2, 0) is 2 long and (0, 0) has no length.
+        let layers = vec![[vec![3.0, 4.0, 0.0, 1.0], vec![2.0, 0.0, 0.0, 0.0]], [vec![0.0; 4], vec![1.0; 4]]];
+        let scales = Computed { layers, width: 2 }.scales();
+        assert_eq!(scales, [[(25.0 + 1.0) / 2.0, (4.0 + 0.0) / 2.0], [f32::MIN_POSITIVE, 2.0]]);
+    }
+
+    #[test]
+    fn distances_are_squared_in_units_of_the_scale_and_fade_from_the_second_layer_on() {
+        let ours = computed(&[[[9.0, 9.0]; 2], [[1.0, 1.0], [0.0, 5.0]], [[5.0, 7.0], [0.0, 1.0]], [[2.0, 0.0]; 2]]);
+        let theirs = computed(&[[[0.0, 0.0]; 2], [[3.0, 1.0], [2.0, 5.0]], [[4.0, 7.0], [10.0, 1.0]], [[0.0, 0.0]; 2]]);
+        let scales = [[1.0, 1.0], [2.0, 4.0], [1.0, 10.0], [0.5, 1.0]];
+        let distances = ours.distances(&theirs, &scales);
+        // Nothing of the first layer; 4/2 and 4/4 of the second; of the third 1/1 and 100/10, each three tenths; of the
+        // fourth 4/0.5 and 4/1, each nine hundredths.
+        let expected = (2.0 + 1.0) + 0.3 * (1.0 + 10.0) + 0.09 * (8.0 + 4.0);
+        assert!((distances[0] - expected).abs() < 1e-5, "{} instead of {expected}", distances[0]);
+        assert_eq!(distances[1], 0.0, "a row that does not move is at no distance");
+    }
+
+    #[test]
+    fn a_distance_that_no_number_holds_is_the_largest_there_is() {
+        let still = [[0.0, 0.0]; 2];
+        let ours = computed(&[still, [[1e30, f32::NAN], [0.0, 0.0]]]);
+        let theirs = computed(&[still, [[-1e30, 0.0], [0.0, 0.0]]]);
+        assert_eq!(ours.distances(&theirs, &[[1.0; 2]; 2]), [f32::MAX; 2]);
+    }
+
+    #[test]
+    fn texts_go_together_as_long_as_they_fit_one_pass() {
+        let text = |tokens: usize| -> Arc<[Token]> { vec![1; tokens].into() };
+        let lengths = [STEP_ROWS - 1, 1, 1, STEP_ROWS + 5, STEP_ROWS, 2, 3];
+        let texts = lengths.map(text);
+        let batches: Vec<Vec<usize>> =
+            batches(&texts).map(|batch| batch.iter().map(|text| text.len()).collect()).collect();
+        let expected = [vec![STEP_ROWS - 1, 1], vec![1], vec![STEP_ROWS + 5], vec![STEP_ROWS], vec![2, 3]];
+        assert_eq!(batches, expected);
+        assert_eq!(super::batches(&[]).count(), 0, "no texts make no batch");
+    }
+}

@@ -167,6 +167,43 @@ mod tests {
     }
 
     #[test]
+    fn a_slot_gets_its_own_attention_and_half_of_its_neighbours() {
+        let mass = [1.0, 2.0, 4.0];
+        for (slot, expected) in [(0, 1.0 + 2.0 / 2.0), (1, 2.0 + (1.0 + 4.0) / 2.0), (2, 4.0 + 2.0 / 2.0)] {
+            assert_eq!(smoothed(&mass, slot), expected, "slot {slot}");
+        }
+        assert_eq!(smoothed(&mass, 3), 2.0, "a slot that got none has a neighbour that did");
+        assert_eq!((smoothed(&mass, 4), smoothed(&mass, u32::MAX), smoothed(&[], 0)), (0.0, 0.0, 0.0));
+    }
+
+    #[test]
+    fn the_heaviest_rows_are_chosen_and_of_equals_the_earlier() {
+        // Slots 1, 3, 5, 7 and 9. The weights sum up to 9.
+        let weights = [3.0, 0.0, 2.0, 3.0, 1.0];
+        let cases: [(Budget, usize, &[u32]); 14] = [
+            (Budget::Rows(0), 5, &[]),
+            (Budget::Rows(1), 5, &[1]),
+            (Budget::Rows(2), 5, &[1, 7]),
+            (Budget::Rows(3), 5, &[1, 5, 7]),
+            (Budget::Rows(5), 5, &[1, 5, 7, 9]),
+            (Budget::Mass(0.0), 5, &[]),
+            (Budget::Mass(0.3), 5, &[1]),
+            (Budget::Mass(0.5), 5, &[1, 7]),
+            (Budget::Mass(0.75), 5, &[1, 5, 7]),
+            (Budget::Mass(1.0), 5, &[1, 5, 7, 9]),
+            // Two and a half rows.
+            (Budget::Ratio(0.5), 5, &[1, 7]),
+            (Budget::Ratio(1.0), 5, &[1, 5, 7, 9]),
+            // The nearest f32 is a little less than 0.3, and three rows are meant all the same.
+            (Budget::Ratio(0.3), 10, &[1, 5, 7]),
+            (Budget::Ratio(1.0), 0, &[]),
+        ];
+        for (budget, cached, expected) in cases {
+            assert_eq!(heaviest(&candidates(5), &weights, budget, cached), expected, "{budget:?} of {cached}");
+        }
+    }
+
+    #[test]
     fn settings_without_sense_are_refused() {
         for repair in [
             Repair::Deviation { ratio: 0.1, check_layer: 0 },
