@@ -125,10 +125,10 @@ impl<B: Backend> PagedContext<B> {
     /// Brings cached pieces into their slots.
     fn load(&mut self, pieces: &[Piece], tokens: usize) -> Result<()> {
         let before = self.tokens.len();
-        let copies = self.table.write(before, tokens, before as u32..tokens as u32)?;
         let graph = Arc::clone(&self.graph);
         let mut cache = graph.cache();
-        self.copy_blocks(&mut cache, &copies)?;
+        let copy = |copy: BlockCopy| graph.backend.copy_block(&mut cache, copy.from, copy.to);
+        self.table.write(before, tokens, before as u32..tokens as u32, copy)?;
         let table = self.table.ids();
         let mut slot = before as u32;
         let mut placements = Vec::new();
@@ -142,10 +142,6 @@ impl<B: Backend> PagedContext<B> {
             return Ok(());
         }
         graph.backend.load_kv(&mut cache, &graph.rope, 0..self.info.shape.layers, &placements)
-    }
-
-    fn copy_blocks(&self, cache: &mut B::Cache, copies: &[BlockCopy]) -> Result<()> {
-        copies.iter().try_for_each(|copy| self.graph.backend.copy_block(cache, copy.from, copy.to))
     }
 
     /// Notes what a chunk's rows are worth where they stand now.
@@ -217,8 +213,8 @@ impl<B: Backend> PagedContext<B> {
     /// Makes the blocks of these slots its own, so that they can be written.
     pub(super) fn make_writable(&mut self, cache: &mut B::Cache, slots: &[u32]) -> Result<()> {
         let len = self.tokens.len();
-        let copies = self.table.write(len, len, slots.iter().copied())?;
-        self.copy_blocks(cache, &copies)
+        let copy = |copy: BlockCopy| self.graph.backend.copy_block(cache, copy.from, copy.to);
+        self.table.write(len, len, slots.iter().copied(), copy)
     }
 
     /// Takes what is to be computed. Until it comes back by [`put_back`](Self::put_back), [`complete`](Self::complete)

@@ -173,14 +173,16 @@ impl BlockTable {
         }
     }
 
-    /// Makes room for slots up to `tokens` and makes those that are to be written this context's own. The copies that
-    /// are returned have to be made before anything is written. `len` is how many slots hold something.
+    /// Makes room for slots up to `tokens` and makes those that are to be written this context's own. `len` is how many
+    /// slots hold something; blocks that hold some of them are copied by `copy`. A block takes the place of the one that
+    /// it is a copy of once it is one: if a copy fails, all slots hold what they held before.
     pub(crate) fn write(
         &mut self,
         len: usize,
         tokens: usize,
         slots: impl IntoIterator<Item = u32>,
-    ) -> Result<Vec<BlockCopy>> {
+        mut copy: impl FnMut(BlockCopy) -> Result<()>,
+    ) -> Result<()> {
         let missing = self.pool.blocks_for(tokens).saturating_sub(self.used.len());
         let mut written: Vec<usize> = slots.into_iter().map(|slot| slot as usize / self.pool.block_tokens).collect();
         written.dedup();
@@ -191,24 +193,23 @@ impl BlockTable {
         written.sort_unstable();
         written.dedup();
         if missing == 0 && written.is_empty() {
-            return Ok(Vec::new());
+            return Ok(());
         }
         let wanted = (missing + written.len()).saturating_sub(self.spare.len());
         if wanted > 0 {
             self.spare.extend(self.pool.take(wanted)?);
         }
         let used = Arc::make_mut(&mut self.used);
-        let mut copies = Vec::new();
         for index in written {
             let (Some(own), Some(block)) = (self.spare.pop_front(), used.get_mut(index)) else { continue };
             // A block without content needs no copy.
             if index * self.pool.block_tokens < len {
-                copies.push(BlockCopy { from: block.id, to: own.id });
+                copy(BlockCopy { from: block.id, to: own.id })?;
             }
             *block = own;
         }
         used.extend(self.spare.drain(..missing.min(self.spare.len())));
-        Ok(copies)
+        Ok(())
     }
 }
 
@@ -257,10 +258,11 @@ mod tests {
     impl Contexts {
         fn write(&mut self, at: usize, tokens: usize, slots: Vec<u32>) -> Result<()> {
             let (table, expected) = &mut self.open[at];
-            let copies = table.write(expected.len(), tokens, slots.iter().copied())?;
-            for BlockCopy { from, to } in copies {
-                self.memory[to as usize] = self.memory[from as usize];
-            }
+            let memory = &mut self.memory;
+            table.write(expected.len(), tokens, slots.iter().copied(), |BlockCopy { from, to }| {
+                memory[to as usize] = memory[from as usize];
+                Ok(())
+            })?;
             expected.resize(tokens, 0);
             let ids = table.ids();
             for slot in slots {
