@@ -433,11 +433,15 @@ impl Context for FaultyContext {
         self.inner.reserve(if self.has(Fault::ReservesMoreThanAContext) { tokens.min(most) } else { tokens })
     }
 
+    fn reserve_forks(&mut self, forks: usize, from: usize, tokens: usize) -> Result<()> {
+        self.inner.reserve_forks(forks, from, tokens)
+    }
+
     fn release(&mut self) {
         self.inner.release();
     }
 
-    fn fork(&self) -> Result<Box<dyn Context>> {
+    fn fork(&mut self) -> Result<Box<dyn Context>> {
         let inner = match self.inner.fork() {
             Err(_) if self.has(Fault::ForksWhatIsNotComplete) => self.model.open(0),
             forked => forked,

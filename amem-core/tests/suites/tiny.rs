@@ -80,6 +80,10 @@ impl Chat for Bytes {
         Ok(tokens.iter().map(|token| format!("{token} ")).collect())
     }
 
+    fn token_bytes(&self, token: Token) -> Option<Vec<u8>> {
+        Some(format!("{token} ").into_bytes())
+    }
+
     fn stops(&self) -> &[Token] {
         &[]
     }
