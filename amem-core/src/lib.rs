@@ -36,7 +36,7 @@ pub mod transformer;
 
 pub use engine::{
     Choice, Completion, Constraint, ConstraintSource, Delta, Detokenizer, Engine, EngineOptions, EngineStats, Finish,
-    Generation, Output, OutputStream, Prefilled, Request, Sampler, TokenLogprob, TokenMask,
+    Generation, Output, OutputStream, Prefilled, Request,
 };
 pub use error::{BoxError, Error, Result};
 pub use kv::{
@@ -52,7 +52,8 @@ pub use memory::{
 };
 pub use model::{
     AppendOptions, Budget, Chat, Context, Conversation, Exactness, Exchange, Layout, Message, Model, ModelInfo, Piece,
-    PrefillText, Progress, Repair, Reply, Role, Sampling, Step, Tool, ToolCall, Usage,
+    PrefillText, Progress, Repair, Reply, Role, Sampler, Sampling, Step, TokenLogprob, TokenMask, Tool, ToolCall,
+    Usage,
 };
 pub use recall::{RecallQuery, Recalled, Recaller};
 pub use residency::{Access, ResidencyPolicy};

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::{Result, Token};
+use crate::{Result, Token, TokenMask};
 
 /// Says which tokens may come next. A grammar engine implements it over the model's vocabulary
 /// ([`Chat::token_bytes`](crate::Chat::token_bytes)).
@@ -53,46 +53,5 @@ impl fmt::Debug for ConstraintSource {
 impl PartialEq for ConstraintSource {
     fn eq(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
-    }
-}
-
-/// A set of tokens.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TokenMask {
-    words: Vec<u64>,
-    tokens: usize,
-}
-
-impl TokenMask {
-    /// An empty set over a vocabulary of so many tokens.
-    pub fn new(vocabulary: usize) -> Self {
-        Self { words: vec![0; vocabulary.div_ceil(64)], tokens: vocabulary }
-    }
-
-    /// Tokens in the vocabulary.
-    pub fn vocabulary(&self) -> usize {
-        self.tokens
-    }
-
-    /// Adds a token. One that is not in the vocabulary is ignored.
-    pub fn insert(&mut self, token: Token) {
-        if let Some(word) = self.words.get_mut(token as usize / 64).filter(|_| (token as usize) < self.tokens) {
-            *word |= 1 << (token % 64);
-        }
-    }
-
-    /// Whether a token is in it.
-    pub fn contains(&self, token: Token) -> bool {
-        self.words.get(token as usize / 64).is_some_and(|word| word >> (token % 64) & 1 == 1)
-    }
-
-    /// Whether no token is in it.
-    pub fn is_empty(&self) -> bool {
-        self.words.iter().all(|word| *word == 0)
-    }
-
-    /// The set as words of 64 tokens each, the lowest token in the lowest bit, for engines that fill one at once.
-    pub fn words_mut(&mut self) -> &mut [u64] {
-        &mut self.words
     }
 }

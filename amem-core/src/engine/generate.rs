@@ -1,7 +1,8 @@
 //! From logits to text, token by token.
 
 use crate::{
-    Chat, Constraint, ConstraintSource, Detokenizer, Error, Result, Sampler, Sampling, Token, TokenLogprob, TokenMask,
+    Chat, Constraint, ConstraintSource, Context, Detokenizer, Error, Model, Result, Sampler, Sampling, Token,
+    TokenLogprob, TokenMask,
 };
 
 /// How an answer is generated.
@@ -141,12 +142,13 @@ impl Generator {
         })
     }
 
-    /// Draws the token that follows `seen`.
-    pub(super) fn next(&mut self, chat: &dyn Chat, logits: &[f32], seen: &[Token]) -> Result<Drawn> {
+    /// Draws the token that follows a context.
+    pub(super) fn next(&mut self, model: &dyn Model, context: &dyn Context) -> Result<Drawn> {
+        let chat = model.chat();
         if self.tokens.len() >= self.max_tokens {
             return self.end(chat, Finish::Length);
         }
-        let Some(token) = self.pick(chat, logits, seen)? else { return self.end(chat, Finish::Constraint) };
+        let Some(token) = self.pick(model, context)? else { return self.end(chat, Finish::Constraint) };
         if chat.stops().contains(&token) {
             return self.end(chat, Finish::EndToken(token));
         }
@@ -160,26 +162,33 @@ impl Generator {
             text.push_str(&self.finish(chat)?);
             finish = Some(Finish::Length);
         }
-        let logprob = self.logprobs.map(|top| TokenLogprob::of(logits, token, top));
+        let logprob = self.logprobs.map(|top| TokenLogprob::of(context.logits(), token, top));
         Ok(Drawn { token: Some(token), text, logprob, finish })
     }
 
     /// The next token, or `None` where a constraint allows no more.
-    fn pick(&mut self, chat: &dyn Chat, logits: &[f32], seen: &[Token]) -> Result<Option<Token>> {
+    fn pick(&mut self, model: &dyn Model, context: &dyn Context) -> Result<Option<Token>> {
+        let (vocabulary, stops) = (model.info().vocabulary, model.chat().stops());
         let too_short = self.tokens.len() < self.min_tokens;
-        let ends = |token: Token| chat.stops().contains(&token);
         let Some(constraint) = &mut self.constraint else {
-            return self.sampler.pick_among(logits, seen, |token| !(too_short && ends(token))).map(Some);
+            let allowed = too_short.then(|| {
+                let mut mask = TokenMask::all(vocabulary);
+                stops.iter().for_each(|stop| mask.remove(*stop));
+                mask
+            });
+            return model.sample(context, &mut self.sampler, allowed.as_ref()).map(Some);
         };
-        let mut mask = TokenMask::new(logits.len());
+        let mut mask = TokenMask::new(vocabulary);
         constraint.allow(&mut mask)?;
         let complete = constraint.is_complete();
         if mask.is_empty() {
             let dead = || Error::Model("the constraint allows no token and no end of the answer".into());
             return if complete { Ok(None) } else { Err(dead()) };
         }
-        let allowed = |token| mask.contains(token) || (complete && !too_short && ends(token));
-        self.sampler.pick_among(logits, seen, allowed).map(Some)
+        if complete && !too_short {
+            stops.iter().for_each(|stop| mask.insert(*stop));
+        }
+        model.sample(context, &mut self.sampler, Some(&mask)).map(Some)
     }
 
     fn end(&mut self, chat: &dyn Chat, finish: Finish) -> Result<Drawn> {

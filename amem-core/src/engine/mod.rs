@@ -11,7 +11,6 @@ mod detokenize;
 mod generate;
 mod queue;
 mod request;
-mod sample;
 mod scheduler;
 
 use std::pin::Pin;
@@ -21,11 +20,10 @@ use std::thread::JoinHandle;
 use futures_channel::{mpsc, oneshot};
 use futures_core::Stream;
 
-pub use constraint::{Constraint, ConstraintSource, TokenMask};
+pub use constraint::{Constraint, ConstraintSource};
 pub use detokenize::Detokenizer;
 pub use generate::{Finish, Generation};
 pub use request::{Choice, Completion, Delta, Output, OutputStream, Prefilled, Request};
-pub use sample::{Sampler, TokenLogprob};
 
 use self::queue::Queue;
 use self::request::{Job, PrefillJob};

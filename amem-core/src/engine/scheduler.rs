@@ -345,7 +345,7 @@ impl Running {
     /// Draws the next token of an answer.
     fn draw(&mut self, model: &dyn Model, at: usize) -> Result<()> {
         let branch = &mut self.branches[at];
-        let drawn = branch.generator.next(model.chat(), branch.context.logits(), branch.context.tokens())?;
+        let drawn = branch.generator.next(model, &*branch.context)?;
         branch.text.push_str(&drawn.text);
         branch.logprobs.extend(drawn.logprob.clone());
         branch.finish = drawn.finish;

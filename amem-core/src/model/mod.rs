@@ -4,7 +4,9 @@ mod chat;
 mod context;
 mod conversation;
 mod repair;
+mod sampler;
 mod sampling;
+mod token_mask;
 mod usage;
 
 use std::sync::Arc;
@@ -14,7 +16,9 @@ pub use context::{AppendOptions, Context, Piece, Progress, Step};
 pub use conversation::{Conversation, Exchange, Message, Reply, Role, Tool, ToolCall};
 pub(crate) use conversation::{Group, bad_messages, grouped};
 pub use repair::{Budget, Repair};
+pub use sampler::{Sampler, TokenLogprob};
 pub use sampling::Sampling;
+pub use token_mask::TokenMask;
 pub use usage::Usage;
 
 use crate::{ChunkId, Dtype, Fingerprint, KvChunk, KvShape, PrefixId, Result, Token};
@@ -133,6 +137,16 @@ pub trait Model: Send + Sync {
     /// There is one result for each step. After an error, [`Context::is_usable`] tells whether the context is as it was
     /// before the append, or broken.
     fn advance(&self, steps: &mut [Step<'_>]) -> Vec<Result<Progress>>;
+
+    /// Draws the token that follows a context from the logits after its last token, among the tokens that are allowed:
+    /// all of them if `None`. A model whose logits lie on a device may draw there what it can, the likeliest token say,
+    /// rather than read them all; it then [takes note](Sampler::note) of what it drew.
+    ///
+    /// # Errors
+    /// As [`Sampler::pick`]; [`Error::Model`](crate::Error::Model) when the backend fails.
+    fn sample(&self, context: &dyn Context, sampler: &mut Sampler, allowed: Option<&TokenMask>) -> Result<Token> {
+        sampler.pick_among(context.logits(), context.tokens(), allowed)
+    }
 
     /// Appends pieces to a context and computes all of it.
     ///

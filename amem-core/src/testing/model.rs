@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::{
     AppendOptions, Budget, Context, Encoding, Error, Exactness, Fingerprint, HostKv, KvChunk, KvData, Model, Piece,
-    PrefixId, Progress, Repair, Result, Step, Token, Usage,
+    PrefixId, Progress, Repair, Result, Sampler, Sampling, Step, Token, TokenMask, Usage,
 };
 
 /// Checks a model against the promises of [`Model`] and [`Context`]. `make` gives one each time it is called; it must
@@ -36,6 +36,7 @@ pub fn model<M: Model>(make: impl Fn() -> M) {
     what_is_not_computed_can_be_given_up(model);
     logits_of_several_rows_are_those_of_each(model);
     a_chunk_of_another_model_is_refused(model);
+    tokens_are_drawn_from_the_logits(model);
 }
 
 /// The chunks of texts of an owner, and what they took.
@@ -460,6 +461,29 @@ fn logits_of_several_rows_are_those_of_each(model: &impl Model) {
     let of_two = logits(&[fresh(&tokens[..10]), fresh(&tokens[10..])], 5);
     assert_eq!(of_two.len(), 2 * model.info().vocabulary, "there are no more logits than the last piece has tokens");
     assert_same(model, &of_two, &expected[3 * model.info().vocabulary..], "and they are those of its tokens");
+}
+
+fn tokens_are_drawn_from_the_logits(model: &impl Model) {
+    let vocabulary = model.info().vocabulary;
+    let (context, _) = blend(model, &[fresh(&text(1, 9))], &Repair::None);
+    for temperature in [0.0, 1.0] {
+        let sampling = Sampling { temperature, ..Sampling::default() };
+        let (mut ours, mut theirs) = (Sampler::new(&sampling).unwrap(), Sampler::new(&sampling).unwrap());
+        for _ in 0..20 {
+            let found = model.sample(&*context, &mut ours, None).expect("a token is drawn");
+            if model.info().exactness == Exactness::Bits {
+                let expected = theirs.pick(context.logits(), context.tokens()).unwrap();
+                assert_eq!(found, expected, "a token is drawn as a sampler draws it from the logits");
+            }
+            assert!((found as usize) < vocabulary, "a token of the vocabulary is drawn");
+        }
+        let mut some = TokenMask::new(vocabulary);
+        (0..vocabulary as Token).step_by(7).for_each(|token| some.insert(token));
+        for _ in 0..20 {
+            let found = model.sample(&*context, &mut ours, Some(&some)).expect("a token is drawn");
+            assert!(some.contains(found), "only tokens that are allowed are drawn");
+        }
+    }
 }
 
 fn a_chunk_of_another_model_is_refused(model: &impl Model) {

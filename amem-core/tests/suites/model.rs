@@ -6,7 +6,7 @@ use amem_core::testing::Reference;
 use amem_core::transformer::Transformer;
 use amem_core::{
     AppendOptions, Budget, Chat, Context, Error, HostKv, KvChunk, Model, ModelInfo, Piece, PrefillText, Progress,
-    Repair, Result, Sampling, Step, Token, Usage, testing,
+    Repair, Result, Sampler, Sampling, Step, Token, TokenMask, Usage, testing,
 };
 
 use super::{each_is_caught, tiny};
@@ -68,10 +68,12 @@ enum Fault {
     ScoresOneRow,
     ScoresUnasked,
     ScoresRowsOfOtherPieces,
+    DrawsWhatIsNotAllowed,
+    DrawsTheUnlikely,
     ContextsShareState,
 }
 
-const FAULTS: [(Fault, &str); 56] = [
+const FAULTS: [(Fault, &str); 58] = [
     (Fault::PrefillsInReverse, "chunks come in the order of their texts"),
     (Fault::NamesChunksOfAllOwnersAlike, "a chunk has the id that the model says"),
     (Fault::ForgetsTheModelOfChunks, "a chunk knows the model that computed it"),
@@ -127,6 +129,8 @@ const FAULTS: [(Fault, &str); 56] = [
     (Fault::ScoresOneRow, "the logits of the last five rows"),
     (Fault::ScoresUnasked, "no logits where none are asked for"),
     (Fault::ScoresRowsOfOtherPieces, "no more logits than the last piece has tokens"),
+    (Fault::DrawsWhatIsNotAllowed, "only tokens that are allowed are drawn"),
+    (Fault::DrawsTheUnlikely, "as a sampler draws it from the logits"),
     (Fault::ContextsShareState, ""),
 ];
 
@@ -179,6 +183,17 @@ impl Model for Faulty {
 
     fn sampling(&self) -> Sampling {
         self.inner.sampling()
+    }
+
+    fn sample(&self, context: &dyn Context, sampler: &mut Sampler, allowed: Option<&TokenMask>) -> Result<Token> {
+        match self.fault {
+            Some(Fault::DrawsWhatIsNotAllowed) => sampler.pick(context.logits(), context.tokens()),
+            Some(Fault::DrawsTheUnlikely) => {
+                let turned: Vec<f32> = context.logits().iter().map(|score| -score).collect();
+                sampler.pick_among(&turned, context.tokens(), allowed)
+            }
+            _ => self.inner.sample(context, sampler, allowed),
+        }
     }
 
     fn prefill(&self, prefix: &[Token], texts: &[PrefillText], measure: bool) -> Result<(Vec<KvChunk>, Usage)> {
@@ -379,7 +394,7 @@ impl FaultyContext {
             }
             Some(Fault::TakesOtherModels) => pieces.iter_mut().for_each(|piece| {
                 if let Piece::Cached(chunk) = piece {
-                    *chunk = of_nobody(chunk);
+                    *chunk = chunk.clone().with_model(info.fingerprint);
                 }
             }),
             Some(Fault::TakesDamagedKv) => {

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::{Error, Result, Sampling, Token};
+use crate::{Error, Result, Sampling, Token, TokenMask};
 
 /// Draws one token after another.
 #[derive(Clone, Debug)]
@@ -52,27 +52,36 @@ impl Sampler {
     /// # Errors
     /// [`Error::BadValue`] when no token is possible: there are no scores, or all are NaN or minus infinity.
     pub fn pick(&mut self, logits: &[f32], seen: &[Token]) -> Result<Token> {
-        self.pick_among(logits, seen, |_| true)
+        self.pick_among(logits, seen, None)
     }
 
-    /// As [`pick`](Self::pick), among the tokens that are allowed.
+    /// As [`pick`](Self::pick), among the tokens that are allowed: all of them if `None`.
     ///
     /// # Errors
     /// As [`pick`](Self::pick).
-    pub fn pick_among(&mut self, logits: &[f32], seen: &[Token], allowed: impl Fn(Token) -> bool) -> Result<Token> {
+    pub fn pick_among(&mut self, logits: &[f32], seen: &[Token], allowed: Option<&TokenMask>) -> Result<Token> {
         let token = self.choose(logits, seen, allowed)?;
-        *self.drawn.entry(token).or_default() += 1;
+        self.note(token);
         Ok(token)
     }
 
-    fn choose(&mut self, logits: &[f32], seen: &[Token], allowed: impl Fn(Token) -> bool) -> Result<Token> {
+    /// How tokens are drawn.
+    pub fn sampling(&self) -> &Sampling {
+        &self.sampling
+    }
+
+    /// Takes note of a token that was drawn elsewhere, for penalties.
+    pub fn note(&mut self, token: Token) {
+        *self.drawn.entry(token).or_default() += 1;
+    }
+
+    fn choose(&mut self, logits: &[f32], seen: &[Token], allowed: Option<&TokenMask>) -> Result<Token> {
         self.scores.clear();
         self.scores.extend(logits.iter().map(|score| if score.is_nan() { f32::NEG_INFINITY } else { *score }));
         self.penalise(logits, seen);
-        for (score, token) in self.scores.iter_mut().zip(0..) {
-            if !allowed(token) {
-                *score = f32::NEG_INFINITY;
-            }
+        if let Some(allowed) = allowed {
+            let forbidden = self.scores.iter_mut().zip(0..).filter(|(_, token)| !allowed.contains(*token));
+            forbidden.for_each(|(score, _)| *score = f32::NEG_INFINITY);
         }
         let Some(likeliest) = argmax(&self.scores) else {
             let value = format!("{} scores without a possible token", logits.len());
@@ -272,8 +281,8 @@ mod tests {
         mask.insert(0);
         mask.insert(7);
         let mut sampler = Sampler::new(&Sampling::default()).unwrap();
-        assert_eq!(sampler.pick_among(&[1.0, 5.0, 3.0], &[], |token| mask.contains(token)).unwrap(), 0);
-        assert!(sampler.pick_among(&[1.0], &[], |_| false).is_err());
+        assert_eq!(sampler.pick_among(&[1.0, 5.0, 3.0], &[], Some(&mask)).unwrap(), 0);
+        assert!(sampler.pick_among(&[1.0], &[], Some(&TokenMask::new(1))).is_err());
     }
 
     #[test]
