@@ -4,11 +4,16 @@
 mod common;
 
 use std::path::Path;
+use std::sync::Arc;
 
-use amem_core::Dtype;
-use amem_core::Sampling;
 use amem_core::transformer::{Options, Transformer};
+use amem_core::{
+    AnswerStream, Ask, Chat, Constraint, ConstraintSource, Dtype, Event, Generation, Layout, Memory, Recall, Repair,
+    Result, Sampling, SessionOptions, Token, TokenLogprob, TokenMask, Usage,
+};
 use amem_cpu::Cpu;
+use futures_lite::StreamExt;
+use futures_lite::future::block_on;
 
 const TOLERANCE: f32 = 1e-4;
 
@@ -17,14 +22,17 @@ fn worst(ours: &[f32], theirs: &[f32]) -> f32 {
     ours.iter().zip(theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
+fn all_cases() -> impl Iterator<Item = String> {
+    let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/cases");
+    std::fs::read_dir(cases).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap())
+}
+
 #[test]
 fn logits_equal_those_of_an_independent_implementation() {
-    let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/cases");
     let mut failures = Vec::new();
     let mut count = 0;
-    for entry in std::fs::read_dir(&cases).unwrap() {
-        let case = entry.unwrap().file_name().into_string().unwrap();
-        let (tokens, logits) = common::expected(&cases.join(&case).join("golden.safetensors"));
+    for case in all_cases() {
+        let (tokens, logits) = common::expected(&common::case(&case).join("golden.safetensors"));
         let model = common::golden(&case, Cpu::with_threads(2).unwrap(), Dtype::F32);
         let error = worst(&model.score(&tokens).unwrap(), &logits);
         println!("{case}: {error:.2e}");
@@ -51,4 +59,142 @@ fn the_demo_models_logits_equal_those_of_an_independent_implementation() {
     let error = worst(&all[all.len() - logits.len()..], &logits);
     println!("demo: {error:.2e}");
     assert!(error <= TOLERANCE, "off by {error}");
+}
+
+/// A conversation whose tokens are those of its texts and nothing around them, behind a beginning of its own. A text is
+/// the numbers of its tokens.
+struct Recited {
+    prefix: Arc<[Token]>,
+}
+
+impl Chat for Recited {
+    fn layout(&self, _: &str) -> Result<Layout> {
+        let none = || -> Arc<[Token]> { Arc::from([]) };
+        Ok(Layout {
+            prefix: Arc::clone(&self.prefix),
+            memory_open: none(),
+            memory_close: none(),
+            to_question: none(),
+            to_answer: none(),
+            next_question: none(),
+            late_memories: none(),
+            late_question: none(),
+        })
+    }
+
+    fn encode(&self, text: &str) -> Result<Vec<Token>> {
+        let numbers: Option<Vec<Token>> = text.split(' ').map(|word| word.parse().ok()).collect();
+        Ok(numbers.unwrap_or_else(|| text.bytes().map(|byte| u32::from(byte) % 90 + 8).collect()))
+    }
+
+    fn decode(&self, tokens: &[Token]) -> Result<String> {
+        Ok(recited(tokens) + " ")
+    }
+
+    fn stops(&self) -> &[Token] {
+        &[]
+    }
+}
+
+fn recited(tokens: &[Token]) -> String {
+    tokens.iter().map(Token::to_string).collect::<Vec<_>>().join(" ")
+}
+
+/// Lets an answer say these tokens and no others.
+struct Dictated {
+    tokens: Vec<Token>,
+    said: usize,
+}
+
+impl Constraint for Dictated {
+    fn allow(&mut self, mask: &mut TokenMask) -> Result<()> {
+        mask.insert(self.tokens[self.said]);
+        Ok(())
+    }
+
+    fn accept(&mut self, _: Token) -> Result<()> {
+        self.said += 1;
+        Ok(())
+    }
+
+    fn is_complete(&self) -> bool {
+        self.said == self.tokens.len()
+    }
+}
+
+/// What an answer was made of, token by token, and what it cost.
+async fn heard(mut stream: AnswerStream) -> (Vec<TokenLogprob>, Usage) {
+    let mut drawn = Vec::new();
+    while let Some(event) = stream.next().await {
+        match event.unwrap() {
+            Event::Delta(delta) => drawn.extend(delta.logprob),
+            Event::Done(answer) => return (drawn, answer.usage),
+            other => panic!("{other:?}"),
+        }
+    }
+    panic!("there is no answer");
+}
+
+/// How far the likeliest tokens are from those of the golden logits, at worst.
+fn off(drawn: &[TokenLogprob], expected: &[&[f32]]) -> f64 {
+    assert_eq!(drawn.len(), expected.len());
+    let mut worst: f64 = 0.0;
+    for (drawn, logits) in drawn.iter().zip(expected) {
+        let sum: f64 = logits.iter().map(|logit| f64::from(*logit).exp()).sum();
+        for (token, logprob) in drawn.top.iter().chain([&(drawn.token, drawn.logprob)]) {
+            let expected = f64::from(logits[*token as usize]) - sum.ln();
+            worst = worst.max((f64::from(*logprob) - expected).abs());
+        }
+    }
+    worst
+}
+
+/// A golden text that is told as three memories, asked about, and dictated as the answer: the model that answers has
+/// the golden logits before every token, as if it had read the text in one go.
+#[test]
+fn a_memory_that_is_repaired_in_full_answers_with_the_golden_logits() {
+    const DICTATED: usize = 6;
+    // As short as the last memories, so that all of them are within the window of those models that have one.
+    const QUESTION: usize = 9;
+    for case in all_cases() {
+        let (tokens, logits) = common::expected(&common::case(&case).join("golden.safetensors"));
+        let (asked, vocabulary) = (tokens.len() - DICTATED, logits.len() / tokens.len());
+        let (told, first) = (asked - QUESTION, asked - QUESTION - 15);
+        let rows: Vec<&[f32]> = logits.chunks_exact(vocabulary).skip(asked - 1).take(DICTATED).collect();
+        let mut options = Options::default();
+        options.kv = Dtype::F32;
+        let chat = Box::new(Recited { prefix: tokens[..4].into() });
+        let (files, backend) = (common::directory(&common::case(&case)), Cpu::with_threads(2).unwrap());
+        let model = Transformer::with_chat(&files, backend, options, chat, Sampling::default()).unwrap();
+        block_on(async {
+            let memory = Memory::builder(Arc::new(model)).build().unwrap();
+            let texts = [4..first, first..told - 7, told - 7..told].map(|text| recited(&tokens[text]));
+            memory.remember_all("me", texts.clone()).await.unwrap();
+            memory.prefill("me", |_, _| {}).await.unwrap();
+            let ask = |repair: Repair| {
+                let mut generation = Generation::default().max_tokens(DICTATED);
+                generation.logprobs = Some(20);
+                let dictated = tokens[asked..].to_vec();
+                let source = move || -> Result<Box<dyn Constraint>> {
+                    Ok(Box::new(Dictated { tokens: dictated.clone(), said: 0 }))
+                };
+                generation.constraint = Some(ConstraintSource::new(source));
+                let recall = Recall::new(texts.join(" ")).k(3);
+                Ask::new(recited(&tokens[told..asked])).recall(recall).repair(repair).generation(generation)
+            };
+            let (drawn, usage) = heard(memory.ask_stream("me", ask(Repair::All)).await.unwrap()).await;
+            let said: Vec<Token> = drawn.iter().map(|drawn| drawn.token).collect();
+            assert_eq!(said, tokens[asked..], "{case}");
+            // The first memory stands where it was computed. The others are computed again, and the question is new.
+            assert_eq!((usage.repaired, usage.prefilled), (told - first, QUESTION), "{case}");
+            assert!(off(&drawn, &rows) <= 2e-4, "{case}: off by {}", off(&drawn, &rows));
+            let (unrepaired, _) = heard(memory.ask_stream("me", ask(Repair::None)).await.unwrap()).await;
+            assert!(off(&unrepaired, &rows) > 1e-2, "{case}: this text does not show whether anything is repaired");
+
+            let opening = SessionOptions { opening_repair: Repair::All, ..SessionOptions::default() };
+            let mut session = memory.session("me", opening).unwrap();
+            let (drawn, _) = heard(session.ask_stream(ask(Repair::None)).await.unwrap()).await;
+            assert!(off(&drawn, &rows) <= 2e-4, "{case}, in a session: off by {}", off(&drawn, &rows));
+        });
+    }
 }

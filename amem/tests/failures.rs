@@ -138,7 +138,7 @@ fn a_session_goes_on_after_a_turn_that_the_model_failed_at() {
 fn ask_at_once(memory: &Memory) -> Vec<(&'static str, Result<String, Error>)> {
     let ask = |index: usize| {
         let (question, answer) = QUESTIONS[index % QUESTIONS.len()];
-        let repair = if index % 2 == 0 { Repair::default() } else { Repair::All };
+        let repair = if index.is_multiple_of(2) { Repair::default() } else { Repair::All };
         (answer, block_on(memory.ask("me", Ask::new(question).repair(repair))).map(|answer| answer.text))
     };
     std::thread::scope(|scope| {
