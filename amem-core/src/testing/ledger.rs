@@ -6,8 +6,8 @@ use std::time::Duration;
 use futures_lite::future::block_on;
 
 use crate::{
-    Added, Changes, ChunkId, Error, Filter, Ledger, Listing, MetaValue, Metadata, Namespace, NewRecord, Outcome, Query,
-    Record, RecordId, Result, Revision, State, Timestamp,
+    Added, Changes, ChunkId, Comparison, Error, Field, Filter, Ledger, Listing, MetaValue, Metadata, Namespace,
+    NewRecord, Outcome, Query, Record, RecordId, Result, Revision, State, Timestamp,
 };
 
 /// Checks a ledger against the promises of [`Ledger`]. `make` gives a fresh, empty one each time it is called.
@@ -33,6 +33,7 @@ pub fn ledger<L: Ledger>(make: impl Fn() -> L) {
         a_filter_is_asked_before_the_page_is_full(&make()).await;
         records_are_counted(&make()).await;
         metadata_and_moments_are_kept_and_bounded(&make()).await;
+        filters_mean_the_same_everywhere(&make()).await;
         many_are_forgotten_all_or_none(&make()).await;
         namespaces_share_nothing(&make()).await;
         a_deleted_namespace_is_gone_and_can_be_filled_again(&make()).await;
@@ -324,6 +325,17 @@ async fn a_chunk_that_another_active_record_has_is_spared(ledger: &impl Ledger) 
     assert!(pending(ledger).await.is_empty(), "an update spares a chunk that another active record links");
     ledger.update(&ours(), b, "z", later(4)).await.unwrap();
     assert_eq!(pending(ledger).await, [chunk(2)].into(), "until that one has another text too");
+    ledger.confirm_deleted(&[chunk(2)]).await.unwrap();
+    // Neither a record whose time is over nor one that another has replaced spares a chunk.
+    for (id, over) in [(3, NewRecord::new("w").key("m").expires_at(later(5))), (4, keyed("n", "w"))] {
+        let [over, lasting] = [add(ledger, over, T0).await.record.id, add(ledger, "w", T0).await.record.id];
+        ledger.link(&ours(), &[(over, chunk(id)), (lasting, chunk(id))]).await.unwrap();
+        add(ledger, keyed("n", "another text"), later(5)).await;
+        ledger.forget(&ours(), lasting, later(6)).await.unwrap();
+        let expected = [chunk(id)].into();
+        assert_eq!(pending(ledger).await, expected, "a chunk that no other active record links is to be deleted");
+        ledger.confirm_deleted(&[chunk(id)]).await.unwrap();
+    }
 }
 
 fn said(records: &[Record]) -> Vec<&str> {
@@ -383,6 +395,57 @@ async fn a_filter_is_asked_before_the_page_is_full(ledger: &impl Ledger) {
     let deep = (0..100).fold(Filter::And(vec![]), |inner, _| Filter::Not(Box::new(inner)));
     let refused = ledger.page(&ours(), &Listing::new(Query::All).filter(deep)).await;
     assert!(matches!(refused, Err(Error::BadValue { what: "filter", .. })), "a filter has bounds");
+}
+
+/// Pages hold what [`Filter::matches`] lets pass, of the records as they are or were.
+async fn filters_mean_the_same_everywhere(ledger: &impl Ledger) {
+    let noted = |n: u64, key: Option<&str>, metadata: &[(&str, MetaValue)]| {
+        let new = NewRecord::new(format!("note {n}")).metadata(metadata.iter().cloned().collect());
+        key.map_or(new.clone(), |key| new.key(key))
+    };
+    let first = add(ledger, noted(1, Some("home"), &[("n", 1.0.into()), ("kind", "mail".into())]), T0).await.record.id;
+    add(ledger, noted(2, Some("home.old"), &[("n", 2.0.into()), ("seen", true.into())]), later(1)).await;
+    add(ledger, noted(3, None, &[("n", MetaValue::Null), ("kind", "web % _ ' \" mail".into())]), later(2)).await;
+    add(ledger, noted(4, None, &[]), later(3)).await;
+    add(ledger, noted(5, None, &[("n", "2".into()), ("kind", "Mail".into())]), later(4)).await;
+    let gone = add(ledger, noted(6, Some("gone"), &[("n", 2.0.into())]), later(5)).await.record.id;
+    ledger.update(&ours(), first, "note 1, again", later(8)).await.unwrap();
+    ledger.forget(&ours(), gone, later(9)).await.unwrap();
+    let field = |name: &str| Field::Metadata(name.to_owned());
+    let compare = |field: Field, comparison, value: MetaValue| Filter::Compare(field, comparison, value);
+    let moment = |seconds: u64| MetaValue::from(later(seconds).0 as f64);
+    let filters = [
+        Filter::And(vec![]),
+        Filter::Or(vec![]),
+        Filter::eq("n", 2.0),
+        Filter::eq("n", "2"),
+        Filter::eq("n", MetaValue::Null),
+        Filter::eq("seen", true),
+        Filter::Not(Box::new(Filter::eq("n", 2.0))),
+        compare(field("n"), Comparison::Ne, 2.0.into()),
+        compare(field("n"), Comparison::Gte, 1.5.into()),
+        compare(field("kind"), Comparison::Lt, "n".into()),
+        Filter::In(field("n"), vec![1.0.into(), "2".into()]),
+        Filter::Contains(field("kind"), "mail".into()),
+        Filter::Contains(field("kind"), "% _ '".into()),
+        Filter::Contains(Field::Key, "home".into()),
+        compare(Field::Key, Comparison::Eq, "home".into()),
+        compare(Field::CreatedAt, Comparison::Gt, moment(1)),
+        compare(Field::UpdatedAt, Comparison::Gt, moment(4)),
+        Filter::Or(vec![
+            Filter::And(vec![Filter::eq("n", 2.0), Filter::Not(Box::new(Filter::eq("seen", true)))]),
+            compare(Field::UpdatedAt, Comparison::Lte, moment(0)),
+        ]),
+    ];
+    for query in [Query::At(later(3)), Query::At(later(10)), Query::All] {
+        let all = ledger.list(&ours(), query).await.unwrap();
+        for filter in &filters {
+            let page = ledger.page(&ours(), &Listing::new(query).filter(filter.clone())).await.unwrap();
+            let expected: Vec<&str> =
+                all.iter().filter(|record| filter.matches(record)).map(|record| record.text.as_str()).collect();
+            assert_eq!(said(&page.records), expected, "what passes {filter:?} of {query:?}");
+        }
+    }
 }
 
 async fn records_are_counted(ledger: &impl Ledger) {

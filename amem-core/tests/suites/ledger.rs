@@ -62,11 +62,15 @@ enum Fault {
     LinksCallOffNothing,
     ForgettingSparesNothing,
     UpdatingSparesNothing,
+    ExpiredSpareChunks,
+    SupersededSpareChunks,
     ConfirmsAll,
     ConfirmsNothing,
     NamesDeletionsTwice,
     FiltersAfterTheLimit,
     FiltersAnything,
+    FiltersByWhatIsNow,
+    FiltersNothingNegative,
     PagesIgnoreTheirLimit,
     PagesOfNothingHaveAll,
     PagesBeyondTheMost,
@@ -89,7 +93,7 @@ enum Fault {
     LeaksChanges,
 }
 
-const FAULTS: [(Fault, &str); 76] = [
+const FAULTS: [(Fault, &str); 80] = [
     (Fault::KeepsBlanks, "without the blanks at their ends"),
     (Fault::AddsUpToTheBadOne, "texts are added all or none"),
     (Fault::AddsInReverse, "in the order in which they were added"),
@@ -141,11 +145,15 @@ const FAULTS: [(Fault, &str); 76] = [
     (Fault::LinksCallOffNothing, "is called off"),
     (Fault::ForgettingSparesNothing, "a chunk that another active record links stays"),
     (Fault::UpdatingSparesNothing, "an update spares a chunk that another active record links"),
+    (Fault::ExpiredSpareChunks, "a chunk that no other active record links is to be deleted"),
+    (Fault::SupersededSpareChunks, "a chunk that no other active record links is to be deleted"),
     (Fault::ConfirmsAll, "a deletion is pending until it is confirmed"),
     (Fault::ConfirmsNothing, "a deletion is pending until it is confirmed"),
     (Fault::NamesDeletionsTwice, "a pending deletion is named once"),
     (Fault::FiltersAfterTheLimit, "a page is full of what passes"),
     (Fault::FiltersAnything, "a filter has bounds"),
+    (Fault::FiltersByWhatIsNow, "what passes"),
+    (Fault::FiltersNothingNegative, "what passes"),
     (Fault::PagesIgnoreTheirLimit, "pages hold what counts"),
     (Fault::PagesOfNothingHaveAll, "a page of nothing is refused"),
     (Fault::PagesBeyondTheMost, "a page has no more records than any page may have"),
@@ -348,7 +356,11 @@ impl Ledger for Faulty {
             (Some(Fault::ViewsAreOfNow), Query::At(moment)) => {
                 asked.query = Query::At(moment.max(self.aside.lock().unwrap().latest));
             }
-            (Some(Fault::FiltersAfterTheLimit), _) => asked.filter = None,
+            (Some(Fault::FiltersAfterTheLimit | Fault::FiltersByWhatIsNow), _) => asked.filter = None,
+            (Some(Fault::FiltersNothingNegative), _) => {
+                asked.filter =
+                    asked.filter.filter(|filter| !matches!(filter, Filter::Not(_)) || filter.check().is_err());
+            }
             (Some(Fault::FiltersAnything), _) if listing.check().is_err() && listing.limit > 0 => {
                 asked.filter = Some(Filter::Or(Vec::new()));
             }
@@ -370,6 +382,21 @@ impl Ledger for Faulty {
         match self.fault {
             Some(Fault::FiltersAfterTheLimit) => {
                 page.records.retain(|record| listing.filter.as_ref().is_none_or(|filter| filter.matches(record)));
+            }
+            Some(Fault::FiltersByWhatIsNow) => {
+                if let Some(filter) = &listing.filter {
+                    filter.check()?;
+                    let now = self.inner.list(namespace, Query::All).await?;
+                    let passes = |record: &Record| now.iter().any(|now| now.id == record.id && filter.matches(now));
+                    // The whole of it, for the tests of limits are not those of filters.
+                    let rest = Listing::new(listing.query).limit(Listing::MAX_LIMIT);
+                    let rest = listing.after.map_or(rest.clone(), |after| rest.after(after));
+                    let mut records = self.inner.page(namespace, &rest).await?.records;
+                    records.retain(passes);
+                    page.next = (records.len() > listing.limit).then(|| records[listing.limit - 1].id);
+                    records.truncate(listing.limit);
+                    page.records = records;
+                }
             }
             Some(Fault::PagesNeverEnd) => page.next = page.next.or(page.records.last().map(|record| record.id)),
             Some(Fault::PagesBeyondTheMost) if asked.limit > Listing::MAX_LIMIT => {
@@ -594,6 +621,23 @@ impl Ledger for Faulty {
     async fn pending_deletions(&self) -> Result<Vec<ChunkId>> {
         let mut pending: BTreeSet<ChunkId> = self.inner.pending_deletions().await?.into_iter().collect();
         pending.extend(&self.aside.lock().unwrap().pending);
+        if matches!(self.fault, Some(Fault::ExpiredSpareChunks | Fault::SupersededSpareChunks)) {
+            let (links, latest) = {
+                let aside = self.aside.lock().unwrap();
+                (aside.links.clone(), aside.latest)
+            };
+            for (id, links) in links {
+                for namespace in self.inner.namespaces().await? {
+                    let Ok(record) = self.inner.get(&namespace, id, latest).await else { continue };
+                    let spares = match record.state {
+                        State::Expired { .. } => self.has(Fault::ExpiredSpareChunks),
+                        State::Superseded { .. } => self.has(Fault::SupersededSpareChunks),
+                        _ => false,
+                    };
+                    pending.retain(|chunk| !spares || !links.contains(chunk));
+                }
+            }
+        }
         let mut pending: Vec<ChunkId> = pending.into_iter().collect();
         if self.has(Fault::NamesDeletionsTwice) {
             pending.extend_from_within(..);
