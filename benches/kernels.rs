@@ -11,7 +11,7 @@
 use std::thread;
 
 use amem_benches::{Race, random_numbers};
-use amem_core::transformer::{Backend, Role, Rope, Row, Span, Tensor as WeightTensor};
+use amem_core::transformer::{Backend, Rope, Row, Span, WeightRole, WeightTensor};
 use amem_core::{Dtype, KvShape};
 use amem_cpu::{Cache, Cpu, Matrix, Plan, Tensor};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -75,7 +75,7 @@ fn matrix(backend: &Cpu, dtype: Dtype, outputs: usize, inputs: usize, numbers: &
     let mut bytes = Vec::new();
     dtype.encode(numbers, &mut bytes);
     backend
-        .matrix(&WeightTensor::new(Role::Up, dtype, outputs, inputs, &bytes))
+        .matrix(&WeightTensor::new(WeightRole::Up, dtype, outputs, inputs, &bytes))
         .expect("there are as many numbers as the shape needs")
 }
 

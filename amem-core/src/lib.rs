@@ -31,6 +31,7 @@ pub mod recall;
 pub mod residency;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod tiered;
 #[cfg(feature = "transformer")]
 pub mod transformer;
 
@@ -41,14 +42,14 @@ pub use engine::{
 pub use error::{BoxError, Error, Result};
 pub use kv::{
     ChunkId, Dtype, Encoding, Fingerprint, HostKv, KvChunk, KvData, KvShape, KvStore, LayerKv, PrefixId, RamStore,
-    StoreStats, StoredChunk, Tier, Tiered, Token, WriteMode, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16,
+    StoreStats, StoredChunk, Token, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16,
 };
 pub use ledger::{
     Added, Changes, Comparison, Field, Filter, Ledger, Listing, MetaValue, Metadata, Namespace, NewRecord, Outcome,
     Page, Query, RamLedger, Record, RecordId, Revision, State, Timestamp, Version,
 };
 pub use memory::{
-    Answer, AnswerStream, Ask, Builder, Event, Memory, Prompt, Recall, Recollection, Session, SessionOptions,
+    Answer, AnswerStream, Ask, Event, Memory, MemoryBuilder, Prompt, Recall, Recollection, Session, SessionOptions,
 };
 pub use model::{
     AppendOptions, Budget, Chat, Context, Conversation, Exactness, Exchange, Layout, Message, Model, ModelInfo, Piece,
@@ -57,3 +58,4 @@ pub use model::{
 };
 pub use recall::{RecallQuery, Recalled, Recaller};
 pub use residency::{Access, ResidencyPolicy};
+pub use tiered::{Tier, Tiered, WriteMode};

@@ -15,7 +15,7 @@ use std::num::NonZero;
 use std::ops::Range;
 use std::sync::Arc;
 
-use amem_core::transformer::{Backend, BlockTable, Numerics, Placement, Rope, Row, Tensor as WeightTensor};
+use amem_core::transformer::{Backend, BlockTable, Numerics, Placement, Rope, Row, WeightTensor};
 use amem_core::{Dtype, Error, Exactness, KvShape, Result, Token};
 use cache::BLOCK_TOKENS;
 use pulp::Arch;

@@ -142,7 +142,7 @@ proptest! {
         // What is computed to choose rows, in rows times layers, besides those that are computed anyway.
         let budget = Budget::Rows(rows);
         let up_to_the_check = |usage: &Usage| 2 * (candidates - usage.repaired);
-        // Beyond the second layer, fresh rows have seen what is about to be repaired: they have to set out again.
+        // Beyond the second layer, fresh rows have attended to what is about to be repaired: they are computed again.
         let last = layers - 1;
         let up_to_the_last = |_: &Usage| if candidates > 0 && last > 1 { layers * fresh_rows } else { 0 };
         let cases: [(Repair, Choosing<'_>); 8] = [

@@ -91,6 +91,10 @@ impl Chat for Recited {
         Ok(recited(tokens) + " ")
     }
 
+    fn token_bytes(&self, token: Token) -> Option<Vec<u8>> {
+        Some(format!("{token} ").into_bytes())
+    }
+
     fn stops(&self) -> &[Token] {
         &[]
     }
@@ -191,7 +195,7 @@ fn a_memory_that_is_repaired_in_full_answers_with_the_golden_logits() {
             let (unrepaired, _) = heard(memory.ask_stream("me", ask(Repair::None)).await.unwrap()).await;
             assert!(off(&unrepaired, &rows) > 1e-2, "{case}: this text does not show whether anything is repaired");
 
-            let opening = SessionOptions { opening_repair: Repair::All, ..SessionOptions::default() };
+            let opening = SessionOptions::default().opening_repair(Repair::All);
             let mut session = memory.session("me", opening).unwrap();
             let (drawn, _) = heard(session.ask_stream(ask(Repair::None)).await.unwrap()).await;
             assert!(off(&drawn, &rows) <= 2e-4, "{case}, in a session: off by {}", off(&drawn, &rows));

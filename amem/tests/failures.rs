@@ -113,7 +113,7 @@ fn a_session_goes_on_after_a_turn_that_the_model_failed_at() {
         block_on(async {
             let memory = failing.memory().await;
             memory.prefill("me", |_, _| {}).await.unwrap();
-            let options = || SessionOptions { conversation, ..SessionOptions::default() };
+            let options = || SessionOptions::default().conversation(conversation);
             let mut session = memory.session("me", options()).unwrap();
             session.ask(QUESTIONS[0].0).await.unwrap();
             failing.calls();

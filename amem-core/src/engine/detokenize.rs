@@ -5,9 +5,9 @@ use crate::{Chat, Result, Token};
 /// Turns a stream of tokens into a stream of text: all that was given out, one after another, is what
 /// [`Chat::decode`] makes of all tokens at once.
 ///
-/// A token may hold part of a character, and a tokenizer may read the first token of a text differently from the same
-/// token later on. So text is held back while it ends in an incomplete character, and the tokens that last gave text
-/// are decoded again in front of new ones. The promise holds for tokenizers that never take back a complete character.
+/// Text is held back while it ends in an incomplete character, because a token may hold part of one. Each decode includes
+/// the tokens that last gave text, because some tokenizers strip the space in front of a text's first token. The promise
+/// holds for tokenizers that never take back a complete character.
 #[derive(Clone, Debug, Default)]
 pub struct Detokenizer {
     /// The tokens that last gave text, then those whose text is held back.

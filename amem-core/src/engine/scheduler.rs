@@ -263,7 +263,7 @@ impl Scheduler<'_> {
                 self.stalled = false;
                 running.end(None);
             } else if Some(index) == served {
-                // Whoever had the last share of this step is the last to get one in the next.
+                // The prompt that was served first goes to the end of the line.
                 waiting.push(running);
             } else {
                 still.push(running);

@@ -6,10 +6,10 @@
 /// What an f16 says, exactly.
 #[inline(always)]
 pub fn f16_to_f32(bits: u16) -> f32 {
-    // The exponent's bias is mended by a product, which also scales subnormal numbers right.
-    const MEND_BIAS: f32 = f32::from_bits((254 - 15) << 23);
+    // Multiplying by 2^112 corrects the exponent's bias, of subnormal numbers too.
+    const REBIAS: f32 = f32::from_bits((254 - 15) << 23);
     let magnitude = u32::from(bits & 0x7fff) << 13;
-    let scaled = (f32::from_bits(magnitude) * MEND_BIAS).to_bits();
+    let scaled = (f32::from_bits(magnitude) * REBIAS).to_bits();
     let special = if bits & 0x7c00 == 0x7c00 { 0x7f80_0000 } else { 0 };
     f32::from_bits(scaled | special | u32::from(bits & 0x8000) << 16)
 }

@@ -8,7 +8,6 @@ mod dtype;
 mod encoding;
 mod ram;
 mod store;
-mod tiered;
 
 use std::fmt;
 
@@ -17,7 +16,6 @@ pub use dtype::{Dtype, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 pub use encoding::Encoding;
 pub use ram::RamStore;
 pub use store::{KvStore, StoreStats, StoredChunk};
-pub use tiered::{Tier, Tiered, WriteMode};
 
 /// A token id, as the model's tokenizer gives it.
 pub type Token = u32;

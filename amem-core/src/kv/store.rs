@@ -39,7 +39,7 @@ pub trait KvStore: Send + Sync {
     /// see [`sync`](Self::sync) for more.
     ///
     /// # Errors
-    /// [`Error::Full`](crate::Error::Full), [`Error::ReadOnly`](crate::Error::ReadOnly), or what the store met. Chunks
+    /// [`Error::Full`](crate::Error::Full), [`Error::ReadOnly`](crate::Error::ReadOnly), or [`Error::Store`](crate::Error::Store) when the store fails. Chunks
     /// before the one that failed are kept.
     async fn put(&self, chunks: &[KvChunk]) -> Result<()>;
 
@@ -47,14 +47,16 @@ pub trait KvStore: Send + Sync {
     /// once this returns. Chunks that were handed out stay readable.
     ///
     /// # Errors
-    /// What the store met; deleting again finishes the work.
+    /// [`Error::Store`](crate::Error::Store) when the store fails, [`Error::ReadOnly`](crate::Error::ReadOnly) when another
+    /// process writes to it; deleting again finishes the work.
     async fn delete(&self, ids: &[ChunkId]) -> Result<()>;
 
-    /// Lets go of chunks to make room: cheap, and nothing is promised but that the room comes back in time. What must
-    /// not be found any more is [deleted](Self::delete); a chunk that was evicted before is no exception.
+    /// Lets go of chunks to make room. They become misses, and their room comes back in time; until then their bytes may
+    /// stay on disk, and they may be found again after the store is reopened. What must not be found again has to be
+    /// [deleted](Self::delete), after it was evicted too.
     ///
     /// # Errors
-    /// What the store met.
+    /// [`Error::Store`](crate::Error::Store) when the store fails.
     async fn evict(&self, ids: &[ChunkId]) -> Result<()> {
         self.delete(ids).await
     }
@@ -74,14 +76,14 @@ pub trait KvStore: Send + Sync {
     /// page with fewer is the last. Counts as no hit.
     ///
     /// # Errors
-    /// What the store met.
+    /// [`Error::Store`](crate::Error::Store) when the store fails.
     async fn page(&self, after: Option<ChunkId>, limit: usize) -> Result<Vec<StoredChunk>>;
 
     /// All chunks that are held, in the order of their ids, page by page. What is put or deleted meanwhile may be among
     /// them or not.
     ///
     /// # Errors
-    /// What the store met.
+    /// [`Error::Store`](crate::Error::Store) when the store fails.
     async fn list(&self) -> Result<Vec<StoredChunk>> {
         const PAGE: usize = 4096;
         let mut all: Vec<StoredChunk> = Vec::new();
@@ -98,7 +100,7 @@ pub trait KvStore: Send + Sync {
     /// Makes what was put survive a power cut. A no-op where nothing outlives the process.
     ///
     /// # Errors
-    /// What the store met.
+    /// [`Error::Store`](crate::Error::Store) when the store fails.
     async fn sync(&self) -> Result<()> {
         Ok(())
     }
@@ -111,7 +113,7 @@ pub trait KvStore: Send + Sync {
 
     /// Tells the store how much chunks matter, before or after they are fetched. A hint: nothing depends on it but
     /// what stays close at hand.
-    fn note(&self, relevance: &[(ChunkId, f32)]) {
+    fn note_relevance(&self, relevance: &[(ChunkId, f32)]) {
         let _ = relevance;
     }
 }

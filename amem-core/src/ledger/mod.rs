@@ -150,7 +150,8 @@ pub trait Ledger: Send + Sync {
     async fn count(&self, namespace: &Namespace, now: Timestamp) -> Result<usize>;
 
     /// Gives an active record another text; the old one stays in its history. The chunks linked to the old text become
-    /// [pending deletions](Self::pending_deletions), unless another active record links them too. The text it has already changes nothing.
+    /// [pending deletions](Self::pending_deletions), unless another active record links them too. Giving it the text
+    /// that it has already changes nothing.
     ///
     /// # Errors
     /// [`Error::UnknownRecord`], [`Error::NotActive`], [`Error::Empty`], [`Error::SameText`] when another active
@@ -194,16 +195,16 @@ pub trait Ledger: Send + Sync {
     async fn namespaces(&self) -> Result<Vec<Namespace>>;
 
     /// The namespace's records that changed after `since`, by this process or another, as they are now, and the
-    /// revision to ask from next time. `Revision(0)` asks for all. That a record's time is over is no change: whoever
-    /// keeps records filters them by their `expires_at`.
+    /// revision to ask from next time. `Revision(0)` asks for all. Expiry is not reported as a change: check
+    /// `expires_at`.
     ///
     /// # Errors
     /// [`Error::Ledger`] when the ledger cannot be read.
     async fn changes(&self, namespace: &Namespace, since: Revision, now: Timestamp) -> Result<Changes>;
 
     /// Notes, for all of `links` or none, that chunks hold the KV of a record's present text, so that forgetting the
-    /// record finds them. A pending deletion of the chunk is called off, unless the record was forgotten meanwhile:
-    /// then the deletion is pending at once.
+    /// record finds them. Cancels a pending deletion of such a chunk. If the record was forgotten meanwhile, the chunk
+    /// becomes a pending deletion instead.
     ///
     /// # Errors
     /// [`Error::UnknownRecord`]; [`Error::Ledger`] when the ledger fails.

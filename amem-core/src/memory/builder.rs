@@ -9,7 +9,7 @@ use crate::recall::Lexical;
 use crate::{Engine, EngineOptions, KvStore, Ledger, Model, RamLedger, RamStore, Recaller, Repair, Result};
 
 /// The parts of a [`Memory`]. Each has a default that needs nothing but RAM.
-pub struct Builder {
+pub struct MemoryBuilder {
     model: Arc<dyn Model>,
     kv: Arc<dyn KvStore>,
     ledger: Arc<dyn Ledger>,
@@ -20,7 +20,7 @@ pub struct Builder {
     cached_records: usize,
 }
 
-impl Builder {
+impl MemoryBuilder {
     pub(super) fn new(model: Arc<dyn Model>) -> Self {
         Self {
             model,

@@ -280,9 +280,8 @@ impl Chunks {
         if self.erase(&pending).await? { self.ledger.confirm_deleted(&pending).await } else { Ok(()) }
     }
 
-    /// Deletes chunks and says whether all is done. Where only another process may write to the store, it is left to that
-    /// one, which does it when it is next asked for anything; nobody finds them until then, for a chunk's name is a hash
-    /// of its text.
+    /// Deletes chunks. False if the store is read-only here: then the process that writes to it deletes them, with its next
+    /// call. Until then nobody finds them, for a chunk's name is a hash of its text.
     pub(super) async fn erase(&self, chunks: &[ChunkId]) -> Result<bool> {
         if chunks.is_empty() {
             return Ok(false);

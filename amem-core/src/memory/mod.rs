@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use answer::Cost;
 pub use answer::{Answer, AnswerStream, Ask, Event, Prompt, Recall, Recollection};
-pub use builder::Builder;
+pub use builder::MemoryBuilder;
 use chunks::{Base, Chunks, Fetched};
 use records::{Entry, RecordCache, Records};
 pub use session::{Session, SessionOptions};
@@ -49,8 +49,8 @@ pub(crate) struct Found {
 
 impl Memory {
     /// A memory for this model. With nothing else said, all of it lives in RAM.
-    pub fn builder(model: Arc<dyn Model>) -> Builder {
-        Builder::new(model)
+    pub fn builder(model: Arc<dyn Model>) -> MemoryBuilder {
+        MemoryBuilder::new(model)
     }
 
     /// Remembers a text: durable when this returns.
@@ -441,7 +441,7 @@ impl Memory {
         let best = found.iter().map(|found| found.score).fold(f32::MIN_POSITIVE, f32::max);
         let scores = found.iter().map(|found| found.score / best);
         let relevance: Vec<_> = chunks.iter().map(KvChunk::id).zip(scores).collect();
-        self.kv().note(&relevance);
+        self.kv().note_relevance(&relevance);
     }
 
     /// A namespace's records and its index, brought up to what this or any other process has written to the ledger.

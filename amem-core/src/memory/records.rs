@@ -75,8 +75,8 @@ impl RecordCache {
         self.namespaces.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A namespace's records, brought up to what this or any other process has written to the ledger, and the entries
-    /// that turn out to have been forgotten, as they were. The namespace stays in the cache for as long as they are held.
+    /// A namespace's records, brought up to what this or any other process has written to the ledger, and those entries
+    /// from before whose records were found forgotten. The namespace stays in the cache for as long as the records are held.
     pub(super) async fn refresh(
         &self,
         ledger: &dyn Ledger,

@@ -28,8 +28,8 @@ pub enum Repair {
     /// The rows with the most attention times [sensitivity](crate::KvChunk::sensitivity): what the question needs and what is
     /// wrong there. Without a fresh piece at the end, or with no layers, sensitivity alone decides.
     ///
-    /// Reading layer 1 (`1..2`) costs no work: what comes before it depends on the tokens alone, so the question's way
-    /// there is exact whatever is cached, and its answer goes on from where the reading ended.
+    /// Reading layer 1 (`1..2`) costs no work: the keys and values of layer 0 depend on the tokens alone, so the question
+    /// is exact up to there whatever is cached, and the pass that answers continues from there.
     Weighted {
         /// How many.
         budget: Budget,

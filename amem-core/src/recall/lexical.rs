@@ -20,8 +20,8 @@ use crate::{Namespace, Record, RecordId, Result, State};
 const K1: f32 = 1.2;
 /// How much length counts against a record, from 0 to 1.
 const B: f32 = 0.75;
-/// In a namespace of at least this many records, a word that more than half of them have ("the") finds none by
-/// itself, unless the question has no rarer word that does. It still counts in the score.
+/// In a namespace of at least this many records, a word that more than half of them have ("the") adds to scores but
+/// finds no record alone, unless no rarer word of the question finds one.
 const ENOUGH_TO_KNOW_COMMON_WORDS: usize = 32;
 
 /// Finds records by the words that they share with the question. Starts empty; knows no I/O and never fails.

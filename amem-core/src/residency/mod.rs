@@ -76,8 +76,8 @@ pub trait ResidencyPolicy: Send {
         Vec::new()
     }
 
-    /// Takes up, in a new policy, where an earlier one [saved](Self::save): it goes on as that one would have. Returns the
-    /// chunks that were in the tier then, as if they had been inserted. Bytes that make no sense restore nothing.
+    /// Loads into a new policy what an earlier one [saved](Self::save): it decides as that one would have. Returns the
+    /// chunks that were in the tier then; they count as inserted. Bytes that make no sense load nothing.
     fn restore(&mut self, saved: &[u8]) -> Vec<ChunkId> {
         let _ = saved;
         Vec::new()

@@ -7,8 +7,8 @@
 //! The sum stands for how often the chunk will be used: each use adds its relevance and fades. So relevance, recency
 //! and reuse weigh against size, and a scan that reads much once drives out little, itself first.
 //!
-//! *Nothing is ranked anew as time goes by.* All values fade by the same factor, so instead of shrinking old ones, new
-//! uses weigh more: the logarithm of a use's weight is the clock's reading, `now / half-life`, and a chunk's rank
+//! *Ranks are never recomputed.* All values fade by the same factor, so instead of shrinking old ones, new uses weigh
+//! more: the logarithm of a use's weight is the clock's reading, `now / half-life`, and a chunk's rank
 //! changes only when it is used (as in LRFU: Lee et al., "LRFU: A Spectrum of Policies that Subsumes the Least
 //! Recently Used and Least Frequently Used Policies", 2001; cost and size weigh in as in GDSF).
 //!

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::reference::Reference;
 use crate::transformer::{
-    AttentionWeights, Backend, Linear, MlpWeights, Placement, Qkv, Role, Rope, Row, Span, Tensor as WeightTensor,
+    AttentionWeights, Backend, Linear, MlpWeights, Placement, Qkv, Rope, Row, Span, WeightRole, WeightTensor,
 };
 use crate::{ChunkId, Dtype, Encoding, Exactness, HostKv, KvChunk, KvShape, PrefixId, Result};
 
@@ -120,7 +120,7 @@ impl Table {
         backend.upload(self.columns, &self.data)
     }
 
-    fn matrix<B: Backend>(&self, backend: &B, role: Role, dtype: Dtype) -> Result<B::Matrix> {
+    fn matrix<B: Backend>(&self, backend: &B, role: WeightRole, dtype: Dtype) -> Result<B::Matrix> {
         let mut bytes = Vec::new();
         dtype.encode(&self.data, &mut bytes);
         backend.matrix(&WeightTensor::new(role, dtype, self.rows(), self.columns, &bytes))
@@ -200,12 +200,12 @@ impl<B: Backend> Suite<B> {
                 let tokens = [rows - 1, 0, rows / 2, 0].map(|row| row as u32);
                 let tolerance = self.profile.embedding + self.profile.activations;
                 compare!(self, tolerance, format!("embed {dtype:?} {rows}×{columns}"), |b| {
-                    b.read(&b.embed(&table.matrix(b, Role::Embedding, dtype)?, &tokens)?)
+                    b.read(&b.embed(&table.matrix(b, WeightRole::Embedding, dtype)?, &tokens)?)
                 });
             }
             for (outputs, inputs, bytes) in [(2, 3, 5), (2, 3, 25), (usize::MAX, usize::MAX, 4)] {
                 let bytes = vec![0; bytes];
-                if self.backend.matrix(&WeightTensor::new(Role::Up, dtype, outputs, inputs, &bytes)).is_ok() {
+                if self.backend.matrix(&WeightTensor::new(WeightRole::Up, dtype, outputs, inputs, &bytes)).is_ok() {
                     let case = format!("a matrix {dtype:?} {outputs}×{inputs} of {} bytes is accepted", bytes.len());
                     self.failures.push(case);
                 }
@@ -265,10 +265,10 @@ impl<B: Backend> Suite<B> {
                     let (x, w) = (Table::noise(6, rows, inputs), Table::noise(7, outputs, inputs));
                     let bias = Table::noise(8, 1, outputs);
                     compare!(self, self.profile.tolerance, &case, |b| {
-                        b.read(&b.linear(&x.on(b)?, &w.matrix(b, Role::Gate, dtype)?, None)?)
+                        b.read(&b.linear(&x.on(b)?, &w.matrix(b, WeightRole::Gate, dtype)?, None)?)
                     });
                     compare!(self, self.profile.tolerance, format!("{case}, bias"), |b| {
-                        b.read(&b.linear(&x.on(b)?, &w.matrix(b, Role::Gate, dtype)?, Some(&bias.vector(b)?))?)
+                        b.read(&b.linear(&x.on(b)?, &w.matrix(b, WeightRole::Gate, dtype)?, Some(&bias.vector(b)?))?)
                     });
                 }
             }
@@ -347,7 +347,7 @@ impl<B: Backend> Suite<B> {
             }
             let backend = &*self.backend;
             let linear = |seed: u64, outputs: usize, inputs: usize, biased: bool| -> Result<Linear<B>> {
-                let weight = Table::noise(seed, outputs, inputs).matrix(backend, Role::Gate, dtype)?;
+                let weight = Table::noise(seed, outputs, inputs).matrix(backend, WeightRole::Gate, dtype)?;
                 let bias = biased.then(|| Table::noise(seed + 1, 1, outputs).vector(backend)).transpose()?;
                 Ok(Linear { weight, bias })
             };
@@ -436,7 +436,7 @@ impl<B: Backend> Suite<B> {
         let (inputs, outputs) = (self.size(70), self.size(45));
         for rows in [2, 9] {
             let (x, w) = (Table::noise(30, rows, inputs), Table::noise(31, outputs, inputs));
-            let matrix = w.matrix(&*self.backend, Role::Gate, self.profile.weights[0])?;
+            let matrix = w.matrix(&*self.backend, WeightRole::Gate, self.profile.weights[0])?;
             let weight = Table::noise(32, 1, inputs).vector(&*self.backend)?;
             let pipe = |x: &Table| {
                 let normed = self.backend.rms_norm(&x.on(&*self.backend)?, &weight, 1e-5)?;

@@ -195,9 +195,9 @@ async fn it_counts_what_it_holds_and_sees(store: &impl KvStore) {
 
 async fn hints_change_nothing(store: &impl KvStore) {
     let chunk = chunk(1, 4, Dtype::F16);
-    store.note(&[(chunk.id(), 1.0), (chunk.id(), f32::NAN), (chunk.id(), -1.0)]);
+    store.note_relevance(&[(chunk.id(), 1.0), (chunk.id(), f32::NAN), (chunk.id(), -1.0)]);
     store.put(std::slice::from_ref(&chunk)).await.unwrap();
-    store.note(&[(chunk.id(), 0.0)]);
+    store.note_relevance(&[(chunk.id(), 0.0)]);
     for (tokens, time) in [(0, Duration::ZERO), (10, Duration::from_secs(100)), (usize::MAX, Duration::MAX)] {
         store.note_prefill(tokens, time);
     }

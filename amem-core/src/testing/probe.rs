@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::transformer::{Backend, BlockTable, Numerics, Placement, Rope, Row, Tensor};
+use crate::transformer::{Backend, BlockTable, Numerics, Placement, Rope, Row, WeightTensor};
 use crate::{Dtype, Error, KvShape, Result, Token};
 
 /// Another backend, watched. Clones watch the same one.
@@ -60,7 +60,7 @@ impl<B: Backend> Backend for Probe<B> {
         self.inner.numerics()
     }
 
-    fn matrix(&self, tensor: &Tensor<'_>) -> Result<B::Matrix> {
+    fn matrix(&self, tensor: &WeightTensor<'_>) -> Result<B::Matrix> {
         self.call("matrix", |b| b.matrix(tensor))
     }
 

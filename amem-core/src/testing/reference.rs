@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::transformer::{Backend, BlockTable, Numerics, Placement, Rope, Row, Tensor as WeightTensor};
+use crate::transformer::{Backend, BlockTable, Numerics, Placement, Rope, Row, WeightTensor};
 use crate::{Dtype, Error, Exactness, KvShape, Result, Token};
 
 /// Arithmetic in f64, one number after the other.

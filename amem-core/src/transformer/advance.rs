@@ -3,11 +3,12 @@
 //! A context has rows to repair chosen first, then it computes. Which rows are repaired may depend on the attention of
 //! the question, which is read on the way:
 //!
-//! - Up to the second layer ([`SHALLOW`]) the question's own way is exact whatever is cached, for the first layer's keys
-//!   and values depend on tokens alone. A question of at most [`READ_ROWS`] rows waits there until rows are chosen, and
-//!   goes on together with them. A longer one is read in runs of that length, and computed afterwards.
-//! - Further up, rows that were read have seen what is about to be repaired. They are read in a pass of their own, and
+//! - Up to the second layer ([`SHALLOW`]) the question's rows are exact even over KV that was not repaired, because the
+//!   first layer's keys and values depend on the token alone. A question of at most [`READ_ROWS`] rows pauses there until
+//!   the rows to repair are chosen, and continues in the same pass. A longer one is read in runs of that length, and
 //!   computed afterwards.
+//! - In deeper layers, the rows attend to KV that repair will change. Attention there is read in a pass of its own whose
+//!   results are thrown away, and the question is computed afterwards.
 //!
 //! Runs have a fixed length so that sums are rounded alike however many contexts share a pass: which rows a context
 //! repairs does not depend on its company.
@@ -328,7 +329,7 @@ fn pass<B: Backend>(graph: &Graph<B>, cache: &mut B::Cache, running: &mut [Runni
         (false, None) => Some(Pass::start(graph, rows, &tables)?.advance_to(cache, 0)?),
         (false, Some(read)) => {
             let repaired = Pass::start(graph, rows, &tables)?.advance_to(cache, stop)?;
-            Some(repaired.join(read.keep(&kept)?)?)
+            Some(repaired.concat(read.keep(&kept)?)?)
         }
     };
     if let Some(computed) = computed {

@@ -13,7 +13,7 @@ use std::ops::Range;
 
 use super::graph::{AttentionWeights, MlpWeights};
 use super::rope::Rope;
-use super::weights::Tensor;
+use super::weights::WeightTensor;
 use crate::{Dtype, Exactness, KvChunk, KvShape, Result, Token};
 
 /// One token to compute.
@@ -25,7 +25,7 @@ pub struct Row {
     pub context: usize,
     /// Where its keys and values go in that context.
     pub slot: u32,
-    /// Its position for RoPE. The slot's number, except in packed prefill.
+    /// Its position for RoPE. Equals `slot`, unless several texts share one context (packed prefill).
     pub position: u32,
     /// What it attends to.
     pub sees: Span,
@@ -100,12 +100,12 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// What it computes with.
     fn numerics(&self) -> Numerics;
 
-    /// Packs a matrix. What it is for stands in [`Tensor::role`].
+    /// Packs a matrix. What it is for stands in [`WeightTensor::role`].
     ///
     /// # Errors
     /// [`Error::BadValue`](crate::Error::BadValue) when there are not as many bytes as numbers need,
     /// [`Error::Full`](crate::Error::Full) when there is no memory for it.
-    fn matrix(&self, tensor: &Tensor<'_>) -> Result<Self::Matrix>;
+    fn matrix(&self, tensor: &WeightTensor<'_>) -> Result<Self::Matrix>;
 
     /// Uploads a vector of weights.
     ///

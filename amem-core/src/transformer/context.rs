@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::backend::{Backend, Placement, Row, Span};
 use super::graph::Graph;
-use super::paged::{BlockCopy, BlockTable};
+use super::paged::{BlockCopy, ContextBlocks};
 use super::select::{self, Candidate};
 use crate::{AppendOptions, Context, Error, KvChunk, ModelInfo, Piece, PrefixId, Result, Token, Usage};
 
@@ -12,7 +12,7 @@ use crate::{AppendOptions, Context, Error, KvChunk, ModelInfo, Piece, PrefixId, 
 pub(super) struct PagedContext<B: Backend> {
     pub(super) graph: Arc<Graph<B>>,
     info: Arc<ModelInfo>,
-    table: BlockTable,
+    table: ContextBlocks,
     tokens: Arc<Vec<Token>>,
     /// For each token, what its row in the cache is worth.
     rows: Arc<Vec<RowState>>,
@@ -28,7 +28,7 @@ pub(super) enum RowState {
     /// Of a fresh piece.
     Fresh,
     /// Of a cached piece: exact here, or repaired since.
-    Settled,
+    UpToDate,
     /// Of a cached piece: computed behind something else, and not repaired so far.
     Reused { index: u32, sensitivity: f32 },
 }
@@ -62,7 +62,7 @@ pub(super) enum Phase {
 impl<B: Backend> PagedContext<B> {
     pub(super) fn new(graph: Arc<Graph<B>>, info: Arc<ModelInfo>, tokens: usize) -> Result<Self> {
         let mut context = Self {
-            table: BlockTable::new(Arc::clone(&graph.pool)),
+            table: ContextBlocks::new(Arc::clone(&graph.pool)),
             graph,
             info,
             tokens: Arc::default(),
@@ -152,12 +152,12 @@ impl<B: Backend> PagedContext<B> {
         Arc::make_mut(&mut self.tokens).extend_from_slice(chunk.tokens());
         let (rows, len) = (Arc::make_mut(&mut self.rows), self.tokens.len());
         if at_home && chunk.encoding().is_exact_for(self.graph.dtype) {
-            rows.resize(len, RowState::Settled);
+            rows.resize(len, RowState::UpToDate);
             self.exact = len;
             return;
         }
-        // A chunk that was never measured is taken to be equally uncertain everywhere. One that only its encoding keeps
-        // from being exact has nothing that repair would mend.
+        // Rows of a chunk that was never measured count 1. Rows that stand where they were computed, and differ only
+        // because their encoding rounds, count 0: repair would not help them.
         let sensitivity = |index: usize| match chunk.sensitivity() {
             _ if at_home => 0.0,
             Some(all) => all.get(index).copied().unwrap_or(1.0),
@@ -181,12 +181,12 @@ impl<B: Backend> PagedContext<B> {
     pub(super) fn candidates(&self) -> Vec<Candidate> {
         let candidate = |(slot, state): (usize, &RowState)| match *state {
             RowState::Reused { index, sensitivity } => Some(Candidate { slot: slot as u32, index, sensitivity }),
-            RowState::Fresh | RowState::Settled => None,
+            RowState::Fresh | RowState::UpToDate => None,
         };
         self.rows.iter().enumerate().skip(self.exact).filter_map(candidate).collect()
     }
 
-    /// How many rows are of cached pieces: what a ratio is a share of.
+    /// Rows of cached pieces: what [`Budget::Ratio`](crate::Budget::Ratio) is a share of.
     pub(super) fn cached_rows(&self) -> usize {
         self.rows.iter().filter(|state| **state != RowState::Fresh).count()
     }
@@ -239,7 +239,7 @@ impl<B: Backend> PagedContext<B> {
         self.usable = true;
         let rows = Arc::make_mut(&mut self.rows);
         for &slot in &work.repaired {
-            rows[slot as usize] = RowState::Settled;
+            rows[slot as usize] = RowState::UpToDate;
         }
         // What was computed just now, with nothing inexact before it, is exact.
         let computed = |slot: &u32| work.repaired.binary_search(slot).is_ok() || work.fresh.binary_search(slot).is_ok();

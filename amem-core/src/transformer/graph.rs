@@ -6,7 +6,7 @@ use super::backend::Backend;
 use super::config::Config;
 use super::paged::BlockPool;
 use super::rope::Rope;
-use super::weights::{self, Tensor, Weights};
+use super::weights::{WeightLayer, WeightTensor, Weights};
 use crate::model::STEP_ROWS;
 use crate::{Dtype, KvShape, Result};
 
@@ -116,11 +116,11 @@ impl<B: Backend> Graph<B> {
         context: usize,
         cache_bytes: u64,
     ) -> Result<Self> {
-        let vector = |tensor: &Tensor<'_>| backend.vector(&tensor.to_f32());
-        let linear = |weight: &Tensor<'_>, bias: &Option<Tensor<'_>>| -> Result<Linear<B>> {
+        let vector = |tensor: &WeightTensor<'_>| backend.vector(&tensor.to_f32());
+        let linear = |weight: &WeightTensor<'_>, bias: &Option<WeightTensor<'_>>| -> Result<Linear<B>> {
             Ok(Linear { weight: backend.matrix(weight)?, bias: bias.as_ref().map(vector).transpose()? })
         };
-        let layer = |layer: &weights::Layer<'_>| -> Result<Layer<B>> {
+        let layer = |layer: &WeightLayer<'_>| -> Result<Layer<B>> {
             let attention = AttentionWeights {
                 query: linear(&layer.q, &layer.q_bias)?,
                 key: linear(&layer.k, &layer.k_bias)?,

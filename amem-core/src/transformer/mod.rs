@@ -27,7 +27,7 @@ pub use graph::{AttentionWeights, Linear, MlpWeights};
 pub use rope::Rope;
 pub use source::ModelSource;
 pub use text::HfChat;
-pub use weights::{Layer, Role, Tensor, Weights};
+pub use weights::{WeightLayer, WeightRole, WeightTensor, Weights};
 
 use crate::model::STEP_ROWS;
 use crate::{
@@ -85,7 +85,8 @@ impl<B: Backend> Transformer<B> {
     /// chat template, `generation_config.json`.
     ///
     /// # Errors
-    /// [`Error::BadModel`] and [`Error::UnsupportedModel`], which name the file or the part; what the backend met.
+    /// [`Error::BadModel`] and [`Error::UnsupportedModel`], which name the file or the part; [`Error::Full`] when the
+    /// backend has no memory for the weights.
     pub fn load(source: &dyn ModelSource, backend: B, options: Options) -> Result<Self> {
         let chat = HfChat::open(source, &Config::parse(source)?)?;
         let sampling = chat.sampling().clone();
@@ -208,7 +209,7 @@ impl<B: Backend> Transformer<B> {
     }
 }
 
-/// Unrelated notes that stand for all that could come before a memory: people who do this and that, one of them spoken
+/// Unrelated notes that are put before a memory to measure its sensitivity, in place of all that could stand there: people who do this and that, one of them spoken
 /// of by a pronoun, so that words which lean on what came before find something else to lean on.
 const DISTRACTORS: [&str; 2] = ["Anna has a dog named Rex.", "Peter enjoys chess. His friend is Carl."];
 

@@ -82,7 +82,7 @@ impl Drop for Block {
 }
 
 /// The blocks of one context.
-pub(crate) struct BlockTable {
+pub(crate) struct ContextBlocks {
     pool: Arc<BlockPool>,
     /// Blocks that hold slots, in order. Shared with forks until one of them writes.
     used: Arc<Vec<Arc<Block>>>,
@@ -99,7 +99,7 @@ pub(crate) struct BlockCopy {
     pub(crate) to: u32,
 }
 
-impl BlockTable {
+impl ContextBlocks {
     pub(crate) fn new(pool: Arc<BlockPool>) -> Self {
         Self { pool, used: Arc::default(), spare: VecDeque::new(), for_forks: Vec::new() }
     }
@@ -251,7 +251,7 @@ mod tests {
     /// What each slot of each context holds, in plain vectors, beside the blocks that should hold the same.
     struct Contexts {
         memory: Vec<[u32; BLOCK]>,
-        open: Vec<(BlockTable, Vec<u32>)>,
+        open: Vec<(ContextBlocks, Vec<u32>)>,
         stamp: u32,
     }
 
@@ -278,12 +278,12 @@ mod tests {
         #[test]
         fn every_context_reads_what_it_wrote_whoever_shares_its_blocks(operations in prop::collection::vec(operation(), 0..60)) {
             let pool = BlockPool::new(BLOCKS, BLOCK, 1);
-            let open = vec![(BlockTable::new(Arc::clone(&pool)), vec![])];
+            let open = vec![(ContextBlocks::new(Arc::clone(&pool)), vec![])];
             let mut contexts = Contexts { memory: vec![[0; BLOCK]; BLOCKS], open, stamp: 0 };
             for operation in operations {
-                let at = |index: usize, open: &Vec<(BlockTable, Vec<u32>)>| index % open.len().max(1);
+                let at = |index: usize, open: &Vec<(ContextBlocks, Vec<u32>)>| index % open.len().max(1);
                 if contexts.open.is_empty() {
-                    contexts.open.push((BlockTable::new(Arc::clone(&pool)), vec![]));
+                    contexts.open.push((ContextBlocks::new(Arc::clone(&pool)), vec![]));
                 }
                 match operation {
                     Operation::Reserve(index, tokens) => {
@@ -360,7 +360,7 @@ mod tests {
     #[test]
     fn a_pool_without_room_says_what_is_missing() {
         let pool = BlockPool::new(2, BLOCK, 1);
-        let mut table = BlockTable::new(pool);
+        let mut table = ContextBlocks::new(pool);
         let error = table.reserve(3 * BLOCK).unwrap_err();
         assert!(error.to_string().contains("3 blocks of 4 tokens are needed and 2 of 2 are free"), "{error}");
         table.reserve(2 * BLOCK).unwrap();

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Between them blend looks at a layer's keys (`Projected`) or at the attention of its queries (`Written`), goes on with
-//! fewer rows, or joins two passes into one.
+//! fewer rows, or concatenates two passes.
 
 use std::ops::Range;
 
@@ -131,7 +131,7 @@ impl<'a, B: Backend> Written<'a, B> {
     }
 
     /// Takes in the rows of another pass over the same tables that is in the same layer. They come after these.
-    pub(super) fn join(mut self, other: Self) -> Result<Self> {
+    pub(super) fn concat(mut self, other: Self) -> Result<Self> {
         let backend = &self.pass.graph.backend;
         backend.concat(&mut self.queries, &other.queries)?;
         backend.concat(&mut self.pass.hidden, &other.pass.hidden)?;

@@ -119,8 +119,8 @@ impl Computed {
     /// the layer's [scale](Self::scales), summed over the layers from the second on (the first depends on the token
     /// alone) with weights 1, [`FADING`], FADING², …
     ///
-    /// What moves in the second layer moves because of what stands before the chunk. What moves later may do so just
-    /// because the rows around it did; computing it again mends little as long as those are wrong.
+    /// A change in the second layer comes from what stands before the chunk. Changes in later layers are mostly inherited
+    /// from the rows around, and computing a row again helps little as long as those are wrong.
     pub(super) fn distances(&self, other: &Computed, scales: &[[f32; 2]]) -> Vec<f32> {
         let rows = self.layers.first().map_or(0, |[keys, _]| keys.len() / self.width);
         let mut distances = vec![0f32; rows];

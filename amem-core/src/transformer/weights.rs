@@ -18,7 +18,7 @@ const INDEX: &str = "model.safetensors.index.json";
 /// What a tensor is for. Together with its layer it names a tensor within a model, whatever its file calls it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Role {
+pub enum WeightRole {
     /// From tokens to hidden states, `[vocabulary][hidden]`.
     Embedding,
     /// From hidden states to logits, `[vocabulary][hidden]`.
@@ -46,9 +46,9 @@ pub enum Role {
 /// A matrix as it lies in its file, `[rows][columns]`; a vector has one row. Its bytes may be unaligned.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
-pub struct Tensor<'a> {
+pub struct WeightTensor<'a> {
     /// What it is for.
-    pub role: Role,
+    pub role: WeightRole,
     /// The layer that it belongs to, if it belongs to one.
     pub layer: Option<usize>,
     /// How its numbers are written, little-endian.
@@ -61,9 +61,9 @@ pub struct Tensor<'a> {
     pub bytes: &'a [u8],
 }
 
-impl<'a> Tensor<'a> {
+impl<'a> WeightTensor<'a> {
     /// A tensor outside of any layer.
-    pub fn new(role: Role, dtype: Dtype, rows: usize, columns: usize, bytes: &'a [u8]) -> Self {
+    pub fn new(role: WeightRole, dtype: Dtype, rows: usize, columns: usize, bytes: &'a [u8]) -> Self {
         Self { role, layer: None, dtype, rows, columns, bytes }
     }
 
@@ -77,49 +77,49 @@ impl<'a> Tensor<'a> {
 
 /// The tensors of one layer. In their shapes, `q` is `heads * head_dim` and `kv` is `kv_heads * head_dim`.
 #[derive(Clone, Copy, Debug)]
-pub struct Layer<'a> {
+pub struct WeightLayer<'a> {
     /// Norm before attention, `[hidden]`.
-    pub input_norm: Tensor<'a>,
+    pub input_norm: WeightTensor<'a>,
     /// Queries, `[q][hidden]`.
-    pub q: Tensor<'a>,
+    pub q: WeightTensor<'a>,
     /// Keys, `[kv][hidden]`.
-    pub k: Tensor<'a>,
+    pub k: WeightTensor<'a>,
     /// Values, `[kv][hidden]`.
-    pub v: Tensor<'a>,
+    pub v: WeightTensor<'a>,
     /// Output of attention, `[hidden][q]`.
-    pub o: Tensor<'a>,
+    pub o: WeightTensor<'a>,
     /// Added to queries, `[q]`.
-    pub q_bias: Option<Tensor<'a>>,
+    pub q_bias: Option<WeightTensor<'a>>,
     /// Added to keys, `[kv]`.
-    pub k_bias: Option<Tensor<'a>>,
+    pub k_bias: Option<WeightTensor<'a>>,
     /// Added to values, `[kv]`.
-    pub v_bias: Option<Tensor<'a>>,
+    pub v_bias: Option<WeightTensor<'a>>,
     /// Added to the output of attention, `[hidden]`.
-    pub o_bias: Option<Tensor<'a>>,
+    pub o_bias: Option<WeightTensor<'a>>,
     /// Norm of each head of the queries, `[head_dim]`.
-    pub q_norm: Option<Tensor<'a>>,
+    pub q_norm: Option<WeightTensor<'a>>,
     /// Norm of each head of the keys, `[head_dim]`.
-    pub k_norm: Option<Tensor<'a>>,
+    pub k_norm: Option<WeightTensor<'a>>,
     /// Norm before the feed-forward part, `[hidden]`.
-    pub post_norm: Tensor<'a>,
+    pub post_norm: WeightTensor<'a>,
     /// The gate, `[intermediate][hidden]`.
-    pub gate: Tensor<'a>,
+    pub gate: WeightTensor<'a>,
     /// What is gated, `[intermediate][hidden]`.
-    pub up: Tensor<'a>,
+    pub up: WeightTensor<'a>,
     /// Back to the hidden state, `[hidden][intermediate]`.
-    pub down: Tensor<'a>,
+    pub down: WeightTensor<'a>,
 }
 
 /// All tensors of a model, borrowed from its files.
 pub struct Weights<'a> {
     /// The embedding, `[vocabulary][hidden]`.
-    pub embedding: Tensor<'a>,
+    pub embedding: WeightTensor<'a>,
     /// The layers, first to last.
-    pub layers: Vec<Layer<'a>>,
+    pub layers: Vec<WeightLayer<'a>>,
     /// Norm after the last layer, `[hidden]`.
-    pub norm: Tensor<'a>,
+    pub norm: WeightTensor<'a>,
     /// From the hidden state to logits, `[vocabulary][hidden]`. `None`: the embedding does this too.
-    pub lm_head: Option<Tensor<'a>>,
+    pub lm_head: Option<WeightTensor<'a>>,
     tensors: Tensors<'a>,
 }
 
@@ -134,12 +134,14 @@ impl<'a> Weights<'a> {
     pub fn open(source: &'a dyn ModelSource, config: &Config) -> Result<Self> {
         let tensors = Tensors::open(source)?;
         let (vocabulary, hidden) = (config.vocabulary, config.hidden);
-        let embedding = if config.tied { Role::TiedEmbedding } else { Role::Embedding };
+        let embedding = if config.tied { WeightRole::TiedEmbedding } else { WeightRole::Embedding };
         Ok(Self {
             embedding: tensors.tensor("model.embed_tokens.weight", embedding, &[vocabulary, hidden])?,
             layers: (0..config.layers).map(|layer| tensors.layer(layer, config)).collect::<Result<_>>()?,
-            norm: tensors.tensor("model.norm.weight", Role::Vector, &[hidden])?,
-            lm_head: optional(!config.tied, || tensors.tensor("lm_head.weight", Role::LmHead, &[vocabulary, hidden]))?,
+            norm: tensors.tensor("model.norm.weight", WeightRole::Vector, &[hidden])?,
+            lm_head: optional(!config.tied, || {
+                tensors.tensor("lm_head.weight", WeightRole::LmHead, &[vocabulary, hidden])
+            })?,
             tensors,
         })
     }
@@ -216,22 +218,22 @@ impl<'a> Tensors<'a> {
         Ok(())
     }
 
-    fn layer(&self, layer: usize, config: &Config) -> Result<Layer<'a>> {
+    fn layer(&self, layer: usize, config: &Config) -> Result<WeightLayer<'a>> {
         let (hidden, intermediate) = (config.hidden, config.intermediate);
         let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
         let tensor = |name: &str, role, shape: &[usize]| {
             let tensor = self.tensor(&format!("model.layers.{layer}.{name}"), role, shape)?;
-            Ok(Tensor { layer: Some(layer), ..tensor })
+            Ok(WeightTensor { layer: Some(layer), ..tensor })
         };
         let matrix = |name: &str, role, rows, columns| tensor(&format!("{name}.weight"), role, &[rows, columns]);
-        let norm = |name: &str, len| tensor(&format!("{name}.weight"), Role::Vector, &[len]);
-        let bias = |name: &str, len| tensor(&format!("{name}.bias"), Role::Vector, &[len]);
-        Ok(Layer {
+        let norm = |name: &str, len| tensor(&format!("{name}.weight"), WeightRole::Vector, &[len]);
+        let bias = |name: &str, len| tensor(&format!("{name}.bias"), WeightRole::Vector, &[len]);
+        Ok(WeightLayer {
             input_norm: norm("input_layernorm", hidden)?,
-            q: matrix("self_attn.q_proj", Role::Query, q, hidden)?,
-            k: matrix("self_attn.k_proj", Role::Key, kv, hidden)?,
-            v: matrix("self_attn.v_proj", Role::Value, kv, hidden)?,
-            o: matrix("self_attn.o_proj", Role::AttentionOutput, hidden, q)?,
+            q: matrix("self_attn.q_proj", WeightRole::Query, q, hidden)?,
+            k: matrix("self_attn.k_proj", WeightRole::Key, kv, hidden)?,
+            v: matrix("self_attn.v_proj", WeightRole::Value, kv, hidden)?,
+            o: matrix("self_attn.o_proj", WeightRole::AttentionOutput, hidden, q)?,
             q_bias: optional(config.qkv_bias, || bias("self_attn.q_proj", q))?,
             k_bias: optional(config.qkv_bias, || bias("self_attn.k_proj", kv))?,
             v_bias: optional(config.qkv_bias, || bias("self_attn.v_proj", kv))?,
@@ -239,13 +241,13 @@ impl<'a> Tensors<'a> {
             q_norm: optional(config.qk_norm, || norm("self_attn.q_norm", config.head_dim))?,
             k_norm: optional(config.qk_norm, || norm("self_attn.k_norm", config.head_dim))?,
             post_norm: norm("post_attention_layernorm", hidden)?,
-            gate: matrix("mlp.gate_proj", Role::Gate, intermediate, hidden)?,
-            up: matrix("mlp.up_proj", Role::Up, intermediate, hidden)?,
-            down: matrix("mlp.down_proj", Role::Down, hidden, intermediate)?,
+            gate: matrix("mlp.gate_proj", WeightRole::Gate, intermediate, hidden)?,
+            up: matrix("mlp.up_proj", WeightRole::Up, intermediate, hidden)?,
+            down: matrix("mlp.down_proj", WeightRole::Down, hidden, intermediate)?,
         })
     }
 
-    fn tensor(&self, name: &str, role: Role, shape: &[usize]) -> Result<Tensor<'a>> {
+    fn tensor(&self, name: &str, role: WeightRole, shape: &[usize]) -> Result<WeightTensor<'a>> {
         let raw = self.0.get(name).ok_or_else(|| bad_model(SINGLE, format!("tensor {name} is missing")))?;
         if raw.shape != shape {
             let reason = format!("tensor {name} has shape {:?} and config.json asks for {shape:?}", raw.shape);
@@ -261,7 +263,7 @@ impl<'a> Tensors<'a> {
             [rows, columns] => (*rows, *columns),
             _ => (1, shape.iter().product()),
         };
-        Ok(Tensor::new(role, dtype, rows, columns, raw.bytes))
+        Ok(WeightTensor::new(role, dtype, rows, columns, raw.bytes))
     }
 }
 
@@ -334,7 +336,7 @@ mod tests {
 
     #[test]
     fn numbers_of_every_type_widen_without_loss() {
-        let tensor = |dtype, bytes| Tensor::new(Role::Vector, dtype, 1, 2, bytes);
+        let tensor = |dtype, bytes| WeightTensor::new(WeightRole::Vector, dtype, 1, 2, bytes);
         assert_eq!(tensor(Dtype::F32, &[0, 0, 192, 63, 0, 0, 0, 192]).to_f32(), [1.5, -2.0]);
         assert_eq!(tensor(Dtype::F16, &[0, 62, 0, 192]).to_f32(), [1.5, -2.0]);
         assert_eq!(tensor(Dtype::Bf16, &[192, 63, 0, 192]).to_f32(), [1.5, -2.0]);

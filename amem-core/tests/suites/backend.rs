@@ -2,7 +2,7 @@ use std::ops::Range;
 
 use amem_core::testing::{self, Profile, Reference};
 use amem_core::transformer::{
-    AttentionWeights, Backend, BlockTable, MlpWeights, Numerics, Placement, Qkv, Rope, Row, Tensor,
+    AttentionWeights, Backend, BlockTable, MlpWeights, Numerics, Placement, Qkv, Rope, Row, WeightTensor,
 };
 use amem_core::{Dtype, KvShape, Result, Token};
 
@@ -218,7 +218,7 @@ impl Backend for Faulty {
         INNER.numerics()
     }
 
-    fn matrix(&self, tensor: &Tensor<'_>) -> Result<Table> {
+    fn matrix(&self, tensor: &WeightTensor<'_>) -> Result<Table> {
         let wanted =
             tensor.rows.checked_mul(tensor.columns).and_then(|numbers| numbers.checked_mul(tensor.dtype.size()));
         let Some(wanted) = wanted else { return INNER.matrix(tensor) };
@@ -228,7 +228,7 @@ impl Backend for Faulty {
             Some(Fault::TakesTooManyBytes) => bytes.truncate(wanted),
             _ => {}
         }
-        INNER.matrix(&Tensor::new(tensor.role, tensor.dtype, tensor.rows, tensor.columns, &bytes))
+        INNER.matrix(&WeightTensor::new(tensor.role, tensor.dtype, tensor.rows, tensor.columns, &bytes))
     }
 
     fn vector(&self, values: &[f32]) -> Result<Vec<f64>> {

@@ -336,7 +336,7 @@ impl KvStore for Faulty {
         }
     }
 
-    fn note(&self, relevance: &[(ChunkId, f32)]) {
+    fn note_relevance(&self, relevance: &[(ChunkId, f32)]) {
         if self.has(Fault::LosesWhatIsNoted) {
             let ids: Vec<ChunkId> = relevance.iter().map(|(id, _)| *id).collect();
             futures_lite::future::block_on(self.inner.delete(&ids)).unwrap();

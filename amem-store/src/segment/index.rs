@@ -95,7 +95,7 @@ impl Index {
         }
     }
 
-    /// Notes that the newest record of a chunk is this one. Says whether that made an older one superfluous.
+    /// Notes that the newest record of a chunk is this one. True if it replaced an older one.
     pub(crate) fn insert(&mut self, name: SegmentName, entry: Entry) -> bool {
         let segment = self.segments.entry(name).or_default();
         segment.entries.push(entry);

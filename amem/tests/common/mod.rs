@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, LazyLock};
 
 use amem_core::transformer::{Options, Transformer};
-use amem_core::{Builder, Memory};
+use amem_core::{Memory, MemoryBuilder};
 use amem_cpu::Cpu;
 use amem_demo::world::{Kind, World, WorldOptions};
 use amem_store::DataDir;
@@ -18,7 +18,7 @@ pub static MODEL: LazyLock<Arc<Transformer<Cpu>>> = LazyLock::new(|| {
 });
 
 /// The parts of a memory in RAM.
-pub fn builder() -> Builder {
+pub fn builder() -> MemoryBuilder {
     let model = Arc::clone(&MODEL);
     Memory::builder(model)
 }

@@ -157,7 +157,7 @@ impl Session {
     /// As [`Memory::ask`].
     pub async fn ask(&mut self, question: impl Into<Ask>) -> Result<Answer> {
         let answer = self.ask_stream(question).await?.answer().await?;
-        self.settle().await;
+        self.finish_turn().await;
         Ok(answer)
     }
 
@@ -169,7 +169,7 @@ impl Session {
     pub async fn ask_stream(&mut self, question: impl Into<Ask>) -> Result<AnswerStream> {
         let started = Instant::now();
         let ask = question.into();
-        self.settle().await;
+        self.finish_turn().await;
         if let Some(moment) = ask.recall.as_of {
             let expected = "absent in a session: ask the memory itself about the past";
             return Err(Error::BadValue { what: "as_of", value: moment.0.to_string(), expected });
@@ -229,7 +229,7 @@ impl Session {
 
     /// Takes back the epoch that the last turn worked on. If its context broke there is none, and the next question begins
     /// a new one.
-    async fn settle(&mut self) {
+    async fn finish_turn(&mut self) {
         // Taken only once it is here: a caller may give up waiting and ask again.
         if let Some(turn) = &mut self.turn {
             let end = turn.await.ok();

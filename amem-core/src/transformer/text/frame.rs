@@ -14,7 +14,7 @@ pub(super) const END_OF_NOTES: &str = "\n\n";
 
 /// The tokens around the system line, and those that come after it.
 pub(super) struct Frame {
-    head: Vec<Token>,
+    start: Vec<Token>,
     /// Whether memories are notes below the system line.
     notes: bool,
     /// From the system line to the first memory, less what every memory starts with.
@@ -29,7 +29,7 @@ impl Frame {
         let next_question = tokens.between(&script.next_question)?;
         let noted = [next_question.clone(), tokens.text(NOTES)?].concat();
         let mut frame = Self {
-            head: tokens.opening(&script.head)?,
+            start: tokens.opening(&script.start)?,
             notes: true,
             after_system: Vec::new(),
             rest: Layout {
@@ -86,7 +86,7 @@ impl Frame {
             (true, "") => NOTES.to_owned(),
             (true, system) => format!("{system}\n\n{NOTES}"),
         };
-        let prefix = [self.head.as_slice(), &tokens.text(&system)?, &self.after_system].concat();
+        let prefix = [self.start.as_slice(), &tokens.text(&system)?, &self.after_system].concat();
         Ok(Layout { prefix: prefix.into(), ..self.rest.clone() })
     }
 }

@@ -12,7 +12,7 @@ pub(super) struct Script {
     /// Where the template stands.
     pub(super) file: &'static str,
     /// From the start to the system line.
-    pub(super) head: String,
+    pub(super) start: String,
     /// How memories stand in the conversation.
     pub(super) memories: Memories,
     /// From a question to its answer.
@@ -100,8 +100,8 @@ struct Turns {
 
 impl Turns {
     fn script(mut self, template: &Template, memories: Memories) -> Script {
-        let head = std::mem::take(&mut self.lead[0]);
-        Script { file: template.file(), head, memories, to_answer: self.to_answer, next_question: self.next_question }
+        let start = std::mem::take(&mut self.lead[0]);
+        Script { file: template.file(), start, memories, to_answer: self.to_answer, next_question: self.next_question }
     }
 }
 

@@ -210,7 +210,7 @@ fn many_may_ask_for_one_chunk_at_once() {
 fn what_was_said_to_matter_stays() {
     let ram = Slow::new(160);
     let tiered = block_on(Tiered::open(vec![Tier::new(ram.clone(), 160)])).unwrap();
-    tiered.note(&[(id(1), 0.9), (id(2), 0.2), (id(3), 0.9)]);
+    tiered.note_relevance(&[(id(1), 0.9), (id(2), 0.2), (id(3), 0.9)]);
     block_on(tiered.put(&[chunk(1, 10), chunk(2, 10), chunk(3, 10)])).unwrap();
     assert!(ram.has(1) && !ram.has(2) && ram.has(3));
 }
@@ -263,7 +263,7 @@ fn a_batch_is_one_put_to_each_tier() {
 #[test]
 fn a_tier_that_is_slower_than_prefill_is_passed_by_but_for_a_try_now_and_then() {
     let disk = Slow::new(8000);
-    let tiered = block_on(Tiered::open(vec![disk.tier().load(0.5)])).unwrap();
+    let tiered = block_on(Tiered::open(vec![disk.tier().read_cost(0.5)])).unwrap();
     block_on(tiered.put(&[chunk(1, 10)])).unwrap();
     assert!(get(&tiered, 1), "0.5 of prefill is worth it");
     for _ in 0..20 {

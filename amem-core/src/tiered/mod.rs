@@ -15,8 +15,8 @@
 //! is held is worth more. That is no error: a store of KV may lose a chunk.
 //!
 //! **What a miss costs** ([`Access::cost`]), in tokens of prefill: the chunk's tokens where no slower tier has it;
-//! otherwise that times the load of the fastest slower tier that does: its seconds per token over those of prefill
-//! ([`KvStore::note_prefill`]), both measured. A tier that is slower than prefill is not read at all, but for a try now
+//! otherwise that times the read cost of the fastest slower tier that has it: seconds to read a token there over seconds
+//! to prefill one ([`KvStore::note_prefill`]), both measured. A tier that is slower than prefill is not read at all, but for a try now
 //! and then.
 //!
 //! **Background work** runs on the `blocking` crate's threads, in order, one job at a time.
@@ -105,7 +105,7 @@ impl Tiered {
     /// Stacks stores, fastest first. What they hold already is counted, and whatever is over a budget leaves.
     ///
     /// # Errors
-    /// [`Error::BadValue`] for no tiers at all; what a store met when it listed or evicted its chunks.
+    /// [`Error::BadValue`] for no tiers at all; [`Error::Store`] when a store cannot list or evict its chunks.
     pub async fn open(tiers: Vec<Tier>) -> Result<Self> {
         if tiers.is_empty() {
             return Err(Error::BadValue { what: "tiers", value: "0".to_owned(), expected: "1 or more" });
@@ -149,7 +149,7 @@ impl Stack {
             chunk: chunk.id,
             relevance: relevance.unwrap_or(1.0),
             bytes: chunk.bytes,
-            cost: chunk.tokens as f32 * copy.map_or(1.0, |level| level.load(&prefill).clamp(0.0, 1.0)),
+            cost: chunk.tokens as f32 * copy.map_or(1.0, |level| level.read_cost(&prefill).clamp(0.0, 1.0)),
             time: self.clock.now(),
         }
     }
@@ -162,7 +162,7 @@ impl Stack {
     /// Whether a tier is worth reading: whether it is not known to be slower than prefill.
     fn is_worth_reading(&self, level: &Level) -> bool {
         let prefill = *self.prefill.lock().unwrap_or_else(PoisonError::into_inner);
-        level.load(&prefill) <= 1.0 || self.reads.fetch_add(1, Relaxed).is_multiple_of(RETRY)
+        level.read_cost(&prefill) <= 1.0 || self.reads.fetch_add(1, Relaxed).is_multiple_of(RETRY)
     }
 
     /// The fastest tiers' copies of chunks.
@@ -206,7 +206,10 @@ impl Stack {
             let above = found.iter().filter(|(found_at, chunk)| at < *found_at && !level.holds(&chunk.id()));
             let mut chunks = Vec::new();
             for (_, chunk) in above {
-                chunks.extend(level.encode(chunk).await.ok());
+                match level.encode(chunk).await {
+                    Ok(chunk) => chunks.push(chunk),
+                    Err(error) => log::warn!("chunk {} was not copied into a faster tier: {error}", chunk.id()),
+                }
             }
             if !chunks.is_empty()
                 && let Err(error) = level.keep(&chunks, self.access_at(at), |id| watch.is_current(id)).await
@@ -215,7 +218,9 @@ impl Stack {
             }
             for (_, chunk) in found.iter().filter(|(found_at, chunk)| at == *found_at && !level.holds(&chunk.id())) {
                 let stored = StoredChunk::of(chunk);
-                level.adopt(stored, self.access_at(at)(stored)).await.ok();
+                if let Err(error) = level.adopt(stored, self.access_at(at)(stored)).await {
+                    log::warn!("a tier has chunk {} and could not make room for it: {error}", chunk.id());
+                }
             }
         }
     }
@@ -268,7 +273,7 @@ impl KvStore for Tiered {
             let mut known = true;
             for (at, level) in self.stack.levels.iter().enumerate() {
                 let touched = level.touch(self.stack.access_at(at)(stored));
-                known &= touched || at > *found_at;
+                known &= touched || at > *found_at || !level.fits(chunk);
             }
             if !known {
                 lower.push((*found_at, chunk.clone()));
@@ -307,7 +312,7 @@ impl KvStore for Tiered {
             if level.write == WriteMode::Back {
                 let job = Job::Write { at, chunks: chunks.to_vec(), watch: watch.clone() };
                 if self.later(job).is_ok() {
-                    fits.fill(true);
+                    fits.iter_mut().zip(chunks).for_each(|(fits, chunk)| *fits |= level.fits(chunk));
                     continue;
                 }
             }
@@ -391,13 +396,13 @@ impl KvStore for Tiered {
     }
 
     /// Counts from the next use of each chunk on, in every tier.
-    fn note(&self, relevance: &[(ChunkId, f32)]) {
+    fn note_relevance(&self, relevance: &[(ChunkId, f32)]) {
         let mut notes = self.stack.notes.lock().unwrap_or_else(PoisonError::into_inner);
         if notes.len() + relevance.len() > NOTES {
             notes.clear();
         }
         notes.extend(relevance.iter().take(NOTES).copied());
-        self.stack.levels.iter().for_each(|level| level.store().note(relevance));
+        self.stack.levels.iter().for_each(|level| level.store().note_relevance(relevance));
     }
 }
 

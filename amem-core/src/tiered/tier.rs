@@ -1,8 +1,8 @@
 //! One store under a budget.
 //!
-//! Everything that changes what the store holds locks the tier; reading does not. The entries may say that a chunk is held
-//! which is not (an operation was given up half-way, another process deleted it): never the reverse for what was put
-//! through here, so the budget holds. [`Level::check`] sets them right.
+//! Everything that changes what the store holds locks the tier; reading does not. The entries may list a chunk that the
+//! store has lost (an operation was given up half-way, another process deleted it), until [`Level::check`] sets them
+//! right. They never omit one that was put through here, so the budget holds.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, MutexGuard, PoisonError};
@@ -16,7 +16,7 @@ pub struct Tier {
     store: Arc<dyn KvStore>,
     budget: u64,
     policy: Box<dyn ResidencyPolicy>,
-    load: f32,
+    read_cost: f32,
     encoding: Option<Encoding>,
     write: WriteMode,
     saved: Vec<u8>,
@@ -38,7 +38,7 @@ impl Tier {
     /// A tier that keeps at most `budget` bytes of KV in `store`, under the [`Value`] policy.
     pub fn new(store: Arc<dyn KvStore>, budget: u64) -> Self {
         let (policy, write) = (Box::<Value>::default(), WriteMode::default());
-        Self { store, budget, policy, load: 0.1, encoding: None, write, saved: Vec::new() }
+        Self { store, budget, policy, read_cost: 0.1, encoding: None, write, saved: Vec::new() }
     }
 
     /// With another policy.
@@ -54,11 +54,12 @@ impl Tier {
         Self { saved, ..self }
     }
 
-    /// With the work of fetching a token from this tier as a share of prefilling it (0.1 unless said), until both have
-    /// been measured: what a faster tier saves by holding a chunk that this one has too.
+    /// With this read cost: the time to read a token from this tier, as a share of the time to prefill it. It is used
+    /// until both have been measured; 0.1 unless said otherwise. It is what a faster tier saves by holding a chunk that
+    /// this one has too.
     #[must_use]
-    pub fn load(self, load: f32) -> Self {
-        Self { load, ..self }
+    pub fn read_cost(self, cost: f32) -> Self {
+        Self { read_cost: cost, ..self }
     }
 
     /// With chunks written in this encoding, where that makes them smaller.
@@ -87,7 +88,7 @@ pub(super) enum Kept {
 pub(super) struct Level {
     store: Arc<dyn KvStore>,
     budget: u64,
-    given_load: f32,
+    given_read_cost: f32,
     encoding: Option<Encoding>,
     pub(super) write: WriteMode,
     /// Locked by whatever changes what the store holds; first come, first served.
@@ -132,7 +133,7 @@ impl Level {
     /// The tier, with what its store holds already: the policy's memory of it where it has one, and whatever is over the
     /// budget let go.
     pub(super) async fn open(tier: Tier, access: impl Fn(StoredChunk) -> Access) -> Result<Self> {
-        let Tier { store, budget, mut policy, load, encoding, write, saved } = tier;
+        let Tier { store, budget, mut policy, read_cost, encoding, write, saved } = tier;
         let remembered: HashSet<ChunkId> = policy.restore(&saved).into_iter().collect();
         let held: HashMap<ChunkId, StoredChunk> =
             store.list().await?.into_iter().map(|chunk| (chunk.id, chunk)).collect();
@@ -144,7 +145,7 @@ impl Level {
         let level = Self {
             store,
             budget,
-            given_load: load,
+            given_read_cost: read_cost,
             encoding,
             write,
             changes: async_lock::Mutex::new(()),
@@ -162,6 +163,13 @@ impl Level {
         self.store.as_ref()
     }
 
+    /// Whether a chunk, as this tier writes it, is not larger than the budget.
+    pub(super) fn fits(&self, chunk: &KvChunk) -> bool {
+        let plain = chunk.size();
+        let encoded = self.encoding.map_or(plain, |encoding| encoding.bytes(chunk.shape(), chunk.tokens().len()));
+        plain.min(encoded) as u64 <= self.budget
+    }
+
     pub(super) fn holds(&self, id: &ChunkId) -> bool {
         self.entries().held.contains_key(id)
     }
@@ -174,12 +182,12 @@ impl Level {
         self.entries().policy.save()
     }
 
-    /// Work of fetching a token from here as a share of prefilling it.
-    pub(super) fn load(&self, prefill: &Rate) -> f32 {
+    /// The time to read a token from here, as a share of the time to prefill it.
+    pub(super) fn read_cost(&self, prefill: &Rate) -> f32 {
         let reads = *self.reads.lock().unwrap_or_else(PoisonError::into_inner);
         match (reads.measured(), prefill.measured()) {
             (Some(read), Some(prefill)) => (read / prefill.max(1e-12)) as f32,
-            _ => self.given_load,
+            _ => self.given_read_cost,
         }
     }
 

@@ -17,7 +17,7 @@ struct State {
     watches: usize,
 }
 
-/// Knows what was deleted since it was made. Clones know the same.
+/// Tells which chunks were deleted after it was made. Clones tell the same.
 #[derive(Clone)]
 pub(super) struct Watch(Arc<Watching>);
 
