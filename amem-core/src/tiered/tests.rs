@@ -352,4 +352,22 @@ mod conformance {
             block_on(Tiered::open(vec![tier(1 << 20), tier(1 << 30)])).unwrap()
         });
     }
+
+    #[test]
+    fn a_stack_conforms_whatever_its_fast_tiers_have_no_room_for() {
+        for budgets in [&[1, 1 << 30][..], &[2000, 1 << 30], &[1000, 10_000, 1 << 30], &[1 << 30]] {
+            crate::testing::kv_store(|| {
+                let tier = |budget: &u64| Tier::new(Arc::new(RamStore::default()), *budget);
+                block_on(Tiered::open(budgets.iter().map(tier).collect())).unwrap()
+            });
+        }
+    }
+
+    #[test]
+    fn a_stack_conforms_though_its_slow_tier_is_written_later() {
+        crate::testing::kv_store(|| {
+            let tier = |budget| Tier::new(Arc::new(RamStore::default()), budget);
+            block_on(Tiered::open(vec![tier(1 << 20), tier(1 << 30).write(WriteMode::Back)])).unwrap()
+        });
+    }
 }
