@@ -310,3 +310,90 @@ fn of_rows_that_weigh_the_same_the_earlier_are_repaired() {
         assert_eq!(repaired, expected.collect(), "{rows} rows");
     }
 }
+
+/// The notes that the model measures with, learned from what its backend computes for a prefix that is new to it: the
+/// prefix, then the notes side by side.
+fn notes(subject: &Subject, prefix: &[Token]) -> Vec<Vec<Token>> {
+    subject.probe.take_plans();
+    prefill(&subject.model, prefix, &[text(1, 2)], true);
+    let plans = subject.probe.take_plans();
+    assert_eq!(plans[0].iter().map(|row| row.token).collect::<Vec<_>>(), prefix);
+    let mut notes: Vec<Vec<Token>> = Vec::new();
+    for row in &plans[1] {
+        match notes.last_mut() {
+            Some(note) if row.position as usize > prefix.len() => note.push(row.token),
+            _ => notes.push(vec![row.token]),
+        }
+    }
+    notes
+}
+
+/// A text computed behind the prefix alone, and behind the prefix and notes of which none knows of the others: what its
+/// keys and values move by, in units of the mean squared length of those of the notes. The second layer counts in
+/// full, each further one three tenths of the one before it.
+#[test]
+fn a_sensitivity_is_how_far_a_row_moves_behind_other_notes() {
+    for subject in SUBJECTS.iter() {
+        let subject = subject.lock().unwrap_or_else(PoisonError::into_inner);
+        let (plain, prefix) = (&subject.plain, [9, 3, 5, 11]);
+        let notes = notes(&subject, &prefix);
+        assert!(notes.len() > 1 && notes.iter().all(|note| !note.is_empty()));
+        let at =
+            |first: usize, tokens: &[Token]| -> Vec<(usize, Token)> { (first..).zip(tokens.iter().copied()).collect() };
+        // Each behind the prefix alone.
+        let alone = |tokens: &[Token]| {
+            let mut kv = plain.kv(prefix.len() + tokens.len());
+            plain.run(&mut kv, &at(0, &prefix), plain.layers);
+            plain.run(&mut kv, &at(prefix.len(), tokens), plain.layers);
+            kv
+        };
+        let of_notes: Vec<PlainKv> = notes.iter().map(|note| alone(note)).collect();
+        let length = |half: &[f64]| half.iter().map(|number| number * number).sum::<f64>();
+        let rows: usize = notes.iter().map(Vec::len).sum();
+        let scales: Vec<[f64; 2]> = (0..plain.layers)
+            .map(|layer| {
+                let halves = of_notes.iter().zip(&notes).flat_map(|(kv, note)| {
+                    (prefix.len()..prefix.len() + note.len()).map(move |slot| plain.unrotated(kv, layer, slot))
+                });
+                let sums =
+                    halves.fold([0.0; 2], |sums, [key, value]| [sums[0] + length(&key), sums[1] + length(&value)]);
+                sums.map(|sum| sum / rows as f64)
+            })
+            .collect();
+        let texts: Vec<_> = [(1, 1), (3, 7), (5, 23)].map(|(seed, tokens)| text(seed, tokens)).to_vec();
+        let (chunks, _) = prefill(&subject.model, &prefix, &texts, true);
+        let (of_texts, _) = prefill(
+            &subject.model,
+            &prefix,
+            &notes.iter().map(|note| note.as_slice().into()).collect::<Vec<_>>(),
+            false,
+        );
+        let moves = |chunk: &KvChunk| chunk.sensitivity().unwrap().iter().any(|sensitivity| *sensitivity > 1e-3);
+        assert!(chunks.iter().all(moves), "where nothing moves, nothing is shown");
+        for chunk in &chunks {
+            let here = alone(chunk.tokens());
+            let first = prefix.len() + rows;
+            let mut there = plain.kv(first + chunk.tokens().len());
+            plain.run(&mut there, &at(0, &prefix), plain.layers);
+            let mut slot = prefix.len();
+            for note in &of_texts {
+                plain.load(&mut there, note, slot);
+                slot += note.tokens().len();
+            }
+            plain.run(&mut there, &at(first, chunk.tokens()), plain.layers);
+            for (index, sensitivity) in chunk.sensitivity().unwrap().iter().enumerate() {
+                let mut expected = 0.0;
+                for layer in 1..plain.layers {
+                    let ours = plain.unrotated(&here, layer, prefix.len() + index);
+                    let theirs = plain.unrotated(&there, layer, first + index);
+                    for ((ours, theirs), scale) in ours.iter().zip(&theirs).zip(scales[layer]) {
+                        let moved: f64 = ours.iter().zip(theirs).map(|(a, b)| (a - b) * (a - b)).sum();
+                        expected += 0.3f64.powi(layer as i32 - 1) * moved / scale;
+                    }
+                }
+                let off = (f64::from(*sensitivity) - expected).abs();
+                assert!(off <= 1e-6 + 1e-3 * expected, "row {index}: {sensitivity} instead of {expected}");
+            }
+        }
+    }
+}

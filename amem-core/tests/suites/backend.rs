@@ -1,3 +1,5 @@
+//! A good backend with one fault at a time.
+
 use std::ops::Range;
 
 use amem_core::testing::{self, Profile, Reference};

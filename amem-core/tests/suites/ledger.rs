@@ -1,3 +1,5 @@
+//! A good ledger with one fault at a time.
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 

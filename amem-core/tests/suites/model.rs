@@ -1,3 +1,5 @@
+//! A good model with one fault at a time.
+
 use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};

@@ -1,3 +1,5 @@
+//! A good recaller with one fault at a time.
+
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 

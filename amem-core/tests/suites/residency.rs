@@ -1,3 +1,5 @@
+//! A good residency policy with one fault at a time.
+
 use std::collections::BTreeMap;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;

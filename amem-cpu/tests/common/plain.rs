@@ -81,7 +81,7 @@ impl Plain {
                     stored.value(token, head, &mut value[numbers]);
                 }
                 let [mut key, value] = [key, value].map(|row| row.into_iter().map(f64::from).collect::<Row>());
-                self.rotate(&mut key, first + token);
+                self.rotate(&mut key, (first + token) as f64);
                 kv.0[layer][first + token] = Some([key, value]);
             }
         }
@@ -105,11 +105,11 @@ impl Plain {
         x.iter().zip(weight).map(|(x, weight)| x * scale * weight).collect()
     }
 
-    fn rotate(&self, heads: &mut [f64], position: usize) {
+    fn rotate(&self, heads: &mut [f64], position: f64) {
         let half = self.head_dim / 2;
         for head in heads.chunks_exact_mut(self.head_dim) {
             for pair in 0..half {
-                let angle = position as f64 * self.theta.powf(-2.0 * pair as f64 / self.head_dim as f64);
+                let angle = position * self.theta.powf(-2.0 * pair as f64 / self.head_dim as f64);
                 let (sin, cos) = angle.sin_cos();
                 let (a, b) = (head[pair], head[pair + half]);
                 head[pair] = a * cos - b * sin;
@@ -124,7 +124,7 @@ impl Plain {
         if let Some(norm) = self.weight(layer, &format!("self_attn.{name}_norm.weight")) {
             heads = heads.chunks_exact(self.head_dim).flat_map(|head| self.norm(norm, head)).collect();
         }
-        self.rotate(&mut heads, position);
+        self.rotate(&mut heads, position as f64);
         heads
     }
 
@@ -132,6 +132,13 @@ impl Plain {
     pub fn key(&self, layer: usize, hidden: &[f64], position: usize) -> Row {
         let x = self.norm(self.weight(layer, "input_layernorm.weight").unwrap(), hidden);
         self.turned(layer, "k", &x, position)
+    }
+
+    /// The key and the value of this slot in a layer, the key as it was before it was rotated.
+    pub fn unrotated(&self, kv: &PlainKv, layer: usize, slot: usize) -> [Row; 2] {
+        let [mut key, value] = kv.0[layer][slot].clone().unwrap();
+        self.rotate(&mut key, -(slot as f64));
+        [key, value]
     }
 
     /// Computes tokens through the first `upto` layers, in the order of their slots, over what stands in `kv`; what
