@@ -63,11 +63,11 @@ fn the_demo_models_logits_equal_those_of_an_independent_implementation() {
 
 /// A conversation whose tokens are those of its texts and nothing around them, behind a beginning of its own. A text is
 /// the numbers of its tokens.
-struct Recited {
+struct Verbatim {
     prefix: Arc<[Token]>,
 }
 
-impl Chat for Recited {
+impl Chat for Verbatim {
     fn layout(&self, _: &str) -> Result<Layout> {
         let none = || -> Arc<[Token]> { Arc::from([]) };
         Ok(Layout {
@@ -88,7 +88,7 @@ impl Chat for Recited {
     }
 
     fn decode(&self, tokens: &[Token]) -> Result<String> {
-        Ok(recited(tokens) + " ")
+        Ok(numbers(tokens) + " ")
     }
 
     fn token_bytes(&self, token: Token) -> Option<Vec<u8>> {
@@ -100,17 +100,17 @@ impl Chat for Recited {
     }
 }
 
-fn recited(tokens: &[Token]) -> String {
+fn numbers(tokens: &[Token]) -> String {
     tokens.iter().map(Token::to_string).collect::<Vec<_>>().join(" ")
 }
 
 /// Lets an answer say these tokens and no others.
-struct Dictated {
+struct TeacherForced {
     tokens: Vec<Token>,
     said: usize,
 }
 
-impl Constraint for Dictated {
+impl Constraint for TeacherForced {
     fn allow(&mut self, mask: &mut TokenMask) -> Result<()> {
         mask.insert(self.tokens[self.said]);
         Ok(())
@@ -127,7 +127,7 @@ impl Constraint for Dictated {
 }
 
 /// What an answer was made of, token by token, and what it cost.
-async fn heard(mut stream: AnswerStream) -> (Vec<TokenLogprob>, Usage) {
+async fn collect(mut stream: AnswerStream) -> (Vec<TokenLogprob>, Usage) {
     let mut drawn = Vec::new();
     while let Some(event) = stream.next().await {
         match event.unwrap() {
@@ -153,51 +153,51 @@ fn off(drawn: &[TokenLogprob], expected: &[&[f32]]) -> f64 {
     worst
 }
 
-/// A golden text that is told as three memories, asked about, and dictated as the answer: the model that answers has
-/// the golden logits before every token, as if it had read the text in one go.
+/// A golden text that is told as three memories, a question and an answer: before every token of the answer, the model
+/// has the golden logits, as if the text were one prompt.
 #[test]
 fn a_memory_that_is_repaired_in_full_answers_with_the_golden_logits() {
-    const DICTATED: usize = 6;
-    // As short as the last memories, so that all of them are within the window of those models that have one.
+    const FORCED: usize = 6;
+    // Short, as the last memories are, so that all of them are within the window of those models that have one.
     const QUESTION: usize = 9;
     for case in all_cases() {
         let (tokens, logits) = common::expected(&common::case(&case).join("golden.safetensors"));
-        let (asked, vocabulary) = (tokens.len() - DICTATED, logits.len() / tokens.len());
+        let (asked, vocabulary) = (tokens.len() - FORCED, logits.len() / tokens.len());
         let (told, first) = (asked - QUESTION, asked - QUESTION - 15);
-        let rows: Vec<&[f32]> = logits.chunks_exact(vocabulary).skip(asked - 1).take(DICTATED).collect();
+        let rows: Vec<&[f32]> = logits.chunks_exact(vocabulary).skip(asked - 1).take(FORCED).collect();
         let mut options = Options::default();
         options.kv = Dtype::F32;
-        let chat = Box::new(Recited { prefix: tokens[..4].into() });
+        let chat = Box::new(Verbatim { prefix: tokens[..4].into() });
         let (files, backend) = (common::directory(&common::case(&case)), Cpu::with_threads(2).unwrap());
         let model = Transformer::with_chat(&files, backend, options, chat, Sampling::default()).unwrap();
         block_on(async {
             let memory = Memory::builder(Arc::new(model)).build().unwrap();
-            let texts = [4..first, first..told - 7, told - 7..told].map(|text| recited(&tokens[text]));
+            let texts = [4..first, first..told - 7, told - 7..told].map(|text| numbers(&tokens[text]));
             memory.remember_all("me", texts.clone()).await.unwrap();
             memory.prefill("me", |_, _| {}).await.unwrap();
             let ask = |repair: Repair| {
-                let mut generation = Generation::default().max_tokens(DICTATED);
+                let mut generation = Generation::default().max_tokens(FORCED);
                 generation.logprobs = Some(20);
-                let dictated = tokens[asked..].to_vec();
+                let forced = tokens[asked..].to_vec();
                 let source = move || -> Result<Box<dyn Constraint>> {
-                    Ok(Box::new(Dictated { tokens: dictated.clone(), said: 0 }))
+                    Ok(Box::new(TeacherForced { tokens: forced.clone(), said: 0 }))
                 };
                 generation.constraint = Some(ConstraintSource::new(source));
                 let recall = Recall::new(texts.join(" ")).k(3);
-                Ask::new(recited(&tokens[told..asked])).recall(recall).repair(repair).generation(generation)
+                Ask::new(numbers(&tokens[told..asked])).recall(recall).repair(repair).generation(generation)
             };
-            let (drawn, usage) = heard(memory.ask_stream("me", ask(Repair::All)).await.unwrap()).await;
+            let (drawn, usage) = collect(memory.ask_stream("me", ask(Repair::All)).await.unwrap()).await;
             let said: Vec<Token> = drawn.iter().map(|drawn| drawn.token).collect();
             assert_eq!(said, tokens[asked..], "{case}");
             // The first memory stands where it was computed. The others are computed again, and the question is new.
             assert_eq!((usage.repaired, usage.prefilled), (told - first, QUESTION), "{case}");
             assert!(off(&drawn, &rows) <= 2e-4, "{case}: off by {}", off(&drawn, &rows));
-            let (unrepaired, _) = heard(memory.ask_stream("me", ask(Repair::None)).await.unwrap()).await;
+            let (unrepaired, _) = collect(memory.ask_stream("me", ask(Repair::None)).await.unwrap()).await;
             assert!(off(&unrepaired, &rows) > 1e-2, "{case}: this text does not show whether anything is repaired");
 
             let opening = SessionOptions::default().opening_repair(Repair::All);
             let mut session = memory.session("me", opening).unwrap();
-            let (drawn, _) = heard(session.ask_stream(ask(Repair::None)).await.unwrap()).await;
+            let (drawn, _) = collect(session.ask_stream(ask(Repair::None)).await.unwrap()).await;
             assert!(off(&drawn, &rows) <= 2e-4, "{case}, in a session: off by {}", off(&drawn, &rows));
         });
     }

@@ -224,13 +224,15 @@ proptest! {
     ) {
         let subject = SUBJECTS[subject].lock().unwrap_or_else(PoisonError::into_inner);
         let asks = question.is_some();
-        let pieces = [subject.pieces(&parts), question.iter().map(|q| Piece::Fresh(q.as_slice().into())).collect()].concat();
+        let question: Vec<Piece> = question.iter().map(|tokens| Piece::Fresh(tokens.as_slice().into())).collect();
+        let pieces = [subject.pieces(&parts), question].concat();
         let begin = begin.index(pieces.len().max(1));
         let (plain, prompt) = (&subject.plain, Prompt::of(&pieces));
         // Parts may end with a fresh piece: that is a question too.
         let asked = !prompt.question.is_empty();
         prop_assert!(asked || !asks);
-        let repaired = |repair: Repair| (subject.repaired(&pieces, begin, &repair), format!("{repair:?} of {pieces:?}"));
+        let case = |repair: &Repair| format!("{repair:?} of {pieces:?}");
+        let repaired = |repair: Repair| (subject.repaired(&pieces, begin, &repair), case(&repair));
         let candidates: BTreeSet<usize> = prompt.candidates.iter().map(|(slot, ..)| *slot).collect();
 
         prop_assert!(repaired(Repair::None).0.is_empty());
@@ -383,10 +385,10 @@ fn a_sensitivity_is_how_far_a_row_moves_behind_other_notes() {
             plain.run(&mut there, &at(first, chunk.tokens()), plain.layers);
             for (index, sensitivity) in chunk.sensitivity().unwrap().iter().enumerate() {
                 let mut expected = 0.0;
-                for layer in 1..plain.layers {
+                for (layer, scales) in scales.iter().enumerate().skip(1) {
                     let ours = plain.unrotated(&here, layer, prefix.len() + index);
                     let theirs = plain.unrotated(&there, layer, first + index);
-                    for ((ours, theirs), scale) in ours.iter().zip(&theirs).zip(scales[layer]) {
+                    for ((ours, theirs), scale) in ours.iter().zip(&theirs).zip(scales) {
                         let moved: f64 = ours.iter().zip(theirs).map(|(a, b)| (a - b) * (a - b)).sum();
                         expected += 0.3f64.powi(layer as i32 - 1) * moved / scale;
                     }

@@ -605,7 +605,8 @@ impl<'b, B: Backend> Cached<'b, B> {
         self.attended(rows, queries)
     }
 
-    /// The attention that some of these rows pay to all slots, and how far all of their keys are from those in the cache.
+    /// The attention that some of these rows pay to all slots, and how far the keys of all of them are from those in the
+    /// cache.
     fn measured(&self, rows: &[Row], asked: Range<usize>, numbers: [&Table; 2]) -> Result<[Vec<f32>; 2]> {
         let [keys, queries] = numbers;
         let (backend, plan) = (self.backend, self.plan(rows)?);

@@ -174,8 +174,8 @@ impl ContextBlocks {
     }
 
     /// Makes room for slots up to `tokens` and makes those that are to be written this context's own. `len` is how many
-    /// slots hold something; blocks that hold some of them are copied by `copy`. A block takes the place of the one that
-    /// it is a copy of once it is one: if a copy fails, all slots hold what they held before.
+    /// slots hold something. Blocks that hold some of them are copied with `copy`, and the copy takes the block's place
+    /// only then: if copying fails, all slots hold what they held before.
     pub(crate) fn write(
         &mut self,
         len: usize,

@@ -20,7 +20,7 @@ enum Fault {
     LosesMetadata,
     LosesExpiry,
     LosesMomentsOfCreation,
-    BelievesInTheFuture,
+    TakesMomentsYetToCome,
     RoundsNumbers,
     CutsLongKeys,
     KnowsNoDuplicates,
@@ -103,7 +103,7 @@ const FAULTS: [(Fault, &str); 80] = [
     (Fault::LosesMetadata, "metadata comes back"),
     (Fault::LosesExpiry, "key and expiry come back"),
     (Fault::LosesMomentsOfCreation, "the moment when it was first said"),
-    (Fault::BelievesInTheFuture, "a moment yet to come counts as now"),
+    (Fault::TakesMomentsYetToCome, "a moment yet to come counts as now"),
     (Fault::RoundsNumbers, "metadata comes back"),
     (Fault::CutsLongKeys, "keys and metadata have bounds"),
     (Fault::KnowsNoDuplicates, "a text stands once"),
@@ -336,7 +336,7 @@ impl Ledger for Faulty {
             added.record = self.shown(added.record.clone());
             match self.fault {
                 Some(Fault::KeepsBlanks) => added.record.text.clone_from(&new.text),
-                Some(Fault::BelievesInTheFuture) => {
+                Some(Fault::TakesMomentsYetToCome) => {
                     added.record.created_at = new.created_at.unwrap_or(added.record.created_at);
                 }
                 Some(Fault::WritesDuplicates) if added.outcome == Outcome::Duplicate => self.revise().await?,

@@ -1,4 +1,4 @@
-//! A model of a few hundred weights, drawn at random: large enough that everything which goes wrong shows in its logits.
+//! A model of about two thousand random weights: large enough that what goes wrong shows in its logits.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
