@@ -69,17 +69,9 @@ struct Verbatim {
 
 impl Chat for Verbatim {
     fn layout(&self, _: &str) -> Result<Layout> {
-        let none = || -> Arc<[Token]> { Arc::from([]) };
-        Ok(Layout {
-            prefix: Arc::clone(&self.prefix),
-            memory_open: none(),
-            memory_close: none(),
-            to_question: none(),
-            to_answer: none(),
-            next_question: none(),
-            late_memories: none(),
-            late_question: none(),
-        })
+        let mut layout = Layout::default();
+        layout.prefix = Arc::clone(&self.prefix);
+        Ok(layout)
     }
 
     fn encode(&self, text: &str) -> Result<Vec<Token>> {

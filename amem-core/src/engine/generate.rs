@@ -52,6 +52,30 @@ impl Generation {
         Self { sampling: Some(sampling), ..self }
     }
 
+    /// With so many tokens before the model may end the answer by itself.
+    #[must_use]
+    pub fn min_tokens(self, tokens: usize) -> Self {
+        Self { min_tokens: tokens, ..self }
+    }
+
+    /// With so many answers from one prompt.
+    #[must_use]
+    pub fn n(self, answers: usize) -> Self {
+        Self { n: answers, ..self }
+    }
+
+    /// With each token's log probability, and so many of the likeliest tokens.
+    #[must_use]
+    pub fn logprobs(self, top: usize) -> Self {
+        Self { logprobs: Some(top), ..self }
+    }
+
+    /// Saying only what this allows.
+    #[must_use]
+    pub fn constraint(self, source: ConstraintSource) -> Self {
+        Self { constraint: Some(source), ..self }
+    }
+
     /// Ended by any of these texts.
     #[must_use]
     pub fn stop<T: Into<String>>(self, texts: impl IntoIterator<Item = T>) -> Self {

@@ -48,6 +48,26 @@ impl Default for EngineOptions {
     }
 }
 
+impl EngineOptions {
+    /// With about so many rows a step.
+    #[must_use]
+    pub fn step_tokens(self, rows: usize) -> Self {
+        Self { step_tokens: rows, ..self }
+    }
+
+    /// With so many answers computed together at most.
+    #[must_use]
+    pub fn max_running(self, answers: usize) -> Self {
+        Self { max_running: answers, ..self }
+    }
+
+    /// With so many requests waiting at most.
+    #[must_use]
+    pub fn max_waiting(self, requests: usize) -> Self {
+        Self { max_waiting: requests, ..self }
+    }
+}
+
 /// What an engine is doing and has done.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[non_exhaustive]

@@ -253,6 +253,7 @@ impl State {
 
 /// One remembered text and its life.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Record {
     /// Its name.
     pub id: RecordId,
@@ -272,6 +273,24 @@ pub struct Record {
     pub expires_at: Option<Timestamp>,
     /// Where it is in its life.
     pub state: State,
+}
+
+impl Record {
+    /// An active record that was remembered at a moment, without a key, metadata or an end. Whoever implements
+    /// [`Ledger`](crate::Ledger) fills in the rest.
+    pub fn new(id: RecordId, namespace: Namespace, text: impl Into<String>, created_at: Timestamp) -> Self {
+        Self {
+            id,
+            namespace,
+            text: text.into(),
+            key: None,
+            metadata: Metadata::default(),
+            created_at,
+            updated_at: created_at,
+            expires_at: None,
+            state: State::Active,
+        }
+    }
 }
 
 /// What became of a text that was to be remembered.

@@ -164,6 +164,7 @@ impl<T: Into<String>> From<T> for Ask {
 
 /// A record that was recalled for a question.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Recollection {
     /// The record.
     pub record: Record,

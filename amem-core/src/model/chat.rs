@@ -61,8 +61,10 @@ pub trait Chat: Send + Sync {
 /// ```
 ///
 /// What stands before the first memory, `prefix`, is what every memory's KV is computed behind. Each list is tokenised
-/// by itself, and so is each text, so that cached and fresh prompts have the same tokens.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// by itself, and so is each text, so that cached and fresh prompts have the same tokens. Whoever implements [`Chat`] fills
+/// in the default, all of whose lists are empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Layout {
     /// From the start to the first memory: the template's head and the system line.
     pub prefix: Arc<[Token]>,

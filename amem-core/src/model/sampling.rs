@@ -49,6 +49,60 @@ impl Default for Sampling {
 }
 
 impl Sampling {
+    /// With scores divided by this; 0 is greedy.
+    #[must_use]
+    pub fn temperature(self, temperature: f32) -> Self {
+        Self { temperature, ..self }
+    }
+
+    /// Only so many of the likeliest tokens.
+    #[must_use]
+    pub fn top_k(self, tokens: usize) -> Self {
+        Self { top_k: tokens, ..self }
+    }
+
+    /// Only the fewest likeliest tokens with this share of the probability.
+    #[must_use]
+    pub fn top_p(self, share: f32) -> Self {
+        Self { top_p: share, ..self }
+    }
+
+    /// Only tokens at least this share as likely as the likeliest.
+    #[must_use]
+    pub fn min_p(self, share: f32) -> Self {
+        Self { min_p: share, ..self }
+    }
+
+    /// With the scores of tokens that stand already divided by this.
+    #[must_use]
+    pub fn repetition_penalty(self, penalty: f32) -> Self {
+        Self { repetition_penalty: penalty, ..self }
+    }
+
+    /// With this taken off the score of a token for each time that it was drawn.
+    #[must_use]
+    pub fn frequency_penalty(self, penalty: f32) -> Self {
+        Self { frequency_penalty: penalty, ..self }
+    }
+
+    /// With this taken off the score of a token that was drawn.
+    #[must_use]
+    pub fn presence_penalty(self, penalty: f32) -> Self {
+        Self { presence_penalty: penalty, ..self }
+    }
+
+    /// With these numbers added to the scores of these tokens.
+    #[must_use]
+    pub fn logit_bias(self, biases: BTreeMap<Token, f32>) -> Self {
+        Self { logit_bias: biases, ..self }
+    }
+
+    /// With draws that this seed decides.
+    #[must_use]
+    pub fn seed(self, seed: u64) -> Self {
+        Self { seed, ..self }
+    }
+
     /// Whether every number makes sense.
     ///
     /// # Errors

@@ -6,6 +6,7 @@ use std::ops::{Add, AddAssign};
 
 /// What a call cost and what it was spared, counted where the work is done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Usage {
     /// Tokens that stood in the context already.
     pub resident: usize,

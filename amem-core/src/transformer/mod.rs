@@ -59,6 +59,32 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    /// With this name.
+    #[must_use]
+    pub fn name(self, name: impl Into<String>) -> Self {
+        Self { name: name.into(), ..self }
+    }
+
+    /// With KV of this number type.
+    #[must_use]
+    pub fn kv(self, dtype: Dtype) -> Self {
+        Self { kv: dtype, ..self }
+    }
+
+    /// With so many bytes for the KV of all contexts.
+    #[must_use]
+    pub fn kv_cache_bytes(self, bytes: u64) -> Self {
+        Self { kv_cache_bytes: bytes, ..self }
+    }
+
+    /// With so many tokens in one context at most.
+    #[must_use]
+    pub fn context(self, tokens: usize) -> Self {
+        Self { context: Some(tokens), ..self }
+    }
+}
+
 /// A model of the Llama, Mistral, Qwen2 or Qwen3 families on a [`Backend`].
 pub struct Transformer<B: Backend> {
     graph: Arc<Graph<B>>,

@@ -60,16 +60,16 @@ struct Bytes;
 impl Chat for Bytes {
     fn layout(&self, _: &str) -> Result<Layout> {
         let some = |token: Token| -> Arc<[Token]> { Arc::from([token]) };
-        Ok(Layout {
-            prefix: some(1),
-            memory_open: some(2),
-            memory_close: some(3),
-            to_question: some(4),
-            to_answer: some(5),
-            next_question: some(4),
-            late_memories: some(6),
-            late_question: some(7),
-        })
+        let mut layout = Layout::default();
+        layout.prefix = some(1);
+        layout.memory_open = some(2);
+        layout.memory_close = some(3);
+        layout.to_question = some(4);
+        layout.to_answer = some(5);
+        layout.next_question = some(4);
+        layout.late_memories = some(6);
+        layout.late_question = some(7);
+        Ok(layout)
     }
 
     fn encode(&self, text: &str) -> Result<Vec<Token>> {

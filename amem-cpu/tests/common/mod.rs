@@ -28,18 +28,14 @@ pub struct Numbers;
 
 impl Chat for Numbers {
     fn layout(&self, _: &str) -> Result<Layout> {
-        let none: Arc<[Token]> = Arc::from([]);
         let some = |token: Token| -> Arc<[Token]> { Arc::from([token]) };
-        Ok(Layout {
-            prefix: Arc::from([1, 3, 5, 7]),
-            memory_open: some(2),
-            memory_close: none.clone(),
-            to_question: some(4),
-            to_answer: some(6),
-            next_question: some(4),
-            late_memories: none.clone(),
-            late_question: none,
-        })
+        let mut layout = Layout::default();
+        layout.prefix = Arc::from([1, 3, 5, 7]);
+        layout.memory_open = some(2);
+        layout.to_question = some(4);
+        layout.to_answer = some(6);
+        layout.next_question = some(4);
+        Ok(layout)
     }
 
     fn encode(&self, text: &str) -> Result<Vec<Token>> {

@@ -62,17 +62,13 @@ impl Found {
             FORGOTTEN => State::Forgotten { at },
             other => return Err(rusqlite::Error::IntegralValueOutOfRange(9, other)),
         };
-        let stored = Record {
-            id: RecordId::from_bytes(row.get(2)?),
-            namespace: namespace(row, 3)?,
-            text: row.get(4)?,
-            key: row.get(5)?,
-            metadata: metadata(row, 12)?,
-            created_at: Timestamp(row.get(6)?),
-            updated_at: Timestamp(row.get(7)?),
-            expires_at: row.get::<_, Option<i64>>(8)?.map(Timestamp),
-            state,
-        };
+        let (id, created_at) = (RecordId::from_bytes(row.get(2)?), Timestamp(row.get(6)?));
+        let mut stored = Record::new(id, namespace(row, 3)?, row.get::<_, String>(4)?, created_at);
+        stored.key = row.get(5)?;
+        stored.metadata = metadata(row, 12)?;
+        stored.updated_at = Timestamp(row.get(7)?);
+        stored.expires_at = row.get::<_, Option<i64>>(8)?.map(Timestamp);
+        stored.state = state;
         Ok(Self { seq: row.get(0)?, version: row.get(1)?, stored })
     }
 
@@ -104,17 +100,10 @@ impl Tables<'_> {
             outcome = Outcome::Superseded(older.stored.id);
         }
         let created_at = new.created_at.unwrap_or(now).min(now);
-        let record = Record {
-            id,
-            namespace: namespace.clone(),
-            text: text.to_owned(),
-            key: new.key.clone(),
-            metadata: new.metadata.clone(),
-            created_at,
-            updated_at: created_at,
-            expires_at: new.expires_at,
-            state: State::Active,
-        };
+        let mut record = Record::new(id, namespace.clone(), text, created_at);
+        record.key.clone_from(&new.key);
+        record.metadata.clone_from(&new.metadata);
+        record.expires_at = new.expires_at;
         let json = (!new.metadata.is_empty()).then(|| serde_json::to_string(&new.metadata)).transpose();
         let json = json.map_err(|error| Error::Ledger(error.into()))?;
         let expires_at = new.expires_at.map(|at| at.0);

@@ -35,6 +35,20 @@ impl Default for SegmentOptions {
     }
 }
 
+impl SegmentOptions {
+    /// With segments of about so many bytes.
+    #[must_use]
+    pub fn segment_bytes(self, bytes: u64) -> Self {
+        Self { segment_bytes: bytes, ..self }
+    }
+
+    /// Without writing, even if nobody else does.
+    #[must_use]
+    pub fn read_only(self, read_only: bool) -> Self {
+        Self { read_only, ..self }
+    }
+}
+
 /// A [`KvStore`] in a directory of append-only segment files.
 ///
 /// - A chunk that was put survives the process being killed; [`sync`](KvStore::sync) makes it survive a power cut.
