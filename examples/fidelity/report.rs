@@ -14,6 +14,18 @@ pub(crate) struct Means {
     pub(crate) work_with_question: f64,
 }
 
+impl Means {
+    /// The standard error of the agreement.
+    pub(crate) fn standard_error(&self) -> f64 {
+        standard_error(self.agreement, self.n)
+    }
+}
+
+/// The standard error of a share that was counted over `n` questions.
+pub(crate) fn standard_error(share: f64, n: usize) -> f64 {
+    (share * (1.0 - share) / n.max(1) as f64).sqrt()
+}
+
 pub(crate) fn means(trials: &[&Trial]) -> Means {
     let n = trials.len();
     let mean = |value: &dyn Fn(&Trial) -> f64| trials.iter().map(|trial| value(trial)).sum::<f64>() / n.max(1) as f64;
@@ -40,7 +52,8 @@ pub(crate) fn grouped(trials: &[Trial], method: usize) -> BTreeMap<String, Vec<&
 /// Prints a row for each method.
 pub(crate) fn print_table(methods: &[Method], trials: &[Trial]) {
     let names: Vec<String> = KINDS.iter().map(ToString::to_string).collect();
-    print!("{:<23} {:>6} {:>6} {:>6} {:>7} {:>7} {:>8}", "repair", "budget", "work", "+q", "agrees", "correct", "KL");
+    print!("{:<23} {:>6} {:>6} {:>6} {:>7}", "repair", "budget", "work", "+q", "agrees");
+    print!(" {:>5} {:>7} {:>8}", "±", "correct", "KL");
     names.iter().for_each(|name| print!(" {name:>12}"));
     println!();
     for (index, method) in methods.iter().enumerate() {
@@ -48,12 +61,13 @@ pub(crate) fn print_table(methods: &[Method], trials: &[Trial]) {
         let all = means(groups.get("all").map_or(&[], Vec::as_slice));
         let percent = |x: f64| format!("{:.1}", 100.0 * x);
         print!(
-            "{:<23} {:>6} {:>6} {:>6} {:>7} {:>7} {:>8.5}",
+            "{:<23} {:>6} {:>6} {:>6} {:>7} {:>5} {:>7} {:>8.5}",
             method.name,
             method.budget,
             percent(all.work),
             percent(all.work_with_question),
             percent(all.agreement),
+            format!("{:.2}", 100.0 * all.standard_error()),
             percent(all.correct),
             all.kl
         );
@@ -63,7 +77,8 @@ pub(crate) fn print_table(methods: &[Method], trials: &[Trial]) {
         }
         println!();
     }
-    println!("\nwork, agrees and correct in percent, KL in nats; by kind: agreement with cold prefill");
+    println!("\nwork, agrees and correct in percent, ± the standard error of agrees, KL in nats");
+    println!("by kind: agreement with cold prefill");
 }
 
 /// The figures of each method and kind of question.
