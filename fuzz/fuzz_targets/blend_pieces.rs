@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::{Arc, LazyLock};
 
 use amem_core::transformer::{Options, Transformer};
-use amem_core::{Budget, Context, KvChunk, KvShape, Dtype, Model, Namespace, Piece, Repair, Token};
+use amem_core::{Budget, Context, Dtype, Encoding, HostKv, KvChunk, KvShape, Model, Piece, Repair, Token};
 use amem_cpu::Cpu;
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
@@ -29,7 +29,10 @@ static FIXTURE: LazyLock<Fixture> = LazyLock::new(|| {
     let texts = ["Anna has a dog named Rex.", "He", "Peter enjoys chess. His friend is Carl.", "Carl lives in Oslo."];
     let texts = texts.map(|text| layout.memory(&model.chat().encode(text).expect("text can be encoded")));
     let prefill = |prefix: &[Token], texts: &[Arc<[Token]>], measure| {
-        model.prefill(prefix, &model.info().prefill_texts("fuzz", prefix, texts), measure).expect("the texts fit into a context").0
+        model
+            .prefill(prefix, &model.info().prefill_texts("fuzz", prefix, texts), measure)
+            .expect("the texts fit into a context")
+            .0
     };
     let head = prefill(&[], &[Arc::clone(&layout.prefix)], false);
     let measured = prefill(&layout.prefix, &texts[..3], true);
@@ -61,7 +64,7 @@ enum Part {
 #[derive(Arbitrary, Debug, PartialEq)]
 enum Mending {
     None,
-    Heads(usize),
+    FirstRows(usize),
     Deviation(f32, usize),
     Attention(Amount, Range<usize>),
     Weighted(Amount, Range<usize>),
@@ -90,7 +93,7 @@ impl Mending {
     fn repair(&self) -> Repair {
         match self {
             Mending::None => Repair::None,
-            Mending::Heads(count) => Repair::FirstRows(*count),
+            Mending::FirstRows(count) => Repair::FirstRows(*count),
             Mending::Deviation(ratio, check_layer) => Repair::Deviation { ratio: *ratio, check_layer: *check_layer },
             Mending::Attention(amount, layers) => Repair::Attention { budget: amount.budget(), layers: layers.clone() },
             Mending::Weighted(amount, layers) => Repair::Weighted { budget: amount.budget(), layers: layers.clone() },

@@ -16,7 +16,7 @@ fuzz_target!(|bytes: &[u8]| {
     for system in ["", amem_demo::SYSTEM, "{{ messages }} <|user|>\n\n"] {
         let Ok(layout) = chat.layout(system) else { continue };
         for tokens in [&layout.prefix, &layout.to_question, &layout.to_answer, &layout.late_memories] {
-            assert!(tokens.iter().all(|token| (*token as usize) < CONFIG.vocabulary));
+            assert!(tokens.iter().all(|token| (*token as usize) < CONFIG.vocabulary()));
         }
     }
 });

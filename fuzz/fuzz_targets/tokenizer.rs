@@ -14,7 +14,7 @@ static CONFIG: LazyLock<Config> =
 fuzz_target!(|bytes: &[u8]| {
     let Ok(chat) = HfChat::open(&demo_with("tokenizer.json", bytes), &CONFIG) else { return };
     if let Ok(tokens) = chat.encode("Who has the <|user|> key? – Anna.") {
-        assert!(tokens.iter().all(|token| (*token as usize) < CONFIG.vocabulary));
+        assert!(tokens.iter().all(|token| (*token as usize) < CONFIG.vocabulary()));
         let _ = chat.decode(&tokens);
     }
     let _ = chat.layout(amem_demo::SYSTEM);

@@ -3,6 +3,7 @@
 
 use std::sync::LazyLock;
 
+use amem_core::Dtype;
 use amem_core::transformer::{Config, Weights};
 use amem_fuzz::tiny_config;
 use libfuzzer_sys::fuzz_target;
@@ -12,11 +13,11 @@ static CONFIG: LazyLock<Config> = LazyLock::new(tiny_config);
 fuzz_target!(|bytes: &[u8]| {
     let files = [("model.safetensors", bytes)];
     let Ok(weights) = Weights::open(&files, &CONFIG) else { return };
-    assert_eq!(weights.embedding.to_f32().len(), CONFIG.vocabulary * CONFIG.hidden);
+    assert_eq!(weights.embedding.to_f32().len(), CONFIG.vocabulary() * CONFIG.hidden());
     for layer in &weights.layers {
         for tensor in [layer.q, layer.k, layer.v, layer.o, layer.gate, layer.up, layer.down, layer.input_norm] {
             assert_eq!(tensor.to_f32().len(), tensor.rows * tensor.columns);
         }
     }
-    weights.fingerprint(&CONFIG);
+    weights.fingerprint(&CONFIG, "exact f32", Dtype::F16);
 });

@@ -112,6 +112,21 @@ impl Config {
         })
     }
 
+    /// Tokens in the vocabulary.
+    pub fn vocabulary(&self) -> usize {
+        self.vocabulary
+    }
+
+    /// Numbers in a hidden state.
+    pub fn hidden(&self) -> usize {
+        self.hidden
+    }
+
+    /// How queries and keys are rotated.
+    pub fn rope(&self) -> &Rope {
+        &self.rope
+    }
+
     /// The shape of this model's KV.
     pub fn kv_shape(&self) -> KvShape {
         KvShape { layers: self.layers, kv_heads: self.kv_heads, head_dim: self.head_dim }

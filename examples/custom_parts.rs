@@ -1,7 +1,7 @@
 //! Your own recall and your own residency policy, in a memory that is otherwise amem's.
 //!
 //! ```text
-//! cargo run --release --example custom_backend
+//! cargo run --release --example custom_parts
 //! ```
 
 use std::collections::VecDeque;
