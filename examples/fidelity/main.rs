@@ -22,7 +22,7 @@ mod check;
 mod report;
 
 use std::error::Error;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
@@ -157,14 +157,17 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     let methods = methods();
     let worlds = draw(&args);
     let total: usize = worlds.iter().map(|(_, questions)| questions.len()).sum();
+    let watched = std::io::stderr().is_terminal();
     let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let work = || -> Result<Vec<Trial>, amem_core::Error> {
         let mut trials = Vec::new();
         while let Some((world, questions)) = worlds.get(next.fetch_add(1, Ordering::Relaxed)) {
             trials.extend(judge(&model, &methods, world, questions)?);
             let done = done.fetch_add(questions.len(), Ordering::Relaxed) + questions.len();
-            eprint!("\r{done} of {total} questions");
-            let _ = std::io::stderr().flush();
+            if watched {
+                eprint!("\r{done} of {total} questions");
+                let _ = std::io::stderr().flush();
+            }
         }
         Ok(trials)
     };
@@ -176,7 +179,9 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
         }
         Ok(())
     })?;
-    eprintln!();
+    if watched {
+        eprintln!();
+    }
     let Memories { least, most } = args.memories;
     println!("{total} questions, worlds of {least} to {most} memories, seed {}\n", args.seed);
     report::print_table(&methods, &trials);
