@@ -220,8 +220,12 @@ impl Memory {
         let namespace = namespace.try_into()?;
         let mut chunks = Vec::new();
         for record in self.parts.ledger.list(&namespace, Query::All).await? {
-            let texts = self.parts.ledger.history(&namespace, record.id).await?;
-            chunks.extend(self.parts.chunks.ids_of(&namespace, &texts)?);
+            match self.parts.ledger.history(&namespace, record.id).await {
+                Ok(texts) => chunks.extend(self.parts.chunks.ids_of(&namespace, &texts)?),
+                // Somebody else is deleting the namespace too.
+                Err(Error::UnknownRecord { .. }) => {}
+                Err(error) => return Err(error),
+            }
         }
         let records = self.parts.ledger.delete_namespace(&namespace).await?;
         self.parts.chunks.erase(&chunks).await?;

@@ -55,14 +55,28 @@ impl Recaller for Hybrid {
         result
     }
 
+    /// What the recallers find. One that fails is passed over, unless all do.
     async fn recall(&self, namespace: &Namespace, query: &RecallQuery<'_>) -> Result<Vec<Recalled>> {
         let deep = RecallQuery { k: query.k.saturating_mul(DEPTH), ..*query };
         let mut scores: HashMap<RecordId, f32> = HashMap::new();
+        let mut failures = Vec::new();
         for recaller in &self.recallers {
-            let found = recaller.recall(namespace, &deep).await?;
-            for (rank, found) in (1..).zip(found) {
-                *scores.entry(found.id).or_default() += 1.0 / (FLATNESS + rank as f32);
+            match recaller.recall(namespace, &deep).await {
+                Ok(found) => {
+                    for (rank, found) in (1..).zip(found) {
+                        *scores.entry(found.id).or_default() += 1.0 / (FLATNESS + rank as f32);
+                    }
+                }
+                Err(error) => {
+                    log::warn!("a recaller failed: {error}");
+                    failures.push(error);
+                }
             }
+        }
+        if failures.len() == self.recallers.len()
+            && let Some(error) = failures.pop()
+        {
+            return Err(error);
         }
         Ok(best(scores.into_iter().map(|(id, score)| Recalled { id, score }).collect(), query.k))
     }
@@ -73,6 +87,7 @@ mod tests {
     use futures_lite::future::block_on;
 
     use super::*;
+    use crate::Error;
 
     /// Always finds the same.
     struct Fixed(Vec<u8>);
@@ -103,6 +118,39 @@ mod tests {
         let found = block_on(hybrid.recall(&Namespace::new("home").unwrap(), &RecallQuery::new("?", 3))).unwrap();
         let ids: Vec<u8> = found.iter().map(|found| found.id.to_bytes()[0]).collect();
         assert_eq!(ids, [2, 1, 4]);
+    }
+
+    /// Always fails.
+    struct Down;
+
+    #[async_trait]
+    impl Recaller for Down {
+        async fn index(&self, _: &[Record]) -> Result<()> {
+            Ok(())
+        }
+
+        async fn remove(&self, _: &Namespace, _: &[RecordId]) -> Result<()> {
+            Ok(())
+        }
+
+        async fn clear(&self, _: &Namespace) -> Result<()> {
+            Ok(())
+        }
+
+        async fn recall(&self, _: &Namespace, _: &RecallQuery<'_>) -> Result<Vec<Recalled>> {
+            Err(Error::Recall("the embedding model is down".into()))
+        }
+    }
+
+    #[test]
+    fn one_recaller_that_fails_costs_its_part_of_the_ranking_only() {
+        let recall = |recallers: Vec<Arc<dyn Recaller>>| {
+            block_on(Hybrid::new(recallers).recall(&Namespace::new("home").unwrap(), &RecallQuery::new("?", 3)))
+        };
+        let found = recall(vec![Arc::new(Down), Arc::new(Fixed(vec![4, 2]))]).unwrap();
+        assert_eq!(found.iter().map(|found| found.id.to_bytes()[0]).collect::<Vec<_>>(), [4, 2]);
+        assert!(matches!(recall(vec![Arc::new(Down), Arc::new(Down)]), Err(Error::Recall(_))));
+        assert_eq!(recall(Vec::new()).unwrap(), []);
     }
 
     #[cfg(feature = "testing")]
