@@ -4,6 +4,7 @@ use amem_core::transformer::{Placement, Rope};
 use amem_core::{Dtype, Encoding, Error, KvShape, LayerKv, Result, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 use bytemuck::Pod;
 use half::{bf16, f16};
+use pulp::{Simd, WithSimd};
 
 use crate::rotation::{Angle, Angles};
 use crate::{Cpu, Plan, Tensor};
@@ -145,33 +146,12 @@ impl Cache {
     }
 
     /// A row's key (before rotation) in one head, as the cache stores it.
+    #[inline(always)]
     fn stored_key(&self, key: &[f32], angle: Angle<'_>, to: &mut [f32]) {
         to.copy_from_slice(key);
         self.dtype.round(to);
         angle.rotate(to);
         self.dtype.round(to);
-    }
-
-    /// Puts the rows' keys (before rotation) and values, `[rows][kv_heads][head_dim]` each, into their slots.
-    pub(crate) fn write(&mut self, layer: usize, plan: &Plan, keys: &Tensor, values: &Tensor) {
-        let KvShape { kv_heads, head_dim, .. } = self.shape;
-        let mut key = vec![0f32; head_dim];
-        for (index, row) in plan.rows.iter().enumerate() {
-            let slot = row.slot as usize;
-            let Some(&block) = plan.tables.get(row.context).and_then(|table| table.get(slot / BLOCK_TOKENS)) else {
-                continue;
-            };
-            for kv_head in 0..kv_heads {
-                let at = (index * kv_heads + kv_head) * head_dim;
-                self.stored_key(&keys.data[at..at + head_dim], plan.angles.row(index), &mut key);
-                let (value, slot) = (&values.data[at..at + head_dim], slot % BLOCK_TOKENS);
-                match &mut self.heads[layer * kv_heads + kv_head] {
-                    Head::F32(blocks) => put(block_mut(blocks, block, head_dim), slot, &key, value),
-                    Head::F16(blocks) => put(block_mut(blocks, block, head_dim), slot, &key, value),
-                    Head::Bf16(blocks) => put(block_mut(blocks, block, head_dim), slot, &key, value),
-                }
-            }
-        }
     }
 
     /// For each row, the squared distance between these keys (before rotation) and those that stand in its slot.
@@ -198,7 +178,44 @@ impl Cache {
     }
 }
 
+/// Puts the rows' keys (before rotation) and values, `[rows][kv_heads][head_dim]` each, into their slots.
+pub(crate) struct Write<'a> {
+    pub(crate) cache: &'a mut Cache,
+    pub(crate) layer: usize,
+    pub(crate) plan: &'a Plan,
+    pub(crate) keys: &'a Tensor,
+    pub(crate) values: &'a Tensor,
+}
+
+impl WithSimd for Write<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Self { cache, layer, plan, keys, values } = self;
+        let KvShape { kv_heads, head_dim, .. } = cache.shape;
+        let mut key = vec![0f32; head_dim];
+        for (index, row) in plan.rows.iter().enumerate() {
+            let slot = row.slot as usize;
+            let Some(&block) = plan.tables.get(row.context).and_then(|table| table.get(slot / BLOCK_TOKENS)) else {
+                continue;
+            };
+            for kv_head in 0..kv_heads {
+                let at = (index * kv_heads + kv_head) * head_dim;
+                cache.stored_key(&keys.data[at..at + head_dim], plan.angles.row(index), &mut key);
+                let (value, slot) = (&values.data[at..at + head_dim], slot % BLOCK_TOKENS);
+                match &mut cache.heads[layer * kv_heads + kv_head] {
+                    Head::F32(blocks) => put(block_mut(blocks, block, head_dim), slot, &key, value),
+                    Head::F16(blocks) => put(block_mut(blocks, block, head_dim), slot, &key, value),
+                    Head::Bf16(blocks) => put(block_mut(blocks, block, head_dim), slot, &key, value),
+                }
+            }
+        }
+    }
+}
+
 /// Puts a rotated key and a value into a block's slot.
+#[inline(always)]
 fn put<T: Element>(block: &mut [T], slot: usize, key: &[f32], value: &[f32]) {
     let head_dim = key.len();
     let (keys, values) = block.split_at_mut(BLOCK_TOKENS * head_dim);
@@ -231,14 +248,15 @@ impl Cpu {
             heads.filter(|(layer, _)| layers.contains(layer)).map(|(layer, heads)| (layer, heads, Ok(()))).collect();
         let work = placements.iter().map(|p| p.chunk.tokens().len()).sum::<usize>() * shape.token_numbers();
         self.each(layers.iter_mut().collect(), work, |(layer, heads, result)| {
+            let mut space = vec![0f32; (2 * LANES + 1) * shape.head_dim];
             *result = placements.iter().zip(&angles).try_for_each(|(placement, angles)| {
                 let kv = placement.chunk.layer(*layer)?;
                 for (kv_head, head) in heads.iter_mut().enumerate() {
                     let load = Load { placement, kv: &kv, shape, dtype, kv_head, angles };
                     match head {
-                        Head::F32(blocks) => self.arch.dispatch(|| load.put(blocks)),
-                        Head::F16(blocks) => self.arch.dispatch(|| load.put(blocks)),
-                        Head::Bf16(blocks) => self.arch.dispatch(|| load.put(blocks)),
+                        Head::F32(blocks) => self.arch.dispatch(Put { load, blocks, space: &mut space }),
+                        Head::F16(blocks) => self.arch.dispatch(Put { load, blocks, space: &mut space }),
+                        Head::Bf16(blocks) => self.arch.dispatch(Put { load, blocks, space: &mut space }),
                     }
                 }
                 Ok(())
@@ -258,18 +276,35 @@ struct Load<'a> {
     angles: &'a Angles,
 }
 
+/// Puts one head's part of a chunk into its blocks. A closure in its place would be compiled once, for no instruction set
+/// in particular, for nothing makes the compiler inline it.
+struct Put<'a, T> {
+    load: Load<'a>,
+    blocks: &'a mut Vec<Vec<T>>,
+    /// Room for 2 · [`LANES`] + 1 heads.
+    space: &'a mut [f32],
+}
+
+impl<T: Element> WithSimd for Put<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        self.load.put(self.blocks, self.space);
+    }
+}
+
 impl Load<'_> {
     /// Goes by runs of [`LANES`] slots: keys are turned where they are read, and written across once a run's are
     /// together.
     #[inline(always)]
-    fn put<T: Element>(&self, blocks: &mut Vec<Vec<T>>) {
+    fn put<T: Element>(&self, blocks: &mut Vec<Vec<T>>, space: &mut [f32]) {
         let (head_dim, tokens) = (self.shape.head_dim, self.placement.chunk.tokens().len());
         // What the cache's type can hold already stays as it is.
         let as_is = matches!(self.kv.encoding(), Encoding::Plain(dtype) if dtype == self.dtype)
             && cfg!(target_endian = "little");
-        let mut turned = vec![0f32; LANES * head_dim];
-        let mut across = vec![0f32; LANES * head_dim];
-        let mut value = vec![0f32; head_dim];
+        let (turned, space) = space.split_at_mut(LANES * head_dim);
+        let (across, value) = space.split_at_mut(LANES * head_dim);
         let mut token = 0;
         while token < tokens {
             let slot = self.placement.slot as usize + token;
@@ -283,9 +318,9 @@ impl Load<'_> {
                 if as_is {
                     self.copy_value(token + index, place);
                 } else {
-                    self.kv.value(token + index, self.kv_head, &mut value);
+                    self.kv.value(token + index, self.kv_head, value);
                     self.dtype.round(key);
-                    T::narrow(&value, place);
+                    T::narrow(value, place);
                 }
                 self.angles.row(token + index).rotate(key);
             }
@@ -294,7 +329,7 @@ impl Load<'_> {
                 for (number, across) in across.chunks_exact_mut(LANES).enumerate() {
                     across.iter_mut().zip(turned[number..].iter().step_by(head_dim)).for_each(|(to, &x)| *to = x);
                 }
-                T::narrow(&across, run);
+                T::narrow(across, run);
             } else {
                 for (number, run) in run.chunks_exact_mut(LANES).enumerate() {
                     let keys = turned[number..].iter().step_by(head_dim);

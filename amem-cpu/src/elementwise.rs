@@ -1,5 +1,10 @@
 //! Norms, SiLU and the exponential. Written so that a compiler vectorises them; inlined into the code that
 //! [`pulp::Arch::dispatch`] compiles for each instruction set.
+//!
+//! What is dispatched is a struct and not a closure: nothing makes the compiler inline a closure, and one that is not
+//! inlined is compiled for no instruction set in particular.
+
+use pulp::{Simd, WithSimd};
 
 /// Partial sums of a reduction. A fixed number, whatever the machine's vectors hold, so that sums have the same bits
 /// everywhere.
@@ -49,31 +54,59 @@ fn sum(x: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
     sums[0]
 }
 
-/// Root-mean-square norm of each run of `weight`'s length.
-#[inline(always)]
-pub(crate) fn rms_norm(x: &mut [f32], weight: &[f32], eps: f32) {
-    for x in x.chunks_exact_mut(weight.len().max(1)) {
-        let square = sum(x, |sum, x| x.mul_add(x, sum));
-        let scale = 1.0 / (square / x.len() as f32 + eps).sqrt();
-        for (x, &w) in x.iter_mut().zip(weight) {
-            *x = *x * scale * w;
+/// Root-mean-square norm of each run of `weight`'s length, in place.
+pub(crate) struct RmsNorm<'a> {
+    pub(crate) x: &'a mut [f32],
+    pub(crate) weight: &'a [f32],
+    pub(crate) eps: f32,
+}
+
+impl WithSimd for RmsNorm<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        for x in self.x.chunks_exact_mut(self.weight.len().max(1)) {
+            let square = sum(x, |sum, x| x.mul_add(x, sum));
+            let scale = 1.0 / (square / x.len() as f32 + self.eps).sqrt();
+            for (x, &w) in x.iter_mut().zip(self.weight) {
+                *x = *x * scale * w;
+            }
         }
     }
 }
 
 /// `x += y`.
-#[inline(always)]
-pub(crate) fn add(x: &mut [f32], y: &[f32]) {
-    for (x, &y) in x.iter_mut().zip(y) {
-        *x += y;
+pub(crate) struct Add<'a> {
+    pub(crate) x: &'a mut [f32],
+    pub(crate) y: &'a [f32],
+}
+
+impl WithSimd for Add<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        for (x, &y) in self.x.iter_mut().zip(self.y) {
+            *x += y;
+        }
     }
 }
 
 /// `y = silu(y) · up`.
-#[inline(always)]
-pub(crate) fn silu_mul(y: &mut [f32], up: &[f32]) {
-    for (y, &up) in y.iter_mut().zip(up) {
-        *y = *y / (1.0 + exp(-*y)) * up;
+pub(crate) struct SiluMul<'a> {
+    pub(crate) y: &'a mut [f32],
+    pub(crate) up: &'a [f32],
+}
+
+impl WithSimd for SiluMul<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        for (y, &up) in self.y.iter_mut().zip(self.up) {
+            *y = *y / (1.0 + exp(-*y)) * up;
+        }
     }
 }
 

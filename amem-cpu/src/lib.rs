@@ -17,10 +17,11 @@ use std::sync::Arc;
 
 use amem_core::transformer::{Backend, BlockTable, Numerics, Placement, Rope, Row, WeightTensor};
 use amem_core::{Dtype, Error, Exactness, KvShape, Result, Token};
-use cache::BLOCK_TOKENS;
+use cache::{BLOCK_TOKENS, Write};
+use elementwise::{Add, RmsNorm, SiluMul};
 use pulp::Arch;
 use rayon::{ThreadPool, ThreadPoolBuilder};
-use rotation::Angles;
+use rotation::{Angles, Rotate};
 
 pub use cache::Cache;
 pub use matrix::Matrix;
@@ -148,7 +149,7 @@ impl Backend for Cpu {
 
     fn rms_norm(&self, x: &Tensor, weight: &Vec<f32>, eps: f32) -> Result<Tensor> {
         let mut y = x.clone();
-        self.arch.dispatch(|| elementwise::rms_norm(&mut y.data, weight, eps));
+        self.arch.dispatch(RmsNorm { x: &mut y.data, weight, eps });
         Ok(y)
     }
 
@@ -157,7 +158,7 @@ impl Backend for Cpu {
     }
 
     fn add(&self, x: &mut Tensor, y: &Tensor) -> Result<()> {
-        self.arch.dispatch(|| elementwise::add(&mut x.data, &y.data));
+        self.arch.dispatch(Add { x: &mut x.data, y: &y.data });
         Ok(())
     }
 
@@ -166,12 +167,12 @@ impl Backend for Cpu {
         const PART: usize = 1 << 14;
         let parts = y.data.chunks_mut(PART).zip(up.data.chunks(PART)).collect();
         // An exponential costs about as much as sixteen multiplications.
-        self.each(parts, 16 * gate.data.len(), |(y, up)| self.arch.dispatch(|| elementwise::silu_mul(y, up)));
+        self.each(parts, 16 * gate.data.len(), |(y, up)| self.arch.dispatch(SiluMul { y, up }));
         Ok(y)
     }
 
     fn rotate(&self, x: &mut Tensor, plan: &Plan) -> Result<()> {
-        self.arch.dispatch(|| plan.angles.rotate(&mut x.data, x.columns));
+        self.arch.dispatch(Rotate { angles: &plan.angles, x: &mut x.data, columns: x.columns });
         Ok(())
     }
 
@@ -190,7 +191,7 @@ impl Backend for Cpu {
     }
 
     fn write_kv(&self, cache: &mut Cache, layer: usize, plan: &Plan, keys: &Tensor, values: &Tensor) -> Result<()> {
-        cache.write(layer, plan, keys, values);
+        self.arch.dispatch(Write { cache, layer, plan, keys, values });
         Ok(())
     }
 

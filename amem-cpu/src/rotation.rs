@@ -1,6 +1,7 @@
 //! RoPE: turning queries and keys to their positions.
 
 use amem_core::transformer::Rope;
+use pulp::{Simd, WithSimd};
 
 /// The cosines and sines of some positions, one row each, half a head wide.
 pub(crate) struct Angles {
@@ -33,17 +34,28 @@ impl Angles {
         Self { half, cos, sin }
     }
 
+    #[inline(always)]
     pub(crate) fn row(&self, index: usize) -> Angle<'_> {
         let at = index * self.half..(index + 1) * self.half;
         Angle { cos: &self.cos[at.clone()], sin: &self.sin[at] }
     }
+}
 
-    /// Rotates all heads of all rows of `x`, which has `columns` columns.
+/// Rotates all heads of all rows of `x`, which has `columns` columns.
+pub(crate) struct Rotate<'a> {
+    pub(crate) angles: &'a Angles,
+    pub(crate) x: &'a mut [f32],
+    pub(crate) columns: usize,
+}
+
+impl WithSimd for Rotate<'_> {
+    type Output = ();
+
     #[inline(always)]
-    pub(crate) fn rotate(&self, x: &mut [f32], columns: usize) {
-        for (index, row) in x.chunks_exact_mut(columns.max(1)).enumerate() {
-            let angle = self.row(index);
-            row.chunks_exact_mut(2 * self.half).for_each(|head| angle.rotate(head));
+    fn with_simd<S: Simd>(self, _: S) {
+        for (index, row) in self.x.chunks_exact_mut(self.columns.max(1)).enumerate() {
+            let angle = self.angles.row(index);
+            row.chunks_exact_mut(2 * self.angles.half).for_each(|head| angle.rotate(head));
         }
     }
 }
