@@ -1,9 +1,8 @@
 //! A data directory: everything that amem keeps, in one place.
 
-use std::fs::DirBuilder;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
+use crate::disk::{SystemDisk, make_dirs};
 use crate::{Error, Result, SegmentStore, SqliteLedger};
 
 /// Both parts of a data directory.
@@ -33,7 +32,6 @@ pub struct DataDir {
 /// When the directory cannot be made, or one of its parts cannot be opened.
 pub fn open(dir: impl AsRef<Path>) -> Result<DataDir> {
     let dir = dir.as_ref();
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
-    made.map_err(Error::io("make the data directory", dir))?;
+    make_dirs(&SystemDisk, dir).map_err(Error::io("make the data directory", dir))?;
     Ok(DataDir { kv: SegmentStore::open(dir.join("kv"))?, ledger: SqliteLedger::open(dir.join("ledger.sqlite"))? })
 }

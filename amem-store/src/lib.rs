@@ -4,6 +4,7 @@
 //! alone, and [`ModelDir`] reads a model without copying it.
 
 mod data_dir;
+mod disk;
 mod error;
 #[doc(hidden)]
 pub mod fuzzing;

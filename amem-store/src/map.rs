@@ -10,7 +10,14 @@ use amem_core::{Encoding, KvData, Result};
 use memmap2::{Mmap, MmapOptions};
 
 /// The first bytes of a file, mapped. Stays readable after the file is unlinked.
-pub(crate) struct Map(Mmap);
+pub(crate) struct Map(Bytes);
+
+enum Bytes {
+    Mapped(Mmap),
+    /// Of a simulated disk's file.
+    #[cfg(test)]
+    Simulated(Vec<u8>),
+}
 
 impl Map {
     /// Maps the first `len` bytes of `file`, or as many as it has.
@@ -22,7 +29,13 @@ impl Map {
         // programs of the same user could break this; one that does gets what it asked for, as with any process
         // that edits a database under its owner. Bytes have no invalid values, every byte of a segment is checked
         // against its checksum before use, and `populate` turns a truncation that already happened into an error.
-        unsafe { MmapOptions::new().len(len).map(file) }.map(Self)
+        unsafe { MmapOptions::new().len(len).map(file) }.map(|map| Self(Bytes::Mapped(map)))
+    }
+
+    /// In the place of a mapping, on a simulated disk.
+    #[cfg(test)]
+    pub(crate) fn of_bytes(bytes: Vec<u8>) -> Self {
+        Self(Bytes::Simulated(bytes))
     }
 
     /// Brings a range into memory, or fails where touching it would raise a signal (a truncated file, a bad disk).
@@ -30,8 +43,9 @@ impl Map {
     /// # Errors
     /// `Unsupported` where the system cannot do that.
     pub(crate) fn populate(&self, range: &Range<usize>) -> io::Result<()> {
+        let Some(map) = self.mapping() else { return Ok(()) };
         #[cfg(target_os = "linux")]
-        return self.0.advise_range(memmap2::Advice::PopulateRead, range.start, range.len()).map_err(|error| {
+        return map.advise_range(memmap2::Advice::PopulateRead, range.start, range.len()).map_err(|error| {
             // Linux before 5.14 does not know the advice.
             if error.kind() == io::ErrorKind::InvalidInput { io::ErrorKind::Unsupported.into() } else { error }
         });
@@ -41,14 +55,27 @@ impl Map {
 
     /// Has the system read a range ahead. A hint: what cannot be read ahead is read when it is needed.
     pub(crate) fn prefetch(&self, range: &Range<usize>) {
-        if self.bytes().get(range.clone()).is_some() {
-            let _ = self.0.advise_range(memmap2::Advice::WillNeed, range.start, range.len());
+        if let Some(map) = self.mapping().filter(|map| map.get(range.clone()).is_some()) {
+            let _ = map.advise_range(memmap2::Advice::WillNeed, range.start, range.len());
+        }
+    }
+
+    /// `None` where a simulated disk's bytes are in its place.
+    fn mapping(&self) -> Option<&Mmap> {
+        match &self.0 {
+            Bytes::Mapped(map) => Some(map),
+            #[cfg(test)]
+            Bytes::Simulated(_) => None,
         }
     }
 
     /// All mapped bytes.
     pub(crate) fn bytes(&self) -> &[u8] {
-        &self.0
+        match &self.0 {
+            Bytes::Mapped(map) => map,
+            #[cfg(test)]
+            Bytes::Simulated(bytes) => bytes,
+        }
     }
 }
 

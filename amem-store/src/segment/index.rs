@@ -1,7 +1,6 @@
 //! Where every chunk lies: what a store knows in memory, and can always learn again from its segments.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -9,7 +8,10 @@ use std::sync::Arc;
 use amem_core::ChunkId;
 
 use super::format::{self, Entry, SegmentName};
+#[cfg(test)]
+use super::planted::{self, Planted};
 use super::scan::{self, Scan};
+use crate::disk::Disk;
 use crate::map::Map;
 use crate::{Error, Result};
 
@@ -31,6 +33,10 @@ pub(crate) struct Segment {
     pub(crate) live: u64,
     /// See [`Scan::strays`].
     pub(crate) strays: bool,
+    /// Whether it was found without a seal. Its records may be torn by a power cut. They may even look whole and not be on
+    /// the disk, if a sync of theirs failed: a later sync would not say so. So that one is here is no reason not to write
+    /// a chunk, or to remove another record of it.
+    pub(crate) unsealed: bool,
     /// Whether nothing more will be appended to it: a later segment was there when it was scanned.
     complete: bool,
     /// Made at the first read, and again when a record beyond it is read.
@@ -39,10 +45,10 @@ pub(crate) struct Segment {
 
 impl Segment {
     /// A mapping of the segment up to its end, or up to the file's where that comes first.
-    pub(crate) fn map(&mut self, path: &Path) -> io::Result<Arc<Map>> {
+    pub(crate) fn map(&mut self, disk: &dyn Disk, path: &Path) -> io::Result<Arc<Map>> {
         match &self.map {
             Some(map) if map.bytes().len() as u64 >= self.end => Ok(map.clone()),
-            _ => Ok(self.map.insert(Arc::new(Map::new(&File::open(path)?, self.end)?)).clone()),
+            _ => Ok(self.map.insert(Arc::new(disk.open(path)?.map(self.end)?)).clone()),
         }
     }
 }
@@ -56,8 +62,8 @@ pub(crate) struct Index {
 
 impl Index {
     /// Takes in what changed in the directory since the last time; the first time, that is everything.
-    pub(crate) fn refresh(&mut self, dir: &Path) -> Result<()> {
-        let names = segment_names(dir)?;
+    pub(crate) fn refresh(&mut self, disk: &dyn Disk, dir: &Path) -> Result<()> {
+        let names = segment_names(disk, dir)?;
         let gone = self.segments.keys().filter(|name| !names.contains(name)).copied().collect::<Vec<_>>();
         gone.into_iter().for_each(|name| self.remove_segment(name));
         let last = names.last();
@@ -68,9 +74,9 @@ impl Index {
                 continue;
             }
             let path = dir.join(name.file_name());
-            let scanned = File::open(&path).and_then(|file| match known {
-                Some(segment) => scan::records(&file, *name, segment.end),
-                None => scan::segment(&file, *name),
+            let scanned = disk.open(&path).and_then(|file| match known {
+                Some(segment) => scan::records(&*file, *name, segment.end),
+                None => scan::segment(&*file, *name),
             });
             match scanned {
                 Ok(Scan { newer: Some(found), .. }) => {
@@ -88,6 +94,7 @@ impl Index {
     fn extend(&mut self, name: SegmentName, scan: Scan, complete: bool) {
         let segment = self.segments.entry(name).or_default();
         segment.strays |= scan.strays;
+        segment.unsealed = !scan.sealed;
         segment.complete = complete;
         segment.end = segment.end.max(scan.end);
         for entry in scan.entries {
@@ -108,13 +115,35 @@ impl Index {
         older.is_some()
     }
 
-    /// Forgets a chunk, unless its location is by now another than the one given.
-    pub(crate) fn remove_at(&mut self, id: &ChunkId, location: &Location) -> bool {
-        let found = self.chunks.get(id) == Some(location);
-        if found {
-            self.remove(id);
+    /// Goes back to the record before the one at `location`, which is damaged: the power may have been cut while a chunk
+    /// was written anew. False if the chunk's location is by now another.
+    pub(crate) fn fall_back(&mut self, location: &Location) -> bool {
+        let id = location.entry.id;
+        if self.chunks.get(&id) != Some(location) {
+            return false;
         }
-        found
+        self.remove(&id);
+        if let Some(older) = self.older(location) {
+            self.chunks.insert(id, older);
+            if let Some(segment) = self.segments.get_mut(&older.segment) {
+                segment.live += older.entry.bytes;
+            }
+        }
+        true
+    }
+
+    /// The newest record of a chunk that is older than the one at `location`.
+    fn older(&self, location: &Location) -> Option<Location> {
+        #[cfg(test)]
+        if planted::is(Planted::NoOlderRecord) {
+            return None;
+        }
+        let place = |location: &Location| (location.segment, location.entry.offset);
+        let segments = self.segments.range(..=location.segment).rev();
+        let entries = segments.flat_map(|(name, segment)| segment.entries.iter().rev().map(|entry| (*name, *entry)));
+        let mut records = entries.filter(|(_, entry)| entry.id == location.entry.id);
+        let older = records.find(|(segment, entry)| (*segment, entry.offset) < place(location));
+        older.map(|(segment, entry)| Location { segment, entry })
     }
 
     /// Forgets a chunk. Its records stay in the files, and in [`Segment::entries`].
@@ -127,15 +156,25 @@ impl Index {
     /// Forgets a segment and the chunks in it.
     pub(crate) fn remove_segment(&mut self, name: SegmentName) {
         for entry in self.segments.remove(&name).into_iter().flat_map(|segment| segment.entries) {
-            self.remove_at(&entry.id, &Location { segment: name, entry });
+            if self.chunks.get(&entry.id) == Some(&Location { segment: name, entry }) {
+                self.chunks.remove(&entry.id);
+            }
         }
     }
 
-    /// The locations in a segment that chunks point to.
-    pub(crate) fn live_in(&self, name: SegmentName) -> Vec<Location> {
+    /// The chunks that a segment has records of and that were not forgotten, whichever of their records counts.
+    pub(crate) fn chunks_in(&self, name: SegmentName) -> Vec<ChunkId> {
         let entries = self.segments.get(&name).into_iter().flat_map(|segment| &segment.entries);
-        let locations = entries.map(|entry| Location { segment: name, entry: *entry });
-        locations.filter(|location| self.chunks.get(&location.entry.id) == Some(location)).collect()
+        entries.map(|entry| entry.id).filter(|id| self.chunks.contains_key(id)).collect()
+    }
+
+    /// See [`Segment::unsealed`].
+    pub(crate) fn is_unsealed(&self, name: SegmentName) -> bool {
+        #[cfg(test)]
+        if planted::is(Planted::UnsealedTrusted) {
+            return false;
+        }
+        self.segments.get(&name).is_some_and(|segment| segment.unsealed)
     }
 
     /// Bytes of all segments up to their last records.
@@ -151,11 +190,7 @@ impl Index {
 }
 
 /// The segments whose files are in a directory. Files of other names are none of ours.
-fn segment_names(dir: &Path) -> Result<BTreeSet<SegmentName>> {
-    let files = std::fs::read_dir(dir).map_err(Error::io("list", dir))?;
-    let names = files.filter_map(|file| match file {
-        Ok(file) => file.file_name().to_str().and_then(SegmentName::parse).map(Ok),
-        Err(error) => Some(Err(Error::io("list", dir)(error))),
-    });
-    names.collect()
+fn segment_names(disk: &dyn Disk, dir: &Path) -> Result<BTreeSet<SegmentName>> {
+    let files = disk.list(dir).map_err(Error::io("list", dir))?;
+    Ok(files.iter().filter_map(|file| file.to_str().and_then(SegmentName::parse)).collect())
 }

@@ -4,11 +4,17 @@
 //! [`index`] knows where every chunk lies, [`writer`] appends, [`read`] hands out, [`reclaim`] removes, and [`store`]
 //! puts these together.
 
+#[cfg(test)]
+mod crash_tests;
 mod format;
 mod index;
+#[cfg(test)]
+mod planted;
 mod read;
 mod reclaim;
 pub(crate) mod scan;
+#[cfg(test)]
+mod simulated_disk;
 mod store;
 mod writer;
 

@@ -1,9 +1,7 @@
 //! From a location in a segment to a chunk that was checked.
 
-use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,11 +9,12 @@ use amem_core::{HostKv, KvChunk, KvData};
 
 use super::format::{self, Header};
 use super::index::Location;
+use crate::disk::Disk;
 use crate::map::{Map, MappedRange};
 
 /// The chunk at `location` of the segment that `map` maps and that lies at `path`; `None` if it is damaged. The KV is not
 /// copied: it stays in the mapping, which the chunk keeps alive.
-pub(crate) fn chunk(location: &Location, map: &Arc<Map>, path: &Path) -> Option<KvChunk> {
+pub(crate) fn chunk(location: &Location, map: &Arc<Map>, disk: &dyn Disk, path: &Path) -> Option<KvChunk> {
     let start = usize::try_from(location.entry.offset).ok()?;
     let range = start..usize::try_from(location.entry.end()).ok()?;
     let record = map.bytes().get(range.clone())?;
@@ -29,7 +28,8 @@ pub(crate) fn chunk(location: &Location, map: &Arc<Map>, path: &Path) -> Option<
         // Where pages cannot be brought in safely, the record is read instead: a copy, but never a signal.
         Err(error) if error.kind() == io::ErrorKind::Unsupported => {
             let mut record = vec![0; record.len()];
-            File::open(path).and_then(|file| file.read_exact_at(&mut record, location.entry.offset)).ok()?;
+            let filled = disk.open(path).and_then(|file| file.read_at(&mut record, location.entry.offset)).ok()?;
+            record.truncate(filled);
             let (header, payload) = checked(&record, location)?;
             let data = HostKv::new(header.encoding(), header.layers(), record.get(payload)?.to_vec());
             (header, Arc::new(data))

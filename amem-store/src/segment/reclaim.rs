@@ -2,14 +2,14 @@
 //!
 //! A segment is never changed in place, for chunks that were handed out lie in its mapping. So bytes go with their file:
 //! what still counts is written anew to the active segment, made durable, and then the file is unlinked. There is no
-//! tombstone to be lost: a delete has happened when the files that held the chunk are gone.
+//! tombstone to be lost: a delete has happened when the files that held the chunk are gone, and that is synced.
 
 use std::collections::HashSet;
 
 use amem_core::ChunkId;
 
 use super::SegmentName;
-use super::index::Segment;
+use super::index::{Location, Segment};
 use super::store::Inner;
 use super::writer::Writer;
 use crate::{Error, Result};
@@ -46,7 +46,9 @@ impl Inner {
         for name in &affected {
             self.rewrite(writer, *name, WhenFull::Drop)?;
         }
-        if affected.is_empty() { Ok(()) } else { writer.sync() }
+        // Also where nothing had to be removed: an eviction may have removed the file, in this process or in an earlier
+        // one, and it must not come back.
+        writer.sync_dir()
     }
 
     /// Forgets chunks. Their space comes back once half of a segment is dead; until then their bytes stay where they
@@ -85,21 +87,32 @@ impl Inner {
         if writer.active() == Some(name) {
             writer.retire();
         }
-        let live = self.index().live_in(name);
-        for location in &live {
-            // Damaged or gone: a cache may lose it.
-            let Some(chunk) = self.read(location)? else { continue };
-            match writer.append(&chunk) {
-                Ok((segment, entry)) => _ = self.index().insert(segment, entry),
+        let chunks = self.index().chunks_in(name);
+        for id in &chunks {
+            match self.secure(writer, id, name) {
                 Err(Error::Full { .. }) if when_full == WhenFull::Drop => break,
-                Err(error) => return Err(error),
+                secured => secured?,
             }
         }
-        if !live.is_empty() {
-            writer.sync()?;
+        if !chunks.is_empty() {
+            writer.sync_records(Some(name))?;
         }
         writer.unlink(name)?;
         self.index().remove_segment(name);
         Ok(())
+    }
+
+    /// Sees to it that the next sync makes a chunk survive a power cut, without its records in the segment `without`.
+    fn secure(&self, writer: &mut Writer, id: &ChunkId, without: SegmentName) -> Result<()> {
+        loop {
+            let location = self.index().chunks.get(id).copied();
+            let copied = |at: &Location| at.segment == without || self.index().is_unsealed(at.segment);
+            let Some(location) = location.filter(copied) else { return Ok(()) };
+            // Where a record is damaged, an older one may be whole. Without one a cache may lose the chunk.
+            let Some(chunk) = self.read(&location)? else { continue };
+            let (segment, entry) = writer.append(&chunk)?;
+            self.index().insert(segment, entry);
+            return Ok(());
+        }
     }
 }

@@ -1,51 +1,9 @@
 //! Which records a segment file holds.
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 
 use super::format::{self, Entry, FIXED, FirstPage, PAGE, SegmentName};
-
-/// Something with bytes at offsets: a file, or a slice in tests and fuzzing.
-pub(crate) trait ReadAt {
-    /// How many bytes there are.
-    fn len(&self) -> io::Result<u64>;
-
-    /// Fills `buffer` from `offset` on and says how much of it; less than all only at the end.
-    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
-}
-
-impl ReadAt for File {
-    fn len(&self) -> io::Result<u64> {
-        Ok(self.metadata()?.len())
-    }
-
-    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        let mut filled = 0;
-        while filled < buffer.len() {
-            match FileExt::read_at(self, &mut buffer[filled..], offset + filled as u64) {
-                Ok(0) => break,
-                Ok(n) => filled += n,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(filled)
-    }
-}
-
-impl ReadAt for [u8] {
-    fn len(&self) -> io::Result<u64> {
-        Ok(self.len() as u64)
-    }
-
-    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        let rest = usize::try_from(offset).ok().and_then(|start| self.get(start..)).unwrap_or_default();
-        let filled = rest.len().min(buffer.len());
-        buffer[..filled].copy_from_slice(&rest[..filled]);
-        Ok(filled)
-    }
-}
+use crate::disk::ReadAt;
 
 /// What was found in a segment.
 #[derive(Debug, Default)]
@@ -57,6 +15,8 @@ pub(crate) struct Scan {
     /// Whether there are bytes that belong to no record: a put that was cut short, or damage. What they say is unknown,
     /// so every [`delete`](amem_core::KvStore::delete) has to take them for what it was to remove.
     pub(crate) strays: bool,
+    /// Whether there is a sound seal, before which all records were synced.
+    pub(crate) sealed: bool,
     /// A version that is not known here, in a first page that is otherwise sound.
     pub(crate) newer: Option<u32>,
 }
@@ -96,7 +56,7 @@ fn sealed(source: &(impl ReadAt + ?Sized), name: SegmentName) -> io::Result<Opti
         let filled = source.read_at(&mut fixed, entry.offset)?;
         entry.tokens = format::parse_tokens(&fixed[..filled], name, entry.offset).unwrap_or_default();
     }
-    Ok(entries.map(|entries| Scan { entries, end: seal.start, ..Scan::default() }))
+    Ok(entries.map(|entries| Scan { entries, end: seal.start, sealed: true, ..Scan::default() }))
 }
 
 /// The records from `start` on. Behind bytes that are no record, the next one is looked for page by page.

@@ -1,10 +1,8 @@
 //! [`SegmentStore`]: the parts put together, and who may write.
 
 use std::fmt;
-use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::ErrorKind;
 use std::ops::Bound;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,6 +14,7 @@ use blocking::unblock;
 use super::index::{Index, Location};
 use super::read;
 use super::writer::Writer;
+use crate::disk::{Disk, SystemDisk, make_dirs};
 use crate::{Error, Result};
 
 /// How a [`SegmentStore`] keeps its files.
@@ -62,6 +61,7 @@ impl SegmentOptions {
 pub struct SegmentStore(Arc<Inner>);
 
 pub(crate) struct Inner {
+    disk: Arc<dyn Disk>,
     dir: PathBuf,
     pub(crate) options: SegmentOptions,
     /// Locked before `index` where both are.
@@ -76,7 +76,7 @@ pub(crate) struct Inner {
 /// What this process may do to the directory.
 pub(crate) enum Role {
     Reader,
-    Writer(Writer),
+    Writer(Box<Writer>),
 }
 
 impl SegmentStore {
@@ -93,27 +93,7 @@ impl SegmentStore {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn open_with(dir: impl AsRef<Path>, options: SegmentOptions) -> Result<Self> {
-        let dir = dir.as_ref().to_owned();
-        if !options.read_only {
-            let made = DirBuilder::new().recursive(true).mode(0o700).create(&dir);
-            made.map_err(Error::io("make the directory", &dir))?;
-        }
-        let inner = Inner {
-            dir,
-            options,
-            role: Mutex::new(Role::Reader),
-            index: Mutex::default(),
-            writes: AtomicBool::new(false),
-            hits: AtomicU64::new(0),
-            misses: AtomicU64::new(0),
-            damaged: AtomicU64::new(0),
-        };
-        match inner.writer(&mut inner.role()) {
-            // Whoever may not write yet can read, and tries again at the next write.
-            Err(Error::ReadOnly { .. }) => inner.index().refresh(&inner.dir)?,
-            opened => _ = opened?,
-        }
-        Ok(Self(Arc::new(inner)))
+        Ok(Self(Arc::new(Inner::open(Arc::new(SystemDisk), dir.as_ref(), options)?)))
     }
 
     /// Whether this process is the one that writes to the directory.
@@ -129,6 +109,31 @@ impl fmt::Debug for SegmentStore {
 }
 
 impl Inner {
+    pub(crate) fn open(disk: Arc<dyn Disk>, dir: &Path, options: SegmentOptions) -> Result<Self> {
+        if !options.read_only {
+            make_dirs(&*disk, dir).map_err(Error::io("make the directory", dir))?;
+        }
+        let inner = Inner {
+            disk,
+            dir: dir.to_owned(),
+            options,
+            role: Mutex::new(Role::Reader),
+            index: Mutex::default(),
+            writes: AtomicBool::new(false),
+            hits: AtomicU64::new(0),
+            misses: AtomicU64::new(0),
+            damaged: AtomicU64::new(0),
+        };
+        match inner.writer(&mut inner.role()) {
+            // Whoever may not write yet can read, and tries again at the next write.
+            Err(Error::ReadOnly { .. }) => inner.index().refresh(&*inner.disk, &inner.dir)?,
+            // Tidying up failed. What is there can be read.
+            Err(Error::Poisoned { .. }) => {}
+            opened => _ = opened?,
+        }
+        Ok(inner)
+    }
+
     pub(crate) fn index(&self) -> MutexGuard<'_, Index> {
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -143,40 +148,40 @@ impl Inner {
             let lock = self.lock()?;
             // The last writer may have left a record cut short, which only now is known to stay so.
             let mut index = Index::default();
-            index.refresh(&self.dir)?;
+            index.refresh(&*self.disk, &self.dir)?;
             let last = index.segments.last_key_value().map_or(0, |(name, _)| name.generation);
+            let unsealed = index.segments.iter().filter(|(_, segment)| segment.unsealed);
+            let inherited = unsealed.map(|(name, _)| *name).collect();
             *self.index() = index;
-            let mut writer = Writer::new(&self.dir, lock, self.options.segment_bytes, last);
+            let mut writer =
+                Writer::new(self.disk.clone(), &self.dir, lock, self.options.segment_bytes, last, inherited);
             // A chance to tidy up. What fails here will fail, and be told, where it matters.
             let _ = self.reclaim(&mut writer);
-            *role = Role::Writer(writer);
+            *role = Role::Writer(Box::new(writer));
             self.writes.store(true, Relaxed);
         }
         match role {
-            Role::Writer(writer) => writer.check().map(|()| writer),
+            Role::Writer(writer) => writer.check().map(|()| &mut **writer),
             Role::Reader => Err(self.read_only("it is open for reading")),
         }
     }
 
-    fn lock(&self) -> Result<File> {
+    fn lock(&self) -> Result<Box<dyn Send>> {
         if self.options.read_only {
             return Err(self.read_only("it was opened so"));
         }
         let path = self.dir.join("LOCK");
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
-        let file = file.map_err(Error::writing(&path))?;
-        match file.try_lock() {
-            Ok(()) => Ok(file),
-            Err(TryLockError::WouldBlock) => Err(self.read_only("another process writes to it")),
-            Err(TryLockError::Error(error)) => Err(Error::io("lock", &path)(error)),
-        }
+        self.disk.lock(&path).map_err(|error| match error.kind() {
+            ErrorKind::WouldBlock => self.read_only("another process writes to it"),
+            _ => Error::writing(&path)(error),
+        })
     }
 
     fn read_only(&self, reason: &str) -> Error {
         Error::ReadOnly { path: self.dir.clone(), reason: reason.to_owned() }
     }
 
-    fn get_many(&self, ids: &[ChunkId]) -> Result<Vec<Option<KvChunk>>> {
+    pub(crate) fn get_many(&self, ids: &[ChunkId]) -> Result<Vec<Option<KvChunk>>> {
         let mut failure = None;
         let mut look_up = |id: &ChunkId| {
             self.look_up(id).unwrap_or_else(|error| {
@@ -187,7 +192,7 @@ impl Inner {
         let mut found: Vec<Option<KvChunk>> = ids.iter().map(&mut look_up).collect();
         if found.iter().any(Option::is_none) && !self.writes.load(Relaxed) {
             // The writer may have put them, or moved them, since this reader last looked.
-            self.index().refresh(&self.dir)?;
+            self.index().refresh(&*self.disk, &self.dir)?;
             for (id, found) in ids.iter().zip(&mut found).filter(|(_, found)| found.is_none()) {
                 *found = look_up(id);
             }
@@ -206,7 +211,7 @@ impl Inner {
         for id in ids {
             let Some(location) = self.index().chunks.get(id).copied() else { continue };
             let path = self.dir.join(location.segment.file_name());
-            let map = self.index().segments.get_mut(&location.segment).map(|segment| segment.map(&path));
+            let map = self.index().segments.get_mut(&location.segment).map(|segment| segment.map(&*self.disk, &path));
             if let Some(Ok(map)) = map {
                 read::prefetch(&location, &map);
             }
@@ -214,8 +219,8 @@ impl Inner {
     }
 
     fn look_up(&self, id: &ChunkId) -> Result<Option<KvChunk>> {
-        // More than once only if a deletion of its neighbours moved the chunk meanwhile: a location that was read in vain
-        // is in the index no more.
+        // More than once only if the record is damaged, or if a deletion of its neighbours moved the chunk meanwhile: a
+        // location that was read in vain is in the index no more.
         loop {
             let location = self.index().chunks.get(id).copied();
             let Some(location) = location else { return Ok(None) };
@@ -225,19 +230,20 @@ impl Inner {
         }
     }
 
-    /// The chunk at a location. One that is not there as it should be is forgotten, so that it can be put again.
+    /// The chunk at a location. One that is not there as it should be gives way to an older record of the chunk, or, if
+    /// there is none, is forgotten, so that it can be put again.
     pub(crate) fn read(&self, location: &Location) -> Result<Option<KvChunk>> {
         let path = self.dir.join(location.segment.file_name());
         // A mapping outlives its file, but what the writer deleted is not to be found here either.
-        let gone = !self.writes.load(Relaxed) && matches!(path.try_exists(), Ok(false));
+        let gone = !self.writes.load(Relaxed) && matches!(self.disk.exists(&path), Ok(false));
         let map = match self.index().segments.get_mut(&location.segment) {
-            Some(segment) if !gone => segment.map(&path),
+            Some(segment) if !gone => segment.map(&*self.disk, &path),
             _ => Err(ErrorKind::NotFound.into()),
         };
         match map {
             Ok(map) => {
-                let chunk = read::chunk(location, &map, &path);
-                if chunk.is_none() && self.index().remove_at(&location.entry.id, location) {
+                let chunk = read::chunk(location, &map, &*self.disk, &path);
+                if chunk.is_none() && self.index().fall_back(location) {
                     self.damaged.fetch_add(1, Relaxed);
                 }
                 Ok(chunk)
@@ -250,16 +256,20 @@ impl Inner {
         }
     }
 
-    fn put(&self, chunks: &[KvChunk]) -> Result<()> {
+    pub(crate) fn put(&self, chunks: &[KvChunk]) -> Result<()> {
         let mut role = self.role();
         let writer = self.writer(&mut role)?;
         let mut replaced = false;
         for chunk in chunks {
-            let held = self.index().chunks.get(&chunk.id()).map(|location| location.entry.measured);
-            if held.is_some_and(|measured| measured || chunk.sensitivity().is_none()) {
-                continue;
-            }
-            let (segment, entry) = writer.append(chunk)?;
+            let suffices = |measured: bool| measured || chunk.sensitivity().is_none();
+            let held = self.index().chunks.get(&chunk.id()).copied();
+            let copy = match held {
+                Some(held) if self.index().is_unsealed(held.segment) => self.look_up(&chunk.id())?,
+                Some(held) if suffices(held.entry.measured) => continue,
+                _ => None,
+            };
+            let copy = copy.filter(|held| suffices(held.sensitivity().is_some()));
+            let (segment, entry) = writer.append(copy.as_ref().unwrap_or(chunk))?;
             replaced |= self.index().insert(segment, entry);
         }
         if replaced {
@@ -269,7 +279,7 @@ impl Inner {
         Ok(())
     }
 
-    fn sync(&self) -> Result<()> {
+    pub(crate) fn sync(&self) -> Result<()> {
         match &mut *self.role() {
             Role::Writer(writer) => writer.sync(),
             Role::Reader => Ok(()),

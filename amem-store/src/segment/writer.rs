@@ -1,48 +1,70 @@
 //! Appending: the one process that holds the lock writes to one segment at a time.
 
-use std::collections::hash_map::RandomState;
-use std::fs::{File, OpenOptions};
-use std::hash::{BuildHasher, Hasher};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use amem_core::KvChunk;
 
 use super::format::{self, Entry, Lengths, PAGE, SegmentName};
+use crate::disk::{Disk, DiskFile, sync_entry};
 use crate::{Error, Result};
 
 /// The right to write to a store's directory, and the segment being written.
 pub(crate) struct Writer {
+    disk: Arc<dyn Disk>,
     dir: PathBuf,
     segment_bytes: u64,
     generation: u64,
     active: Option<Active>,
-    /// Whether a file was made or removed since the directory was last synced.
-    dir_changed: bool,
+    /// Segments that are written no more, with records that were not synced.
+    retired: Vec<Active>,
+    /// Segments that earlier processes may not have synced.
+    inherited: Vec<SegmentName>,
+    /// Whether a file was made since the directory was last synced.
+    made: bool,
+    /// Whether a file was removed since then. At first that is unknown, for an earlier process may have removed one.
+    removed: bool,
+    /// Whether this process synced the directory's own entry.
+    dir_lasts: bool,
     /// The failure after which nothing more is written.
     poison: Option<String>,
-    /// Locked; the lock goes when the file is closed, however the process ends.
-    _lock: File,
+    /// The lock goes when this is dropped, or the process ends.
+    _lock: Box<dyn Send>,
 }
 
 struct Active {
     name: SegmentName,
     path: PathBuf,
-    file: File,
+    file: Box<dyn DiskFile>,
     entries: Vec<Entry>,
     end: u64,
+    /// Whether a record was written since the file was last synced.
+    unsynced: bool,
 }
 
 impl Writer {
     /// A writer that begins its segments after `generation`. A segment that was open when its process ended is never
-    /// appended to: what a power cut left behind its end is unknown.
-    pub(crate) fn new(dir: &Path, lock: File, segment_bytes: u64, generation: u64) -> Self {
+    /// appended to: what a power cut left behind its end is unknown. Those of `inherited` are synced at the first sync.
+    pub(crate) fn new(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        lock: Box<dyn Send>,
+        segment_bytes: u64,
+        generation: u64,
+        inherited: Vec<SegmentName>,
+    ) -> Self {
         Self {
+            disk,
             dir: dir.to_owned(),
             segment_bytes,
             generation,
             active: None,
-            dir_changed: false,
+            retired: Vec::new(),
+            inherited,
+            made: false,
+            removed: true,
+            dir_lasts: false,
             poison: None,
             _lock: lock,
         }
@@ -66,7 +88,7 @@ impl Writer {
     pub(crate) fn append(&mut self, chunk: &KvChunk) -> Result<(SegmentName, Entry)> {
         self.check()?;
         let Some(lengths) = Lengths::of_chunk(chunk) else {
-            let source = std::io::Error::other("the chunk is larger than a record can be");
+            let source = io::Error::other("the chunk is larger than a record can be");
             return Err(Error::Full { path: self.dir.clone(), source });
         };
         let fits = |active: &Active| active.end == PAGE || active.end + lengths.record <= self.segment_bytes;
@@ -81,29 +103,56 @@ impl Writer {
         }
     }
 
-    /// Completes the segment being written: its table of records, then everything to the disk.
+    /// Completes the segment being written: everything to the disk, then a seal that says so.
     pub(crate) fn seal(&mut self) -> Result<()> {
-        let Some(active) = self.active.take() else { return Ok(()) };
-        // A segment without a seal is read by walking its headers, so a failure to write one costs nothing but that.
-        let _ = active.write_seal();
-        active.file.sync_data().map_err(|error| self.poisoned(error.to_string()))
+        self.sync_records(None)?;
+        // A segment without a seal is read by walking its headers, so a seal that is not written, or lost in a power cut,
+        // costs nothing but that.
+        let _ = self.active.take().map(|active| active.write_seal());
+        Ok(())
     }
 
-    /// Writes nothing more to the active segment, which is about to be removed.
+    /// Writes nothing more to the active segment.
     pub(crate) fn retire(&mut self) {
-        self.active = None;
+        self.retired.extend(self.active.take().filter(|active| active.unsynced));
     }
 
-    /// Makes everything that was written survive a power cut.
+    /// Makes everything that was written survive a power cut, and what was removed stay away.
     pub(crate) fn sync(&mut self) -> Result<()> {
-        self.check()?;
-        if let Some(active) = &self.active {
-            active.file.sync_data().map_err(|error| self.poisoned(error.to_string()))?;
+        self.sync_records(None)?;
+        while let Some(name) = self.inherited.last() {
+            match self.disk.open(&self.dir.join(name.file_name())).and_then(|file| file.sync()) {
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(self.poisoned(error.to_string())),
+                _ => _ = self.inherited.pop(),
+            }
         }
-        if self.dir_changed {
-            let synced = File::open(&self.dir).and_then(|dir| dir.sync_all());
-            synced.map_err(|error| self.poisoned(error.to_string()))?;
-            self.dir_changed = false;
+        self.sync_dir()
+    }
+
+    /// Makes all records survive a power cut but those in the segment `except`, which is about to be removed.
+    pub(crate) fn sync_records(&mut self, except: Option<SegmentName>) -> Result<()> {
+        self.check()?;
+        let written = self.active.iter_mut().chain(&mut self.retired);
+        for segment in written.filter(|segment| segment.unsynced && Some(segment.name) != except) {
+            if let Err(error) = segment.file.sync() {
+                return Err(self.poisoned(error.to_string()));
+            }
+            segment.unsynced = false;
+        }
+        self.retired.retain(|segment| segment.unsynced);
+        if self.made { self.sync_dir() } else { Ok(()) }
+    }
+
+    /// Makes it last which files were made and removed.
+    pub(crate) fn sync_dir(&mut self) -> Result<()> {
+        self.check()?;
+        if self.made || self.removed {
+            self.disk.sync_dir(&self.dir).map_err(|error| self.poisoned(error.to_string()))?;
+            (self.made, self.removed) = (false, false);
+        }
+        if !self.dir_lasts {
+            sync_entry(&*self.disk, &self.dir).map_err(|error| self.poisoned(error.to_string()))?;
+            self.dir_lasts = true;
         }
         Ok(())
     }
@@ -111,34 +160,36 @@ impl Writer {
     /// Removes a segment's file, which must not be the active one.
     pub(crate) fn unlink(&mut self, name: SegmentName) -> Result<()> {
         let path = self.dir.join(name.file_name());
-        self.dir_changed = true;
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", &path)(error)),
-            _ => Ok(()),
+        self.removed = true;
+        match self.disk.remove(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io("remove", &path)(error)),
+            _ => {
+                self.retired.retain(|segment| segment.name != name);
+                Ok(())
+            }
         }
     }
 
     fn begin(&mut self) -> Result<Active> {
         self.generation = self.generation.saturating_add(1);
-        let name = SegmentName { generation: self.generation, salt: random() };
+        let name = SegmentName { generation: self.generation, salt: self.disk.random() };
         let path = self.dir.join(name.file_name());
-        let mut options = OpenOptions::new();
-        let file = options.write(true).create_new(true).mode(0o600).open(&path).map_err(Error::writing(&path))?;
-        self.dir_changed = true;
+        let file = self.disk.create(&path).map_err(Error::writing(&path))?;
+        self.made = true;
         if let Err(error) = file.write_all_at(&format::encode_first_page(name), 0) {
-            let _ = std::fs::remove_file(&path);
+            let _ = self.disk.remove(&path);
             return Err(Error::writing(&path)(error));
         }
-        Ok(Active { name, path, file, entries: Vec::new(), end: PAGE })
+        Ok(Active { name, path, file, entries: Vec::new(), end: PAGE, unsynced: true })
     }
 
-    /// Leaves a segment whose last write failed. A full disk is a state that passes; after anything else nobody knows
-    /// what was written.
+    /// Leaves a segment whose last write failed. A full disk is a state that passes, and a chunk that cannot be read is no
+    /// fault of the disk; after anything else nobody knows what was written.
     fn abandon(&mut self, error: Error) -> Error {
         if let Some(active) = self.active.take() {
             // What it holds already is out of `sync`'s sight from now on.
-            let cut = active.file.set_len(active.end).and_then(|()| active.file.sync_data());
-            if !matches!(error, Error::Full { .. }) || cut.is_err() {
+            let cut = active.file.set_len(active.end).and_then(|()| active.file.sync());
+            if !matches!(error, Error::Full { .. } | Error::Chunk { .. }) || cut.is_err() {
                 self.poison = Some(error.to_string());
             }
         }
@@ -153,9 +204,8 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        if let Some(active) = self.active.take().filter(|_| self.poison.is_none()) {
-            let _ = active.write_seal();
-        }
+        // A failure is told to nobody: what was not synced was not promised to stay.
+        let _ = self.check().and_then(|()| self.seal());
     }
 }
 
@@ -180,10 +230,11 @@ impl Active {
         let entry = Entry { id: chunk.id(), offset: self.end, bytes: lengths.record, tokens, measured };
         self.entries.push(entry);
         self.end = entry.end();
+        self.unsynced = true;
         Ok(entry)
     }
 
-    fn write_seal(&self) -> std::io::Result<()> {
+    fn write_seal(&self) -> io::Result<()> {
         let written = self.file.write_all_at(&format::encode_seal(self.name, self.end, &self.entries), self.end);
         if written.is_err() {
             self.file.set_len(self.end)?;
@@ -192,22 +243,14 @@ impl Active {
     }
 }
 
-/// A number that no earlier call in any process gave. The standard library seeds its hash maps from the system's
-/// randomness; time and process tell apart two calls that got one seed.
-fn random() -> u64 {
-    let mut hasher = RandomState::new().build_hasher();
-    hasher.write_u32(std::process::id());
-    hasher.write_u128(std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos());
-    hasher.finish()
-}
-
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::borrow::Cow;
 
-    use amem_core::{ChunkId, Dtype, Encoding, HostKv, KvShape, PrefixId};
+    use amem_core::{ChunkId, Dtype, Encoding, HostKv, KvData, KvShape, PrefixId};
 
     use super::*;
+    use crate::disk::SystemDisk;
 
     fn chunk(n: u8) -> KvChunk {
         let (shape, encoding) = (KvShape { layers: 1, kv_heads: 1, head_dim: 8 }, Encoding::Plain(Dtype::F16));
@@ -217,8 +260,7 @@ mod tests {
     }
 
     fn writer(dir: &tempfile::TempDir) -> Writer {
-        let lock = File::create(dir.path().join("LOCK")).unwrap();
-        Writer::new(dir.path(), lock, 1 << 20, 0)
+        Writer::new(Arc::new(SystemDisk), dir.path(), Box::new(()), 1 << 20, 0, Vec::new())
     }
 
     #[test]
@@ -228,11 +270,38 @@ mod tests {
         writer.append(&chunk(1)).unwrap();
         // A handle that cannot be written to stands in for a disk that fails.
         let active = writer.active.as_mut().unwrap();
-        active.file = File::open(&active.path).unwrap();
+        active.file = SystemDisk.open(&active.path).unwrap();
         assert!(matches!(writer.append(&chunk(2)), Err(Error::Io { .. })));
         for refused in [writer.append(&chunk(3)).map(|_| ()), writer.sync()] {
             assert!(matches!(refused, Err(Error::Poisoned { .. })), "{refused:?}");
         }
+    }
+
+    struct Unreadable;
+
+    impl KvData for Unreadable {
+        fn encoding(&self) -> Encoding {
+            Encoding::Plain(Dtype::F16)
+        }
+
+        fn size(&self) -> usize {
+            self.encoding().bytes(&KvShape { layers: 1, kv_heads: 1, head_dim: 8 }, 3)
+        }
+
+        fn layer(&self, _: usize) -> amem_core::Result<Cow<'_, [u8]>> {
+            Err(amem_core::Error::Store("unreadable".into()))
+        }
+    }
+
+    #[test]
+    fn a_chunk_that_cannot_be_read_leaves_the_writer_in_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = writer(&dir);
+        let (model, data) = (chunk(1), Arc::new(Unreadable));
+        let unreadable = KvChunk::new(model.id(), model.prefix(), *model.shape(), Arc::new([1, 2, 3]), data).unwrap();
+        assert!(matches!(writer.append(&unreadable), Err(Error::Chunk { .. })));
+        writer.append(&chunk(2)).unwrap();
+        writer.sync().unwrap();
     }
 
     #[test]

@@ -1,0 +1,210 @@
+//! The file operations that segments are made of, behind a trait: so that tests can put a simulated disk in the place of
+//! the system's, and cut its power at any operation.
+
+use std::collections::hash_map::RandomState;
+use std::ffi::OsString;
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::hash::{BuildHasher, Hasher};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::Path;
+
+use crate::map::Map;
+
+/// A place for files. Nothing that is done here survives a power cut before it was synced: neither what is written to a
+/// file before [`DiskFile::sync`], nor that a file or directory is made or removed before [`sync_dir`](Self::sync_dir) of
+/// the directory that it is in. What was not synced may survive all the same, in parts and in any order.
+pub(crate) trait Disk: Send + Sync {
+    /// Makes a directory, for its owner only.
+    fn make_dir(&self, dir: &Path) -> io::Result<()>;
+
+    /// The names of what is in a directory.
+    fn list(&self, dir: &Path) -> io::Result<Vec<OsString>>;
+
+    /// Whether there is a file or a directory of this path.
+    fn exists(&self, path: &Path) -> io::Result<bool>;
+
+    /// Locks a file, which is made if it is not there, until what is returned is dropped or the process ends.
+    ///
+    /// # Errors
+    /// `WouldBlock` when another process has locked it.
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn Send>>;
+
+    /// Makes a file, for its owner only, that was not there.
+    fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>>;
+
+    /// Opens a file for reading.
+    fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>>;
+
+    /// Removes a file. Who has it open or mapped can go on reading it.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+
+    /// Makes it last which files and directories are in this directory.
+    fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+
+    /// A number that no earlier call gave, in no process.
+    fn random(&self) -> u64;
+}
+
+/// Something with bytes at offsets: a file, or a slice in tests and fuzzing.
+pub(crate) trait ReadAt {
+    /// How many bytes there are.
+    fn len(&self) -> io::Result<u64>;
+
+    /// Fills `buffer` from `offset` on and says how much of it; less than all only at the end.
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+}
+
+/// A file of a [`Disk`].
+pub(crate) trait DiskFile: ReadAt + Send {
+    /// Writes all of these bytes. After an error, any part of them may have been written.
+    fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+
+    /// Cuts the file, or sets zeros behind its end.
+    fn set_len(&self, len: u64) -> io::Result<()>;
+
+    /// Makes the file's bytes and its length last. After an error nobody knows which of them do, and a later call that
+    /// gives no error does not say that they do.
+    fn sync(&self) -> io::Result<()>;
+
+    /// Maps the first `len` bytes, or as many as there are.
+    fn map(&self, len: u64) -> io::Result<Map>;
+}
+
+/// Makes a directory and those above it that are missing. All that were made survive a power cut.
+pub(crate) fn make_dirs(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
+    if disk.exists(dir)? {
+        return Ok(());
+    }
+    let parent = parent(dir);
+    if disk.exists(parent)? {
+        // It may have been made by a process that was killed before it synced.
+        sync_entry(disk, parent)?;
+    } else {
+        make_dirs(disk, parent)?;
+    }
+    match disk.make_dir(dir) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    disk.sync_dir(parent)
+}
+
+/// Makes it last that there is this directory. Whoever may not open the directory above it did not make it.
+pub(crate) fn sync_entry(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
+    match disk.sync_dir(parent(dir)) {
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(()),
+        synced => synced,
+    }
+}
+
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        // Of a relative path's first part.
+        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+        Some(parent) => parent,
+        None => path,
+    }
+}
+
+/// The system's files.
+pub(crate) struct SystemDisk;
+
+impl Disk for SystemDisk {
+    fn make_dir(&self, dir: &Path) -> io::Result<()> {
+        DirBuilder::new().mode(0o700).create(dir)
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<OsString>> {
+        std::fs::read_dir(dir)?.map(|file| Ok(file?.file_name())).collect()
+    }
+
+    fn exists(&self, path: &Path) -> io::Result<bool> {
+        path.try_exists()
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn Send>> {
+        let mut options = OpenOptions::new();
+        let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Box::new(file)),
+            Err(TryLockError::WouldBlock) => Err(ErrorKind::WouldBlock.into()),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        Ok(Box::new(OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?))
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        Ok(Box::new(File::open(path)?))
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        std::fs::remove_file(path)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        File::open(dir)?.sync_all()
+    }
+
+    /// The standard library seeds its hash maps from the system's randomness; time and process tell apart two calls that
+    /// got one seed.
+    fn random(&self) -> u64 {
+        let mut hasher = RandomState::new().build_hasher();
+        hasher.write_u32(std::process::id());
+        hasher.write_u128(std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos());
+        hasher.finish()
+    }
+}
+
+impl ReadAt for File {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.len())
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut filled = 0;
+        while filled < buffer.len() {
+            match FileExt::read_at(self, &mut buffer[filled..], offset + filled as u64) {
+                Ok(0) => break,
+                Ok(n) => filled += n,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(filled)
+    }
+}
+
+impl ReadAt for [u8] {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.len() as u64)
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let rest = usize::try_from(offset).ok().and_then(|start| self.get(start..)).unwrap_or_default();
+        let filled = rest.len().min(buffer.len());
+        buffer[..filled].copy_from_slice(&rest[..filled]);
+        Ok(filled)
+    }
+}
+
+impl DiskFile for File {
+    fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        FileExt::write_all_at(self, bytes, offset)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        File::set_len(self, len)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.sync_data()
+    }
+
+    fn map(&self, len: u64) -> io::Result<Map> {
+        Map::new(self, len)
+    }
+}

@@ -1,0 +1,28 @@
+//! Mistakes that tests plant, to show that they would be noticed.
+
+use std::cell::Cell;
+
+/// A mistake.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Planted {
+    /// Payloads are not compared with their checksums.
+    NoPayloadChecksum,
+    /// A damaged record hides an older one that is whole.
+    NoOlderRecord,
+    /// What is in a segment without a seal is taken for durable.
+    UnsealedTrusted,
+}
+
+thread_local! {
+    static PLANTED: Cell<Option<Planted>> = const { Cell::new(None) };
+}
+
+/// Whether this thread's stores make a mistake.
+pub(crate) fn is(mistake: Planted) -> bool {
+    PLANTED.get() == Some(mistake)
+}
+
+/// Lets this thread's stores make a mistake, or none.
+pub(crate) fn plant(mistake: Option<Planted>) {
+    PLANTED.set(mistake);
+}
