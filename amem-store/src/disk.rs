@@ -87,13 +87,17 @@ pub(crate) fn make_dirs(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
         _ => {}
     }
-    disk.sync_dir(parent)
+    sync_entry(disk, dir)
 }
 
-/// Makes it last that there is this directory. Whoever may not open the directory above it did not make it.
+/// Makes it last that there is this directory. The directory above it may be one that this user may not open, and so did
+/// not make it in, or be on another file system, which is read-only or cannot sync directories: no error then.
 pub(crate) fn sync_entry(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
+    use ErrorKind::{InvalidInput, PermissionDenied, ReadOnlyFilesystem, Unsupported};
     match disk.sync_dir(parent(dir)) {
-        Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(()),
+        Err(error) if matches!(error.kind(), PermissionDenied | ReadOnlyFilesystem | InvalidInput | Unsupported) => {
+            Ok(())
+        }
         synced => synced,
     }
 }

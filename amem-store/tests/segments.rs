@@ -85,6 +85,22 @@ fn a_truncation_while_the_store_is_open_is_a_miss_and_no_signal() {
 }
 
 #[test]
+fn a_sparse_segment_of_any_size_opens() {
+    let dir = tempfile::tempdir().unwrap();
+    let [a, b] = [chunk(1, 150), chunk(2, 150)];
+    block_on(open(dir.path()).put(std::slice::from_ref(&a))).unwrap();
+    let file = OpenOptions::new().write(true).open(&segments(dir.path())[0]).unwrap();
+    file.set_len(64 << 30).unwrap();
+    let store = open(dir.path());
+    assert_same(&block_on(store.get(&a.id())).unwrap().unwrap(), &a);
+    block_on(store.put(std::slice::from_ref(&b))).unwrap();
+    block_on(store.delete(&[b.id()])).unwrap();
+    let longest = segments(dir.path()).iter().map(|path| fs::metadata(path).unwrap().len()).max();
+    assert!(longest < Some(1 << 20), "a deletion removes what nobody knows the contents of");
+    assert_same(&block_on(store.get(&a.id())).unwrap().unwrap(), &a);
+}
+
+#[test]
 fn deleting_takes_the_bytes_out_of_the_files() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());

@@ -258,6 +258,11 @@ pub(crate) fn encode_header(
     bytes
 }
 
+/// Whether a page begins as a record does.
+pub(crate) fn begins_record(page: &[u8]) -> bool {
+    page.starts_with(RECORD_MAGIC) || page.starts_with(RECORD_MAGIC_1)
+}
+
 /// The lengths that a record's first [`FIXED`] bytes claim, if they can be those of a record at `offset` of `name`.
 pub(crate) fn parse_lengths(fixed: &[u8], name: SegmentName, offset: u64) -> Option<Lengths> {
     parse_fixed(fixed, name, offset).map(|fixed| fixed.lengths)

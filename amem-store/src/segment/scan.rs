@@ -5,6 +5,12 @@ use std::io;
 use super::format::{self, Entry, FIXED, FirstPage, PAGE, SegmentName};
 use crate::disk::ReadAt;
 
+/// Bytes behind a record after which no further record is looked for. A file may be sparse, and so of any size, and what a
+/// power cut leaves torn is no longer than what was written since the last sync.
+const STRAYS: u64 = 256 << 20;
+/// Bytes that are read at once where the next record is looked for.
+const STRIDE: usize = 256 << 10;
+
 /// What was found in a segment.
 #[derive(Debug, Default)]
 pub(crate) struct Scan {
@@ -59,7 +65,8 @@ fn sealed(source: &(impl ReadAt + ?Sized), name: SegmentName) -> io::Result<Opti
     Ok(entries.map(|entries| Scan { entries, end: seal.start, sealed: true, ..Scan::default() }))
 }
 
-/// The records from `start` on. Behind bytes that are no record, the next one is looked for page by page.
+/// The records from `start` on. Behind bytes that are no record, the next one is looked for page by page, but no further
+/// than [`STRAYS`].
 pub(crate) fn records(source: &(impl ReadAt + ?Sized), name: SegmentName, start: u64) -> io::Result<Scan> {
     let len = source.len()?;
     let mut scan = Scan { end: start, ..Scan::default() };
@@ -68,7 +75,11 @@ pub(crate) fn records(source: &(impl ReadAt + ?Sized), name: SegmentName, start:
     while offset < len {
         let Some(entry) = record(source, name, offset, len, &mut buffer)? else {
             scan.strays = true;
-            offset += PAGE;
+            let limit = len.min(scan.end.saturating_add(STRAYS));
+            match next_magic(source, offset + PAGE, limit, &mut buffer)? {
+                Some(next) => offset = next,
+                None => break,
+            }
             continue;
         };
         offset = entry.end();
@@ -76,6 +87,25 @@ pub(crate) fn records(source: &(impl ReadAt + ?Sized), name: SegmentName, start:
         scan.entries.push(entry);
     }
     Ok(scan)
+}
+
+/// The first page from `offset` to `limit` that begins as a record does. `buffer` is scratch.
+fn next_magic(
+    source: &(impl ReadAt + ?Sized),
+    mut offset: u64,
+    limit: u64,
+    buffer: &mut Vec<u8>,
+) -> io::Result<Option<u64>> {
+    buffer.resize(buffer.len().max(STRIDE), 0);
+    while offset < limit {
+        let filled = source.read_at(&mut buffer[..STRIDE], offset)?;
+        let mut pages = (offset..limit).step_by(PAGE as usize).zip(buffer[..filled].chunks(PAGE as usize));
+        if let Some((found, _)) = pages.find(|(_, page)| format::begins_record(page)) {
+            return Ok(Some(found));
+        }
+        offset += STRIDE as u64;
+    }
+    Ok(None)
 }
 
 /// The record at `offset`, if one with a sound header stands there that ends within `len` bytes. `buffer` is scratch.
@@ -101,4 +131,43 @@ fn record(
         tokens: header.tokens(),
         measured: header.is_measured(),
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    /// A file that is mostly a hole, and how many bytes of it were read.
+    struct Sparse {
+        len: u64,
+        bytes: Vec<u8>,
+        read: Cell<u64>,
+    }
+
+    impl ReadAt for Sparse {
+        fn len(&self) -> io::Result<u64> {
+            Ok(self.len)
+        }
+
+        fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+            let filled = buffer.len().min((self.len - offset.min(self.len)) as usize);
+            self.read.set(self.read.get() + filled as u64);
+            let written = self.bytes[..].read_at(buffer, offset)?;
+            buffer[written..filled].fill(0);
+            Ok(filled)
+        }
+    }
+
+    #[test]
+    fn of_a_sparse_file_no_more_is_read_than_a_power_cut_could_have_torn() {
+        let name = SegmentName { generation: 1, salt: 2 };
+        for len in [64 << 30, u64::MAX / 2] {
+            let file = Sparse { len, bytes: format::encode_first_page(name), read: Cell::new(0) };
+            let scan = segment(&file, name).unwrap();
+            assert!(scan.entries.is_empty() && scan.strays);
+            assert!(file.read.get() < STRAYS + 2 * STRIDE as u64, "{} bytes were read", file.read.get());
+        }
+    }
 }

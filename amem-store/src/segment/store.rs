@@ -54,6 +54,10 @@ impl SegmentOptions {
 /// - A read copies nothing: a chunk's KV is the mapped file, checked against its checksums each time it is handed out.
 /// - What is damaged is a miss, counted in [`StoreStats::damaged`], and can be put again.
 /// - One process writes. Others that open the directory read, see what the writer puts, and take over when it ends.
+/// - While a store is open, no other program may write to its segments or truncate them. A chunk that was handed out is a
+///   mapped file: where the system has dropped a page of it and cannot read it again, since the file was truncated or the
+///   disk fails, touching it ends the process with the signal `SIGBUS`, and nothing here can prevent that. What was
+///   truncated before it is asked for is a miss.
 /// - A deletion removes the files that held the chunk and writes what else was in them anew, so delete many at once.
 ///
 /// Cloning it gives another handle to the same store.
