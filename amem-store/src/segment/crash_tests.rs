@@ -1,8 +1,8 @@
 //! Stores on a disk that fails, whose process is killed and whose power is cut, at every operation on the disk. After each,
 //! the store opens and holds what it promised to hold, nothing that it promised to remove, and no bytes that were not put.
 //!
-//! `AMEM_CRASH_STATES` says after how many ends of a process the test is content; each starts from a seed, and a failure
-//! names it.
+//! `AMEM_CRASH_STATES` is how many ends of a process are tried (20,000 without it). All follow from seeds, and a failure
+//! names its own.
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -223,6 +223,7 @@ impl Run {
                 }
                 if deleted.is_ok() {
                     for at in chosen {
+                        // The one token of chunk 0 may be found anywhere.
                         let tokens: Vec<u8> = chunk(at, 0).tokens().iter().flat_map(|t| t.to_le_bytes()).collect();
                         if at > 0 && !self.promise(at).put.is_empty() && self.disk.contains(&tokens) {
                             return Err(format!("chunk {at}: what was deleted is in a file"));

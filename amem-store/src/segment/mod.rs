@@ -2,7 +2,8 @@
 //!
 //! The bytes are laid down in `FORMAT.md` and read and written by [`format`]; [`scan`] finds the records of a file,
 //! [`index`] knows where every chunk lies, [`writer`] appends, [`read`] hands out, [`reclaim`] removes, and [`store`]
-//! puts these together.
+//! puts these together. They reach files through [`Disk`](crate::disk::Disk), so that tests can run them on a disk whose
+//! power is cut.
 
 #[cfg(test)]
 mod crash_tests;
