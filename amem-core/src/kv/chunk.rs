@@ -25,6 +25,12 @@ pub trait KvData: Any + Send + Sync {
     /// # Errors
     /// [`Error::DamagedKv`] when a checksum does not fit or the bytes cannot be read.
     fn layer(&self, layer: usize) -> Result<Cow<'_, [u8]>>;
+
+    /// All layers, one behind the other, where they lie like that in host memory and need no check: they can then be
+    /// written in one piece.
+    fn contiguous(&self) -> Option<&[u8]> {
+        None
+    }
 }
 
 /// KV in host memory.
@@ -55,6 +61,10 @@ impl KvData for HostKv {
         let len = self.bytes.len() / self.layers.max(1);
         let bytes = self.bytes.get(layer.saturating_mul(len)..).and_then(|rest| rest.get(..len));
         bytes.map(Cow::Borrowed).ok_or_else(|| no_such_layer(layer, self.layers))
+    }
+
+    fn contiguous(&self) -> Option<&[u8]> {
+        Some(&self.bytes)
     }
 }
 
@@ -229,6 +239,12 @@ impl KvChunk {
             return Err(Error::DamagedKv { chunk: self.id, reason });
         }
         Ok(LayerKv { encoding: self.encoding(), shape: self.shape, bytes })
+    }
+
+    /// All of its KV, layer by layer, where it lies in one piece in host memory.
+    pub fn contiguous(&self) -> Option<&[u8]> {
+        let expected = self.encoding().bytes(&self.shape, self.tokens.len());
+        self.data.contiguous().filter(|bytes| bytes.len() == expected)
     }
 
     /// All of its KV, layer by layer, copied.

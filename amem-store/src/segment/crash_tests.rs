@@ -4,12 +4,13 @@
 //! `AMEM_CRASH_STATES` is how many ends of a process are tried (20,000 without it). All follow from seeds, and a failure
 //! names its own.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 
-use amem_core::{ChunkId, Dtype, Encoding, HostKv, KvChunk, KvShape, PrefixId};
+use amem_core::{ChunkId, Dtype, Encoding, HostKv, KvChunk, KvData, KvShape, PrefixId};
 
 use super::planted::{self, Planted};
 use super::simulated_disk::{Call, Faults, Random, SimulatedDisk};
@@ -77,8 +78,27 @@ fn chunk(at: u64, version: u64) -> KvChunk {
     let tokens: Arc<[u32]> = (0..1 + at * 9).map(|i| number(at, i) as u32).collect();
     let mut random = Random::new(at << 16 | version);
     let data = (0..encoding.bytes(&shape, tokens.len()) / 8).flat_map(|_| random.next().to_le_bytes()).collect();
-    let data = Arc::new(HostKv::new(encoding, 2, data));
+    let data = HostKv::new(encoding, 2, data);
+    let data: Arc<dyn KvData> =
+        if (at + version).is_multiple_of(4) { Arc::new(data) } else { Arc::new(InLayers(data)) };
     KvChunk::new(id(at), PrefixId([0; 32]), shape, tokens, data).unwrap()
+}
+
+/// KV that does not lie in one piece, and so is written layer by layer.
+struct InLayers(HostKv);
+
+impl KvData for InLayers {
+    fn encoding(&self) -> Encoding {
+        self.0.encoding()
+    }
+
+    fn size(&self) -> usize {
+        self.0.size()
+    }
+
+    fn layer(&self, layer: usize) -> amem_core::Result<Cow<'_, [u8]>> {
+        self.0.layer(layer)
+    }
 }
 
 fn id(at: u64) -> ChunkId {

@@ -217,12 +217,18 @@ impl Active {
         // Sets the padding behind the payload, so that files end on a page.
         self.file.set_len(self.end + lengths.record).map_err(failed)?;
         let mut at = self.end + lengths.payload_start as u64;
-        let mut checksums = Vec::with_capacity(chunk.shape().layers);
-        for layer in 0..chunk.shape().layers {
-            let layer = chunk.layer(layer).map_err(damaged)?;
-            checksums.push(crc32c::crc32c(layer.bytes()));
-            self.file.write_all_at(layer.bytes(), at).map_err(failed)?;
-            at += layer.bytes().len() as u64;
+        let layers = chunk.shape().layers;
+        let mut checksums = Vec::with_capacity(layers);
+        if let Some(payload) = chunk.contiguous() {
+            checksums.extend(payload.chunks(payload.len().div_ceil(layers.max(1)).max(1)).map(crc32c::crc32c));
+            self.file.write_all_at(payload, at).map_err(failed)?;
+        } else {
+            for layer in 0..layers {
+                let layer = chunk.layer(layer).map_err(damaged)?;
+                checksums.push(crc32c::crc32c(layer.bytes()));
+                self.file.write_all_at(layer.bytes(), at).map_err(failed)?;
+                at += layer.bytes().len() as u64;
+            }
         }
         let header = format::encode_header(chunk, &checksums, lengths, self.name, self.end);
         self.file.write_all_at(&header, self.end).map_err(failed)?;
