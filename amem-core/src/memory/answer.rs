@@ -85,7 +85,8 @@ pub enum Prompt {
     /// A question. In a session, it goes on from what was said before.
     Question(String),
     /// A whole conversation up to the question, as clients of chat APIs send it each time. A session recognises what
-    /// stands in its context already.
+    /// stands in its context already. What a client sends is its own: it is told to the model as it is, even where it
+    /// repeats a memory that was forgotten since.
     Messages(Vec<Message>),
 }
 

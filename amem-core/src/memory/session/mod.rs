@@ -117,8 +117,8 @@ struct TurnEnd {
 struct Next {
     /// The turns before it that do not stand in the context.
     before: Vec<Arc<Turn>>,
-    /// Before the first turn that stands, the last of these turns may fill one part in so many of the room that is left.
-    share: usize,
+    /// Where no turn stands yet, those before may fill one part in this many of the room that is left.
+    room_divisor: usize,
     is_question: bool,
     prompt: Vec<Token>,
     /// Tokens that it needs beside memories and the turns before it: what stands around it, the prompt, the answer.
@@ -188,7 +188,7 @@ impl Session {
         }
         let forgotten = self.forgotten(&records).await?;
         self.turns.retain(|turn| turn.is_true(&records, &forgotten));
-        let (conversation, share) = match ask.prompt {
+        let (conversation, room_divisor) = match ask.prompt {
             // Room is left for what comes, or the next turn would begin an epoch again.
             Prompt::Question(_) => (self.turns.clone(), 2),
             Prompt::Messages(_) => (recognised(self.memory.model().chat(), &self.turns, exchanges), 1),
@@ -208,7 +208,7 @@ impl Session {
             passed = epoch.keep(&opening, &conversation);
             self.epoch = Some(epoch);
         }
-        let next = Next { before: conversation[passed..].to_vec(), share, is_question, prompt, reserve };
+        let next = Next { before: conversation[passed..].to_vec(), room_divisor, is_question, prompt, reserve };
         let cost = Cost { usage, opened: self.epochs > epochs };
         self.turn(next, ask, found, cost, started).await
     }
@@ -347,11 +347,11 @@ impl Session {
     ) -> Result<AnswerStream> {
         let layout = self.memory.layout();
         let Some(epoch) = &self.epoch else { return Err(Error::Cancelled) };
-        let Next { before, share, is_question, prompt, reserve } = next;
+        let Next { before, room_divisor, is_question, prompt, reserve } = next;
         let mut before = &before[..];
         if epoch.turns.is_empty() {
             let left = self.limit.saturating_sub(epoch.len() + self.new_tokens(epoch, &found)? + reserve);
-            before = last_that_fit(before, layout, left / share);
+            before = last_that_fit(before, layout, left / room_divisor);
         }
         let said: usize = before.iter().map(|turn| turn.len(layout)).sum();
         let room = self.limit.saturating_sub(epoch.len() + said + reserve);
