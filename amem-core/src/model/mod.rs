@@ -14,6 +14,7 @@ use std::sync::Arc;
 pub use chat::{Chat, Layout};
 pub use context::{AppendOptions, Context, Piece, Progress, Step};
 pub use conversation::{Conversation, Exchange, Message, Reply, Role, Tool, ToolCall};
+#[cfg(feature = "transformer")]
 pub(crate) use conversation::{Group, bad_messages, grouped};
 pub use repair::{Budget, Repair};
 pub use sampler::{Sampler, TokenLogprob};
