@@ -25,6 +25,15 @@ fn model() -> Arc<dyn Model> {
     Arc::new(common::golden("qwen3", Cpu::with_threads(2).unwrap(), Dtype::F16))
 }
 
+/// A model whose contexts hold so many tokens, with room for a single one that is full.
+fn with_room_for(tokens: usize) -> Arc<dyn Model> {
+    let source = common::directory(&common::case("qwen3"));
+    let (chat, backend) = (Box::new(common::Numbers), Cpu::with_threads(1).unwrap());
+    // One full context has room, whatever is said.
+    let options = Options::default().kv_cache_bytes(0).context(tokens);
+    Arc::new(Transformer::with_chat(&source, backend, options, chat, Sampling::default()).unwrap())
+}
+
 fn engine(model: &Arc<dyn Model>, options: EngineOptions) -> Engine {
     Engine::start(Arc::clone(model), options).unwrap()
 }
@@ -122,14 +131,8 @@ fn several_answers_to_one_prompt_share_its_prefill() {
 
 #[test]
 fn several_answers_to_one_prompt_wait_for_the_room_of_all_of_them() {
-    let mut options = Options::default();
-    // Room for one full context of 256 tokens: 4 blocks of 64.
-    (options.kv_cache_bytes, options.context) = (0, Some(256));
-    let source = common::directory(&common::case("qwen3"));
-    let chat = Box::new(common::Numbers);
-    let backend = Cpu::with_threads(1).unwrap();
-    let model = Transformer::with_chat(&source, backend, options, chat, Sampling::default()).unwrap();
-    let model: Arc<dyn Model> = Arc::new(model);
+    // 4 blocks of 64 tokens.
+    let model = with_room_for(256);
     let engine = engine(&model, EngineOptions::default());
     let request = |n: usize| {
         let mut generation = generation(20);
@@ -202,14 +205,7 @@ fn a_short_question_does_not_wait_for_a_neighbours_long_prompts() {
 
 #[test]
 fn requests_beyond_the_kv_cache_wait_for_room_or_say_what_is_missing() {
-    let mut options = Options::default();
-    // The cache has room for one full context, whatever is said.
-    (options.kv_cache_bytes, options.context) = (0, Some(192));
-    let source = common::directory(&common::case("qwen3"));
-    let chat = Box::new(common::Numbers);
-    let backend = Cpu::with_threads(1).unwrap();
-    let model = Transformer::with_chat(&source, backend, options, chat, Sampling::default()).unwrap();
-    let model: Arc<dyn Model> = Arc::new(model);
+    let model = with_room_for(192);
     let engine = engine(&model, EngineOptions::default());
     let request = || Request::new(owner("me"), vec![Piece::Fresh(text(1, 100))]).generation(generation(20));
     let streams: Vec<OutputStream> = (0..6).map(|_| engine.submit(request()).unwrap()).collect();

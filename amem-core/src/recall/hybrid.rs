@@ -89,8 +89,16 @@ mod tests {
     use super::*;
     use crate::Error;
 
-    /// Always finds the same.
-    struct Fixed(Vec<u8>);
+    /// Always finds the same, or fails.
+    struct Fixed(Option<Vec<u8>>);
+
+    fn finds(ids: &[u8]) -> Arc<dyn Recaller> {
+        Arc::new(Fixed(Some(ids.to_vec())))
+    }
+
+    fn fails() -> Arc<dyn Recaller> {
+        Arc::new(Fixed(None))
+    }
 
     #[async_trait]
     impl Recaller for Fixed {
@@ -107,39 +115,18 @@ mod tests {
         }
 
         async fn recall(&self, _: &Namespace, query: &RecallQuery<'_>) -> Result<Vec<Recalled>> {
-            let found = self.0.iter().take(query.k);
+            let Some(found) = &self.0 else { return Err(Error::Recall("the embedding model is down".into())) };
+            let found = found.iter().take(query.k);
             Ok(found.map(|id| Recalled { id: RecordId::from_bytes([*id; 16]), score: 1.0 }).collect())
         }
     }
 
     #[test]
     fn what_two_recallers_rank_well_beats_what_one_ranks_best() {
-        let hybrid = Hybrid::new(vec![Arc::new(Fixed(vec![1, 2, 3])), Arc::new(Fixed(vec![4, 2, 5]))]);
+        let hybrid = Hybrid::new(vec![finds(&[1, 2, 3]), finds(&[4, 2, 5])]);
         let found = block_on(hybrid.recall(&Namespace::new("home").unwrap(), &RecallQuery::new("?", 3))).unwrap();
         let ids: Vec<u8> = found.iter().map(|found| found.id.to_bytes()[0]).collect();
         assert_eq!(ids, [2, 1, 4]);
-    }
-
-    /// Always fails.
-    struct Down;
-
-    #[async_trait]
-    impl Recaller for Down {
-        async fn index(&self, _: &[Record]) -> Result<()> {
-            Ok(())
-        }
-
-        async fn remove(&self, _: &Namespace, _: &[RecordId]) -> Result<()> {
-            Ok(())
-        }
-
-        async fn clear(&self, _: &Namespace) -> Result<()> {
-            Ok(())
-        }
-
-        async fn recall(&self, _: &Namespace, _: &RecallQuery<'_>) -> Result<Vec<Recalled>> {
-            Err(Error::Recall("the embedding model is down".into()))
-        }
     }
 
     #[test]
@@ -147,9 +134,9 @@ mod tests {
         let recall = |recallers: Vec<Arc<dyn Recaller>>| {
             block_on(Hybrid::new(recallers).recall(&Namespace::new("home").unwrap(), &RecallQuery::new("?", 3)))
         };
-        let found = recall(vec![Arc::new(Down), Arc::new(Fixed(vec![4, 2]))]).unwrap();
+        let found = recall(vec![fails(), finds(&[4, 2])]).unwrap();
         assert_eq!(found.iter().map(|found| found.id.to_bytes()[0]).collect::<Vec<_>>(), [4, 2]);
-        assert!(matches!(recall(vec![Arc::new(Down), Arc::new(Down)]), Err(Error::Recall(_))));
+        assert!(matches!(recall(vec![fails(), fails()]), Err(Error::Recall(_))));
         assert_eq!(recall(Vec::new()).unwrap(), []);
     }
 
