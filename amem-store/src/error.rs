@@ -72,11 +72,49 @@ pub enum Error {
         /// What SQLite said.
         source: rusqlite::Error,
     },
-    /// A forgotten text is out of the ledger but not yet out of its write-ahead log, because another process reads it.
-    #[error("{} is still being read, so the forgotten text is not wiped from it yet: forget it again", path.display())]
-    NotWiped {
+    /// What is in a ledger's file is not what was written there.
+    #[error("{} is damaged: {reason}; restore it from a backup (amem restore)", path.display())]
+    Damaged {
         /// The ledger's file.
         path: PathBuf,
+        /// What was found, with the record where it is known.
+        reason: String,
+    },
+    /// A file that should be a ledger is something else.
+    #[error("{} is no ledger of amem: move it away, or restore a ledger from a backup", path.display())]
+    NotALedger {
+        /// The file.
+        path: PathBuf,
+    },
+    /// There was a ledger here, and its file is gone.
+    #[error(
+        "the ledger {} is gone, but {} is still there: move that away, then restore the ledger from a backup or begin anew",
+        path.display(), left.display()
+    )]
+    Missing {
+        /// Where the ledger should be.
+        path: PathBuf,
+        /// What was left of it.
+        left: PathBuf,
+    },
+    /// A backup or a ledger was to be written where a file is already.
+    #[error("{} exists and is not overwritten: move it away first", path.display())]
+    Exists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A ledger was written by an earlier version of amem, and cannot be brought up to date where it is only read.
+    #[error(
+        "{} has format {found}, and this amem reads {supported}: open it once for writing, which brings it up to date",
+        path.display()
+    )]
+    OlderFormat {
+        /// The file.
+        path: PathBuf,
+        /// Its format's version.
+        found: u32,
+        /// The version that is read here.
+        supported: u32,
     },
     /// A file of a model's directory is larger than this crate is willing to read into memory.
     #[error("{} has {found} bytes, more than the {limit} allowed: is it what its name says?", path.display())]
@@ -112,9 +150,21 @@ impl Error {
         }
     }
 
-    /// For `map_err`: an error of SQLite while doing `action`.
-    pub(crate) fn sqlite(action: &'static str) -> impl FnOnce(rusqlite::Error) -> Self {
-        move |source| Self::Sqlite { action, source }
+    /// For `map_err`: an error of SQLite while doing `action` to the ledger at `path`, damage told apart.
+    pub(crate) fn ledger(action: &'static str, path: &Path) -> impl FnOnce(rusqlite::Error) -> Self {
+        use rusqlite::Error::{FromSqlConversionFailure, IntegralValueOutOfRange, InvalidColumnType, Utf8Error};
+        move |source| {
+            let damage = matches!(
+                source,
+                FromSqlConversionFailure(..) | IntegralValueOutOfRange(..) | InvalidColumnType(..) | Utf8Error(..)
+            );
+            match source.sqlite_error_code() {
+                Some(ErrorCode::NotADatabase) => Self::NotALedger { path: path.to_owned() },
+                Some(ErrorCode::DatabaseCorrupt) => Self::Damaged { path: path.to_owned(), reason: source.to_string() },
+                _ if damage => Self::Damaged { path: path.to_owned(), reason: source.to_string() },
+                _ => Self::Sqlite { action, source },
+            }
+        }
     }
 }
 
@@ -129,7 +179,11 @@ impl From<Error> for amem_core::Error {
             Error::Sqlite { source, .. } if source.sqlite_error_code() == Some(ErrorCode::ReadOnly) => {
                 Self::ReadOnly { what: "the ledger".into(), reason: source.to_string() }
             }
-            Error::Sqlite { .. } | Error::NotWiped { .. } => Self::Ledger(Box::new(error)),
+            Error::Sqlite { .. }
+            | Error::Damaged { .. }
+            | Error::NotALedger { .. }
+            | Error::Missing { .. }
+            | Error::OlderFormat { .. } => Self::Ledger(Box::new(error)),
             other => Self::Store(Box::new(other)),
         }
     }

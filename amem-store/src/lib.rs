@@ -13,8 +13,8 @@ mod map;
 mod model_dir;
 mod segment;
 
-pub use data_dir::{DataDir, open};
+pub use data_dir::{DataDir, backup, open, open_read_only, restore, verify};
 pub use error::{Error, Result};
-pub use ledger::SqliteLedger;
+pub use ledger::{SqliteLedger, Verification};
 pub use model_dir::ModelDir;
 pub use segment::{SegmentOptions, SegmentStore};

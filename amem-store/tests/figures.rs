@@ -87,4 +87,43 @@ fn figures_of_the_ledger() {
         block_on(ledger.forget(&namespace, record.id, Timestamp::now())).unwrap();
     }
     rate("forget", 200.0, "records", begun.elapsed());
+    let begun = Instant::now();
+    for record in &records[200..2200] {
+        block_on(ledger.get(&namespace, record.id, Timestamp::now())).unwrap();
+    }
+    rate("get", 2000.0, "records", begun.elapsed());
+    let begun = Instant::now();
+    let listed = block_on(ledger.list(&namespace, amem_core::Query::All)).unwrap().len();
+    rate("list", listed as f64, "records", begun.elapsed());
+}
+
+#[test]
+#[ignore = "prints figures"]
+fn figures_of_opening_a_ledger() {
+    for count in [10_000, 15_000, 60_000, 100_000] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ledger.sqlite");
+        let namespace = Namespace::new("figures").unwrap();
+        let ledger = SqliteLedger::open(&path).unwrap();
+        let text = |n: usize| NewRecord::from(format!("memory {n}: {}", "some words of it ".repeat(12)));
+        for part in (0..count).collect::<Vec<_>>().chunks(10_000) {
+            let texts: Vec<_> = part.iter().map(|n| text(*n)).collect();
+            block_on(ledger.add(&namespace, &texts, Timestamp::now())).unwrap();
+        }
+        block_on(ledger.wipe()).unwrap();
+        let bytes = std::fs::metadata(&path).unwrap().len();
+        let begun = Instant::now();
+        drop(SqliteLedger::open(&path).unwrap());
+        println!("open with {count} records, {:.1} MiB: {:.1?}", bytes as f64 / (1 << 20) as f64, begun.elapsed());
+        let begun = Instant::now();
+        assert!(block_on(ledger.verify()).unwrap().problems.is_empty());
+        println!("verify: {:.1?}", begun.elapsed());
+        let begun = Instant::now();
+        block_on(ledger.backup(dir.path().join("backup"))).unwrap();
+        println!("backup: {:.1?}", begun.elapsed());
+        let begun = Instant::now();
+        let connection = rusqlite::Connection::open(&path).unwrap();
+        connection.query_row("PRAGMA quick_check", [], |_| Ok(())).unwrap();
+        println!("quick_check alone: {:.1?}", begun.elapsed());
+    }
 }

@@ -109,6 +109,56 @@ fn a_ledger_of_version_1_is_read() {
     SqliteLedger::open(&path).unwrap();
 }
 
+/// A ledger of version 2 is brought up to date: its rows get checksums.
+#[test]
+fn a_ledger_of_version_2_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ledger.sqlite");
+    fs::copy(fixtures().join("ledger-v2.sqlite"), &path).unwrap();
+    let refused = SqliteLedger::open_read_only(&path).unwrap_err();
+    assert!(matches!(refused, amem_store::Error::OlderFormat { found: 2, supported: 3, .. }), "{refused}");
+    let ours = Namespace::new("ours").unwrap();
+    let at = |seconds: i64| Timestamp(1_000_000_000_000 + 1000 * seconds);
+    let says = async |ledger: &SqliteLedger| {
+        let all = ledger.list(&ours, Query::All).await.unwrap();
+        let texts: Vec<&str> = all.iter().map(|record| record.text.as_str()).collect();
+        assert_eq!(texts, ["green tea", "Vienna", "", "brief", "Lima"]);
+        assert_eq!(all[0].metadata, [("source", "mail")].into_iter().collect());
+        assert_eq!(all[0].key.as_deref(), Some("drink"));
+        let history = ledger.history(&ours, all[0].id).await.unwrap();
+        let history: Vec<_> = history.iter().map(|v| (v.text.as_str(), v.from, v.until)).collect();
+        assert_eq!(history, [("tea", at(0), Some(at(10))), ("green tea", at(10), None)]);
+        assert_eq!(ledger.list(&ours, Query::At(at(5))).await.unwrap().len(), 3);
+        assert_eq!(ledger.pending_deletions().await.unwrap(), [ChunkId([2; 32])]);
+        assert_eq!(ledger.verify().await.unwrap().problems, [""; 0]);
+    };
+    block_on(async {
+        // A backup that was made before the change is restored as it is after it.
+        amem_store::restore(&path, dir.path().join("restored")).unwrap();
+        says(&amem_store::open(dir.path().join("restored")).unwrap().ledger).await;
+        let ledger = SqliteLedger::open(&path).unwrap();
+        says(&ledger).await;
+        let lima = ledger.list(&ours, Query::All).await.unwrap()[4].id;
+        ledger.update(&ours, lima, "Oslo", at(50)).await.unwrap();
+        ledger.forget(&ours, lima, at(60)).await.unwrap();
+        assert_eq!(ledger.delete_namespace(&Namespace::new("theirs").unwrap()).await.unwrap(), 1);
+        assert_eq!(ledger.verify().await.unwrap().problems, [""; 0]);
+    });
+}
+
+#[test]
+fn a_damaged_ledger_of_version_2_is_not_given_checksums() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ledger.sqlite");
+    let mut bytes = fs::read(fixtures().join("ledger-v2.sqlite")).unwrap();
+    let at = bytes.windows(9).position(|window| window == b"green tea").unwrap();
+    bytes[at] = b'G';
+    fs::write(&path, &bytes).unwrap();
+    let refused = SqliteLedger::open(&path).unwrap_err();
+    assert!(matches!(refused, amem_store::Error::Damaged { .. }), "{refused}");
+    assert_eq!(amem_store::restore(&path, dir.path().join("restored")).unwrap_err().to_string(), refused.to_string());
+}
+
 #[test]
 #[ignore = "writes the fixture of a new version"]
 fn write_the_fixture() {

@@ -219,9 +219,9 @@ fn a_later_schema_and_a_file_that_is_no_ledger_are_typed_errors() {
     bytes[60..64].copy_from_slice(&9_u32.to_be_bytes());
     std::fs::write(&path, bytes).unwrap();
     let refused = SqliteLedger::open(&path).err().unwrap();
-    assert!(matches!(refused, amem_store::Error::NewerFormat { found: 9, supported: 2, .. }), "{refused}");
+    assert!(matches!(refused, amem_store::Error::NewerFormat { found: 9, supported: 3, .. }), "{refused}");
     std::fs::write(&path, "this is a text and not a ledger ".repeat(300)).unwrap();
     let refused = SqliteLedger::open(&path).err().unwrap();
-    assert!(matches!(refused, amem_store::Error::Sqlite { .. }), "{refused}");
+    assert!(matches!(refused, amem_store::Error::NotALedger { .. }), "{refused}");
     assert!(matches!(refused.into(), Error::Ledger(_)));
 }

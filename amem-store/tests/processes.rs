@@ -164,6 +164,70 @@ fn a_directory_that_may_not_be_written_is_read() {
     mode(dir.path(), 0o755);
 }
 
+#[test]
+#[ignore = "a child of other tests"]
+fn child_reads_a_data_directory_only() {
+    let (dir, first) = given();
+    let DataDir { kv, ledger } = amem_store::open_read_only(&dir).unwrap();
+    let put = chunk(first, 10);
+    assert_same(&block_on(kv.get(&put.id())).unwrap().unwrap(), &put);
+    let refused = block_on(ledger.add(&ours(), &[NewRecord::from("more")], Timestamp::now()));
+    assert!(matches!(refused, Err(Error::ReadOnly { .. })), "{refused:?}");
+    for text in block_on(ledger.list(&ours(), Query::All)).unwrap() {
+        say_done(text.text.parse().unwrap());
+    }
+    assert_eq!(block_on(ledger.verify()).unwrap().problems, [""; 0]);
+    assert!(amem_store::open(&dir).is_err());
+}
+
+#[test]
+fn a_data_directory_that_may_not_be_written_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let mode = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    let all = |dir: &Path, files: u32, dirs: u32| {
+        for folder in [dir, &dir.join("kv")] {
+            mode(folder, 0o700);
+            for entry in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file())
+            {
+                mode(&entry, files);
+            }
+        }
+        [&dir.join("kv"), dir].iter().for_each(|folder| mode(folder, dirs));
+    };
+    let read = |case: &str| {
+        all(dir.path(), 0o444, 0o555);
+        let mut command = start("child_reads_a_data_directory_only", dir.path(), 1);
+        if fs::metadata(dir.path()).unwrap().uid() == 0 {
+            // To the superuser nothing is read-only.
+            command.uid(65534);
+        }
+        let read: Vec<_> = match command.spawn() {
+            Ok(mut child) => {
+                let read = done(&mut child).collect();
+                assert!(child.wait().unwrap().success(), "{case}");
+                read
+            }
+            Err(error) => {
+                eprintln!("SKIPPED: this test's binary cannot be run by another user here: {error}");
+                vec![1, 2]
+            }
+        };
+        all(dir.path(), 0o600, 0o700);
+        assert_eq!(read, [1, 2], "{case}");
+    };
+    let DataDir { kv, ledger } = amem_store::open(dir.path()).unwrap();
+    block_on(ledger.add(&ours(), &["1".into(), "2".into()], Timestamp::now())).unwrap();
+    block_on(kv.put(&[chunk(1, 10)])).unwrap();
+    // The log has what the file has not yet.
+    read("while it is in use");
+    assert!(block_on(ledger.wipe()).unwrap());
+    drop((kv, ledger));
+    for file in ["-wal", "-shm"] {
+        let _ = fs::remove_file(dir.path().join(format!("ledger.sqlite{file}")));
+    }
+    read("after it was closed");
+}
+
 /// A file system of two megabytes, if this user may mount one.
 struct SmallDisk(tempfile::TempDir);
 

@@ -167,16 +167,22 @@ pub trait Ledger: Send + Sync {
         forgotten.ok_or_else(|| Error::Ledger("the ledger did not say what became of the record".into()))
     }
 
-    /// Forgets records, all of them or none: all texts that they ever had, their keys and their metadata are wiped from
-    /// the ledger's files, and all chunks linked to them become pending deletions, unless another active record links
-    /// them too. Forgetting a forgotten record changes nothing. The records come back in the order of their ids here.
+    /// Forgets records, all of them or none: all texts that they ever had, their keys and their metadata are gone, and all
+    /// chunks linked to them become pending deletions, unless another active record links them too. Forgetting a
+    /// forgotten record changes nothing. The records come back in the order of their ids here.
+    ///
+    /// When this returns, no call that begins afterwards, of any process, gives any of it, and that is durable. It is
+    /// also wiped from the ledger's files, unless somebody still reads the ledger as it was before: this waits for no
+    /// reader. Then it is wiped by the first call after the last such reader, of any process that uses the ledger, or when
+    /// the ledger is next opened.
     ///
     /// # Errors
     /// [`Error::UnknownRecord`]; [`Error::Ledger`] when the ledger cannot be written.
     async fn forget_many(&self, namespace: &Namespace, ids: &[RecordId], now: Timestamp) -> Result<Vec<Record>>;
 
     /// Deletes a namespace: every record of it, with its history, and its name. All chunks linked to its records become
-    /// pending deletions. Returns how many records there were.
+    /// pending deletions. Its bytes are wiped from the ledger's files as [`forget_many`](Self::forget_many) says. Returns
+    /// how many records there were.
     ///
     /// # Errors
     /// [`Error::Ledger`] when the ledger cannot be written.

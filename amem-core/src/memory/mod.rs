@@ -186,8 +186,9 @@ impl Memory {
         forgotten.ok_or_else(|| Error::Ledger("the ledger did not say what became of the record".into()))
     }
 
-    /// Forgets records, all or none of them: their texts, keys and metadata are wiped and their KV is deleted, by the
-    /// process that writes to the store if that is another one. They are in no answer that begins after this returns.
+    /// Forgets records, all or none of them: their texts, keys and metadata are wiped, as [`Ledger::forget_many`] says, and
+    /// their KV is deleted, by the process that writes to the store if that is another one. They are in no answer that
+    /// begins after this returns.
     ///
     /// # Errors
     /// [`Error::UnknownRecord`]; [`Error::Ledger`] when the ledger cannot be written; [`Error::Store`] and others when

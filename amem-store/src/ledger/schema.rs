@@ -1,75 +1,116 @@
-//! Opening the ledger's file: its settings, and its schema and version.
+//! What a ledger's file is: how one is made, told from other files, and brought up to date.
 
-use std::fs::OpenOptions;
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
-use rusqlite::{Connection, ErrorCode, TransactionBehavior};
+use rusqlite::{Connection, TransactionBehavior};
 
+use super::{check, connection, publish};
 use crate::{Error, Result};
 
 /// The schema that this code reads and writes. A later one adds its migration to [`migrate`].
-const VERSION: u32 = 2;
-/// How long a process waits for another one's transaction.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const VERSION: u32 = 3;
+/// What SQLite's header says of a file that amem made, from version 3 on: "amem".
+const APPLICATION: u32 = u32::from_be_bytes(*b"amem");
 
-/// A connection to the ledger at `path`, which is made if it is not there.
+/// A connection that writes to the ledger at `path`. A new ledger is made if there is none.
 pub(super) fn open(path: &Path) -> Result<Connection> {
-    let private = OpenOptions::new().append(true).create(true).mode(0o600).open(path);
-    private.map_err(Error::io("open the ledger", path))?;
-    let mut connection = Connection::open(path).map_err(Error::sqlite("open the ledger"))?;
-    connection.set_prepared_statement_cache_capacity(64);
-    connection.busy_timeout(PATIENCE).map_err(Error::sqlite("open the ledger"))?;
-    patiently(|| configure(&connection)).map_err(Error::sqlite("configure the ledger"))?;
+    if !exists(path)? {
+        create(path)?;
+    }
+    let mut connection = connection::to_write(path)?;
+    identify(&connection, path)?;
+    connection::configure(&connection).map_err(Error::ledger("configure the ledger", path))?;
+    check::at_open(&connection, path)?;
     migrate(&mut connection, path)?;
     Ok(connection)
 }
 
-fn configure(connection: &Connection) -> rusqlite::Result<()> {
-    connection.pragma_update(None, "journal_mode", "WAL")?;
-    // Every commit is on the disk before it returns.
-    connection.pragma_update(None, "synchronous", "FULL")?;
-    // What is deleted or overwritten is overwritten with zeros.
-    connection.pragma_update(None, "secure_delete", "ON")?;
-    // A process that ended right after it forgot something may have left the text in the log.
-    wipe_log(connection).map(|_| ())
-}
-
-/// Moves the write-ahead log into the database and cuts it to nothing, so that no old page is left in it. `false` when
-/// another process was reading from it all the time.
-pub(super) fn wipe_log(connection: &Connection) -> rusqlite::Result<bool> {
-    connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| Ok(row.get::<_, i64>(0)? == 0))
-}
-
-/// SQLite does not wait in some of the cases in which two processes open a new file at once.
-fn patiently<T>(mut attempt: impl FnMut() -> rusqlite::Result<T>) -> rusqlite::Result<T> {
-    let begun = Instant::now();
-    loop {
-        match attempt() {
-            Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) && begun.elapsed() < PATIENCE => {
-                std::thread::sleep(Duration::from_millis(5));
+/// Whether there is a ledger at `path`. It has its name only since it was complete, so one without a byte is damaged.
+pub(super) fn exists(path: &Path) -> Result<bool> {
+    match fs::metadata(path) {
+        Ok(file) if file.len() == 0 => Err(Error::Damaged { path: path.to_owned(), reason: "it is empty".to_owned() }),
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let log = connection::beside(path, "-wal");
+            if connection::has_bytes(&log) {
+                Err(Error::Missing { path: path.to_owned(), left: log })
+            } else {
+                Ok(false)
             }
-            done => return done,
         }
+        Err(error) => Err(Error::io("open the ledger", path)(error)),
     }
 }
 
-fn migrate(connection: &mut Connection, path: &Path) -> Result<()> {
-    let failed = "bring the ledger's schema up to date";
-    let change = connection.transaction_with_behavior(TransactionBehavior::Immediate);
-    let change = change.map_err(Error::sqlite(failed))?;
-    let found: u32 =
-        change.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(Error::sqlite(failed))?;
-    let script = match found {
-        VERSION => return Ok(()),
-        0 => include_str!("schema.sql"),
-        1 => include_str!("schema_1_to_2.sql"),
-        _ => return Err(Error::NewerFormat { path: path.to_owned(), found, supported: VERSION }),
-    };
-    change.execute_batch(script).map_err(Error::sqlite(failed))?;
-    change.pragma_update(None, "user_version", VERSION).map_err(Error::sqlite(failed))?;
-    change.commit().map_err(Error::sqlite(failed))?;
-    // What the change wiped is not left in the log.
-    wipe_log(connection).map(drop).map_err(Error::sqlite(failed))
+/// Makes an empty ledger. If another process makes it at the same time, there is one of the two.
+fn create(path: &Path) -> Result<()> {
+    let draft = publish::Draft::beside(path)?;
+    let mut connection = connection::to_write(draft.path())?;
+    let failed = "make the ledger";
+    connection::make_durable(&connection).map_err(Error::ledger(failed, path))?;
+    let make = connection.transaction().map_err(Error::ledger(failed, path))?;
+    make.execute_batch(include_str!("schema.sql")).map_err(Error::ledger(failed, path))?;
+    make.pragma_update(None, "application_id", APPLICATION).map_err(Error::ledger(failed, path))?;
+    make.pragma_update(None, "user_version", VERSION).map_err(Error::ledger(failed, path))?;
+    make.commit().map_err(Error::ledger(failed, path))?;
+    connection.close().map_err(|(_, error)| Error::ledger(failed, path)(error))?;
+    match draft.publish(path) {
+        Err(Error::Exists { .. }) => Ok(()),
+        published => published,
+    }
+}
+
+/// The version of a ledger's schema, if the file is a ledger that this code can read or bring up to date.
+pub(super) fn identify(connection: &Connection, path: &Path) -> Result<u32> {
+    let number = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, u32>(0));
+    let read = Error::ledger("read the ledger's header", path);
+    let found = number("application_id").and_then(|application| Ok((application, number("user_version")?)));
+    let (application, version) = found.map_err(read)?;
+    match (application, version) {
+        (APPLICATION, 1..=VERSION) => Ok(version),
+        (APPLICATION, found) => Err(Error::NewerFormat { path: path.to_owned(), found, supported: VERSION }),
+        // Before version 3 the tables alone said it.
+        (0, 1..3) => {
+            let tables = "SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name IN ('record', 'version')";
+            let tables = connection.query_row(tables, [], |row| row.get::<_, u32>(0));
+            match tables.map_err(Error::ledger("read the ledger's schema", path))? {
+                2 => Ok(version),
+                _ => Err(Error::NotALedger { path: path.to_owned() }),
+            }
+        }
+        _ => Err(Error::NotALedger { path: path.to_owned() }),
+    }
+}
+
+/// As [`identify`], for whoever cannot bring it up to date.
+pub(super) fn is_current(connection: &Connection, path: &Path) -> Result<()> {
+    match identify(connection, path)? {
+        VERSION => Ok(()),
+        found => Err(Error::OlderFormat { path: path.to_owned(), found, supported: VERSION }),
+    }
+}
+
+/// Brings a ledger up to date.
+pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<()> {
+    let failed = || Error::ledger("bring the ledger's schema up to date", path);
+    let change = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed())?;
+    let found = identify(&change, path)?;
+    if found == VERSION {
+        return Ok(());
+    }
+    // From here on a checksum vouches for each text, so each must be as it was written.
+    check::texts(&change, path)?;
+    if found < 2 {
+        change.execute_batch(include_str!("schema_1_to_2.sql")).map_err(failed())?;
+    }
+    change.execute_batch(include_str!("schema_2_to_3.sql")).map_err(failed())?;
+    let checksums = [
+        concat!("UPDATE record AS r SET checksum = ", record_checksum!()),
+        concat!("UPDATE version AS v SET checksum = ", version_checksum!()),
+    ];
+    checksums.iter().try_for_each(|update| change.execute(update, []).map(drop)).map_err(failed())?;
+    change.pragma_update(None, "application_id", APPLICATION).map_err(failed())?;
+    change.pragma_update(None, "user_version", VERSION).map_err(failed())?;
+    change.commit().map_err(failed())
 }

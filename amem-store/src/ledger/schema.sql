@@ -1,4 +1,5 @@
--- Version 2. Times are milliseconds since 1970-01-01 UTC; ids and chunks are raw bytes.
+-- Version 3. Times are milliseconds since 1970-01-01 UTC; ids and chunks are raw bytes. A checksum is of a row's other
+-- columns.
 
 -- One remembered text and its life. Rows go with their namespace only. Forgetting empties key and metadata.
 CREATE TABLE record (
@@ -13,7 +14,8 @@ CREATE TABLE record (
     state      INTEGER NOT NULL,              -- 0 active, 1 superseded, 2 forgotten
     ended_at   INTEGER,                       -- when it was superseded or forgotten
     ended_by   BLOB,                          -- the id of the record that superseded it
-    revision   INTEGER NOT NULL               -- ledger.revision at its last change
+    revision   INTEGER NOT NULL,              -- ledger.changes at its last change
+    checksum   INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 CREATE INDEX record_by_namespace ON record (namespace);
 CREATE INDEX record_by_revision ON record (namespace, revision);
@@ -26,7 +28,8 @@ CREATE TABLE version (
     text       TEXT NOT NULL,
     hash       INTEGER,                       -- of namespace, key and text: finds duplicates, which are then compared
     from_at    INTEGER NOT NULL,
-    until_at   INTEGER
+    until_at   INTEGER,
+    checksum   INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 CREATE INDEX version_by_record ON version (record);
 CREATE INDEX version_by_hash ON version (hash) WHERE hash IS NOT NULL;
@@ -44,14 +47,15 @@ CREATE TABLE pending_deletion (
     chunk      BLOB PRIMARY KEY
 ) STRICT, WITHOUT ROWID;
 
--- Namespaces that were deleted, by the BLAKE3 hash of their names, and when: ledger.revision at that moment.
+-- Namespaces that were deleted, by the BLAKE3 hash of their names, and when: ledger.changes at that moment.
 CREATE TABLE deleted_namespace (
     hash       BLOB PRIMARY KEY,
     revision   INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
--- One row: how many changes there were.
+-- One row: how many changes there were, and how many there had been when something was last forgotten.
 CREATE TABLE ledger (
-    revision   INTEGER NOT NULL
+    changes    INTEGER NOT NULL,
+    forgotten  INTEGER NOT NULL DEFAULT 0
 ) STRICT;
-INSERT INTO ledger VALUES (0);
+INSERT INTO ledger (changes) VALUES (0);

@@ -6,12 +6,18 @@ use amem_core::{
 };
 use rusqlite::{Connection, Params, Row, params};
 
+use super::checksum::first_bits;
+
 /// Why something was not done.
 pub(super) enum Failure {
     /// The ledger's rules forbid it.
     Refused(Error),
+    /// What is in the file is not what was written.
+    Damaged(String),
     /// SQLite could not.
     Sqlite(rusqlite::Error),
+    /// The ledger could not be opened, or not for writing.
+    Store(crate::Error),
 }
 
 impl From<Error> for Failure {
@@ -47,20 +53,27 @@ macro_rules! select {
     ($rest:literal) => {
         concat!(
             "SELECT r.seq, v.seq, r.id, r.namespace, v.text, r.key, r.created_at, v.from_at, r.expires_at, r.state, \
-             r.ended_at, r.ended_by, r.metadata FROM record r JOIN version v ON v.seq = ",
+             r.ended_at, r.ended_by, r.metadata, v.record = r.seq AND r.checksum = ",
+            record_checksum!(),
+            " AND v.checksum = ",
+            version_checksum!(),
+            " FROM record r JOIN version v ON v.seq = ",
             $rest
         )
     };
 }
 
 impl Found {
-    fn from_row(row: &Row<'_>) -> rusqlite::Result<Self> {
+    fn from_row(row: &Row<'_>) -> Result<Self> {
+        if row.get::<_, Option<bool>>(13)? != Some(true) {
+            return Err(Failure::Damaged(format!("{} is not what was written", record_name(row, 2))));
+        }
         let at = Timestamp(row.get::<_, Option<i64>>(10)?.unwrap_or_default());
         let state = match row.get(9)? {
             ACTIVE => State::Active,
             SUPERSEDED => State::Superseded { by: RecordId::from_bytes(row.get(11)?), at },
             FORGOTTEN => State::Forgotten { at },
-            other => return Err(rusqlite::Error::IntegralValueOutOfRange(9, other)),
+            other => return Err(rusqlite::Error::IntegralValueOutOfRange(9, other).into()),
         };
         let (id, created_at) = (RecordId::from_bytes(row.get(2)?), Timestamp(row.get(6)?));
         let mut stored = Record::new(id, namespace(row, 3)?, row.get::<_, String>(4)?, created_at);
@@ -114,6 +127,7 @@ impl Tables<'_> {
         let seq = self.0.last_insert_rowid();
         let version = self.begin_version(seq, text, hash(namespace, key, text), created_at)?;
         self.execute("UPDATE record SET version = ?2 WHERE seq = ?1", params![seq, version])?;
+        self.seal(seq)?;
         let record = Found { seq, version, stored: record }.record(now);
         Ok(Added { record, outcome })
     }
@@ -182,7 +196,7 @@ impl Tables<'_> {
     pub(super) fn count(&self, namespace: &Namespace, now: Timestamp) -> Result<usize> {
         let count = "SELECT count(*) FROM record WHERE namespace = ?1 AND state = 0 \
                      AND (expires_at IS NULL OR expires_at > ?2)";
-        let counted = self.rows(count, params![namespace.as_str(), now.0], |row| row.get::<_, i64>(0))?;
+        let counted = self.rows(count, params![namespace.as_str(), now.0], |row| Ok(row.get::<_, i64>(0)?))?;
         Ok(counted.first().map_or(0, |count| count.unsigned_abs() as usize))
     }
 
@@ -204,9 +218,11 @@ impl Tables<'_> {
         // A clock that was set back must not turn the history around.
         let at = now.max(record.updated_at);
         self.execute("UPDATE version SET until_at = ?2 WHERE seq = ?1", params![version, at.0])?;
+        self.seal_version(version)?;
         let version = self.begin_version(seq, text, hash(namespace, key, text), at)?;
         let change = "UPDATE record SET version = ?2, revision = ?3 WHERE seq = ?1";
         self.execute(change, params![seq, version, self.next_revision()?])?;
+        self.seal(seq)?;
         self.delete_chunks(seq, now)?;
         (record.text, record.updated_at) = (text.to_owned(), at);
         Ok(record)
@@ -222,14 +238,19 @@ impl Tables<'_> {
             self.end(&found, FORGOTTEN, at, None, self.next_revision()?)?;
             self.execute("UPDATE record SET key = NULL, metadata = NULL WHERE seq = ?1", [found.seq])?;
             self.execute("UPDATE version SET text = '', hash = NULL WHERE record = ?1", [found.seq])?;
+            self.seal(found.seq)?;
+            let seal = concat!("UPDATE version AS v SET checksum = ", version_checksum!(), " WHERE v.record = ?1");
+            self.execute(seal, [found.seq])?;
             self.delete_chunks(found.seq, now)?;
+            self.note_forgotten()?;
         }
         ids.iter().map(|id| Ok(self.find(namespace, *id)?.record(now))).collect()
     }
 
     pub(super) fn delete_namespace(&self, namespace: &Namespace) -> Result<usize> {
         let name = [namespace.as_str()];
-        let records = self.rows("SELECT seq FROM record WHERE namespace = ?1", name, |row| row.get::<_, i64>(0))?;
+        let records =
+            self.rows("SELECT seq FROM record WHERE namespace = ?1", name, |row| Ok(row.get::<_, i64>(0)?))?;
         if records.is_empty() {
             return Ok(0);
         }
@@ -241,20 +262,28 @@ impl Tables<'_> {
         self.execute("DELETE FROM record WHERE namespace = ?1", name)?;
         let note = "INSERT OR REPLACE INTO deleted_namespace (hash, revision) VALUES (?1, ?2)";
         self.execute(note, params![name_hash(namespace), self.next_revision()?])?;
+        self.note_forgotten()?;
         Ok(records.len())
     }
 
     pub(super) fn history(&self, namespace: &Namespace, id: RecordId) -> Result<Vec<Version>> {
         let found = self.find(namespace, id)?;
-        let select = "SELECT text, from_at, until_at FROM version WHERE record = ?1 ORDER BY seq";
+        let select = concat!(
+            "SELECT v.text, v.from_at, v.until_at, v.checksum = ",
+            version_checksum!(),
+            " FROM version v WHERE v.record = ?1 ORDER BY v.seq"
+        );
         self.rows(select, [found.seq], |row| {
+            if row.get::<_, Option<bool>>(3)? != Some(true) {
+                return Err(Failure::Damaged(format!("the history of record {id} is not what was written")));
+            }
             let until = row.get::<_, Option<i64>>(2)?.map(Timestamp);
             Ok(Version { text: row.get(0)?, from: Timestamp(row.get(1)?), until })
         })
     }
 
     pub(super) fn namespaces(&self) -> Result<Vec<Namespace>> {
-        self.rows("SELECT DISTINCT namespace FROM record ORDER BY namespace", [], |row| namespace(row, 0))
+        self.rows("SELECT DISTINCT namespace FROM record ORDER BY namespace", [], |row| Ok(namespace(row, 0)?))
     }
 
     pub(super) fn changes(&self, namespace: &Namespace, since: Revision, now: Timestamp) -> Result<Changes> {
@@ -262,7 +291,7 @@ impl Tables<'_> {
         // SQLite's integers end before a revision's do, and no ledger gets there.
         let since = i64::try_from(since.0).unwrap_or(i64::MAX);
         let found = self.all(changed, params![namespace.as_str(), since])?;
-        let revision: i64 = self.0.query_row("SELECT revision FROM ledger", [], |row| row.get(0))?;
+        let revision: i64 = self.0.query_row("SELECT changes FROM ledger", [], |row| row.get(0))?;
         let deletion = "SELECT 1 FROM deleted_namespace WHERE hash = ?1 AND revision > ?2";
         let deleted = since > 0 && !self.rows(deletion, params![name_hash(namespace), since], |_| Ok(()))?.is_empty();
         let records = found.into_iter().map(|found| found.record(now)).collect();
@@ -285,7 +314,7 @@ impl Tables<'_> {
     }
 
     pub(super) fn pending_deletions(&self) -> Result<Vec<ChunkId>> {
-        self.rows("SELECT chunk FROM pending_deletion ORDER BY chunk", [], |row| row.get(0).map(ChunkId))
+        self.rows("SELECT chunk FROM pending_deletion ORDER BY chunk", [], |row| Ok(ChunkId(row.get(0)?)))
     }
 
     pub(super) fn confirm_deleted(&self, chunks: &[ChunkId]) -> Result<()> {
@@ -318,14 +347,18 @@ impl Tables<'_> {
         let change = "UPDATE record SET state = ?2, ended_at = ?3, ended_by = ?4, revision = ?5 WHERE seq = ?1";
         self.execute(change, params![found.seq, state, at.0, by.map(RecordId::to_bytes), revision])?;
         let close = "UPDATE version SET until_at = ?2 WHERE seq = ?1 AND until_at IS NULL";
-        self.execute(close, params![found.version, at.0])
+        self.execute(close, params![found.version, at.0])?;
+        self.seal(found.seq)?;
+        self.seal_version(found.version)
     }
 
     /// Gives a record another text, and says which version that is.
     fn begin_version(&self, record: i64, text: &str, hash: i64, from: Timestamp) -> Result<i64> {
         let insert = "INSERT INTO version (record, text, hash, from_at) VALUES (?1, ?2, ?3, ?4)";
         self.execute(insert, params![record, text, hash, from.0])?;
-        Ok(self.0.last_insert_rowid())
+        let version = self.0.last_insert_rowid();
+        self.seal_version(version)?;
+        Ok(version)
     }
 
     /// Takes a record's links away; chunks that no other active record has are to be deleted.
@@ -347,8 +380,29 @@ impl Tables<'_> {
     }
 
     fn next_revision(&self) -> Result<i64> {
-        let next = "UPDATE ledger SET revision = revision + 1 RETURNING revision";
+        let next = "UPDATE ledger SET changes = changes + 1 RETURNING changes";
         Ok(self.0.prepare_cached(next)?.query_row([], |row| row.get(0))?)
+    }
+
+    /// Notes that the last change has left something to be wiped.
+    fn note_forgotten(&self) -> Result<()> {
+        self.execute("UPDATE ledger SET forgotten = changes", [])
+    }
+
+    /// The last change that left something to be wiped; 0 for none.
+    pub(super) fn last_forgotten(&self) -> Result<i64> {
+        Ok(self.0.prepare_cached("SELECT forgotten FROM ledger")?.query_row([], |row| row.get(0))?)
+    }
+
+    /// Writes the checksum of a record that was found sound before it was changed.
+    fn seal(&self, record: i64) -> Result<()> {
+        self.execute(concat!("UPDATE record AS r SET checksum = ", record_checksum!(), " WHERE r.seq = ?1"), [record])
+    }
+
+    /// Writes the checksum of a version that was found sound before it was changed.
+    fn seal_version(&self, version: i64) -> Result<()> {
+        let seal = concat!("UPDATE version AS v SET checksum = ", version_checksum!(), " WHERE v.seq = ?1");
+        self.execute(seal, [version])
     }
 
     fn execute(&self, sql: &str, params: impl Params) -> Result<()> {
@@ -360,15 +414,13 @@ impl Tables<'_> {
         self.rows(sql, params, Found::from_row)
     }
 
-    fn rows<T>(
-        &self,
-        sql: &str,
-        params: impl Params,
-        read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
-    ) -> Result<Vec<T>> {
+    fn rows<T>(&self, sql: &str, params: impl Params, mut read: impl FnMut(&Row<'_>) -> Result<T>) -> Result<Vec<T>> {
         let mut statement = self.0.prepare_cached(sql)?;
-        let rows = statement.query_map(params, read)?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
+        let (mut rows, mut all) = (statement.query(params)?, Vec::new());
+        while let Some(row) = rows.next()? {
+            all.push(read(row)?);
+        }
+        Ok(all)
     }
 }
 
@@ -380,13 +432,22 @@ fn said(text: &str) -> Result<&str> {
 
 /// What equal texts under equal keys of one namespace have in common. Others may have it too, by chance.
 fn hash(namespace: &Namespace, key: Option<&str>, text: &str) -> i64 {
+    text_hash(namespace.as_str().as_bytes(), key.unwrap_or_default().as_bytes(), text.as_bytes())
+}
+
+/// As [`hash`], of what is in the file.
+pub(super) fn text_hash(namespace: &[u8], key: &[u8], text: &[u8]) -> i64 {
     let mut hash = blake3::Hasher::new();
-    for part in [namespace.as_str(), key.unwrap_or_default()] {
-        hash.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
+    for part in [namespace, key] {
+        hash.update(&(part.len() as u64).to_le_bytes()).update(part);
     }
-    hash.update(text.as_bytes());
-    let [a, b, c, d, e, f, g, h, ..] = *hash.finalize().as_bytes();
-    i64::from_le_bytes([a, b, c, d, e, f, g, h])
+    hash.update(text);
+    first_bits(&hash)
+}
+
+/// What to call the record of a row, whose id may be damaged too.
+pub(super) fn record_name(row: &Row<'_>, id: usize) -> String {
+    row.get(id).map_or_else(|_| "a record".to_owned(), |id| format!("record {}", RecordId::from_bytes(id)))
 }
 
 /// What a deleted namespace is known by: its name is forgotten with it.

@@ -1,0 +1,159 @@
+//! Whether a ledger's file is sound: when it is opened, and when somebody asks.
+
+use std::path::Path;
+
+use rusqlite::{Connection, Row};
+
+use super::schema;
+use super::tables::{record_name, text_hash};
+use crate::{Error, Result};
+
+/// A ledger of this size is checked in full when it is opened: about 20,000 memories, a tenth of a second.
+const FULL_CHECK_BYTES: u64 = 8 << 20;
+/// One of this size is checked for what SQLite's quick_check finds: about 230,000 memories, a tenth of a second.
+const QUICK_CHECK_BYTES: u64 = 96 << 20;
+/// Problems that are told one by one at most, of each kind.
+const PROBLEMS: usize = 100;
+
+/// What [`SqliteLedger::verify`](super::SqliteLedger::verify) found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Verification {
+    /// Records, whatever their state.
+    pub records: u64,
+    /// Texts that they have or had.
+    pub texts: u64,
+    /// Links from records to the chunks of their KV.
+    pub links: u64,
+    /// What is wrong, in words, up to a hundred of each kind. Empty for a sound ledger.
+    pub problems: Vec<String>,
+}
+
+/// Checks a ledger that is being opened, as far as that takes about a tenth of a second.
+pub(super) fn at_open(connection: &Connection, path: &Path) -> Result<()> {
+    let number = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, u32>(0).map(u64::from));
+    let bytes = number("page_count").and_then(|pages| Ok(pages * number("page_size")?));
+    let bytes = bytes.map_err(Error::ledger("read the ledger's size", path))?;
+    let problems = if bytes <= FULL_CHECK_BYTES {
+        verify(connection, path)?.problems
+    } else if bytes <= QUICK_CHECK_BYTES {
+        structure(connection, "PRAGMA quick_check(1)").map_err(Error::ledger("check the ledger", path))?
+    } else {
+        Vec::new()
+    };
+    match problems.into_iter().next() {
+        Some(reason) => Err(Error::Damaged { path: path.to_owned(), reason }),
+        None => Ok(()),
+    }
+}
+
+/// Checks everything: SQLite's own structures, every checksum, and what rows say of one another.
+pub(super) fn verify(connection: &Connection, path: &Path) -> Result<Verification> {
+    let version = schema::identify(connection, path)?;
+    let mut found = Verification::default();
+    let all = connection.unchecked_transaction().and_then(|view| {
+        found.problems = structure(&view, "PRAGMA integrity_check(100)")?;
+        let count = |table: &str| {
+            let counted = view.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get::<_, i64>(0));
+            counted.map(i64::unsigned_abs)
+        };
+        (found.records, found.texts, found.links) = (count("record")?, count("version")?, count("link")?);
+        found.problems.extend(wrong_texts(&view)?);
+        if version == schema::VERSION {
+            for (problem, rows) in PROBLEMS_OF_ROWS {
+                found
+                    .problems
+                    .extend(problems(&view, rows, |row| Ok(Some(format!("{}: {problem}", record_name(row, 0)))))?);
+            }
+        }
+        Ok(())
+    });
+    match all.map_err(Error::ledger("check the ledger", path)) {
+        Ok(()) => Ok(found),
+        // Damage may keep SQLite from looking any further.
+        Err(Error::Damaged { reason, .. }) => {
+            found.problems.push(reason);
+            Ok(found)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// What can be wrong with rows, and the ids of the records where it is.
+const PROBLEMS_OF_ROWS: [(&str, &str); 8] = [
+    ("it is not what was written", concat!("SELECT r.id FROM record r WHERE r.checksum IS NOT ", record_checksum!())),
+    (
+        "one of its texts is not what was written",
+        concat!(
+            "SELECT r.id FROM version v LEFT JOIN record r ON r.seq = v.record WHERE v.checksum IS NOT ",
+            version_checksum!()
+        ),
+    ),
+    (
+        "its text is missing",
+        "SELECT r.id FROM record r WHERE NOT EXISTS (SELECT 1 FROM version v WHERE v.seq = r.version AND v.record = r.seq)",
+    ),
+    (
+        "it is missing, and one of its texts is there",
+        "SELECT NULL FROM version v WHERE NOT EXISTS (SELECT 1 FROM record r WHERE r.seq = v.record)",
+    ),
+    (
+        "it is missing, and KV is linked to it",
+        "SELECT NULL FROM link l WHERE NOT EXISTS (SELECT 1 FROM record r WHERE r.seq = l.record)",
+    ),
+    (
+        "the record that took its place is missing",
+        "SELECT r.id FROM record r WHERE r.state = 1 AND NOT EXISTS (SELECT 1 FROM record by WHERE by.id = r.ended_by)",
+    ),
+    (
+        "it was forgotten, and something of it is left",
+        "SELECT r.id FROM record r WHERE r.state = 2 AND (r.key IS NOT NULL OR r.metadata IS NOT NULL OR EXISTS \
+         (SELECT 1 FROM version v WHERE v.record = r.seq AND (v.text <> '' OR v.hash IS NOT NULL)))",
+    ),
+    (
+        "it has changed since the ledger's last change",
+        "SELECT r.id FROM record r WHERE r.revision > (SELECT max(changes) FROM ledger) OR (SELECT count(*) FROM ledger) <> 1",
+    ),
+];
+
+/// Refuses a ledger in which a text is not what its hash says.
+pub(super) fn texts(connection: &Connection, path: &Path) -> Result<()> {
+    let wrong = wrong_texts(connection).map_err(Error::ledger("check the ledger's texts", path))?;
+    match wrong.into_iter().next() {
+        Some(reason) => Err(Error::Damaged { path: path.to_owned(), reason }),
+        None => Ok(()),
+    }
+}
+
+fn wrong_texts(connection: &Connection) -> rusqlite::Result<Vec<String>> {
+    let texts = "SELECT r.id, r.namespace, r.key, v.text, v.hash FROM version v JOIN record r ON r.seq = v.record \
+                 WHERE v.hash IS NOT NULL";
+    problems(connection, texts, |row| {
+        let bytes = |column| row.get_ref(column)?.as_bytes_or_null().map_err(rusqlite::Error::from);
+        let hash =
+            text_hash(bytes(1)?.unwrap_or_default(), bytes(2)?.unwrap_or_default(), bytes(3)?.unwrap_or_default());
+        Ok((row.get::<_, i64>(4)? != hash)
+            .then(|| format!("{}: a text of it is not what was written", record_name(row, 0))))
+    })
+}
+
+fn structure(connection: &Connection, check: &str) -> rusqlite::Result<Vec<String>> {
+    problems(connection, check, |row| Ok(Some(row.get::<_, String>(0)?).filter(|found| found != "ok")))
+}
+
+/// What is wrong with some rows, for as many as are told.
+fn problems(
+    connection: &Connection,
+    sql: &str,
+    mut problem: impl FnMut(&Row<'_>) -> rusqlite::Result<Option<String>>,
+) -> rusqlite::Result<Vec<String>> {
+    let (mut statement, mut found) = (connection.prepare(sql)?, Vec::new());
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        found.extend(problem(row)?);
+        if found.len() == PROBLEMS {
+            break;
+        }
+    }
+    Ok(found)
+}

@@ -1,0 +1,52 @@
+//! Checksums of rows: what is read is what was written, or it is an error.
+//!
+//! A row's checksum covers all its other columns. SQLite computes it with a function of ours, so that one expression
+//! serves to write it, to check it and to bring older ledgers up to date.
+
+use rusqlite::Connection;
+use rusqlite::functions::{Context, FunctionFlags};
+use rusqlite::types::ValueRef;
+
+/// What the checksum of a record `r` must be.
+macro_rules! record_checksum {
+    () => {
+        "amem_checksum(r.seq, r.id, r.namespace, r.key, r.metadata, r.version, r.created_at, r.expires_at, r.state, \
+         r.ended_at, r.ended_by, r.revision)"
+    };
+}
+
+/// What the checksum of a version `v` must be.
+macro_rules! version_checksum {
+    () => {
+        "amem_checksum(v.record, v.text, v.hash, v.from_at, v.until_at)"
+    };
+}
+
+/// Lets a connection compute checksums.
+pub(super) fn register(connection: &Connection) -> rusqlite::Result<()> {
+    let flags = FunctionFlags::SQLITE_UTF8 | FunctionFlags::SQLITE_DETERMINISTIC | FunctionFlags::SQLITE_DIRECTONLY;
+    connection.create_scalar_function("amem_checksum", -1, flags, |values| Ok(checksum(values)))
+}
+
+fn checksum(values: &Context<'_>) -> i64 {
+    let mut hash = blake3::Hasher::new();
+    let mut add = |kind: u8, bytes: &[u8]| {
+        hash.update(&[kind]).update(&(bytes.len() as u64).to_le_bytes()).update(bytes);
+    };
+    for index in 0..values.len() {
+        match values.get_raw(index) {
+            ValueRef::Null => add(0, &[]),
+            ValueRef::Integer(value) => add(1, &value.to_le_bytes()),
+            ValueRef::Real(value) => add(2, &value.to_le_bytes()),
+            ValueRef::Text(text) => add(3, text),
+            ValueRef::Blob(bytes) => add(4, bytes),
+        }
+    }
+    first_bits(&hash)
+}
+
+/// 64 bits of a hash, as SQLite's integers have them.
+pub(super) fn first_bits(hash: &blake3::Hasher) -> i64 {
+    let [a, b, c, d, e, f, g, h, ..] = *hash.finalize().as_bytes();
+    i64::from_le_bytes([a, b, c, d, e, f, g, h])
+}

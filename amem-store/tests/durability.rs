@@ -1,0 +1,407 @@
+//! The ledger is not lost, not changed in silence, and forgets what it should: backups, damage, wipes, reading only.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::OnceLock;
+
+use amem_core::{ChunkId, Ledger, Metadata, Namespace, NewRecord, Query, RecordId, Revision, Timestamp, Version};
+use amem_store::{DataDir, Error, SqliteLedger};
+use common::{chunk, files_contain};
+use futures_lite::future::{block_on, poll_once};
+use proptest::prelude::*;
+use rusqlite::Connection;
+
+fn ours() -> Namespace {
+    Namespace::new("ours").unwrap()
+}
+
+fn remember(ledger: &SqliteLedger, text: &str) -> RecordId {
+    block_on(ledger.add(&ours(), &[text.into()], Timestamp::now())).unwrap().remove(0).record.id
+}
+
+fn texts(ledger: &impl Ledger) -> Vec<String> {
+    let records = block_on(ledger.list(&ours(), Query::At(Timestamp::now()))).unwrap();
+    records.into_iter().map(|record| record.text).collect()
+}
+
+/// The names of the files in a directory.
+fn names_in(dir: &Path) -> Vec<String> {
+    let mut names: Vec<_> = fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+// ---- Backup and restore
+
+#[test]
+fn a_backup_of_a_ledger_in_use_is_one_file_and_has_everything() {
+    let (dir, safe) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let DataDir { ledger, .. } = amem_store::open(dir.path().join("a")).unwrap();
+    for n in 0..50 {
+        remember(&ledger, &format!("memory {n}"));
+    }
+    let before = texts(&ledger);
+    let backup = safe.path().join("backup");
+    // While somebody reads and somebody writes.
+    let other = Connection::open(dir.path().join("a/ledger.sqlite")).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE; UPDATE ledger SET changes = changes").unwrap();
+    block_on(ledger.backup(&backup)).unwrap();
+    other.execute_batch("ROLLBACK").unwrap();
+    remember(&ledger, "later");
+    assert_eq!(names_in(safe.path()), ["backup"], "it is complete in itself");
+    assert_eq!(fs::metadata(&backup).unwrap().permissions().mode() & 0o777, 0o600, "and private");
+    amem_store::restore(&backup, dir.path().join("b")).unwrap();
+    let restored = amem_store::open(dir.path().join("b")).unwrap().ledger;
+    assert_eq!(texts(&restored), before);
+    let all = |ledger: &SqliteLedger| block_on(ledger.changes(&ours(), Revision(0), Timestamp::now())).unwrap().records;
+    assert_eq!(all(&restored), all(&ledger)[..50]);
+    assert_eq!(block_on(restored.verify()).unwrap().problems, [""; 0]);
+    remember(&restored, "later");
+}
+
+#[test]
+fn no_file_is_ever_overwritten() {
+    let dir = tempfile::tempdir().unwrap();
+    let backup = dir.path().join("backup");
+    let DataDir { ledger, .. } = amem_store::open(dir.path().join("a")).unwrap();
+    remember(&ledger, "tea");
+    block_on(ledger.backup(&backup)).unwrap();
+    let first = fs::read(&backup).unwrap();
+    remember(&ledger, "milk");
+    let again = block_on(ledger.backup(&backup));
+    assert!(matches!(again, Err(Error::Exists { .. })), "{again:?}");
+    let over = amem_store::restore(&backup, dir.path().join("a"));
+    assert!(matches!(over, Err(Error::Exists { .. })), "{over:?}");
+    drop(ledger);
+    // One that is damaged is not overwritten either: something may be rescued from it.
+    fs::write(dir.path().join("a/ledger.sqlite"), "").unwrap();
+    assert!(amem_store::restore(&backup, dir.path().join("a")).is_err());
+    assert_eq!(fs::read(&backup).unwrap(), first);
+    assert_eq!(fs::read(dir.path().join("a/ledger.sqlite")).unwrap(), b"");
+}
+
+#[test]
+fn what_cannot_be_restored_leaves_nothing_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let backup = dir.path().join("backup");
+    let ledger = SqliteLedger::open(dir.path().join("ledger.sqlite")).unwrap();
+    (0..100).for_each(|n| _ = remember(&ledger, &format!("memory {n}")));
+    block_on(ledger.backup(&backup)).unwrap();
+    let mut bytes = fs::read(&backup).unwrap();
+    let at = bytes.windows(9).position(|window| window == b"memory 42").unwrap();
+    bytes[at] = b'M';
+    fs::write(&backup, bytes).unwrap();
+    fs::write(dir.path().join("text"), "not a ledger ".repeat(500)).unwrap();
+    fs::write(dir.path().join("empty"), "").unwrap();
+    for (from, expected) in [("backup", "damaged"), ("text", "no ledger"), ("empty", "empty"), ("none", "cannot open")]
+    {
+        let refused = amem_store::restore(dir.path().join(from), dir.path().join("to")).unwrap_err().to_string();
+        assert!(refused.contains(expected), "{from}: {refused}");
+        assert!(!dir.path().join("to").exists() || names_in(&dir.path().join("to")).is_empty(), "{from}");
+    }
+}
+
+#[test]
+fn a_damaged_ledger_is_not_backed_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ledger.sqlite");
+    let ledger = SqliteLedger::open(&path).unwrap();
+    remember(&ledger, "tea");
+    Connection::open(&path).unwrap().execute_batch("UPDATE version SET text = 'Tea'").unwrap();
+    let refused = block_on(ledger.backup(dir.path().join("backup")));
+    assert!(matches!(refused, Err(Error::Damaged { .. })), "{refused:?}");
+    assert!(!dir.path().join("backup").exists());
+}
+
+// ---- Damage
+
+#[test]
+fn a_text_that_is_not_what_was_written_is_an_error_that_names_its_record() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ledger.sqlite");
+    let ledger = SqliteLedger::open(&path).unwrap();
+    let id = remember(&ledger, "Alice lives in Denver.");
+    block_on(ledger.update(&ours(), id, "Alice lives in Boston.", Timestamp::now())).unwrap();
+    let sound = remember(&ledger, "tea");
+    // Each on its own, with the ledger open all the time.
+    let now = Timestamp::now();
+    for (damage, repair) in [
+        (
+            "UPDATE version SET text = 'Alice lives in Austin.' WHERE seq = 2",
+            "UPDATE version SET text = 'Alice lives in Boston.' WHERE seq = 2",
+        ),
+        ("UPDATE record SET version = 1 WHERE seq = 1", "UPDATE record SET version = 2 WHERE seq = 1"),
+        ("UPDATE record SET version = 3 WHERE seq = 1", "UPDATE record SET version = 2 WHERE seq = 1"),
+        ("UPDATE record SET metadata = '{}' WHERE seq = 1", "UPDATE record SET metadata = NULL WHERE seq = 1"),
+        (
+            "UPDATE record SET expires_at = 9000000000000 WHERE seq = 1",
+            "UPDATE record SET expires_at = NULL WHERE seq = 1",
+        ),
+    ] {
+        let other = Connection::open(&path).unwrap();
+        other.execute_batch(damage).unwrap();
+        let reads = [
+            block_on(ledger.get(&ours(), id, now)).map(drop),
+            block_on(ledger.list(&ours(), Query::All)).map(drop),
+            block_on(ledger.changes(&ours(), Revision(0), now)).map(drop),
+            block_on(ledger.update(&ours(), id, "Alice moved.", now)).map(drop),
+        ];
+        for read in reads {
+            let amem_core::Error::Ledger(error) = read.expect_err(damage) else { panic!("{damage}") };
+            let error = error.downcast::<Error>().unwrap();
+            assert!(matches!(*error, Error::Damaged { .. }), "{damage}: {error}");
+            let said = error.to_string();
+            assert!(said.contains(&id.to_string()) && said.contains("restore"), "{damage}: {said}");
+        }
+        assert_eq!(block_on(ledger.get(&ours(), sound, now)).unwrap().text, "tea", "the others are read");
+        let found = block_on(ledger.verify()).unwrap().problems;
+        assert!(found.iter().any(|problem| problem.contains(&id.to_string())), "{damage}: {found:?}");
+        let refused = SqliteLedger::open(&path).unwrap_err();
+        assert!(matches!(refused, Error::Damaged { .. }), "{damage}: {refused}");
+        other.execute_batch(repair).unwrap();
+        assert_eq!(block_on(ledger.get(&ours(), id, now)).unwrap().text, "Alice lives in Boston.");
+    }
+    Connection::open(&path).unwrap().execute_batch("UPDATE version SET text = 'Alice lies.' WHERE seq = 1").unwrap();
+    let said = block_on(ledger.history(&ours(), id)).unwrap_err().to_string();
+    assert!(said.contains(&id.to_string()) && said.contains("damaged"), "an earlier text is checked too: {said}");
+}
+
+#[test]
+fn verify_tells_what_does_not_fit_together() {
+    let dir = tempfile::tempdir().unwrap();
+    let DataDir { ledger, .. } = amem_store::open(dir.path()).unwrap();
+    let id = remember(&ledger, "tea");
+    block_on(ledger.link(&ours(), &[(id, ChunkId([1; 32]))])).unwrap();
+    let gone = remember(&ledger, "milk");
+    block_on(ledger.forget(&ours(), gone, Timestamp::now())).unwrap();
+    let sound = amem_store::verify(dir.path()).unwrap();
+    assert_eq!((sound.records, sound.texts, sound.links, &sound.problems[..]), (2, 2, 1, &[][..]));
+    let damages = [
+        ("INSERT INTO link VALUES (x'02', 77)", "KV is linked"),
+        ("DELETE FROM link WHERE record = 77; UPDATE ledger SET changes = 1", "last change"),
+        ("UPDATE ledger SET changes = 9; DELETE FROM version WHERE seq = 1", "text is missing"),
+        (
+            "DELETE FROM record WHERE seq = 1; DELETE FROM link; UPDATE version SET text = 'm'",
+            "something of it is left",
+        ),
+    ];
+    for (damage, expected) in damages {
+        Connection::open(dir.path().join("ledger.sqlite")).unwrap().execute_batch(damage).unwrap();
+        let found = amem_store::verify(dir.path()).unwrap().problems;
+        assert!(found.iter().any(|problem| problem.contains(expected)), "{damage}: {found:?}");
+    }
+}
+
+#[test]
+fn a_ledger_that_was_emptied_replaced_or_lost_is_not_a_new_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ledger.sqlite");
+    {
+        let DataDir { ledger, kv } = amem_store::open(dir.path()).unwrap();
+        remember(&ledger, "tea");
+        block_on(amem_core::KvStore::put(&kv, &[chunk(1, 4)])).unwrap();
+    }
+    let sound = fs::read(&path).unwrap();
+    let refused = |case: &str| {
+        let refused = [amem_store::open(dir.path()).err(), amem_store::open_read_only(dir.path()).err()];
+        refused.map(|error| error.unwrap_or_else(|| panic!("{case} is opened")))
+    };
+    fs::write(&path, b"").unwrap();
+    assert!(refused("an empty file").iter().all(|error| matches!(error, Error::Damaged { .. })));
+    fs::write(&path, &sound[..sound.len() / 2]).unwrap();
+    assert!(refused("half a file").iter().all(|error| matches!(error, Error::Damaged { .. })));
+    fs::remove_file(&path).unwrap();
+    let foreign = Connection::open(&path).unwrap();
+    foreign.execute_batch("CREATE TABLE record (id); PRAGMA user_version = 3").unwrap();
+    drop(foreign);
+    let before = fs::read(&path).unwrap();
+    assert!(refused("another program's database").iter().all(|error| matches!(error, Error::NotALedger { .. })));
+    assert_eq!(fs::read(&path).unwrap(), before, "it is not touched");
+    fs::remove_file(&path).unwrap();
+    let [missing, _] = refused("a directory with KV and no ledger");
+    assert!(matches!(missing, Error::Missing { .. }), "{missing}");
+    assert!(!path.exists());
+    fs::write(&path, sound).unwrap();
+    assert_eq!(texts(&amem_store::open(dir.path()).unwrap().ledger), ["tea"]);
+}
+
+#[test]
+fn a_log_without_its_ledger_is_not_a_new_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ledger.sqlite");
+    let ledger = SqliteLedger::open(&path).unwrap();
+    remember(&ledger, "tea");
+    fs::remove_file(&path).unwrap();
+    let refused = SqliteLedger::open(&path).unwrap_err();
+    assert!(matches!(refused, Error::Missing { .. }), "{refused}");
+    assert!(!path.exists());
+}
+
+/// All that a ledger says.
+type Said = (Vec<Namespace>, Vec<(amem_core::Record, Vec<Version>)>);
+
+fn said(ledger: &SqliteLedger) -> amem_core::Result<Said> {
+    block_on(async {
+        let (names, mut all) = (ledger.namespaces().await?, Vec::new());
+        for name in ["ours", "theirs"].map(|name| Namespace::new(name).unwrap()) {
+            for record in ledger.list(&name, Query::All).await? {
+                let history = ledger.history(&name, record.id).await?;
+                all.push((record, history));
+            }
+        }
+        Ok((names, all))
+    })
+}
+
+/// A ledger of some pages, and what it says.
+fn sample() -> &'static (Vec<u8>, Said) {
+    static SAMPLE: OnceLock<(Vec<u8>, Said)> = OnceLock::new();
+    SAMPLE.get_or_init(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ledger.sqlite");
+        let ledger = SqliteLedger::open(&path).unwrap();
+        let metadata: Metadata = [("source", "mail")].into_iter().collect();
+        let long = |n: usize| format!("memory {n}: {}", "some words ".repeat(n % 7 * n % 90));
+        let new: Vec<NewRecord> = (0..60)
+            .map(|n| NewRecord::new(long(n)).key(format!("key {}", n % 50)).metadata(metadata.clone()))
+            .collect();
+        let added = block_on(ledger.add(&ours(), &new, Timestamp(5000))).unwrap();
+        for (n, added) in added[10..].iter().enumerate() {
+            let id = added.record.id;
+            match n % 3 {
+                0 => drop(block_on(ledger.update(&ours(), id, &format!("new {n}"), Timestamp(6000))).unwrap()),
+                1 => block_on(ledger.link(&ours(), &[(id, ChunkId([n as u8; 32]))])).unwrap(),
+                _ => drop(block_on(ledger.forget(&ours(), id, Timestamp(7000))).unwrap()),
+            }
+        }
+        let theirs = Namespace::new("theirs").unwrap();
+        block_on(ledger.add(&theirs, &["theirs".into()], Timestamp(8000))).unwrap();
+        let said = said(&ledger).unwrap();
+        assert!(block_on(ledger.wipe()).unwrap(), "all of it is in the one file");
+        (fs::read(&path).unwrap(), said)
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Bits that flip anywhere in the file are an error, or change nothing of what it says.
+    #[test]
+    fn flipped_bits_never_change_what_a_ledger_says_in_silence(
+        flips in prop::collection::vec((any::<prop::sample::Index>(), 0..8_u8), 1..4)
+    ) {
+        let (bytes, expected) = sample();
+        let mut bytes = bytes.clone();
+        for (at, bit) in &flips {
+            bytes[at.index(sample().0.len())] ^= 1 << bit;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ledger.sqlite");
+        fs::write(&path, bytes).unwrap();
+        for opened in [SqliteLedger::open_read_only(&path), SqliteLedger::open(&path)] {
+            if let Ok(found) = opened.map_err(Into::into).and_then(|ledger| said(&ledger)) {
+                // Not their whole text.
+                prop_assert!(found == *expected, "something else is said after a flip");
+            }
+        }
+    }
+}
+
+// ---- Wipes
+
+#[test]
+fn forgetting_does_not_wait_for_a_reader_and_is_wiped_after_it() {
+    for process in ["the one that forgot", "another one"] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ledger.sqlite");
+        let (ledger, other) = (SqliteLedger::open(&path).unwrap(), SqliteLedger::open(&path).unwrap());
+        let id = remember(&ledger, "a secret text");
+        let reader = Connection::open(&path).unwrap();
+        let read = || reader.query_row("SELECT text FROM version", [], |row| row.get::<_, String>(0)).unwrap();
+        reader.execute_batch("BEGIN").unwrap();
+        assert_eq!(read(), "a secret text");
+        let forgotten = block_on(ledger.forget(&ours(), id, Timestamp::now())).expect("forgetting waits for no reader");
+        assert_eq!(forgotten.text, "");
+        assert_eq!(read(), "a secret text", "the reader reads on");
+        assert!(!block_on(ledger.wipe()).unwrap(), "so it cannot be wiped yet, which is told");
+        assert_eq!(texts(&ledger), [""; 0], "but nobody else finds it");
+        remember(&other, "somebody else's");
+        assert!(files_contain(dir.path(), b"a secret text"));
+        reader.execute_batch("COMMIT").unwrap();
+        if process == "another one" {
+            drop(ledger);
+            texts(&other);
+        } else {
+            texts(&ledger);
+        }
+        assert!(!files_contain(dir.path(), b"a secret text"), "{process} wipes it with its next call");
+        assert!(block_on(other.wipe()).unwrap());
+    }
+}
+
+#[test]
+fn a_deleted_namespace_is_wiped_after_a_reader_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ledger.sqlite");
+    let ledger = SqliteLedger::open(&path).unwrap();
+    remember(&ledger, "a secret text");
+    let reader = Connection::open(&path).unwrap();
+    reader.execute_batch("BEGIN; SELECT count(*) FROM record").unwrap();
+    assert_eq!(block_on(ledger.delete_namespace(&ours())).unwrap(), 1);
+    assert!(files_contain(dir.path(), b"a secret text"));
+    drop(reader);
+    block_on(ledger.namespaces()).unwrap();
+    assert!(!files_contain(dir.path(), b"a secret text"));
+}
+
+#[test]
+fn a_read_does_not_wait_for_a_write() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ledger.sqlite");
+    let ledger = SqliteLedger::open(&path).unwrap();
+    remember(&ledger, "tea");
+    let other = Connection::open(&path).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let (name, milk) = (ours(), ["milk".into()]);
+    let mut write = ledger.add(&name, &milk, Timestamp::now());
+    assert!(block_on(poll_once(&mut write)).is_none(), "the write waits for another process's");
+    assert_eq!(texts(&ledger), ["tea"]);
+    assert!(block_on(poll_once(&mut write)).is_none(), "and still does");
+    other.execute_batch("ROLLBACK").unwrap();
+    block_on(write).unwrap();
+    assert_eq!(texts(&ledger), ["tea", "milk"]);
+}
+
+// ---- Reading only
+
+#[test]
+fn a_ledger_that_is_only_read_refuses_changes() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ledger.sqlite");
+    assert!(SqliteLedger::open_read_only(&path).is_err() && !path.exists(), "none is made");
+    let writer = SqliteLedger::open(&path).unwrap();
+    let id = remember(&writer, "tea");
+    let ledger = SqliteLedger::open_read_only(&path).unwrap();
+    let now = Timestamp::now();
+    for refused in [
+        block_on(ledger.add(&ours(), &["milk".into()], now)).map(drop),
+        block_on(ledger.update(&ours(), id, "milk", now)).map(drop),
+        block_on(ledger.forget(&ours(), id, now)).map(drop),
+        block_on(ledger.delete_namespace(&ours())).map(drop),
+        block_on(ledger.link(&ours(), &[(id, ChunkId([1; 32]))])),
+        block_on(ledger.confirm_deleted(&[ChunkId([1; 32])])),
+    ] {
+        assert!(matches!(refused, Err(amem_core::Error::ReadOnly { .. })), "{refused:?}");
+    }
+    assert!(matches!(block_on(ledger.wipe()), Err(Error::ReadOnly { .. })));
+    block_on(ledger.add(&ours(), &[], now)).expect("adding nothing changes nothing");
+    block_on(ledger.link(&ours(), &[])).expect("nor does linking nothing");
+    remember(&writer, "milk");
+    assert_eq!(texts(&ledger), ["tea", "milk"], "it sees what others write");
+    assert_eq!(block_on(ledger.verify()).unwrap().records, 2);
+    block_on(ledger.backup(dir.path().join("backup"))).expect("it can be backed up");
+}
