@@ -287,12 +287,12 @@ fn sample() -> &'static (Vec<u8>, Said) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Bits that flip anywhere in the file are an error, or change nothing of what it says.
     #[test]
     fn flipped_bits_never_change_what_a_ledger_says_in_silence(
-        flips in prop::collection::vec((any::<prop::sample::Index>(), 0..8_u8), 1..4)
+        flips in prop::collection::vec((any::<prop::sample::Index>(), 0..8_u8), 1..4), read_only in any::<bool>()
     ) {
         let (bytes, expected) = sample();
         let mut bytes = bytes.clone();
@@ -302,11 +302,10 @@ proptest! {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ledger.sqlite");
         fs::write(&path, bytes).unwrap();
-        for opened in [SqliteLedger::open_read_only(&path), SqliteLedger::open(&path)] {
-            if let Ok(found) = opened.map_err(Into::into).and_then(|ledger| said(&ledger)) {
-                // Not their whole text.
-                prop_assert!(found == *expected, "something else is said after a flip");
-            }
+        let opened = if read_only { SqliteLedger::open_read_only(&path) } else { SqliteLedger::open(&path) };
+        if let Ok(found) = opened.map_err(Into::into).and_then(|ledger| said(&ledger)) {
+            // Not their whole text.
+            prop_assert!(found == *expected, "something else is said after a flip");
         }
     }
 }

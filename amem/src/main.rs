@@ -1,6 +1,7 @@
 //! The `amem` command.
 
 mod ask;
+mod keep;
 mod open;
 
 use std::process::ExitCode;
@@ -19,6 +20,12 @@ struct Cli {
 enum Command {
     /// Remembers texts and answers a question from what is remembered.
     Ask(ask::Args),
+    /// Writes a backup of what is remembered to a new file, while the data directory may be in use.
+    Backup(keep::Backup),
+    /// Puts a backup into a data directory that has no ledger.
+    Restore(keep::Restore),
+    /// Checks everything that is remembered for damage.
+    Verify(keep::Verify),
     /// Prints the version.
     Version,
 }
@@ -26,6 +33,9 @@ enum Command {
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Ask(args) => futures_lite::future::block_on(ask::run(args)),
+        Command::Backup(args) => args.run(),
+        Command::Restore(args) => args.run(),
+        Command::Verify(args) => args.run(),
         Command::Version => {
             println!("amem {}", env!("CARGO_PKG_VERSION"));
             Ok(())

@@ -10,15 +10,25 @@ use amem_cpu::Cpu;
 use amem_store::{DataDir, ModelDir};
 use clap::Args;
 
+/// Where memory is kept.
+#[derive(Args)]
+pub(crate) struct Data {
+    /// Where memories and their KV are kept.
+    #[arg(long, env = "AMEM_DATA_DIR", default_value = "amem-data")]
+    pub(crate) data_dir: PathBuf,
+}
+
 /// Which model, and where its memory is kept.
 #[derive(Args)]
 pub(crate) struct Place {
     /// A Hugging Face model directory; the embedded demo model if left out.
     #[arg(long)]
     model: Option<PathBuf>,
-    /// Where memories and their KV are kept.
-    #[arg(long, env = "AMEM_DATA_DIR", default_value = "amem-data")]
-    data_dir: PathBuf,
+    #[command(flatten)]
+    data: Data,
+    /// Changes nothing in the data directory, which may be one that cannot be written.
+    #[arg(long)]
+    read_only: bool,
     /// MiB of RAM for KV that is close at hand.
     #[arg(long, default_value_t = 1024)]
     ram_mib: u64,
@@ -36,7 +46,8 @@ pub(crate) async fn memory(place: &Place) -> Result<Memory, Box<dyn Error>> {
         None => load(&amem_demo::files(), "demo")?,
         Some(dir) => load(&ModelDir::open(dir)?, &name(dir))?,
     };
-    let DataDir { kv, ledger } = amem_store::open(&place.data_dir)?;
+    let open = if place.read_only { amem_store::open_read_only } else { amem_store::open };
+    let DataDir { kv, ledger } = open(&place.data.data_dir)?;
     let ram = Tier::new(Arc::new(RamStore::default()), place.ram_mib << 20);
     let disk = Tier::new(Arc::new(kv), place.disk_mib << 20);
     let tiers = Tiered::open(vec![ram, disk]).await?;

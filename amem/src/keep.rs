@@ -1,0 +1,64 @@
+//! `amem backup`, `amem restore` and `amem verify`: keeping what is remembered.
+
+use std::error::Error;
+use std::path::PathBuf;
+
+use crate::open::Data;
+
+#[derive(clap::Args)]
+pub(crate) struct Backup {
+    /// The backup's file, which must not exist.
+    file: PathBuf,
+    #[command(flatten)]
+    data: Data,
+}
+
+impl Backup {
+    pub(crate) fn run(self) -> Result<(), Box<dyn Error>> {
+        amem_store::backup(&self.data.data_dir, &self.file)?;
+        println!("{} is a backup of {}", self.file.display(), self.data.data_dir.display());
+        Ok(())
+    }
+}
+
+#[derive(clap::Args)]
+pub(crate) struct Restore {
+    /// The backup's file.
+    file: PathBuf,
+    #[command(flatten)]
+    data: Data,
+}
+
+impl Restore {
+    pub(crate) fn run(self) -> Result<(), Box<dyn Error>> {
+        amem_store::restore(&self.file, &self.data.data_dir)?;
+        println!("{} is restored to {}", self.file.display(), self.data.data_dir.display());
+        Ok(())
+    }
+}
+
+#[derive(clap::Args)]
+pub(crate) struct Verify {
+    #[command(flatten)]
+    data: Data,
+}
+
+impl Verify {
+    /// Reports on standard output; an error if there is damage.
+    pub(crate) fn run(self) -> Result<(), Box<dyn Error>> {
+        let found = amem_store::verify(&self.data.data_dir)?;
+        println!("{} records, {} texts, {} links to KV", found.records, found.texts, found.links);
+        found.problems.iter().for_each(|problem| println!("{problem}"));
+        match found.problems.len() {
+            0 => {
+                println!("no damage");
+                Ok(())
+            }
+            count => {
+                let dir = self.data.data_dir.display();
+                Err(format!("{dir}: {count} problems. Move ledger.sqlite away, then restore a backup (amem restore)")
+                    .into())
+            }
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! The commands that keep what is remembered, and what memories do on a ledger that is held or only read.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+mod common;
+
+use std::path::Path;
+use std::process::{Command, Output};
+use std::sync::Arc;
+
+use amem_core::{ChunkId, Error, KvStore, RamStore};
+use amem_store::SqliteLedger;
+use common::{block_on, builder};
+
+/// Runs the command on a data directory.
+fn amem(dir: &Path, args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_amem"));
+    command.args(args).arg("--data-dir").arg(dir).output().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[test]
+fn a_backup_from_a_shell_is_restored_and_verified() {
+    let dir = tempfile::tempdir().unwrap();
+    let (ours, restored, file) = (dir.path().join("ours"), dir.path().join("restored"), dir.path().join("backup"));
+    let ledger = amem_store::open(&ours).unwrap().ledger;
+    let memory = builder().ledger(Arc::new(ledger)).build().unwrap();
+    block_on(memory.remember_all("me", ["Alice lives in Denver.", "Maria lives in Paris."])).unwrap();
+    // The memory is in use all the time.
+    assert!(amem(&ours, &["backup", path(&file)]).status.success());
+    let again = amem(&ours, &["backup", path(&file)]);
+    assert!(!again.status.success() && String::from_utf8(again.stderr).unwrap().contains("exists"));
+    assert!(!amem(&ours, &["restore", path(&file)]).status.success(), "a ledger is not overwritten");
+    assert!(amem(&restored, &["restore", path(&file)]).status.success());
+    let verified = amem(&restored, &["verify"]);
+    assert!(verified.status.success());
+    assert_eq!(stdout(&verified), "2 records, 2 texts, 0 links to KV\nno damage\n");
+    let ledger = rusqlite::Connection::open(restored.join("ledger.sqlite")).unwrap();
+    ledger.execute_batch("UPDATE version SET text = 'Alice lives in Dublin.' WHERE seq = 1").unwrap();
+    drop(ledger);
+    let damaged = amem(&restored, &["verify"]);
+    assert!(!damaged.status.success());
+    let id = block_on(memory.list("me", amem_core::Query::All)).unwrap()[0].id;
+    assert!(stdout(&damaged).contains(&format!("record {id}")), "{}", stdout(&damaged));
+}
+
+#[test]
+fn a_ledger_that_is_only_read_answers_questions() {
+    let dir = tempfile::tempdir().unwrap();
+    let memory = |ledger| builder().ledger(Arc::new(ledger)).build().unwrap();
+    block_on(async {
+        let writer = memory(amem_store::open(dir.path()).unwrap().ledger);
+        writer.remember("me", "Alice lives in Denver.").await.unwrap();
+        let reader = memory(amem_store::open_read_only(dir.path()).unwrap().ledger);
+        let refused = reader.remember("me", "Maria lives in Paris.").await;
+        assert!(matches!(refused, Err(Error::ReadOnly { .. })), "{refused:?}");
+        let found = reader.ask("me", "Where does Alice live?").await.expect("its KV is computed, and not kept");
+        assert_eq!(found.text, writer.ask("me", "Where does Alice live?").await.unwrap().text);
+        assert!(found.usage.missed > 0);
+    });
+    let asked = amem(dir.path(), &["ask", "--user", "me", "--read-only", "Where does Alice live?"]);
+    assert!(asked.status.success(), "{}", String::from_utf8(asked.stderr).unwrap());
+    assert_eq!(stdout(&asked), "Alice lives in Denver.\n");
+}
+
+#[test]
+fn forgetting_deletes_kv_while_somebody_reads_the_ledger() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ledger.sqlite");
+    block_on(async {
+        let kv = Arc::new(RamStore::default());
+        let ledger = SqliteLedger::open(&path).unwrap();
+        let memory = builder().kv(kv.clone()).ledger(Arc::new(ledger.clone())).build().unwrap();
+        let id = memory.remember("me", "Alice lives in Denver.").await.unwrap().record.id;
+        memory.prefill("me", |_, _| {}).await.unwrap();
+        let chunks = async || kv.list().await.unwrap().into_iter().map(|held| held.id).collect::<Vec<ChunkId>>();
+        let before = chunks().await;
+        let reader = rusqlite::Connection::open(&path).unwrap();
+        reader.execute_batch("BEGIN; SELECT count(*) FROM record").unwrap();
+        memory.forget("me", id).await.expect("forgetting waits for no reader");
+        assert!(!ledger.wipe().await.unwrap(), "the reader still reads");
+        // The system line's KV stays.
+        assert_eq!(chunks().await.len(), before.len() - 1);
+        drop(reader);
+        assert!(ledger.wipe().await.unwrap());
+    });
+}
