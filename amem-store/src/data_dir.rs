@@ -103,8 +103,11 @@ fn ledger_of(dir: &Path) -> PathBuf {
 }
 
 fn make(dir: &Path) -> Result<()> {
+    let is_new = !dir.exists();
     let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
-    made.map_err(Error::io("make the data directory", dir))
+    made.map_err(Error::io("make the data directory", dir))?;
+    // A power cut must not take the directory with all that is in it.
+    if is_new { ledger::sync_parent(dir) } else { Ok(()) }
 }
 
 /// Whether there is KV. A writer leaves its lock.

@@ -138,6 +138,9 @@ fn a_ledger_of_version_2_is_read() {
         says(&amem_store::open(dir.path().join("restored")).unwrap().ledger).await;
         let ledger = SqliteLedger::open(&path).unwrap();
         says(&ledger).await;
+        // What version 2 does first in each of its changes: it must not write rows without checksums.
+        let old = rusqlite::Connection::open(&path).unwrap();
+        assert!(old.execute("UPDATE ledger SET revision = revision + 1", []).is_err());
         let lima = ledger.list(&ours, Query::All).await.unwrap()[4].id;
         ledger.update(&ours, lima, "Oslo", at(50)).await.unwrap();
         ledger.forget(&ours, lima, at(60)).await.unwrap();
