@@ -159,6 +159,7 @@ impl Error {
                 FromSqlConversionFailure(..) | IntegralValueOutOfRange(..) | InvalidColumnType(..) | Utf8Error(..)
             );
             match source.sqlite_error_code() {
+                Some(ErrorCode::ReadOnly) => Self::ReadOnly { path: path.to_owned(), reason: source.to_string() },
                 Some(ErrorCode::NotADatabase) => Self::NotALedger { path: path.to_owned() },
                 Some(ErrorCode::DatabaseCorrupt) => Self::Damaged { path: path.to_owned(), reason: source.to_string() },
                 _ if damage => Self::Damaged { path: path.to_owned(), reason: source.to_string() },
@@ -175,9 +176,6 @@ impl From<Error> for amem_core::Error {
             Error::ReadOnly { path, reason } => Self::ReadOnly { what: path.display().to_string(), reason },
             Error::Sqlite { source, .. } if source.sqlite_error_code() == Some(ErrorCode::DiskFull) => {
                 Self::Full { what: "the ledger's disk".into(), reason: source.to_string() }
-            }
-            Error::Sqlite { source, .. } if source.sqlite_error_code() == Some(ErrorCode::ReadOnly) => {
-                Self::ReadOnly { what: "the ledger".into(), reason: source.to_string() }
             }
             Error::Sqlite { .. }
             | Error::Damaged { .. }

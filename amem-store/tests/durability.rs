@@ -310,6 +310,23 @@ proptest! {
     }
 }
 
+/// A record is in the table and in several indexes, by each of which it is looked up.
+#[test]
+fn a_name_that_is_damaged_anywhere_in_the_file_is_an_error() {
+    let (bytes, _) = sample();
+    let places: Vec<usize> = (0..bytes.len()).filter(|at| bytes[*at..].starts_with(b"theirs")).collect();
+    assert!(places.len() >= 4, "the name, the text and two indexes: {places:?}");
+    for at in places {
+        let mut bytes = bytes.clone();
+        bytes[at] ^= 1;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ledger.sqlite");
+        fs::write(&path, bytes).unwrap();
+        let refused = SqliteLedger::open(&path);
+        assert!(matches!(refused, Err(Error::Damaged { .. })), "byte {at}: {refused:?}");
+    }
+}
+
 // ---- Wipes
 
 #[test]
