@@ -1,10 +1,10 @@
 //! A data directory: everything that amem keeps, in one place.
 
-use std::fs::{self, DirBuilder};
+use std::fs;
 use std::io::ErrorKind;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use crate::disk::{SystemDisk, make_dirs};
 use crate::{Error, Result, SegmentOptions, SegmentStore, SqliteLedger, Verification, ledger};
 
 /// Both parts of a data directory.
@@ -103,11 +103,7 @@ fn ledger_of(dir: &Path) -> PathBuf {
 }
 
 fn make(dir: &Path) -> Result<()> {
-    let is_new = !dir.exists();
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
-    made.map_err(Error::io("make the data directory", dir))?;
-    // A power cut must not take the directory with all that is in it.
-    if is_new { ledger::sync_parent(dir) } else { Ok(()) }
+    make_dirs(&SystemDisk, dir).map_err(Error::io("make the data directory", dir))
 }
 
 /// Whether there is KV. A writer leaves its lock.

@@ -206,11 +206,6 @@ pub(crate) fn exists(path: &Path) -> Result<bool> {
     schema::exists(path)
 }
 
-/// Makes it durable that a file or folder was made.
-pub(crate) fn sync_parent(path: &Path) -> Result<()> {
-    publish::sync(publish::parent(path))
-}
-
 impl fmt::Debug for SqliteLedger {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "SqliteLedger({})", self.0.path.display())
