@@ -3,7 +3,10 @@
 
 mod common;
 
-use amem_core::{Ask, Error, Generation, Memory, Message, Query, Repair, Role, SessionOptions, Timestamp, Usage};
+use amem_core::{
+    Ask, Error, Filter, Generation, Memory, Message, Metadata, NewRecord, Query, Recall, Repair, Role, SessionOptions,
+    Timestamp, Usage,
+};
 use common::{block_on, in_ram, world};
 
 fn standing_alone() -> SessionOptions {
@@ -186,6 +189,8 @@ fn a_refused_question_leaves_the_working_set_in_place() {
             let refused = session.ask(Ask::new("Where does Alice live?").repair(repair.clone())).await;
             assert_eq!(refused.is_err(), repair != Repair::FirstRows(1));
         }
+        let nothing = Generation::default().n(0);
+        assert!(session.ask(Ask::new("Where does Alice live?").generation(nothing)).await.is_err());
         assert_eq!(session.ask("Where does Alice live?").await.unwrap().text, "Alice lives in Denver.");
         assert_eq!(session.epochs(), 1);
     });
@@ -373,6 +378,31 @@ fn an_answer_can_come_from_what_was_said_before() {
         assert!(stateless.text.contains("4817"), "{}", stateless.text);
         let nobody = memory.ask("me", question).await.unwrap();
         assert!(!nobody.text.contains("4817"), "{}", nobody.text);
+    });
+}
+
+#[test]
+fn a_filter_holds_for_all_that_stands_in_a_session() {
+    block_on(async {
+        let memory = in_ram();
+        let note = |text: &str, open: bool| NewRecord::new(text).metadata(Metadata::from_iter([("open", open)]));
+        memory.remember("me", note("Bob's locker code is 4817.", false)).await.unwrap();
+        memory.remember("me", note("Alice lives in Denver.", true)).await.unwrap();
+        let options = SessionOptions::default().filter(Filter::eq("open", true));
+        let mut session = memory.session("me", options).unwrap();
+        assert_eq!(session.ask("Where does Alice live?").await.unwrap().text, "Alice lives in Denver.");
+        let answer = session.ask("What is Bob's locker code?").await.unwrap();
+        assert!(!answer.text.contains("4817"), "{}", answer.text);
+        assert_eq!(
+            session.resident().iter().map(|record| record.text.as_str()).collect::<Vec<_>>(),
+            ["Alice lives in Denver."]
+        );
+        let filtered = Recall::new("Alice").filter(Filter::eq("open", true));
+        let refused = session.ask(Ask::new("Where does Alice live?").recall(filtered)).await;
+        assert!(
+            matches!(refused, Err(Error::BadValue { what: "the filter", .. })),
+            "what stands would not be filtered"
+        );
     });
 }
 

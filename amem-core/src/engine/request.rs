@@ -200,11 +200,20 @@ impl Job {
 }
 
 impl Answering {
+    /// Gives the context of a request that did not begin back, without the room that was reserved for it.
+    fn give_back(&mut self, error: &Error) {
+        if let Some(finally) = self.request.finally.take() {
+            let context = self.request.context.take().map(|mut context| {
+                context.release();
+                context
+            });
+            finally(context, Err(error));
+        }
+    }
+
     /// Ends a request before it began.
     pub(super) fn refuse(mut self, error: Error) {
-        if let Some(finally) = self.request.finally.take() {
-            finally(self.request.context.take(), Err(&error));
-        }
+        self.give_back(&error);
         // Nobody listens any more if this fails, so there is nobody to tell.
         let _ = self.events.unbounded_send(Err(error));
     }
@@ -212,9 +221,7 @@ impl Answering {
 
 impl Drop for Answering {
     fn drop(&mut self) {
-        if let Some(finally) = self.request.finally.take() {
-            finally(self.request.context.take(), Err(&Error::Cancelled));
-        }
+        self.give_back(&Error::Cancelled);
     }
 }
 

@@ -103,7 +103,7 @@ impl Scheduler<'_> {
     fn admit(&mut self) {
         loop {
             let idle = self.running.is_empty() && self.prefills.is_empty();
-            let branches: usize = self.running.iter().map(|running| running.branches.len()).sum();
+            let branches: usize = self.running.iter().map(Running::answers).sum();
             if branches + self.prefills.len() >= self.options.max_running || (self.stalled && !idle) {
                 return;
             }
@@ -120,7 +120,11 @@ impl Scheduler<'_> {
         if job.events.is_closed() {
             return job.refuse(Error::Cancelled);
         }
-        match guarded(|| self.open(&mut job)) {
+        let opened = guarded(|| self.open(&mut job));
+        if let (Err(_), Some(context)) = (&opened, &mut job.request.context) {
+            context.release();
+        }
+        match opened {
             Ok(running) => self.running.push(running),
             // Those who run will give room back.
             Err(Error::Full { .. }) if !self.running.is_empty() => {
@@ -305,6 +309,11 @@ impl Branch {
 }
 
 impl Running {
+    /// Answers that are being computed, or will be once the prompt is.
+    fn answers(&self) -> usize {
+        self.branches.len().max(if self.answers { self.generation.n } else { 1 })
+    }
+
     /// Goes on after a branch's rows were computed.
     fn after(&mut self, model: &dyn Model, at: usize, progress: Progress) -> Result<()> {
         let Progress::Done(usage) = progress else { return Ok(()) };
@@ -326,12 +335,11 @@ impl Running {
     /// One context for each answer.
     fn fork(&mut self, model: &dyn Model) -> Result<()> {
         let Some(first) = self.branches.first_mut() else { return Ok(()) };
-        let (prompt, most) = (first.prompt, self.limit.min(first.prompt.saturating_add(self.generation.max_tokens)));
+        let prompt = first.prompt;
         let sampling = self.generation.sampling.clone().unwrap_or_else(|| model.sampling());
         let mut others = Vec::new();
         for choice in 1..self.generation.n {
-            let mut context = first.context.fork()?;
-            context.reserve(most)?;
+            let context = first.context.fork()?;
             let mut sampling = sampling.clone();
             // Equal seeds would draw equal answers.
             sampling.seed = sampling.seed.wrapping_add(choice as u64);

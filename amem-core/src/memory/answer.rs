@@ -116,7 +116,7 @@ impl Ask {
 
     /// A whole conversation, with 8 memories recalled at most, by the words of its last question.
     pub fn messages(messages: Vec<Message>) -> Self {
-        let question = messages.iter().rfind(|message| message.role == Role::User);
+        let question = messages.iter().rfind(|message| message.role == Role::User && !message.text.trim().is_empty());
         let recall = Recall::new(question.map_or("", |message| &*message.text));
         Self { recall, ..Self::of(Prompt::Messages(messages)) }
     }

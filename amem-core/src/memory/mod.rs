@@ -123,6 +123,7 @@ impl Memory {
     ) -> Result<AnswerStream> {
         let started = Instant::now();
         let (namespace, ask) = (namespace.try_into()?, question.into());
+        ask.generation.check()?;
         let asked = self.pieces(self.conversation(&ask)?);
         let tokens = asked.iter().map(|piece| piece.tokens().len()).sum();
         let (_records, mut found) = self.find(&namespace, &ask.recall).await?;

@@ -4,7 +4,7 @@
 //! It is a cache with a bound. Whole namespaces leave it, those that were asked about longest ago first, and come back
 //! from the ledger when they are asked about again.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -62,8 +62,39 @@ pub(crate) struct Records {
     /// How far the ledger was read. Locked while the records are brought up to date, or leave, so that changes are
     /// applied in order, to the index too.
     read: async_lock::Mutex<Revision>,
-    entries: Mutex<BTreeMap<RecordId, Arc<Entry>>>,
+    entries: Mutex<Entries>,
     used: AtomicU64,
+}
+
+#[derive(Default)]
+struct Entries {
+    by_id: BTreeMap<RecordId, Arc<Entry>>,
+    /// Those that will expire, the next one first, so that a question need not look at all.
+    expiring: BTreeSet<(Timestamp, RecordId)>,
+}
+
+impl Entries {
+    fn len(&self) -> usize {
+        self.by_id.len()
+    }
+
+    fn insert(&mut self, record: Record) {
+        self.remove(record.id);
+        self.expiring.extend(record.expires_at.map(|at| (at, record.id)));
+        self.by_id.insert(record.id, Arc::new(Entry::new(record)));
+    }
+
+    fn remove(&mut self, id: RecordId) {
+        let removed = self.by_id.remove(&id);
+        if let Some(at) = removed.and_then(|entry| entry.record.expires_at) {
+            self.expiring.remove(&(at, id));
+        }
+    }
+
+    /// Those whose time is over.
+    fn expired(&self, now: Timestamp) -> impl Iterator<Item = RecordId> {
+        self.expiring.iter().take_while(move |(at, _)| *at <= now).map(|(_, id)| *id)
+    }
 }
 
 impl RecordCache {
@@ -109,7 +140,7 @@ impl RecordCache {
         let mut namespaces = self.namespaces();
         let is_theirs = namespaces.get(namespace).is_some_and(|held| Arc::ptr_eq(held, records));
         // One is in the map, one is the caller's.
-        if is_theirs && Arc::strong_count(records) == 2 && records.entries().is_empty() {
+        if is_theirs && Arc::strong_count(records) == 2 && records.entries().len() == 0 {
             namespaces.remove(namespace);
         }
     }
@@ -135,13 +166,13 @@ impl RecordCache {
             if Arc::strong_count(&records) > 2 {
                 continue;
             }
-            if let Err(error) = recaller.clear(&name).await {
-                log::warn!("the index of namespace {name} could not be cleared: {error}");
-                continue;
-            }
+            // Before the index is cleared: should that fail or be given up half-way, all of it is indexed anew.
             let gone = std::mem::take(&mut *records.entries()).len();
             self.held.fetch_sub(gone, Relaxed);
             *read = Revision(0);
+            if let Err(error) = recaller.clear(&name).await {
+                log::warn!("the index of namespace {name} could not be cleared: {error}");
+            }
             drop(read);
             self.remove_empty(&name, &records);
         }
@@ -162,11 +193,11 @@ impl Records {
         let is_forgotten = |record: &&Record| matches!(record.state, State::Forgotten { .. });
         let mut forgotten: Vec<RecordId> = gone.iter().filter(is_forgotten).map(|record| record.id).collect();
         let mut gone: Vec<RecordId> = gone.iter().map(|record| record.id).collect();
-        gone.extend(self.entries().values().filter(|entry| !entry.counts(now)).map(|entry| entry.record.id));
+        gone.extend(self.entries().expired(now));
         // The index first: should it fail, the same changes are read again.
         if deleted {
             recaller.clear(namespace).await?;
-            let known: Vec<RecordId> = self.entries().keys().copied().collect();
+            let known: Vec<RecordId> = self.entries().by_id.keys().copied().collect();
             forgotten.extend(&known);
             gone.extend(known);
         } else if !gone.is_empty() {
@@ -176,25 +207,25 @@ impl Records {
             recaller.index(&active).await?;
         }
         let mut entries = self.entries();
-        let forgotten = forgotten.iter().filter_map(|id| entries.get(id).cloned()).collect();
-        gone.iter().for_each(|id| drop(entries.remove(id)));
-        entries.extend(active.into_iter().map(|record| (record.id, Arc::new(Entry::new(record)))));
+        let forgotten = forgotten.iter().filter_map(|id| entries.by_id.get(id).cloned()).collect();
+        gone.into_iter().for_each(|id| entries.remove(id));
+        active.into_iter().for_each(|record| entries.insert(record));
         *read = revision;
         Ok(forgotten)
     }
 
-    fn entries(&self) -> MutexGuard<'_, BTreeMap<RecordId, Arc<Entry>>> {
+    fn entries(&self) -> MutexGuard<'_, Entries> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A record, if it counts at this moment.
     pub(crate) fn get(&self, id: RecordId, now: Timestamp) -> Option<Arc<Entry>> {
-        self.entries().get(&id).filter(|entry| entry.counts(now)).cloned()
+        self.entries().by_id.get(&id).filter(|entry| entry.counts(now)).cloned()
     }
 
     /// All records that count at this moment, oldest first.
     pub(crate) fn active(&self, now: Timestamp) -> Vec<Arc<Entry>> {
-        self.entries().values().filter(|entry| entry.counts(now)).cloned().collect()
+        self.entries().by_id.values().filter(|entry| entry.counts(now)).cloned().collect()
     }
 }
 
@@ -297,6 +328,40 @@ mod tests {
         assert_eq!((records.active(Timestamp::now()).len(), found.len()), (5, 5));
     }
 
+    /// An index that fails to clear half-way.
+    struct Stuck(Lexical);
+
+    #[async_trait::async_trait]
+    impl Recaller for Stuck {
+        async fn index(&self, records: &[Record]) -> Result<()> {
+            self.0.index(records).await
+        }
+
+        async fn remove(&self, namespace: &Namespace, ids: &[RecordId]) -> Result<()> {
+            self.0.remove(namespace, ids).await
+        }
+
+        async fn clear(&self, namespace: &Namespace) -> Result<()> {
+            self.0.clear(namespace).await?;
+            Err(crate::Error::Recall("the other half is down".into()))
+        }
+
+        async fn recall(&self, namespace: &Namespace, query: &RecallQuery<'_>) -> Result<Vec<crate::Recalled>> {
+            self.0.recall(namespace, query).await
+        }
+    }
+
+    #[test]
+    fn a_namespace_whose_index_was_cleared_in_part_is_indexed_again() {
+        let (ledger, recaller, cache) = (RamLedger::new(), Stuck(Lexical::default()), RecordCache::new(6));
+        for owner in ["a", "b", "a"] {
+            remember(&ledger, owner, 5);
+            block_on(cache.refresh(&ledger, &recaller, &name(owner))).unwrap();
+        }
+        let found = block_on(recaller.recall(&name("a"), &RecallQuery::new("note", 9))).unwrap();
+        assert_eq!(found.len(), 5);
+    }
+
     #[test]
     fn what_is_in_use_stays() {
         let (ledger, recaller, cache) = (RamLedger::new(), Lexical::default(), RecordCache::new(1));
@@ -318,6 +383,25 @@ mod tests {
         let (_, forgotten) = block_on(cache.refresh(&ledger, &recaller, &name("a"))).unwrap();
         assert_eq!((forgotten.len(), held.active(Timestamp::now()).len()), (3, 1));
         assert_eq!(block_on(recaller.recall(&name("a"), &RecallQuery::new("note", 9))).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_record_leaves_when_its_time_is_over_and_not_before() {
+        let (ledger, recaller, cache) = (RamLedger::new(), Lexical::default(), RecordCache::new(10));
+        let soon = Timestamp::now().after(std::time::Duration::from_millis(40));
+        let notes = [NewRecord::new("a note").expires_at(soon), NewRecord::new("a lasting note")];
+        block_on(ledger.add(&name("a"), &notes, Timestamp::now())).unwrap();
+        let found = || {
+            let (records, _) = block_on(cache.refresh(&ledger, &recaller, &name("a"))).unwrap();
+            let found = block_on(recaller.recall(&name("a"), &RecallQuery::new("note", 9))).unwrap().len();
+            let entries = records.entries();
+            (entries.len(), entries.expiring.len(), found)
+        };
+        assert_eq!(found(), (2, 1, 2));
+        while Timestamp::now() < soon {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        assert_eq!(found(), (1, 0, 1));
     }
 
     #[test]

@@ -1,11 +1,11 @@
 //! What was deleted while something else was under way.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::ChunkId;
 
-/// Recent deletions, kept for as long as anybody watches.
+/// Recent deletions, kept for as long as somebody watches who has not seen them.
 #[derive(Default)]
 pub(super) struct Deletions(Mutex<State>);
 
@@ -14,7 +14,8 @@ struct State {
     count: u64,
     /// The number of each chunk's last deletion.
     recent: HashMap<ChunkId, u64>,
-    watches: usize,
+    /// How many watches there are since each count.
+    watches: BTreeMap<u64, usize>,
 }
 
 /// Tells which chunks were deleted after it was made. Clones tell the same.
@@ -33,14 +34,15 @@ impl Deletions {
 
     pub(super) fn watch(this: &Arc<Self>) -> Watch {
         let mut state = this.state();
-        state.watches += 1;
-        Watch(Arc::new(Watching { deletions: Arc::clone(this), since: state.count }))
+        let since = state.count;
+        *state.watches.entry(since).or_default() += 1;
+        Watch(Arc::new(Watching { deletions: Arc::clone(this), since }))
     }
 
     pub(super) fn note(&self, ids: &[ChunkId]) {
         let mut state = self.state();
         state.count += 1;
-        if state.watches > 0 {
+        if !state.watches.is_empty() {
             let count = state.count;
             state.recent.extend(ids.iter().map(|id| (*id, count)));
         }
@@ -57,9 +59,19 @@ impl Watch {
 impl Drop for Watching {
     fn drop(&mut self) {
         let mut state = self.deletions.state();
-        state.watches -= 1;
-        if state.watches == 0 {
-            state.recent.clear();
+        let State { recent, watches, .. } = &mut *state;
+        if let Some(count) = watches.get_mut(&self.since) {
+            *count -= 1;
+            if *count > 0 {
+                return;
+            }
+        }
+        watches.remove(&self.since);
+        // Deletions that the oldest watch has seen are of no interest to anybody.
+        match watches.keys().next() {
+            Some(&oldest) if oldest > self.since => recent.retain(|_, at| *at > oldest),
+            Some(_) => {}
+            None => recent.clear(),
         }
     }
 }

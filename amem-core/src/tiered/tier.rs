@@ -262,7 +262,10 @@ impl Level {
         }
         if !too_large.is_empty() {
             // An earlier version of it may be there, from when the budget was larger.
-            self.store.evict(&too_large).await?;
+            if let Err(error) = self.store.evict(&too_large).await {
+                new.iter().for_each(|id| _ = self.entries().remove(id));
+                return Err(error);
+            }
         }
         if let Err(error) = self.make_room(time).await {
             // Without its victims' room none of the new ones can stay.

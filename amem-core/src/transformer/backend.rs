@@ -125,7 +125,8 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// Copies a block over another, in all layers.
     fn copy_block(&self, cache: &mut Self::Cache, from: u32, to: u32) -> Result<()>;
 
-    /// Prepares a pass: rows sorted by context, and the blocks of each context.
+    /// Prepares a pass: its rows, and the blocks of each context. A context's rows may come in several runs with others'
+    /// rows between them.
     fn plan(&self, rope: &Rope, rows: &[Row], tables: &[BlockTable<'_>]) -> Result<Self::Plan>;
 
     /// Numbers of the host, in rows of `columns`.

@@ -1,4 +1,4 @@
-//! The engine: model directories, one forward pass, and blend. [`Transformer`] is the [`Model`] that they make.
+//! Transformer models: model directories, one forward pass, and blend. [`Transformer`] is the [`Model`] that they make.
 
 mod advance;
 mod backend;

@@ -24,8 +24,8 @@ use super::Found;
 use super::answer::Cost;
 use super::records::{Entry, Records};
 use crate::{
-    Answer, AnswerStream, Ask, Budget, Completion, Context, Conversation, Error, Exchange, KvChunk, Memory, Namespace,
-    Piece, Prompt, Record, RecordId, Repair, Request, Result, Timestamp, Token, Usage,
+    Answer, AnswerStream, Ask, Budget, Completion, Context, Conversation, Error, Exchange, Filter, KvChunk, Memory,
+    Namespace, Piece, Prompt, Record, RecordId, Repair, Request, Result, Timestamp, Token, Usage,
 };
 
 /// How a session goes about its work.
@@ -36,6 +36,8 @@ pub struct SessionOptions {
     pub budget_tokens: Option<usize>,
     /// The share of them that memories may take when an epoch begins, 0 to 1. The rest is for the conversation.
     pub memory_share: f32,
+    /// Only memories that pass it stand in the session's context.
+    pub filter: Option<Filter>,
     /// Whether questions and answers stay in the context, so that the next question may refer to them. Otherwise each
     /// question stands alone on the working set.
     pub conversation: bool,
@@ -50,6 +52,7 @@ impl Default for SessionOptions {
         Self {
             budget_tokens: None,
             memory_share: 0.75,
+            filter: None,
             conversation: true,
             opening_repair: Repair::Weighted { budget: Budget::Ratio(0.1), layers: 0..0 },
             turn_repair: Repair::Weighted { budget: Budget::Rows(8), layers: 1..2 },
@@ -68,6 +71,12 @@ impl SessionOptions {
     #[must_use]
     pub fn memory_share(self, share: f32) -> Self {
         Self { memory_share: share, ..self }
+    }
+
+    /// With memories that pass this filter only.
+    #[must_use]
+    pub fn filter(self, filter: Filter) -> Self {
+        Self { filter: Some(filter), ..self }
     }
 
     /// With or without what was said before in the context of a question.
@@ -117,6 +126,8 @@ struct TurnEnd {
 struct Next {
     /// The turns before it that do not stand in the context.
     before: Vec<Arc<Turn>>,
+    /// The last of them have to be said: so many.
+    needed: usize,
     /// Where no turn stands yet, those before may fill one part in this many of the room that is left.
     room_divisor: usize,
     is_question: bool,
@@ -164,12 +175,19 @@ impl Session {
     /// As [`ask`](Self::ask), with the text as it is generated. Dropping the stream ends the turn where it is.
     ///
     /// # Errors
-    /// As [`Memory::ask`]; [`Error::BadValue`] for a recall as of another moment: what stands in a session is what counts
-    /// now.
+    /// As [`Memory::ask`]; [`Error::BadValue`] for a recall as of another moment, for what stands in a session is what
+    /// counts now, and for a filter of its own, for what stands would not be filtered ([`SessionOptions::filter`] is for
+    /// that).
     pub async fn ask_stream(&mut self, question: impl Into<Ask>) -> Result<AnswerStream> {
         let started = Instant::now();
-        let ask = question.into();
+        let mut ask = question.into();
         self.finish_turn().await;
+        if ask.recall.filter.is_some() {
+            let (value, expected) =
+                ("given for one question".to_owned(), "given to the session, for all that stands in it");
+            return Err(Error::BadValue { what: "the filter", value, expected });
+        }
+        ask.recall.filter.clone_from(&self.options.filter);
         if let Some(moment) = ask.recall.as_of {
             let expected = "absent in a session: ask the memory itself about the past";
             return Err(Error::BadValue { what: "as_of", value: moment.0.to_string(), expected });
@@ -178,9 +196,7 @@ impl Session {
         let Some(Exchange { is_question, prompt, .. }) = exchanges.pop() else {
             return Err(Error::Empty { what: "question" });
         };
-        if let Some(sampling) = &ask.generation.sampling {
-            sampling.check()?;
-        }
+        ask.generation.check()?;
         let reserve = self.reserve(&opening, &prompt, ask.generation.max_tokens)?;
         let (records, found) = self.memory.find(&self.namespace, &ask.recall).await?;
         for found in &found {
@@ -196,19 +212,32 @@ impl Session {
         let mut usage = Usage::default();
         let epochs = self.epochs;
         let mut passed = 0;
+        // Results of tools mean nothing without the question and the calls before them.
+        let told = conversation.iter().rev().position(|turn| turn.is_question).map_or(0, |index| index + 1);
+        let needed = if is_question { 0 } else { told };
+        let layout = self.memory.layout();
+        let needed_tokens: usize = conversation.iter().rev().take(needed).map(|turn| turn.len(layout)).sum();
+        let least = layout.prefix.len() + reserve + needed_tokens;
+        if needed > 0 && least > self.limit {
+            return Err(Error::TooLong { what: "conversation", tokens: least, limit: self.limit });
+        }
         if let Some(mut epoch) = self.epoch.take().filter(|epoch| epoch.is_current(&records)) {
             passed = epoch.keep(&opening, &conversation);
-            if self.has_room(&epoch, &found, &conversation[passed..], reserve)? {
+            let missing = if epoch.turns.is_empty() { needed_tokens } else { 0 };
+            let has_room = self.has_room(&epoch, &found, &conversation[passed..], reserve + missing, is_question);
+            if has_room.as_ref().map_or(true, |has_room| *has_room) {
                 self.epoch = Some(epoch);
             }
+            has_room?;
         }
         if self.epoch.is_none() {
-            let (mut epoch, cost) = self.open(&records, &found, reserve).await?;
+            let (mut epoch, cost) = self.open(&records, &found, reserve + needed_tokens).await?;
             usage += cost;
             passed = epoch.keep(&opening, &conversation);
             self.epoch = Some(epoch);
         }
-        let next = Next { before: conversation[passed..].to_vec(), room_divisor, is_question, prompt, reserve };
+        let before = conversation[passed..].to_vec();
+        let next = Next { before, needed, room_divisor, is_question, prompt, reserve };
         let cost = Cost { usage, opened: self.epochs > epochs };
         self.turn(next, ask, found, cost, started).await
     }
@@ -268,12 +297,21 @@ impl Session {
     }
 
     /// Whether an epoch can take another turn, with the turns before it that follow those that stand.
-    fn has_room(&self, epoch: &Epoch, found: &[Found], before: &[Arc<Turn>], reserve: usize) -> Result<bool> {
+    fn has_room(
+        &self,
+        epoch: &Epoch,
+        found: &[Found],
+        before: &[Arc<Turn>],
+        reserve: usize,
+        is_question: bool,
+    ) -> Result<bool> {
         let layout = self.memory.layout();
         // Turns before the first one that stands are said as far as there is room.
         let before = if epoch.turns.is_empty() { &[] } else { before };
         let said: usize = before.iter().map(|turn| turn.len(layout)).sum();
-        Ok(epoch.len() + said + self.new_tokens(epoch, found)? + reserve <= self.limit)
+        // No memories come with results of tools.
+        let new = if is_question || epoch.turns.is_empty() { self.new_tokens(epoch, found)? } else { 0 };
+        Ok(epoch.len() + said + new + reserve <= self.limit)
     }
 
     /// The tokens of the memories that do not stand in an epoch yet.
@@ -312,6 +350,7 @@ impl Session {
         let mut left = room.min((self.options.memory_share * self.limit as f32) as usize);
         let asked: HashMap<RecordId, usize> = (0..).zip(found).map(|(rank, f)| (f.entry.record.id, rank)).collect();
         let mut active = records.active(Timestamp::now());
+        active.retain(|entry| self.options.filter.as_ref().is_none_or(|filter| filter.matches(&entry.record)));
         active.sort_by_cached_key(|entry| {
             let record = &entry.record;
             let rank = asked.get(&record.id).copied().unwrap_or(usize::MAX);
@@ -347,11 +386,13 @@ impl Session {
     ) -> Result<AnswerStream> {
         let layout = self.memory.layout();
         let Some(epoch) = &self.epoch else { return Err(Error::Cancelled) };
-        let Next { before, room_divisor, is_question, prompt, reserve } = next;
+        let Next { before, needed, room_divisor, is_question, prompt, reserve } = next;
         let mut before = &before[..];
         if epoch.turns.is_empty() {
             let left = self.limit.saturating_sub(epoch.len() + self.new_tokens(epoch, &found)? + reserve);
-            before = last_that_fit(before, layout, left / room_divisor);
+            let needed = &before[before.len() - needed.min(before.len())..];
+            let fitting = last_that_fit(before, layout, left / room_divisor);
+            before = if fitting.len() < needed.len() { needed } else { fitting };
         }
         let said: usize = before.iter().map(|turn| turn.len(layout)).sum();
         let room = self.limit.saturating_sub(epoch.len() + said + reserve);
@@ -440,6 +481,8 @@ impl Session {
                     (turns_before, pending)
                 }
             };
+            // What was cut off stays reserved otherwise.
+            context.release();
             // A context that broke is of no use, and a session that is gone needs none.
             if context.is_usable() {
                 let epoch = Epoch { context, resident, opening, turns, pending };

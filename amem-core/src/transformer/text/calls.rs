@@ -112,7 +112,8 @@ fn read_calls(value: serde_json::Value, calls: &mut Vec<ToolCall>) -> Option<()>
         _ => return None,
     };
     let serde_json::Value::String(name) = call.remove("name")? else { return None };
-    calls.push(ToolCall::new(format!("call_{}", calls.len()), name, arguments));
+    // Nine letters and digits, which the strictest templates ask for.
+    calls.push(ToolCall::new(format!("call{:05}", calls.len()), name, arguments));
     Some(())
 }
 

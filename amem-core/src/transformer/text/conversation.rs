@@ -1,13 +1,13 @@
 //! Conversations that clients send: their own system messages, tools, calls and results, as the template writes them.
 //!
 //! What a client sends is text, in JSON too: none of it becomes a token that steers the model. While the template is
-//! rendered a mark stands in for each text, and for whatever in a tool's JSON reads as such a token.
+//! rendered a mark stands in for each text, and for each string in JSON that is more than plain words.
 
 use minijinja::{Value, context};
 
 use super::frame::END_OF_NOTES;
 use super::script::{Memories, Script};
-use super::template::{Part, Template, has_marks, mark, message, parts, split_at};
+use super::template::{Part, Template, mark, message, parts, split_at};
 use super::tokens::Tokens;
 use crate::model::{Group, bad_messages, grouped};
 use crate::{Conversation, Error, Exchange, Layout, Message, Reply, Result, Role, Token, Tool};
@@ -33,16 +33,11 @@ impl Texts<'_> {
         mark(self.texts.len() - 1)
     }
 
-    /// A text within JSON, with marks for what the tokenizer would read as an added token.
+    /// A text within JSON: as it is if it is plain, and a mark otherwise, so that nothing in it can become a token that
+    /// steers the model, whatever the template writes around it or the tokenizer makes of its characters.
     fn guard(&mut self, text: &str) -> String {
-        match self.tokens.added_in(text) {
-            Some(found) => {
-                let (before, after) = (&text[..found.start], &text[found.end..]);
-                let hidden = self.mark(&text[found]);
-                format!("{before}{hidden}{}", self.guard(after))
-            }
-            None => text.to_owned(),
-        }
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || " _-.,:;/()'!?%+*#@&=".contains(c);
+        if text.chars().all(is_plain) && !self.tokens.has_added(text) { text.to_owned() } else { self.mark(text) }
     }
 
     /// JSON, its keys and strings guarded.
@@ -60,9 +55,6 @@ impl Texts<'_> {
 
     /// A JSON object that a client sent, guarded.
     fn object(&mut self, json: &str, expected: &'static str) -> Result<Value> {
-        if has_marks(json) {
-            return Err(bad_messages("with a private-use character in JSON", "without U+E000 in the JSON of tools"));
-        }
         match serde_json::from_str(json) {
             Ok(value @ serde_json::Value::Object(_)) => Ok(Value::from_serialize(self.guard_json(value))),
             _ => Err(bad_messages(format!("with {:?}", json.chars().take(60).collect::<String>()), expected)),
@@ -202,7 +194,10 @@ impl Writer<'_> {
         for asked in &group.asked {
             let text = texts.mark(asked.text.trim());
             messages.push(match asked.role {
-                Role::Tool => context! { role => "tool", content => text, tool_call_id => asked.tool_call_id },
+                Role::Tool => {
+                    let tool_call_id = asked.tool_call_id.as_deref().map(|id| texts.guard(id));
+                    context! { role => "tool", content => text, tool_call_id }
+                }
                 Role::System => message("system", &text),
                 _ => message("user", &text),
             });
@@ -222,16 +217,18 @@ impl Writer<'_> {
     fn calls(&self, reply: &Message) -> Result<Vec<Token>> {
         let mut texts = self.texts();
         let content = if reply.text.trim().is_empty() { String::new() } else { texts.mark(&reply.text) };
-        let mut calls = Vec::new();
+        let (mut calls, mut ids) = (Vec::new(), Vec::new());
         for call in &reply.tool_calls {
             let arguments = texts.object(&call.arguments, "such that the arguments of calls are JSON objects")?;
             let function = context! { name => texts.guard(&call.name), arguments };
-            calls.push(context! { id => call.id, type => "function", function });
+            let id = texts.guard(&call.id);
+            ids.push(id.clone());
+            calls.push(context! { id, type => "function", function });
         }
         let result = texts.mark("");
         let results = || {
-            let results = reply.tool_calls.iter().zip(std::iter::once(&*result).chain(std::iter::repeat("")));
-            results.map(|(call, text)| context! { role => "tool", content => text, tool_call_id => call.id })
+            let results = ids.iter().zip(std::iter::once(&*result).chain(std::iter::repeat("")));
+            results.map(|(id, text)| context! { role => "tool", content => text, tool_call_id => id })
         };
         let asked = self.up_to_answer();
         let around = |answer: Value| {

@@ -53,11 +53,6 @@ pub(super) fn mark(index: usize) -> String {
     format!("{MARK}\"{index}{MARK}")
 }
 
-/// Whether a text could be taken for a mark.
-pub(super) fn has_marks(text: &str) -> bool {
-    text.contains(MARK)
-}
-
 /// A rendering before and after a mark.
 pub(super) fn split_at<'r>(rendered: &'r str, mark: &str) -> Option<(&'r str, &'r str)> {
     rendered.split_once(mark).or_else(|| rendered.split_once(&mark.replace('"', "\\\"")))

@@ -1,7 +1,6 @@
 //! A model's tokenizer: the text of users, which is only ever text, and that of templates, which steers the model.
 
 use std::collections::HashMap;
-use std::ops::Range;
 
 use tokenizers::Tokenizer;
 
@@ -146,10 +145,9 @@ impl Tokens {
         Some(self.spelling.bytes(&written))
     }
 
-    /// Where the first text of an added token, special or not, stands in a text.
-    pub(super) fn added_in(&self, text: &str) -> Option<Range<usize>> {
-        let places = self.added.iter().filter_map(|added| text.find(added.as_str()).map(|at| at..at + added.len()));
-        places.min_by_key(|place| (place.start, std::cmp::Reverse(place.end)))
+    /// Whether the text of an added token, special or not, stands in a text.
+    pub(super) fn has_added(&self, text: &str) -> bool {
+        self.added.iter().any(|added| text.contains(added.as_str()))
     }
 
     /// The text of tokens, special ones included.

@@ -23,7 +23,7 @@ const JSON: &str = "{% set ns = namespace(first=true) %}{% for m in messages %}\
     {% if m.role == 'assistant' and m.tool_calls %}\
     {% if m.tool_calls | length != 1 %}{{ raise_exception('one call at a time') }}{% endif %}\
     <h>assistant</h>{{ {'name': m.tool_calls[0].function.name, 'parameters': m.tool_calls[0].function.arguments} | tojson }}\
-    {% elif m.role == 'tool' %}<h>result</h>{{ m.content | tojson }}{% else %}<h>{{ m.role }}</h>\
+    {% elif m.role == 'tool' %}<h>result</h>{{ m.content | tojson }}{{ m.tool_call_id }}{% else %}<h>{{ m.role }}</h>\
     {% if m.role == 'user' and ns.first and tools %}{% set ns.first = false %}Call one of: {{ tools | tojson(indent=2) }}\n\
     {% endif %}{{ m.content | trim }}{% endif %}<eot>{% endfor %}\
     {% if add_generation_prompt %}<h>assistant</h>{% endif %}";
@@ -104,7 +104,7 @@ fn tools_before_the_first_question_and_results_in_json_are_followed() {
         format!(
             "<h>system</h>Be brief.\n\nNotes:\n- M1\n- M2\n\nYou are Bo.<eot><h>user</h>Call one of: {tools}\nQ1<eot>\
              <h>assistant</h>{{\"name\": \"weather\", \"parameters\": {{\"place\": \"Rome\"}}}}<eot>\
-             <h>result</h>\"a \\\"fine\\\" day\"<eot><h>assistant</h>A1<eot><h>user</h>Q2<eot><h>assistant</h>"
+             <h>result</h>\"a \\\"fine\\\" day\"abc<eot><h>assistant</h>A1<eot><h>user</h>Q2<eot><h>assistant</h>"
         )
     );
     let two = said(Role::Assistant, "").tool_calls(vec![call("Rome"), call("Oslo")]);
@@ -190,6 +190,16 @@ fn what_a_model_has_no_words_for_is_refused() {
 }
 
 #[test]
+fn long_and_hostile_json_takes_no_longer_than_it_is() {
+    let hostile = "<call>[[end]]".repeat(40_000);
+    let tool = Tool::new("f", &*hostile, json!({ &hostile: [hostile, "\u{E000}"] }).to_string());
+    let chat = tags();
+    let layout = chat.layout(SYSTEM).unwrap();
+    let opening = chat.conversation(&layout, &[said(Role::User, "Q")], &[tool]).unwrap().opening;
+    assert_eq!(opening.iter().filter(|token| chat.tokens.is_special(**token)).count(), 2, "the template's own");
+}
+
+#[test]
 fn more_messages_only_add_exchanges() {
     for chat in [tags(), json_only()] {
         let (layout, messages) = (chat.layout(SYSTEM).unwrap(), with_calls());
@@ -207,9 +217,9 @@ fn more_messages_only_add_exchanges() {
 fn a_call_that_is_written_down_is_read_back() {
     for chat in [tags(), json_only()] {
         let layout = chat.layout(SYSTEM).unwrap();
-        let call = ToolCall::new("call_0", "weather", r#"{"place":"Rome","days":[1,2]}"#);
+        let call = ToolCall::new("call00000", "weather", r#"{"place":"Rome","days":[1,2]}"#);
         let reply = said(Role::Assistant, "").tool_calls(vec![call.clone()]);
-        let messages = [said(Role::User, "Q"), reply, Message::tool_result("call_0", "hot")];
+        let messages = [said(Role::User, "Q"), reply, Message::tool_result("call00000", "hot")];
         let conversation = chat.conversation(&layout, &messages, &[]).unwrap();
         let answer = chat.decode(&conversation.exchanges[0].reply.as_ref().unwrap().tokens).unwrap();
         // Tags that are special tokens are in no text, so the JSON stands alone there.
@@ -244,12 +254,12 @@ proptest! {
         let texts: Vec<String> = texts.iter().map(|text| format!("x{text}")).collect();
         let conversation = |texts: &[String]| {
             let tool = Tool::new(&*texts[0], &*texts[1], json!({ "description": texts[2] }).to_string());
-            let call = ToolCall::new("abcdefghi", &*texts[3], json!({ &texts[4]: texts[4] }).to_string());
+            let call = ToolCall::new(&*texts[5], &*texts[3], json!({ &texts[4]: texts[4] }).to_string());
             let messages = vec![
                 said(Role::System, &texts[5]),
                 said(Role::User, &texts[6]),
                 said(Role::Assistant, &texts[0]).tool_calls(vec![call]),
-                Message::tool_result("abcdefghi", &*texts[1]),
+                Message::tool_result(&*texts[6], &*texts[1]),
                 said(Role::Assistant, &texts[2]),
                 said(Role::User, &texts[3]),
             ];
@@ -266,11 +276,7 @@ proptest! {
                 let all = [&opening].into_iter().chain(tokens).flatten();
                 Ok::<_, crate::Error>(all.filter(|token| chat.tokens.is_special(**token)).count())
             };
-            match steering(&texts) {
-                Ok(found) => prop_assert_eq!(found, steering(&plain).unwrap()),
-                // A private-use character in JSON is refused.
-                Err(error) => prop_assert!(texts.concat().contains('\u{E000}'), "{}", error),
-            }
+            prop_assert_eq!(steering(&texts).unwrap(), steering(&plain).unwrap());
         }
     }
 }
