@@ -239,7 +239,7 @@ fn thirty_questions_cost_a_hundredth_of_prefilling_again() {
         println!("{resident} resident tokens, 30 questions of {mean}: {ratio:.0} times less prefill work");
         assert!((18..=24).contains(&mean));
         assert!(resident > 5_500 && session.epochs() == 1);
-        assert!(ratio >= 100.0, "{ratio}");
+        assert!(ratio >= 115.5, "{ratio}: README says 116");
     });
 }
 
