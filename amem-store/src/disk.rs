@@ -114,6 +114,18 @@ fn parent(path: &Path) -> &Path {
 /// The system's files.
 pub(crate) struct SystemDisk;
 
+/// A file that is locked until this is dropped.
+struct Locked(File);
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        // Closing the file would not be enough: a process that this one is just starting has it open too, until it runs
+        // its own program, and would keep the lock until then.
+        // If that fails, it is released when that process has begun.
+        let _ = self.0.unlock();
+    }
+}
+
 impl Disk for SystemDisk {
     fn make_dir(&self, dir: &Path) -> io::Result<()> {
         DirBuilder::new().mode(0o700).create(dir)
@@ -131,7 +143,7 @@ impl Disk for SystemDisk {
         let mut options = OpenOptions::new();
         let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
         match file.try_lock() {
-            Ok(()) => Ok(Box::new(file)),
+            Ok(()) => Ok(Box::new(Locked(file))),
             Err(TryLockError::WouldBlock) => Err(ErrorKind::WouldBlock.into()),
             Err(TryLockError::Error(error)) => Err(error),
         }
@@ -210,5 +222,25 @@ impl DiskFile for File {
 
     fn map(&self, len: u64) -> io::Result<Map> {
         Map::new(self, len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_ends_with_its_holder_whoever_else_has_the_file_open() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("LOCK");
+        let file = File::create(&path).unwrap();
+        // As a process that is just being started has it.
+        let inherited = file.try_clone().unwrap();
+        file.try_lock().unwrap();
+        let locked = Locked(file);
+        assert!(SystemDisk.lock(&path).is_err());
+        drop(locked);
+        SystemDisk.lock(&path).map(drop).expect("it can be locked again");
+        drop(inherited);
     }
 }
