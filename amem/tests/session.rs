@@ -325,6 +325,8 @@ fn a_conversation_that_was_changed_is_computed_from_the_change_on() {
         let mut fresh = memory.session("me", SessionOptions::default()).unwrap();
         let told = fresh.ask(asked(sent.clone(), &questions[3].0)).await.unwrap();
         assert_eq!(changed.text, told.text);
+        let stands = |usage: Usage| usage.resident + usage.cached + usage.prefilled - usage.missed;
+        assert_eq!(stands(changed.usage), stands(told.usage), "what was changed is gone from the context");
         assert_eq!((session.epochs(), changed.usage.cached, changed.usage.missed), (1, 0, 0));
         let tokens = |text: &str| memory.model().chat().encode(text).unwrap().len();
         let texts: usize =

@@ -22,7 +22,7 @@ const TAG_TOKENS: &[&str] = &["[[system]]", "[[user]]", "[[assistant]]", "[[end]
 const JSON: &str = "{% set ns = namespace(first=true) %}{% for m in messages %}\
     {% if m.role == 'assistant' and m.tool_calls %}\
     {% if m.tool_calls | length != 1 %}{{ raise_exception('one call at a time') }}{% endif %}\
-    <h>assistant</h>{{ {'name': m.tool_calls[0].function.name, 'parameters': m.tool_calls[0].function.arguments} | tojson }}\
+    <h>assistant</h>{{ {'name': m.tool_calls[0].function.name, 'parameters': m.tool_calls[0].function.arguments, 'id': m.tool_calls[0].id} | tojson }}\
     {% elif m.role == 'tool' %}<h>result</h>{{ m.content | tojson }}{{ m.tool_call_id }}{% else %}<h>{{ m.role }}</h>\
     {% if m.role == 'user' and ns.first and tools %}{% set ns.first = false %}Call one of: {{ tools | tojson(indent=2) }}\n\
     {% endif %}{{ m.content | trim }}{% endif %}<eot>{% endfor %}\
@@ -103,7 +103,7 @@ fn tools_before_the_first_question_and_results_in_json_are_followed() {
         written(&json_only(), &with_calls(), &[weather()]),
         format!(
             "<h>system</h>Be brief.\n\nNotes:\n- M1\n- M2\n\nYou are Bo.<eot><h>user</h>Call one of: {tools}\nQ1<eot>\
-             <h>assistant</h>{{\"name\": \"weather\", \"parameters\": {{\"place\": \"Rome\"}}}}<eot>\
+             <h>assistant</h>{{\"name\": \"weather\", \"parameters\": {{\"place\": \"Rome\"}}, \"id\": \"abc\"}}<eot>\
              <h>result</h>\"a \\\"fine\\\" day\"abc<eot><h>assistant</h>A1<eot><h>user</h>Q2<eot><h>assistant</h>"
         )
     );
