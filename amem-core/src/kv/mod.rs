@@ -48,9 +48,15 @@ impl KvShape {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Fingerprint(pub [u8; 32]);
 
-/// The name of a chunk: what was computed, by which model, behind what, for whom.
+/// The name of a chunk: what was computed, by which model, behind what, for whom. It begins with its [`OwnerId`], so in
+/// the order of ids an owner's chunks stand together.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ChunkId(pub [u8; 32]);
+
+/// Whose a chunk is: 64 bits of a BLAKE3 hash of the owner's name, usually that of a namespace. Stores and residency
+/// policies tell owners apart by it, without knowing their names.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct OwnerId(pub [u8; 8]);
 
 /// A BLAKE3 hash of the tokens that stand before a chunk.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -65,19 +71,37 @@ impl PrefixId {
     }
 }
 
+impl OwnerId {
+    /// The id of the owner of this name.
+    pub fn of(name: &str) -> Self {
+        let mut hash = blake3::Hasher::new_derive_key("amem 2026-11 owner");
+        hash.update(name.as_bytes());
+        let [a, b, c, d, e, f, g, h, ..] = *hash.finalize().as_bytes();
+        Self([a, b, c, d, e, f, g, h])
+    }
+}
+
 impl ChunkId {
     /// The id of `tokens` computed by `model` behind `prefix`, for the owner of this name.
     ///
     /// Equal text of one owner has one id; owners share none, so that a hit tells nobody what another knows. The
-    /// encoding is no part of it: a chunk stays the same in every tier.
+    /// encoding is no part of it: a chunk stays the same in every tier. After the owner's id come 192 bits of a BLAKE3 hash.
     pub fn of(model: &Fingerprint, prefix: &PrefixId, owner: &str, tokens: &[Token]) -> Self {
-        let mut hash = blake3::Hasher::new_derive_key("amem 2026-11 chunk v2");
+        let mut hash = blake3::Hasher::new_derive_key("amem 2026-11 chunk v3");
         hash.update(&model.0);
         hash.update(&prefix.0);
         hash.update(&(owner.len() as u64).to_le_bytes());
         hash.update(owner.as_bytes());
         hash_tokens(&mut hash, tokens);
-        Self(*hash.finalize().as_bytes())
+        let mut id = *hash.finalize().as_bytes();
+        id[..8].copy_from_slice(&OwnerId::of(owner).0);
+        Self(id)
+    }
+
+    /// Whose it is.
+    pub fn owner(&self) -> OwnerId {
+        let [a, b, c, d, e, f, g, h, ..] = self.0;
+        OwnerId([a, b, c, d, e, f, g, h])
     }
 }
 
@@ -103,3 +127,31 @@ macro_rules! show_as_hex {
     )*};
 }
 show_as_hex!(Fingerprint, ChunkId, PrefixId);
+
+impl fmt::Display for OwnerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", u64::from_be_bytes(self.0))
+    }
+}
+
+impl fmt::Debug for OwnerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "OwnerId({self})")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_owners_chunks_have_its_id_and_share_none_with_others() {
+        let (model, prefix) = (Fingerprint([1; 32]), PrefixId::of(&[]));
+        let id = |owner: &str, tokens: &[Token]| ChunkId::of(&model, &prefix, owner, tokens);
+        let [first, second, other] = [id("alice", &[1]), id("alice", &[2]), id("bob", &[1])];
+        assert_eq!((first.owner(), second.owner()), (OwnerId::of("alice"), OwnerId::of("alice")));
+        assert_eq!(other.owner(), OwnerId::of("bob"));
+        assert_ne!(first.owner(), other.owner());
+        assert!(first.0[8..] != second.0[8..] && first.0[8..] != other.0[8..]);
+    }
+}

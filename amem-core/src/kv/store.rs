@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::{ChunkId, KvChunk, Result};
+use crate::{ChunkId, KvChunk, OwnerId, Result};
 
 /// A place that keeps chunks of KV under their ids: RAM, a disk, a remote server, or several of them stacked
 /// ([`Tiered`](crate::Tiered)).
@@ -97,6 +97,36 @@ pub trait KvStore: Send + Sync {
         }
     }
 
+    /// The chunks of one owner that are held, in the order of their ids, found page by page.
+    ///
+    /// # Errors
+    /// [`Error::Store`](crate::Error::Store) when the store fails.
+    async fn owned(&self, owner: OwnerId) -> Result<Vec<StoredChunk>> {
+        const PAGE: usize = 4096;
+        let mut owned: Vec<StoredChunk> = Vec::new();
+        let mut after = before_all_of(owner);
+        loop {
+            let page = self.page(after, PAGE).await?;
+            after = page.last().map(|held| held.id);
+            let found = page.len();
+            owned.extend(page.into_iter().take_while(|held| held.id.owner() == owner));
+            if found < PAGE || after.is_some_and(|last| last.owner() > owner) {
+                return Ok(owned);
+            }
+        }
+    }
+
+    /// Gives up KV for good to free about so many bytes of the disk that it lies on, what is worth least first, and says
+    /// how many bytes that freed: for what cannot be rebuilt and finds the disk full. 0 where there is nothing to give up,
+    /// or where it lies on no disk.
+    ///
+    /// # Errors
+    /// As [`delete`](Self::delete).
+    async fn give_up(&self, bytes: u64) -> Result<u64> {
+        let _ = bytes;
+        Ok(0)
+    }
+
     /// Makes what was put survive a power cut. A no-op where nothing outlives the process.
     ///
     /// # Errors
@@ -116,6 +146,14 @@ pub trait KvStore: Send + Sync {
     fn note_relevance(&self, relevance: &[(ChunkId, f32)]) {
         let _ = relevance;
     }
+}
+
+/// The last id before those of an owner; `None` where its ids are the first.
+fn before_all_of(owner: OwnerId) -> Option<ChunkId> {
+    let before = u64::from_be_bytes(owner.0).checked_sub(1)?;
+    let mut id = [u8::MAX; 32];
+    id[..8].copy_from_slice(&before.to_be_bytes());
+    Some(ChunkId(id))
 }
 
 /// A chunk that a store holds.

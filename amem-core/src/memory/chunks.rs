@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use super::records::{Content, Entry};
 use crate::{
-    ChunkId, Context, Engine, Error, KvChunk, KvStore, Layout, Ledger, Model, Namespace, Piece, PrefillText, Prefilled,
-    PrefixId, Record, RecordId, Repair, Result, State, Timestamp, Token, Usage, Version,
+    ChunkId, Context, Engine, Error, KvChunk, KvStore, Layout, Ledger, Model, Namespace, OwnerId, Piece, PrefillText,
+    Prefilled, PrefixId, Record, RecordId, Repair, Result, State, Timestamp, Token, Usage, Version,
 };
 
 /// The name under which the system prefix stands in the engine's queue. It belongs to no namespace.
@@ -293,6 +293,20 @@ impl Chunks {
                 Ok(false)
             }
             Err(error) => Err(error),
+        }
+    }
+
+    /// Deletes all chunks of a namespace that the store can name. Those that it cannot are named by the ledger.
+    pub(super) async fn erase_all_of(&self, namespace: &Namespace) -> Result<()> {
+        match self.kv.owned(OwnerId::of(namespace.as_str())).await {
+            Ok(owned) => {
+                let ids: Vec<ChunkId> = owned.iter().map(|held| held.id).collect();
+                self.erase(&ids).await.map(drop)
+            }
+            Err(error) => {
+                log::warn!("the store cannot list the chunks of a namespace: {error}");
+                Ok(())
+            }
         }
     }
 

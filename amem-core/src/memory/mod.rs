@@ -220,17 +220,8 @@ impl Memory {
     /// [`forget_many`](Self::forget_many).
     pub async fn delete_namespace(&self, namespace: impl TryInto<Namespace, Error = Error>) -> Result<usize> {
         let namespace = namespace.try_into()?;
-        let mut chunks = Vec::new();
-        for record in self.parts.ledger.list(&namespace, Query::All).await? {
-            match self.parts.ledger.history(&namespace, record.id).await {
-                Ok(texts) => chunks.extend(self.parts.chunks.ids_of(&namespace, &texts)?),
-                // Somebody else is deleting the namespace too.
-                Err(Error::UnknownRecord { .. }) => {}
-                Err(error) => return Err(error),
-            }
-        }
         let records = self.parts.ledger.delete_namespace(&namespace).await?;
-        self.parts.chunks.erase(&chunks).await?;
+        self.parts.chunks.erase_all_of(&namespace).await?;
         self.parts.chunks.delete_pending().await?;
         Ok(records)
     }

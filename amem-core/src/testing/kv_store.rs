@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_lite::future::block_on;
 
-use crate::{ChunkId, Dtype, Encoding, Fingerprint, HostKv, KvChunk, KvShape, KvStore, PrefixId};
+use crate::{ChunkId, Dtype, Encoding, Fingerprint, HostKv, KvChunk, KvShape, KvStore, OwnerId, PrefixId};
 
 /// Checks a store against the promises of [`KvStore`]. `make` gives a fresh, empty one each time it is called; it must
 /// have room for some hundred kilobytes.
@@ -21,6 +21,7 @@ pub fn kv_store<S: KvStore>(make: impl Fn() -> S) {
         what_was_deleted_is_gone_and_can_be_put_again(&make()).await;
         many_are_asked_for_at_once_in_their_order(&make()).await;
         it_lists_what_it_holds_in_pages(&make()).await;
+        it_lists_the_chunks_of_an_owner(&make()).await;
         it_lists_what_it_holds_and_lets_go_of_what_is_evicted(&make()).await;
         chunks_that_were_handed_out_stay_readable(&make()).await;
         it_counts_what_it_holds_and_sees(&make()).await;
@@ -140,6 +141,21 @@ async fn it_lists_what_it_holds_in_pages(store: &impl KvStore) {
     assert_eq!(page.iter().map(|held| held.id).collect::<Vec<_>>(), expected[3..5], "a page begins behind its id");
 }
 
+async fn it_lists_the_chunks_of_an_owner(store: &impl KvStore) {
+    let owners = ["alice", "bob", "carol"];
+    let chunks: Vec<KvChunk> = (0..9_usize).map(|n| owned(owners[n % 3], n as u32)).collect();
+    store.put(&chunks).await.expect("put works");
+    for owner in owners.map(OwnerId::of) {
+        let mut expected: Vec<ChunkId> = chunks.iter().map(KvChunk::id).filter(|id| id.owner() == owner).collect();
+        expected.sort_unstable();
+        let owned = store.owned(owner).await.expect("owned works");
+        let owned: Vec<ChunkId> = owned.iter().map(|held| held.id).collect();
+        assert_eq!(owned, expected, "owned names each chunk of the owner, and no other's");
+    }
+    let nobody = store.owned(OwnerId::of("nobody")).await.expect("owned works");
+    assert!(nobody.is_empty(), "an owner of whom nothing is held has no chunks");
+}
+
 async fn it_lists_what_it_holds_and_lets_go_of_what_is_evicted(store: &impl KvStore) {
     let chunks: Vec<KvChunk> = (700..703).map(|seed| chunk(seed, 4, Dtype::F16)).collect();
     store.put(&chunks).await.expect("put works");
@@ -247,10 +263,18 @@ fn chunk(seed: u32, tokens: usize, dtype: Dtype) -> KvChunk {
 }
 
 fn encoded(seed: u32, tokens: usize, encoding: Encoding) -> KvChunk {
+    made_up("conformance", seed, tokens, encoding)
+}
+
+fn owned(owner: &str, seed: u32) -> KvChunk {
+    made_up(owner, seed, 4, Encoding::Plain(Dtype::F16))
+}
+
+fn made_up(owner: &str, seed: u32, tokens: usize, encoding: Encoding) -> KvChunk {
     let (shape, model) = (KvShape { layers: 3, kv_heads: 2, head_dim: 5 }, Fingerprint([1; 32]));
     let tokens: Arc<[u32]> = (0..tokens as u32).map(|i| seed.wrapping_mul(7919).wrapping_add(i)).collect();
     let prefix = PrefixId::of(&[seed]);
-    let id = ChunkId::of(&model, &prefix, "conformance", &tokens);
+    let id = ChunkId::of(&model, &prefix, owner, &tokens);
     let noise = (0..encoding.bytes(&shape, tokens.len()) as u64)
         .map(|i| (i + u64::from(seed)).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     let data: Vec<u8> = noise.map(|noise| (noise >> 56) as u8).collect();

@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use amem_core::{
-    ChunkId, Encoding, Error, KvChunk, KvData, KvStore, PrefixId, RamStore, Result, StoreStats, StoredChunk, testing,
+    ChunkId, Encoding, Error, KvChunk, KvData, KvStore, OwnerId, PrefixId, RamStore, Result, StoreStats, StoredChunk,
+    testing,
 };
 use async_trait::async_trait;
 
@@ -50,12 +51,14 @@ enum Fault {
     PagesBeginAtHeldIdsOnly,
     PagesRunBackwards,
     CountsPagesAsGet,
+    OwnersHaveAll,
+    OwnersLackOne,
     LosesWhatIsNoted,
     LosesWhatWasSlowToPrefill,
     FailsToSync,
 }
 
-const FAULTS: [(Fault, &str); 38] = [
+const FAULTS: [(Fault, &str); 40] = [
     (Fault::AnswersInOrderOfIds, "get_many answers in the order of the ids"),
     (Fault::LeavesOutMisses, "get_many answers in the order of the ids"),
     (Fault::FailsWhereThereIsNone, ""),
@@ -91,6 +94,8 @@ const FAULTS: [(Fault, &str); 38] = [
     (Fault::PagesBeginAtHeldIdsOnly, "a page begins behind its id"),
     (Fault::PagesRunBackwards, "in the order of their ids"),
     (Fault::CountsPagesAsGet, "only a get is a hit or a miss"),
+    (Fault::OwnersHaveAll, "and no other's"),
+    (Fault::OwnersLackOne, "owned names each chunk of the owner"),
     (Fault::LosesWhatIsNoted, "a chunk that was put"),
     (Fault::LosesWhatWasSlowToPrefill, "a chunk that was put"),
     (Fault::FailsToSync, "sync"),
@@ -294,6 +299,17 @@ impl KvStore for Faulty {
             Some(Fault::NeverShrinks) => StoreStats { bytes: self.most.load(Relaxed), ..stats },
             _ => stats,
         }
+    }
+
+    async fn owned(&self, owner: OwnerId) -> Result<Vec<StoredChunk>> {
+        let mut owned = match self.fault {
+            Some(Fault::OwnersHaveAll) => self.inner.list().await?,
+            _ => self.inner.owned(owner).await?,
+        };
+        if self.fault == Some(Fault::OwnersLackOne) {
+            owned.pop();
+        }
+        Ok(owned)
     }
 
     async fn page(&self, after: Option<ChunkId>, limit: usize) -> Result<Vec<StoredChunk>> {
