@@ -45,8 +45,9 @@ pub use kv::{
     RamStore, StoreStats, StoredChunk, Token, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16,
 };
 pub use ledger::{
-    Added, Changes, Comparison, Field, Filter, Ledger, Listing, MetaValue, Metadata, Namespace, NewRecord, Outcome,
-    Page, Query, RamLedger, Record, RecordId, Revision, State, Timestamp, Version,
+    Added, Amounts, Changes, Comparison, EventId, Field, Filter, Ledger, Listing, MetaValue, Metadata, Namespace,
+    NewRecord, Outcome, Page, Query, RamLedger, Record, RecordId, RecordStats, Revision, SavedIndex, State, Timestamp,
+    UsageEvent, UsageQuery, UsageTotal, Version,
 };
 pub use memory::{
     Answer, AnswerStream, Ask, Event, Memory, MemoryBuilder, Prompt, Recall, Recollection, Session, SessionOptions,

@@ -48,7 +48,7 @@ fn a_backup_of_a_ledger_in_use_is_one_file_and_has_everything() {
     let backup = safe.path().join("backup");
     // While somebody reads and somebody writes.
     let other = Connection::open(dir.path().join("a/ledger.sqlite")).unwrap();
-    other.execute_batch("BEGIN IMMEDIATE; UPDATE ledger SET changes = changes").unwrap();
+    other.execute_batch("BEGIN IMMEDIATE; UPDATE ledger SET last_change = last_change").unwrap();
     block_on(ledger.backup(&backup)).unwrap();
     other.execute_batch("ROLLBACK").unwrap();
     remember(&ledger, "later");
@@ -175,17 +175,17 @@ fn verify_tells_what_does_not_fit_together() {
     let dir = tempfile::tempdir().unwrap();
     let DataDir { ledger, .. } = amem_store::open(dir.path()).unwrap();
     let id = remember(&ledger, "tea");
-    block_on(ledger.link(&ours(), &[(id, ChunkId([1; 32]))])).unwrap();
+    block_on(ledger.link(&ours(), &[(id, ChunkId([1; 32]))], Timestamp::now())).unwrap();
     let gone = remember(&ledger, "milk");
     block_on(ledger.forget(&ours(), gone, Timestamp::now())).unwrap();
     let sound = amem_store::verify(dir.path()).unwrap();
     assert_eq!((sound.records, sound.texts, sound.links, &sound.problems[..]), (2, 2, 1, &[][..]));
     let damages = [
-        ("INSERT INTO link VALUES (x'02', 77)", "KV is linked"),
-        ("DELETE FROM link WHERE record = 77; UPDATE ledger SET changes = 1", "last change"),
-        ("UPDATE ledger SET changes = 9; DELETE FROM version WHERE seq = 1", "text is missing"),
+        ("INSERT INTO kv_link VALUES (x'02', 77, NULL)", "KV is linked"),
+        ("DELETE FROM kv_link WHERE record = 77; UPDATE ledger SET last_change = 1", "last change"),
+        ("UPDATE ledger SET last_change = 9; DELETE FROM version WHERE seq = 1", "text is missing"),
         (
-            "DELETE FROM record WHERE seq = 1; DELETE FROM link; UPDATE version SET text = 'm'",
+            "DELETE FROM record WHERE seq = 1; DELETE FROM kv_link; UPDATE version SET text = 'm'",
             "something of it is left",
         ),
     ];
@@ -274,7 +274,7 @@ fn sample() -> &'static (Vec<u8>, Said) {
             let id = added.record.id;
             match n % 3 {
                 0 => drop(block_on(ledger.update(&ours(), id, &format!("new {n}"), Timestamp(6000))).unwrap()),
-                1 => block_on(ledger.link(&ours(), &[(id, ChunkId([n as u8; 32]))])).unwrap(),
+                1 => block_on(ledger.link(&ours(), &[(id, ChunkId([n as u8; 32]))], Timestamp::now())).unwrap(),
                 _ => drop(block_on(ledger.forget(&ours(), id, Timestamp(7000))).unwrap()),
             }
         }
@@ -408,14 +408,14 @@ fn a_ledger_that_is_only_read_refuses_changes() {
         block_on(ledger.update(&ours(), id, "milk", now)).map(drop),
         block_on(ledger.forget(&ours(), id, now)).map(drop),
         block_on(ledger.delete_namespace(&ours())).map(drop),
-        block_on(ledger.link(&ours(), &[(id, ChunkId([1; 32]))])),
-        block_on(ledger.confirm_deleted(&[ChunkId([1; 32])])),
+        block_on(ledger.link(&ours(), &[(id, ChunkId([1; 32]))], Timestamp::now())),
+        block_on(ledger.confirm_deleted(&[ChunkId([1; 32])], Timestamp::now())),
     ] {
         assert!(matches!(refused, Err(amem_core::Error::ReadOnly { .. })), "{refused:?}");
     }
     assert!(matches!(block_on(ledger.wipe()), Err(Error::ReadOnly { .. })));
     block_on(ledger.add(&ours(), &[], now)).expect("adding nothing changes nothing");
-    block_on(ledger.link(&ours(), &[])).expect("nor does linking nothing");
+    block_on(ledger.link(&ours(), &[], Timestamp::now())).expect("nor does linking nothing");
     remember(&writer, "milk");
     assert_eq!(texts(&ledger), ["tea", "milk"], "it sees what others write");
     assert_eq!(block_on(ledger.verify()).unwrap().records, 2);

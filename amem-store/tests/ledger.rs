@@ -6,8 +6,8 @@ mod common;
 use std::path::Path;
 
 use amem_core::{
-    ChunkId, Error, Filter, Ledger, Listing, Namespace, NewRecord, Outcome, Query, RamLedger, RecordId, Revision,
-    Timestamp,
+    Amounts, ChunkId, Error, EventId, Filter, Ledger, Listing, Namespace, NewRecord, Outcome, Query, RamLedger,
+    RecordId, Revision, SavedIndex, Timestamp, UsageEvent, UsageQuery,
 };
 use amem_store::{DataDir, SqliteLedger};
 use common::files_contain;
@@ -50,7 +50,14 @@ fn a_forgotten_text_is_in_no_file() {
     let metadata = [("source", "secret-source")].into_iter().collect();
     let keyed = NewRecord::new("x").key("secret-key").metadata(metadata);
     block_on(ledger.add(&ours(), &[keyed], Timestamp::now())).unwrap();
-    assert!(files_contain(dir.path(), b"secret-key") && files_contain(dir.path(), b"secret-source"));
+    let revision = block_on(ledger.changes(&ours(), Revision(0), Timestamp::now())).unwrap().revision;
+    let index = SavedIndex { revision, bytes: b"secret-index".repeat(1000) };
+    assert!(block_on(ledger.save_index(&ours(), "words", &index)).unwrap());
+    let used = UsageEvent::new(ours(), Timestamp::now(), Amounts::default());
+    block_on(ledger.record_usage(&[used])).unwrap();
+    for secret in ["secret-key", "secret-source", "secret-index"] {
+        assert!(files_contain(dir.path(), secret.as_bytes()));
+    }
     block_on(ledger.delete_namespace(&ours())).unwrap();
     assert!(!files_contain(dir.path(), b"secret-"), "something of a deleted namespace is in a file");
     assert!(!files_contain(dir.path(), ours().as_str().as_bytes()), "its name is in a file");
@@ -71,6 +78,7 @@ enum Op {
     Delete { namespace: u8 },
     Link { record: usize, chunk: u8 },
     Confirm { chunk: u8 },
+    Use { namespace: u8, event: u8 },
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -83,6 +91,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (0..2_u8).prop_map(|namespace| Op::Delete { namespace }),
         4 => (record(), 0..4_u8).prop_map(|(record, chunk)| Op::Link { record, chunk }),
         1 => (0..4_u8).prop_map(|chunk| Op::Confirm { chunk }),
+        1 => (0..2_u8, 0..3_u8).prop_map(|(namespace, event)| Op::Use { namespace, event }),
     ]
 }
 
@@ -122,12 +131,20 @@ fn played(ledger: &impl Ledger, ops: &[Op]) -> Vec<String> {
                 let all: Vec<RecordId> = all.iter().map(|(_, id)| *id).collect();
                 format!("{:?}", block_on(ledger.forget_many(owner, &all, now)))
             }
+            Op::Use { namespace, event } => {
+                let amounts = Amounts::from_array([1, 2, 3, 4, 5, 6, 7, u64::from(*event)]);
+                let mut used = UsageEvent::new(name(*namespace), now, amounts);
+                used.id = EventId::from_bytes([*event; 16]);
+                format!("{:?}", block_on(ledger.record_usage(&[used])))
+            }
             Op::Delete { namespace } => format!("{:?}", block_on(ledger.delete_namespace(&name(*namespace)))),
             Op::Link { record, chunk } => match of(record) {
-                Some((owner, id)) => format!("{:?}", block_on(ledger.link(&owner, &[(id, ChunkId([*chunk; 32]))]))),
+                Some((owner, id)) => {
+                    format!("{:?}", block_on(ledger.link(&owner, &[(id, ChunkId([*chunk; 32]))], now)))
+                }
                 None => continue,
             },
-            Op::Confirm { chunk } => format!("{:?}", block_on(ledger.confirm_deleted(&[ChunkId([*chunk; 32])]))),
+            Op::Confirm { chunk } => format!("{:?}", block_on(ledger.confirm_deleted(&[ChunkId([*chunk; 32])], now))),
         };
         tell(&ids, result);
         for (n, seen) in (0..).zip(&mut seen) {
@@ -147,8 +164,10 @@ fn played(ledger: &impl Ledger, ops: &[Op]) -> Vec<String> {
                 tell(&ids, format!("{then:?}"));
             }
             tell(&ids, format!("{:?}", block_on(ledger.count(&name(n), now))));
+            tell(&ids, format!("{:?}", block_on(ledger.stats(&name(n), now))));
         }
-        let mut pending = block_on(ledger.pending_deletions()).unwrap();
+        tell(&ids, format!("{:?}", block_on(ledger.usage(&UsageQuery::all()))));
+        let mut pending = block_on(ledger.pending_deletions(now)).unwrap();
         pending.sort_unstable();
         tell(&ids, format!("{pending:?} {:?}", block_on(ledger.namespaces())));
         for (owner, id) in &ids {
@@ -219,7 +238,7 @@ fn a_later_schema_and_a_file_that_is_no_ledger_are_typed_errors() {
     bytes[60..64].copy_from_slice(&9_u32.to_be_bytes());
     std::fs::write(&path, bytes).unwrap();
     let refused = SqliteLedger::open(&path).err().unwrap();
-    assert!(matches!(refused, amem_store::Error::NewerFormat { found: 9, supported: 3, .. }), "{refused}");
+    assert!(matches!(refused, amem_store::Error::NewerFormat { found: 9, supported: 4, .. }), "{refused}");
     std::fs::write(&path, "this is a text and not a ledger ".repeat(300)).unwrap();
     let refused = SqliteLedger::open(&path).err().unwrap();
     assert!(matches!(refused, amem_store::Error::NotALedger { .. }), "{refused}");

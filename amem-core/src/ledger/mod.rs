@@ -3,11 +3,13 @@
 mod metadata;
 mod ram;
 mod record;
+mod usage;
 
 use async_trait::async_trait;
 pub use metadata::{Comparison, Field, Filter, MetaValue, Metadata};
 pub use ram::RamLedger;
 pub use record::{Added, Namespace, NewRecord, Outcome, Record, RecordId, State, Timestamp, Version};
+pub use usage::{Amounts, EventId, UsageEvent, UsageQuery, UsageTotal};
 
 use crate::{ChunkId, Error, Result};
 
@@ -100,6 +102,44 @@ pub struct Changes {
     pub revision: Revision,
 }
 
+/// How many records a namespace has, and how much they say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RecordStats {
+    /// Records that count.
+    pub active: usize,
+    /// Records whose place another one took.
+    pub superseded: usize,
+    /// Records whose time is over.
+    pub expired: usize,
+    /// Records that were forgotten.
+    pub forgotten: usize,
+    /// Bytes of the records' present texts, whatever their state.
+    pub text_bytes: u64,
+}
+
+impl RecordStats {
+    /// Counts a record.
+    pub fn count(&mut self, record: &Record) {
+        self.text_bytes += record.text.len() as u64;
+        match record.state {
+            State::Active => self.active += 1,
+            State::Superseded { .. } => self.superseded += 1,
+            State::Expired { .. } => self.expired += 1,
+            State::Forgotten { .. } => self.forgotten += 1,
+        }
+    }
+}
+
+/// What an index of a namespace's records was at a revision, in the index's own format.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SavedIndex {
+    /// The changes up to this one are in it.
+    pub revision: Revision,
+    /// The index.
+    pub bytes: Vec<u8>,
+}
+
 /// Keeps the records: the one thing that must not be lost. Every write is durable when it returns, and several
 /// processes may share one ledger.
 ///
@@ -107,7 +147,8 @@ pub struct Changes {
 /// checked by `testing::ledger` (feature `testing`).
 #[async_trait]
 pub trait Ledger: Send + Sync {
-    /// Adds texts, all or none of them, in order. Blanks at both ends of a text are not part of it. An implementation
+    /// Adds texts, all or none of them, in order. The chunks linked to a record whose place a new one takes become
+    /// [pending deletions](Self::pending_deletions), unless another active record links them too. Blanks at both ends of a text are not part of it. An implementation
     /// may pay for each call rather than for each text, so give it many at once where there are many.
     ///
     /// # Errors
@@ -119,6 +160,22 @@ pub trait Ledger: Send + Sync {
     /// # Errors
     /// [`Error::UnknownRecord`]; [`Error::Ledger`] when the ledger fails.
     async fn get(&self, namespace: &Namespace, id: RecordId, now: Timestamp) -> Result<Record>;
+
+    /// Records, whatever their state (as they are at `now`), in the order of the ids; `None` for one that is not there.
+    ///
+    /// # Errors
+    /// [`Error::Ledger`] when the ledger fails.
+    async fn get_many(&self, namespace: &Namespace, ids: &[RecordId], now: Timestamp) -> Result<Vec<Option<Record>>> {
+        let mut records = Vec::with_capacity(ids.len());
+        for id in ids {
+            records.push(match self.get(namespace, *id, now).await {
+                Ok(record) => Some(record),
+                Err(Error::UnknownRecord { .. }) => None,
+                Err(error) => return Err(error),
+            });
+        }
+        Ok(records)
+    }
 
     /// Some of a namespace's records, in the order in which they were added.
     ///
@@ -148,6 +205,23 @@ pub trait Ledger: Send + Sync {
     /// # Errors
     /// [`Error::Ledger`] when the ledger cannot be read.
     async fn count(&self, namespace: &Namespace, now: Timestamp) -> Result<usize>;
+
+    /// How many records of a namespace there are at this moment, by their states.
+    ///
+    /// # Errors
+    /// [`Error::Ledger`] when the ledger cannot be read.
+    async fn stats(&self, namespace: &Namespace, now: Timestamp) -> Result<RecordStats> {
+        let (mut stats, mut listing) = (RecordStats::default(), Listing::new(Query::All).limit(Listing::MAX_LIMIT));
+        loop {
+            let page = self.page(namespace, &listing).await?;
+            let ids: Vec<RecordId> = page.records.iter().map(|record| record.id).collect();
+            self.get_many(namespace, &ids, now).await?.iter().flatten().for_each(|record| stats.count(record));
+            match page.next {
+                Some(next) => listing.after = Some(next),
+                None => return Ok(stats),
+            }
+        }
+    }
 
     /// Gives an active record another text; the old one stays in its history. The chunks linked to the old text become
     /// [pending deletions](Self::pending_deletions), unless another active record links them too. Giving it the text
@@ -180,7 +254,8 @@ pub trait Ledger: Send + Sync {
     /// [`Error::UnknownRecord`]; [`Error::Ledger`] when the ledger cannot be written.
     async fn forget_many(&self, namespace: &Namespace, ids: &[RecordId], now: Timestamp) -> Result<Vec<Record>>;
 
-    /// Deletes a namespace: every record of it, with its history, and its name. All chunks linked to its records become
+    /// Deletes a namespace: every record of it, with its history, and its name. What it [used](Self::usage) still counts,
+    /// under no name. All chunks linked to its records become
     /// pending deletions. Its bytes are wiped from the ledger's files as [`forget_many`](Self::forget_many) says. Returns
     /// how many records there were.
     ///
@@ -209,23 +284,59 @@ pub trait Ledger: Send + Sync {
     async fn changes(&self, namespace: &Namespace, since: Revision, now: Timestamp) -> Result<Changes>;
 
     /// Notes, for all of `links` or none, that chunks hold the KV of a record's present text, so that forgetting the
-    /// record finds them. Cancels a pending deletion of such a chunk. If the record was forgotten meanwhile, the chunk
-    /// becomes a pending deletion instead.
+    /// record finds them. Cancels a pending deletion of such a chunk. If the record no longer counts at `now`, the chunk
+    /// becomes a pending deletion instead, unless another active record links it.
     ///
     /// # Errors
     /// [`Error::UnknownRecord`]; [`Error::Ledger`] when the ledger fails.
-    async fn link(&self, namespace: &Namespace, links: &[(RecordId, ChunkId)]) -> Result<()>;
+    async fn link(&self, namespace: &Namespace, links: &[(RecordId, ChunkId)], now: Timestamp) -> Result<()>;
 
-    /// Chunks that hold text nobody should find any more, to be deleted from every store. They are named here until
+    /// Chunks of texts that no longer count at `now`: forgotten, changed, superseded or expired, with no active record
+    /// that links them too. They are to be deleted from every store, and are named here until
     /// [`confirm_deleted`](Self::confirm_deleted) says that it is done, so a crash in between forgets nothing.
     ///
     /// # Errors
     /// [`Error::Ledger`] when the ledger cannot be read.
-    async fn pending_deletions(&self) -> Result<Vec<ChunkId>>;
+    async fn pending_deletions(&self, now: Timestamp) -> Result<Vec<ChunkId>>;
 
-    /// Notes that chunks were deleted from every store.
+    /// Notes that chunks, which were pending at `now`, have been deleted from every store.
     ///
     /// # Errors
     /// [`Error::Ledger`] when the ledger cannot be written.
-    async fn confirm_deleted(&self, chunks: &[ChunkId]) -> Result<()>;
+    async fn confirm_deleted(&self, chunks: &[ChunkId], now: Timestamp) -> Result<()>;
+
+    /// Counts usage. An event whose id is known is not counted again, so whoever does not know whether it was recorded
+    /// records it again. Amounts beyond [`Amounts::MAX`] count as so much.
+    ///
+    /// # Errors
+    /// [`Error::Ledger`] when the ledger cannot be written: then none of the events was counted.
+    async fn record_usage(&self, events: &[UsageEvent]) -> Result<()>;
+
+    /// Usage by namespace, in order of their names, that of deleted namespaces first. Namespaces without any are left
+    /// out.
+    ///
+    /// # Errors
+    /// [`Error::Ledger`] when the ledger cannot be read.
+    async fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageTotal>>;
+
+    /// Keeps what an index of this name knows of a namespace, in place of what was kept before, so that the next process
+    /// need not build it from the records. It is gone as soon as something of the namespace is forgotten, for it holds
+    /// the words. `false` if it was not kept: because something was forgotten after its revision, or because the ledger
+    /// keeps none.
+    ///
+    /// # Errors
+    /// [`Error::Ledger`] when the ledger cannot be written.
+    async fn save_index(&self, namespace: &Namespace, name: &str, index: &SavedIndex) -> Result<bool> {
+        let _ = (namespace, name, index);
+        Ok(false)
+    }
+
+    /// What [`save_index`](Self::save_index) kept last, if it still may be used.
+    ///
+    /// # Errors
+    /// [`Error::Ledger`] when the ledger cannot be read.
+    async fn saved_index(&self, namespace: &Namespace, name: &str) -> Result<Option<SavedIndex>> {
+        let _ = (namespace, name);
+        Ok(None)
+    }
 }

@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 
-use super::{Changes, Listing, Metadata, Page};
+use super::{Amounts, Changes, EventId, Listing, Metadata, Page, UsageEvent, UsageQuery, UsageTotal};
 use crate::{
     Added, ChunkId, Error, Ledger, Namespace, NewRecord, Outcome, Query, Record, RecordId, Result, Revision, State,
     Timestamp, Version,
@@ -24,6 +24,8 @@ struct Tables {
     pending: BTreeSet<ChunkId>,
     /// When namespaces were deleted, by the hash of their names: the names themselves are forgotten.
     deleted: BTreeMap<[u8; 32], Revision>,
+    /// The namespace is forgotten when it is deleted.
+    usage: BTreeMap<EventId, (Option<Namespace>, Timestamp, Amounts)>,
     revision: Revision,
 }
 
@@ -114,13 +116,15 @@ impl Tables {
             return Added { record: same.at(now), outcome: Outcome::Duplicate };
         }
         let (id, revision) = (RecordId::new(), self.next_revision());
-        let mut outcome = Outcome::New;
+        let (mut outcome, mut outdated) = (Outcome::New, BTreeSet::new());
         let older = self.entries.iter_mut().filter(|e| e.is_active(now) && e.record.namespace == *namespace);
         for older in older.filter(|e| key.is_some() && e.record.key.as_deref() == key) {
             outcome = Outcome::Superseded(older.record.id);
             let at = older.not_before_last_change(now);
             older.end(State::Superseded { by: id, at }, at, revision);
+            outdated.append(&mut older.links);
         }
+        self.queue(outdated, now);
         let created_at = new.created_at.unwrap_or(now).min(now);
         let record = Record {
             id,
@@ -147,6 +151,13 @@ impl Tables {
                 self.pending.insert(chunk);
             }
         }
+    }
+
+    /// Queues for deletion the chunks of records whose time is over.
+    fn queue_expired(&mut self, now: Timestamp) {
+        let expired = self.entries.iter_mut().filter(|e| !e.is_active(now));
+        let outdated: BTreeSet<ChunkId> = expired.flat_map(|entry| std::mem::take(&mut entry.links)).collect();
+        self.queue(outdated, now);
     }
 }
 
@@ -243,6 +254,8 @@ impl Ledger for RamLedger {
 
     async fn delete_namespace(&self, namespace: &Namespace) -> Result<usize> {
         let mut tables = self.tables();
+        let used = tables.usage.values_mut().filter(|(owner, ..)| owner.as_ref() == Some(namespace));
+        used.for_each(|(owner, ..)| *owner = None);
         let own = |entry: &mut Entry| entry.record.namespace == *namespace;
         let gone: Vec<Entry> = tables.entries.extract_if(.., own).collect();
         if !gone.is_empty() {
@@ -271,30 +284,53 @@ impl Ledger for RamLedger {
         Ok(Changes { deleted, records: changed.map(|e| e.at(now)).collect(), revision: tables.revision })
     }
 
-    async fn link(&self, namespace: &Namespace, links: &[(RecordId, ChunkId)]) -> Result<()> {
+    async fn link(&self, namespace: &Namespace, links: &[(RecordId, ChunkId)], now: Timestamp) -> Result<()> {
         let mut tables = self.tables();
         links.iter().try_for_each(|(id, _)| tables.find(namespace, *id).map(|_| ()))?;
         for (id, chunk) in links {
             let entry = tables.find(namespace, *id)?;
-            if entry.is_forgotten() {
-                // It was forgotten while its KV was being computed.
-                tables.queue(BTreeSet::from([*chunk]), Timestamp::now());
-            } else {
+            if entry.is_active(now) {
                 entry.links.insert(*chunk);
                 tables.pending.remove(chunk);
+            } else {
+                // It was forgotten, say, while its KV was being computed.
+                tables.queue(BTreeSet::from([*chunk]), now);
             }
         }
         Ok(())
     }
 
-    async fn pending_deletions(&self) -> Result<Vec<ChunkId>> {
-        Ok(self.tables().pending.iter().copied().collect())
+    async fn pending_deletions(&self, now: Timestamp) -> Result<Vec<ChunkId>> {
+        let mut tables = self.tables();
+        tables.queue_expired(now);
+        Ok(tables.pending.iter().copied().collect())
     }
 
-    async fn confirm_deleted(&self, chunks: &[ChunkId]) -> Result<()> {
+    async fn confirm_deleted(&self, chunks: &[ChunkId], now: Timestamp) -> Result<()> {
         let mut tables = self.tables();
+        tables.queue_expired(now);
         chunks.iter().for_each(|chunk| _ = tables.pending.remove(chunk));
         Ok(())
+    }
+
+    async fn record_usage(&self, events: &[UsageEvent]) -> Result<()> {
+        let mut tables = self.tables();
+        for event in events {
+            let counted = || (Some(event.namespace.clone()), event.at, event.amounts.bounded());
+            tables.usage.entry(event.id).or_insert_with(counted);
+        }
+        Ok(())
+    }
+
+    async fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageTotal>> {
+        let tables = self.tables();
+        let mut totals: BTreeMap<Option<&Namespace>, UsageTotal> = BTreeMap::new();
+        let asked = |owner: &Option<Namespace>| query.namespace.is_none() || *owner == query.namespace;
+        for (owner, at, amounts) in tables.usage.values().filter(|(owner, at, _)| asked(owner) && query.covers(*at)) {
+            let total = totals.entry(owner.as_ref()).or_insert_with(|| UsageTotal::new(owner.clone(), *at));
+            total.count(*at, *amounts);
+        }
+        Ok(totals.into_values().collect())
     }
 }
 

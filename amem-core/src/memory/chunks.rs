@@ -227,7 +227,7 @@ impl Chunks {
     async fn keep_linked(&self, namespace: &Namespace, chunks: &[KvChunk], links: &[(&Record, ChunkId)]) {
         let named: Vec<(RecordId, ChunkId)> = links.iter().map(|(record, chunk)| (record.id, *chunk)).collect();
         // Linked before they are kept: whoever forgets a record in between must find its KV.
-        if let Err(error) = self.ledger.link(namespace, &named).await {
+        if let Err(error) = self.ledger.link(namespace, &named, Timestamp::now()).await {
             log::warn!("{} chunks are not kept, for the ledger could not note them: {error}", chunks.len());
             return;
         }
@@ -274,10 +274,11 @@ impl Chunks {
         self.delete_pending().await
     }
 
-    /// Deletes the KV of what was forgotten, by this process or another.
+    /// Deletes the KV of texts that no longer count, whoever changed or forgot them.
     pub(super) async fn delete_pending(&self) -> Result<()> {
-        let pending = self.ledger.pending_deletions().await?;
-        if self.erase(&pending).await? { self.ledger.confirm_deleted(&pending).await } else { Ok(()) }
+        let now = Timestamp::now();
+        let pending = self.ledger.pending_deletions(now).await?;
+        if self.erase(&pending).await? { self.ledger.confirm_deleted(&pending, now).await } else { Ok(()) }
     }
 
     /// Deletes chunks. False if the store is read-only here: then the process that writes to it deletes them, with its next

@@ -6,8 +6,9 @@ use std::time::Duration;
 use futures_lite::future::block_on;
 
 use crate::{
-    Added, Changes, ChunkId, Comparison, Error, Field, Filter, Ledger, Listing, MetaValue, Metadata, Namespace,
-    NewRecord, Outcome, Query, Record, RecordId, Result, Revision, State, Timestamp,
+    Added, Amounts, Changes, ChunkId, Comparison, Error, Field, Filter, Ledger, Listing, MetaValue, Metadata,
+    Namespace, NewRecord, Outcome, Query, Record, RecordId, RecordStats, Result, Revision, SavedIndex, State,
+    Timestamp, UsageEvent, UsageQuery, UsageTotal,
 };
 
 /// Checks a ledger against the promises of [`Ledger`]. `make` gives a fresh, empty one each time it is called.
@@ -29,6 +30,7 @@ pub fn ledger<L: Ledger>(make: impl Fn() -> L) {
         changes_are_named_once(&make()).await;
         chunks_of_gone_texts_are_pending_deletions_until_confirmed(&make()).await;
         a_chunk_that_another_active_record_has_is_spared(&make()).await;
+        chunks_of_texts_that_no_longer_count_are_pending_deletions(&make()).await;
         pages_follow_one_another(&make()).await;
         a_filter_is_asked_before_the_page_is_full(&make()).await;
         records_are_counted(&make()).await;
@@ -37,6 +39,11 @@ pub fn ledger<L: Ledger>(make: impl Fn() -> L) {
         many_are_forgotten_all_or_none(&make()).await;
         namespaces_share_nothing(&make()).await;
         a_deleted_namespace_is_gone_and_can_be_filled_again(&make()).await;
+        many_are_read_at_once_in_their_order(&make()).await;
+        records_are_counted_by_their_states(&make()).await;
+        usage_is_counted_once(&make()).await;
+        usage_outlives_its_namespace_without_its_name(&make()).await;
+        a_saved_index_is_gone_once_something_is_forgotten(&make()).await;
     });
     many_threads_may_add_at_once(&make());
 }
@@ -78,16 +85,16 @@ async fn an_empty_ledger_has_nothing(ledger: &impl Ledger) {
     let (ours, id) = (ours(), RecordId::new());
     assert!(ledger.list(&ours, Query::All).await.unwrap().is_empty(), "an empty ledger lists nothing");
     assert!(ledger.namespaces().await.unwrap().is_empty(), "an empty ledger has no namespaces");
-    assert!(ledger.pending_deletions().await.unwrap().is_empty(), "an empty ledger has nothing to delete");
+    assert!(ledger.pending_deletions(T0).await.unwrap().is_empty(), "an empty ledger has nothing to delete");
     assert!(ledger.changes(&ours, Revision(0), T0).await.unwrap().records.is_empty(), "an empty ledger has no changes");
     assert!(ledger.add(&ours, &[], T0).await.unwrap().is_empty(), "adding nothing is no error");
-    ledger.link(&ours, &[]).await.expect("linking nothing is no error");
-    ledger.confirm_deleted(&[chunk(1)]).await.expect("confirming what was not pending is no error");
+    ledger.link(&ours, &[], T0).await.expect("linking nothing is no error");
+    ledger.confirm_deleted(&[chunk(1)], later(7)).await.expect("confirming what was not pending is no error");
     assert!(is_unknown(ledger.get(&ours, id, T0).await), "get of an unknown record says so");
     assert!(is_unknown(ledger.update(&ours, id, "text", T0).await), "update of an unknown record says so");
     assert!(is_unknown(ledger.forget(&ours, id, T0).await), "forget of an unknown record says so");
     assert!(is_unknown(ledger.history(&ours, id).await), "history of an unknown record says so");
-    assert!(is_unknown(ledger.link(&ours, &[(id, chunk(1))]).await), "link of an unknown record says so");
+    assert!(is_unknown(ledger.link(&ours, &[(id, chunk(1))], T0).await), "link of an unknown record says so");
 }
 
 async fn what_was_added_comes_back_in_order(ledger: &impl Ledger) {
@@ -286,26 +293,26 @@ async fn changes_are_named_once(ledger: &impl Ledger) {
 async fn chunks_of_gone_texts_are_pending_deletions_until_confirmed(ledger: &impl Ledger) {
     let [a, b] = [add(ledger, "a", T0).await.record.id, add(ledger, "b", T0).await.record.id];
     let links = [(a, chunk(1)), (a, chunk(2)), (b, chunk(3)), (b, chunk(3))];
-    ledger.link(&ours(), &links).await.expect("records are linked to chunks");
-    assert!(ledger.pending_deletions().await.unwrap().is_empty(), "chunks of present texts stay");
+    ledger.link(&ours(), &links, T0).await.expect("records are linked to chunks");
+    assert!(ledger.pending_deletions(T0).await.unwrap().is_empty(), "chunks of present texts stay");
     ledger.forget(&ours(), a, later(1)).await.unwrap();
     assert_eq!(pending(ledger).await, [chunk(1), chunk(2)].into(), "forgetting a record deletes all its chunks");
-    ledger.confirm_deleted(&[chunk(1)]).await.unwrap();
+    ledger.confirm_deleted(&[chunk(1)], later(7)).await.unwrap();
     assert_eq!(pending(ledger).await, [chunk(2)].into(), "a deletion is pending until it is confirmed");
-    ledger.confirm_deleted(&[chunk(1), chunk(2)]).await.expect("confirming twice is no error");
+    ledger.confirm_deleted(&[chunk(1), chunk(2)], later(7)).await.expect("confirming twice is no error");
     ledger.update(&ours(), b, "b2", later(2)).await.unwrap();
     assert_eq!(pending(ledger).await, [chunk(3)].into(), "an update deletes the chunks of the old text");
-    ledger.confirm_deleted(&[chunk(3)]).await.unwrap();
-    ledger.link(&ours(), &[(b, chunk(4))]).await.unwrap();
+    ledger.confirm_deleted(&[chunk(3)], later(7)).await.unwrap();
+    ledger.link(&ours(), &[(b, chunk(4))], T0).await.unwrap();
     ledger.forget(&ours(), b, later(3)).await.unwrap();
     assert_eq!(pending(ledger).await, [chunk(4)].into(), "links to the old text are not links to the new one");
-    ledger.confirm_deleted(&[chunk(4)]).await.unwrap();
-    ledger.link(&ours(), &[(a, chunk(5))]).await.expect("a record may be forgotten before its chunk is linked");
+    ledger.confirm_deleted(&[chunk(4)], later(7)).await.unwrap();
+    ledger.link(&ours(), &[(a, chunk(5))], T0).await.expect("a record may be forgotten before its chunk is linked");
     assert_eq!(pending(ledger).await, [chunk(5)].into(), "the chunk of a forgotten text is to be deleted at once");
     let c = add(ledger, "a", later(4)).await.record.id;
-    ledger.link(&ours(), &[(c, chunk(5))]).await.unwrap();
+    ledger.link(&ours(), &[(c, chunk(5))], T0).await.unwrap();
     assert!(pending(ledger).await.is_empty(), "the deletion of a chunk that an active record links is called off");
-    let unknown = ledger.link(&ours(), &[(c, chunk(6)), (RecordId::new(), chunk(7))]).await;
+    let unknown = ledger.link(&ours(), &[(c, chunk(6)), (RecordId::new(), chunk(7))], T0).await;
     assert!(is_unknown(unknown), "link of an unknown record says so");
     ledger.forget(&ours(), c, later(5)).await.unwrap();
     assert_eq!(pending(ledger).await, [chunk(5)].into(), "a failed link links nothing");
@@ -313,29 +320,184 @@ async fn chunks_of_gone_texts_are_pending_deletions_until_confirmed(ledger: &imp
 
 async fn a_chunk_that_another_active_record_has_is_spared(ledger: &impl Ledger) {
     let [a, b] = [add(ledger, "x", T0).await.record.id, add(ledger, keyed("k", "x"), T0).await.record.id];
-    ledger.link(&ours(), &[(a, chunk(1)), (b, chunk(1))]).await.unwrap();
+    ledger.link(&ours(), &[(a, chunk(1)), (b, chunk(1))], T0).await.unwrap();
     ledger.forget(&ours(), a, later(1)).await.unwrap();
     assert!(pending(ledger).await.is_empty(), "a chunk that another active record links stays");
     ledger.forget(&ours(), b, later(2)).await.unwrap();
     assert_eq!(pending(ledger).await, [chunk(1)].into(), "until that one is forgotten too");
-    ledger.confirm_deleted(&[chunk(1)]).await.unwrap();
+    ledger.confirm_deleted(&[chunk(1)], later(7)).await.unwrap();
     let [a, b] = [add(ledger, "y", T0).await.record.id, add(ledger, keyed("l", "y"), T0).await.record.id];
-    ledger.link(&ours(), &[(a, chunk(2)), (b, chunk(2))]).await.unwrap();
+    ledger.link(&ours(), &[(a, chunk(2)), (b, chunk(2))], T0).await.unwrap();
     ledger.update(&ours(), a, "z", later(3)).await.unwrap();
     assert!(pending(ledger).await.is_empty(), "an update spares a chunk that another active record links");
     ledger.update(&ours(), b, "z", later(4)).await.unwrap();
     assert_eq!(pending(ledger).await, [chunk(2)].into(), "until that one has another text too");
-    ledger.confirm_deleted(&[chunk(2)]).await.unwrap();
+    ledger.confirm_deleted(&[chunk(2)], later(7)).await.unwrap();
     // Neither a record whose time is over nor one that another has replaced spares a chunk.
     for (id, over) in [(3, NewRecord::new("w").key("m").expires_at(later(5))), (4, keyed("n", "w"))] {
         let [over, lasting] = [add(ledger, over, T0).await.record.id, add(ledger, "w", T0).await.record.id];
-        ledger.link(&ours(), &[(over, chunk(id)), (lasting, chunk(id))]).await.unwrap();
+        ledger.link(&ours(), &[(over, chunk(id)), (lasting, chunk(id))], T0).await.unwrap();
         add(ledger, keyed("n", "another text"), later(5)).await;
         ledger.forget(&ours(), lasting, later(6)).await.unwrap();
         let expected = [chunk(id)].into();
         assert_eq!(pending(ledger).await, expected, "a chunk that no other active record links is to be deleted");
-        ledger.confirm_deleted(&[chunk(id)]).await.unwrap();
+        ledger.confirm_deleted(&[chunk(id)], later(7)).await.unwrap();
     }
+}
+
+async fn chunks_of_texts_that_no_longer_count_are_pending_deletions(ledger: &impl Ledger) {
+    let old = add(ledger, keyed("home", "Vienna"), T0).await.record.id;
+    ledger.link(&ours(), &[(old, chunk(1))], T0).await.unwrap();
+    add(ledger, keyed("home", "Lima"), later(1)).await;
+    assert_eq!(pending_at(ledger, later(1)).await, [chunk(1)].into(), "superseding a record deletes its chunks");
+    ledger.confirm_deleted(&[chunk(1)], later(1)).await.unwrap();
+    ledger.link(&ours(), &[(old, chunk(2))], later(2)).await.expect("a record may be superseded before that");
+    let at_once = pending_at(ledger, later(2)).await;
+    assert_eq!(at_once, [chunk(2)].into(), "the chunk of a superseded text is to be deleted at once");
+    ledger.confirm_deleted(&[chunk(2)], later(2)).await.unwrap();
+
+    let brief = add(ledger, NewRecord::new("tired").expires_at(later(10)), T0).await.record.id;
+    ledger.link(&ours(), &[(brief, chunk(3))], later(1)).await.unwrap();
+    assert!(pending_at(ledger, later(9)).await.is_empty(), "the chunk of a record that counts stays");
+    assert_eq!(pending_at(ledger, later(10)).await, [chunk(3)].into(), "a record that expires deletes its chunks");
+    let again = pending_at(ledger, later(11)).await;
+    assert_eq!(again, [chunk(3)].into(), "the deletion of an expired record's chunk is pending until it is confirmed");
+    ledger.confirm_deleted(&[chunk(3)], later(11)).await.unwrap();
+    assert!(pending_at(ledger, later(12)).await.is_empty(), "and not any longer");
+    ledger.link(&ours(), &[(brief, chunk(4))], later(12)).await.expect("a record may expire before that");
+    let at_once = pending_at(ledger, later(12)).await;
+    assert_eq!(at_once, [chunk(4)].into(), "the chunk of an expired text is to be deleted at once");
+    ledger.confirm_deleted(&[chunk(4)], later(12)).await.unwrap();
+
+    let brief = add(ledger, NewRecord::new("awake").expires_at(later(20)), later(12)).await.record.id;
+    let lasting = add(ledger, keyed("mood", "awake"), later(12)).await.record.id;
+    ledger.link(&ours(), &[(brief, chunk(5)), (lasting, chunk(5))], later(12)).await.unwrap();
+    assert!(pending_at(ledger, later(20)).await.is_empty(), "an active record spares an expired one's chunk");
+    ledger.forget(&ours(), lasting, later(21)).await.unwrap();
+    assert_eq!(pending_at(ledger, later(21)).await, [chunk(5)].into(), "for as long as it counts");
+    ledger.confirm_deleted(&[chunk(5)], later(21)).await.unwrap();
+
+    let [a, b] = [keyed("a", "same"), keyed("b", "same")];
+    let [a, b] = [add(ledger, a, later(22)).await.record.id, add(ledger, b, later(22)).await.record.id];
+    ledger.link(&ours(), &[(a, chunk(6)), (b, chunk(6))], later(22)).await.unwrap();
+    add(ledger, keyed("a", "other"), later(23)).await;
+    assert!(pending_at(ledger, later(23)).await.is_empty(), "an active record spares a superseded one's chunk");
+}
+
+async fn many_are_read_at_once_in_their_order(ledger: &impl Ledger) {
+    let added = ledger.add(&ours(), &["a".into(), "b".into(), keyed("k", "c")], T0).await.unwrap();
+    let theirs = ledger.add(&Namespace::new("theirs").unwrap(), &["a".into()], T0).await.unwrap();
+    let [a, b, c] = [0, 1, 2].map(|at: usize| added[at].record.clone());
+    ledger.forget(&ours(), b.id, later(1)).await.unwrap();
+    let ids = [c.id, RecordId::new(), a.id, theirs[0].record.id, b.id, c.id];
+    let found = ledger.get_many(&ours(), &ids, later(2)).await.expect("unknown records are no error");
+    let texts: Vec<_> = found.iter().map(|record| record.as_ref().map(|record| record.text.as_str())).collect();
+    let expected = [Some("c"), None, Some("a"), None, Some(""), Some("c")];
+    assert_eq!(texts, expected, "get_many answers in the order of the ids, whatever the records' states");
+    assert_eq!(found[0].as_ref(), Some(&c), "get_many gives what get gives");
+    assert!(ledger.get_many(&ours(), &[], T0).await.expect("asking for nothing is no error").is_empty());
+}
+
+async fn records_are_counted_by_their_states(ledger: &impl Ledger) {
+    let empty = ledger.stats(&ours(), T0).await.expect("stats work");
+    assert_eq!(empty, RecordStats::default(), "an empty ledger counts nothing");
+    ledger.add(&Namespace::new("theirs").unwrap(), &["not ours".into()], T0).await.unwrap();
+    let gone = add(ledger, "a secret", T0).await.record.id;
+    add(ledger, keyed("k", "äb"), T0).await;
+    add(ledger, keyed("k", "cde"), T0).await;
+    add(ledger, NewRecord::new("f").expires_at(later(5)), T0).await;
+    ledger.forget(&ours(), gone, later(1)).await.unwrap();
+    let stats = |active, expired| RecordStats { active, superseded: 1, expired, forgotten: 1, text_bytes: 7 };
+    assert_eq!(ledger.stats(&ours(), later(4)).await.unwrap(), stats(2, 0), "records are counted by their states");
+    assert_eq!(ledger.stats(&ours(), later(5)).await.unwrap(), stats(1, 1), "as they are at the moment");
+}
+
+fn used(namespace: &Namespace, seconds: u64, generated_tokens: u64) -> UsageEvent {
+    let amounts = Amounts { requests: 1, generated_tokens, prefilled_tokens: 3, ..Amounts::default() };
+    UsageEvent::new(namespace.clone(), later(seconds), amounts)
+}
+
+fn total(namespace: Option<Namespace>, events: &[&UsageEvent]) -> UsageTotal {
+    let mut total = UsageTotal::new(namespace, events[0].at);
+    events.iter().for_each(|event| total.count(event.at, event.amounts));
+    total
+}
+
+async fn usage_is_counted_once(ledger: &impl Ledger) {
+    let theirs = Namespace::new("their own").unwrap();
+    assert!(ledger.usage(&UsageQuery::all()).await.expect("usage works").is_empty(), "nothing was used");
+    ledger.record_usage(&[]).await.expect("recording nothing is no error");
+    let events = [used(&ours(), 0, 10), used(&theirs, 1, 1), used(&ours(), 2, 20), used(&ours(), 4, 40)];
+    ledger.record_usage(&events[..2]).await.expect("usage is recorded");
+    // The answer to the first call was lost, say.
+    ledger.record_usage(&events[1..]).await.expect("an event may be recorded twice");
+    let [a, b, c, d] = &events;
+    let (ours_all, theirs_all) = (total(Some(ours()), &[a, c, d]), total(Some(theirs.clone()), &[b]));
+    let all = ledger.usage(&UsageQuery::all()).await.unwrap();
+    assert_eq!(all, [ours_all, theirs_all.clone()], "an event counts once, for its namespace");
+    let of_theirs = ledger.usage(&UsageQuery::all().namespace(theirs)).await.unwrap();
+    assert_eq!(of_theirs, [theirs_all], "usage can be asked for of one namespace");
+    let window = UsageQuery::all().namespace(ours()).since(later(2)).until(later(4));
+    assert_eq!(ledger.usage(&window).await.unwrap(), [total(Some(ours()), &[c])], "and between two moments");
+    let mut huge = used(&ours(), 9, u64::MAX);
+    huge.amounts.chunks = 7;
+    ledger.record_usage(&[huge.clone()]).await.expect("any amounts are taken");
+    let found = ledger.usage(&UsageQuery::all().since(later(9))).await.unwrap();
+    huge.amounts.generated_tokens = Amounts::MAX;
+    assert_eq!(found, [total(Some(ours()), &[&huge])], "no amount is beyond the most that counts");
+}
+
+async fn usage_outlives_its_namespace_without_its_name(ledger: &impl Ledger) {
+    let theirs = Namespace::new("theirs").unwrap();
+    let [a, b] = [used(&ours(), 0, 10), used(&theirs, 1, 1)];
+    ledger.record_usage(&[a.clone(), b.clone()]).await.unwrap();
+    add(ledger, "a", T0).await;
+    ledger.delete_namespace(&ours()).await.unwrap();
+    let expected = [total(None, &[&a]), total(Some(theirs), &[&b])];
+    let left = ledger.usage(&UsageQuery::all()).await.unwrap();
+    assert_eq!(left, expected, "what a deleted namespace used still counts, under no name");
+    ledger.record_usage(&[a]).await.unwrap();
+    assert_eq!(ledger.usage(&UsageQuery::all()).await.unwrap(), expected, "and still counts once");
+    assert!(ledger.usage(&UsageQuery::all().namespace(ours())).await.unwrap().is_empty(), "its name finds nothing");
+}
+
+/// A ledger may keep no index at all.
+async fn a_saved_index_is_gone_once_something_is_forgotten(ledger: &impl Ledger) {
+    let theirs = Namespace::new("theirs").unwrap();
+    let [a, b] = [add(ledger, "a", T0).await.record.id, add(ledger, "b", T0).await.record.id];
+    ledger.add(&theirs, &["a".into()], T0).await.unwrap();
+    let Changes { revision, .. } = ledger.changes(&ours(), Revision(0), T0).await.unwrap();
+    let index = |bytes: &[u8]| SavedIndex { revision, bytes: bytes.to_vec() };
+    assert!(ledger.saved_index(&ours(), "words").await.expect("there may be none").is_none());
+    if !ledger.save_index(&ours(), "words", &index(&[1; 5000])).await.expect("an index can be saved") {
+        assert!(ledger.saved_index(&ours(), "words").await.unwrap().is_none(), "what was not kept is not there");
+        return;
+    }
+    ledger.save_index(&ours(), "words", &index(&[2; 9000])).await.expect("an index can be saved again");
+    ledger.save_index(&ours(), "meaning", &index(&[])).await.expect("there may be several");
+    ledger.save_index(&theirs, "words", &index(&[3])).await.unwrap();
+    let saved = async |namespace: &Namespace, name: &str| ledger.saved_index(namespace, name).await.unwrap();
+    assert_eq!(saved(&ours(), "words").await, Some(index(&[2; 9000])), "the last index that was saved comes back");
+    assert_eq!(saved(&ours(), "meaning").await, Some(index(&[])), "each under its name");
+    add(ledger, "c", later(1)).await;
+    ledger.update(&ours(), b, "b2", later(1)).await.unwrap();
+    assert!(saved(&ours(), "words").await.is_some(), "it stays when records are added and changed");
+    ledger.forget(&ours(), a, later(2)).await.unwrap();
+    let left = (saved(&ours(), "words").await, saved(&ours(), "meaning").await);
+    assert_eq!(left, (None, None), "it is gone once something of the namespace is forgotten");
+    assert_eq!(saved(&theirs, "words").await, Some(index(&[3])), "which concerns no other namespace");
+    let late = ledger.save_index(&ours(), "words", &index(&[4])).await.unwrap();
+    assert!(
+        !late && saved(&ours(), "words").await.is_none(),
+        "an index from before something was forgotten is refused"
+    );
+    let Changes { revision, .. } = ledger.changes(&ours(), Revision(0), later(2)).await.unwrap();
+    let index = SavedIndex { revision, bytes: vec![5] };
+    assert!(ledger.save_index(&ours(), "words", &index).await.unwrap(), "one from after that is kept");
+    ledger.delete_namespace(&ours()).await.unwrap();
+    assert!(saved(&ours(), "words").await.is_none(), "it goes with its namespace");
+    let late = ledger.save_index(&ours(), "words", &index).await.unwrap();
+    assert!(!late, "an index from before its namespace was deleted is refused");
 }
 
 fn said(records: &[Record]) -> Vec<&str> {
@@ -510,7 +672,7 @@ async fn a_deleted_namespace_is_gone_and_can_be_filled_again(ledger: &impl Ledge
     let added = ledger.add(&ours(), &["a".into(), keyed("k", "b"), keyed("k", "c")], T0).await.unwrap();
     ledger.add(&theirs, &["a".into()], T0).await.unwrap();
     let id = added[0].record.id;
-    ledger.link(&ours(), &[(id, chunk(1)), (added[1].record.id, chunk(2))]).await.unwrap();
+    ledger.link(&ours(), &[(id, chunk(1)), (added[1].record.id, chunk(2))], T0).await.unwrap();
     let before = ledger.changes(&ours(), Revision(0), T0).await.unwrap();
     assert!(!before.deleted, "nothing was deleted");
     let other = ledger.changes(&theirs, Revision(0), T0).await.unwrap().revision;
@@ -547,7 +709,7 @@ async fn namespaces_share_nothing(ledger: &impl Ledger) {
     assert!(is_unknown(ledger.update(&theirs, id, "new", T0).await), "update knows its namespace only");
     assert!(is_unknown(ledger.forget(&theirs, id, T0).await), "forget knows its namespace only");
     assert!(is_unknown(ledger.history(&theirs, id).await), "history knows its namespace only");
-    assert!(is_unknown(ledger.link(&theirs, &[(id, chunk(1))]).await), "link knows its namespace only");
+    assert!(is_unknown(ledger.link(&theirs, &[(id, chunk(1))], T0).await), "link knows its namespace only");
     let theirs_only = [other.record];
     assert_eq!(ledger.list(&theirs, Query::All).await.unwrap(), theirs_only, "list knows its namespace only");
     let Changes { records: changed, .. } = ledger.changes(&theirs, Revision(0), T0).await.unwrap();
@@ -576,7 +738,11 @@ fn many_threads_may_add_at_once(ledger: &impl Ledger) {
 }
 
 async fn pending(ledger: &impl Ledger) -> BTreeSet<ChunkId> {
-    let pending = ledger.pending_deletions().await.expect("pending deletions are listed");
+    pending_at(ledger, later(7)).await
+}
+
+async fn pending_at(ledger: &impl Ledger, now: Timestamp) -> BTreeSet<ChunkId> {
+    let pending = ledger.pending_deletions(now).await.expect("pending deletions are listed");
     let set: BTreeSet<_> = pending.iter().copied().collect();
     assert_eq!(set.len(), pending.len(), "a pending deletion is named once");
     set

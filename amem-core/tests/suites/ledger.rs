@@ -1,11 +1,13 @@
 //! A good ledger with one fault at a time.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 
 use amem_core::{
     Added, Changes, ChunkId, Error, Filter, Ledger, Listing, MetaValue, Metadata, Namespace, NewRecord, Outcome, Page,
-    Query, RamLedger, Record, RecordId, Result, Revision, State, Timestamp, Version, testing,
+    Query, RamLedger, Record, RecordId, RecordStats, Result, Revision, SavedIndex, State, Timestamp, UsageEvent,
+    UsageQuery, UsageTotal, Version, testing,
 };
 use async_trait::async_trait;
 
@@ -93,9 +95,39 @@ enum Fault {
     LeaksLink,
     LeaksPages,
     LeaksChanges,
+    SupersedingKeepsChunks,
+    LinksOfSupersededAreLost,
+    ExpiryKeepsChunks,
+    LinksOfExpiredAreLost,
+    ConfirmsNothingOfExpired,
+    SupersedingSparesNothing,
+    ReadsManyWithoutTheUnknown,
+    ReadsManyInOrderOfIds,
+    FailsToReadManyWithUnknown,
+    LeaksGetMany,
+    StatsLeak,
+    StatsCountExpiredAsActive,
+    StatsForgetTheForgotten,
+    CountsEventsTwice,
+    UsageHasOneTotal,
+    UsageOfOthersToo,
+    UsageHasNoEnd,
+    UsageHasNoBeginning,
+    UsageHasNoBounds,
+    UsageGoesWithItsNamespace,
+    UsageKeepsNames,
+    IndexesHaveOneName,
+    TheFirstIndexStays,
+    IndexesGoWithAnyChange,
+    IndexesStayWhenForgetting,
+    IndexesOfAllGo,
+    IndexesOfThePastAreKept,
+    IndexesAreNeverKeptAgain,
+    IndexesOutliveTheirNamespace,
+    IndexesOfDeletedAreKept,
 }
 
-const FAULTS: [(Fault, &str); 80] = [
+const FAULTS: [(Fault, &str); 110] = [
     (Fault::KeepsBlanks, "without the blanks at their ends"),
     (Fault::AddsUpToTheBadOne, "texts are added all or none"),
     (Fault::AddsInReverse, "in the order in which they were added"),
@@ -176,6 +208,36 @@ const FAULTS: [(Fault, &str); 80] = [
     (Fault::LeaksLink, "link knows its namespace only"),
     (Fault::LeaksPages, "list knows its namespace only"),
     (Fault::LeaksChanges, "changes knows its namespace only"),
+    (Fault::SupersedingKeepsChunks, "superseding a record deletes its chunks"),
+    (Fault::LinksOfSupersededAreLost, "the chunk of a superseded text is to be deleted at once"),
+    (Fault::ExpiryKeepsChunks, "a record that expires deletes its chunks"),
+    (Fault::LinksOfExpiredAreLost, "the chunk of an expired text is to be deleted at once"),
+    (Fault::ConfirmsNothingOfExpired, "that no other active record links is to be deleted"),
+    (Fault::SupersedingSparesNothing, "an active record spares a superseded one's chunk"),
+    (Fault::ReadsManyWithoutTheUnknown, "get_many answers in the order of the ids"),
+    (Fault::ReadsManyInOrderOfIds, "get_many answers in the order of the ids"),
+    (Fault::FailsToReadManyWithUnknown, "unknown records are no error"),
+    (Fault::LeaksGetMany, "get_many answers in the order of the ids"),
+    (Fault::StatsLeak, "records are counted by their states"),
+    (Fault::StatsCountExpiredAsActive, "as they are at the moment"),
+    (Fault::StatsForgetTheForgotten, "records are counted by their states"),
+    (Fault::CountsEventsTwice, "an event counts once"),
+    (Fault::UsageHasOneTotal, "for its namespace"),
+    (Fault::UsageOfOthersToo, "usage can be asked for of one namespace"),
+    (Fault::UsageHasNoEnd, "and between two moments"),
+    (Fault::UsageHasNoBeginning, "and between two moments"),
+    (Fault::UsageHasNoBounds, "no amount is beyond the most that counts"),
+    (Fault::UsageGoesWithItsNamespace, "what a deleted namespace used still counts"),
+    (Fault::UsageKeepsNames, "under no name"),
+    (Fault::IndexesHaveOneName, "the last index that was saved comes back"),
+    (Fault::TheFirstIndexStays, "the last index that was saved comes back"),
+    (Fault::IndexesGoWithAnyChange, "it stays when records are added and changed"),
+    (Fault::IndexesStayWhenForgetting, "it is gone once something of the namespace is forgotten"),
+    (Fault::IndexesOfAllGo, "which concerns no other namespace"),
+    (Fault::IndexesOfThePastAreKept, "an index from before something was forgotten is refused"),
+    (Fault::IndexesAreNeverKeptAgain, "one from after that is kept"),
+    (Fault::IndexesOutliveTheirNamespace, "it goes with its namespace"),
+    (Fault::IndexesOfDeletedAreKept, "an index from before its namespace was deleted is refused"),
 ];
 
 #[test]
@@ -199,6 +261,10 @@ struct Aside {
     namespaces: Vec<Namespace>,
     latest: Timestamp,
     added: usize,
+    indexes: BTreeMap<(Namespace, String), SavedIndex>,
+    /// The change after which an index may be kept.
+    forgotten_at: BTreeMap<Namespace, Revision>,
+    usage: Vec<UsageEvent>,
 }
 
 /// Sets off what a fault adds to a text or a key.
@@ -217,6 +283,9 @@ impl Faulty {
             namespaces: Vec::new(),
             latest: Timestamp(0),
             added: 0,
+            indexes: BTreeMap::new(),
+            forgotten_at: BTreeMap::new(),
+            usage: Vec::new(),
         };
         Self { inner: RamLedger::new(), fault, aside: Mutex::new(aside) }
     }
@@ -287,6 +356,18 @@ impl Faulty {
         self.inner.delete_namespace(&nobody).await.map(drop)
     }
 
+    /// Drops a namespace's indexes, unless this is the fault.
+    async fn drop_indexes(&self, namespace: &Namespace, fault: Fault) -> Result<()> {
+        let revision = self.inner.changes(namespace, Revision(0), Timestamp(0)).await?.revision;
+        let mut aside = self.aside.lock().unwrap();
+        aside.forgotten_at.insert(namespace.clone(), revision);
+        if !self.has(fault) {
+            let all = self.has(Fault::IndexesOfAllGo);
+            aside.indexes.retain(|(owner, _), _| owner != namespace && !all);
+        }
+        Ok(())
+    }
+
     /// The namespace in which a record stands, if the fault is to look there.
     async fn home(&self, fault: Fault, namespace: &Namespace, id: Option<RecordId>) -> Namespace {
         if let (true, Some(id)) = (self.has(fault), id) {
@@ -331,6 +412,16 @@ impl Ledger for Faulty {
                 }
             }
             _ => added = self.inner.add(namespace, &stored, now).await?,
+        }
+        for added in &added {
+            let Outcome::Superseded(old) = added.outcome else { continue };
+            let links: Vec<ChunkId> =
+                self.aside.lock().unwrap().links.get(&old).into_iter().flatten().copied().collect();
+            match self.fault {
+                Some(Fault::SupersedingKeepsChunks) => self.inner.confirm_deleted(&links, now).await?,
+                Some(Fault::SupersedingSparesNothing) => self.aside.lock().unwrap().pending.extend(links),
+                _ => {}
+            }
         }
         for (added, new) in added.iter_mut().zip(new) {
             added.record = self.shown(added.record.clone());
@@ -502,6 +593,7 @@ impl Ledger for Faulty {
             return Ok(forgotten);
         }
         let mut forgotten = self.inner.forget_many(&namespace, &ids, now).await?;
+        self.drop_indexes(&namespace, Fault::IndexesStayWhenForgetting).await?;
         if self.has(Fault::ForgetsTwice) {
             forgotten.iter_mut().for_each(|record| record.state = State::Forgotten { at: now });
         }
@@ -509,13 +601,18 @@ impl Ledger for Faulty {
     }
 
     async fn delete_namespace(&self, namespace: &Namespace) -> Result<usize> {
-        let active = self.inner.count(namespace, Timestamp::now()).await?;
-        let before = self.inner.pending_deletions().await?;
+        let now = Timestamp::now();
+        let active = self.inner.count(namespace, now).await?;
+        let before = self.inner.pending_deletions(now).await?;
         let deleted = self.inner.delete_namespace(namespace).await?;
         if self.has(Fault::DeletionKeepsChunks) {
-            let mut pending = self.inner.pending_deletions().await?;
+            let mut pending = self.inner.pending_deletions(now).await?;
             pending.retain(|chunk| !before.contains(chunk));
-            self.inner.confirm_deleted(&pending).await?;
+            self.inner.confirm_deleted(&pending, now).await?;
+        }
+        self.drop_indexes(namespace, Fault::IndexesOutliveTheirNamespace).await?;
+        if !self.has(Fault::NamespacesStandAsAdded) && !self.has(Fault::DeletedNamespacesStayListed) {
+            self.aside.lock().unwrap().namespaces.retain(|known| known != namespace);
         }
         Ok(if self.has(Fault::DeletionCountsActive) { active } else { deleted })
     }
@@ -593,35 +690,41 @@ impl Ledger for Faulty {
         Ok(changes)
     }
 
-    async fn link(&self, namespace: &Namespace, links: &[(RecordId, ChunkId)]) -> Result<()> {
+    async fn link(&self, namespace: &Namespace, links: &[(RecordId, ChunkId)], now: Timestamp) -> Result<()> {
         let namespace = self.home(Fault::LeaksLink, namespace, links.first().map(|(id, _)| *id)).await;
-        let pending = self.inner.pending_deletions().await?;
+        let pending = self.inner.pending_deletions(now).await?;
         match self.fault {
             Some(Fault::LinksNothing) if !links.is_empty() => {
                 self.inner.history(&namespace, links[0].0).await?;
             }
             Some(Fault::LinksUpToTheUnknown) => {
                 for link in links {
-                    self.inner.link(&namespace, std::slice::from_ref(link)).await?;
+                    self.inner.link(&namespace, std::slice::from_ref(link), now).await?;
                 }
             }
-            _ => self.inner.link(&namespace, links).await?,
+            _ => self.inner.link(&namespace, links, now).await?,
         }
         for &(id, chunk) in links {
             self.aside.lock().unwrap().links.entry(id).or_default().insert(chunk);
+            let lost = match self.inner.get(&namespace, id, now).await?.state {
+                State::Forgotten { .. } => Fault::LinksOfForgottenAreLost,
+                State::Superseded { .. } => Fault::LinksOfSupersededAreLost,
+                State::Expired { .. } => Fault::LinksOfExpiredAreLost,
+                _ => continue,
+            };
+            if self.has(lost) {
+                self.inner.confirm_deleted(&[chunk], now).await?;
+            }
         }
-        let after = self.inner.pending_deletions().await?;
-        if self.has(Fault::LinksOfForgottenAreLost) {
-            let new: Vec<ChunkId> = after.into_iter().filter(|chunk| !pending.contains(chunk)).collect();
-            self.inner.confirm_deleted(&new).await?;
-        } else if self.has(Fault::LinksCallOffNothing) {
+        if self.has(Fault::LinksCallOffNothing) {
             self.aside.lock().unwrap().pending.extend(pending);
         }
         Ok(())
     }
 
-    async fn pending_deletions(&self) -> Result<Vec<ChunkId>> {
-        let mut pending: BTreeSet<ChunkId> = self.inner.pending_deletions().await?.into_iter().collect();
+    async fn pending_deletions(&self, now: Timestamp) -> Result<Vec<ChunkId>> {
+        let asked = if self.has(Fault::ExpiryKeepsChunks) { Timestamp(0) } else { now };
+        let mut pending: BTreeSet<ChunkId> = self.inner.pending_deletions(asked).await?.into_iter().collect();
         pending.extend(&self.aside.lock().unwrap().pending);
         if matches!(self.fault, Some(Fault::ExpiredSpareChunks | Fault::SupersededSpareChunks)) {
             let (links, latest) = {
@@ -647,15 +750,137 @@ impl Ledger for Faulty {
         Ok(pending)
     }
 
-    async fn confirm_deleted(&self, chunks: &[ChunkId]) -> Result<()> {
+    async fn confirm_deleted(&self, chunks: &[ChunkId], now: Timestamp) -> Result<()> {
         self.aside.lock().unwrap().pending.retain(|chunk| !chunks.contains(chunk));
         match self.fault {
             Some(Fault::ConfirmsNothing) => Ok(()),
             Some(Fault::ConfirmsAll) => {
-                let all = self.inner.pending_deletions().await?;
-                self.inner.confirm_deleted(&all).await
+                let all = self.inner.pending_deletions(now).await?;
+                self.inner.confirm_deleted(&all, now).await
             }
-            _ => self.inner.confirm_deleted(chunks).await,
+            Some(Fault::ConfirmsNothingOfExpired) => {
+                let links = self.aside.lock().unwrap().links.clone();
+                for (id, links) in links {
+                    for namespace in self.inner.namespaces().await? {
+                        let Ok(record) = self.inner.get(&namespace, id, now).await else { continue };
+                        if let State::Expired { .. } = record.state {
+                            let kept =
+                                links.intersection(&chunks.iter().copied().collect()).copied().collect::<Vec<_>>();
+                            self.aside.lock().unwrap().pending.extend(kept);
+                        }
+                    }
+                }
+                self.inner.confirm_deleted(chunks, now).await
+            }
+            _ => self.inner.confirm_deleted(chunks, now).await,
         }
+    }
+
+    async fn get_many(&self, namespace: &Namespace, ids: &[RecordId], now: Timestamp) -> Result<Vec<Option<Record>>> {
+        let mut ids = ids.to_vec();
+        if self.has(Fault::ReadsManyInOrderOfIds) {
+            ids.sort_unstable();
+        }
+        let mut found = self.inner.get_many(namespace, &ids, now).await?;
+        match self.fault {
+            Some(Fault::ReadsManyWithoutTheUnknown) => found.retain(Option::is_some),
+            Some(Fault::FailsToReadManyWithUnknown) => {
+                if let Some(at) = found.iter().position(Option::is_none) {
+                    return Err(Error::UnknownRecord { namespace: namespace.clone(), id: ids[at] });
+                }
+            }
+            Some(Fault::LeaksGetMany) => {
+                for other in self.inner.namespaces().await? {
+                    let others = self.inner.get_many(&other, &ids, now).await?;
+                    found.iter_mut().zip(others).for_each(|(found, other)| *found = found.take().or(other));
+                }
+            }
+            _ => {}
+        }
+        Ok(found.into_iter().map(|record| record.map(|record| self.shown(record))).collect())
+    }
+
+    async fn stats(&self, namespace: &Namespace, now: Timestamp) -> Result<RecordStats> {
+        let mut stats = self.inner.stats(namespace, now).await?;
+        match self.fault {
+            Some(Fault::StatsLeak) => stats.active += self.inner.namespaces().await?.len(),
+            Some(Fault::StatsCountExpiredAsActive) => stats.active += std::mem::take(&mut stats.expired),
+            Some(Fault::StatsForgetTheForgotten) => stats.forgotten = 0,
+            _ => {}
+        }
+        Ok(stats)
+    }
+
+    async fn record_usage(&self, events: &[UsageEvent]) -> Result<()> {
+        let mut aside = self.aside.lock().unwrap();
+        for event in events {
+            let mut event = event.clone();
+            if !self.has(Fault::UsageHasNoBounds) {
+                event.amounts = event.amounts.bounded();
+            }
+            if self.has(Fault::CountsEventsTwice) || aside.usage.iter().all(|known| known.id != event.id) {
+                aside.usage.push(event);
+            }
+        }
+        Ok(())
+    }
+
+    async fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageTotal>> {
+        let aside = self.aside.lock().unwrap();
+        let mut totals: BTreeMap<Option<Namespace>, UsageTotal> = BTreeMap::new();
+        let mut query = query.clone();
+        match self.fault {
+            Some(Fault::UsageHasNoEnd) => query.until = None,
+            Some(Fault::UsageHasNoBeginning) => query.since = None,
+            Some(Fault::UsageOfOthersToo) => query.namespace = None,
+            _ => {}
+        }
+        for event in aside.usage.iter().filter(|event| query.covers(event.at)) {
+            let is_deleted =
+                aside.forgotten_at.contains_key(&event.namespace) && !aside.namespaces.contains(&event.namespace);
+            let owner = match self.fault {
+                Some(Fault::UsageGoesWithItsNamespace) if is_deleted => continue,
+                Some(Fault::UsageKeepsNames) => Some(event.namespace.clone()),
+                Some(Fault::UsageHasOneTotal) => None,
+                _ => Some(event.namespace.clone()).filter(|_| !is_deleted),
+            };
+            if query.namespace.is_some() && owner != query.namespace {
+                continue;
+            }
+            let total = totals.entry(owner.clone()).or_insert_with(|| UsageTotal::new(owner, event.at));
+            total.count(event.at, event.amounts);
+        }
+        Ok(totals.into_values().collect())
+    }
+
+    async fn save_index(&self, namespace: &Namespace, name: &str, index: &SavedIndex) -> Result<bool> {
+        let mut aside = self.aside.lock().unwrap();
+        let (forgotten, deleted) = match aside.forgotten_at.get(namespace) {
+            Some(at) if *at > index.revision => {
+                (aside.namespaces.contains(namespace), !aside.namespaces.contains(namespace))
+            }
+            Some(_) if self.has(Fault::IndexesAreNeverKeptAgain) => return Ok(false),
+            _ => (false, false),
+        };
+        if forgotten && !self.has(Fault::IndexesOfThePastAreKept)
+            || deleted && !self.has(Fault::IndexesOfDeletedAreKept)
+        {
+            return Ok(false);
+        }
+        let name = if self.has(Fault::IndexesHaveOneName) { "" } else { name };
+        let place = aside.indexes.entry((namespace.clone(), name.to_owned()));
+        match place {
+            Entry::Occupied(_) if self.has(Fault::TheFirstIndexStays) => {}
+            place => drop(place.insert_entry(index.clone())),
+        }
+        Ok(true)
+    }
+
+    async fn saved_index(&self, namespace: &Namespace, name: &str) -> Result<Option<SavedIndex>> {
+        let name = if self.has(Fault::IndexesHaveOneName) { "" } else { name };
+        let key = (namespace.clone(), name.to_owned());
+        let found = self.aside.lock().unwrap().indexes.get(&key).cloned();
+        let revision = self.inner.changes(namespace, Revision(0), Timestamp(0)).await?.revision;
+        Ok(found.filter(|found| !self.has(Fault::IndexesGoWithAnyChange) || found.revision == revision))
     }
 }

@@ -51,13 +51,14 @@ pub(super) fn at_open(connection: &Connection, path: &Path) -> Result<()> {
 pub(super) fn verify(connection: &Connection, path: &Path) -> Result<Verification> {
     let version = schema::identify(connection, path)?;
     let mut found = Verification::default();
+    let links = if version < 4 { "link" } else { "kv_link" };
     let all = connection.unchecked_transaction().and_then(|view| {
         found.problems = structure(&view, "PRAGMA integrity_check(100)")?;
         let count = |table: &str| {
             let counted = view.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get::<_, i64>(0));
             counted.map(i64::unsigned_abs)
         };
-        (found.records, found.texts, found.links) = (count("record")?, count("version")?, count("link")?);
+        (found.records, found.texts, found.links) = (count("record")?, count("version")?, count(links)?);
         found.problems.extend(wrong_texts(&view)?);
         if version == schema::VERSION {
             for (problem, rows) in PROBLEMS_OF_ROWS {
@@ -80,7 +81,7 @@ pub(super) fn verify(connection: &Connection, path: &Path) -> Result<Verificatio
 }
 
 /// What can be wrong with rows, and the ids of the records where it is.
-const PROBLEMS_OF_ROWS: [(&str, &str); 8] = [
+const PROBLEMS_OF_ROWS: [(&str, &str); 11] = [
     ("it is not what was written", concat!("SELECT r.id FROM record r WHERE r.checksum IS NOT ", record_checksum!())),
     (
         "one of its texts is not what was written",
@@ -99,7 +100,19 @@ const PROBLEMS_OF_ROWS: [(&str, &str); 8] = [
     ),
     (
         "it is missing, and KV is linked to it",
-        "SELECT NULL FROM link l WHERE NOT EXISTS (SELECT 1 FROM record r WHERE r.seq = l.record)",
+        "SELECT NULL FROM kv_link l WHERE NOT EXISTS (SELECT 1 FROM record r WHERE r.seq = l.record)",
+    ),
+    (
+        "KV is linked to it as if it expired at another time, or no longer counted",
+        "SELECT r.id FROM kv_link l JOIN record r ON r.seq = l.record WHERE l.expires_at IS NOT r.expires_at OR r.state <> 0",
+    ),
+    (
+        "an event of usage is not what was written",
+        concat!("SELECT NULL FROM usage u WHERE u.checksum IS NOT ", usage_checksum!()),
+    ),
+    (
+        "the index of a namespace is not what was written",
+        concat!("SELECT NULL FROM saved_index i WHERE i.checksum IS NOT ", saved_index_checksum!()),
     ),
     (
         "the record that took its place is missing",
@@ -112,7 +125,7 @@ const PROBLEMS_OF_ROWS: [(&str, &str); 8] = [
     ),
     (
         "it has changed since the ledger's last change",
-        "SELECT r.id FROM record r WHERE r.revision > (SELECT max(changes) FROM ledger) OR (SELECT count(*) FROM ledger) <> 1",
+        "SELECT r.id FROM record r WHERE r.revision > (SELECT max(last_change) FROM ledger) OR (SELECT count(*) FROM ledger) <> 1",
     ),
 ];
 

@@ -22,6 +22,21 @@ macro_rules! version_checksum {
     };
 }
 
+/// What the checksum of a usage event `u` must be. Its namespace may go.
+macro_rules! usage_checksum {
+    () => {
+        "amem_checksum(u.id, u.at, u.requests, u.memory_ops, u.reused_tokens, u.repaired_tokens, u.prefilled_tokens, \
+         u.generated_tokens, u.chunks, u.reused_chunks)"
+    };
+}
+
+/// What the checksum of a saved index `i` must be.
+macro_rules! saved_index_checksum {
+    () => {
+        "amem_checksum(i.namespace, i.name, i.revision, i.bytes)"
+    };
+}
+
 /// Lets a connection compute checksums.
 pub(super) fn register(connection: &Connection) -> rusqlite::Result<()> {
     let flags = FunctionFlags::SQLITE_UTF8 | FunctionFlags::SQLITE_DETERMINISTIC | FunctionFlags::SQLITE_DIRECTONLY;

@@ -21,8 +21,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use amem_core::{
-    Added, Changes, ChunkId, Ledger, Listing, Namespace, NewRecord, Page, Record, RecordId, Revision, Timestamp,
-    Version,
+    Added, Changes, ChunkId, Ledger, Listing, Namespace, NewRecord, Page, Record, RecordId, RecordStats, Revision,
+    SavedIndex, Timestamp, UsageEvent, UsageQuery, UsageTotal, Version,
 };
 use async_trait::async_trait;
 use blocking::unblock;
@@ -321,6 +321,20 @@ impl Ledger for SqliteLedger {
         self.read("read a record", move |tables| Ok(tables.find(&namespace, id)?.record(now))).await
     }
 
+    async fn get_many(
+        &self,
+        namespace: &Namespace,
+        ids: &[RecordId],
+        now: Timestamp,
+    ) -> amem_core::Result<Vec<Option<Record>>> {
+        let (namespace, ids) = (namespace.clone(), ids.to_vec());
+        self.read("read records", move |tables| {
+            let found = ids.iter().map(|id| Ok(tables.get(&namespace, *id)?.map(|found| found.record(now))));
+            found.collect()
+        })
+        .await
+    }
+
     async fn page(&self, namespace: &Namespace, listing: &Listing) -> amem_core::Result<Page> {
         let (namespace, listing) = (namespace.clone(), listing.clone());
         self.read("list records", move |tables| tables.page(&namespace, &listing)).await
@@ -371,23 +385,56 @@ impl Ledger for SqliteLedger {
         self.read("read changes", move |tables| tables.changes(&namespace, since, now)).await
     }
 
-    async fn link(&self, namespace: &Namespace, links: &[(RecordId, ChunkId)]) -> amem_core::Result<()> {
+    async fn link(
+        &self,
+        namespace: &Namespace,
+        links: &[(RecordId, ChunkId)],
+        now: Timestamp,
+    ) -> amem_core::Result<()> {
         if links.is_empty() {
             return Ok(());
         }
         let (namespace, links) = (namespace.clone(), links.to_vec());
-        self.write("link chunks", move |tables| tables.link(&namespace, &links)).await
+        self.write("link chunks", move |tables| tables.link(&namespace, &links, now)).await
     }
 
-    async fn pending_deletions(&self) -> amem_core::Result<Vec<ChunkId>> {
-        self.read("list chunks to be deleted", |tables| tables.pending_deletions()).await
+    async fn pending_deletions(&self, now: Timestamp) -> amem_core::Result<Vec<ChunkId>> {
+        self.read("list chunks to be deleted", move |tables| tables.pending_deletions(now)).await
     }
 
-    async fn confirm_deleted(&self, chunks: &[ChunkId]) -> amem_core::Result<()> {
+    async fn confirm_deleted(&self, chunks: &[ChunkId], now: Timestamp) -> amem_core::Result<()> {
         if chunks.is_empty() {
             return Ok(());
         }
         let chunks = chunks.to_vec();
-        self.write("note that chunks were deleted", move |tables| tables.confirm_deleted(&chunks)).await
+        self.write("note that chunks were deleted", move |tables| tables.confirm_deleted(&chunks, now)).await
+    }
+
+    async fn stats(&self, namespace: &Namespace, now: Timestamp) -> amem_core::Result<RecordStats> {
+        let namespace = namespace.clone();
+        self.read("count records", move |tables| tables.stats(&namespace, now)).await
+    }
+
+    async fn record_usage(&self, events: &[UsageEvent]) -> amem_core::Result<()> {
+        if events.is_empty() {
+            return Ok(());
+        }
+        let events = events.to_vec();
+        self.write("record usage", move |tables| tables.record_usage(&events)).await
+    }
+
+    async fn usage(&self, query: &UsageQuery) -> amem_core::Result<Vec<UsageTotal>> {
+        let query = query.clone();
+        self.read("sum up usage", move |tables| tables.usage(&query)).await
+    }
+
+    async fn save_index(&self, namespace: &Namespace, name: &str, index: &SavedIndex) -> amem_core::Result<bool> {
+        let (namespace, name, index) = (namespace.clone(), name.to_owned(), index.clone());
+        self.write("save an index", move |tables| tables.save_index(&namespace, &name, &index)).await
+    }
+
+    async fn saved_index(&self, namespace: &Namespace, name: &str) -> amem_core::Result<Option<SavedIndex>> {
+        let (namespace, name) = (namespace.clone(), name.to_owned());
+        self.read("read an index", move |tables| tables.saved_index(&namespace, &name)).await
     }
 }

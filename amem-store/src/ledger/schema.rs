@@ -9,7 +9,7 @@ use super::{check, connection, publish};
 use crate::{Error, Result};
 
 /// The schema that this code reads and writes. A later one adds its migration to [`migrate`].
-pub(super) const VERSION: u32 = 3;
+pub(super) const VERSION: u32 = 4;
 /// What SQLite's header says of a file that amem made, from version 3 on: "amem".
 const APPLICATION: u32 = u32::from_be_bytes(*b"amem");
 
@@ -22,7 +22,9 @@ pub(super) fn open(path: &Path) -> Result<Connection> {
     identify(&connection, path)?;
     connection::configure(&connection).map_err(Error::ledger("configure the ledger", path))?;
     check::at_open(&connection, path)?;
-    migrate(&mut connection, path)?;
+    if migrate(&mut connection, path)? {
+        check::at_open(&connection, path)?;
+    }
     Ok(connection)
 }
 
@@ -91,26 +93,30 @@ pub(super) fn is_current(connection: &Connection, path: &Path) -> Result<()> {
     }
 }
 
-/// Brings a ledger up to date.
-pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<()> {
+/// Brings a ledger up to date. Says whether that changed it.
+pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<bool> {
     let failed = || Error::ledger("bring the ledger's schema up to date", path);
     let change = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed())?;
     let found = identify(&change, path)?;
     if found == VERSION {
-        return Ok(());
+        return Ok(false);
     }
-    // From here on a checksum vouches for each text, so each must be as it was written.
-    check::texts(&change, path)?;
-    if found < 2 {
-        change.execute_batch(include_str!("schema_1_to_2.sql")).map_err(failed())?;
+    if found < 3 {
+        // From here on a checksum vouches for each text, so each must be as it was written.
+        check::texts(&change, path)?;
+        if found < 2 {
+            change.execute_batch(include_str!("schema_1_to_2.sql")).map_err(failed())?;
+        }
+        change.execute_batch(include_str!("schema_2_to_3.sql")).map_err(failed())?;
+        let checksums = [
+            concat!("UPDATE record AS r SET checksum = ", record_checksum!()),
+            concat!("UPDATE version AS v SET checksum = ", version_checksum!()),
+        ];
+        checksums.iter().try_for_each(|update| change.execute(update, []).map(drop)).map_err(failed())?;
     }
-    change.execute_batch(include_str!("schema_2_to_3.sql")).map_err(failed())?;
-    let checksums = [
-        concat!("UPDATE record AS r SET checksum = ", record_checksum!()),
-        concat!("UPDATE version AS v SET checksum = ", version_checksum!()),
-    ];
-    checksums.iter().try_for_each(|update| change.execute(update, []).map(drop)).map_err(failed())?;
+    change.execute_batch(include_str!("schema_3_to_4.sql")).map_err(failed())?;
     change.pragma_update(None, "application_id", APPLICATION).map_err(failed())?;
     change.pragma_update(None, "user_version", VERSION).map_err(failed())?;
-    change.commit().map_err(failed())
+    change.commit().map_err(failed())?;
+    Ok(true)
 }

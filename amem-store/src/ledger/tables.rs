@@ -1,8 +1,8 @@
 //! What a ledger does, each within one transaction.
 
 use amem_core::{
-    Added, Changes, ChunkId, Error, Listing, Metadata, Namespace, NewRecord, Outcome, Page, Query, Record, RecordId,
-    Revision, State, Timestamp, Version,
+    Added, Amounts, Changes, ChunkId, Error, Listing, Metadata, Namespace, NewRecord, Outcome, Page, Query, Record,
+    RecordId, RecordStats, Revision, SavedIndex, State, Timestamp, UsageEvent, UsageQuery, UsageTotal, Version,
 };
 use rusqlite::{Connection, Params, Row, params};
 
@@ -110,6 +110,7 @@ impl Tables<'_> {
         for older in self.under(namespace, key, now)? {
             let at = now.max(older.stored.updated_at);
             self.end(&older, SUPERSEDED, at, Some(id), revision)?;
+            self.delete_chunks(older.seq, now)?;
             outcome = Outcome::Superseded(older.stored.id);
         }
         let created_at = new.created_at.unwrap_or(now).min(now);
@@ -133,9 +134,13 @@ impl Tables<'_> {
     }
 
     pub(super) fn find(&self, namespace: &Namespace, id: RecordId) -> Result<Found> {
+        self.get(namespace, id)?.ok_or_else(|| Error::UnknownRecord { namespace: namespace.clone(), id }.into())
+    }
+
+    /// A record, if it is there.
+    pub(super) fn get(&self, namespace: &Namespace, id: RecordId) -> Result<Option<Found>> {
         let by_id = select!("r.version WHERE r.id = ?1 AND r.namespace = ?2");
-        let found = self.all(by_id, params![id.to_bytes(), namespace.as_str()])?.pop();
-        found.ok_or_else(|| Error::UnknownRecord { namespace: namespace.clone(), id }.into())
+        Ok(self.all(by_id, params![id.to_bytes(), namespace.as_str()])?.pop())
     }
 
     pub(super) fn page(&self, namespace: &Namespace, listing: &Listing) -> Result<Page> {
@@ -242,6 +247,8 @@ impl Tables<'_> {
             let seal = concat!("UPDATE version AS v SET checksum = ", version_checksum!(), " WHERE v.record = ?1");
             self.execute(seal, [found.seq])?;
             self.delete_chunks(found.seq, now)?;
+            // It holds the words of what was forgotten.
+            self.execute("DELETE FROM saved_index WHERE namespace = ?1", [namespace.as_str()])?;
             self.note_forgotten()?;
         }
         ids.iter().map(|id| Ok(self.find(namespace, *id)?.record(now))).collect()
@@ -249,6 +256,8 @@ impl Tables<'_> {
 
     pub(super) fn delete_namespace(&self, namespace: &Namespace) -> Result<usize> {
         let name = [namespace.as_str()];
+        self.execute("UPDATE usage SET namespace = NULL WHERE namespace = ?1", name)?;
+        self.execute("DELETE FROM saved_index WHERE namespace = ?1", name)?;
         let records =
             self.rows("SELECT seq FROM record WHERE namespace = ?1", name, |row| Ok(row.get::<_, i64>(0)?))?;
         if records.is_empty() {
@@ -291,34 +300,137 @@ impl Tables<'_> {
         // SQLite's integers end before a revision's do, and no ledger gets there.
         let since = i64::try_from(since.0).unwrap_or(i64::MAX);
         let found = self.all(changed, params![namespace.as_str(), since])?;
-        let revision: i64 = self.0.query_row("SELECT changes FROM ledger", [], |row| row.get(0))?;
+        let revision: i64 = self.0.query_row("SELECT last_change FROM ledger", [], |row| row.get(0))?;
         let deletion = "SELECT 1 FROM deleted_namespace WHERE hash = ?1 AND revision > ?2";
         let deleted = since > 0 && !self.rows(deletion, params![name_hash(namespace), since], |_| Ok(()))?.is_empty();
         let records = found.into_iter().map(|found| found.record(now)).collect();
         Ok(Changes { deleted, records, revision: Revision(revision.unsigned_abs()) })
     }
 
-    pub(super) fn link(&self, namespace: &Namespace, links: &[(RecordId, ChunkId)]) -> Result<()> {
+    pub(super) fn link(&self, namespace: &Namespace, links: &[(RecordId, ChunkId)], now: Timestamp) -> Result<()> {
         for (id, chunk) in links {
             let found = self.find(namespace, *id)?;
-            if matches!(found.stored.state, State::Forgotten { .. }) {
-                // It was forgotten while its KV was being computed.
-                self.delete_chunk(chunk, Timestamp::now())?;
-            } else {
-                let insert = "INSERT OR IGNORE INTO link (chunk, record) VALUES (?1, ?2)";
-                self.execute(insert, params![chunk.0, found.seq])?;
+            let (seq, expires_at) = (found.seq, found.stored.expires_at.map(|at| at.0));
+            if found.record(now).state == State::Active {
+                let insert = "INSERT OR IGNORE INTO kv_link (chunk, record, expires_at) VALUES (?1, ?2, ?3)";
+                self.execute(insert, params![chunk.0, seq, expires_at])?;
                 self.execute("DELETE FROM pending_deletion WHERE chunk = ?1", [chunk.0])?;
+            } else {
+                // It was forgotten, say, while its KV was being computed.
+                self.delete_chunk(chunk, now)?;
             }
         }
         Ok(())
     }
 
-    pub(super) fn pending_deletions(&self) -> Result<Vec<ChunkId>> {
-        self.rows("SELECT chunk FROM pending_deletion ORDER BY chunk", [], |row| Ok(ChunkId(row.get(0)?)))
+    pub(super) fn pending_deletions(&self, now: Timestamp) -> Result<Vec<ChunkId>> {
+        // That a record expired is written nowhere, so its links are still there.
+        let pending = "SELECT chunk FROM pending_deletion UNION \
+                       SELECT chunk FROM kv_link expired WHERE expires_at <= ?1 AND NOT EXISTS ( \
+                       SELECT 1 FROM kv_link other JOIN record r ON r.seq = other.record \
+                       WHERE other.chunk = expired.chunk AND r.state = 0 \
+                       AND (r.expires_at IS NULL OR r.expires_at > ?1)) ORDER BY chunk";
+        self.rows(pending, [now.0], |row| Ok(ChunkId(row.get(0)?)))
     }
 
-    pub(super) fn confirm_deleted(&self, chunks: &[ChunkId]) -> Result<()> {
-        chunks.iter().try_for_each(|chunk| self.execute("DELETE FROM pending_deletion WHERE chunk = ?1", [chunk.0]))
+    pub(super) fn confirm_deleted(&self, chunks: &[ChunkId], now: Timestamp) -> Result<()> {
+        for chunk in chunks {
+            self.execute("DELETE FROM pending_deletion WHERE chunk = ?1", [chunk.0])?;
+            self.execute("DELETE FROM kv_link WHERE chunk = ?1 AND expires_at <= ?2", params![chunk.0, now.0])?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn stats(&self, namespace: &Namespace, now: Timestamp) -> Result<RecordStats> {
+        let count = "SELECT r.state = 0 AND (r.expires_at IS NULL OR r.expires_at > ?2), r.state, count(*), \
+                     coalesce(sum(octet_length(v.text)), 0) FROM record r JOIN version v ON v.seq = r.version \
+                     WHERE r.namespace = ?1 GROUP BY 1, 2";
+        let mut stats = RecordStats::default();
+        self.rows(count, params![namespace.as_str(), now.0], |row| {
+            let records = row.get::<_, i64>(2)?.unsigned_abs() as usize;
+            stats.text_bytes += row.get::<_, i64>(3)?.unsigned_abs();
+            match (row.get(0)?, row.get(1)?) {
+                (true, _) => stats.active += records,
+                (false, ACTIVE) => stats.expired += records,
+                (false, SUPERSEDED) => stats.superseded += records,
+                (false, _) => stats.forgotten += records,
+            }
+            Ok(())
+        })?;
+        Ok(stats)
+    }
+
+    pub(super) fn record_usage(&self, events: &[UsageEvent]) -> Result<()> {
+        let insert = "INSERT OR IGNORE INTO usage (id, namespace, at, requests, memory_ops, reused_tokens, repaired_tokens, \
+                      prefilled_tokens, generated_tokens, chunks, reused_chunks) \
+                      VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)";
+        for event in events {
+            let [a, b, c, d, e, f, g, h] = event.amounts.bounded().to_array().map(|amount| amount as i64);
+            let (id, namespace) = (event.id.to_bytes(), event.namespace.as_str());
+            if self.0.prepare_cached(insert)?.execute(params![id, namespace, event.at.0, a, b, c, d, e, f, g, h])? > 0 {
+                let seal = concat!("UPDATE usage AS u SET checksum = ", usage_checksum!(), " WHERE u.id = ?1");
+                self.execute(seal, [id])?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageTotal>> {
+        let select = concat!(
+            "SELECT namespace, count(*), min(at), max(at), sum(requests), sum(memory_ops), sum(reused_tokens), \
+             sum(repaired_tokens), sum(prefilled_tokens), sum(generated_tokens), sum(chunks), sum(reused_chunks), \
+             min(u.checksum = ",
+            usage_checksum!(),
+            ") FROM usage u WHERE (?1 IS NULL OR namespace = ?1) AND at >= ?2 AND at < ?3 \
+             GROUP BY namespace ORDER BY namespace"
+        );
+        let asked = query.namespace.as_ref().map(Namespace::as_str);
+        let [since, until] = [query.since.map_or(i64::MIN, |at| at.0), query.until.map_or(i64::MAX, |at| at.0)];
+        self.rows(select, params![asked, since, until], |row| {
+            if row.get::<_, Option<bool>>(12)? != Some(true) {
+                return Err(Failure::Damaged("an event of usage is not what was written".to_owned()));
+            }
+            let name: Option<String> = row.get(0)?;
+            let owner = name.map(|_| namespace(row, 0)).transpose()?;
+            let mut amounts = [0; 8];
+            for (index, amount) in amounts.iter_mut().enumerate() {
+                *amount = row.get::<_, i64>(4 + index)?.unsigned_abs();
+            }
+            let mut total = UsageTotal::new(owner, Timestamp(row.get(2)?));
+            total.events = row.get::<_, i64>(1)?.unsigned_abs();
+            total.amounts = Amounts::from_array(amounts);
+            total.last = Timestamp(row.get(3)?);
+            Ok(total)
+        })
+    }
+
+    /// Keeps an index, unless something that may be in it was forgotten since.
+    pub(super) fn save_index(&self, namespace: &Namespace, name: &str, index: &SavedIndex) -> Result<bool> {
+        let revision = i64::try_from(index.revision.0).unwrap_or(i64::MAX);
+        let forgotten = "SELECT 1 FROM record WHERE namespace = ?1 AND revision > ?2 AND state = 2 UNION ALL \
+                         SELECT 1 FROM deleted_namespace WHERE hash = ?3 AND revision > ?2 LIMIT 1";
+        let since = params![namespace.as_str(), revision, name_hash(namespace)];
+        if !self.rows(forgotten, since, |_| Ok(()))?.is_empty() {
+            return Ok(false);
+        }
+        self.execute("DELETE FROM saved_index WHERE namespace = ?1 AND name = ?2", [namespace.as_str(), name])?;
+        let insert = "INSERT INTO saved_index (namespace, name, revision, bytes) VALUES (?1, ?2, ?3, ?4)";
+        self.execute(insert, params![namespace.as_str(), name, revision, index.bytes])?;
+        let seal = concat!("UPDATE saved_index AS i SET checksum = ", saved_index_checksum!(), " WHERE i.seq = ?1");
+        self.execute(seal, [self.0.last_insert_rowid()])?;
+        Ok(true)
+    }
+
+    /// The index that was kept last. A damaged one is none, for it can be built again.
+    pub(super) fn saved_index(&self, namespace: &Namespace, name: &str) -> Result<Option<SavedIndex>> {
+        let select = concat!(
+            "SELECT i.revision, i.bytes FROM saved_index i WHERE i.namespace = ?1 AND i.name = ?2 AND i.checksum = ",
+            saved_index_checksum!()
+        );
+        let mut found = self.rows(select, [namespace.as_str(), name], |row| {
+            Ok(SavedIndex { revision: Revision(row.get::<_, i64>(0)?.unsigned_abs()), bytes: row.get(1)? })
+        })?;
+        Ok(found.pop())
     }
 
     /// The active record of the namespace that says this under this key.
@@ -363,30 +475,30 @@ impl Tables<'_> {
 
     /// Takes a record's links away; chunks that no other active record has are to be deleted.
     fn delete_chunks(&self, record: i64, now: Timestamp) -> Result<()> {
-        let delete = "INSERT OR IGNORE INTO pending_deletion SELECT chunk FROM link mine WHERE record = ?1 AND NOT EXISTS ( \
-                    SELECT 1 FROM link other JOIN record r ON r.seq = other.record \
+        let delete = "INSERT OR IGNORE INTO pending_deletion SELECT chunk FROM kv_link mine WHERE record = ?1 AND NOT EXISTS ( \
+                    SELECT 1 FROM kv_link other JOIN record r ON r.seq = other.record \
                     WHERE other.chunk = mine.chunk AND other.record <> ?1 AND r.state = 0 \
                     AND (r.expires_at IS NULL OR r.expires_at > ?2))";
         self.execute(delete, params![record, now.0])?;
-        self.execute("DELETE FROM link WHERE record = ?1", [record])
+        self.execute("DELETE FROM kv_link WHERE record = ?1", [record])
     }
 
     /// Has a chunk deleted unless an active record has it.
     fn delete_chunk(&self, chunk: &ChunkId, now: Timestamp) -> Result<()> {
         let delete = "INSERT OR IGNORE INTO pending_deletion SELECT ?1 WHERE NOT EXISTS ( \
-                    SELECT 1 FROM link JOIN record r ON r.seq = link.record \
-                    WHERE link.chunk = ?1 AND r.state = 0 AND (r.expires_at IS NULL OR r.expires_at > ?2))";
+                    SELECT 1 FROM kv_link JOIN record r ON r.seq = kv_link.record \
+                    WHERE kv_link.chunk = ?1 AND r.state = 0 AND (r.expires_at IS NULL OR r.expires_at > ?2))";
         self.execute(delete, params![chunk.0, now.0])
     }
 
     fn next_revision(&self) -> Result<i64> {
-        let next = "UPDATE ledger SET changes = changes + 1 RETURNING changes";
+        let next = "UPDATE ledger SET last_change = last_change + 1 RETURNING last_change";
         Ok(self.0.prepare_cached(next)?.query_row([], |row| row.get(0))?)
     }
 
     /// Notes that the last change has left something to be wiped.
     fn note_forgotten(&self) -> Result<()> {
-        self.execute("UPDATE ledger SET forgotten = changes", [])
+        self.execute("UPDATE ledger SET forgotten = last_change", [])
     }
 
     /// The last change that left something to be wiped; 0 for none.
