@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
+use super::saved::{Reader, Writer};
 use super::{RecallQuery, Recalled, Recaller, best};
 use crate::{Namespace, Record, RecordId, Result};
 
@@ -13,6 +14,7 @@ use crate::{Namespace, Record, RecordId, Result};
 const FLATNESS: f32 = 60.0;
 /// Answers taken from each recaller, for each that is wanted.
 const DEPTH: usize = 3;
+const MARK: &[u8; 8] = b"amemhyb1";
 
 /// Asks several recallers and adds up `1 / (60 + rank)` over their answers. Scores need not be comparable.
 pub struct Hybrid {
@@ -53,6 +55,42 @@ impl Recaller for Hybrid {
             result = result.and(recaller.clear(namespace).await);
         }
         result
+    }
+
+    fn index_name(&self) -> Option<String> {
+        let names: Option<Vec<String>> = self.recallers.iter().map(|recaller| recaller.index_name()).collect();
+        Some(format!("{} ({})", MARK.escape_ascii(), names?.join(", ")))
+    }
+
+    async fn save(&self, namespace: &Namespace) -> Result<Option<Vec<u8>>> {
+        let mut writer = Writer::new(MARK);
+        writer.number(self.recallers.len() as u64);
+        for recaller in &self.recallers {
+            let Some(saved) = recaller.save(namespace).await? else { return Ok(None) };
+            writer.bytes(&saved);
+        }
+        Ok(Some(writer.done()))
+    }
+
+    /// Restores all recallers or none of them.
+    async fn restore(&self, namespace: &Namespace, saved: &[u8]) -> Result<bool> {
+        let parts = || {
+            let mut reader = Reader::new(MARK, saved)?;
+            let count = reader.count(1).filter(|count| *count == self.recallers.len())?;
+            let parts = (0..count).map(|_| reader.bytes()).collect::<Option<Vec<_>>>()?;
+            reader.is_done().map(|()| parts)
+        };
+        if let Some(parts) = parts() {
+            let mut sound = true;
+            for (recaller, part) in self.recallers.iter().zip(parts) {
+                sound &= recaller.restore(namespace, part).await?;
+            }
+            if sound {
+                return Ok(true);
+            }
+        }
+        self.clear(namespace).await?;
+        Ok(false)
     }
 
     /// What the recallers find. One that fails is passed over, unless all do.

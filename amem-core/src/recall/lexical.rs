@@ -13,6 +13,7 @@ use async_trait::async_trait;
 pub use rust_stemmers::Algorithm as Language;
 use rust_stemmers::Stemmer;
 
+use super::saved::{Reader, Writer};
 use super::{RecallQuery, Recalled, Recaller, best, tokenise};
 use crate::{Namespace, Record, RecordId, Result, State};
 
@@ -23,9 +24,12 @@ const B: f32 = 0.75;
 /// In a namespace of at least this many records, a word that more than half of them have ("the") adds to scores but
 /// finds no record alone, unless no rarer word of the question finds one.
 const ENOUGH_TO_KNOW_COMMON_WORDS: usize = 32;
+/// Says what a saved index is. Another way to cut texts into terms needs another number.
+const MARK: &[u8; 8] = b"amemlex1";
 
 /// Finds records by the words that they share with the question. Starts empty; knows no I/O and never fails.
 pub struct Lexical {
+    language: Language,
     stemmer: Stemmer,
     spaces: RwLock<HashMap<Namespace, Space>>,
 }
@@ -39,7 +43,7 @@ impl Default for Lexical {
 impl Lexical {
     /// An empty index of texts in this language. Text in another language is found too, by its exact words.
     pub fn new(language: Language) -> Self {
-        Self { stemmer: Stemmer::create(language), spaces: RwLock::default() }
+        Self { language, stemmer: Stemmer::create(language), spaces: RwLock::default() }
     }
 }
 
@@ -70,6 +74,26 @@ impl Recaller for Lexical {
     async fn clear(&self, namespace: &Namespace) -> Result<()> {
         self.spaces.write().unwrap_or_else(PoisonError::into_inner).remove(namespace);
         Ok(())
+    }
+
+    fn index_name(&self) -> Option<String> {
+        Some(format!("{} {:?}", MARK.escape_ascii(), self.language))
+    }
+
+    async fn save(&self, namespace: &Namespace) -> Result<Option<Vec<u8>>> {
+        let spaces = self.spaces.read().unwrap_or_else(PoisonError::into_inner);
+        Ok(Some(spaces.get(namespace).unwrap_or(&Space::default()).save()))
+    }
+
+    async fn restore(&self, namespace: &Namespace, saved: &[u8]) -> Result<bool> {
+        let restored = Space::restore(saved);
+        let sound = restored.is_some();
+        let mut spaces = self.spaces.write().unwrap_or_else(PoisonError::into_inner);
+        match restored.filter(|space| !space.slots.is_empty()) {
+            Some(space) => drop(spaces.insert(namespace.clone(), space)),
+            None => drop(spaces.remove(namespace)),
+        }
+        Ok(sound)
     }
 
     async fn recall(&self, namespace: &Namespace, query: &RecallQuery<'_>) -> Result<Vec<Recalled>> {
@@ -158,6 +182,70 @@ impl Space {
             }
         }
         self.free.push(slot);
+    }
+
+    /// The records in the order of their slots, with the lengths of their texts; then for each term, in order, the records
+    /// that have it, each told by how many come between it and the one before.
+    fn save(&self) -> Vec<u8> {
+        let mut writer = Writer::new(MARK);
+        let mut slots: Vec<u32> = self.slots.values().copied().collect();
+        slots.sort_unstable();
+        let mut places = vec![0_u32; self.entries.len()];
+        writer.number(slots.len() as u64);
+        for (place, slot) in (0..).zip(&slots) {
+            let entry = &self.entries[*slot as usize];
+            places[*slot as usize] = place;
+            writer.id(entry.id);
+            writer.number(entry.length.into());
+        }
+        let mut terms: Vec<(&Arc<str>, &Vec<Posting>)> = self.postings.iter().collect();
+        terms.sort_unstable_by_key(|(term, _)| *term);
+        writer.number(terms.len() as u64);
+        for (term, postings) in terms {
+            writer.bytes(term.as_bytes());
+            writer.number(postings.len() as u64);
+            let mut next = 0;
+            for posting in postings {
+                let place = places[posting.slot as usize];
+                writer.number(u64::from(place - next));
+                writer.number(posting.count.into());
+                next = place + 1;
+            }
+        }
+        writer.done()
+    }
+
+    fn restore(saved: &[u8]) -> Option<Self> {
+        let mut reader = Reader::new(MARK, saved)?;
+        let mut space = Self::default();
+        let records = reader.count(17)?;
+        space.entries.reserve_exact(records);
+        for slot in 0..u32::try_from(records).ok()? {
+            let (id, length) = (reader.id()?, reader.u32()?);
+            space.length += u64::from(length);
+            space.entries.push(Entry { id, terms: Vec::new(), length });
+            if space.slots.insert(id, slot).is_some() {
+                return None;
+            }
+        }
+        let terms = reader.count(4)?;
+        space.postings.reserve(terms);
+        for _ in 0..terms {
+            let term: Arc<str> = std::str::from_utf8(reader.bytes()?).ok()?.into();
+            let count = reader.count(2)?;
+            let (mut postings, mut next) = (Vec::with_capacity(count), 0_u32);
+            for _ in 0..count {
+                let slot = next.checked_add(reader.u32()?)?;
+                space.entries.get_mut(slot as usize)?.terms.push(Arc::clone(&term));
+                postings.push(Posting { slot, count: reader.u32()? });
+                next = slot + 1;
+            }
+            if postings.is_empty() || space.postings.insert(term, postings).is_some() {
+                return None;
+            }
+        }
+        reader.is_done()?;
+        Some(space)
     }
 
     /// All records that fit, in no particular order.
@@ -265,6 +353,24 @@ mod tests {
         assert!(index.spaces.read().unwrap().is_empty());
     }
 
+    proptest! {
+        #[test]
+        fn a_saved_index_that_was_changed_makes_sense_or_is_refused(at: prop::sample::Index, to: u8) {
+            let index = index_of(&["the red car", "the red bike", "a red boat"]);
+            let home = Namespace::new("home").unwrap();
+            let mut saved = block_on(index.save(&home)).unwrap().unwrap();
+            let at = at.index(saved.len());
+            saved[at] = to;
+            let restored = Lexical::default();
+            if block_on(restored.restore(&home, &saved)).unwrap() {
+                recalled(&restored, "the red car", 3);
+                let ids: Vec<RecordId> = restored.spaces.read().unwrap()[&home].slots.keys().copied().collect();
+                block_on(restored.remove(&home, &ids)).unwrap();
+            }
+            prop_assert!(restored.spaces.read().unwrap().is_empty(), "all of it can be removed, or nothing is known");
+        }
+    }
+
     #[cfg(feature = "testing")]
     #[test]
     fn lexical_keeps_the_traits_promises() {
@@ -297,6 +403,10 @@ mod tests {
             let namespace = Namespace::new("home").unwrap();
             let answer = |index: &Lexical| block_on(index.recall(&namespace, &RecallQuery::new(&query, 5))).unwrap();
             prop_assert_eq!(answer(&changed), answer(&fresh));
+            let restored = Lexical::default();
+            let saved = block_on(changed.save(&namespace)).unwrap().unwrap();
+            prop_assert!(block_on(restored.restore(&namespace, &saved)).unwrap());
+            prop_assert_eq!(answer(&restored), answer(&fresh));
         }
     }
 }

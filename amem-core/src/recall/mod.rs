@@ -3,6 +3,7 @@
 mod dense;
 mod hybrid;
 mod lexical;
+mod saved;
 mod tokenise;
 
 use async_trait::async_trait;
@@ -76,6 +77,33 @@ pub trait Recaller: Send + Sync {
     /// # Errors
     /// [`Error::Recall`](crate::Error::Recall) when the index fails.
     async fn clear(&self, namespace: &Namespace) -> Result<()>;
+
+    /// What [`save`](Self::save) writes, in a word: an index that is restored was saved under the same name. `None` where
+    /// nothing is saved.
+    fn index_name(&self) -> Option<String> {
+        None
+    }
+
+    /// What is known of a namespace, for [`restore`](Self::restore), so that a process to come need not index its records
+    /// again. `None` where nothing is saved.
+    ///
+    /// # Errors
+    /// [`Error::Recall`](crate::Error::Recall) when the index fails.
+    async fn save(&self, namespace: &Namespace) -> Result<Option<Vec<u8>>> {
+        let _ = namespace;
+        Ok(None)
+    }
+
+    /// Knows of a namespace what was known when it was [saved](Self::save), and nothing else. `false` for bytes that make
+    /// no sense: then nothing is known of the namespace.
+    ///
+    /// # Errors
+    /// [`Error::Recall`](crate::Error::Recall) when the index fails.
+    async fn restore(&self, namespace: &Namespace, saved: &[u8]) -> Result<bool> {
+        let _ = saved;
+        self.clear(namespace).await?;
+        Ok(false)
+    }
 
     /// At most `k` records of the namespace that fit the query and count for it, best first, ties by id. Records that do
     /// not fit at all are left out, so the answer may be empty.

@@ -28,6 +28,7 @@ pub fn recaller(make: impl Fn() -> Box<dyn Recaller>) {
     ] {
         check(make().as_ref());
     }
+    what_was_saved_is_restored(make().as_ref(), make().as_ref());
 }
 
 const TEXTS: [&str; 4] = [
@@ -167,6 +168,41 @@ fn namespaces_share_nothing(recaller: &dyn Recaller) {
     assert_eq!(recall(recaller, TEXTS[1], 10), before, "another namespace's records move the scores of this one");
     block_on(recaller.remove(&namespace("work"), &[record(1, "").id])).expect("remove");
     assert_eq!(recall(recaller, TEXTS[1], 10), before, "a removal in another namespace reaches this one");
+}
+
+/// A recaller may save nothing at all.
+fn what_was_saved_is_restored(recaller: &dyn Recaller, other: &dyn Recaller) {
+    let records = fill(recaller);
+    block_on(recaller.remove(&namespace("home"), &[records[2].id])).expect("remove");
+    assert_eq!(recaller.index_name(), other.index_name(), "equal recallers save under one name");
+    let Some(saved) = block_on(recaller.save(&namespace("home"))).expect("save") else {
+        assert!(recaller.index_name().is_none(), "whoever saves nothing has no name for it");
+        return;
+    };
+    assert!(recaller.index_name().is_some(), "whoever saves has a name for it");
+    let theirs = Record { namespace: namespace("work"), ..record(50, TEXTS[0]) };
+    let stale = record(60, TEXTS[3]);
+    block_on(other.index(&[theirs.clone(), stale.clone()])).expect("index");
+    assert!(block_on(other.restore(&namespace("home"), &saved)).expect("restore"), "what was saved can be restored");
+    let text = |id: usize| TEXTS[id];
+    for query in (0..TEXTS.len()).map(text) {
+        let (before, after) = (recall(recaller, query, 10), recall(other, query, 10));
+        assert_eq!(after, before, "what was restored answers like what was saved");
+    }
+    assert!(!finds(other, TEXTS[3], stale.id), "what was known before is not known after");
+    let query = RecallQuery::new(TEXTS[0], 10);
+    let others = block_on(other.recall(&namespace("work"), &query)).expect("recall");
+    assert_eq!(others.first().map(|found| found.id), Some(theirs.id), "restoring a namespace reaches another one");
+    let more = record(70, TEXTS[2]);
+    block_on(other.index(std::slice::from_ref(&more))).expect("index");
+    block_on(other.remove(&namespace("home"), &[records[0].id])).expect("remove");
+    assert!(finds(other, TEXTS[2], more.id), "what was restored can be added to");
+    assert!(!finds(other, TEXTS[0], records[0].id), "what was restored can be removed");
+    for broken in [&[][..], b"no index at all", &saved[..saved.len() - 1], &[&saved[..], &[0]].concat()] {
+        let restored = block_on(other.restore(&namespace("home"), broken)).expect("bytes are no error");
+        assert!(!restored, "bytes that make no sense are refused");
+        assert_eq!(recall(other, TEXTS[1], 10), [], "and then nothing is known");
+    }
 }
 
 fn odd_questions_do_no_harm(recaller: &dyn Recaller) {

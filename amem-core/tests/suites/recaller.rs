@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use amem_core::recall::Lexical;
-use amem_core::{Namespace, RecallQuery, Recalled, Recaller, Record, RecordId, Result, State, testing};
+use amem_core::{Namespace, RecallQuery, Recalled, Recaller, Record, RecordId, Result, State, Timestamp, testing};
 use async_trait::async_trait;
 
 use super::each_is_caught;
@@ -34,9 +34,19 @@ enum Fault {
     FindsAllForNothing,
     FailsOnNothing,
     FailsOnUnknownRecords,
+    SavesNothingUnderAName,
+    SavesWithoutAName,
+    SavesUnderChangingNames,
+    RestoresNothing,
+    RefusesToRestore,
+    AddsToWhatIsKnown,
+    RestoresAllNamespaces,
+    RestoresWhatMakesNoSense,
+    KeepsWhatIsKnown,
+    RestoresForGood,
 }
 
-const FAULTS: [(Fault, &str); 23] = [
+const FAULTS: [(Fault, &str); 33] = [
     (Fault::FindsMoreThanK, "more than"),
     (Fault::FindsOneForNone, "more than 0 records"),
     (Fault::FiltersAfterTheBestK, "the best k of those that count"),
@@ -60,6 +70,16 @@ const FAULTS: [(Fault, &str); 23] = [
     (Fault::FindsAllForNothing, "an empty question finds something"),
     (Fault::FailsOnNothing, "index nothing"),
     (Fault::FailsOnUnknownRecords, "remove what is not there"),
+    (Fault::SavesNothingUnderAName, "whoever saves nothing has no name for it"),
+    (Fault::SavesWithoutAName, "whoever saves has a name for it"),
+    (Fault::SavesUnderChangingNames, "equal recallers save under one name"),
+    (Fault::RestoresNothing, "answers like what was saved"),
+    (Fault::RefusesToRestore, "what was saved can be restored"),
+    (Fault::AddsToWhatIsKnown, "answers like what was saved"),
+    (Fault::RestoresAllNamespaces, "restoring a namespace reaches another one"),
+    (Fault::RestoresWhatMakesNoSense, "bytes that make no sense are refused"),
+    (Fault::KeepsWhatIsKnown, "and then nothing is known"),
+    (Fault::RestoresForGood, "what was restored can be added to"),
 ];
 
 #[test]
@@ -118,7 +138,7 @@ impl Recaller for Faulty {
             Some(Fault::KeepsWhatIsForgotten) => {
                 indexed.retain(|record| !matches!(record.state, State::Forgotten { .. }));
             }
-            Some(Fault::ClearsForGood) => {
+            Some(Fault::ClearsForGood | Fault::RestoresForGood) => {
                 indexed.retain(|record| !self.cleared.lock().unwrap().contains(&record.namespace));
             }
             Some(Fault::CountsWordsOfAllNamespaces) => {
@@ -152,7 +172,9 @@ impl Recaller for Faulty {
     }
 
     async fn clear(&self, namespace: &Namespace) -> Result<()> {
-        self.cleared.lock().unwrap().push(namespace.clone());
+        if !self.has(Fault::RestoresForGood) {
+            self.cleared.lock().unwrap().push(namespace.clone());
+        }
         match self.fault {
             Some(Fault::ClearsNothing) => Ok(()),
             Some(Fault::ClearsAllNamespaces) => {
@@ -167,6 +189,59 @@ impl Recaller for Faulty {
                 self.inner.remove(&everybodys(), &own).await
             }
             _ => self.inner.clear(namespace).await,
+        }
+    }
+
+    fn index_name(&self) -> Option<String> {
+        match self.fault {
+            Some(Fault::SavesWithoutAName) => None,
+            Some(Fault::SavesUnderChangingNames) => Some(RecordId::new().to_string()),
+            _ => self.inner.index_name(),
+        }
+    }
+
+    async fn save(&self, namespace: &Namespace) -> Result<Option<Vec<u8>>> {
+        match self.fault {
+            Some(Fault::SavesNothingUnderAName) => Ok(None),
+            Some(Fault::CountsWordsOfAllNamespaces) => self.inner.save(&everybodys()).await,
+            _ => self.inner.save(namespace).await,
+        }
+    }
+
+    async fn restore(&self, namespace: &Namespace, saved: &[u8]) -> Result<bool> {
+        let before: Vec<Recalled> = self.inner.recall(namespace, &RecallQuery::new("Lisbon", 9)).await?;
+        let known = self.inner.save(namespace).await?.unwrap();
+        match self.fault {
+            Some(Fault::RestoresNothing) => Ok(true),
+            Some(Fault::RefusesToRestore) => Ok(false),
+            Some(Fault::RestoresAllNamespaces) => {
+                for other in self.known().values() {
+                    self.inner.clear(other).await?;
+                }
+                self.inner.restore(namespace, saved).await
+            }
+            Some(Fault::RestoresForGood) => {
+                self.cleared.lock().unwrap().push(namespace.clone());
+                self.inner.restore(namespace, saved).await
+            }
+            Some(Fault::RestoresWhatMakesNoSense) => self.inner.restore(namespace, saved).await.map(|_| true),
+            Some(Fault::AddsToWhatIsKnown) => {
+                let restored = self.inner.restore(namespace, saved).await?;
+                for Recalled { id, .. } in before {
+                    let mut old = Record::new(id, namespace.clone(), "Our train to Lisbon", Timestamp(0));
+                    old.state = State::Active;
+                    self.inner.index(&[old]).await?;
+                }
+                Ok(restored)
+            }
+            Some(Fault::KeepsWhatIsKnown) => {
+                let restored = self.inner.restore(namespace, saved).await?;
+                if !restored {
+                    self.inner.restore(namespace, &known).await?;
+                }
+                Ok(restored)
+            }
+            _ => self.inner.restore(namespace, saved).await,
         }
     }
 
