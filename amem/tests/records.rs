@@ -4,11 +4,16 @@
 mod common;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
 
+use amem_core::recall::Lexical;
 use amem_core::{
-    Ask, Error, Filter, Generation, Listing, Metadata, NewRecord, Query, RamStore, Recall, Repair, Tier, Tiered,
-    Timestamp,
+    Ask, Error, Filter, Generation, Ledger, Listing, Memory, Metadata, Namespace, NewRecord, Query, RamStore, Recall,
+    RecallQuery, Recalled, Recaller, Record, RecordId, Repair, Result, Tier, Tiered, Timestamp,
 };
+use amem_store::SqliteLedger;
+use async_trait::async_trait;
 use common::{block_on, builder, in_ram, on_disk, world};
 
 fn from(source: &str) -> Metadata {
@@ -187,5 +192,123 @@ fn kv_moves_between_ram_and_disk_and_answers_stay() {
         let again = tiered().await;
         let found = again.ask("me", questions[0].0.as_str()).await.unwrap();
         assert_eq!(found.usage.missed, 0, "the disk outlives the process");
+    });
+}
+
+/// An index by words that counts the records it is given.
+#[derive(Default)]
+struct Counting {
+    words: Lexical,
+    indexed: AtomicUsize,
+}
+
+#[async_trait]
+impl Recaller for Counting {
+    async fn index(&self, records: &[Record]) -> Result<()> {
+        self.indexed.fetch_add(records.len(), Relaxed);
+        self.words.index(records).await
+    }
+
+    async fn remove(&self, namespace: &Namespace, ids: &[RecordId]) -> Result<()> {
+        self.words.remove(namespace, ids).await
+    }
+
+    async fn clear(&self, namespace: &Namespace) -> Result<()> {
+        self.words.clear(namespace).await
+    }
+
+    fn index_name(&self) -> Option<String> {
+        self.words.index_name()
+    }
+
+    async fn save(&self, namespace: &Namespace) -> Result<Option<Vec<u8>>> {
+        self.words.save(namespace).await
+    }
+
+    async fn restore(&self, namespace: &Namespace, saved: &[u8]) -> Result<bool> {
+        self.words.restore(namespace, saved).await
+    }
+
+    async fn recall(&self, namespace: &Namespace, query: &RecallQuery<'_>) -> Result<Vec<Recalled>> {
+        self.words.recall(namespace, query).await
+    }
+}
+
+#[test]
+fn a_process_that_opens_a_large_namespace_indexes_what_changed_and_no_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let me = Namespace::new("me").unwrap();
+    let open = || {
+        let (ledger, recaller) =
+            (Arc::new(SqliteLedger::open(dir.path().join("l")).unwrap()), Arc::<Counting>::default());
+        (builder().ledger(ledger.clone()).recaller(recaller.clone()).build().unwrap(), ledger, recaller)
+    };
+    let recall = async |memory: &Memory, n: usize| {
+        let found = memory.recall("me", Recall::new(format!("What of town {n}?")).k(1)).await.unwrap();
+        texts(&found).join("")
+    };
+    block_on(async {
+        let (memory, ..) = open();
+        let brief = NewRecord::new("A train leaves for town 7777.")
+            .expires_at(Timestamp::now().after(Duration::from_secs(3600)));
+        memory.remember("me", brief).await.unwrap();
+        let added = memory.remember_all("me", (0..1500).map(|n| format!("Carl saw town {n} once."))).await.unwrap();
+        assert_eq!(recall(&memory, 1234).await, "Carl saw town 1234 once.");
+
+        let (memory, ledger, recaller) = open();
+        let name = recaller.index_name().unwrap();
+        assert!(ledger.saved_index(&me, &name).await.unwrap().is_some());
+        memory.remember("me", "Carl saw town 9999 twice.").await.unwrap();
+        assert_eq!(recall(&memory, 1234).await, "Carl saw town 1234 once.");
+        assert_eq!(recall(&memory, 9999).await, "Carl saw town 9999 twice.");
+        assert_eq!(recall(&memory, 7777).await, "A train leaves for town 7777.");
+        assert_eq!(recaller.indexed.load(Relaxed), 1, "the one that was added since");
+        let filtered = Recall::new("town 1234").filter(Filter::Contains(amem_core::Field::Key, "k".into()));
+        assert!(
+            memory.recall("me", filtered).await.unwrap().is_empty(),
+            "a filter reads the records that it is asked of"
+        );
+        let answer = memory.ask("me", Ask::new("What of town 1234?").k(2)).await.unwrap();
+        assert_eq!(answer.recalled[0].record.text, "Carl saw town 1234 once.");
+
+        // What is forgotten is gone from what is saved, and from what the next process finds.
+        memory.forget("me", added[1234].record.id).await.unwrap();
+        assert!(ledger.saved_index(&me, &name).await.unwrap().is_none());
+        let (memory, ledger, recaller) = open();
+        assert!(!recall(&memory, 1234).await.contains("1234"));
+        assert_eq!(recaller.indexed.load(Relaxed), 1501, "there was nothing to begin from");
+
+        // What makes no sense is as good as nothing.
+        let mut index = ledger.saved_index(&me, &name).await.unwrap().unwrap();
+        index.bytes.truncate(20_000);
+        assert!(ledger.save_index(&me, &name, &index).await.unwrap());
+        let (memory, _, recaller) = open();
+        assert_eq!(recall(&memory, 9999).await, "Carl saw town 9999 twice.");
+        assert_eq!(recaller.indexed.load(Relaxed), 1501);
+    });
+}
+
+#[test]
+fn a_session_over_a_namespace_that_was_read_from_a_saved_index_stands_on_the_latest_memories() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = || {
+        let ledger = Arc::new(SqliteLedger::open(dir.path().join("l")).unwrap());
+        builder().ledger(ledger).build().unwrap()
+    };
+    block_on(async {
+        let notes = (0..1200).map(|n| format!("Carl saw town {n} once."));
+        open().remember_all("me", notes).await.unwrap();
+        let resident = async |memory: Memory| {
+            let mut session = memory.session("me", amem_core::SessionOptions::default()).unwrap();
+            session.ask("What of town 3?").await.unwrap();
+            session.resident().into_iter().map(|record| record.text).collect::<Vec<_>>()
+        };
+        let indexed = resident(open()).await;
+        let restored = resident(open()).await;
+        assert_eq!(restored, indexed);
+        assert!(
+            indexed.contains(&"Carl saw town 1199 once.".to_owned())
+                && indexed.contains(&"Carl saw town 3 once.".to_owned())
+        );
     });
 }

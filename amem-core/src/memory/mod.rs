@@ -286,9 +286,11 @@ impl Memory {
         let records = self.refresh(&namespace).await?;
         let mut usage = chunks.base().await?.usage;
         let mut missing = Vec::new();
-        for entries in records.active(Timestamp::now()).chunks(AT_A_TIME) {
-            let contained = chunks.contained(entries).await?;
-            missing.extend(entries.iter().zip(contained).filter(|(_, held)| !held).map(|(entry, _)| Arc::clone(entry)));
+        let active: Vec<RecordId> = records.active(Timestamp::now()).into_iter().map(|(id, _)| id).collect();
+        for ids in active.chunks(AT_A_TIME) {
+            let entries = self.load(&namespace, &records, ids).await?;
+            let contained = chunks.contained(&entries).await?;
+            missing.extend(entries.into_iter().zip(contained).filter(|(_, held)| !held).map(|(entry, _)| entry));
         }
         for (index, entries) in missing.chunks(AT_A_TIME).enumerate() {
             progress(index * AT_A_TIME, missing.len());
@@ -405,10 +407,16 @@ impl Memory {
             Some(moment) => self.find_as_of(namespace, recall, moment).await?,
             None => {
                 let now = Timestamp::now();
+                if recall.filter.is_some() {
+                    let all: Vec<RecordId> = records.active(now).into_iter().map(|(id, _)| id).collect();
+                    self.load(namespace, &records, &all).await?;
+                }
                 let passes = |id: RecordId| records.get(id, now).is_some_and(|entry| recall.passes(&entry.record));
                 let query = RecallQuery::new(&recall.query, recall.k);
                 let query = if recall.filter.is_some() { query.only(&passes) } else { query };
                 let found = self.parts.recaller.recall(namespace, &query).await?;
+                let ids: Vec<RecordId> = found.iter().map(|found| found.id).collect();
+                self.load(namespace, &records, &ids).await?;
                 let with_entry =
                     |found: Recalled| Some(Found { entry: records.get(found.id, now)?, score: found.score });
                 found.into_iter().filter_map(with_entry).collect()
@@ -450,6 +458,18 @@ impl Memory {
             log::warn!("KV of forgotten texts could not be deleted yet: {error}");
         }
         Ok(records)
+    }
+
+    /// Those of these records that count now, read from the ledger where they were not yet.
+    pub(crate) async fn load(
+        &self,
+        namespace: &Namespace,
+        records: &Records,
+        ids: &[RecordId],
+    ) -> Result<Vec<Arc<Entry>>> {
+        records.load(&*self.parts.ledger, namespace, ids).await?;
+        let now = Timestamp::now();
+        Ok(ids.iter().filter_map(|id| records.get(*id, now)).collect())
     }
 
     pub(crate) async fn base(&self) -> Result<Base> {

@@ -1,16 +1,31 @@
-//! The active records in RAM: their tokens and chunk ids, computed once, and the recaller's index kept in step with the
-//! ledger.
+//! The active records, and the recaller's index, kept in step with the ledger.
 //!
 //! It is a cache with a bound. Whole namespaces leave it, those that were asked about longest ago first, and come back
 //! from the ledger when they are asked about again.
+//!
+//! Of each active record its name and its dates are known. The record itself is read when it is first needed, and its
+//! tokens and chunk id are computed once: of a hundred thousand memories, a question needs eight. The names and the index
+//! of a large namespace are saved in the ledger now and then ([`Ledger::save_index`]), so that a process that opens it
+//! reads only what changed since.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
+use crate::recall::saved::{Reader, Writer};
 use crate::{
-    Changes, ChunkId, Ledger, Namespace, Recaller, Record, RecordId, Result, Revision, State, Timestamp, Token,
+    Changes, ChunkId, Error, Ledger, Namespace, Recaller, Record, RecordId, Result, Revision, SavedIndex, State,
+    Timestamp, Token,
 };
+
+/// Records of a namespace from which on its index is saved: fewer are indexed in some milliseconds.
+const WORTH_SAVING: usize = 1000;
+/// An index is saved again when this part of the records has changed since it was saved last.
+const CHANGED_PART: usize = 8;
+/// How long an index that is gone, because something was forgotten, waits at least until it is saved again.
+const SAVE_PAUSE: Duration = Duration::from_secs(60);
+const MARK: &[u8; 8] = b"amemrec1";
 
 /// A record and what it is to the model.
 pub(crate) struct Entry {
@@ -39,18 +54,13 @@ impl Entry {
         let content = compute(&self.record)?;
         Ok(self.content.get_or_init(|| content))
     }
-
-    /// Whether the record still counts at this moment.
-    fn counts(&self, now: Timestamp) -> bool {
-        self.record.expires_at.is_none_or(|expiry| expiry > now)
-    }
 }
 
 /// The active records of the namespaces that were asked about last.
 pub(super) struct RecordCache {
-    /// Records in RAM, about: the namespaces in use may hold more.
+    /// Records that are known, about: the namespaces in use may have more.
     limit: usize,
-    /// Records in RAM.
+    /// Records that are known.
     held: AtomicUsize,
     namespaces: Mutex<HashMap<Namespace, Arc<Records>>>,
     clock: AtomicU64,
@@ -61,16 +71,49 @@ pub(super) struct RecordCache {
 pub(crate) struct Records {
     /// How far the ledger was read. Locked while the records are brought up to date, or leave, so that changes are
     /// applied in order, to the index too.
-    read: async_lock::Mutex<Revision>,
+    read: async_lock::Mutex<Read>,
     entries: Mutex<Entries>,
     used: AtomicU64,
 }
 
+/// How far the ledger was read, and how much of that was saved.
+#[derive(Default)]
+struct Read {
+    revision: Revision,
+    /// Changes since the index was saved.
+    unsaved: usize,
+    /// Something was forgotten since, so that nothing is saved any more.
+    is_gone: bool,
+    saved: Option<Instant>,
+}
+
+impl Read {
+    fn is_worth_saving(&self, records: usize) -> bool {
+        let changed = self.unsaved >= WORTH_SAVING.max(records / CHANGED_PART);
+        let pause_is_over = self.saved.is_none_or(|saved| saved.elapsed() >= SAVE_PAUSE);
+        records >= WORTH_SAVING && (changed || self.is_gone && pause_is_over)
+    }
+}
+
 #[derive(Default)]
 struct Entries {
-    by_id: BTreeMap<RecordId, Arc<Entry>>,
+    by_id: BTreeMap<RecordId, Known>,
     /// Those that will expire, the next one first, so that a question need not look at all.
     expiring: BTreeSet<(Timestamp, RecordId)>,
+}
+
+/// An active record, which may not have been read yet.
+struct Known {
+    updated_at: Timestamp,
+    expires_at: Option<Timestamp>,
+    entry: Option<Arc<Entry>>,
+}
+
+impl Known {
+    /// Whether the record still counts at this moment.
+    fn counts(&self, now: Timestamp) -> bool {
+        self.expires_at.is_none_or(|expiry| expiry > now)
+    }
 }
 
 impl Entries {
@@ -79,14 +122,19 @@ impl Entries {
     }
 
     fn insert(&mut self, record: Record) {
-        self.remove(record.id);
-        self.expiring.extend(record.expires_at.map(|at| (at, record.id)));
-        self.by_id.insert(record.id, Arc::new(Entry::new(record)));
+        let (id, updated_at, expires_at) = (record.id, record.updated_at, record.expires_at);
+        self.know(id, Known { updated_at, expires_at, entry: Some(Arc::new(Entry::new(record))) });
+    }
+
+    fn know(&mut self, id: RecordId, known: Known) {
+        self.remove(id);
+        self.expiring.extend(known.expires_at.map(|at| (at, id)));
+        self.by_id.insert(id, known);
     }
 
     fn remove(&mut self, id: RecordId) {
         let removed = self.by_id.remove(&id);
-        if let Some(at) = removed.and_then(|entry| entry.record.expires_at) {
+        if let Some(at) = removed.and_then(|known| known.expires_at) {
             self.expiring.remove(&(at, id));
         }
     }
@@ -94,6 +142,38 @@ impl Entries {
     /// Those whose time is over.
     fn expired(&self, now: Timestamp) -> impl Iterator<Item = RecordId> {
         self.expiring.iter().take_while(move |(at, _)| *at <= now).map(|(_, id)| *id)
+    }
+
+    /// The names and dates of all, and the index.
+    fn save(&self, index: &[u8]) -> Vec<u8> {
+        let mut writer = Writer::new(MARK);
+        writer.number(self.by_id.len() as u64);
+        for (id, known) in &self.by_id {
+            writer.id(*id);
+            writer.number(known.updated_at.0.cast_unsigned());
+            writer.number(u64::from(known.expires_at.is_some()));
+            known.expires_at.into_iter().for_each(|at| writer.number(at.0.cast_unsigned()));
+        }
+        writer.bytes(index);
+        writer.done()
+    }
+
+    /// What [`save`](Self::save) wrote.
+    fn restore(saved: &[u8]) -> Option<(Self, &[u8])> {
+        let mut reader = Reader::new(MARK, saved)?;
+        let mut entries = Self::default();
+        for _ in 0..reader.count(18)? {
+            let (id, updated_at) = (reader.id()?, Timestamp(reader.number()?.cast_signed()));
+            let expires_at = match reader.number()? {
+                0 => None,
+                1 => Some(Timestamp(reader.number()?.cast_signed())),
+                _ => return None,
+            };
+            entries.know(id, Known { updated_at, expires_at, entry: None });
+        }
+        let index = reader.bytes()?;
+        reader.is_done()?;
+        Some((entries, index))
     }
 }
 
@@ -169,7 +249,7 @@ impl RecordCache {
             // Before the index is cleared: should that fail or be given up half-way, all of it is indexed anew.
             let gone = std::mem::take(&mut *records.entries()).len();
             self.held.fetch_sub(gone, Relaxed);
-            *read = Revision(0);
+            *read = Read::default();
             if let Err(error) = recaller.clear(&name).await {
                 log::warn!("the index of namespace {name} could not be cleared: {error}");
             }
@@ -185,13 +265,18 @@ impl Records {
         ledger: &dyn Ledger,
         recaller: &dyn Recaller,
         namespace: &Namespace,
-        read: &mut Revision,
+        read: &mut Read,
     ) -> Result<Vec<Arc<Entry>>> {
+        if read.revision == Revision(0) {
+            self.restore(ledger, recaller, namespace, read).await?;
+        }
         let now = Timestamp::now();
-        let Changes { deleted, records: changed, revision } = ledger.changes(namespace, *read, now).await?;
+        let Changes { deleted, records: changed, revision } = ledger.changes(namespace, read.revision, now).await?;
+        let changes = changed.len();
         let (active, gone): (Vec<Record>, Vec<Record>) = changed.into_iter().partition(|r| r.state == State::Active);
         let is_forgotten = |record: &&Record| matches!(record.state, State::Forgotten { .. });
         let mut forgotten: Vec<RecordId> = gone.iter().filter(is_forgotten).map(|record| record.id).collect();
+        let forgot_any = deleted || !forgotten.is_empty();
         let mut gone: Vec<RecordId> = gone.iter().map(|record| record.id).collect();
         gone.extend(self.entries().expired(now));
         // The index first: should it fail, the same changes are read again.
@@ -206,26 +291,106 @@ impl Records {
         if !active.is_empty() {
             recaller.index(&active).await?;
         }
-        let mut entries = self.entries();
-        let forgotten = forgotten.iter().filter_map(|id| entries.by_id.get(id).cloned()).collect();
-        gone.into_iter().for_each(|id| entries.remove(id));
-        active.into_iter().for_each(|record| entries.insert(record));
-        *read = revision;
+        let (forgotten, known) = {
+            let mut entries = self.entries();
+            let forgotten = forgotten.iter().filter_map(|id| entries.by_id.get(id)?.entry.clone()).collect();
+            gone.into_iter().for_each(|id| entries.remove(id));
+            active.into_iter().for_each(|record| entries.insert(record));
+            (forgotten, entries.len())
+        };
+        read.revision = revision;
+        read.unsaved += changes;
+        read.is_gone |= forgot_any;
+        if read.is_worth_saving(known) {
+            self.save(ledger, recaller, namespace, read).await;
+        }
         Ok(forgotten)
+    }
+
+    /// Takes over what was saved of the records and the index, if anything was, and is sound.
+    async fn restore(
+        &self,
+        ledger: &dyn Ledger,
+        recaller: &dyn Recaller,
+        namespace: &Namespace,
+        read: &mut Read,
+    ) -> Result<()> {
+        let Some(name) = recaller.index_name() else { return Ok(()) };
+        let Some(SavedIndex { revision, bytes }) = ledger.saved_index(namespace, &name).await? else { return Ok(()) };
+        let restored = match Entries::restore(&bytes) {
+            Some((entries, index)) => recaller.restore(namespace, index).await?.then_some(entries),
+            None => None,
+        };
+        match restored {
+            Some(entries) => {
+                *self.entries() = entries;
+                *read = Read { revision, saved: Some(Instant::now()), ..Read::default() };
+            }
+            None => log::warn!("the saved index of namespace {namespace} makes no sense: it is built anew"),
+        }
+        Ok(())
+    }
+
+    /// Saves the records' names and the index in the ledger. Whatever fails here costs the next process time, and
+    /// nothing else.
+    async fn save(&self, ledger: &dyn Ledger, recaller: &dyn Recaller, namespace: &Namespace, read: &mut Read) {
+        (read.unsaved, read.is_gone, read.saved) = (0, false, Some(Instant::now()));
+        let Some(name) = recaller.index_name() else { return };
+        let saved = match recaller.save(namespace).await {
+            Ok(Some(index)) => {
+                let index = SavedIndex { revision: read.revision, bytes: self.entries().save(&index) };
+                ledger.save_index(namespace, &name, &index).await.map(drop)
+            }
+            Ok(None) => Ok(()),
+            Err(error) => Err(error),
+        };
+        match saved {
+            // Another process writes to the ledger, and saves what it knows.
+            Ok(()) | Err(Error::ReadOnly { .. }) => {}
+            Err(error) => log::warn!("the index of namespace {namespace} could not be saved: {error}"),
+        }
     }
 
     fn entries(&self) -> MutexGuard<'_, Entries> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A record, if it counts at this moment.
-    pub(crate) fn get(&self, id: RecordId, now: Timestamp) -> Option<Arc<Entry>> {
-        self.entries().by_id.get(&id).filter(|entry| entry.counts(now)).cloned()
+    /// Whether a record counts at this moment, read or not.
+    pub(crate) fn counts(&self, id: RecordId, now: Timestamp) -> bool {
+        self.entries().by_id.get(&id).is_some_and(|known| known.counts(now))
     }
 
-    /// All records that count at this moment, oldest first.
-    pub(crate) fn active(&self, now: Timestamp) -> Vec<Arc<Entry>> {
-        self.entries().by_id.values().filter(|entry| entry.counts(now)).cloned().collect()
+    /// A record that was [loaded](Self::load), if it counts at this moment.
+    pub(crate) fn get(&self, id: RecordId, now: Timestamp) -> Option<Arc<Entry>> {
+        self.entries().by_id.get(&id).filter(|known| known.counts(now))?.entry.clone()
+    }
+
+    /// Reads those of these records that are known and were not read yet.
+    pub(crate) async fn load(&self, ledger: &dyn Ledger, namespace: &Namespace, ids: &[RecordId]) -> Result<()> {
+        const AT_A_TIME: usize = 4096;
+        let missing: Vec<RecordId> = {
+            let entries = self.entries();
+            let is_missing = |id: &&RecordId| entries.by_id.get(id).is_some_and(|known| known.entry.is_none());
+            ids.iter().filter(is_missing).copied().collect()
+        };
+        for ids in missing.chunks(AT_A_TIME) {
+            let records = ledger.get_many(namespace, ids, Timestamp::now()).await?;
+            let mut entries = self.entries();
+            // One that no longer counts leaves with the next changes.
+            for record in records.into_iter().flatten().filter(|record| record.state == State::Active) {
+                if let Some(known) = entries.by_id.get_mut(&record.id) {
+                    known.entry.get_or_insert_with(|| Arc::new(Entry::new(record)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// All records that count at this moment, oldest first, and when each last changed.
+    pub(crate) fn active(&self, now: Timestamp) -> Vec<(RecordId, Timestamp)> {
+        let entries = self.entries();
+        let active = entries.by_id.iter().filter(|(_, known)| known.counts(now));
+        active.map(|(id, known)| (*id, known.updated_at)).collect()
     }
 }
 

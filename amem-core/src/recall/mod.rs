@@ -3,7 +3,7 @@
 mod dense;
 mod hybrid;
 mod lexical;
-mod saved;
+pub(crate) mod saved;
 mod tokenise;
 
 use async_trait::async_trait;

@@ -203,6 +203,11 @@ impl Session {
             *self.recalls.entry(found.entry.record.id).or_default() += 1;
         }
         let forgotten = self.forgotten(&records).await?;
+        // They may have left the cache since the last turn, and come back unread.
+        let standing = self.turns.iter().flat_map(|turn| turn.recalled.iter()).map(|entry| entry.record.id);
+        let resident = self.epoch.iter().flat_map(|epoch| epoch.resident.keys().copied());
+        let told: Vec<RecordId> = standing.chain(resident).collect();
+        self.memory.load(&self.namespace, &records, &told).await?;
         self.turns.retain(|turn| turn.is_true(&records, &forgotten));
         let (conversation, room_divisor) = match ask.prompt {
             // Room is left for what comes, or the next turn would begin an epoch again.
@@ -289,7 +294,7 @@ impl Session {
         let stood: HashSet<RecordId> = self.turns.iter().flat_map(|turn| turn.stood.iter().copied()).collect();
         let (mut forgotten, now) = (HashSet::new(), Timestamp::now());
         for id in stood {
-            if records.get(id, now).is_none() && self.memory.is_forgotten(&self.namespace, id).await? {
+            if !records.counts(id, now) && self.memory.is_forgotten(&self.namespace, id).await? {
                 forgotten.insert(id);
             }
         }
@@ -323,7 +328,7 @@ impl Session {
     /// Begins an epoch: picks the working set and blends it.
     async fn open(&mut self, records: &Records, found: &[Found], reserve: usize) -> Result<(Epoch, Usage)> {
         let room = self.limit.saturating_sub(self.memory.layout().prefix.len() + reserve);
-        let entries = self.working_set(records, found, room)?;
+        let entries = self.working_set(records, found, room).await?;
         let base = self.memory.base().await?;
         let fetched = self.memory.fetch(&self.namespace, &entries).await?;
         let mut usage = base.usage + fetched.usage;
@@ -343,32 +348,37 @@ impl Session {
 
     /// The memories that an epoch begins with: those that the question is about, then those that were recalled most
     /// often in this session, then the latest; as many as there is room for, in the order in which they were told.
-    fn working_set(&self, records: &Records, found: &[Found], room: usize) -> Result<Vec<Arc<Entry>>> {
+    async fn working_set(&self, records: &Records, found: &[Found], room: usize) -> Result<Vec<Arc<Entry>>> {
         /// What fits no more is passed over for what is smaller, but not for ever: a large namespace would be tokenised
         /// whole to fill a last gap.
         const PASSED_OVER: usize = 32;
+        /// Records that are read from the ledger at a time.
+        const AT_A_TIME: usize = 256;
         let mut left = room.min((self.options.memory_share * self.limit as f32) as usize);
         let asked: HashMap<RecordId, usize> = (0..).zip(found).map(|(rank, f)| (f.entry.record.id, rank)).collect();
         let mut active = records.active(Timestamp::now());
-        active.retain(|entry| self.options.filter.as_ref().is_none_or(|filter| filter.matches(&entry.record)));
-        active.sort_by_cached_key(|entry| {
-            let record = &entry.record;
-            let rank = asked.get(&record.id).copied().unwrap_or(usize::MAX);
-            let recalls = self.recalls.get(&record.id).copied().unwrap_or_default();
-            (rank, Reverse(recalls), Reverse(record.updated_at), Reverse(record.id))
+        active.sort_by_cached_key(|(id, updated_at)| {
+            let rank = asked.get(id).copied().unwrap_or(usize::MAX);
+            let recalls = self.recalls.get(id).copied().unwrap_or_default();
+            (rank, Reverse(recalls), Reverse(*updated_at), Reverse(*id))
         });
         let (mut chosen, mut passed_over) = (Vec::new(), 0);
-        for entry in active {
-            let tokens = self.memory.entry_tokens(&entry)?.len();
-            if tokens <= left {
-                left -= tokens;
-                passed_over = 0;
-                chosen.push(entry);
-            } else {
-                passed_over += 1;
-            }
-            if left == 0 || passed_over == PASSED_OVER {
-                break;
+        'all: for some in active.chunks(AT_A_TIME) {
+            let ids: Vec<RecordId> = some.iter().map(|(id, _)| *id).collect();
+            let mut entries = self.memory.load(&self.namespace, records, &ids).await?;
+            entries.retain(|entry| self.options.filter.as_ref().is_none_or(|filter| filter.matches(&entry.record)));
+            for entry in entries {
+                let tokens = self.memory.entry_tokens(&entry)?.len();
+                if tokens <= left {
+                    left -= tokens;
+                    passed_over = 0;
+                    chosen.push(entry);
+                } else {
+                    passed_over += 1;
+                }
+                if left == 0 || passed_over == PASSED_OVER {
+                    break 'all;
+                }
             }
         }
         chosen.sort_by_key(|entry| entry.record.id);
