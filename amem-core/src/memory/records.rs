@@ -123,13 +123,9 @@ impl Entries {
 
     fn insert(&mut self, record: Record) {
         let (id, updated_at, expires_at) = (record.id, record.updated_at, record.expires_at);
-        self.know(id, Known { updated_at, expires_at, entry: Some(Arc::new(Entry::new(record))) });
-    }
-
-    fn know(&mut self, id: RecordId, known: Known) {
         self.remove(id);
-        self.expiring.extend(known.expires_at.map(|at| (at, id)));
-        self.by_id.insert(id, known);
+        self.expiring.extend(expires_at.map(|at| (at, id)));
+        self.by_id.insert(id, Known { updated_at, expires_at, entry: Some(Arc::new(Entry::new(record))) });
     }
 
     fn remove(&mut self, id: RecordId) {
@@ -161,19 +157,24 @@ impl Entries {
     /// What [`save`](Self::save) wrote.
     fn restore(saved: &[u8]) -> Option<(Self, &[u8])> {
         let mut reader = Reader::new(MARK, saved)?;
-        let mut entries = Self::default();
-        for _ in 0..reader.count(18)? {
+        let count = reader.count(18)?;
+        let mut known: Vec<(RecordId, Known)> = Vec::with_capacity(count);
+        for _ in 0..count {
             let (id, updated_at) = (reader.id()?, Timestamp(reader.number()?.cast_signed()));
             let expires_at = match reader.number()? {
                 0 => None,
                 1 => Some(Timestamp(reader.number()?.cast_signed())),
                 _ => return None,
             };
-            entries.know(id, Known { updated_at, expires_at, entry: None });
+            if known.last().is_some_and(|(last, _)| *last >= id) {
+                return None;
+            }
+            known.push((id, Known { updated_at, expires_at, entry: None }));
         }
         let index = reader.bytes()?;
         reader.is_done()?;
-        Some((entries, index))
+        let expiring = known.iter().filter_map(|(id, known)| Some((known.expires_at?, *id))).collect();
+        Some((Self { by_id: known.into_iter().collect(), expiring }, index))
     }
 }
 

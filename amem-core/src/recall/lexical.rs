@@ -115,17 +115,25 @@ fn remove(spaces: &mut HashMap<Namespace, Space>, namespace: &Namespace, ids: &[
     }
 }
 
-/// The index of one namespace. A record has a slot, a small number, by which the postings name it.
+/// The index of one namespace. Records and terms have small numbers, by which they name each other.
 #[derive(Default)]
 struct Space {
-    /// Per term, the records that have it, by slot. A term goes with its last record: nothing forgotten stays here.
-    postings: HashMap<Arc<str>, Vec<Posting>>,
+    /// By number; those in `free_terms` are stale.
+    terms: Vec<Term>,
+    numbers: HashMap<Arc<str>, u32>,
+    free_terms: Vec<u32>,
     slots: HashMap<RecordId, u32>,
     /// By slot; those in `free` are stale.
     entries: Vec<Entry>,
     free: Vec<u32>,
     /// Terms in all records together, repeated ones included.
     length: u64,
+}
+
+/// A term and the records that have it, by slot. It goes with its last record: nothing forgotten stays here.
+struct Term {
+    text: Arc<str>,
+    postings: Vec<Posting>,
 }
 
 #[derive(Clone, Copy)]
@@ -137,8 +145,8 @@ struct Posting {
 
 struct Entry {
     id: RecordId,
-    /// The different terms.
-    terms: Vec<Arc<str>>,
+    /// The numbers of the different terms, in order.
+    terms: Box<[u32]>,
     /// The number of terms, repeated ones included.
     length: u32,
 }
@@ -147,19 +155,17 @@ impl Space {
     fn insert(&mut self, id: RecordId, terms: Vec<String>) {
         self.remove(&id);
         let length = terms.len() as u32;
-        let mut counts: BTreeMap<String, u32> = BTreeMap::new();
-        terms.into_iter().for_each(|term| *counts.entry(term).or_default() += 1);
-
-        let slot = self.free.pop().unwrap_or(self.entries.len() as u32);
-        let mut known = Vec::with_capacity(counts.len());
-        for (term, count) in counts {
-            let term = self.postings.get_key_value(term.as_str()).map_or_else(|| term.into(), |(term, _)| term.clone());
-            let postings = self.postings.entry(Arc::clone(&term)).or_default();
-            let at = postings.partition_point(|posting| posting.slot < slot);
-            postings.insert(at, Posting { slot, count });
-            known.push(term);
+        let mut counts: BTreeMap<u32, u32> = BTreeMap::new();
+        for term in terms {
+            *counts.entry(self.number(term)).or_default() += 1;
         }
-        let entry = Entry { id, terms: known, length };
+        let slot = self.free.pop().unwrap_or(self.entries.len() as u32);
+        for (term, count) in &counts {
+            let postings = &mut self.terms[*term as usize].postings;
+            let at = postings.partition_point(|posting| posting.slot < slot);
+            postings.insert(at, Posting { slot, count: *count });
+        }
+        let entry = Entry { id, terms: counts.into_keys().collect(), length };
         match self.entries.get_mut(slot as usize) {
             Some(place) => *place = entry,
             None => self.entries.push(entry),
@@ -168,48 +174,70 @@ impl Space {
         self.length += u64::from(length);
     }
 
+    /// The number of a term, which is new if no record has it.
+    fn number(&mut self, term: String) -> u32 {
+        if let Some(number) = self.numbers.get(term.as_str()) {
+            return *number;
+        }
+        let term = Term { text: term.into(), postings: Vec::new() };
+        let number = self.free_terms.pop().unwrap_or(self.terms.len() as u32);
+        self.numbers.insert(Arc::clone(&term.text), number);
+        match self.terms.get_mut(number as usize) {
+            Some(place) => *place = term,
+            None => self.terms.push(term),
+        }
+        number
+    }
+
     fn remove(&mut self, id: &RecordId) {
         let Some(slot) = self.slots.remove(id) else { return };
         let Some(entry) = self.entries.get_mut(slot as usize) else { return };
         self.length -= u64::from(entry.length);
-        for term in std::mem::take(&mut entry.terms) {
-            let Some(postings) = self.postings.get_mut(&term) else { continue };
-            if let Ok(at) = postings.binary_search_by_key(&slot, |posting| posting.slot) {
-                postings.remove(at);
+        for number in std::mem::take(&mut entry.terms) {
+            let term = &mut self.terms[number as usize];
+            if let Ok(at) = term.postings.binary_search_by_key(&slot, |posting| posting.slot) {
+                term.postings.remove(at);
             }
-            if postings.is_empty() {
-                self.postings.remove(&term);
+            if term.postings.is_empty() {
+                self.numbers.remove(&term.text);
+                term.text = Arc::default();
+                self.free_terms.push(number);
             }
         }
         self.free.push(slot);
     }
 
-    /// The records in the order of their slots, with the lengths of their texts; then for each term, in order, the records
-    /// that have it, each told by how many come between it and the one before.
+    /// The terms, each with the number of records that have it; then the records, each with the terms that it has: their
+    /// numbers, told by how many come between one and the one before, and how often it has them.
     fn save(&self) -> Vec<u8> {
         let mut writer = Writer::new(MARK);
+        let mut numbers: Vec<u32> = self.numbers.values().copied().collect();
+        numbers.sort_unstable();
+        let mut places = vec![0_u32; self.terms.len()];
+        writer.number(numbers.len() as u64);
+        for (place, number) in (0..).zip(&numbers) {
+            let term = &self.terms[*number as usize];
+            places[*number as usize] = place;
+            writer.bytes(term.text.as_bytes());
+            writer.number(term.postings.len() as u64);
+        }
         let mut slots: Vec<u32> = self.slots.values().copied().collect();
         slots.sort_unstable();
-        let mut places = vec![0_u32; self.entries.len()];
         writer.number(slots.len() as u64);
-        for (place, slot) in (0..).zip(&slots) {
-            let entry = &self.entries[*slot as usize];
-            places[*slot as usize] = place;
+        // Where each term's postings were read to.
+        let mut read = vec![0_usize; self.terms.len()];
+        for slot in slots {
+            let entry = &self.entries[slot as usize];
             writer.id(entry.id);
             writer.number(entry.length.into());
-        }
-        let mut terms: Vec<(&Arc<str>, &Vec<Posting>)> = self.postings.iter().collect();
-        terms.sort_unstable_by_key(|(term, _)| *term);
-        writer.number(terms.len() as u64);
-        for (term, postings) in terms {
-            writer.bytes(term.as_bytes());
-            writer.number(postings.len() as u64);
+            writer.number(entry.terms.len() as u64);
             let mut next = 0;
-            for posting in postings {
-                let place = places[posting.slot as usize];
-                writer.number(u64::from(place - next));
-                writer.number(posting.count.into());
-                next = place + 1;
+            for number in &entry.terms {
+                let (term, read) = (&self.terms[*number as usize], &mut read[*number as usize]);
+                writer.number(u64::from(places[*number as usize] - next));
+                writer.number(term.postings[*read].count.into());
+                *read += 1;
+                next = places[*number as usize] + 1;
             }
         }
         writer.done()
@@ -218,41 +246,48 @@ impl Space {
     fn restore(saved: &[u8]) -> Option<Self> {
         let mut reader = Reader::new(MARK, saved)?;
         let mut space = Self::default();
-        let records = reader.count(17)?;
+        let terms = reader.count(2)?;
+        space.terms.reserve_exact(terms);
+        space.numbers.reserve(terms);
+        for number in 0..u32::try_from(terms).ok()? {
+            let text: Arc<str> = std::str::from_utf8(reader.bytes()?).ok()?.into();
+            // A posting takes two bytes of a record that follows.
+            let postings = Vec::with_capacity(reader.count(2)?);
+            if space.numbers.insert(Arc::clone(&text), number).is_some() {
+                return None;
+            }
+            space.terms.push(Term { text, postings });
+        }
+        let records = reader.count(18)?;
         space.entries.reserve_exact(records);
+        space.slots.reserve(records);
         for slot in 0..u32::try_from(records).ok()? {
             let (id, length) = (reader.id()?, reader.u32()?);
+            let (count, mut next) = (reader.count(2)?, 0_u32);
+            let mut terms = Vec::with_capacity(count);
+            for _ in 0..count {
+                let number = next.checked_add(reader.u32()?)?;
+                let count = reader.u32()?;
+                space.terms.get_mut(number as usize)?.postings.push(Posting { slot, count });
+                terms.push(number);
+                next = number + 1;
+            }
             space.length += u64::from(length);
-            space.entries.push(Entry { id, terms: Vec::new(), length });
+            space.entries.push(Entry { id, terms: terms.into(), length });
             if space.slots.insert(id, slot).is_some() {
                 return None;
             }
         }
-        let terms = reader.count(4)?;
-        space.postings.reserve(terms);
-        for _ in 0..terms {
-            let term: Arc<str> = std::str::from_utf8(reader.bytes()?).ok()?.into();
-            let count = reader.count(2)?;
-            let (mut postings, mut next) = (Vec::with_capacity(count), 0_u32);
-            for _ in 0..count {
-                let slot = next.checked_add(reader.u32()?)?;
-                space.entries.get_mut(slot as usize)?.terms.push(Arc::clone(&term));
-                postings.push(Posting { slot, count: reader.u32()? });
-                next = slot + 1;
-            }
-            if postings.is_empty() || space.postings.insert(term, postings).is_some() {
-                return None;
-            }
-        }
         reader.is_done()?;
-        Some(space)
+        space.terms.iter().all(|term| !term.postings.is_empty()).then_some(space)
     }
 
     /// All records that fit, in no particular order.
     fn find(&self, terms: &HashSet<String>) -> Vec<Recalled> {
         // Rarest first, and in one order always: floats add up differently in another.
-        let mut terms: Vec<(&String, &Vec<Posting>)> =
-            terms.iter().filter_map(|term| Some((term, self.postings.get(term.as_str())?))).collect();
+        let known = |term: &String| self.numbers.get(term.as_str()).map(|number| &self.terms[*number as usize]);
+        let mut terms: Vec<(&str, &Vec<Posting>)> =
+            terms.iter().filter_map(known).map(|term| (&*term.text, &term.postings)).collect();
         terms.sort_unstable_by_key(|(term, postings)| (postings.len(), *term));
 
         let records = self.slots.len();
