@@ -11,6 +11,10 @@ pub mod fuzzing;
 mod ledger;
 mod map;
 mod model_dir;
+#[cfg(feature = "remote")]
+pub mod remote;
+#[cfg(not(feature = "remote"))]
+mod remote;
 mod segment;
 
 pub use data_dir::{DataDir, backup, open, open_read_only, restore, verify};

@@ -20,6 +20,7 @@ pub struct Tier {
     encoding: Option<Encoding>,
     write: WriteMode,
     saved: Vec<u8>,
+    shared: bool,
 }
 
 /// When a chunk that is put reaches a tier.
@@ -38,7 +39,13 @@ impl Tier {
     /// A tier that keeps at most `budget` bytes of KV in `store`, under the [`Value`] policy.
     pub fn new(store: Arc<dyn KvStore>, budget: u64) -> Self {
         let (policy, write) = (Box::<Value>::default(), WriteMode::default());
-        Self { store, budget, policy, read_cost: 0.1, encoding: None, write, saved: Vec::new() }
+        Self { store, budget, policy, read_cost: 0.1, encoding: None, write, saved: Vec::new(), shared: false }
+    }
+
+    /// A tier whose `store` other machines put into and delete from as well, and that keeps itself within bounds. It is not
+    /// listed when it is opened, and nothing is let go from it: it is asked for whatever the faster tiers do not have.
+    pub fn shared(store: Arc<dyn KvStore>) -> Self {
+        Self { shared: true, ..Self::new(store, u64::MAX) }
     }
 
     /// With another policy.
@@ -133,10 +140,10 @@ impl Level {
     /// The tier, with what its store holds already: the policy's memory of it where it has one, and whatever is over the
     /// budget let go.
     pub(super) async fn open(tier: Tier, access: impl Fn(StoredChunk) -> Access) -> Result<Self> {
-        let Tier { store, budget, mut policy, read_cost, encoding, write, saved } = tier;
+        let Tier { store, budget, mut policy, read_cost, encoding, write, saved, shared } = tier;
         let remembered: HashSet<ChunkId> = policy.restore(&saved).into_iter().collect();
-        let held: HashMap<ChunkId, StoredChunk> =
-            store.list().await?.into_iter().map(|chunk| (chunk.id, chunk)).collect();
+        let listed = if shared { Vec::new() } else { store.list().await? };
+        let held: HashMap<ChunkId, StoredChunk> = listed.into_iter().map(|chunk| (chunk.id, chunk)).collect();
         remembered.iter().filter(|id| !held.contains_key(id)).for_each(|id| policy.remove(id));
         let mut news: Vec<&StoredChunk> = held.values().filter(|chunk| !remembered.contains(&chunk.id)).collect();
         news.sort_unstable_by_key(|chunk| chunk.id);

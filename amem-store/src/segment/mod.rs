@@ -7,7 +7,7 @@
 
 #[cfg(test)]
 mod crash_tests;
-mod format;
+pub(crate) mod format;
 mod index;
 #[cfg(test)]
 mod planted;
