@@ -1,6 +1,6 @@
 //! Entry points for fuzzing: parsers of bytes that nobody vouches for.
 
-use amem_core::ChunkId;
+use amem_core::{ChunkId, KvChunk};
 
 use crate::remote::format;
 use crate::segment::{SegmentName, scan};
@@ -18,20 +18,56 @@ pub fn segment(bytes: &[u8]) -> usize {
     scan::segment(bytes, name).map_or(0, |scan| scan.entries.len())
 }
 
-/// Reads `bytes` as the head of a chunk on a remote server, and what follows it there as its parts, and says how many bytes
+/// Reads bytes as what a remote server holds of a chunk: its head, and its parts one behind the other. Says how many bytes
 /// of KV came out of it.
 ///
 /// Must neither panic nor allocate more than a small multiple of what it was given. The chunk's id is taken from where a
-/// head has it, and `secret` is the key that heads are authenticated with, if there is one.
-pub fn remote_head(bytes: &[u8], secret: Option<[u8; 32]>) -> Option<usize> {
-    let id = ChunkId(*bytes.get(32..)?.first_chunk()?);
-    let secret = secret.map(format::Secret);
-    let (head, inline) = format::parse_head(bytes, &id, secret)?;
-    // Parts are only taken in as far as the server has them.
-    let mut record = inline.to_vec();
+/// head has it, and the head's checksum and digest are put right first, so that a fuzzer can get past these checks.
+pub fn remote(head: &[u8], parts: &[u8]) -> Option<usize> {
+    let mut head = head.to_vec();
+    if head.len() >= format::FIXED {
+        format::seal(&mut head, None);
+    }
+    let id = ChunkId(*head.get(32..)?.first_chunk()?);
+    let (head, inline) = format::parse_head(&head, &id, None)?;
+    let (mut record, mut rest) = (inline.to_vec(), parts);
     for (index, len) in head.part_lengths().enumerate() {
-        let part = bytes.get(..len).filter(|part| head.fits(index, part))?;
+        let (part, behind) = rest.split_at_checked(len).filter(|(part, _)| head.fits(index, part))?;
         record.extend(part);
+        rest = behind;
     }
     Some(head.decode(record)?.size())
+}
+
+/// What a remote server holds of `chunk` in parts of so many bytes: its head, and its parts one behind the other.
+///
+/// # Errors
+/// [`Error::Chunk`](crate::Error::Chunk) when its KV cannot be read.
+pub fn remote_objects(chunk: &KvChunk, part: usize) -> crate::Result<(Vec<u8>, Vec<u8>)> {
+    format::encode(chunk, part, None).map(|objects| (objects.head, objects.record))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use amem_core::{Dtype, Encoding, HostKv, KvShape, PrefixId};
+
+    use super::*;
+
+    #[test]
+    fn what_was_written_is_read_in_one_piece_and_in_parts() {
+        let (shape, encoding) = (KvShape { layers: 2, kv_heads: 1, head_dim: 4 }, Encoding::Plain(Dtype::F32));
+        let data = HostKv::new(encoding, 2, vec![1; encoding.bytes(&shape, 3)]);
+        let chunk = KvChunk::new(ChunkId([1; 32]), PrefixId([2; 32]), shape, [1, 2, 3].into(), Arc::new(data)).unwrap();
+        for (part, in_parts) in [(1 << 20, false), (100, true)] {
+            let (mut head, parts) = remote_objects(&chunk, part).unwrap();
+            assert_eq!((remote(&head, &parts), parts.is_empty()), (Some(chunk.size()), !in_parts));
+            // Checksum and digest are put right, and what they cover is not.
+            head[80] ^= 1;
+            assert_eq!(remote(&head, &parts), Some(chunk.size()));
+            head[12] ^= 2;
+            assert_eq!(remote(&head, &parts), None);
+        }
+    }
 }

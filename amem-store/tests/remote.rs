@@ -146,6 +146,18 @@ fn a_torn_upload_is_a_miss_and_no_damage() {
 }
 
 #[test]
+fn a_cut_head_is_written_anew_without_being_read_before() {
+    let (held, at) = (chunk(1, 60), path(&chunk(1, 60).id(), "head"));
+    for len in [0, 50, 104] {
+        let operator = memory();
+        block_on(operator.write(&at, vec![1; len])).unwrap();
+        let store = store(&operator);
+        block_on(store.put(std::slice::from_ref(&held))).unwrap();
+        assert_same(&block_on(store.get(&held.id())).unwrap().unwrap(), &held);
+    }
+}
+
+#[test]
 fn one_damaged_chunk_costs_no_other() {
     let operator = memory();
     let (store, chunks) = (store(&operator), [chunk(1, 60), chunk(2, 60), chunk(3, 1)]);
@@ -338,6 +350,7 @@ mod dead {
 
 #[cfg(feature = "redis")]
 mod redis {
+    use std::io::{Read as _, Write as _};
     use std::net::TcpListener;
 
     use super::dead::{check, impatient, wait};
@@ -372,6 +385,40 @@ mod redis {
         block_on(there.delete(&[shared.id()])).unwrap();
         assert!(servers::ask_redis(&server, "DBSIZE").starts_with(":0"));
         assert!(block_on(here.get(&shared.id())).unwrap().is_none());
+    }
+
+    #[test]
+    fn objects_of_other_lengths_are_misses_and_written_anew() {
+        let Some(server) = servers::redis(None) else { return };
+        let (store, held) = (RemoteStore::redis(&url(&server), RemoteOptions::default()).unwrap(), chunk(1, 60));
+        let other = RemoteStore::redis(&url(&server), RemoteOptions::default()).unwrap();
+        let sizes: [(&str, usize); 4] = [("0", 0), ("50", 50), ("104", 104), ("too many", 9 << 20)];
+        for (count, (what, len)) in sizes.into_iter().enumerate() {
+            let value = vec![1; len];
+            put_raw(&server, &path(&held.id(), "head"), &value);
+            // A process that has not looked before, and one that has.
+            if len <= 104 {
+                block_on(other.put(std::slice::from_ref(&held))).unwrap();
+                assert_same(&block_on(store.get(&held.id())).unwrap().expect(what), &held);
+                put_raw(&server, &path(&held.id(), "head"), &value);
+            }
+            assert!(block_on(store.get(&held.id())).unwrap().is_none(), "{what}");
+            assert_eq!(block_on(store.stats()).damaged, count as u64 + 1, "{what}");
+            block_on(store.put(std::slice::from_ref(&held))).unwrap();
+            assert_same(&block_on(store.get(&held.id())).unwrap().expect(what), &held);
+        }
+    }
+
+    /// Sets a key of the server to any bytes.
+    fn put_raw(server: &servers::Server, key: &str, value: &[u8]) {
+        let mut stream = std::net::TcpStream::connect(("127.0.0.1", server.port)).unwrap();
+        let mut command = format!("*3\r\n$3\r\nSET\r\n${}\r\n{key}\r\n${}\r\n", key.len(), value.len()).into_bytes();
+        command.extend(value);
+        command.extend(b"\r\n");
+        stream.write_all(&command).unwrap();
+        let mut answer = [0; 5];
+        stream.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"+OK\r\n");
     }
 
     #[test]

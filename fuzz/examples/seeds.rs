@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
+use amem_core::{ChunkId, Encoding, Fingerprint, HostKv, KvChunk, KvShape, PrefixId};
 use amem_fuzz::tiny_tensors;
 use safetensors::tensor::{Dtype, TensorView, serialize};
 
@@ -31,7 +33,21 @@ fn main() -> io::Result<()> {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or("segment");
         seed("segment", name, &std::fs::read(&path)?)?;
     }
+    for (name, part) in [("whole", 1 << 20), ("parts", 100)] {
+        let (head, parts) = amem_store::fuzzing::remote_objects(&chunk()?, part).map_err(io::Error::other)?;
+        let len = u16::try_from(head.len()).map_err(io::Error::other)?;
+        seed("remote", name, &[&len.to_le_bytes()[..], &head, &parts].concat())?;
+    }
     Ok(())
+}
+
+/// A small chunk with all that a chunk can have.
+fn chunk() -> io::Result<KvChunk> {
+    let (shape, encoding) = (KvShape { layers: 2, kv_heads: 1, head_dim: 4 }, Encoding::Int8);
+    let data = Arc::new(HostKv::new(encoding, 2, vec![1; encoding.bytes(&shape, 3)]));
+    let chunk = KvChunk::new(ChunkId([1; 32]), PrefixId([2; 32]), shape, [1, 2, 3].into(), data);
+    let chunk = chunk.and_then(|chunk| chunk.with_model(Fingerprint([3; 32])).with_sensitivity([0.5; 3].into()));
+    chunk.map_err(io::Error::other)
 }
 
 /// One of each family and of each rope scaling.

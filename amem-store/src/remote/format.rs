@@ -160,17 +160,22 @@ pub(crate) fn encode(chunk: &KvChunk, part: usize, secret: Option<Secret>) -> Re
     head.extend(chunk.id().0);
     head.extend((chunk.tokens().len() as u32).to_le_bytes());
     head.extend(if chunk.sensitivity().is_some() { MEASURED } else { 0 }.to_le_bytes());
-    let checksum = crc32c::crc32c(&head[FIELDS]);
-    head[8..12].copy_from_slice(&checksum.to_le_bytes());
     head.extend([0; DIGEST]); // digest: below
     match inline {
         true => head.append(&mut record),
         false => digests.iter().for_each(|digest| head.extend(digest)),
     }
-    let digest = digest(&head, secret);
-    head[FIELDS.end..FIXED].copy_from_slice(digest.as_bytes());
+    seal(&mut head, secret);
     let bytes = (head.len() + record.len()) as u64;
     Ok(Objects { head, record, part, bytes })
+}
+
+/// Puts checksum and digest into a head of [`FIXED`] bytes or more.
+pub(crate) fn seal(head: &mut [u8], secret: Option<Secret>) {
+    let checksum = crc32c::crc32c(&head[FIELDS]);
+    head[8..12].copy_from_slice(&checksum.to_le_bytes());
+    let digest = digest(head, secret);
+    head[FIELDS.end..FIXED].copy_from_slice(digest.as_bytes());
 }
 
 /// The digest that belongs into a head of these bytes.
@@ -373,10 +378,7 @@ mod tests {
             head[12..16].copy_from_slice(&parts.to_le_bytes());
             head[16..24].copy_from_slice(&record.to_le_bytes());
             head[24..32].copy_from_slice(&part.to_le_bytes());
-            let checksum = crc32c::crc32c(&head[FIELDS]);
-            head[8..12].copy_from_slice(&checksum.to_le_bytes());
-            let digest = digest(&head, None);
-            head[FIELDS.end..FIXED].copy_from_slice(digest.as_bytes());
+            seal(&mut head, None);
             assert!(claims(&head, &chunk.id()).is_none(), "{parts} parts, {record} bytes, {part} in each");
             assert!(parse_head(&head, &chunk.id(), None).is_none());
         }

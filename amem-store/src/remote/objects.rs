@@ -38,13 +38,13 @@ impl<'s> Requests<'s> {
         Self { operator, permits, answered: AtomicU32::new(0), failed: AtomicU32::new(0) }
     }
 
-    /// What all of this says about the server, `None` if it was not asked.
+    /// What all of this says about the server, `None` if it was not asked. One that answered something is there, and slow
+    /// at most.
     pub(super) fn outcome(&self, timed_out: bool) -> Option<Outcome> {
         match (self.answered.load(Relaxed), self.failed.load(Relaxed)) {
             (0, _) if timed_out => Some(Outcome::Silent),
             (0, 0) => None,
             (0, _) => Some(Outcome::Failed),
-            _ if timed_out => Some(Outcome::Failed),
             _ => Some(Outcome::Answered),
         }
     }
@@ -58,7 +58,7 @@ impl<'s> Requests<'s> {
         let _permit = self.permits.acquire().await.map_err(|_| RemoteError::Closed)?;
         let result = match request.await {
             Ok(value) => Ok(Some(value)),
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::RangeNotSatisfied) => Ok(None),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(RemoteError::service(action, &error)),
         };
         let count = if result.is_ok() { &self.answered } else { &self.failed };
@@ -66,9 +66,15 @@ impl<'s> Requests<'s> {
         result
     }
 
-    /// An object of at most `limit` bytes. No more of a longer one is taken in than one buffer of the network's.
+    /// An object of at most `limit` bytes. What is sent beyond that is not taken in.
     pub(super) async fn read(&self, path: &str, limit: usize) -> Result<Read, RemoteError> {
         let reading = async {
+            // Redis sends a value in one piece, whatever its length.
+            if self.operator.info().scheme() == "redis"
+                && self.operator.stat(path).await?.content_length() > limit as u64
+            {
+                return Ok(Read::TooLong);
+            }
             let mut stream = self.operator.reader(path).await?.into_stream(..).await?;
             let mut bytes = Vec::new();
             while let Some(buffer) = stream.try_next().await? {
@@ -85,12 +91,22 @@ impl<'s> Requests<'s> {
     /// The first bytes of an object, if it has that many.
     pub(super) async fn read_start(&self, path: &str, len: usize) -> Result<Option<Vec<u8>>, RemoteError> {
         let reading = async {
-            let mut stream = self.operator.reader(path).await?.into_stream(0..len as u64).await?;
             let mut bytes = Vec::with_capacity(len);
+            let mut stream = self.operator.reader(path).await?.into_stream(0..len as u64).await?;
             while let Some(buffer) = stream.try_next().await? {
                 buffer.for_each(|piece| bytes.extend_from_slice(&piece[..piece.len().min(len - bytes.len())]));
             }
             Ok(bytes)
+        };
+        let reading = async {
+            match reading.await {
+                // A range that the object does not have is an error of another kind with each service.
+                Err(error) => match self.operator.stat(path).await?.content_length() < len as u64 {
+                    true => Ok(Vec::new()),
+                    false => Err(error),
+                },
+                read => read,
+            }
         };
         Ok(self.request("read", reading).await?.filter(|bytes| bytes.len() == len))
     }

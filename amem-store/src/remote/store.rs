@@ -43,11 +43,12 @@ const DELETED: usize = 256;
 /// # async fn shared() -> Result<(), Box<dyn std::error::Error>> {
 /// use std::sync::Arc;
 ///
-/// use amem_core::{RamStore, Tier, Tiered};
+/// use amem_core::{RamStore, Tier, Tiered, WriteMode};
 /// use amem_store::remote::{RemoteOptions, RemoteStore};
 ///
+/// let ram = Tier::new(Arc::new(RamStore::default()), 4 << 30);
 /// let remote = RemoteStore::redis("redis://cache.internal:6379", RemoteOptions::default())?;
-/// let kv = Tiered::open(vec![Tier::new(Arc::new(RamStore::default()), 4 << 30), Tier::shared(Arc::new(remote))]).await?;
+/// let kv = Tiered::open(vec![ram, Tier::shared(Arc::new(remote)).write(WriteMode::Back)]).await?;
 /// # Ok(()) }
 /// ```
 ///

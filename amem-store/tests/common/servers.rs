@@ -2,6 +2,7 @@
 //!
 //! A server's program is looked for in the environment variable that is named with it, then in `PATH`. A test whose server
 //! is not installed says so and passes; with `AMEM_REQUIRE_SERVERS=1` it fails.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 #![allow(dead_code, reason = "not every test uses all of it")]
 
 use std::io::{Read, Write};
