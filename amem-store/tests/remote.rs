@@ -280,7 +280,7 @@ fn options_that_make_no_sense_are_refused() {
 fn what_came_by_the_deadline_is_returned() {
     let dir = tempfile::tempdir().unwrap();
     let operator = Operator::new(services::Fs::default().root(dir.path().to_str().unwrap())).unwrap();
-    let options = RemoteOptions::default().part_bytes(SMALL).deadline(Duration::from_millis(300));
+    let options = RemoteOptions::default().part_bytes(SMALL).deadline(Duration::from_secs(1));
     let (store, [comes, hangs]) = (RemoteStore::new(operator, options).unwrap(), [chunk(1, 60), chunk(2, 60)]);
     block_on(store.put(&[comes.clone(), hangs.clone()])).unwrap();
     // Who opens a pipe that nobody writes to waits.
@@ -304,8 +304,8 @@ mod dead {
     pub(crate) fn impatient() -> RemoteOptions {
         RemoteOptions::default()
             .part_bytes(SMALL)
-            .deadline(Duration::from_millis(400))
-            .write_deadline(Duration::from_millis(400))
+            .deadline(Duration::from_millis(1500))
+            .write_deadline(Duration::from_millis(1500))
             .pauses(2, Duration::from_secs(1), Duration::from_secs(1))
     }
 

@@ -100,6 +100,21 @@ fn get(tiered: &Tiered, name: u8) -> bool {
 }
 
 #[test]
+fn a_shared_tier_is_not_listed_and_lets_go_of_nothing() {
+    let (ram, server) = (Slow::new(80), Slow::new(u64::MAX));
+    block_on(server.inner.put(&[chunk(1, 10)])).unwrap();
+    let tiered = block_on(Tiered::open(vec![ram.tier(), Tier::shared(server.clone())])).unwrap();
+    assert_eq!(block_on(tiered.stats()).chunks, 0, "nothing was listed");
+    assert!(get(&tiered, 1) && ram.has(1), "what another machine put is found");
+    (2..=40).for_each(|name| block_on(tiered.put(&[chunk(name, 10)])).unwrap());
+    assert!((1..=40).all(|name| server.has(name)) && ram.has(40) && !ram.has(2));
+    block_on(server.inner.delete(&[id(2)])).unwrap();
+    assert!(!get(&tiered, 2), "what another machine deleted is gone");
+    block_on(tiered.delete(&[id(1)])).unwrap();
+    assert!(!server.has(1));
+}
+
+#[test]
 fn a_chunk_goes_to_every_tier_and_comes_back_from_the_slowest() {
     let (ram, disk, tiered) = stack(80, 800);
     block_on(tiered.put(&[chunk(1, 10), chunk(2, 10)])).unwrap();

@@ -1,7 +1,7 @@
 //! Chunks of KV on a server that many machines share: Redis, S3, and whatever else OpenDAL reaches.
 //!
-//! [`format`] is how a chunk is cut into objects; it knows no network. [`objects`] asks the server, [`breaker`] leaves a
-//! dead one alone, and [`store`] puts these together.
+//! `format` is how a chunk is cut into objects; it knows no network. `objects` asks the server, `breaker` leaves a dead one
+//! alone, and `store` puts these together.
 
 #[cfg(feature = "remote")]
 mod breaker;

@@ -33,6 +33,10 @@ const GRAIN: usize = 64 << 10;
 const KNOWN: usize = 1 << 20;
 /// Bytes of a token, where nothing is known that would tell.
 const TOKEN: u64 = 128 << 10;
+/// Bytes of a part on Redis. Its client gives every request half a second, which cannot be changed through OpenDAL.
+const REDIS_PART: usize = 1 << 20;
+/// Requests under way at most on Redis, for the same reason: together they share the way to the server.
+const REDIS_REQUESTS: usize = 8;
 /// Chunks that are deleted in one go.
 const DELETED: usize = 256;
 
@@ -191,17 +195,14 @@ impl RemoteStore {
 
     /// A store on a Redis or Valkey server: `redis://user:password@host:6379/0`, or `rediss://` for TLS.
     ///
-    /// Parts have at most 1 MiB here, and at most 8 requests are under way, whatever the options say: the client gives
+    /// On Redis, parts have at most 1 MiB, and at most 8 requests are under way, whatever the options say: the client gives
     /// each request half a second.
     ///
     /// # Errors
     /// [`RemoteError::Setting`] for a URL or options that make no sense. The server is not asked yet.
     #[cfg(feature = "redis")]
-    pub fn redis(url: &str, mut options: RemoteOptions) -> Result<Self, RemoteError> {
-        options.part_bytes = options.part_bytes.min(1 << 20);
-        options.concurrency = options.concurrency.min(8);
-        options.check()?;
-        let mut builder = super::redis::builder(url)?.connection_pool_max_size(options.concurrency);
+    pub fn redis(url: &str, options: RemoteOptions) -> Result<Self, RemoteError> {
+        let mut builder = super::redis::builder(url)?.connection_pool_max_size(REDIS_REQUESTS);
         if let Some(ttl) = options.ttl {
             if ttl.as_secs() == 0 {
                 return Err(RemoteError::Setting {
@@ -236,8 +237,12 @@ impl RemoteStore {
         Self::new(Operator::new(bucket).map_err(|error| RemoteError::service("set up S3", &error))?, options)
     }
 
-    fn build(operator: Operator, options: RemoteOptions) -> Result<Self, RemoteError> {
+    fn build(operator: Operator, mut options: RemoteOptions) -> Result<Self, RemoteError> {
         options.check()?;
+        if operator.info().scheme() == "redis" {
+            options.part_bytes = options.part_bytes.min(REDIS_PART);
+            options.concurrency = options.concurrency.min(REDIS_REQUESTS);
+        }
         let can = operator.info().capability();
         if !(can.read && can.write && can.delete && can.stat) {
             let (value, expected) = (operator.info().scheme().to_owned(), "one that can read, write and delete");

@@ -7,7 +7,7 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ pub(crate) struct Server {
     pub(crate) port: u16,
     child: Child,
     dir: tempfile::TempDir,
-    start: Box<dyn Fn(&Server) -> Command>,
+    command: Box<dyn Fn(u16, &Path) -> Command>,
 }
 
 /// Attempts, one each 50 ms, to see a server answer.
@@ -37,30 +37,40 @@ pub(crate) fn program(name: &str, variable: &str) -> Option<PathBuf> {
 
 impl Server {
     /// Starts what `command` says, which is given a port and a directory, and waits until it listens.
-    fn start(command: impl Fn(u16, &std::path::Path) -> Command + 'static) -> Self {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    fn start(command: impl Fn(u16, &Path) -> Command + 'static) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let start = move |server: &Server| command(server.port, server.dir.path());
         // Stands in until the server runs.
         let child = Command::new("true").spawn().unwrap();
-        let mut server = Self { port, child, dir, start: Box::new(start) };
-        server.restart();
+        let mut server = Self { port: 0, child, dir, command: Box::new(command) };
+        // Somebody else may take the port before the server does.
+        let started = (0..5).any(|_| {
+            server.port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            server.listens()
+        });
+        assert!(started, "a server did not start");
         server
     }
 
     /// Starts the server again, on the same port and with nothing that it held.
     pub(crate) fn restart(&mut self) {
+        assert!(self.listens(), "a server did not start again");
+    }
+
+    /// Starts the server. False if it ends instead of listening.
+    fn listens(&mut self) -> bool {
         self.kill();
-        let mut command = (self.start)(self);
+        let mut command = (self.command)(self.port, self.dir.path());
         self.child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let listens = (0..PATIENCE).any(|_| {
-            let connected = TcpStream::connect(("127.0.0.1", self.port)).is_ok();
-            if !connected {
-                std::thread::sleep(Duration::from_millis(50));
+        for _ in 0..PATIENCE {
+            if self.child.try_wait().unwrap().is_some() {
+                return false;
             }
-            connected
-        });
-        assert!(listens, "a server did not begin to listen");
+            if TcpStream::connect(("127.0.0.1", self.port)).is_ok() {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        false
     }
 
     /// Ends the server at once, as a machine that fails does.
