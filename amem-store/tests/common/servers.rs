@@ -11,11 +11,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+/// The command that starts a server on a port, in a directory.
+type Start = dyn Fn(u16, &Path) -> Command;
+
 pub(crate) struct Server {
     pub(crate) port: u16,
     child: Child,
     dir: tempfile::TempDir,
-    command: Box<dyn Fn(u16, &Path) -> Command>,
+    command: Box<Start>,
 }
 
 /// Attempts, one each 50 ms, to see a server answer.
