@@ -50,7 +50,8 @@ pub use ledger::{
     UsageEvent, UsageQuery, UsageTotal, Version,
 };
 pub use memory::{
-    Answer, AnswerStream, Ask, Event, Memory, MemoryBuilder, Prompt, Recall, Recollection, Session, SessionOptions,
+    Answer, AnswerStream, Ask, Event, Memory, MemoryBuilder, NamespaceStats, Prompt, Recall, Recollection, Session,
+    SessionOptions,
 };
 pub use model::{
     AppendOptions, Budget, Chat, Context, Conversation, Exactness, Exchange, Layout, Message, Model, ModelInfo, Piece,

@@ -10,7 +10,7 @@ use std::time::Duration;
 use amem_core::recall::Lexical;
 use amem_core::{
     Ask, Error, Filter, Generation, Ledger, Listing, Memory, Metadata, Namespace, NewRecord, Query, RamStore, Recall,
-    RecallQuery, Recalled, Recaller, Record, RecordId, Repair, Result, Tier, Tiered, Timestamp,
+    RecallQuery, Recalled, Recaller, Record, RecordId, Repair, Result, Tier, Tiered, Timestamp, UsageQuery,
 };
 use amem_store::SqliteLedger;
 use async_trait::async_trait;
@@ -310,5 +310,88 @@ fn a_session_over_a_namespace_that_was_read_from_a_saved_index_stands_on_the_lat
             indexed.contains(&"Carl saw town 1199 once.".to_owned())
                 && indexed.contains(&"Carl saw town 3 once.".to_owned())
         );
+    });
+}
+
+#[test]
+fn usage_is_counted_where_it_is_told_and_for_answers_that_are_given_up() {
+    block_on(async {
+        let memory = builder().meter_usage(true).build().unwrap();
+        let used = async |namespace: &str| {
+            let query = UsageQuery::all().namespace(Namespace::new(namespace).unwrap());
+            memory.usage(&query).await.unwrap().pop().map(|total| total.amounts)
+        };
+        memory
+            .remember_all("me", ["Alice lives in Denver.", "Bob lives in Oslo.", "Bob lives in Oslo."])
+            .await
+            .unwrap();
+        assert_eq!(used("me").await.unwrap().memory_ops, 2, "a duplicate is no operation");
+        let first = memory.ask("me", Ask::new("Where does Alice live?")).await.unwrap();
+        let second = memory.ask("me", Ask::new("Where does Bob live?")).await.unwrap();
+        let told = first.usage + second.usage;
+        let amounts = used("me").await.unwrap();
+        assert_eq!((amounts.requests, amounts.memory_ops), (2, 2));
+        assert_eq!(amounts.reused_tokens, (first.usage.reused() + second.usage.reused()) as u64);
+        assert_eq!(amounts.prefilled_tokens, told.prefilled as u64);
+        assert_eq!((amounts.repaired_tokens, amounts.generated_tokens), (told.repaired as u64, told.generated as u64));
+        let recalled = (first.recalled.len() + second.recalled.len()) as u64;
+        assert!((1..recalled).contains(&amounts.reused_chunks) && amounts.chunks == recalled, "{amounts:?}");
+
+        memory.remember("you", "Alice lives in Denver.").await.unwrap();
+        let mut session = memory.session("you", amem_core::SessionOptions::default()).unwrap();
+        let answer = session.ask("Where does Alice live?").await.unwrap();
+        let amounts = used("you").await.unwrap();
+        assert_eq!((amounts.requests, amounts.generated_tokens), (1, answer.usage.generated as u64));
+        assert_eq!((amounts.prefilled_tokens, amounts.chunks), (answer.usage.prefilled as u64, 1));
+        assert_eq!(amounts.reused_tokens, answer.usage.reused() as u64);
+
+        memory.remember("they", "Alice lives in Denver.").await.unwrap();
+        let stream = memory.ask_stream("they", Ask::new("Where does Alice live?")).await.unwrap();
+        drop(stream);
+        // It ends with the engine's next step, and is written after that.
+        for _ in 0..1000 {
+            if used("they").await.is_some_and(|amounts| amounts.requests == 1) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert_eq!(used("they").await.unwrap().requests, 1);
+        let silent = in_ram();
+        silent.remember("me", "Alice lives in Denver.").await.unwrap();
+        silent.ask("me", Ask::new("Where does Alice live?")).await.unwrap();
+        assert!(
+            silent.usage(&UsageQuery::all()).await.unwrap().is_empty(),
+            "nothing is counted unless it is asked for"
+        );
+    });
+}
+
+#[test]
+fn kv_goes_with_the_texts_that_no_longer_count() {
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        let memory = on_disk(dir.path());
+        let place = |place: &str| NewRecord::new(format!("Alice lives in {place}.")).key("home");
+        for city in ["Denver", "Oslo", "Paris"] {
+            memory.remember("me", place(city)).await.unwrap();
+            memory.prefill("me", |_, _| {}).await.unwrap();
+        }
+        let soon = Timestamp::now().after(Duration::from_millis(300));
+        memory.remember("me", NewRecord::new("Bob lives in Rome.").expires_at(soon)).await.unwrap();
+        memory.prefill("me", |_, _| {}).await.unwrap();
+        let stats = memory.stats("me").await.unwrap();
+        assert_eq!((stats.records.active, stats.records.superseded), (2, 2));
+        assert!(
+            stats.chunks <= 2 && stats.kv_bytes > 0,
+            "of the places that were told only the last has KV: {stats:?}"
+        );
+        while Timestamp::now() <= soon {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        memory.recall("me", "Where does Alice live?").await.unwrap();
+        let stats = memory.stats("me").await.unwrap();
+        assert_eq!((stats.records.active, stats.records.expired, stats.chunks), (1, 1, 1));
+        memory.delete_namespace("me").await.unwrap();
+        assert_eq!(memory.stats("me").await.unwrap(), amem_core::NamespaceStats::default());
     });
 }

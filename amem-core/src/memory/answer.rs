@@ -210,6 +210,9 @@ pub struct AnswerStream {
     cost: Cost,
     /// Whose calls of tools are looked for in the answer.
     calls_of: Option<Arc<dyn Model>>,
+    memory: Memory,
+    /// The whole answer, while its usage is being written.
+    ending: Option<(Answer, Pin<Box<dyn Future<Output = Result<()>> + Send>>)>,
 }
 
 /// What it took to get as far as the context.
@@ -218,11 +221,15 @@ pub(crate) struct Cost {
     pub(crate) usage: Usage,
     /// What stands in the context was put there for this question, and is in `usage` already.
     pub(crate) opened: bool,
+    /// Memories that were put into the context.
+    pub(crate) chunks: usize,
+    /// Those among them whose KV had to be computed.
+    pub(crate) computed: usize,
 }
 
 impl AnswerStream {
-    pub(crate) fn new(output: OutputStream, recalled: Vec<Recollection>, cost: Cost) -> Self {
-        Self { output, recalled, cost, calls_of: None }
+    pub(crate) fn new(output: OutputStream, recalled: Vec<Recollection>, cost: Cost, memory: &Memory) -> Self {
+        Self { output, recalled, cost, calls_of: None, memory: memory.clone(), ending: None }
     }
 
     /// With the calls of these tools told apart from the text.
@@ -269,12 +276,24 @@ impl Stream for AnswerStream {
     type Item = Result<Event>;
 
     fn poll_next(mut self: Pin<&mut Self>, task: &mut TaskContext<'_>) -> Poll<Option<Self::Item>> {
-        let output = std::task::ready!(Pin::new(&mut self.output).poll_next(task));
-        Poll::Ready(output.map(|output| {
-            Ok(match output? {
-                Output::Delta(delta) => Event::Delta(delta),
-                Output::Done(completion) => Event::Done(self.done(completion)),
-            })
-        }))
+        if self.ending.is_none() {
+            let completion = match std::task::ready!(Pin::new(&mut self.output).poll_next(task)) {
+                Some(Ok(Output::Done(completion))) => completion,
+                Some(Ok(Output::Delta(delta))) => return Poll::Ready(Some(Ok(Event::Delta(delta)))),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => return Poll::Ready(None),
+            };
+            let (answer, memory) = (self.done(completion), self.memory.clone());
+            self.ending = Some((answer, Box::pin(async move { memory.write_usage().await })));
+        }
+        let Some((answer, mut written)) = self.ending.take() else { return Poll::Ready(None) };
+        match written.as_mut().poll(task) {
+            Poll::Ready(Ok(())) => Poll::Ready(Some(Ok(Event::Done(answer)))),
+            Poll::Ready(Err(error)) => Poll::Ready(Some(Err(error))),
+            Poll::Pending => {
+                self.ending = Some((answer, written));
+                Poll::Pending
+            }
+        }
     }
 }

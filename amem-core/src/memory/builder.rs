@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::chunks::Chunks;
+use super::meter::Meter;
 use super::records::RecordCache;
 use super::{Memory, Parts};
 use crate::recall::Lexical;
@@ -18,6 +19,7 @@ pub struct MemoryBuilder {
     repair: Repair,
     engine: EngineOptions,
     cached_records: usize,
+    metered: bool,
 }
 
 impl MemoryBuilder {
@@ -31,6 +33,7 @@ impl MemoryBuilder {
             repair: Repair::default(),
             engine: EngineOptions::default(),
             cached_records: 100_000,
+            metered: false,
         }
     }
 
@@ -85,6 +88,16 @@ impl MemoryBuilder {
         self
     }
 
+    /// Whether what is done is counted in the ledger, by namespace ([`Memory::usage`]); it is not unless said otherwise.
+    ///
+    /// Then an answer is told to be complete, and a call returns, once its usage is durable; if that fails, so does the
+    /// call, and the usage is written with the next one. Answers that are given up are counted as far as they got.
+    #[must_use]
+    pub fn meter_usage(mut self, metered: bool) -> Self {
+        self.metered = metered;
+        self
+    }
+
     /// The memory, with an engine of its own.
     ///
     /// # Errors
@@ -92,11 +105,12 @@ impl MemoryBuilder {
     /// this system line; [`Error::BadValue`](crate::Error::BadValue) for options of the engine that are zero;
     /// [`Error::Model`](crate::Error::Model) when its thread cannot be started.
     pub fn build(self) -> Result<Memory> {
-        let Self { model, kv, ledger, recaller, system, repair, engine, cached_records } = self;
+        let Self { model, kv, ledger, recaller, system, repair, engine, cached_records, metered } = self;
         let layout = model.chat().layout(&system)?;
         let records = RecordCache::new(cached_records);
         let engine = Engine::start(Arc::clone(&model), engine)?;
         let chunks = Chunks::new(model, engine, kv, Arc::clone(&ledger), layout);
-        Ok(Memory { parts: Arc::new(Parts { chunks, ledger, recaller, records, repair }) })
+        let meter = Arc::new(Meter::new(metered.then(|| Arc::clone(&ledger))));
+        Ok(Memory { parts: Arc::new(Parts { chunks, ledger, recaller, records, repair, meter }) })
     }
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::records::{Content, Entry};
 use crate::{
     ChunkId, Context, Engine, Error, KvChunk, KvStore, Layout, Ledger, Model, Namespace, OwnerId, Piece, PrefillText,
-    Prefilled, PrefixId, Record, RecordId, Repair, Result, State, Timestamp, Token, Usage, Version,
+    Prefilled, PrefixId, Record, RecordId, Repair, Result, State, StoredChunk, Timestamp, Token, Usage, Version,
 };
 
 /// The name under which the system prefix stands in the engine's queue. It belongs to no namespace.
@@ -34,6 +34,8 @@ pub(crate) struct Fetched {
     pub(crate) chunks: Vec<KvChunk>,
     /// What it took to compute those that were not held.
     pub(crate) usage: Usage,
+    /// How many were not held.
+    pub(crate) computed: usize,
 }
 
 /// A context that holds the system prefix and nothing else.
@@ -153,7 +155,7 @@ impl Chunks {
                 }
             }
         }
-        let mut usage = Usage::default();
+        let (mut usage, computed) = (Usage::default(), missing.len());
         if !missing.is_empty() {
             let prefix = Arc::clone(&self.layout.prefix);
             let Prefilled { chunks, usage: cost, time } = self.engine.prefill(namespace, prefix, missing, true).await?;
@@ -169,7 +171,7 @@ impl Chunks {
             found.get(&content.chunk).cloned().ok_or_else(missing)
         };
         let chunks = contents.iter().map(chunk).collect::<Result<Vec<_>>>()?;
-        Ok(Fetched { chunks, usage })
+        Ok(Fetched { chunks, usage, computed })
     }
 
     /// Which of these records' chunks the store probably has.
@@ -297,9 +299,14 @@ impl Chunks {
         }
     }
 
+    /// The chunks that the store holds for a namespace.
+    pub(super) async fn owned(&self, namespace: &Namespace) -> Result<Vec<StoredChunk>> {
+        self.kv.owned(OwnerId::of(namespace.as_str())).await
+    }
+
     /// Deletes all chunks of a namespace that the store can name. Those that it cannot are named by the ledger.
     pub(super) async fn erase_all_of(&self, namespace: &Namespace) -> Result<()> {
-        match self.kv.owned(OwnerId::of(namespace.as_str())).await {
+        match self.owned(namespace).await {
             Ok(owned) => {
                 let ids: Vec<ChunkId> = owned.iter().map(|held| held.id).collect();
                 self.erase(&ids).await.map(drop)

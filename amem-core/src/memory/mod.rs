@@ -6,6 +6,7 @@
 mod answer;
 mod builder;
 mod chunks;
+mod meter;
 mod records;
 mod session;
 
@@ -16,14 +17,15 @@ use answer::Cost;
 pub use answer::{Answer, AnswerStream, Ask, Event, Prompt, Recall, Recollection};
 pub use builder::MemoryBuilder;
 use chunks::{Base, Chunks, Fetched};
+use meter::{Meter, amounts_of};
 use records::{Entry, RecordCache, Records};
 pub use session::{Session, SessionOptions};
 
 use crate::recall::Lexical;
 use crate::{
-    Added, Conversation, Engine, Error, Exchange, KvChunk, KvStore, Layout, Ledger, Listing, Message, Model, Namespace,
-    NewRecord, Outcome, Page, Piece, Query, RecallQuery, Recalled, Recaller, Record, RecordId, Repair, Request, Result,
-    Role, Timestamp, Token, Usage, Version,
+    Added, Amounts, Completion, Conversation, Engine, Error, Exchange, KvChunk, KvStore, Layout, Ledger, Listing,
+    Message, Model, Namespace, NewRecord, Outcome, Page, Piece, Query, RecallQuery, Recalled, Recaller, Record,
+    RecordId, RecordStats, Repair, Request, Result, Role, Timestamp, Token, Usage, UsageQuery, UsageTotal, Version,
 };
 
 /// An agent's memory. Cheap to clone; clones are the same memory.
@@ -38,6 +40,46 @@ struct Parts {
     recaller: Arc<dyn Recaller>,
     records: RecordCache,
     repair: Repair,
+    meter: Arc<Meter>,
+}
+
+/// Room that is made at a time on a disk that is too full for the ledger.
+const GIVEN_UP_BYTES: u64 = 64 << 20;
+/// How often room is made before the ledger's error is told.
+const GIVEN_UP_TIMES: usize = 4;
+
+/// What a namespace has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct NamespaceStats {
+    /// Its records, by their states.
+    pub records: RecordStats,
+    /// Chunks of KV that the store holds for it.
+    pub chunks: usize,
+    /// Bytes that they occupy.
+    pub kv_bytes: u64,
+}
+
+/// What a question used until it was put to the engine, and for whom.
+pub(crate) struct Bill {
+    meter: Arc<Meter>,
+    namespace: Namespace,
+    cost: Cost,
+}
+
+impl Bill {
+    /// Counts the question, with what the engine did for it, if it did anything.
+    pub(crate) fn settle(self, completion: Option<&Completion>) {
+        let Cost { mut usage, opened, chunks, computed } = self.cost;
+        if let Some(completion) = completion {
+            let resident = if opened { 0 } else { completion.usage.resident };
+            usage += Usage { resident, ..completion.usage };
+        }
+        let mut amounts = amounts_of(&usage);
+        amounts.requests = 1;
+        (amounts.chunks, amounts.reused_chunks) = (chunks as u64, (chunks - computed) as u64);
+        self.meter.note_and_write(&self.namespace, amounts);
+    }
 }
 
 /// A record that was found, and how well it fits.
@@ -66,7 +108,9 @@ impl Memory {
         added.ok_or_else(|| Error::Ledger("the ledger did not say what became of the text".into()))
     }
 
-    /// Remembers texts, all or none of them. An exact duplicate is not stored twice, and the answer says so.
+    /// Remembers texts, all or none of them. An exact duplicate is not stored twice, and the answer says so. On a full disk
+    /// KV, which can be computed again, makes room for them ([`KvStore::give_up`]). The KV of texts that are superseded is
+    /// deleted.
     ///
     /// # Errors
     /// [`Error::Empty`]; [`Error::TooLong`] for a text that no context of the model can hold; [`Error::BadValue`] for a
@@ -81,7 +125,49 @@ impl Memory {
         for record in &new {
             self.check_text(&record.text)?;
         }
-        self.parts.ledger.add(&namespace, &new, Timestamp::now()).await
+        self.parts.meter.check().await?;
+        let added = self.add(&namespace, &new).await?;
+        if added.iter().any(|added| matches!(added.outcome, Outcome::Superseded(_))) {
+            self.delete_outdated().await;
+        }
+        let new = added.iter().filter(|added| !added.is_duplicate()).count();
+        self.count_operations(&namespace, new).await?;
+        Ok(added)
+    }
+
+    /// Adds texts to the ledger, for which KV makes room on a full disk.
+    async fn add(&self, namespace: &Namespace, new: &[NewRecord]) -> Result<Vec<Added>> {
+        for _ in 0..GIVEN_UP_TIMES {
+            match self.parts.ledger.add(namespace, new, Timestamp::now()).await {
+                Err(full @ Error::Full { .. }) => match self.kv().give_up(GIVEN_UP_BYTES).await {
+                    Ok(0) => return Err(full),
+                    Ok(bytes) => {
+                        log::warn!("{bytes} bytes of KV were given up to remember {} texts: {full}", new.len())
+                    }
+                    Err(error) => {
+                        log::warn!("no KV could be given up on a full disk: {error}");
+                        return Err(full);
+                    }
+                },
+                added => return added,
+            }
+        }
+        self.parts.ledger.add(namespace, new, Timestamp::now()).await
+    }
+
+    /// Deletes the KV of texts that no longer count. What cannot be deleted now is deleted after a later call.
+    async fn delete_outdated(&self) {
+        if let Err(error) = self.parts.chunks.delete_pending().await {
+            log::warn!("KV of texts that no longer count could not be deleted yet: {error}");
+        }
+    }
+
+    /// Counts memories that were added, changed or forgotten.
+    async fn count_operations(&self, namespace: &Namespace, operations: usize) -> Result<()> {
+        let mut amounts = Amounts::default();
+        amounts.memory_ops = operations as u64;
+        self.parts.meter.note(namespace, amounts);
+        self.parts.meter.write().await
     }
 
     /// The records that a text is about, best first.
@@ -124,6 +210,7 @@ impl Memory {
         let started = Instant::now();
         let (namespace, ask) = (namespace.try_into()?, question.into());
         ask.generation.check()?;
+        self.parts.meter.check().await?;
         let asked = self.pieces(self.conversation(&ask)?);
         let tokens = asked.iter().map(|piece| piece.tokens().len()).sum();
         let (_records, mut found) = self.find(&namespace, &ask.recall).await?;
@@ -136,16 +223,22 @@ impl Memory {
         let base = self.parts.chunks.base().await?;
         let fetched = self.parts.chunks.fetch(&namespace, &entries, ask.recall.as_of.is_none()).await?;
         self.note(&found, &fetched.chunks);
+        let usage = base.usage + fetched.usage;
+        let cost = Cost { usage, opened: base.is_new, chunks: entries.len(), computed: fetched.computed };
+        let bill = self.bill(&namespace, cost);
         let mut pieces: Vec<Piece> = fetched.chunks.into_iter().map(Piece::Cached).collect();
         pieces.extend(asked);
         let repair = ask.repair.unwrap_or_else(|| self.parts.repair.clone());
         let limit = self.model().info().context;
         let request = Request::new(namespace, pieces).repair(repair).generation(ask.generation).limit(limit);
         let request = base.context.into_iter().fold(request, Request::context);
+        let request = match bill {
+            Some(bill) => request.finally(Box::new(move |_, completion| bill.settle(completion.ok()))),
+            None => request,
+        };
         let output = self.engine().submit(request.started(started))?;
         let recalled = found.iter().map(Found::recollection).collect();
-        let cost = Cost { usage: base.usage + fetched.usage, opened: base.is_new };
-        Ok(AnswerStream::new(output, recalled, cost).with_tools(self, &ask.tools))
+        Ok(AnswerStream::new(output, recalled, cost, self).with_tools(self, &ask.tools))
     }
 
     /// Opens a session: a conversation over a working set of memories that stays in place.
@@ -173,8 +266,10 @@ impl Memory {
     ) -> Result<Record> {
         let namespace = namespace.try_into()?;
         self.check_text(text)?;
+        self.parts.meter.check().await?;
         let record = self.parts.ledger.update(&namespace, id, text, Timestamp::now()).await?;
         self.parts.chunks.delete_pending().await?;
+        self.count_operations(&namespace, 1).await?;
         Ok(record)
     }
 
@@ -210,6 +305,7 @@ impl Memory {
         let records = self.parts.ledger.forget_many(&namespace, ids, Timestamp::now()).await?;
         self.parts.chunks.erase(&chunks).await?;
         self.parts.chunks.delete_pending().await?;
+        self.count_operations(&namespace, records.len()).await?;
         Ok(records)
     }
 
@@ -300,7 +396,30 @@ impl Memory {
         self.kv().sync().await?;
         // What was computed was not asked for: nothing was reused.
         usage.cached = 0;
+        self.parts.meter.note(&namespace, amounts_of(&usage));
+        self.parts.meter.write().await?;
         Ok(usage)
+    }
+
+    /// What was used, by namespace, if [usage is metered](MemoryBuilder::meter_usage).
+    ///
+    /// # Errors
+    /// As [`Ledger::usage`].
+    pub async fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageTotal>> {
+        self.parts.meter.write().await?;
+        self.parts.ledger.usage(query).await
+    }
+
+    /// What a namespace has: its records by their states, and the KV of its memories.
+    ///
+    /// # Errors
+    /// [`Error::Ledger`] when the ledger cannot be read, [`Error::Store`] when the store cannot list its chunks.
+    pub async fn stats(&self, namespace: impl TryInto<Namespace, Error = Error>) -> Result<NamespaceStats> {
+        let namespace = namespace.try_into()?;
+        let records = self.parts.ledger.stats(&namespace, Timestamp::now()).await?;
+        let owned = self.parts.chunks.owned(&namespace).await?;
+        let kv_bytes = owned.iter().map(|chunk| chunk.bytes).sum();
+        Ok(NamespaceStats { records, chunks: owned.len(), kv_bytes })
     }
 
     /// The engine, for requests beside those of memory: they are computed together.
@@ -470,6 +589,22 @@ impl Memory {
         records.load(&*self.parts.ledger, namespace, ids).await?;
         let now = Timestamp::now();
         Ok(ids.iter().filter_map(|id| records.get(*id, now)).collect())
+    }
+
+    /// What a question has used so far, if that is to be counted.
+    pub(crate) fn bill(&self, namespace: &Namespace, cost: Cost) -> Option<Bill> {
+        let (meter, namespace) = (Arc::clone(&self.parts.meter), namespace.clone());
+        meter.is_on().then(|| Bill { meter, namespace, cost })
+    }
+
+    /// Whether usage can be counted.
+    pub(crate) async fn check_meter(&self) -> Result<()> {
+        self.parts.meter.check().await
+    }
+
+    /// Has what was used written down.
+    pub(crate) async fn write_usage(&self) -> Result<()> {
+        self.parts.meter.write().await
     }
 
     pub(crate) async fn base(&self) -> Result<Base> {

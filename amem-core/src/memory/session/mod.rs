@@ -197,6 +197,7 @@ impl Session {
             return Err(Error::Empty { what: "question" });
         };
         ask.generation.check()?;
+        self.memory.check_meter().await?;
         let reserve = self.reserve(&opening, &prompt, ask.generation.max_tokens)?;
         let (records, found) = self.memory.find(&self.namespace, &ask.recall).await?;
         for found in &found {
@@ -214,8 +215,7 @@ impl Session {
             Prompt::Question(_) => (self.turns.clone(), 2),
             Prompt::Messages(_) => (recognised(self.memory.model().chat(), &self.turns, exchanges), 1),
         };
-        let mut usage = Usage::default();
-        let epochs = self.epochs;
+        let mut cost = Cost::default();
         let mut passed = 0;
         // Results of tools mean nothing without the question and the calls before them.
         let told = conversation.iter().rev().position(|turn| turn.is_question).map_or(0, |index| index + 1);
@@ -236,14 +236,13 @@ impl Session {
             has_room?;
         }
         if self.epoch.is_none() {
-            let (mut epoch, cost) = self.open(&records, &found, reserve + needed_tokens).await?;
-            usage += cost;
+            let (mut epoch, opening_cost) = self.open(&records, &found, reserve + needed_tokens).await?;
+            cost = opening_cost;
             passed = epoch.keep(&opening, &conversation);
             self.epoch = Some(epoch);
         }
         let before = conversation[passed..].to_vec();
         let next = Next { before, needed, room_divisor, is_question, prompt, reserve };
-        let cost = Cost { usage, opened: self.epochs > epochs };
         self.turn(next, ask, found, cost, started).await
     }
 
@@ -326,7 +325,7 @@ impl Session {
     }
 
     /// Begins an epoch: picks the working set and blends it.
-    async fn open(&mut self, records: &Records, found: &[Found], reserve: usize) -> Result<(Epoch, Usage)> {
+    async fn open(&mut self, records: &Records, found: &[Found], reserve: usize) -> Result<(Epoch, Cost)> {
         let room = self.limit.saturating_sub(self.memory.layout().prefix.len() + reserve);
         let entries = self.working_set(records, found, room).await?;
         let base = self.memory.base().await?;
@@ -343,7 +342,8 @@ impl Session {
             }
         };
         self.epochs += 1;
-        Ok((Epoch::new(context, entries), usage))
+        let cost = Cost { usage, opened: true, chunks: entries.len(), computed: fetched.computed };
+        Ok((Epoch::new(context, entries), cost))
     }
 
     /// The memories that an epoch begins with: those that the question is about, then those that were recalled most
@@ -418,6 +418,8 @@ impl Session {
         let entries: Vec<Arc<Entry>> = new.iter().map(|found| Arc::clone(&found.entry)).collect();
         let fetched = self.memory.fetch(&self.namespace, &entries).await?;
         cost.usage += fetched.usage;
+        (cost.chunks, cost.computed) = (cost.chunks + entries.len(), cost.computed + fetched.computed);
+        let bill = self.memory.bill(&self.namespace, cost);
         self.memory.note(&new, &fetched.chunks);
         let added: usize = fetched.chunks.iter().map(|chunk: &KvChunk| chunk.tokens().len()).sum();
         let cached: Vec<Piece> = fetched.chunks.into_iter().map(Piece::Cached).collect();
@@ -469,6 +471,7 @@ impl Session {
         let conversation = self.options.conversation;
         // Called with what came of the turn, and on the way out if nothing did.
         let finally = move |context: Option<Box<dyn Context>>, completion: Result<&Completion, &Error>| {
+            bill.into_iter().for_each(|bill| bill.settle(completion.ok()));
             let Some(mut context) = context else { return };
             let answer = completion.ok().and_then(|completion| completion.choices.first());
             // A turn that was given up before its question was computed never was.
@@ -503,6 +506,6 @@ impl Session {
         let request = request.repair(repair).generation(ask.generation).started(started).finally(Box::new(finally));
         let output = self.memory.engine().submit(request)?;
         let recalled = found.iter().map(Found::recollection).collect();
-        Ok(AnswerStream::new(output, recalled, cost).with_tools(&self.memory, &ask.tools))
+        Ok(AnswerStream::new(output, recalled, cost, &self.memory).with_tools(&self.memory, &ask.tools))
     }
 }

@@ -1,0 +1,89 @@
+//! Metering: what was done for whom, written to the ledger.
+//!
+//! An event is durable before its answer is told to be complete, or its call returns. One that cannot be written waits
+//! here and is written with the next; events have ids, so none counts twice. What waits when the process is killed is lost,
+//! and was not told to be done.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::{Amounts, Error, Ledger, Namespace, Result, Timestamp, Usage, UsageEvent};
+
+/// Events that may wait. Beyond that nothing more is done that would have to be counted.
+const WAITING: usize = 1024;
+
+/// Counts usage, if it is to be counted.
+pub(super) struct Meter {
+    /// `None` where nothing is counted.
+    ledger: Option<Arc<dyn Ledger>>,
+    waiting: Mutex<Vec<UsageEvent>>,
+    /// Held while events are written, so that whoever waits for it finds them written.
+    writing: async_lock::Mutex<()>,
+}
+
+impl Meter {
+    pub(super) fn new(ledger: Option<Arc<dyn Ledger>>) -> Self {
+        Self { ledger, waiting: Mutex::default(), writing: async_lock::Mutex::new(()) }
+    }
+
+    pub(super) fn is_on(&self) -> bool {
+        self.ledger.is_some()
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Vec<UsageEvent>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether usage can be counted. If too much waits already, it is written, or this is the error of that.
+    pub(super) async fn check(&self) -> Result<()> {
+        if self.waiting().len() < WAITING { Ok(()) } else { self.write().await }
+    }
+
+    /// Notes an event, without writing it yet.
+    pub(super) fn note(&self, namespace: &Namespace, amounts: Amounts) {
+        if self.is_on() && amounts != Amounts::default() {
+            let event = UsageEvent::new(namespace.clone(), Timestamp::now(), amounts);
+            self.waiting().push(event);
+        }
+    }
+
+    /// As [`note`](Self::note), for an event at whose end nobody may be there to have it written.
+    pub(super) fn note_and_write(self: &Arc<Self>, namespace: &Namespace, amounts: Amounts) {
+        self.note(namespace, amounts);
+        if self.is_on() {
+            let meter = Arc::clone(self);
+            let write = move || {
+                if let Err(error) = futures_lite::future::block_on(meter.write()) {
+                    log::warn!("usage could not be written and waits: {error}");
+                }
+            };
+            blocking::unblock(write).detach();
+        }
+    }
+
+    /// Writes what waits, what was noted before this was called included.
+    pub(super) async fn write(&self) -> Result<()> {
+        let Some(ledger) = &self.ledger else { return Ok(()) };
+        let _writing = self.writing.lock().await;
+        let events = self.waiting().clone();
+        if events.is_empty() {
+            return Ok(());
+        }
+        ledger.record_usage(&events).await.map_err(|error| match error {
+            Error::Full { .. } | Error::ReadOnly { .. } | Error::Ledger(_) => error,
+            other => Error::Ledger(other.into()),
+        })?;
+        // Those that were noted meanwhile stand behind them.
+        self.waiting().drain(..events.len());
+        Ok(())
+    }
+}
+
+/// What an answer used, or a part of it.
+pub(super) fn amounts_of(usage: &Usage) -> Amounts {
+    let mut amounts = Amounts::default();
+    amounts.reused_tokens = usage.reused() as u64;
+    amounts.repaired_tokens = usage.repaired as u64;
+    amounts.prefilled_tokens = usage.prefilled as u64;
+    amounts.generated_tokens = usage.generated as u64;
+    amounts
+}
