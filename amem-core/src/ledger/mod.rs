@@ -13,7 +13,8 @@ pub use usage::{Amounts, EventId, UsageEvent, UsageQuery, UsageTotal};
 
 use crate::{ChunkId, Error, Result};
 
-/// A place in the ledger's history. Every change to the ledger has a later one.
+/// A place in a namespace's history. Every change to the namespace has a later one. Those of two namespaces say nothing of
+/// each other: a ledger may count for all of them together or for each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Revision(pub u64);
 

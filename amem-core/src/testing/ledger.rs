@@ -475,7 +475,9 @@ async fn a_saved_index_is_gone_once_something_is_forgotten(ledger: &impl Ledger)
     }
     ledger.save_index(&ours(), "words", &index(&[2; 9000])).await.expect("an index can be saved again");
     ledger.save_index(&ours(), "meaning", &index(&[])).await.expect("there may be several");
-    ledger.save_index(&theirs, "words", &index(&[3])).await.unwrap();
+    let Changes { revision: theirs_at, .. } = ledger.changes(&theirs, Revision(0), T0).await.unwrap();
+    let their_index = SavedIndex { revision: theirs_at, bytes: vec![3] };
+    ledger.save_index(&theirs, "words", &their_index).await.unwrap();
     let saved = async |namespace: &Namespace, name: &str| ledger.saved_index(namespace, name).await.unwrap();
     assert_eq!(saved(&ours(), "words").await, Some(index(&[2; 9000])), "the last index that was saved comes back");
     assert_eq!(saved(&ours(), "meaning").await, Some(index(&[])), "each under its name");
@@ -485,7 +487,7 @@ async fn a_saved_index_is_gone_once_something_is_forgotten(ledger: &impl Ledger)
     ledger.forget(&ours(), a, later(2)).await.unwrap();
     let left = (saved(&ours(), "words").await, saved(&ours(), "meaning").await);
     assert_eq!(left, (None, None), "it is gone once something of the namespace is forgotten");
-    assert_eq!(saved(&theirs, "words").await, Some(index(&[3])), "which concerns no other namespace");
+    assert_eq!(saved(&theirs, "words").await, Some(their_index), "which concerns no other namespace");
     let late = ledger.save_index(&ours(), "words", &index(&[4])).await.unwrap();
     assert!(
         !late && saved(&ours(), "words").await.is_none(),
