@@ -15,10 +15,14 @@ mod model_dir;
 pub mod remote;
 #[cfg(not(feature = "remote"))]
 mod remote;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod segment;
 
 pub use data_dir::{DataDir, backup, open, open_read_only, restore, verify};
 pub use error::{Error, Result};
 pub use ledger::{SqliteLedger, Verification};
 pub use model_dir::ModelDir;
+#[cfg(feature = "postgres")]
+pub use postgres::{PostgresError, PostgresLedger, PostgresOptions};
 pub use segment::{SegmentOptions, SegmentStore};
