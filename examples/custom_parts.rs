@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::error::Error;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use amem_core::residency::Room;
 use amem_core::transformer::{Options, Transformer};
 use amem_core::{
     Access, ChunkId, Memory, Namespace, RamStore, RecallQuery, Recalled, Recaller, Record, RecordId, ResidencyPolicy,
@@ -62,8 +63,8 @@ impl ResidencyPolicy for Fifo {
         self.0.retain(|held| held != chunk);
     }
 
-    fn victim(&mut self, _: f64) -> Option<ChunkId> {
-        self.0.front().copied()
+    fn victim(&mut self, room: &Room<'_>) -> Option<ChunkId> {
+        self.0.iter().find(|chunk| room.may_leave(chunk)).copied()
     }
 }
 

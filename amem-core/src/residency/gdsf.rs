@@ -6,7 +6,7 @@ use std::collections::HashMap;
 
 use super::ranking::Ranking;
 use super::saved::{Saved, Saving};
-use super::{Access, ResidencyPolicy};
+use super::{Access, ResidencyPolicy, Room};
 use crate::ChunkId;
 
 const MARK: &[u8; 8] = b"amemgds1";
@@ -37,8 +37,8 @@ impl ResidencyPolicy for Gdsf {
         self.uses.remove(chunk);
     }
 
-    fn victim(&mut self, _: f64) -> Option<ChunkId> {
-        let (chunk, priority) = self.ranking.lowest()?;
+    fn victim(&mut self, room: &Room<'_>) -> Option<ChunkId> {
+        let (chunk, priority) = self.ranking.lowest(room)?;
         self.clock = self.clock.max(priority);
         Some(chunk)
     }

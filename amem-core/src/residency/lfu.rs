@@ -2,7 +2,7 @@
 
 use super::ranking::Ranking;
 use super::saved::{Saved, Saving};
-use super::{Access, ResidencyPolicy};
+use super::{Access, ResidencyPolicy, Room};
 use crate::ChunkId;
 
 /// The chunk with the fewest uses since it came leaves first; of equals, the one that was used longest ago.
@@ -26,8 +26,8 @@ impl ResidencyPolicy for Lfu {
         self.ranking.remove(chunk);
     }
 
-    fn victim(&mut self, _: f64) -> Option<ChunkId> {
-        self.ranking.lowest().map(|(chunk, _)| chunk)
+    fn victim(&mut self, room: &Room<'_>) -> Option<ChunkId> {
+        self.ranking.lowest(room).map(|(chunk, _)| chunk)
     }
 
     fn save(&self) -> Vec<u8> {

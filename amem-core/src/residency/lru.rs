@@ -2,7 +2,7 @@
 
 use super::ranking::Ranking;
 use super::saved::{Saved, Saving};
-use super::{Access, ResidencyPolicy};
+use super::{Access, ResidencyPolicy, Room};
 use crate::ChunkId;
 
 /// The chunk that was used longest ago leaves first.
@@ -25,8 +25,8 @@ impl ResidencyPolicy for Lru {
         self.ranking.remove(chunk);
     }
 
-    fn victim(&mut self, _: f64) -> Option<ChunkId> {
-        self.ranking.lowest().map(|(chunk, _)| chunk)
+    fn victim(&mut self, room: &Room<'_>) -> Option<ChunkId> {
+        self.ranking.lowest(room).map(|(chunk, _)| chunk)
     }
 
     fn save(&self) -> Vec<u8> {

@@ -1,8 +1,10 @@
 //! Which chunks stay in a tier when it is full.
 //!
-//! [`Value`] is the default. The others are the baselines that it must beat; `examples/residency.rs` lets them compete.
+//! [`Value`] is the default. [`Lru`], [`Lfu`], [`Gdsf`] and [`S3Fifo`] are the baselines that it must beat; `cargo bench
+//! --bench residency` lets them compete. [`FairShare`] and [`SecondUse`] are made of other policies.
 
 mod gdsf;
+mod half_life;
 mod lfu;
 mod lru;
 mod ranking;
@@ -18,7 +20,12 @@ pub use s3fifo::S3Fifo;
 pub use second_use::SecondUse;
 pub use value::Value;
 
+use std::fmt;
+
 use crate::ChunkId;
+
+/// A policy takes a chunk for this large at most, so that no sum of sizes overflows.
+const MAX_BYTES: u64 = 1 << 40;
 
 /// One look at a chunk, as a tier sees it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -47,6 +54,40 @@ fn within(x: f64, low: f64, high: f64) -> f64 {
     if x.is_nan() { low } else { x.clamp(low, high) }
 }
 
+/// What a full tier asks a policy for.
+#[derive(Clone, Copy)]
+pub struct Room<'a> {
+    /// Bytes that must become free.
+    pub bytes: u64,
+    /// Seconds since 1970, as in [`Access::time`].
+    pub time: f64,
+    is_leased: Option<&'a dyn Fn(&ChunkId) -> bool>,
+}
+
+impl<'a> Room<'a> {
+    /// Room for this many bytes, at this time. Any chunk may leave for it.
+    pub fn new(bytes: u64, time: f64) -> Self {
+        Self { bytes, time, is_leased: None }
+    }
+
+    /// The same, but these chunks may not leave for it: they are in use.
+    #[must_use]
+    pub fn except(self, is_leased: &'a dyn Fn(&ChunkId) -> bool) -> Self {
+        Self { is_leased: Some(is_leased), ..self }
+    }
+
+    /// Whether a chunk may be the victim.
+    pub fn may_leave(&self, chunk: &ChunkId) -> bool {
+        self.is_leased.is_none_or(|is_leased| !is_leased(chunk))
+    }
+}
+
+impl fmt::Debug for Room<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Room").field("bytes", &self.bytes).field("time", &self.time).finish_non_exhaustive()
+    }
+}
+
 /// Ranks the chunks of one tier. The tier calls it under a lock, so it is plain, sequential code.
 ///
 /// It is checked by `testing::residency_policy` (feature `testing`).
@@ -67,9 +108,11 @@ pub trait ResidencyPolicy: Send {
     /// A chunk has left the tier, or was deleted.
     fn remove(&mut self, chunk: &ChunkId);
 
-    /// The chunk that is worth least at this time (seconds, as in [`Access::time`]), still in the tier; `None` when the
-    /// tier is empty. Takes O(log n).
-    fn victim(&mut self, time: f64) -> Option<ChunkId>;
+    /// A chunk that is to leave the tier, so that in the end there is this much room; `None` when no chunk of the tier
+    /// [may leave](Room::may_leave). It is in the tier until it is [removed](Self::remove), and the tier asks again while
+    /// it needs more. It may be the newest chunk, if every other is worth more. Takes O(log n), and longer by those that
+    /// may not leave.
+    fn victim(&mut self, room: &Room<'_>) -> Option<ChunkId>;
 
     /// What the policy has learned, for [`restore`](Self::restore). Empty where it learns nothing.
     fn save(&self) -> Vec<u8> {

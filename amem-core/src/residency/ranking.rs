@@ -3,6 +3,7 @@
 use std::cmp::Ordering;
 use std::collections::{BTreeSet, HashMap};
 
+use super::Room;
 use super::saved::{Saved, Saving};
 use crate::ChunkId;
 
@@ -27,6 +28,10 @@ impl Ranking {
 
     pub(super) fn score(&self, chunk: &ChunkId) -> Option<f64> {
         self.places.get(chunk).map(|place| place.score)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.places.len()
     }
 
     pub(super) fn remove(&mut self, chunk: &ChunkId) {
@@ -54,9 +59,14 @@ impl Ranking {
         self.order.iter().map(|(_, chunk)| *chunk).collect()
     }
 
-    /// The chunk with the lowest score, and that score.
-    pub(super) fn lowest(&self) -> Option<(ChunkId, f64)> {
-        self.order.first().map(|(place, chunk)| (*chunk, place.score))
+    /// The chunk with the lowest score of those that may leave, and that score.
+    pub(super) fn lowest(&self, room: &Room<'_>) -> Option<(ChunkId, f64)> {
+        self.ascending().find(|(chunk, _)| room.may_leave(chunk))
+    }
+
+    /// Chunks with their scores, lowest first.
+    pub(super) fn ascending(&self) -> impl Iterator<Item = (ChunkId, f64)> {
+        self.order.iter().map(|(place, chunk)| (*chunk, place.score))
     }
 }
 

@@ -5,7 +5,7 @@
 use std::collections::{HashMap, VecDeque};
 
 use super::saved::{Saved, Saving};
-use super::{Access, ResidencyPolicy};
+use super::{Access, MAX_BYTES, ResidencyPolicy, Room};
 use crate::ChunkId;
 
 /// The small queue's share of the bytes held.
@@ -98,7 +98,7 @@ impl ResidencyPolicy for S3Fifo {
     fn insert(&mut self, access: Access) {
         self.take(&access.chunk);
         let in_main = self.ghost_stamps.remove(&access.chunk).is_some();
-        self.enqueue(access.chunk, access.bytes, 0, in_main);
+        self.enqueue(access.chunk, access.bytes.min(MAX_BYTES), 0, in_main);
     }
 
     fn touch(&mut self, access: Access) {
@@ -114,20 +114,26 @@ impl ResidencyPolicy for S3Fifo {
         }
     }
 
-    fn victim(&mut self, _: f64) -> Option<ChunkId> {
-        // Each turn of this loop spends a use that a touch has added, or leaves the small queue for good.
-        while !self.held.is_empty() {
+    fn victim(&mut self, room: &Room<'_>) -> Option<ChunkId> {
+        // Each turn of this loop spends a use that a touch has added, takes a chunk out of the small queue for good, or
+        // passes over one that may not leave. Once all of them were passed over in a row, none may.
+        let mut passed_over = 0;
+        while passed_over < self.held.len() {
             let small_is_full = self.small.bytes as f64 >= SMALL * (self.small.bytes + self.main.bytes) as f64;
-            let from_main = self.small.chunks == 0 || (self.main.chunks > 0 && !small_is_full);
+            let main_may_give = self.main.chunks > passed_over && !small_is_full;
+            let from_main = self.small.chunks == 0 || main_may_give;
             let chunk = self.head(from_main)?;
             let uses = self.held.get(&chunk).map_or(0, |entry| entry.uses);
             let stays = if from_main { uses > 0 } else { uses > 1 };
-            if !stays {
+            let may_leave = room.may_leave(&chunk);
+            if !stays && may_leave {
                 self.named = Some(chunk);
                 return Some(chunk);
             }
+            passed_over = if may_leave { 0 } else { passed_over + 1 };
             let entry = self.take(&chunk)?;
-            self.enqueue(chunk, entry.bytes, if from_main { uses - 1 } else { 0 }, true);
+            let uses = if from_main { uses.saturating_sub(u8::from(may_leave)) } else { 0 };
+            self.enqueue(chunk, entry.bytes, uses, true);
         }
         None
     }
@@ -165,8 +171,7 @@ impl ResidencyPolicy for S3Fifo {
         for (queue, in_main) in queues.into_iter().zip([false, true]) {
             for (chunk, bytes, uses) in queue {
                 self.take(&chunk);
-                // Bytes are added up: no sum of such numbers overflows.
-                self.enqueue(chunk, bytes.min(1 << 40), uses.min(u64::from(MOST_USES)) as u8, in_main);
+                self.enqueue(chunk, bytes.min(MAX_BYTES), uses.min(u64::from(MOST_USES)) as u8, in_main);
             }
         }
         // More of them than the main queue has chunks stay until the next one is remembered, as they would have.

@@ -3,7 +3,7 @@
 use std::collections::{HashSet, VecDeque};
 
 use super::saved::{Saved, Saving};
-use super::{Access, ResidencyPolicy};
+use super::{Access, ResidencyPolicy, Room};
 use crate::ChunkId;
 
 /// Chunks that were offered once and are still known.
@@ -55,8 +55,8 @@ impl<P: ResidencyPolicy> ResidencyPolicy for SecondUse<P> {
         self.policy.remove(chunk);
     }
 
-    fn victim(&mut self, time: f64) -> Option<ChunkId> {
-        self.policy.victim(time)
+    fn victim(&mut self, room: &Room<'_>) -> Option<ChunkId> {
+        self.policy.victim(room)
     }
 
     fn save(&self) -> Vec<u8> {

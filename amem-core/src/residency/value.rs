@@ -5,73 +5,106 @@
 //! ```
 //!
 //! The sum stands for how often the chunk will be used: each use adds its relevance and fades. So relevance, recency
-//! and reuse weigh against size, and a scan that reads much once drives out little, itself first.
+//! and reuse weigh against size, and a scan that reads much once drives out little, itself first. Time is counted in
+//! uses of any chunk, so that a quiet night ages nothing. The first use of a chunk counts for less ([`FIRST_USE`]):
+//! most chunks that were used once are not used again.
 //!
-//! *Ranks are never recomputed.* All values fade by the same factor, so instead of shrinking old ones, new uses weigh
-//! more: the logarithm of a use's weight is the clock's reading, `now / half-life`, and a chunk's rank
-//! changes only when it is used (as in LRFU: Lee et al., "LRFU: A Spectrum of Policies that Subsumes the Least
-//! Recently Used and Least Frequently Used Policies", 2001; cost and size weigh in as in GDSF).
+//! *Ranks are never recomputed* as time passes. All values fade by the same factor, so a chunk's rank, the logarithm of
+//! its value plus `now / half-life`, changes only when it is used (as in LRFU: Lee et al., "LRFU: A Spectrum of
+//! Policies that Subsumes the Least Recently Used and Least Frequently Used Policies", 2001; cost and size weigh in as
+//! in GDSF).
 //!
-//! *The half-life is learned.* Too short is LRU, too long is LFU, and which is right depends on the users. It is
-//! [`HALF_LIFE`] times the mean gap between two uses of one chunk, measured in uses of any chunk, so that a quiet
-//! night ages nothing. The clock then runs slower or faster, and what was ranked stays ranked.
+//! *The half-life is learned.* Too short is LRU, too long is LFU, and which is right depends on the users and on the
+//! budget. For each of a few half-lives a small shadow of the tier replays a sample of the chunks under a budget as much
+//! smaller, without any KV (Waldspurger et al., "Cache Modeling and Optimization using Miniature Simulations", 2017).
+//! The tier goes by the half-life whose shadow had the least work to do lately.
 //!
-//! *Chunks that left are remembered* for a while, about a hundred bytes each: one that comes back has its history, and
-//! its gap counts. Without that, a small tier would see short gaps only, and take them for the truth.
+//! *Victims are chosen by what is lost.* Where one large chunk or two small ones would make room, the choice with the
+//! least value leaves: in a tier of a few chunks, half of one lies fallow otherwise.
+//!
+//! *Chunks that left are remembered* for a while: one that comes back has its history. Without that, a small tier would
+//! see short gaps only, and take them for the truth.
 
 use std::collections::{HashMap, VecDeque};
 
+use super::half_life::{HALF_LIVES, HalfLife, KINDS};
 use super::ranking::Ranking;
 use super::saved::{Saved, Saving};
-use super::{Access, ResidencyPolicy, within};
+use super::{Access, MAX_BYTES, ResidencyPolicy, Room, within};
 use crate::ChunkId;
 
-/// Mean gaps in which a use loses half its weight.
-const HALF_LIFE: f64 = 3.0;
-/// The mean gap, in uses, before any was seen.
-const FIRST_GAP: f64 = 1000.0;
-/// How much one gap moves the mean.
-const LEARNING: f64 = 1e-3;
-/// Chunks that left and are still known.
-const REMEMBERED: usize = 1 << 15;
+/// What the first use of a chunk counts for, as a share of another's.
+const FIRST_USE: f64 = 0.5;
 /// Least relevance that a use counts for. It was a use, after all.
 const LEAST_RELEVANCE: f64 = 0.01;
-const MARK: &[u8; 8] = b"amemval1";
+/// The chunks of lowest rank among which victims are chosen.
+const WINDOW: usize = 8;
+/// The value of a byte that becomes free beyond what is needed, as a share of one of the lowest rank: something will
+/// fill it in time.
+const SPARE_BYTE: f64 = 0.25;
+/// The difference of two ranks from which on it does not matter how large it is.
+const MAX_RANKS: f64 = 64.0;
+/// Chunks that left and are still known, about two hundred bytes each: some, and more for each that is held, up to a
+/// limit.
+const REMEMBERED: usize = 256;
+const REMEMBERED_PER_CHUNK: usize = 4;
+const MOST_REMEMBERED: usize = 1 << 15;
+const MARK: &[u8; 8] = b"amemval2";
 
 /// The default: relevance, recency and reuse against size.
 ///
 /// A chunk is worth `Σ relevance · 2^(-age / half-life) · cost / bytes`, the sum being over its uses: the work that it
-/// will probably save, per byte. The half-life is learned from the gaps between uses; there is nothing to set.
+/// will probably save, per byte. The half-life is learned; there is nothing to set.
 pub struct Value {
-    /// By the logarithm (base 2) of the value, in which the clock's reading is not taken off.
+    /// Chunks of the tier, by rank: the logarithm (base 2) of the value at use number 0, as if it had faded since.
     ranking: Ranking,
-    held: HashMap<ChunkId, History>,
-    left: HashMap<ChunkId, History>,
-    /// Chunks in the order in which they left. Some have come back, or left again later.
-    leaving: VecDeque<(ChunkId, u64)>,
+    /// Of the chunks in the tier and of those that left.
+    histories: HashMap<ChunkId, History>,
+    /// Chunks in the order in which they left, each with its last use then. Some have come back, or left again later.
+    left: VecDeque<(ChunkId, u64)>,
     uses: u64,
-    mean_gap: f64,
-    /// Half-lives that have passed.
-    clock: f64,
+    /// Bytes of the chunks in the tier.
+    bytes: u64,
+    /// Bytes that the tier may hold: without limit until it was full.
+    budget: u64,
+    half_life: HalfLife,
 }
 
+/// What is known of a chunk.
 #[derive(Clone, Copy)]
 struct History {
-    /// Logarithm of the sum of the uses' weights.
-    weight: f64,
-    /// Number of its last use, counted over all chunks.
+    /// For each half-life, the sum of the uses' weights as it was at the last use.
+    weights: [f64; KINDS],
+    /// Number of the last use, counted over all chunks.
     last_use: u64,
+    density: f64,
+    /// Bytes that it occupies in the tier, if it is there.
+    held: Option<u64>,
 }
 
 impl History {
-    fn save(saving: &mut Saving, (chunk, history): (&ChunkId, &Self)) {
-        saving.id(chunk);
-        saving.float(history.weight);
-        saving.int(history.last_use);
+    /// The ranks of a chunk with this history, one for each half-life.
+    fn ranks(&self) -> [f64; KINDS] {
+        let rank = |kind: usize| self.weights[kind].log2() + self.last_use as f64 / HALF_LIVES[kind];
+        std::array::from_fn(|kind| rank(kind) + self.density.log2())
     }
 
-    fn restore(saved: &mut Saved<'_>) -> Option<(ChunkId, Self)> {
-        Some((saved.id()?, Self { weight: saved.float()?, last_use: saved.int()? }))
+    fn save(&self, saving: &mut Saving) {
+        self.weights.iter().for_each(|weight| saving.float(*weight));
+        saving.int(self.last_use);
+        saving.float(self.density);
+        saving.int(self.held.unwrap_or(u64::MAX));
+    }
+
+    fn restore(saved: &mut Saved<'_>, uses: u64) -> Option<Self> {
+        let mut weights = [0.0; KINDS];
+        for weight in &mut weights {
+            *weight = saved.float().filter(|weight| *weight > 0.0)?;
+        }
+        let last_use = saved.int().filter(|last_use| *last_use <= uses)?;
+        let density = saved.float().filter(|density| *density > 0.0)?;
+        let held = Some(saved.int()?).filter(|bytes| *bytes <= MAX_BYTES);
+        Some(Self { weights, last_use, density, held })
     }
 }
 
@@ -79,110 +112,192 @@ impl Default for Value {
     fn default() -> Self {
         Self {
             ranking: Ranking::default(),
-            held: HashMap::new(),
-            left: HashMap::new(),
-            leaving: VecDeque::new(),
+            histories: HashMap::new(),
+            left: VecDeque::new(),
             uses: 0,
-            mean_gap: FIRST_GAP,
-            clock: 0.0,
+            bytes: 0,
+            budget: u64::MAX,
+            half_life: HalfLife::default(),
         }
     }
 }
 
 impl Value {
-    /// Counts a use of a chunk with this history and ranks it.
-    fn count(&mut self, access: &Access, history: Option<History>) {
+    /// Counts a use of a chunk that is in the tier from now on.
+    fn count(&mut self, access: &Access) {
         self.uses += 1;
-        if let Some(history) = history {
-            let gap = (self.uses - history.last_use) as f64;
-            self.mean_gap += LEARNING * (gap - self.mean_gap);
-        }
-        self.clock += 1.0 / (HALF_LIFE * self.mean_gap);
         let relevance = within(f64::from(access.relevance), LEAST_RELEVANCE, 1.0);
-        let this = self.clock + relevance.log2();
-        let weight = history.map_or(this, |history| log2_sum(history.weight, this));
-        self.held.insert(access.chunk, History { weight, last_use: self.uses });
-        self.ranking.set(access.chunk, weight + access.density().log2());
+        let before = self.histories.get(&access.chunk);
+        let weight = |kind: usize| match before {
+            Some(history) => {
+                let age = (self.uses - history.last_use) as f64;
+                // A sum of a geometric series: it stays small whatever comes.
+                relevance + history.weights[kind] * (-age / HALF_LIVES[kind]).exp2()
+            }
+            None => relevance * FIRST_USE,
+        };
+        let (bytes, density) = (access.bytes.min(MAX_BYTES), access.density());
+        self.bytes -= before.and_then(|history| history.held).unwrap_or_default();
+        self.bytes += bytes;
+        let weights = std::array::from_fn(weight);
+        let history = History { weights, last_use: self.uses, density, held: Some(bytes) };
+        self.histories.insert(access.chunk, history);
+        let ranks = history.ranks();
+        self.ranking.set(access.chunk, ranks[self.half_life.chosen()]);
+        if self.half_life.count(access, &ranks, self.budget) {
+            self.rank_anew();
+        }
+    }
+
+    /// Forgets the chunks that left first, where too many are known.
+    fn forget(&mut self) {
+        let held = self.ranking.len();
+        let remembered = (REMEMBERED + REMEMBERED_PER_CHUNK * held).min(MOST_REMEMBERED);
+        while self.histories.len() - held > remembered {
+            let Some(leaving) = self.left.pop_front() else { break };
+            if has_left(&self.histories, &leaving) {
+                self.histories.remove(&leaving.0);
+            }
+        }
+        if self.left.len() > 2 * (self.histories.len() - held) + 16 {
+            self.left.retain(|leaving| has_left(&self.histories, leaving));
+        }
+    }
+
+    /// Ranks all chunks by another half-life.
+    fn rank_anew(&mut self) {
+        let chosen = self.half_life.chosen();
+        for chunk in self.ranking.chunks() {
+            if let Some(history) = self.histories.get(&chunk) {
+                self.ranking.set(chunk, history.ranks()[chosen]);
+            }
+        }
     }
 }
 
-/// `log2(2^a + 2^b)` without leaving the range of a float.
-fn log2_sum(a: f64, b: f64) -> f64 {
-    let (high, low) = (a.max(b), a.min(b));
-    high + (low - high).exp2().ln_1p() / std::f64::consts::LN_2
+/// Whether a chunk that left at this use has not come back since.
+fn has_left(histories: &HashMap<ChunkId, History>, (chunk, last_use): &(ChunkId, u64)) -> bool {
+    histories.get(chunk).is_some_and(|history| history.held.is_none() && history.last_use == *last_use)
 }
 
 impl ResidencyPolicy for Value {
     fn insert(&mut self, access: Access) {
-        let history = self.left.remove(&access.chunk).or(self.held.get(&access.chunk).copied());
-        self.count(&access, history);
+        self.count(&access);
     }
 
     fn touch(&mut self, access: Access) {
-        let history = self.held.get(&access.chunk).copied();
-        self.count(&access, history);
+        self.count(&access);
     }
 
     fn remove(&mut self, chunk: &ChunkId) {
         self.ranking.remove(chunk);
-        let Some(history) = self.held.remove(chunk) else { return };
-        self.left.insert(*chunk, history);
-        self.leaving.push_back((*chunk, history.last_use));
-        while self.leaving.len() > REMEMBERED {
-            let Some((chunk, last_use)) = self.leaving.pop_front() else { break };
-            if self.left.get(&chunk).is_some_and(|history| history.last_use == last_use) {
-                self.left.remove(&chunk);
-            }
-        }
+        let Some(history) = self.histories.get_mut(chunk) else { return };
+        let Some(bytes) = history.held.take() else { return };
+        self.bytes -= bytes;
+        self.left.push_back((*chunk, history.last_use));
+        self.forget();
     }
 
-    fn victim(&mut self, _: f64) -> Option<ChunkId> {
-        self.ranking.lowest().map(|(chunk, _)| chunk)
+    fn victim(&mut self, room: &Room<'_>) -> Option<ChunkId> {
+        self.budget = self.bytes.saturating_sub(room.bytes);
+        let may_leave = self.ranking.ascending().filter(|(chunk, _)| room.may_leave(chunk)).take(WINDOW);
+        let mut candidates: Vec<Candidate> = Vec::with_capacity(WINDOW);
+        for (chunk, rank) in may_leave {
+            let bytes = self.histories.get(&chunk).and_then(|history| history.held).unwrap_or_default();
+            // Ranks are logarithms of values per byte; only how they compare counts here.
+            let lowest = candidates.first().map_or(rank, |lowest| lowest.rank);
+            let loss = (rank - lowest).min(MAX_RANKS).exp2() * bytes as f64;
+            candidates.push(Candidate { chunk, rank, bytes, loss });
+        }
+        first_to_leave(&candidates, room.bytes)
     }
 
     fn save(&self) -> Vec<u8> {
         let mut saving = Saving::new(MARK);
         saving.int(self.uses);
-        saving.float(self.mean_gap);
-        saving.float(self.clock);
-        self.ranking.save(&mut saving);
-        let held = self.ranking.chunks();
-        let histories = held.iter().filter_map(|chunk| Some((chunk, self.held.get(chunk)?)));
-        saving.list(histories.collect::<Vec<_>>().into_iter(), History::save);
-        // In the order in which they left, so that they are forgotten in that order.
-        let left = self.leaving.iter().filter_map(|(chunk, last_use)| {
-            let history = self.left.get(chunk).filter(|history| history.last_use == *last_use)?;
-            Some((chunk, history))
-        });
-        saving.list(left.collect::<Vec<_>>().into_iter(), History::save);
+        saving.int(self.budget);
+        self.half_life.save(&mut saving);
+        let known = |chunk: &ChunkId| self.histories.get(chunk).map(|history| (*chunk, *history));
+        let held: Vec<(ChunkId, History)> = self.ranking.chunks().iter().filter_map(known).collect();
+        let left = self.left.iter().filter(|leaving| has_left(&self.histories, leaving));
+        let left = left.filter_map(|(chunk, _)| known(chunk)).collect();
+        // The lowest rank first, and in the order in which they left, so that ties and forgetting stay as they were.
+        for histories in [held, left] {
+            saving.list(histories.iter(), |saving, (chunk, history)| {
+                saving.id(chunk);
+                history.save(saving);
+            });
+        }
         saving.done()
     }
 
     fn restore(&mut self, saved: &[u8]) -> Vec<ChunkId> {
         let read = || {
             let mut saved = Saved::new(MARK, saved)?;
-            let (uses, mean_gap, clock) = (saved.int()?, saved.float()?, saved.float()?);
-            let ranking = Ranking::restore(&mut saved)?;
-            let held: HashMap<_, _> = saved.list(History::restore)?.into_iter().collect();
-            let left = saved.list(History::restore)?;
+            let uses = saved.int().filter(|uses| *uses < 1 << 62)?;
+            let budget = saved.int()?;
+            let half_life = HalfLife::restore(&mut saved)?;
+            let mut this = Self { uses, budget, half_life, ..Self::default() };
+            for (chunk, history) in saved.list(|saved| Some((saved.id()?, History::restore(saved, uses)?)))? {
+                this.ranking.set(chunk, history.ranks()[this.half_life.chosen()]);
+                this.bytes += history.held?;
+                // No chunk is there twice.
+                this.histories.insert(chunk, history).is_none().then_some(())?;
+            }
+            for (chunk, history) in saved.list(|saved| Some((saved.id()?, History::restore(saved, uses)?)))? {
+                (history.held.is_none() && this.left.len() < REMEMBERED).then_some(())?;
+                this.left.push_back((chunk, history.last_use));
+                this.histories.insert(chunk, history).is_none().then_some(())?;
+            }
             saved.is_done()?;
-            let histories = held.values().chain(left.iter().map(|(_, history)| history));
-            let sound = histories.into_iter().all(|history| history.last_use <= uses)
-                && uses < 1 << 62
-                && mean_gap > 0.0
-                && ranking.chunks().iter().all(|chunk| held.contains_key(chunk))
-                && left.len() <= REMEMBERED;
-            let leaving = left.iter().map(|(chunk, history)| (*chunk, history.last_use)).collect();
-            let left = left.into_iter().collect();
-            sound.then_some(Self { ranking, held, left, leaving, uses, mean_gap, clock })
+            Some(this)
         };
         *self = read().unwrap_or_default();
         self.ranking.chunks()
     }
 }
 
+/// A chunk that may leave.
+struct Candidate {
+    chunk: ChunkId,
+    rank: f64,
+    bytes: u64,
+    /// Its value.
+    loss: f64,
+}
+
+/// One of those candidates that make this much room at the least loss. Compares the lowest ranks, as many as it takes,
+/// each chunk alone, and each pair: where a chunk is not many times as large as another, hardly any choice is better.
+fn first_to_leave(candidates: &[Candidate], bytes: u64) -> Option<ChunkId> {
+    // A byte of the lowest rank has a value of 1.
+    let loss = |freed: u64, lost: f64| lost - SPARE_BYTE * freed as f64;
+    let (mut freed, mut lost) = (0, 0.0);
+    for candidate in candidates {
+        if freed < bytes {
+            freed += candidate.bytes;
+            lost += candidate.loss;
+        }
+    }
+    let mut best = (candidates.first()?.chunk, if freed < bytes { f64::INFINITY } else { loss(freed, lost) });
+    for (at, one) in candidates.iter().enumerate() {
+        let alone = loss(one.bytes, one.loss);
+        if one.bytes >= bytes && alone < best.1 {
+            best = (one.chunk, alone);
+        }
+        for other in &candidates[..at] {
+            let both = loss(one.bytes + other.bytes, one.loss + other.loss);
+            if one.bytes + other.bytes >= bytes && both < best.1 {
+                best = (other.chunk, both);
+            }
+        }
+    }
+    Some(best.0)
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn access(chunk: u8, bytes: u64, relevance: f32, cost: f32) -> Access {
@@ -192,9 +307,9 @@ mod tests {
     fn victim_of(accesses: &[Access]) -> Option<u8> {
         let mut policy = Value::default();
         for access in accesses {
-            if policy.held.contains_key(&access.chunk) { policy.touch(*access) } else { policy.insert(*access) }
+            if policy.ranking.score(&access.chunk).is_some() { policy.touch(*access) } else { policy.insert(*access) }
         }
-        policy.victim(0.0).map(|chunk| chunk.0[0])
+        policy.victim(&Room::new(1, 0.0)).map(|chunk| chunk.0[0])
     }
 
     #[test]
@@ -233,6 +348,51 @@ mod tests {
     }
 
     #[test]
+    fn the_victims_are_those_with_the_least_loss() {
+        let sized = |chunk: u8, bytes: u64, uses: usize| vec![access(chunk, bytes, 1.0, bytes as f32); uses];
+        // Per byte, 1 is worth least. One large chunk is worth more than one small chunk that is large enough.
+        let accesses = [sized(1, 1200, 1), sized(2, 300, 2), sized(3, 900, 3)].concat();
+        let mut policy = Value::default();
+        for access in &accesses {
+            if policy.ranking.score(&access.chunk).is_some() { policy.touch(*access) } else { policy.insert(*access) }
+        }
+        let mut first = |bytes| policy.victim(&Room::new(bytes, 0.0)).map(|chunk| chunk.0[0]);
+        assert_eq!((first(300), first(301), first(900)), (Some(2), Some(1), Some(1)));
+    }
+
+    /// The bytes of those that leave until there is room, and what is lost with them.
+    fn leave(mut candidates: Vec<Candidate>, bytes: u64, choose: impl Fn(&[Candidate], u64) -> ChunkId) -> (u64, f64) {
+        let (mut freed, mut lost) = (0, 0.0);
+        while freed < bytes && !candidates.is_empty() {
+            let chosen = choose(&candidates, bytes - freed);
+            let at = candidates.iter().position(|candidate| candidate.chunk == chosen).unwrap();
+            let leaving = candidates.remove(at);
+            (freed, lost) = (freed + leaving.bytes, lost + leaving.loss);
+        }
+        (freed, lost)
+    }
+
+    proptest! {
+        #[test]
+        fn no_more_is_lost_than_with_the_lowest_ranks(
+            chunks in prop::collection::vec((0.0..4.0_f64, 1_u64..50), 1..WINDOW), bytes in 1_u64..120,
+        ) {
+            let candidates = || {
+                let mut chunks = chunks.clone();
+                chunks.sort_by(|a, b| a.0.total_cmp(&b.0));
+                let candidate = |(name, (rank, bytes)): (u8, (f64, u64))| {
+                    Candidate { chunk: ChunkId([name; 32]), rank, bytes, loss: rank.exp2() * bytes as f64 }
+                };
+                (0..).zip(chunks).map(candidate).collect()
+            };
+            let (freed, lost) = leave(candidates(), bytes, |left, bytes| first_to_leave(left, bytes).unwrap());
+            let (most, lowest) = leave(candidates(), bytes, |left, _| left[0].chunk);
+            let (loss, lowest) = (lost - SPARE_BYTE * freed as f64, lowest - SPARE_BYTE * most as f64);
+            prop_assert!(freed >= bytes.min(most) && loss <= lowest + 1e-6);
+        }
+    }
+
+    #[test]
     fn a_chunk_that_comes_back_has_its_history() {
         let mut policy = Value::default();
         let [one, two] = [access(1, 100, 1.0, 10.0), access(2, 100, 1.0, 10.0)];
@@ -242,6 +402,6 @@ mod tests {
         policy.insert(one);
         policy.insert(two);
         policy.touch(two);
-        assert_eq!(policy.victim(0.0), Some(two.chunk), "two uses against three");
+        assert_eq!(policy.victim(&Room::new(1, 0.0)), Some(two.chunk), "two uses against three");
     }
 }

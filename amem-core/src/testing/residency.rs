@@ -5,6 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use crate::residency::Room;
 use crate::{Access, ChunkId, ResidencyPolicy};
 
 /// Checks a policy, of which `make` gives a new one on each call.
@@ -23,6 +24,7 @@ pub fn residency_policy(make: impl Fn() -> Box<dyn ResidencyPolicy>) {
     for seed in 0..20 {
         victims_are_always_in_the_tier(make().as_mut(), seed);
     }
+    a_leased_chunk_is_no_victim(make().as_mut());
     equal_histories_have_equal_victims(&make);
     what_is_restored_goes_on_as_what_was_saved(&make);
     saved_bytes_that_make_no_sense_do_no_harm(&make);
@@ -36,10 +38,10 @@ fn access(chunk: u16, time: f64) -> Access {
 }
 
 fn an_empty_tier_has_no_victim(policy: &mut dyn ResidencyPolicy) {
-    assert_eq!(policy.victim(0.0), None, "a new policy names a victim");
+    assert_eq!(policy.victim(&Room::new(1, 0.0)), None, "a new policy names a victim");
     policy.insert(access(1, 1.0));
     policy.remove(&access(1, 1.0).chunk);
-    assert_eq!(policy.victim(2.0), None, "a policy names a victim after the last chunk has left");
+    assert_eq!(policy.victim(&Room::new(1, 2.0)), None, "a policy names a victim after the last chunk has left");
 }
 
 fn calls_about_unknown_chunks_do_no_harm(policy: &mut dyn ResidencyPolicy) {
@@ -47,9 +49,17 @@ fn calls_about_unknown_chunks_do_no_harm(policy: &mut dyn ResidencyPolicy) {
     policy.insert(access(2, 1.0));
     policy.insert(access(2, 2.0));
     policy.remove(&access(1, 0.0).chunk);
-    assert_eq!(policy.victim(3.0), Some(access(2, 0.0).chunk), "the one chunk of the tier is not the victim");
+    assert_eq!(
+        policy.victim(&Room::new(1, 3.0)),
+        Some(access(2, 0.0).chunk),
+        "the one chunk of the tier is not the victim"
+    );
     policy.remove(&access(2, 0.0).chunk);
-    assert_eq!(policy.victim(4.0), None, "a chunk that was inserted twice is there after it was removed");
+    assert_eq!(
+        policy.victim(&Room::new(1, 4.0)),
+        None,
+        "a chunk that was inserted twice is there after it was removed"
+    );
 }
 
 fn numbers_that_make_no_sense_do_no_harm(policy: &mut dyn ResidencyPolicy) {
@@ -70,7 +80,7 @@ fn every_chunk_leaves_exactly_once(policy: &mut dyn ResidencyPolicy) {
 
 fn leave_one_by_one(policy: &mut dyn ResidencyPolicy, chunks: usize) {
     let mut left = std::collections::HashSet::new();
-    while let Some(victim) = policy.victim(1000.0) {
+    while let Some(victim) = policy.victim(&Room::new(1, 1000.0)) {
         policy.remove(&victim);
         assert!(left.insert(victim), "{victim:?} leaves a second time");
     }
@@ -88,7 +98,7 @@ fn victims_are_always_in_the_tier(policy: &mut dyn ResidencyPolicy, seed: u64) {
                 policy.remove(&access.chunk);
                 held.remove(&access.chunk);
             }
-            1..=3 => match policy.victim(access.time) {
+            1..=3 => match policy.victim(&Room::new(1, access.time)) {
                 Some(victim) => {
                     assert!(held.contains_key(&victim), "seed {seed}, step {step}: {victim:?} is not in the tier");
                     // A tier may find that it has room after all, and let the victim stay.
@@ -105,6 +115,23 @@ fn victims_are_always_in_the_tier(policy: &mut dyn ResidencyPolicy, seed: u64) {
     }
 }
 
+/// Chunks whose number is divisible by three are leased at first; then all of them, then none.
+fn a_leased_chunk_is_no_victim(policy: &mut dyn ResidencyPolicy) {
+    const CHUNKS: usize = 120;
+    (0..CHUNKS as u16).for_each(|chunk| policy.insert(access(chunk, f64::from(chunk))));
+    (0..CHUNKS as u16).step_by(2).for_each(|chunk| policy.touch(access(chunk, 200.0)));
+    let is_leased = |chunk: &ChunkId| chunk.0[0].is_multiple_of(3);
+    let mut left = 0;
+    while let Some(victim) = policy.victim(&Room::new(1500, 300.0).except(&is_leased)) {
+        assert!(!is_leased(&victim), "{victim:?} is leased and named as a victim");
+        policy.remove(&victim);
+        left += 1;
+    }
+    assert_eq!(left, CHUNKS - CHUNKS / 3, "chunks that left while others were leased");
+    assert_eq!(policy.victim(&Room::new(1, 301.0).except(&|_| true)), None, "a victim though all chunks are leased");
+    leave_one_by_one(policy, CHUNKS / 3);
+}
+
 /// A replay gives the same victims: no policy may depend on the order of a hash map.
 fn equal_histories_have_equal_victims(make: &impl Fn() -> Box<dyn ResidencyPolicy>) {
     let history = || {
@@ -113,7 +140,7 @@ fn equal_histories_have_equal_victims(make: &impl Fn() -> Box<dyn ResidencyPolic
             let_in.push(policy.admits(&access(chunk, f64::from(chunk))));
             policy.insert(access(chunk, f64::from(chunk)));
             if chunk >= 50 {
-                let victim = policy.victim(f64::from(chunk));
+                let victim = policy.victim(&Room::new(1, f64::from(chunk)));
                 victim.iter().for_each(|victim| policy.remove(victim));
                 victims.push(victim);
             }
@@ -137,7 +164,7 @@ fn what_is_restored_goes_on_as_what_was_saved(make: &impl Fn() -> Box<dyn Reside
             policy.insert(access)
         }
         if step % 5 == 4
-            && let Some(victim) = policy.victim(access.time)
+            && let Some(victim) = policy.victim(&Room::new(1, access.time))
         {
             policy.remove(&victim);
         }
@@ -157,13 +184,17 @@ fn what_is_restored_goes_on_as_what_was_saved(make: &impl Fn() -> Box<dyn Reside
 /// Empties both policies side by side.
 fn same_chunks_leave(policy: &mut dyn ResidencyPolicy, restored: &mut dyn ResidencyPolicy, held: &mut [ChunkId]) {
     let mut left = Vec::new();
-    while let Some(victim) = policy.victim(1000.0) {
-        assert_eq!(restored.victim(1000.0), Some(victim), "a restored policy names another victim");
+    while let Some(victim) = policy.victim(&Room::new(1, 1000.0)) {
+        assert_eq!(restored.victim(&Room::new(1, 1000.0)), Some(victim), "a restored policy names another victim");
         policy.remove(&victim);
         restored.remove(&victim);
         left.push(victim);
     }
-    assert_eq!(restored.victim(1000.0), None, "a restored policy holds chunks that the saved one did not");
+    assert_eq!(
+        restored.victim(&Room::new(1, 1000.0)),
+        None,
+        "a restored policy holds chunks that the saved one did not"
+    );
     left.sort_unstable();
     held.sort_unstable();
     assert_eq!(held, left, "restore names the chunks that were in the tier");
@@ -193,8 +224,12 @@ fn same_calls_have_same_answers(make: &impl Fn() -> Box<dyn ResidencyPolicy>, se
             held.insert(access.chunk);
         }
         if held.len() > 60 {
-            let victim = policy.victim(access.time);
-            assert_eq!(restored.victim(access.time), victim, "seed {seed}: a restored policy names another victim");
+            let victim = policy.victim(&Room::new(1, access.time));
+            assert_eq!(
+                restored.victim(&Room::new(1, access.time)),
+                victim,
+                "seed {seed}: a restored policy names another victim"
+            );
             if let Some(victim) = victim {
                 policy.remove(&victim);
                 restored.remove(&victim);
@@ -211,7 +246,7 @@ fn saved_bytes_that_make_no_sense_do_no_harm(make: &impl Fn() -> Box<dyn Residen
     for len in 0..saved.len() {
         let mut restored = make();
         assert_eq!(restored.restore(&saved[..len]), [], "chunks are restored from {len} of {} bytes", saved.len());
-        assert_eq!(restored.victim(0.0), None, "bytes that make no sense restore nothing");
+        assert_eq!(restored.victim(&Room::new(1, 0.0)), None, "bytes that make no sense restore nothing");
     }
     for at in 0..saved.len() {
         let mut bytes = saved.clone();

@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::residency::{ResidencyPolicy, Value};
+use crate::residency::{ResidencyPolicy, Room, Value};
 use crate::{Access, ChunkId, Encoding, Error, KvChunk, KvStore, Result, StoredChunk};
 
 /// One of the stores of a [`Tiered`](crate::Tiered).
@@ -372,7 +372,8 @@ impl Entries {
         let mut victims = Vec::new();
         while self.bytes > budget {
             // A policy that names a chunk which is not held has lost its way: any chunk will do.
-            let named = self.policy.victim(time).filter(|id| self.held.contains_key(id));
+            let named =
+                self.policy.victim(&Room::new(self.bytes - budget, time)).filter(|id| self.held.contains_key(id));
             let Some(id) = named.or_else(|| self.held.keys().next().copied()) else { break };
             victims.extend(self.remove(&id));
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 
-use amem_core::residency::S3Fifo;
+use amem_core::residency::{Room, S3Fifo};
 use amem_core::{Access, ChunkId, ResidencyPolicy, testing};
 
 use super::each_is_caught;
@@ -15,6 +15,8 @@ enum Fault {
     NamesNobody,
     NamesAgainWhatHasLeft,
     NamesFewerThanThereAre,
+    NamesWhatIsLeased,
+    NamesNobodyWhileSomeAreLeased,
     RemovesNothing,
     RemovesAnotherForTheUnknown,
     CountsSecondInserts,
@@ -31,11 +33,13 @@ enum Fault {
     PanicsOnTornBytes,
 }
 
-const FAULTS: [(Fault, &str); 18] = [
+const FAULTS: [(Fault, &str); 20] = [
     (Fault::NamesWhatIsNotThere, "leaves a second time"),
     (Fault::NamesNobody, "the one chunk of the tier is not the victim"),
     (Fault::NamesAgainWhatHasLeft, "a policy names a victim after the last chunk has left"),
     (Fault::NamesFewerThanThereAre, "chunks that left"),
+    (Fault::NamesWhatIsLeased, "is leased and named as a victim"),
+    (Fault::NamesNobodyWhileSomeAreLeased, "chunks that left while others were leased"),
     (Fault::RemovesNothing, "after the last chunk has left"),
     (Fault::RemovesAnotherForTheUnknown, "the one chunk of the tier is not the victim"),
     (Fault::CountsSecondInserts, "a chunk that was inserted twice is there after it was removed"),
@@ -122,7 +126,7 @@ impl ResidencyPolicy for Faulty {
         }
     }
 
-    fn victim(&mut self, time: f64) -> Option<ChunkId> {
+    fn victim(&mut self, room: &Room<'_>) -> Option<ChunkId> {
         match self.fault {
             Some(Fault::NamesWhatIsNotThere) if self.held.len() > 20 && self.left.is_some() => self.left,
             Some(Fault::NamesNobody) => None,
@@ -131,10 +135,13 @@ impl ResidencyPolicy for Faulty {
                 None
             }
             Some(Fault::DependsOnAHashMap) => {
-                self.held.keys().min_by_key(|chunk| self.by_chance.hash_one(chunk)).copied()
+                let free = self.held.keys().filter(|chunk| room.may_leave(chunk));
+                free.min_by_key(|chunk| self.by_chance.hash_one(chunk)).copied()
             }
-            Some(Fault::RestoresAnotherOrder) if self.restored => self.held.last_key_value().map(|(chunk, _)| *chunk),
-            _ => self.inner.victim(time),
+            Some(Fault::RestoresAnotherOrder) if self.restored => self.held.keys().next_back().copied(),
+            Some(Fault::NamesWhatIsLeased) => self.inner.victim(&Room::new(room.bytes, room.time)),
+            Some(Fault::NamesNobodyWhileSomeAreLeased) if !self.held.keys().all(|chunk| room.may_leave(chunk)) => None,
+            _ => self.inner.victim(room),
         }
     }
 
