@@ -5,6 +5,7 @@
 mod model;
 mod notes;
 mod race;
+pub mod residency;
 
 pub use model::{random_model, random_numbers};
 pub use notes::{QUESTION, note, notes};

@@ -1,0 +1,126 @@
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::*;
+
+/// Seeds of the goals. The policy's constants were not chosen by these.
+const SEEDS: std::ops::Range<u64> = 0..10;
+/// The goals' budget: ten times the least memory.
+const BUDGET: u64 = 10 * 256;
+
+/// The work of the baselines and of [`Value`], in the order of [`POLICIES`], summed over replays.
+fn works(replays: &[(Vec<Use>, u64)]) -> Vec<f64> {
+    let work = |make: MakePolicy| replays.iter().map(|(uses, budget)| replay(uses, *budget, make()).work).sum();
+    POLICIES.iter().map(|(_, make)| work(*make)).collect()
+}
+
+fn seeds(pattern: Pattern, questions: usize, seeds: std::ops::Range<u64>) -> Vec<(Vec<Use>, u64)> {
+    seeds.map(|seed| (small(pattern, questions, seed), BUDGET)).collect()
+}
+
+/// Uses under a budget of this share of what all chunks occupy.
+fn with_share(uses: &[Use], share: f64) -> (Vec<Use>, u64) {
+    let sizes: HashMap<u32, u64> = uses.iter().map(|u| (u.chunk, u64::from(u.tokens))).collect();
+    (uses.to_vec(), (share * sizes.values().sum::<u64>() as f64) as u64)
+}
+
+#[test]
+fn value_is_near_the_clairvoyant_on_the_patterns_of_a_few_memories() {
+    for (pattern, goal) in [(Pattern::Mixed, 1.22), (Pattern::Zipf, 1.20)] {
+        let ratio = |seed| {
+            let uses = small(pattern, 200, seed);
+            replay(&uses, BUDGET, Box::<Value>::default()).work / clairvoyant(&uses, BUDGET, Fill::Always)
+        };
+        let mean = SEEDS.map(ratio).sum::<f64>() / SEEDS.count() as f64;
+        assert!(mean <= goal, "{pattern:?}: {mean:.3} times the clairvoyant's work, more than {goal}");
+    }
+}
+
+#[test]
+fn value_has_less_to_prefill_than_every_baseline() {
+    let mut traces: Vec<(&str, Vec<(Vec<Use>, u64)>)> = Vec::new();
+    for (name, pattern, questions) in Pattern::ALL.into_iter().filter(|(_, pattern, _)| *pattern != Pattern::Uniform) {
+        traces.push((name, seeds(pattern, questions, SEEDS)));
+    }
+    traces.extend([0.05, 0.2].map(|share| ("agents", vec![with_share(&agents(1, 3000), share)])));
+    for (name, replays) in &traces {
+        let works = works(replays);
+        for ((other, _), work) in POLICIES.iter().zip(&works[..POLICIES.len() - 1]) {
+            let value = works[POLICIES.len() - 1];
+            assert!(value < *work, "{name}: {value:.0} tokens to prefill, {other} has {work:.0}");
+        }
+    }
+}
+
+/// Conversations in which a chunk's next use is soon or never: there GDSF or LRU may be a little better.
+#[test]
+fn on_conversations_value_is_close_to_the_best_baseline() {
+    let uses = trace(&conversations()).unwrap();
+    for share in [0.05, 0.2] {
+        let works = works(&[with_share(&uses, share)]);
+        let value = works[POLICIES.len() - 1];
+        for ((other, _), work) in POLICIES.iter().zip(&works) {
+            assert!(value < 1.03 * work, "{share}: {value:.0} tokens to prefill, {other} has {work:.0}");
+        }
+    }
+}
+
+/// Where no chunk is used more than another there is nothing to learn, and nothing to lose by trying.
+#[test]
+fn on_uniform_uses_all_policies_are_about_equal() {
+    let works = works(&seeds(Pattern::Uniform, 200, 0..40));
+    let value = works[POLICIES.len() - 1];
+    for ((other, _), work) in POLICIES.iter().zip(&works) {
+        assert!((value / work - 1.0).abs() < 0.02, "{value:.0} tokens to prefill, {other} has {work:.0}");
+    }
+}
+
+#[test]
+fn nobody_beats_the_clairvoyant_by_much_and_demand_fill_costs_more() {
+    for (_, pattern, questions) in Pattern::ALL {
+        let uses = small(pattern, questions, 7);
+        let [best, filled] = [Fill::IfWorthIt, Fill::Always].map(|fill| clairvoyant(&uses, BUDGET, fill));
+        assert!(best < filled, "{pattern:?}");
+        let first_uses: HashMap<u32, u32> = uses.iter().map(|u| (u.chunk, u.tokens)).collect();
+        assert!(best >= f64::from(first_uses.values().sum::<u32>()), "{pattern:?}: every chunk is computed once");
+        for (name, make) in POLICIES {
+            assert!(replay(&uses, BUDGET, make()).work >= 0.99 * best, "{name} on {pattern:?}");
+        }
+    }
+}
+
+#[test]
+fn a_trace_that_is_not_one_is_refused() {
+    assert_eq!(trace(r#"{"timestamp": 5, "input_length": 600, "hash_ids": [0, 7]}"#).unwrap().len(), 2);
+    for line in ["x", "{}", r#"{"timestamp": 5, "input_length": 600, "hash_ids": ["x"]}"#] {
+        assert!(trace(line).is_err(), "{line}");
+    }
+}
+
+/// A small trace in Mooncake's form: conversations about a few shared documents, in which each request repeats the one
+/// before and adds to it. Most end soon.
+fn conversations() -> String {
+    let mut rng = ChaCha8Rng::seed_from_u64(5);
+    let mut blocks = 0_u32;
+    let mut new = |blocks_more: u32| {
+        blocks += blocks_more;
+        (blocks - blocks_more..blocks).collect::<Vec<u32>>()
+    };
+    let documents: Vec<Vec<u32>> = (0..100).map(|_| new(rng.random_range(1..20))).collect();
+    let (mut lines, mut open) = (String::new(), Vec::<Vec<u32>>::new());
+    for request in 0..3000 {
+        let mut ids = if !open.is_empty() && rng.random_bool(0.5) {
+            open.swap_remove(rng.random_range(0..open.len()))
+        } else {
+            // The first are the most popular.
+            documents[rng.random_range(0..100_usize).min(rng.random_range(0..100))].clone()
+        };
+        ids.extend(new(rng.random_range(1..12)));
+        let tokens = 512 * ids.len() - rng.random_range(0..500);
+        lines += &format!("{{\"timestamp\": {}, \"input_length\": {tokens}, \"hash_ids\": {ids:?}}}\n", 300 * request);
+        if open.len() < 200 && rng.random_bool(0.5) {
+            open.push(ids);
+        }
+    }
+    lines
+}
