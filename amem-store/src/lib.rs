@@ -11,12 +11,12 @@ pub mod fuzzing;
 mod ledger;
 mod map;
 mod model_dir;
+#[cfg(feature = "postgres")]
+mod postgres;
 #[cfg(feature = "remote")]
 pub mod remote;
 #[cfg(not(feature = "remote"))]
 mod remote;
-#[cfg(feature = "postgres")]
-mod postgres;
 mod segment;
 
 pub use data_dir::{DataDir, backup, open, open_read_only, restore, verify};

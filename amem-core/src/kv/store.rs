@@ -1,5 +1,6 @@
 //! Where KV is stored.
 
+use std::fmt;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -127,6 +128,14 @@ pub trait KvStore: Send + Sync {
         Ok(0)
     }
 
+    /// Keeps chunks from making room for others, for so long, or until what is returned is dropped: a request that is
+    /// about to use them, or an application that always does. Chunks that are not there yet count, too. A store that makes
+    /// no room by itself does nothing.
+    fn lease(&self, ids: &[ChunkId], time: Duration) -> Lease {
+        let _ = (ids, time);
+        Lease::default()
+    }
+
     /// Makes what was put survive a power cut. A no-op where nothing outlives the process.
     ///
     /// # Errors
@@ -154,6 +163,32 @@ fn before_all_of(owner: OwnerId) -> Option<ChunkId> {
     let mut id = [u8::MAX; 32];
     id[..8].copy_from_slice(&before.to_be_bytes());
     Some(ChunkId(id))
+}
+
+/// Chunks that stay where they are until this is dropped, or its time is over; see [`KvStore::lease`].
+#[derive(Default)]
+#[must_use = "it ends when it is dropped"]
+pub struct Lease {
+    ends: Vec<Box<dyn Send + Sync>>,
+}
+
+impl Lease {
+    /// A lease that ends by dropping this.
+    pub fn new(end: impl Send + Sync + 'static) -> Self {
+        Self { ends: vec![Box::new(end)] }
+    }
+
+    /// Both leases as one.
+    pub fn and(mut self, other: Self) -> Self {
+        self.ends.extend(other.ends);
+        self
+    }
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lease").finish_non_exhaustive()
+    }
 }
 
 /// A chunk that a store holds.

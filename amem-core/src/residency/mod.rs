@@ -3,6 +3,7 @@
 //! [`Value`] is the default. [`Lru`], [`Lfu`], [`Gdsf`] and [`S3Fifo`] are the baselines that it must beat; `cargo bench
 //! --bench residency` lets them compete. [`FairShare`] and [`SecondUse`] are made of other policies.
 
+mod fair_share;
 mod gdsf;
 mod half_life;
 mod lfu;
@@ -13,6 +14,7 @@ mod saved;
 mod second_use;
 mod value;
 
+pub use fair_share::FairShare;
 pub use gdsf::Gdsf;
 pub use lfu::Lfu;
 pub use lru::Lru;
@@ -140,5 +142,7 @@ mod tests {
         residency_policy(|| Box::<S3Fifo>::default());
         residency_policy(|| Box::<Value>::default());
         residency_policy(|| Box::new(SecondUse::new(Lru::default())));
+        residency_policy(|| Box::<FairShare>::default());
+        residency_policy(|| Box::new(FairShare::new(|| Box::new(SecondUse::new(S3Fifo::default())))));
     }
 }

@@ -23,6 +23,11 @@ impl Saving {
         self.int(number.to_bits());
     }
 
+    pub(super) fn bytes(&mut self, bytes: &[u8]) {
+        self.int(bytes.len() as u64);
+        self.0.extend_from_slice(bytes);
+    }
+
     pub(super) fn list<T>(&mut self, items: impl ExactSizeIterator<Item = T>, mut write: impl FnMut(&mut Self, T)) {
         self.int(items.len() as u64);
         items.for_each(|item| write(self, item));
@@ -58,6 +63,13 @@ impl<'s> Saved<'s> {
     /// A number that is not infinite.
     pub(super) fn float(&mut self) -> Option<f64> {
         self.int().map(f64::from_bits).filter(|number| number.is_finite())
+    }
+
+    pub(super) fn bytes(&mut self) -> Option<&'s [u8]> {
+        let len = usize::try_from(self.int()?).ok()?;
+        let (taken, rest) = self.0.split_at_checked(len)?;
+        self.0 = rest;
+        Some(taken)
     }
 
     pub(super) fn list<T>(&mut self, mut read: impl FnMut(&mut Self) -> Option<T>) -> Option<Vec<T>> {

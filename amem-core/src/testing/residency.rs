@@ -31,8 +31,10 @@ pub fn residency_policy(make: impl Fn() -> Box<dyn ResidencyPolicy>) {
 }
 
 fn access(chunk: u16, time: f64) -> Access {
+    // A few owners, with many chunks each.
     let mut id = [0; 32];
-    id[..2].copy_from_slice(&chunk.to_le_bytes());
+    id[0] = (chunk % 5) as u8;
+    id[8..10].copy_from_slice(&chunk.to_le_bytes());
     let bytes = 1000 + u64::from(chunk % 7) * 500;
     Access { chunk: ChunkId(id), relevance: 0.5, bytes, cost: 10.0 + f32::from(chunk % 5), time }
 }
@@ -120,7 +122,7 @@ fn a_leased_chunk_is_no_victim(policy: &mut dyn ResidencyPolicy) {
     const CHUNKS: usize = 120;
     (0..CHUNKS as u16).for_each(|chunk| policy.insert(access(chunk, f64::from(chunk))));
     (0..CHUNKS as u16).step_by(2).for_each(|chunk| policy.touch(access(chunk, 200.0)));
-    let is_leased = |chunk: &ChunkId| chunk.0[0].is_multiple_of(3);
+    let is_leased = |chunk: &ChunkId| chunk.0[8].is_multiple_of(3);
     let mut left = 0;
     while let Some(victim) = policy.victim(&Room::new(1500, 300.0).except(&is_leased)) {
         assert!(!is_leased(&victim), "{victim:?} is leased and named as a victim");

@@ -87,7 +87,7 @@ impl ResidencyPolicy for Faulty {
     fn admits(&mut self, access: &Access) -> bool {
         match self.fault {
             Some(Fault::AdmitsByChance) => self.by_chance.hash_one(access.chunk).is_multiple_of(2),
-            Some(Fault::AdmitsOtherwiseAfterRestoring) => !self.restored || access.chunk.0[0].is_multiple_of(2),
+            Some(Fault::AdmitsOtherwiseAfterRestoring) => !self.restored || access.chunk.0[8].is_multiple_of(2),
             _ => self.inner.admits(access),
         }
     }
@@ -131,7 +131,7 @@ impl ResidencyPolicy for Faulty {
             Some(Fault::NamesWhatIsNotThere) if self.held.len() > 20 && self.left.is_some() => self.left,
             Some(Fault::NamesNobody) => None,
             Some(Fault::NamesAgainWhatHasLeft) if self.held.is_empty() => self.left,
-            Some(Fault::NamesFewerThanThereAre) if self.held.len() <= 2 && self.left.is_some_and(|l| l.0[0] > 2) => {
+            Some(Fault::NamesFewerThanThereAre) if self.held.len() <= 2 && self.left.is_some_and(|l| l.0[8] > 2) => {
                 None
             }
             Some(Fault::DependsOnAHashMap) => {
