@@ -14,7 +14,7 @@ use crate::{ChunkId, KvChunk};
 /// Bytes of KV that wait at most. They are shared with whoever got or put them.
 const MAX_BYTES: usize = 256 << 20;
 /// Jobs that wait at most.
-const MAX_JOBS: usize = 4096;
+pub(super) const MAX_JOBS: usize = 4096;
 
 /// Something to do with the tiers.
 pub(super) enum Job {
@@ -22,6 +22,8 @@ pub(super) enum Job {
     CopyUp { found: Vec<(usize, KvChunk)>, watch: Watch },
     /// Chunks to be written to a tier.
     Write { at: usize, chunks: Vec<KvChunk>, watch: Watch },
+    /// Chunks, and where they were seen, to be read from there and copied into the tiers above.
+    ReadUp { ids: Vec<(usize, ChunkId)>, bytes: usize, watch: Watch },
     /// Somebody wants to know when everything before is done.
     Signal(oneshot::Sender<()>),
     /// Tiers that did not have chunks which they were taken to hold.
@@ -33,6 +35,7 @@ impl Job {
         match self {
             Job::CopyUp { found, .. } => found.iter().map(|(_, chunk)| chunk.size()).sum(),
             Job::Write { chunks, .. } => chunks.iter().map(KvChunk::size).sum(),
+            Job::ReadUp { bytes, .. } => *bytes,
             Job::Check { .. } | Job::Signal(_) => 0,
         }
     }
@@ -59,7 +62,7 @@ impl Background {
     /// Takes a job, or gives it back if too much waits already.
     pub(super) fn push(self: &Arc<Self>, stack: &Arc<Stack>, job: Job) -> Result<(), Job> {
         let mut queue = self.queue();
-        let fits = queue.jobs.len() < MAX_JOBS && queue.bytes + job.bytes() <= MAX_BYTES;
+        let fits = queue.jobs.len() < MAX_JOBS && job.bytes() <= MAX_BYTES - queue.bytes;
         if !fits && !matches!(job, Job::Signal(_)) {
             return Err(job);
         }

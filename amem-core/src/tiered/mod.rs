@@ -10,6 +10,9 @@
 //! - A deleted chunk is gone from every tier, even if a `get` or a `put` was about to bring it there.
 //! - A chunk larger than a tier's budget passes that tier by; [`Error::Full`] if it passes all of them by.
 //!
+//! - A chunk that is [leased](KvStore::lease) makes no room for others, until the lease is dropped or its time is over, an
+//!   hour at most. Budgets hold all the same: where everything is leased, what comes new is let go.
+//!
 //! Nothing is written down when it leaves a tier: the tiers below were offered it when it was put, and a chunk that none
 //! of them kept is rebuilt from its text. A policy may let go at once what it has just been offered, if everything that
 //! is held is worth more. That is no error: a store of KV may lose a chunk.
@@ -22,21 +25,25 @@
 //! **Background work** runs on the `blocking` crate's threads, in order, one job at a time.
 
 mod background;
+mod clock;
 mod deletions;
+mod leases;
 mod tier;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Duration;
 
 use async_trait::async_trait;
 pub use tier::{Tier, WriteMode};
 
 use self::background::{Background, Job};
+use self::clock::Clock;
 use self::deletions::{Deletions, Watch};
+use self::leases::Leases;
 use self::tier::{Kept, Level, Rate};
-use crate::{Access, ChunkId, Error, KvChunk, KvStore, Result, StoreStats, StoredChunk};
+use crate::{Access, ChunkId, Error, KvChunk, KvStore, Lease, Result, StoreStats, StoredChunk};
 
 /// Relevances kept for chunks that may be used soon; beyond this many, they are forgotten.
 const NOTES: usize = 1 << 16;
@@ -67,7 +74,8 @@ pub struct Tiered {
 struct Stack {
     /// Fastest first.
     levels: Vec<Level>,
-    clock: Clock,
+    clock: Arc<Clock>,
+    leases: Arc<Leases>,
     notes: Mutex<HashMap<ChunkId, f32>>,
     prefill: Mutex<Rate>,
     deletions: Arc<Deletions>,
@@ -84,35 +92,23 @@ struct Lookup {
     stale: Vec<(usize, ChunkId)>,
 }
 
-/// Seconds since 1970 that never run backwards.
-struct Clock {
-    began: f64,
-    since: Instant,
-}
-
-impl Clock {
-    fn new() -> Self {
-        let began = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs_f64();
-        Self { began, since: Instant::now() }
-    }
-
-    fn now(&self) -> f64 {
-        self.began + self.since.elapsed().as_secs_f64()
-    }
-}
-
 impl Tiered {
     /// Stacks stores, fastest first. What they hold already is counted, and whatever is over a budget leaves.
     ///
     /// # Errors
     /// [`Error::BadValue`] for no tiers at all; [`Error::Store`] when a store cannot list or evict its chunks.
     pub async fn open(tiers: Vec<Tier>) -> Result<Self> {
+        Self::open_with(tiers, Clock::default()).await
+    }
+
+    async fn open_with(tiers: Vec<Tier>, clock: Clock) -> Result<Self> {
         if tiers.is_empty() {
             return Err(Error::BadValue { what: "tiers", value: "0".to_owned(), expected: "1 or more" });
         }
         let mut stack = Stack {
             levels: Vec::new(),
-            clock: Clock::new(),
+            clock: Arc::new(clock),
+            leases: Arc::default(),
             notes: Mutex::default(),
             prefill: Mutex::default(),
             deletions: Arc::default(),
@@ -122,7 +118,8 @@ impl Tiered {
         };
         // Slowest first: what a miss costs depends on the tiers below.
         for tier in tiers.into_iter().rev() {
-            let level = Level::open(tier, |chunk| stack.access(0, chunk)).await?;
+            let (clock, leases) = (Arc::clone(&stack.clock), Arc::clone(&stack.leases));
+            let level = Level::open(tier, clock, leases, |chunk| stack.access(0, chunk)).await?;
             stack.levels.insert(0, level);
         }
         Ok(Self { stack: Arc::new(stack), background: Arc::default() })
@@ -225,6 +222,25 @@ impl Stack {
         }
     }
 
+    /// Reads chunks from the tiers in which they were seen, and copies them into those above.
+    async fn read_up(&self, ids: &[(usize, ChunkId)], watch: &Watch) {
+        let mut found = Vec::new();
+        for (at, level) in self.levels.iter().enumerate() {
+            // Some may have come up meanwhile, because they were used.
+            let is_above = |id: &ChunkId| self.levels[..at].iter().any(|level| level.holds(id));
+            let wanted = ids.iter().filter(|(seen_at, id)| *seen_at == at && !is_above(id));
+            let wanted: Vec<ChunkId> = wanted.map(|(_, id)| *id).collect();
+            if wanted.is_empty() {
+                continue;
+            }
+            match level.get_many(&wanted).await {
+                Ok(chunks) => found.extend(chunks.into_iter().flatten().map(|chunk| (at, chunk))),
+                Err(error) => log::debug!("{} chunks were not read ahead: {error}", wanted.len()),
+            }
+        }
+        self.copy_up(&found, watch).await;
+    }
+
     /// Keeps chunks in one tier. Says which of them it took or was right not to take.
     async fn keep(&self, at: usize, chunks: &[KvChunk], watch: &Watch) -> Result<Vec<bool>> {
         let level = &self.levels[at];
@@ -244,6 +260,7 @@ impl Stack {
                     log::warn!("{} chunks could not be written to a slower tier: {error}", chunks.len());
                 }
             }
+            Job::ReadUp { ids, watch, .. } => self.read_up(&ids, &watch).await,
             // Whoever waited may be gone.
             Job::Signal(done) => drop(done.send(())),
             Job::Check { stale } => {
@@ -289,14 +306,40 @@ impl KvStore for Tiered {
         Ok(found.into_iter().map(|found| found.map(|(_, chunk)| chunk)).collect())
     }
 
+    /// Each chunk's fastest tier begins to read it, and in the background it is copied up from there: unless that tier is
+    /// slower than prefill, or too much waits already.
     fn prefetch(&self, ids: &[ChunkId]) {
         let mut left: Vec<ChunkId> = ids.to_vec();
-        for level in &self.stack.levels {
+        let mut below = Vec::new();
+        let mut bytes = 0;
+        for (at, level) in self.stack.levels.iter().enumerate() {
             let (here, elsewhere): (Vec<_>, Vec<_>) = left.into_iter().partition(|id| level.holds(id));
-            if !here.is_empty() {
-                level.store().prefetch(&here);
-            }
             left = elsewhere;
+            if here.is_empty() {
+                continue;
+            }
+            level.store().prefetch(&here);
+            if at > 0 && self.stack.is_worth_reading(level) {
+                bytes += level.bytes_of(&here);
+                below.extend(here.into_iter().map(|id| (at, id)));
+            }
+        }
+        if !below.is_empty() {
+            let watch = Deletions::watch(&self.stack.deletions);
+            let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+            drop(self.later(Job::ReadUp { ids: below, bytes, watch }));
+        }
+    }
+
+    fn lease(&self, ids: &[ChunkId], time: Duration) -> Lease {
+        match Leases::begin(&self.stack.leases, ids, self.stack.clock.elapsed(), time) {
+            Some(end) => {
+                self.stack.levels.iter().fold(Lease::new(end), |all, level| all.and(level.store().lease(ids, time)))
+            }
+            None => {
+                log::debug!("{} chunks were not leased: too many are already", ids.len());
+                Lease::default()
+            }
         }
     }
 

@@ -1,12 +1,13 @@
-use std::sync::Arc;
+use std::cell::RefCell;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 
 use futures_lite::future::{self, block_on};
 use proptest::prelude::*;
 
 use super::*;
-use crate::residency::Lru;
-use crate::{Dtype, Encoding, HostKv, KvShape, PrefixId, RamStore};
+use crate::residency::{FairShare, Lru, SecondUse};
+use crate::{Dtype, Encoding, HostKv, KvShape, OwnerId, OwnerStats, PrefixId, RamStore};
 
 const SHAPE: KvShape = KvShape { layers: 1, kv_heads: 1, head_dim: 2 };
 const F16: Encoding = Encoding::Plain(Dtype::F16);
@@ -27,11 +28,23 @@ struct Slow {
     budget: u64,
     broken: AtomicBool,
     puts: AtomicU64,
+    gets: AtomicU64,
+    /// Milliseconds that reading a chunk takes, by this clock.
+    takes: AtomicU64,
+    clock: OnceLock<Arc<Clock>>,
 }
 
 impl Slow {
     fn new(budget: u64) -> Arc<Self> {
-        Arc::new(Self { inner: RamStore::default(), budget, broken: AtomicBool::new(false), puts: AtomicU64::new(0) })
+        Arc::new(Self {
+            inner: RamStore::default(),
+            budget,
+            broken: AtomicBool::new(false),
+            puts: AtomicU64::new(0),
+            gets: AtomicU64::new(0),
+            takes: AtomicU64::new(0),
+            clock: OnceLock::new(),
+        })
     }
 
     fn tier(self: &Arc<Self>) -> Tier {
@@ -54,9 +67,13 @@ impl Slow {
 #[async_trait]
 impl KvStore for Slow {
     async fn get_many(&self, ids: &[ChunkId]) -> Result<Vec<Option<KvChunk>>> {
-        let found = self.inner.get_many(ids).await;
+        self.gets.fetch_add(1, Relaxed);
+        let found = self.inner.get_many(ids).await?;
         future::yield_now().await;
-        found
+        if let Some(clock) = self.clock.get() {
+            clock.skip(Duration::from_millis(self.takes.load(Relaxed)) * found.iter().flatten().count() as u32);
+        }
+        Ok(found)
     }
 
     async fn put(&self, chunks: &[KvChunk]) -> Result<()> {
@@ -307,12 +324,167 @@ fn what_a_policy_learned_outlives_a_restart() {
     assert!(ram.has(3) && !ram.has(2), "the one that was used often stays");
 }
 
+#[test]
+fn a_tier_is_read_again_when_it_has_become_faster_than_prefill() {
+    let disk = Slow::new(8000);
+    let tiered = block_on(Tiered::open(vec![disk.tier()])).unwrap();
+    disk.clock.set(Arc::clone(&tiered.stack.clock)).unwrap_or_else(|_| panic!("set once"));
+    block_on(tiered.put(&[chunk(1, 10)])).unwrap();
+    // Ten tokens take a second to prefill, and two to read.
+    disk.takes.store(2000, Relaxed);
+    for _ in 0..8 {
+        tiered.note_prefill(10, Duration::from_secs(1));
+        assert!(get(&tiered, 1), "nothing is believed before it was measured some times");
+    }
+    assert_eq!((0..RETRY).filter(|_| get(&tiered, 1)).count(), 1, "one try");
+    disk.takes.store(10, Relaxed);
+    let tries = (0..100 * RETRY).filter(|_| get(&tiered, 1)).count();
+    assert!(tries as u64 > 50 * RETRY, "read {tries} times");
+}
+
+#[test]
+fn a_leased_chunk_makes_no_room_until_its_lease_ends() {
+    let (ram, _, tiered) = stack(160, 800);
+    block_on(tiered.put(&[chunk(1, 10), chunk(2, 10)])).unwrap();
+    let lease = tiered.lease(&[id(1)], Duration::from_secs(60));
+    block_on(tiered.put(&[chunk(3, 10)])).unwrap();
+    assert!(ram.has(1) && !ram.has(2) && ram.has(3), "the one used longest ago is leased");
+    drop(lease);
+    block_on(tiered.put(&[chunk(4, 10)])).unwrap();
+    assert!(!ram.has(1) && ram.has(3) && ram.has(4));
+    // One that nobody drops ends by itself.
+    std::mem::forget(tiered.lease(&[id(3)], Duration::from_secs(60)));
+    block_on(tiered.put(&[chunk(5, 10)])).unwrap();
+    assert!(ram.has(3) && !ram.has(4));
+    tiered.stack.clock.skip(Duration::from_secs(60));
+    block_on(tiered.put(&[chunk(6, 10)])).unwrap();
+    assert!(!ram.has(3) && ram.has(5) && ram.has(6));
+}
+
+#[test]
+fn where_everything_is_leased_what_comes_new_is_let_go() {
+    let (ram, disk, tiered) = stack(160, 800);
+    block_on(tiered.put(&[chunk(1, 10), chunk(2, 10)])).unwrap();
+    let _lease = tiered.lease(&[id(1), id(2), id(3)], Duration::from_secs(60));
+    block_on(tiered.put(&[chunk(3, 10)])).unwrap();
+    assert!(ram.has(1) && ram.has(2) && !ram.has(3), "leased or not, what is new has no room");
+    assert!(disk.has(3) && get(&tiered, 3) && !ram.has(3));
+}
+
+#[test]
+fn what_is_prefetched_from_a_slow_tier_comes_up_in_the_background() {
+    let (ram, disk, tiered) = stack(800, 800);
+    block_on(disk.put(&[chunk(1, 10), chunk(2, 10)])).unwrap();
+    let tiered_again = block_on(Tiered::open(vec![ram.tier(), disk.tier()])).unwrap();
+    drop(tiered);
+    tiered_again.prefetch(&[id(1), id(2), id(3)]);
+    block_on(tiered_again.sync()).unwrap();
+    assert!(ram.has(1) && ram.has(2));
+    let gets = disk.gets.load(Relaxed);
+    assert!(get(&tiered_again, 1) && get(&tiered_again, 2));
+    assert_eq!((gets, disk.gets.load(Relaxed)), (1, 1), "one read for both, and none when they are asked for");
+    let stats = block_on(tiered_again.stats());
+    assert_eq!((stats.hits, stats.misses), (2, 0), "reading ahead is no hit");
+}
+
+#[test]
+fn what_is_prefetched_and_deleted_does_not_come_up() {
+    let (ram, disk) = (Slow::new(800), Slow::new(800));
+    block_on(disk.put(&[chunk(1, 10)])).unwrap();
+    let tiered = block_on(Tiered::open(vec![ram.tier(), disk.tier()])).unwrap();
+    let changing = block_on(tiered.stack.levels[0].lock());
+    tiered.prefetch(&[id(1)]);
+    tiered.stack.deletions.note(&[id(1)]);
+    drop(changing);
+    block_on(tiered.sync()).unwrap();
+    assert!(!ram.has(1));
+}
+
+#[test]
+fn what_waits_to_be_written_back_is_bounded() {
+    let (ram, disk) = (Slow::new(1 << 20), Slow::new(1 << 20));
+    let tiered = block_on(Tiered::open(vec![ram.tier(), disk.tier().write(WriteMode::Back)])).unwrap();
+    let changing = block_on(tiered.stack.levels[1].lock());
+    // The disk does not write. Puts return all the same until too many wait; the next one waits for the disk itself.
+    let chunks = [chunk(1, 1)];
+    let mut waiting = Vec::new();
+    let mut returned = 0;
+    for _ in 0..background::MAX_JOBS + 2 {
+        let mut put = tiered.put(&chunks);
+        let done = block_on(async {
+            // Each poll of the put goes on until the disk, and `Slow` yields a few times on the way.
+            for _ in 0..10 {
+                if let Some(done) = future::poll_once(&mut put).await {
+                    return Some(done);
+                }
+            }
+            None
+        });
+        match done {
+            Some(done) => returned += usize::from(done.is_ok()),
+            None => waiting.push(put),
+        }
+    }
+    // The job that waits for the disk may have been taken from the queue or not.
+    assert!((1..=2).contains(&waiting.len()) && returned + waiting.len() == background::MAX_JOBS + 2);
+    drop(changing);
+    block_on(async {
+        for put in waiting {
+            put.await.unwrap();
+        }
+        tiered.sync().await.unwrap();
+    });
+    assert!(disk.has(1));
+}
+
+#[test]
+fn a_disk_that_admits_on_second_use_is_not_written_for_what_comes_once() {
+    let (ram, disk) = (Slow::new(80), Slow::new(800));
+    let tier = Tier::new(disk.clone(), 800).policy(Box::new(SecondUse::new(Lru::default())));
+    let tiered = block_on(Tiered::open(vec![ram.tier(), tier])).unwrap();
+    block_on(tiered.put(&[chunk(1, 10), chunk(2, 10)])).unwrap();
+    assert!(!disk.has(1) && !disk.has(2) && disk.puts.load(Relaxed) == 0);
+    assert!(!get(&tiered, 1), "it has left the RAM, and was computed again");
+    block_on(tiered.put(&[chunk(1, 10)])).unwrap();
+    assert!(disk.has(1) && !disk.has(2));
+}
+
+/// A chunk of an owner.
+fn owned(owner: u8, number: u16) -> KvChunk {
+    let mut id = [0; 32];
+    (id[7], id[8], id[9]) = (owner, number.to_le_bytes()[0], number.to_le_bytes()[1]);
+    let data = Arc::new(HostKv::new(F16, 1, vec![owner; F16.bytes(&SHAPE, 1)]));
+    KvChunk::new(ChunkId(id), PrefixId([0; 32]), SHAPE, vec![0].into(), data).unwrap()
+}
+
+#[test]
+fn a_neighbour_who_stores_much_takes_nothing_of_anothers_share() {
+    let ram = Slow::new(800);
+    let tier = Tier::new(ram.clone(), 800).policy(Box::<FairShare>::default());
+    let tiered = block_on(Tiered::open(vec![tier])).unwrap();
+    // Room for a hundred chunks, of which this owner uses forty.
+    let mine: Vec<KvChunk> = (0..40).map(|number| owned(1, number)).collect();
+    block_on(tiered.put(&mine)).unwrap();
+    for number in 0..3000 {
+        block_on(tiered.put(&[owned(2, number)])).unwrap();
+    }
+    let ids: Vec<ChunkId> = mine.iter().map(KvChunk::id).collect();
+    assert!(block_on(ram.contains_many(&ids)).into_iter().all(|there| there));
+    let stats = |owner: u8| block_on(tiered.owner_stats(OwnerId([0, 0, 0, 0, 0, 0, 0, owner]))).unwrap();
+    assert_eq!(stats(1), OwnerStats { chunks: 40, bytes: 320 });
+    assert_eq!(stats(2), OwnerStats { chunks: 60, bytes: 480 }, "what one does not use, another may");
+    assert_eq!([stats(0), stats(3)], [OwnerStats::default(); 2]);
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Put(u8),
     Get(u8),
     Delete(u8),
     Break(bool),
+    Prefetch(u8),
+    Lease(u8),
+    Release,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -321,6 +493,9 @@ fn step() -> impl Strategy<Value = Step> {
         (0..12_u8).prop_map(Step::Get),
         (0..12_u8).prop_map(Step::Delete),
         any::<bool>().prop_map(Step::Break),
+        (0..12_u8).prop_map(Step::Prefetch),
+        (0..12_u8).prop_map(Step::Lease),
+        Just(Step::Release),
     ]
 }
 
@@ -330,6 +505,7 @@ proptest! {
     #[test]
     fn budgets_hold_whatever_is_done(steps in prop::collection::vec((step(), step()), 0..40)) {
         let (ram, disk, tiered) = stack(160, 320);
+        let leases = RefCell::new(Vec::new());
         let run = async |step: Step| match step {
             Step::Put(name) => drop(tiered.put(&[chunk(name, usize::from(name) * 3 + 1)]).await),
             Step::Get(name) => {
@@ -338,6 +514,9 @@ proptest! {
             }
             Step::Delete(name) => drop(tiered.delete(&[id(name)]).await),
             Step::Break(broken) => disk.broken.store(broken, Relaxed),
+            Step::Prefetch(name) => tiered.prefetch(&[id(name)]),
+            Step::Lease(name) => leases.borrow_mut().push(tiered.lease(&[id(name)], Duration::from_secs(60))),
+            Step::Release => leases.borrow_mut().clear(),
         };
         for (one, two) in steps {
             block_on(future::zip(run(one), run(two)));

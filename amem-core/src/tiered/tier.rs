@@ -6,8 +6,10 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use super::clock::Clock;
+use super::leases::Leases;
 use crate::residency::{ResidencyPolicy, Room, Value};
 use crate::{Access, ChunkId, Encoding, Error, KvChunk, KvStore, Result, StoredChunk};
 
@@ -102,6 +104,8 @@ pub(super) struct Level {
     changes: async_lock::Mutex<()>,
     entries: std::sync::Mutex<Entries>,
     reads: std::sync::Mutex<Rate>,
+    clock: Arc<Clock>,
+    leases: Arc<Leases>,
 }
 
 struct Entries {
@@ -139,7 +143,12 @@ impl Rate {
 impl Level {
     /// The tier, with what its store holds already: the policy's memory of it where it has one, and whatever is over the
     /// budget let go.
-    pub(super) async fn open(tier: Tier, access: impl Fn(StoredChunk) -> Access) -> Result<Self> {
+    pub(super) async fn open(
+        tier: Tier,
+        clock: Arc<Clock>,
+        leases: Arc<Leases>,
+        access: impl Fn(StoredChunk) -> Access,
+    ) -> Result<Self> {
         let Tier { store, budget, mut policy, read_cost, encoding, write, saved, shared } = tier;
         let remembered: HashSet<ChunkId> = policy.restore(&saved).into_iter().collect();
         let listed = if shared { Vec::new() } else { store.list().await? };
@@ -158,8 +167,10 @@ impl Level {
             changes: async_lock::Mutex::new(()),
             entries: std::sync::Mutex::new(Entries { policy, held, bytes }),
             reads: std::sync::Mutex::default(),
+            clock,
+            leases,
         };
-        match level.make_room(0.0).await {
+        match level.make_room(&[]).await {
             // Whoever writes that store keeps it within bounds.
             Ok(()) | Err(Error::ReadOnly { .. }) => Ok(level),
             Err(error) => Err(error),
@@ -181,6 +192,12 @@ impl Level {
         self.entries().held.contains_key(id)
     }
 
+    /// Bytes of those of these chunks that are held.
+    pub(super) fn bytes_of(&self, ids: &[ChunkId]) -> u64 {
+        let entries = self.entries();
+        ids.iter().filter_map(|id| entries.held.get(id)).map(|chunk| chunk.bytes).sum()
+    }
+
     pub(super) fn held(&self) -> Vec<ChunkId> {
         self.entries().held.keys().copied().collect()
     }
@@ -200,11 +217,11 @@ impl Level {
 
     /// Reads chunks, and how long that takes.
     pub(super) async fn get_many(&self, ids: &[ChunkId]) -> Result<Vec<Option<KvChunk>>> {
-        let started = Instant::now();
+        let started = self.clock.elapsed();
         let mut found = self.store.get_many(ids).await?;
         found.resize(ids.len(), None);
         let tokens = found.iter().flatten().map(|chunk| chunk.tokens().len()).sum();
-        self.reads.lock().unwrap_or_else(PoisonError::into_inner).note(tokens, started.elapsed());
+        self.reads.lock().unwrap_or_else(PoisonError::into_inner).note(tokens, self.clock.elapsed() - started);
         Ok(found)
     }
 
@@ -236,7 +253,7 @@ impl Level {
         // It may have left since it was found.
         if !self.holds(&chunk.id) && self.store.contains(&chunk.id).await {
             self.entries().insert(chunk, access);
-            self.make_room(access.time).await?;
+            self.make_room(&[chunk.id]).await?;
         }
         Ok(())
     }
@@ -250,12 +267,11 @@ impl Level {
         current: impl Fn(&ChunkId) -> bool,
     ) -> Result<Vec<Kept>> {
         let _changes = self.changes.lock().await;
-        let (mut new, mut time) = (HashSet::new(), 0.0);
+        let mut new = Vec::new();
         let mut too_large = Vec::new();
         for chunk in chunks {
             let stored = StoredChunk::of(chunk);
             let access = access(stored);
-            time = access.time;
             if !current(&stored.id) || self.touch(access) {
                 continue;
             }
@@ -264,7 +280,7 @@ impl Level {
                 too_large.push(stored.id);
             } else if entries.policy.admits(&access) {
                 entries.insert(stored, access);
-                new.insert(stored.id);
+                new.push(stored.id);
             }
         }
         if !too_large.is_empty() {
@@ -274,7 +290,7 @@ impl Level {
                 return Err(error);
             }
         }
-        if let Err(error) = self.make_room(time).await {
+        if let Err(error) = self.make_room(&new).await {
             // Without its victims' room none of the new ones can stay.
             new.iter().for_each(|id| _ = self.entries().remove(id));
             return Err(error);
@@ -313,9 +329,15 @@ impl Level {
         gone.for_each(|(id, _)| _ = self.entries().remove(id));
     }
 
-    /// Lets victims leave until the budget holds, in one call to the store. The tier is locked.
-    async fn make_room(&self, time: f64) -> Result<()> {
-        let mut leaving = Leaving { level: self, chunks: self.entries().victims(self.budget, time) };
+    /// Lets victims leave until the budget holds, in one call to the store. The tier is locked. The new ones
+    /// leave, even if they are leased, where nothing else may.
+    async fn make_room(&self, new: &[ChunkId]) -> Result<()> {
+        let victims = {
+            let leases = self.leases.current(self.clock.elapsed());
+            let is_leased = |id: &ChunkId| leases.is_leased(id);
+            self.entries().victims(self.budget, self.clock.now(), new, &is_leased)
+        };
+        let mut leaving = Leaving { level: self, chunks: victims };
         if leaving.chunks.is_empty() {
             return Ok(());
         }
@@ -368,13 +390,21 @@ impl Entries {
     }
 
     /// Takes out those that must leave for the budget to hold.
-    fn victims(&mut self, budget: u64, time: f64) -> Vec<StoredChunk> {
+    fn victims(
+        &mut self,
+        budget: u64,
+        time: f64,
+        new: &[ChunkId],
+        is_leased: &dyn Fn(&ChunkId) -> bool,
+    ) -> Vec<StoredChunk> {
         let mut victims = Vec::new();
+        let mut new = new.iter().rev();
         while self.bytes > budget {
-            // A policy that names a chunk which is not held has lost its way: any chunk will do.
-            let named =
-                self.policy.victim(&Room::new(self.bytes - budget, time)).filter(|id| self.held.contains_key(id));
-            let Some(id) = named.or_else(|| self.held.keys().next().copied()) else { break };
+            let room = Room::new(self.bytes - budget, time).except(is_leased);
+            let named = self.policy.victim(&room).filter(|id| self.held.contains_key(id) && !is_leased(id));
+            // A policy that names a chunk which may not leave has lost its way: any other will do.
+            let id = named.or_else(|| self.held.keys().find(|id| !is_leased(id)).copied());
+            let Some(id) = id.or_else(|| new.next().copied()) else { break };
             victims.extend(self.remove(&id));
         }
         victims
