@@ -17,6 +17,7 @@ mod postgres;
 pub mod remote;
 #[cfg(not(feature = "remote"))]
 mod remote;
+mod residency_file;
 mod segment;
 
 pub use data_dir::{DataDir, backup, open, open_read_only, restore, verify};
@@ -25,4 +26,5 @@ pub use ledger::{SqliteLedger, Verification};
 pub use model_dir::ModelDir;
 #[cfg(feature = "postgres")]
 pub use postgres::{PostgresError, PostgresLedger, PostgresOptions};
+pub use residency_file::ResidencyFile;
 pub use segment::{SegmentOptions, SegmentStore};

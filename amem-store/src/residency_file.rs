@@ -1,0 +1,203 @@
+//! What the residency policies of a stack of tiers have learned, in a file, so that it outlives the process.
+//!
+//! The file is replaced as a whole: a power cut leaves the earlier one or the new one. It is a hint; whatever is wrong
+//! with it, nothing is loaded, and the policies learn anew.
+//!
+//! ```text
+//! magic       8 bytes   "amemres1"
+//! tiers       u32       little-endian, as all numbers
+//! tier, each  u64       bytes of what its policy saved, and these bytes
+//! checksum   32 bytes   BLAKE3 of all bytes before
+//! ```
+
+use std::fs::File;
+use std::io::{self, ErrorKind, Read, Write};
+use std::path::{Path, PathBuf};
+
+use tempfile::NamedTempFile;
+
+use crate::disk::{Disk, SystemDisk};
+use crate::{Error, Result};
+
+const MAGIC: &[u8; 8] = b"amemres1";
+/// Bytes of a file at most. A chunk takes less than 200 bytes of it.
+const MAX_BYTES: u64 = 256 << 20;
+const MAX_TIERS: u32 = 64;
+
+/// A file for what [`Tiered::save_residency`](amem_core::Tiered::save_residency) gives.
+///
+/// ```
+/// # use amem_core::{RamStore, Tier, Tiered};
+/// # use std::sync::Arc;
+/// # futures_lite::future::block_on(async {
+/// # let dir = tempfile::tempdir()?;
+/// let file = amem_store::ResidencyFile::new(dir.path().join("residency"));
+/// let mut learned = file.load().into_iter();
+/// let ram = Tier::new(Arc::new(RamStore::default()), 2 << 30).residency(learned.next().unwrap_or_default());
+/// let tiers = Tiered::open(vec![ram]).await?;
+/// // … and now and then, and before the process ends:
+/// file.save(&tiers.save_residency())?;
+/// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+/// ```
+#[derive(Clone, Debug)]
+pub struct ResidencyFile {
+    path: PathBuf,
+}
+
+impl ResidencyFile {
+    /// The file of this path, in a directory that exists. It need not be there.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into() }
+    }
+
+    /// Replaces the file: fastest tier first. When this returns, the new one survives a power cut.
+    ///
+    /// # Errors
+    /// When it cannot be written, or is more than [`load`](Self::load) would read. The earlier file is still there then.
+    pub fn save(&self, tiers: &[Vec<u8>]) -> Result<()> {
+        let bytes = encode(tiers).ok_or(ErrorKind::FileTooLarge.into()).map_err(Error::writing(&self.path))?;
+        self.replace(&bytes).map_err(Error::writing(&self.path))
+    }
+
+    fn replace(&self, bytes: &[u8]) -> io::Result<()> {
+        let dir = match self.path.parent() {
+            Some(dir) if !dir.as_os_str().is_empty() => dir,
+            _ => Path::new("."),
+        };
+        // For its owner only. It is removed if it does not come to be the file.
+        let mut file = NamedTempFile::with_prefix_in("residency-", dir)?;
+        file.write_all(bytes)?;
+        file.as_file().sync_all()?;
+        file.persist(&self.path).map_err(|error| error.error)?;
+        SystemDisk.sync_dir(dir)
+    }
+
+    /// What was saved last, fastest tier first. Empty when there is no such file, and when it is damaged or cannot be read.
+    pub fn load(&self) -> Vec<Vec<u8>> {
+        let mut bytes = Vec::new();
+        // One byte more than allowed is enough to see that it is too large.
+        let read = File::open(&self.path).and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut bytes));
+        match read {
+            Ok(_) => decode(&bytes).unwrap_or_default(),
+            Err(_) => Vec::new(),
+        }
+    }
+}
+
+fn encode(tiers: &[Vec<u8>]) -> Option<Vec<u8>> {
+    let count = u32::try_from(tiers.len()).ok().filter(|count| *count <= MAX_TIERS)?;
+    let mut bytes = MAGIC.to_vec();
+    bytes.extend(count.to_le_bytes());
+    for tier in tiers {
+        bytes.extend((tier.len() as u64).to_le_bytes());
+        bytes.extend(tier);
+    }
+    let checksum = blake3::hash(&bytes);
+    bytes.extend(checksum.as_bytes());
+    (bytes.len() as u64 <= MAX_BYTES).then_some(bytes)
+}
+
+fn decode(bytes: &[u8]) -> Option<Vec<Vec<u8>>> {
+    let (bytes, checksum) = bytes.split_last_chunk::<32>()?;
+    if bytes.len() as u64 + 32 > MAX_BYTES || blake3::hash(bytes).as_bytes() != checksum {
+        return None;
+    }
+    let (count, mut rest) = bytes.strip_prefix(MAGIC)?.split_first_chunk()?;
+    let count = Some(u32::from_le_bytes(*count)).filter(|count| *count <= MAX_TIERS)?;
+    let mut tiers = Vec::new();
+    for _ in 0..count {
+        let (len, after) = rest.split_first_chunk()?;
+        let (tier, after) = after.split_at_checked(usize::try_from(u64::from_le_bytes(*len)).ok()?)?;
+        tiers.push(tier.to_vec());
+        rest = after;
+    }
+    rest.is_empty().then_some(tiers)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::sync::Arc;
+
+    use amem_core::{ChunkId, Dtype, Encoding, HostKv, KvChunk, KvShape, KvStore, PrefixId, RamStore, Tier, Tiered};
+    use futures_lite::future::block_on;
+
+    use super::*;
+
+    fn file() -> (tempfile::TempDir, ResidencyFile) {
+        let dir = tempfile::tempdir().unwrap();
+        let file = ResidencyFile::new(dir.path().join("residency"));
+        (dir, file)
+    }
+
+    #[test]
+    fn what_was_saved_last_is_loaded() {
+        let (dir, file) = file();
+        assert_eq!(file.load(), Vec::<Vec<u8>>::new());
+        for tiers in [vec![vec![1, 2, 3], vec![]], vec![vec![4; 10_000]], vec![]] {
+            file.save(&tiers).unwrap();
+            assert_eq!(file.load(), tiers);
+        }
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing else is left behind");
+    }
+
+    #[test]
+    fn a_file_that_was_cut_or_changed_loads_nothing() {
+        let (_dir, file) = file();
+        file.save(&[vec![1; 40], vec![2; 40]]).unwrap();
+        let whole = fs::read(&file.path).unwrap();
+        for at in 0..whole.len() {
+            fs::write(&file.path, &whole[..at]).unwrap();
+            assert!(file.load().is_empty(), "cut to {at} bytes");
+            let mut changed = whole.clone();
+            changed[at] ^= 1;
+            fs::write(&file.path, changed).unwrap();
+            assert!(file.load().is_empty(), "byte {at} changed");
+        }
+        // A checksum that is right makes no length right.
+        let mut lies = MAGIC.to_vec();
+        lies.extend(1_u32.to_le_bytes());
+        lies.extend(u64::MAX.to_le_bytes());
+        lies.extend_from_slice(blake3::hash(&lies).as_bytes());
+        fs::write(&file.path, lies).unwrap();
+        assert!(file.load().is_empty());
+    }
+
+    #[test]
+    fn a_save_that_fails_leaves_the_earlier_file() {
+        let (dir, file) = file();
+        file.save(&[vec![1]]).unwrap();
+        assert!(matches!(file.save(&vec![Vec::new(); MAX_TIERS as usize + 1]), Err(Error::Full { .. })));
+        assert_eq!(file.load(), [[1]]);
+        let nowhere = ResidencyFile::new(dir.path().join("no such directory").join("residency"));
+        assert!(nowhere.save(&[vec![1]]).is_err() && nowhere.load().is_empty());
+    }
+
+    #[test]
+    fn tiers_that_are_opened_again_keep_what_was_used_most() {
+        let (_dir, file) = file();
+        const SHAPE: KvShape = KvShape { layers: 1, kv_heads: 1, head_dim: 2 };
+        let encoding = Encoding::Plain(Dtype::F16);
+        let chunk = |name: u8| {
+            let data = Arc::new(HostKv::new(encoding, 1, vec![name; encoding.bytes(&SHAPE, 1)]));
+            KvChunk::new(ChunkId([name; 32]), PrefixId([0; 32]), SHAPE, vec![0].into(), data).unwrap()
+        };
+        let disk = Arc::new(RamStore::default());
+        let budget = 3 * encoding.bytes(&SHAPE, 1) as u64;
+        let open = || {
+            let saved = file.load().into_iter().next().unwrap_or_default();
+            block_on(Tiered::open(vec![Tier::new(disk.clone(), budget).residency(saved)])).unwrap()
+        };
+        let tiers = open();
+        block_on(tiers.put(&[chunk(1), chunk(2), chunk(3)])).unwrap();
+        for _ in 0..5 {
+            block_on(tiers.get_many(&[chunk(1).id(), chunk(3).id()])).unwrap();
+        }
+        file.save(&tiers.save_residency()).unwrap();
+        drop(tiers);
+        let tiers = open();
+        block_on(tiers.put(&[chunk(4)])).unwrap();
+        let there = block_on(disk.contains_many(&[1, 2, 3].map(|name| chunk(name).id())));
+        assert_eq!(there, [true, false, true]);
+    }
+}
