@@ -12,6 +12,9 @@ const MARK: &[u8; 8] = b"second-1";
 
 /// Another policy that lets a chunk in only when it is offered for the second time: for tiers whose writes are dear,
 /// such as a disk under a stream of documents that are read once.
+///
+/// A chunk is offered when it is put. So what was computed once lives in the faster tiers, and a second time only if it has
+/// left those before it was used again. A tier without a faster one above it would prefill everything twice.
 pub struct SecondUse<P> {
     policy: P,
     offered: HashSet<ChunkId>,

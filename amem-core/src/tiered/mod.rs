@@ -125,7 +125,8 @@ impl Tiered {
         Ok(Self { stack: Arc::new(stack), background: Arc::default() })
     }
 
-    /// What each tier's policy has learned, fastest first: for [`Tier::residency`], after a restart.
+    /// What each tier's policy has learned, fastest first: for [`Tier::residency`], after a restart. Nothing writes it down
+    /// by itself; `amem_store::ResidencyFile` is a file for it.
     pub fn save_residency(&self) -> Vec<Vec<u8>> {
         self.stack.levels.iter().map(Level::save).collect()
     }
