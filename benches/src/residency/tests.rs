@@ -8,18 +8,21 @@ const SEEDS: std::ops::Range<u64> = 0..10;
 /// The goals' budget: ten times the least memory.
 const BUDGET: u64 = 10 * 256;
 
+/// Uses and the budget for them.
+type Replay = (Vec<Use>, u64);
+
 /// The work of the baselines and of [`Value`], in the order of [`POLICIES`], summed over replays.
-fn works(replays: &[(Vec<Use>, u64)]) -> Vec<f64> {
+fn works(replays: &[Replay]) -> Vec<f64> {
     let work = |make: MakePolicy| replays.iter().map(|(uses, budget)| replay(uses, *budget, make()).work).sum();
     POLICIES.iter().map(|(_, make)| work(*make)).collect()
 }
 
-fn seeds(pattern: Pattern, questions: usize, seeds: std::ops::Range<u64>) -> Vec<(Vec<Use>, u64)> {
+fn seeds(pattern: Pattern, questions: usize, seeds: std::ops::Range<u64>) -> Vec<Replay> {
     seeds.map(|seed| (small(pattern, questions, seed), BUDGET)).collect()
 }
 
 /// Uses under a budget of this share of what all chunks occupy.
-fn with_share(uses: &[Use], share: f64) -> (Vec<Use>, u64) {
+fn with_share(uses: &[Use], share: f64) -> Replay {
     let sizes: HashMap<u32, u64> = uses.iter().map(|u| (u.chunk, u64::from(u.tokens))).collect();
     (uses.to_vec(), (share * sizes.values().sum::<u64>() as f64) as u64)
 }
@@ -38,7 +41,7 @@ fn value_is_near_the_clairvoyant_on_the_patterns_of_a_few_memories() {
 
 #[test]
 fn value_has_less_to_prefill_than_every_baseline() {
-    let mut traces: Vec<(&str, Vec<(Vec<Use>, u64)>)> = Vec::new();
+    let mut traces: Vec<(&str, Vec<Replay>)> = Vec::new();
     for (name, pattern, questions) in Pattern::ALL.into_iter().filter(|(_, pattern, _)| *pattern != Pattern::Uniform) {
         traces.push((name, seeds(pattern, questions, SEEDS)));
     }
