@@ -154,6 +154,10 @@ impl ResidencyPolicy for FairShare {
         self.owner(access.chunk.owner()).policy.admits(access)
     }
 
+    fn wants(&self, chunk: &ChunkId) -> bool {
+        self.owners.get(&chunk.owner()).is_some_and(|owner| owner.policy.wants(chunk))
+    }
+
     fn insert(&mut self, access: Access) {
         self.owner(access.chunk.owner()).policy.insert(access);
         self.set_size(access.chunk, Some(access.bytes.min(MAX_BYTES)));

@@ -101,6 +101,13 @@ pub trait ResidencyPolicy: Send {
         true
     }
 
+    /// Whether a chunk that is not in the tier should be offered to it when it is used in a faster one, as if it were put
+    /// again.
+    fn wants(&self, chunk: &ChunkId) -> bool {
+        let _ = chunk;
+        false
+    }
+
     /// A chunk is in the tier from now on.
     fn insert(&mut self, access: Access);
 

@@ -140,6 +140,7 @@ fn equal_histories_have_equal_victims(make: &impl Fn() -> Box<dyn ResidencyPolic
         let (mut policy, mut victims, mut let_in) = (make(), Vec::new(), Vec::new());
         for chunk in 0..300 {
             let_in.push(policy.admits(&access(chunk, f64::from(chunk))));
+            let_in.push(policy.wants(&access(chunk, 0.0).chunk));
             policy.insert(access(chunk, f64::from(chunk)));
             if chunk >= 50 {
                 let victim = policy.victim(&Room::new(1, f64::from(chunk)));
@@ -151,7 +152,7 @@ fn equal_histories_have_equal_victims(make: &impl Fn() -> Box<dyn ResidencyPolic
     };
     let [(victims, let_in), (victims_again, let_in_again)] = [history(), history()];
     assert_eq!(victims, victims_again, "two policies with the same history name different victims");
-    assert_eq!(let_in, let_in_again, "two policies with the same history let in different chunks");
+    assert_eq!(let_in, let_in_again, "two policies with the same history let in or want different chunks");
 }
 
 /// A policy that saves nothing restores nothing; one that does takes up where it was.
@@ -218,6 +219,8 @@ fn same_calls_have_same_answers(make: &impl Fn() -> Box<dyn ResidencyPolicy>, se
             restored.touch(access);
             continue;
         }
+        let wanted = policy.wants(&access.chunk);
+        assert_eq!(restored.wants(&access.chunk), wanted, "seed {seed}: a restored policy wants other chunks");
         let admitted = policy.admits(&access);
         assert_eq!(restored.admits(&access), admitted, "seed {seed}: a restored policy lets in other chunks");
         if admitted {

@@ -13,8 +13,8 @@
 //! - A chunk that is [leased](KvStore::lease) makes no room for others, until the lease is dropped or its time is over, an
 //!   hour at most. Budgets hold all the same: where everything is leased, what comes new is let go.
 //!
-//! Nothing is written down when it leaves a tier: the tiers below were offered it when it was put, and a chunk that none
-//! of them kept is rebuilt from its text. A policy may let go at once what it has just been offered, if everything that
+//! Nothing is written down when it leaves a tier: the tiers below were offered it when it was put, and when it was used, if
+//! they [want](crate::ResidencyPolicy::wants) it then. A chunk that none of them kept is rebuilt from its text. A policy may let go at once what it has just been offered, if everything that
 //! is held is worth more. That is no error: a store of KV may lose a chunk.
 //!
 //! **What a miss costs** ([`Access::cost`]), in tokens of prefill: the chunk's tokens where no slower tier has it;
@@ -129,6 +129,17 @@ impl Tiered {
     /// by itself; `amem_store::ResidencyFile` is a file for it.
     pub fn save_residency(&self) -> Vec<Vec<u8>> {
         self.stack.levels.iter().map(Level::save).collect()
+    }
+
+    /// Offers chunks that were found in a tier to those slower ones that want them. The watch is older than the finding.
+    fn offer_down(&self, found: &[Option<(usize, KvChunk)>], watch: &Watch) {
+        for (at, level) in self.stack.levels.iter().enumerate().skip(1) {
+            let wanted = found.iter().flatten().filter(|(found_at, chunk)| *found_at < at && level.wants(&chunk.id()));
+            let chunks: Vec<KvChunk> = wanted.map(|(_, chunk)| chunk.clone()).collect();
+            if !chunks.is_empty() {
+                drop(self.later(Job::Write { at, chunks, watch: watch.clone() }));
+            }
+        }
     }
 
     /// Does a job later, or says that too much waits already.
@@ -297,6 +308,7 @@ impl KvStore for Tiered {
                 lower.push((*found_at, chunk.clone()));
             }
         }
+        self.offer_down(&found, &watch);
         // What does not fit into the background is not done: the chunks were found all the same.
         if !lower.is_empty() {
             drop(self.later(Job::CopyUp { found: lower, watch }));

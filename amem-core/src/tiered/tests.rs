@@ -447,6 +447,9 @@ fn a_disk_that_admits_on_second_use_is_not_written_for_what_comes_once() {
     assert!(!get(&tiered, 1), "it has left the RAM, and was computed again");
     block_on(tiered.put(&[chunk(1, 10)])).unwrap();
     assert!(disk.has(1) && !disk.has(2));
+    block_on(tiered.put(&[chunk(3, 10)])).unwrap();
+    assert!(!disk.has(3) && get(&tiered, 3) && disk.has(3), "a use in the RAM is the second one");
+    assert!(get(&tiered, 3) && disk.puts.load(Relaxed) == 2, "and the last that is written");
 }
 
 /// A chunk of an owner.

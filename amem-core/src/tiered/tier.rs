@@ -237,6 +237,12 @@ impl Level {
         }
     }
 
+    /// Whether a chunk that was used in a faster tier should be offered here.
+    pub(super) fn wants(&self, chunk: &ChunkId) -> bool {
+        let entries = self.entries();
+        !entries.held.contains_key(chunk) && entries.policy.wants(chunk)
+    }
+
     /// Counts a use, if the chunk is held.
     pub(super) fn touch(&self, access: Access) -> bool {
         let mut entries = self.entries();

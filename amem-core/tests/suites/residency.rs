@@ -23,17 +23,19 @@ enum Fault {
     PanicsOnOddNumbers,
     DependsOnAHashMap,
     AdmitsByChance,
+    WantsByChance,
     RestoresAnotherOrder,
     RestoresMore,
     RestoresFewer,
     RestoresWithoutSayingSo,
     ForgetsHowOftenAfterRestoring,
     AdmitsOtherwiseAfterRestoring,
+    WantsOtherwiseAfterRestoring,
     RestoresTornBytes,
     PanicsOnTornBytes,
 }
 
-const FAULTS: [(Fault, &str); 20] = [
+const FAULTS: [(Fault, &str); 22] = [
     (Fault::NamesWhatIsNotThere, "leaves a second time"),
     (Fault::NamesNobody, "the one chunk of the tier is not the victim"),
     (Fault::NamesAgainWhatHasLeft, "a policy names a victim after the last chunk has left"),
@@ -45,13 +47,15 @@ const FAULTS: [(Fault, &str); 20] = [
     (Fault::CountsSecondInserts, "a chunk that was inserted twice is there after it was removed"),
     (Fault::PanicsOnOddNumbers, "what a number"),
     (Fault::DependsOnAHashMap, "with the same history name different victims"),
-    (Fault::AdmitsByChance, "with the same history let in different chunks"),
+    (Fault::AdmitsByChance, "with the same history let in or want different chunks"),
+    (Fault::WantsByChance, "with the same history let in or want different chunks"),
     (Fault::RestoresAnotherOrder, "a restored policy names another victim"),
     (Fault::RestoresMore, "a restored policy holds chunks that the saved one did not"),
     (Fault::RestoresFewer, "a restored policy names another victim"),
     (Fault::RestoresWithoutSayingSo, "restore names the chunks that were in the tier"),
     (Fault::ForgetsHowOftenAfterRestoring, "a restored policy"),
     (Fault::AdmitsOtherwiseAfterRestoring, "a restored policy lets in other chunks"),
+    (Fault::WantsOtherwiseAfterRestoring, "a restored policy wants other chunks"),
     (Fault::RestoresTornBytes, ""),
     (Fault::PanicsOnTornBytes, "what bytes"),
 ];
@@ -89,6 +93,14 @@ impl ResidencyPolicy for Faulty {
             Some(Fault::AdmitsByChance) => self.by_chance.hash_one(access.chunk).is_multiple_of(2),
             Some(Fault::AdmitsOtherwiseAfterRestoring) => !self.restored || access.chunk.0[8].is_multiple_of(2),
             _ => self.inner.admits(access),
+        }
+    }
+
+    fn wants(&self, chunk: &ChunkId) -> bool {
+        match self.fault {
+            Some(Fault::WantsByChance) => self.by_chance.hash_one(chunk).is_multiple_of(2),
+            Some(Fault::WantsOtherwiseAfterRestoring) => self.restored,
+            _ => self.inner.wants(chunk),
         }
     }
 
