@@ -62,15 +62,17 @@ struct Options {
 }
 
 fn options() -> Result<Options, Box<dyn Error>> {
-    let mut options = Options { trace: std::env::var_os("AMEM_TRACE").map(PathBuf::from), svg: None, is_test: false };
+    let trace = std::env::var_os("AMEM_TRACE").map(PathBuf::from);
+    // As criterion's benches: cargo says `--bench` when times are wanted.
+    let is_test = !std::env::args().any(|argument| argument == "--bench") || std::env::args().any(|a| a == "--test");
+    let mut options = Options { trace, svg: None, is_test };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut file = || arguments.next().map(PathBuf::from).ok_or(format!("{argument} wants a file"));
         match argument.as_str() {
             "--trace" => options.trace = Some(file()?),
             "--svg" => options.svg = Some(file()?),
-            "--test" => options.is_test = true,
-            // Cargo and criterion's filters.
+            // Cargo's own, and criterion's filters.
             _ => {}
         }
     }
