@@ -6,15 +6,20 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::records::{Content, Entry};
 use crate::{
-    ChunkId, Context, Engine, Error, KvChunk, KvStore, Layout, Ledger, Model, Namespace, OwnerId, Piece, PrefillText,
-    Prefilled, PrefixId, Record, RecordId, Repair, Result, State, StoredChunk, Timestamp, Token, Usage, Version,
+    ChunkId, Context, Engine, Error, KvChunk, KvStore, Layout, Lease, Ledger, Model, Namespace, OwnerId, Piece,
+    PrefillText, Prefilled, PrefixId, Record, RecordId, Repair, Result, State, StoredChunk, Timestamp, Token, Usage,
+    Version,
 };
 
 /// The name under which the system prefix stands in the engine's queue. It belongs to no namespace.
 const OPERATOR: &str = "(system prefix)";
+
+/// How long a question's chunks stay close at hand at most while it waits for them.
+const LEASE: Duration = Duration::from_secs(60);
 
 /// Fetches, keeps and deletes chunks, and holds the context that every other one begins with.
 pub(super) struct Chunks {
@@ -180,10 +185,13 @@ impl Chunks {
         Ok(self.kv.contains_many(&ids).await)
     }
 
-    /// Has the store begin to read these records' chunks.
-    pub(super) fn prefetch(&self, entries: &[Arc<Entry>]) {
+    /// Has the store begin to read these records' chunks, and keep those that are close at hand until what is returned is
+    /// dropped.
+    pub(super) fn prefetch(&self, entries: &[Arc<Entry>]) -> Lease {
         let ids: Vec<ChunkId> = entries.iter().filter_map(|entry| Some(self.content(entry).ok()?.chunk)).collect();
+        let lease = self.kv.lease(&ids, LEASE);
         self.kv.prefetch(&ids);
+        lease
     }
 
     /// The chunks of these texts that the store holds and that are what they should be. Whatever else it answers is a

@@ -219,9 +219,10 @@ impl Memory {
         // In the order in which they were told: a later one may lean on an earlier one, or overrule it.
         found.sort_by_key(|found| found.entry.record.id);
         let entries: Vec<Arc<Entry>> = found.iter().map(|found| Arc::clone(&found.entry)).collect();
-        self.parts.chunks.prefetch(&entries);
+        let lease = self.parts.chunks.prefetch(&entries);
         let base = self.parts.chunks.base().await?;
         let fetched = self.parts.chunks.fetch(&namespace, &entries, ask.recall.as_of.is_none()).await?;
+        drop(lease);
         self.note(&found, &fetched.chunks);
         let usage = base.usage + fetched.usage;
         let cost = Cost { usage, opened: base.is_new, chunks: entries.len(), computed: fetched.computed };
@@ -612,6 +613,7 @@ impl Memory {
     }
 
     pub(crate) async fn fetch(&self, namespace: &Namespace, entries: &[Arc<Entry>]) -> Result<Fetched> {
+        let _lease = self.parts.chunks.prefetch(entries);
         self.parts.chunks.fetch(namespace, entries, true).await
     }
 

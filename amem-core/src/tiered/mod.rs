@@ -196,10 +196,7 @@ impl Stack {
                         }
                     }
                 }
-                Err(error) => {
-                    log::warn!("a tier could not be read: {error}");
-                    failure = Some(error);
-                }
+                Err(error) => failure = Some(error),
             }
         }
         match failure {
@@ -341,6 +338,23 @@ impl KvStore for Tiered {
             let watch = Deletions::watch(&self.stack.deletions);
             let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
             drop(self.later(Job::ReadUp { ids: below, bytes, watch }));
+        }
+    }
+
+    async fn give_up(&self, bytes: u64) -> Result<u64> {
+        let (mut freed, mut failure) = (0, None);
+        for level in self.stack.levels.iter().rev() {
+            match level.give_up(bytes.saturating_sub(freed)).await {
+                Ok(more) => freed += more,
+                Err(error) => failure = Some(error),
+            }
+            if freed >= bytes {
+                break;
+            }
+        }
+        match failure {
+            Some(error) if freed == 0 => Err(error),
+            _ => Ok(freed),
         }
     }
 

@@ -567,3 +567,61 @@ mod conformance {
         });
     }
 }
+
+/// A store on a full disk: it gives up one chunk after the other.
+struct OnDisk(RamStore);
+
+#[async_trait::async_trait]
+impl KvStore for OnDisk {
+    async fn get_many(&self, ids: &[ChunkId]) -> crate::Result<Vec<Option<KvChunk>>> {
+        self.0.get_many(ids).await
+    }
+
+    async fn put(&self, chunks: &[KvChunk]) -> crate::Result<()> {
+        self.0.put(chunks).await
+    }
+
+    async fn delete(&self, ids: &[ChunkId]) -> crate::Result<()> {
+        self.0.delete(ids).await
+    }
+
+    async fn contains_many(&self, ids: &[ChunkId]) -> Vec<bool> {
+        self.0.contains_many(ids).await
+    }
+
+    async fn stats(&self) -> crate::StoreStats {
+        self.0.stats().await
+    }
+
+    async fn page(&self, after: Option<ChunkId>, limit: usize) -> crate::Result<Vec<crate::StoredChunk>> {
+        self.0.page(after, limit).await
+    }
+
+    async fn give_up(&self, bytes: u64) -> crate::Result<u64> {
+        let mut freed = 0;
+        for chunk in self.0.list().await? {
+            if freed < bytes {
+                self.0.delete(&[chunk.id]).await?;
+                freed += chunk.bytes;
+            }
+        }
+        Ok(freed)
+    }
+}
+
+#[test]
+fn what_a_tier_gives_up_for_a_full_disk_is_not_counted_any_more() {
+    let disk = Tier::new(Arc::new(OnDisk(RamStore::default())), 80);
+    let tiered = block_on(Tiered::open(vec![disk])).unwrap();
+    let chunks: Vec<KvChunk> = (0..10).map(|number| owned(1, number)).collect();
+    block_on(tiered.put(&chunks)).unwrap();
+    assert_eq!(block_on(tiered.give_up(20)).unwrap(), 24, "three chunks of eight bytes");
+    assert_eq!(block_on(tiered.list()).unwrap().len(), 7);
+    // Their room is there for others: nothing has to leave.
+    let others: Vec<KvChunk> = (10..13).map(|number| owned(1, number)).collect();
+    block_on(tiered.put(&others)).unwrap();
+    assert_eq!(block_on(tiered.list()).unwrap().len(), 10);
+    let ram = block_on(Tiered::open(vec![Tier::new(Arc::new(RamStore::default()), 80)])).unwrap();
+    block_on(ram.put(&chunks)).unwrap();
+    assert_eq!(block_on(ram.give_up(20)).unwrap(), 0, "RAM is on no disk");
+}

@@ -5,6 +5,7 @@
 //! right. They never omit one that was put through here, so the budget holds.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -106,6 +107,8 @@ pub(super) struct Level {
     reads: std::sync::Mutex<Rate>,
     clock: Arc<Clock>,
     leases: Arc<Leases>,
+    /// The last read failed: what fails again is told less loudly.
+    fails: AtomicBool,
 }
 
 struct Entries {
@@ -169,6 +172,7 @@ impl Level {
             reads: std::sync::Mutex::default(),
             clock,
             leases,
+            fails: AtomicBool::new(false),
         };
         match level.make_room(&[]).await {
             // Whoever writes that store keeps it within bounds.
@@ -218,7 +222,12 @@ impl Level {
     /// Reads chunks, and how long that takes.
     pub(super) async fn get_many(&self, ids: &[ChunkId]) -> Result<Vec<Option<KvChunk>>> {
         let started = self.clock.elapsed();
-        let mut found = self.store.get_many(ids).await?;
+        let read = self.store.get_many(ids).await;
+        let failed_before = self.fails.swap(read.is_err(), Relaxed);
+        let mut found = read.inspect_err(|error| {
+            let level = if failed_before { log::Level::Debug } else { log::Level::Warn };
+            log::log!(level, "a tier cannot be read: {error}");
+        })?;
         found.resize(ids.len(), None);
         let tokens = found.iter().flatten().map(|chunk| chunk.tokens().len()).sum();
         self.reads.lock().unwrap_or_else(PoisonError::into_inner).note(tokens, self.clock.elapsed() - started);
@@ -325,6 +334,18 @@ impl Level {
         let mut entries = self.entries();
         ids.iter().for_each(|id| _ = entries.remove(id));
         Ok(())
+    }
+
+    /// Gives up KV for the room that it takes on a disk.
+    pub(super) async fn give_up(&self, bytes: u64) -> Result<u64> {
+        let freed = {
+            let _changes = self.changes.lock().await;
+            self.store.give_up(bytes).await?
+        };
+        if freed > 0 {
+            self.check(&self.held()).await;
+        }
+        Ok(freed)
     }
 
     /// Removes the entries of chunks that the store has turned out not to hold.
