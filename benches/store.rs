@@ -67,6 +67,24 @@ fn get(criterion: &mut Criterion) {
     race.finish();
 }
 
+/// Decoding alone: chunks in memory, from each encoding into the cache.
+fn decode(criterion: &mut Criterion) {
+    let chunks = chunks();
+    let backend = Cpu::new().expect("threads can be started");
+    let blocks = (CHUNKS * TOKENS).div_ceil(backend.block_tokens());
+    let mut cache = backend.cache(&SHAPE, Dtype::F16, blocks).expect("there is memory for a cache");
+    let mut race = Race::new(criterion, "store/decode");
+    race.throughput(Throughput::Elements((CHUNKS * TOKENS) as u64));
+    let plain = [("f16", Dtype::F16), ("f32", Dtype::F32), ("bf16", Dtype::Bf16)];
+    let plain = plain.map(|(name, dtype)| (name, Encoding::Plain(dtype)));
+    for (name, encoding) in plain.into_iter().chain([("int8", Encoding::Int8), ("int4", Encoding::Int4)]) {
+        let encoded = |chunk: &KvChunk| chunk.encoded_as(encoding).expect("a chunk can be encoded");
+        let chunks: Vec<KvChunk> = chunks.iter().map(encoded).collect();
+        race.lane(name, || load(&backend, &mut cache, &chunks));
+    }
+    race.finish();
+}
+
 fn put(criterion: &mut Criterion) {
     let chunks = chunks();
     let buffer: Vec<u8> = chunks.iter().flat_map(|chunk| chunk.to_bytes().expect("a chunk can be read")).collect();
@@ -140,5 +158,5 @@ fn evict(path: &Path) {
     fadvise(&file, 0, None, Advice::DontNeed).expect("the system takes advice");
 }
 
-criterion_group!(benches, get, put);
+criterion_group!(benches, get, decode, put);
 criterion_main!(benches);

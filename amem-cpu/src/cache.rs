@@ -313,8 +313,8 @@ impl Load<'_> {
             let Some(&id) = self.placement.table.get(slot / BLOCK_TOKENS) else { return };
             let (keys, values) = block_mut(blocks, id, head_dim).split_at_mut(BLOCK_TOKENS * head_dim);
             let values = values[in_block * head_dim..(in_block + count) * head_dim].chunks_exact_mut(head_dim);
+            self.kv.keys_from(token, self.kv_head, &mut turned[..count * head_dim]);
             for (index, (key, place)) in turned.chunks_exact_mut(head_dim).zip(values).enumerate() {
-                self.kv.key(token + index, self.kv_head, key);
                 if as_is {
                     self.copy_value(token + index, place);
                 } else {

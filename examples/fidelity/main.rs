@@ -15,10 +15,14 @@
 //! cargo run --release --example fidelity -- --seed 7 --questions 1000 --memories 2..12 --chart fidelity.svg
 //! cargo run --release --example fidelity -- --seed 3 --questions 3000 --memories 13..16
 //! cargo run --release --example fidelity -- --questions 600 --check 98.6 9.6
+//! cargo run --release --example fidelity -- --seed 3 --questions 3000 --encodings
 //! ```
+//!
+//! The last compares not repairs but the [`Encoding`](amem_core::Encoding)s that KV can be stored in.
 
 mod chart;
 mod check;
+mod encodings;
 mod report;
 
 use std::error::Error;
@@ -59,6 +63,9 @@ struct Args {
     /// Two standard errors are allowed for.
     #[arg(long, num_args = 2, value_names = ["AGREEMENT", "WORK"], value_parser = share)]
     check: Option<Vec<f64>>,
+    /// Compare the encodings of stored KV with f32, in the place of repairs with a cold prefill.
+    #[arg(long, conflicts_with_all = ["json", "chart", "check"])]
+    encodings: bool,
     /// Threads; each answers its own questions.
     #[arg(long, default_value_t = std::thread::available_parallelism().map_or(1, usize::from))]
     threads: usize,
@@ -143,6 +150,7 @@ struct Trial {
     work_with_question: f64,
 }
 
+#[derive(Clone)]
 struct Reply {
     tokens: Vec<Token>,
     first: Vec<f32>,
@@ -151,12 +159,18 @@ struct Reply {
 
 fn main() -> Result<ExitCode, Box<dyn Error>> {
     let args = Args::parse();
+    let worlds = draw(&args);
+    let total: usize = worlds.iter().map(|(_, questions)| questions.len()).sum();
+    let Memories { least, most } = args.memories;
+    if args.encodings {
+        println!("{total} questions, worlds of {least} to {most} memories, seed {}\n", args.seed);
+        encodings::compare(&worlds, args.threads)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let mut options = Options::default();
     options.name = "demo".to_owned();
     let model = Transformer::load(&amem_demo::files(), Cpu::with_threads(1)?, options)?;
     let methods = methods();
-    let worlds = draw(&args);
-    let total: usize = worlds.iter().map(|(_, questions)| questions.len()).sum();
     let watched = std::io::stderr().is_terminal();
     let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let work = || -> Result<Vec<Trial>, amem_core::Error> {
@@ -182,7 +196,6 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     if watched {
         eprintln!();
     }
-    let Memories { least, most } = args.memories;
     println!("{total} questions, worlds of {least} to {most} memories, seed {}\n", args.seed);
     report::print_table(&methods, &trials);
     if let Some(path) = &args.json {
@@ -264,7 +277,7 @@ fn judge(
 }
 
 /// The most likely answer, token by token.
-fn reply(model: &Transformer<Cpu>, pieces: &[Piece], repair: &Repair) -> amem_core::Result<Reply> {
+fn reply(model: &impl Model, pieces: &[Piece], repair: &Repair) -> amem_core::Result<Reply> {
     let (mut context, usage) = model.blend(pieces, repair)?;
     let first = context.logits().to_vec();
     let mut tokens = Vec::new();

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
+use super::encoding::Half;
 use super::{ChunkId, Encoding, Fingerprint, KvShape, PrefixId, Token};
 use crate::{Error, Result};
 
@@ -77,6 +78,9 @@ fn no_such_layer(layer: usize, layers: usize) -> Error {
 pub struct LayerKv<'a> {
     encoding: Encoding,
     shape: KvShape,
+    tokens: usize,
+    /// Where the values begin.
+    values: usize,
     bytes: Cow<'a, [u8]>,
 }
 
@@ -94,25 +98,34 @@ impl LayerKv<'_> {
     /// Keys (before rotation), `[tokens][kv_heads][head_dim]` in the encoding.
     #[inline(always)]
     pub fn keys(&self) -> &[u8] {
-        &self.bytes[..self.bytes.len() / 2]
+        &self.bytes[..self.values]
     }
 
     /// Values, `[tokens][kv_heads][head_dim]` in the encoding.
     #[inline(always)]
     pub fn values(&self) -> &[u8] {
-        &self.bytes[self.bytes.len() / 2..]
+        &self.bytes[self.values..]
     }
 
     /// One head of one token's keys: `head_dim` numbers. Nothing is written for a token or head that is not there.
     #[inline(always)]
     pub fn key(&self, token: usize, head: usize, numbers: &mut [f32]) {
-        self.encoding.decode_head(&self.shape, self.keys(), token, head, numbers);
+        let half = (Half::Keys, self.keys());
+        self.encoding.decode_head(&self.shape, half, self.tokens, (token, head), numbers);
+    }
+
+    /// One head of the keys of consecutive tokens, `[tokens][head_dim]`: what [`key`](Self::key) gives for each, and
+    /// faster where tokens share scales.
+    #[inline(always)]
+    pub fn keys_from(&self, token: usize, head: usize, numbers: &mut [f32]) {
+        self.encoding.decode_keys(&self.shape, self.keys(), self.tokens, (token, head), numbers);
     }
 
     /// One head of one token's values: `head_dim` numbers. Nothing is written for a token or head that is not there.
     #[inline(always)]
     pub fn value(&self, token: usize, head: usize, numbers: &mut [f32]) {
-        self.encoding.decode_head(&self.shape, self.values(), token, head, numbers);
+        let half = (Half::Values, self.values());
+        self.encoding.decode_head(&self.shape, half, self.tokens, (token, head), numbers);
     }
 }
 
@@ -233,12 +246,14 @@ impl KvChunk {
             return Err(no_such_layer(layer, self.shape.layers));
         }
         let bytes = self.data.layer(layer)?;
-        let (found, expected) = (bytes.len(), self.encoding().layer_bytes(&self.shape, self.tokens.len()));
+        let (encoding, tokens) = (self.encoding(), self.tokens.len());
+        let (found, expected) = (bytes.len(), encoding.layer_bytes(&self.shape, tokens));
         if found != expected {
             let reason = format!("layer {layer} has {found} bytes instead of {expected}");
             return Err(Error::DamagedKv { chunk: self.id, reason });
         }
-        Ok(LayerKv { encoding: self.encoding(), shape: self.shape, bytes })
+        let values = encoding.key_bytes(&self.shape, tokens);
+        Ok(LayerKv { encoding, shape: self.shape, tokens, values, bytes })
     }
 
     /// All of its KV, layer by layer, where it lies in one piece in host memory.
@@ -313,7 +328,7 @@ mod tests {
     fn an_encoding_changes_neither_name_nor_origin() {
         let model = Fingerprint([3; 32]);
         let exact = chunk(Encoding::Plain(Dtype::F32), 3).with_model(model).with_sensitivity([1.0; 3].into()).unwrap();
-        for encoding in [Encoding::Plain(Dtype::Bf16), Encoding::Int8, Encoding::Plain(Dtype::F32)] {
+        for encoding in [Encoding::Plain(Dtype::Bf16), Encoding::Int8, Encoding::Int4, Encoding::Plain(Dtype::F32)] {
             let other = exact.encoded_as(encoding).unwrap();
             assert_eq!((other.id(), other.model(), other.prefix()), (exact.id(), Some(model), exact.prefix()));
             assert_eq!((other.tokens(), other.sensitivity()), (exact.tokens(), exact.sensitivity()));

@@ -652,6 +652,7 @@ fn attention<B: Backend>(backend: &B, shape: KvShape, dtype: Dtype, group: usize
         (0, 37, 1, 500, Encoding::Plain(Dtype::F32)),
         (1, 299, 20, 299, Encoding::Int8),
         (0, 12, 3, 12, Encoding::Plain(Dtype::F16)),
+        (0, 9, 2, 9, Encoding::Int4),
     ];
     let mut of_first = Vec::new();
     for (context, slot, tokens, position, encoding) in chunks {

@@ -42,8 +42,10 @@ async fn an_empty_store_has_nothing(store: &impl KvStore) {
 
 async fn what_was_put_comes_back_whole(store: &impl KvStore) {
     // One token and many; each kind of number; KV of an odd length, of a page, and of several blocks.
-    let kinds = [Dtype::F32, Dtype::F16, Dtype::Bf16].map(Encoding::Plain).into_iter().chain([Encoding::Int8]);
-    let chunks: Vec<_> = kinds.zip([1, 32, 2000, 9]).map(|(encoding, tokens)| encoded(7, tokens, encoding)).collect();
+    let kinds = [Dtype::F32, Dtype::F16, Dtype::Bf16].map(Encoding::Plain);
+    let kinds = kinds.into_iter().chain([Encoding::Int8, Encoding::Int4]);
+    let tokens = [1, 32, 2000, 9, 70];
+    let chunks: Vec<_> = kinds.zip(tokens).map(|(encoding, tokens)| encoded(7, tokens, encoding)).collect();
     store.put(&chunks).await.expect("an empty store takes chunks");
     store.put(&[measured(&chunk(9, 5, Dtype::F16))]).await.expect("it takes a chunk with a sensitivity");
     for chunk in chunks.iter().chain([&measured(&chunk(9, 5, Dtype::F16))]) {

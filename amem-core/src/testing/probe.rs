@@ -1,7 +1,7 @@
 //! A [`Backend`] around another that notes what is asked of it, and fails when a test says so.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::transformer::{Backend, BlockTable, Numerics, Placement, Rope, Row, WeightTensor};
@@ -13,6 +13,9 @@ pub struct Probe<B> {
     inner: B,
     calls: Arc<Mutex<Vec<&'static str>>>,
     plans: Arc<Mutex<Vec<Vec<Row>>>>,
+    /// What attention gave, where that is watched.
+    attended: Arc<Mutex<Vec<Vec<f32>>>>,
+    watches_attention: Arc<AtomicBool>,
     /// Calls until one fails; zero for never.
     until_failure: Arc<AtomicUsize>,
 }
@@ -20,7 +23,24 @@ pub struct Probe<B> {
 impl<B> Probe<B> {
     /// Watches a backend.
     pub fn new(inner: B) -> Self {
-        Self { inner, calls: Arc::default(), plans: Arc::default(), until_failure: Arc::default() }
+        Self {
+            inner,
+            calls: Arc::default(),
+            plans: Arc::default(),
+            attended: Arc::default(),
+            watches_attention: Arc::default(),
+            until_failure: Arc::default(),
+        }
+    }
+
+    /// Notes from now on what [`Backend::attend`] gives, or no more.
+    pub fn watch_attention(&self, watch: bool) {
+        self.watches_attention.store(watch, SeqCst);
+    }
+
+    /// What [`Backend::attend`] gave since this was last asked, in order, while it was watched.
+    pub fn take_attended(&self) -> Vec<Vec<f32>> {
+        std::mem::take(&mut self.attended.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Lets the `nth` call from now on fail, counted from 1, and those after it succeed again. Zero: none.
@@ -147,7 +167,12 @@ impl<B: Backend> Backend for Probe<B> {
     }
 
     fn attend(&self, cache: &B::Cache, layer: usize, plan: &B::Plan, queries: &B::Tensor) -> Result<B::Tensor> {
-        self.call("attend", |b| b.attend(cache, layer, plan, queries))
+        let attended = self.call("attend", |b| b.attend(cache, layer, plan, queries))?;
+        if self.watches_attention.load(SeqCst) {
+            let numbers = self.inner.read(&attended)?;
+            self.attended.lock().unwrap_or_else(PoisonError::into_inner).push(numbers);
+        }
+        Ok(attended)
     }
 
     fn attention_mass(
