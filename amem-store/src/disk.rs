@@ -9,8 +9,6 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::Path;
 
-use crate::map::Map;
-
 /// A place for files. Nothing that is done here survives a power cut before it was synced: neither what is written to a
 /// file before [`DiskFile::sync`], nor that a file or directory is made or removed before [`sync_dir`](Self::sync_dir) of
 /// the directory that it is in. What was not synced may survive all the same, in parts and in any order.
@@ -56,7 +54,7 @@ pub(crate) trait ReadAt {
 }
 
 /// A file of a [`Disk`].
-pub(crate) trait DiskFile: ReadAt + Send {
+pub(crate) trait DiskFile: ReadAt + Send + Sync {
     /// Writes all of these bytes. After an error, any part of them may have been written.
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
 
@@ -67,8 +65,9 @@ pub(crate) trait DiskFile: ReadAt + Send {
     /// gives no error does not say that they do.
     fn sync(&self) -> io::Result<()>;
 
-    /// Maps the first `len` bytes, or as many as there are.
-    fn map(&self, len: u64) -> io::Result<Map>;
+    /// Has the system read bytes ahead, without waiting for it. A hint: what cannot be read ahead is read when it is
+    /// needed.
+    fn read_ahead(&self, offset: u64, len: u64);
 }
 
 /// Makes a directory and those above it that are missing. All that were made survive a power cut.
@@ -220,8 +219,13 @@ impl DiskFile for File {
         self.sync_data()
     }
 
-    fn map(&self, len: u64) -> io::Result<Map> {
-        Map::new(self, len)
+    fn read_ahead(&self, offset: u64, len: u64) {
+        #[cfg(target_os = "linux")]
+        if let Some(len) = std::num::NonZeroU64::new(len) {
+            let _ = rustix::fs::fadvise(self, offset, Some(len), rustix::fs::Advice::WillNeed);
+        }
+        #[cfg(not(target_os = "linux"))]
+        let _ = (offset, len);
     }
 }
 

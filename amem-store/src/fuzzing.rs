@@ -15,7 +15,7 @@ pub fn segment(bytes: &[u8]) -> usize {
         field.copied().map_or(0, u64::from_le_bytes)
     };
     let name = SegmentName { generation: number(16), salt: number(24) };
-    scan::segment(bytes, name).map_or(0, |scan| scan.entries.len())
+    scan::segment(bytes, name, || None).map_or(0, |scan| scan.entries.len())
 }
 
 /// Reads bytes as what a remote server holds of a chunk: its head, and its parts one behind the other. Says how many bytes

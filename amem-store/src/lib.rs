@@ -1,4 +1,4 @@
-//! What outlives amem's process: KV in memory-mapped segment files, records in SQLite, models read where they lie.
+//! What outlives amem's process: KV in segment files, records in SQLite, models read where they lie.
 //!
 //! Start at [`open`], which gives both halves of a data directory. [`SegmentStore`] and [`SqliteLedger`] also stand
 //! alone, and [`ModelDir`] reads a model without copying it.

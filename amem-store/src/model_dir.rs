@@ -48,7 +48,7 @@ impl ModelDir {
                 continue;
             }
             let contents = if weights {
-                let mapped = File::open(&path).and_then(|file| Map::new(&file, u64::MAX));
+                let mapped = File::open(&path).and_then(|file| Map::new(&file));
                 Contents::Mapped(mapped.map_err(Error::io("map", &path))?)
             } else if metadata.len() <= TEXT_LIMIT {
                 Contents::Read(fs::read(&path).map_err(Error::io("read", &path))?)

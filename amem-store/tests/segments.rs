@@ -223,12 +223,12 @@ fn a_segment_of_a_later_format_is_an_error_and_is_left_alone() {
     block_on(open(dir.path()).put(&[chunk(1, 10)])).unwrap();
     let path = &segments(dir.path())[0];
     let mut bytes = fs::read(path).unwrap();
-    bytes[8] = 3;
+    bytes[8] = 4;
     let checksum = crc32c::crc32c(&bytes[..32]);
     bytes[32..36].copy_from_slice(&checksum.to_le_bytes());
     fs::write(path, &bytes).unwrap();
     let refused = SegmentStore::open(dir.path());
-    assert!(matches!(refused, Err(amem_store::Error::NewerFormat { found: 3, supported: 2, .. })));
+    assert!(matches!(refused, Err(amem_store::Error::NewerFormat { found: 4, supported: 3, .. })));
     assert_eq!(&fs::read(path).unwrap(), &bytes);
 }
 

@@ -110,6 +110,11 @@ fn measured(chunk: KvChunk) -> KvChunk {
     chunk.with_sensitivity(sensitivity).unwrap()
 }
 
+/// The chunk with its KV in memory: that of a store's stays in a file, which may be lost with the power.
+fn owned(chunk: &KvChunk) -> Option<KvChunk> {
+    chunk.encoded_as(chunk.encoding()).ok()
+}
+
 fn same(a: &KvChunk, b: &KvChunk) -> bool {
     (a.id(), a.tokens(), a.sensitivity()) == (b.id(), b.tokens(), b.sensitivity())
         && a.to_bytes().unwrap() == b.to_bytes().unwrap()
@@ -193,10 +198,17 @@ impl Run {
     fn found(&mut self, store: &Inner) -> Outcome<Vec<Option<KvChunk>>> {
         let ids: Vec<ChunkId> = (0..CHUNKS).map(id).collect();
         let found = self.act(Act::Get, || store.get_many(&ids)).map_err(|error| format!("reading failed: {error}"))?;
+        let found = self.in_memory(found)?;
         for (at, found) in found.iter().enumerate() {
             self.promises[&(at as u64)].check(found.as_ref()).map_err(|wrong| format!("chunk {at}: {wrong}"))?;
         }
         Ok(found)
+    }
+
+    /// What was found, read: it has just been checked, so all of it can be.
+    fn in_memory(&self, found: Vec<Option<KvChunk>>) -> Outcome<Vec<Option<KvChunk>>> {
+        let read = |chunk: KvChunk| owned(&chunk).ok_or_else(|| "a chunk that was handed out cannot be read".to_owned());
+        self.disk.undisturbed(|| found.into_iter().map(|chunk| chunk.map(read).transpose()).collect())
     }
 
     fn promise(&mut self, at: u64) -> &mut Promise {
@@ -235,10 +247,10 @@ impl Run {
                 let chosen = self.some_chunks();
                 let ids: Vec<ChunkId> = chosen.iter().map(|at| id(*at)).collect();
                 chosen.iter().for_each(|at| self.promise(*at).let_go());
-                let full = self.disk.injected_full();
+                let injected = self.disk.injected();
                 let deleted = self.act(Act::Delete, || store.delete(&ids));
-                if self.disk.injected_full() > full {
-                    // On a full disk, what cannot be written anew goes with what was deleted.
+                if self.disk.injected() > injected {
+                    // What cannot be read, or on a full disk not be written anew, goes with what was deleted.
                     self.promises.values_mut().for_each(Promise::let_go);
                 }
                 if deleted.is_ok() {
@@ -257,6 +269,10 @@ impl Run {
                 let ids: Vec<ChunkId> = chosen.iter().map(|at| id(*at)).collect();
                 chosen.iter().for_each(|at| self.promise(*at).let_go());
                 let _ = self.act(Act::Evict, || store.evict(&ids));
+                if self.disk.injected_full() > 0 {
+                    // On a full disk, an eviction makes room at any price.
+                    self.let_go_of_what_is_lost(store);
+                }
             }
             14..18 => {
                 if self.act(Act::Sync, || store.sync()).is_ok() && !self.disk.is_down() {
@@ -272,7 +288,10 @@ impl Run {
             }
             _ => {
                 let at = self.random.below(CHUNKS);
-                if let Ok(found) = self.act(Act::Get, || store.get_many(&[id(at)])) {
+                if let Ok(found) = self.act(Act::Get, || store.get_many(&[id(at)]))
+                    && !self.disk.is_down()
+                {
+                    let found = self.in_memory(found)?;
                     self.promises[&at].check(found[0].as_ref()).map_err(|wrong| format!("chunk {at}: {wrong}"))?;
                 }
             }
@@ -280,10 +299,20 @@ impl Run {
         Ok(())
     }
 
+    /// Takes back what was promised of chunks that are not there any more, for good reasons.
+    fn let_go_of_what_is_lost(&mut self, store: &Inner) {
+        for at in 0..CHUNKS {
+            let found = self.disk.undisturbed(|| store.get_many(&[id(at)]));
+            if self.disk.is_down() || found.is_ok_and(|found| found[0].is_none()) {
+                self.promise(at).let_go();
+            }
+        }
+    }
+
     /// What the store holds, read from a disk that does not fail for the moment.
     fn look(&self, store: &Inner, at: u64) -> Outcome<Option<KvChunk>> {
         let found = self.disk.undisturbed(|| store.get_many(&[id(at)]));
-        let found = found.map_err(|error| format!("reading failed: {error}"))?.pop().flatten();
+        let found = self.in_memory(found.map_err(|error| format!("reading failed: {error}"))?)?.pop().flatten();
         self.promises[&at].check(found.as_ref()).map_err(|wrong| format!("chunk {at}: {wrong}"))?;
         Ok(found)
     }
@@ -498,7 +527,7 @@ fn the_simulation_notices_what_it_is_for() {
             }
             run
         };
-        let (states, outcome) = simulate(60_000, &prepare);
+        let (states, outcome) = simulate(150_000, &prepare);
         planted::plant(None);
         match outcome {
             Err(noticed) => println!("{what}: noticed after {states} states: {noticed}"),

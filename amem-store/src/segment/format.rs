@@ -13,7 +13,7 @@ use super::planted::{self, Planted};
 /// Segments and records start at multiples of this.
 pub(crate) const PAGE: u64 = 4096;
 /// The version of the format that is written, and the last that is read.
-pub(crate) const VERSION: u32 = 2;
+pub(crate) const VERSION: u32 = 3;
 /// In version 1, each run of this many payload bytes had a checksum of its own.
 const BLOCK: usize = 1 << 20;
 
@@ -21,12 +21,14 @@ const SEGMENT_MAGIC: &[u8; 8] = b"amem-kv\n";
 const RECORD_MAGIC_1: &[u8; 8] = b"amemchnk";
 const RECORD_MAGIC: &[u8; 8] = b"amemchk2";
 const SEAL_MAGIC: &[u8; 8] = b"amemseal";
+const INDEX_MAGIC: &[u8; 8] = b"amemindx";
 /// Bytes of a record's header before its tokens.
 pub(crate) const FIXED: usize = 160;
 const FIXED_1: usize = 128;
 /// Bytes of a seal's table per record.
 const SEAL_ENTRY: usize = 56;
 const SEAL_FIXED: usize = 56;
+const INDEX_FIXED: usize = 60;
 /// Flag: there is a sensitivity.
 const MEASURED: u8 = 1;
 /// Flag: the model is known.
@@ -46,12 +48,25 @@ impl SegmentName {
         format!("seg-{:016x}-{:016x}.kv", self.generation, self.salt)
     }
 
+    /// The name of the file that lists the records of a segment without a seal: `seg-<generation>-<salt>.idx`.
+    pub(crate) fn index_name(&self) -> String {
+        format!("seg-{:016x}-{:016x}.idx", self.generation, self.salt)
+    }
+
     /// The segment whose file has this name.
     pub(crate) fn parse(file_name: &str) -> Option<Self> {
-        let (generation, salt) = file_name.strip_prefix("seg-")?.strip_suffix(".kv")?.split_once('-')?;
+        Self::of(file_name.strip_suffix(".kv")?).filter(|name| name.file_name() == file_name)
+    }
+
+    /// The segment whose index file has this name.
+    pub(crate) fn parse_index(file_name: &str) -> Option<Self> {
+        Self::of(file_name.strip_suffix(".idx")?).filter(|name| name.index_name() == file_name)
+    }
+
+    fn of(stem: &str) -> Option<Self> {
+        let (generation, salt) = stem.strip_prefix("seg-")?.split_once('-')?;
         let number = |digits| u64::from_str_radix(digits, 16).ok();
-        let name = Self { generation: number(generation)?, salt: number(salt)? };
-        (name.file_name() == file_name).then_some(name)
+        Some(Self { generation: number(generation)?, salt: number(salt)? })
     }
 }
 
@@ -149,13 +164,30 @@ impl Header {
         self.sensitivity.is_some()
     }
 
-    /// Whether `payload` is what was written.
-    pub(crate) fn fits(&self, payload: &[u8]) -> bool {
+    /// Those of the parts of the payload.
+    pub(crate) fn checksums(&self) -> &[u32] {
+        &self.checksums
+    }
+
+    /// Whether each layer, which has so many bytes, has a checksum of its own.
+    pub(crate) fn has_layers_of(&self, bytes: usize) -> bool {
+        self.part == bytes && self.checksums.len() == self.shape.layers
+    }
+
+    /// Whether a part of the payload that has this checksum is what was written.
+    pub(crate) fn trusts(&self, checksum: u32, expected: u32) -> bool {
         #[cfg(test)]
         if planted::is(Planted::NoPayloadChecksum) {
             return true;
         }
-        payload.chunks(self.part.max(1)).map(crc32c::crc32c).eq(self.checksums.iter().copied())
+        checksum == expected
+    }
+
+    /// Whether `payload` is what was written.
+    pub(crate) fn fits(&self, payload: &[u8]) -> bool {
+        let checksums = payload.chunks(self.part.max(1)).map(crc32c::crc32c);
+        checksums.len() == self.checksums.len()
+            && checksums.zip(&self.checksums).all(|(found, expected)| self.trusts(found, *expected))
     }
 
     /// The chunk with `data` as its KV.
@@ -338,15 +370,7 @@ pub(crate) fn parse_header(bytes: &[u8], name: SegmentName, offset: u64) -> Opti
 
 /// What is appended to a segment when it is complete: a table of its records, then a page that vouches for it.
 pub(crate) fn encode_seal(name: SegmentName, start: u64, entries: &[Entry]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(seal_bytes(entries.len()).unwrap_or_default() as usize);
-    for entry in entries {
-        bytes.extend(entry.id.0);
-        bytes.extend(entry.offset.to_le_bytes());
-        bytes.extend(entry.bytes.to_le_bytes());
-        bytes.extend(u32::from(entry.measured).to_le_bytes());
-        bytes.extend(entry.tokens.to_le_bytes());
-    }
-    bytes.resize(bytes.len().next_multiple_of(PAGE as usize), 0);
+    let mut bytes = encode_table(entries);
     let table_checksum = crc32c::crc32c(&bytes);
     let page = bytes.len();
     bytes.extend(SEAL_MAGIC);
@@ -361,8 +385,84 @@ pub(crate) fn encode_seal(name: SegmentName, start: u64, entries: &[Entry]) -> V
     bytes
 }
 
-/// Bytes of a seal over this many records.
-fn seal_bytes(entries: usize) -> Option<u64> {
+/// The table of a segment's records, in whole pages.
+fn encode_table(entries: &[Entry]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(seal_bytes(entries.len()).unwrap_or_default() as usize);
+    for entry in entries {
+        bytes.extend(entry.id.0);
+        bytes.extend(entry.offset.to_le_bytes());
+        bytes.extend(entry.bytes.to_le_bytes());
+        bytes.extend(u32::from(entry.measured).to_le_bytes());
+        bytes.extend(entry.tokens.to_le_bytes());
+    }
+    bytes.resize(bytes.len().next_multiple_of(PAGE as usize), 0);
+    bytes
+}
+
+/// The entries of a table whose records end at `end`.
+fn parse_table(table: &[u8], entries: usize, end: u64) -> Option<Vec<Entry>> {
+    let mut fields = Fields(table);
+    let mut entry = || {
+        let id = ChunkId(fields.array()?);
+        let (offset, bytes, measured, tokens) = (fields.u64()?, fields.u64()?, fields.u32()? != 0, fields.u32()?);
+        let fits = offset >= PAGE && offset % PAGE == 0 && offset.checked_add(bytes)? <= end;
+        fits.then_some(Entry { id, offset, bytes, tokens, measured })
+    };
+    (0..entries).map(|_| entry()).collect()
+}
+
+/// What walking the headers of a segment found that has no seal, for an index file: so that it is walked once.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct SegmentIndex {
+    /// Where the last record ends.
+    pub(crate) end: u64,
+    /// Bytes of the segment's file.
+    pub(crate) len: u64,
+    /// Whether there are bytes that belong to no record.
+    pub(crate) strays: bool,
+    pub(crate) entries: Vec<Entry>,
+}
+
+/// The bytes of an index file.
+pub(crate) fn encode_index(name: SegmentName, index: &SegmentIndex) -> Vec<u8> {
+    let mut bytes = encode_table(&index.entries);
+    let table_checksum = crc32c::crc32c(&bytes);
+    let page = bytes.len();
+    bytes.extend(INDEX_MAGIC);
+    bytes.extend(name.generation.to_le_bytes());
+    bytes.extend(name.salt.to_le_bytes());
+    bytes.extend(index.end.to_le_bytes());
+    bytes.extend((index.entries.len() as u64).to_le_bytes());
+    bytes.extend(index.len.to_le_bytes());
+    bytes.extend(u32::from(index.strays).to_le_bytes());
+    bytes.extend(table_checksum.to_le_bytes());
+    bytes.extend(crc32c::crc32c(&bytes[page..]).to_le_bytes());
+    bytes.resize(page + PAGE as usize, 0);
+    bytes
+}
+
+/// What an index file says of the segment `name`, whose file has `len` bytes; `None` if it is damaged or of another file.
+pub(crate) fn parse_index(bytes: &[u8], name: SegmentName, len: u64) -> Option<SegmentIndex> {
+    let (table, page) = bytes.split_at_checked(bytes.len().checked_sub(PAGE as usize)?)?;
+    let mut fields = Fields(page);
+    fields.expect(INDEX_MAGIC)?;
+    let same = (fields.u64()?, fields.u64()?) == (name.generation, name.salt);
+    let (end, entries, of_len, strays) = (fields.u64()?, fields.u64()?, fields.u64()?, fields.u32()? != 0);
+    let (checksum, own) = (fields.u32()?, fields.u32()?);
+    let entries = usize::try_from(entries).ok()?;
+    let sound = same
+        && own == crc32c::crc32c(page.get(..INDEX_FIXED - 4)?)
+        && (of_len, seal_bytes(entries)) == (len, Some(bytes.len() as u64))
+        && end <= len
+        && checksum == crc32c::crc32c(table);
+    if !sound {
+        return None;
+    }
+    Some(SegmentIndex { end, len, strays, entries: parse_table(table, entries, end)? })
+}
+
+/// Bytes of a seal over this many records, and of an index file that lists as many.
+pub(crate) fn seal_bytes(entries: usize) -> Option<u64> {
     let table = (entries as u64).checked_mul(SEAL_ENTRY as u64)?.checked_next_multiple_of(PAGE)?;
     table.checked_add(PAGE)
 }
@@ -403,14 +503,7 @@ impl Seal {
         if table.len() != self.table || crc32c::crc32c(table) != self.checksum {
             return None;
         }
-        let mut fields = Fields(table);
-        let mut entry = || {
-            let id = ChunkId(fields.array()?);
-            let (offset, bytes, measured, tokens) = (fields.u64()?, fields.u64()?, fields.u32()? != 0, fields.u32()?);
-            let fits = offset >= PAGE && offset % PAGE == 0 && offset.checked_add(bytes)? <= self.start;
-            fits.then_some(Entry { id, offset, bytes, tokens, measured })
-        };
-        (0..self.entries).map(|_| entry()).collect()
+        parse_table(table, self.entries, self.start)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Where every chunk lies: what a store knows in memory, and can always learn again from its segments.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -11,8 +11,7 @@ use super::format::{self, Entry, SegmentName};
 #[cfg(test)]
 use super::planted::{self, Planted};
 use super::scan::{self, Scan};
-use crate::disk::Disk;
-use crate::map::Map;
+use crate::disk::{Disk, DiskFile};
 use crate::{Error, Result};
 
 /// The location of a chunk's newest record.
@@ -22,6 +21,9 @@ pub(crate) struct Location {
     pub(crate) entry: Entry,
 }
 
+/// Files that are kept open for reading. Each is a descriptor, of which a process may have a thousand or so.
+const OPEN: usize = 128;
+
 /// One segment file.
 #[derive(Default)]
 pub(crate) struct Segment {
@@ -29,6 +31,8 @@ pub(crate) struct Segment {
     pub(crate) entries: Vec<Entry>,
     /// Where the last of them ends.
     pub(crate) end: u64,
+    /// Bytes of the file when it was last looked at.
+    pub(crate) len: u64,
     /// Bytes of the records that chunks' locations point to.
     pub(crate) live: u64,
     /// See [`Scan::strays`].
@@ -37,19 +41,16 @@ pub(crate) struct Segment {
     /// the disk, if a sync of theirs failed: a later sync would not say so. So that one is here is no reason not to write
     /// a chunk, or to remove another record of it.
     pub(crate) unsealed: bool,
+    /// Whether its records were read from its index file.
+    pub(crate) indexed: bool,
     /// Whether nothing more will be appended to it: a later segment was there when it was scanned.
     complete: bool,
-    /// Made at the first read, and again when a record beyond it is read.
-    map: Option<Arc<Map>>,
 }
 
 impl Segment {
-    /// A mapping of the segment up to its end, or up to the file's where that comes first.
-    pub(crate) fn map(&mut self, disk: &dyn Disk, path: &Path) -> io::Result<Arc<Map>> {
-        match &self.map {
-            Some(map) if map.bytes().len() as u64 >= self.end => Ok(map.clone()),
-            _ => Ok(self.map.insert(Arc::new(disk.open(path)?.map(self.end)?)).clone()),
-        }
+    /// Whether there are records in the file that no chunk's location points to, or bytes that nobody knows.
+    pub(crate) fn has_dead(&self) -> bool {
+        self.strays || self.live < self.entries.iter().map(|entry| entry.bytes).sum()
     }
 }
 
@@ -58,31 +59,54 @@ impl Segment {
 pub(crate) struct Index {
     pub(crate) chunks: BTreeMap<ChunkId, Location>,
     pub(crate) segments: BTreeMap<SegmentName, Segment>,
+    /// Index files, and the segments that they say they are of.
+    pub(crate) indexes: BTreeSet<SegmentName>,
+    /// Oldest first.
+    open: VecDeque<(SegmentName, Arc<dyn DiskFile>)>,
+}
+
+/// A segment's file, open for reading.
+pub(crate) struct OpenFile {
+    pub(crate) file: Arc<dyn DiskFile>,
+    /// Whether chunks may keep it open. Not if they do so with too many others already.
+    pub(crate) lend: bool,
 }
 
 impl Index {
-    /// Takes in what changed in the directory since the last time; the first time, that is everything.
+    /// Takes in what changed in the directory since the last time; the first time, that is everything. Of a segment that
+    /// was read before, only what was appended is read.
     pub(crate) fn refresh(&mut self, disk: &dyn Disk, dir: &Path) -> Result<()> {
-        let names = segment_names(disk, dir)?;
+        let files = disk.list(dir).map_err(Error::io("list", dir))?;
+        let named = |parse: fn(&str) -> Option<SegmentName>| -> BTreeSet<SegmentName> {
+            files.iter().filter_map(|file| file.to_str().and_then(parse)).collect()
+        };
+        // Files of other names are none of ours.
+        let names = named(SegmentName::parse);
+        self.indexes = named(SegmentName::parse_index);
         let gone = self.segments.keys().filter(|name| !names.contains(name)).copied().collect::<Vec<_>>();
         gone.into_iter().for_each(|name| self.remove_segment(name));
         let last = names.last();
         // In order, so that the newest record of a chunk is the last to be seen.
         for name in &names {
+            let complete = Some(name) != last;
             let known = self.segments.get(name);
             if known.is_some_and(|segment| segment.complete) {
                 continue;
             }
             let path = dir.join(name.file_name());
+            let has_index = self.indexes.contains(name);
+            let index = || read_all(disk, &dir.join(name.index_name())).filter(|_| has_index);
             let scanned = disk.open(&path).and_then(|file| match known {
-                Some(segment) => scan::records(&*file, *name, segment.end),
-                None => scan::segment(&*file, *name),
+                Some(segment) if complete => scan::rest(&*file, *name, segment.end),
+                // If bytes behind the last record are none, they may yet become one, and are not searched.
+                Some(segment) => scan::tail(&*file, *name, segment.end),
+                None => scan::segment(&*file, *name, index),
             });
             match scanned {
                 Ok(Scan { newer: Some(found), .. }) => {
                     return Err(Error::NewerFormat { path, found, supported: format::VERSION });
                 }
-                Ok(scan) => self.extend(*name, scan, Some(name) != last),
+                Ok(scan) => self.extend(*name, scan, complete),
                 // The writer removed it since the directory was listed.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(Error::io("read", &path)(error)),
@@ -95,11 +119,30 @@ impl Index {
         let segment = self.segments.entry(name).or_default();
         segment.strays |= scan.strays;
         segment.unsealed = !scan.sealed;
+        segment.indexed |= scan.indexed;
         segment.complete = complete;
         segment.end = segment.end.max(scan.end);
+        segment.len = segment.len.max(scan.len);
         for entry in scan.entries {
             self.insert(name, entry);
         }
+    }
+
+    /// A segment's file, opened if it is not open.
+    pub(crate) fn open(&mut self, name: SegmentName, disk: &dyn Disk, path: &Path) -> io::Result<OpenFile> {
+        if let Some((_, file)) = self.open.iter().rev().find(|(open, _)| *open == name) {
+            return Ok(OpenFile { file: file.clone(), lend: true });
+        }
+        let file: Arc<dyn DiskFile> = Arc::from(disk.open(path)?);
+        if self.open.len() >= OPEN {
+            // One that no chunk keeps open anyway.
+            match self.open.iter().position(|(_, file)| Arc::strong_count(file) == 1) {
+                Some(unused) => drop(self.open.remove(unused)),
+                None => return Ok(OpenFile { file, lend: false }),
+            }
+        }
+        self.open.push_back((name, file.clone()));
+        Ok(OpenFile { file, lend: true })
     }
 
     /// Notes that the newest record of a chunk is this one. True if it replaced an older one.
@@ -155,6 +198,7 @@ impl Index {
 
     /// Forgets a segment and the chunks in it.
     pub(crate) fn remove_segment(&mut self, name: SegmentName) {
+        self.open.retain(|(open, _)| *open != name);
         for entry in self.segments.remove(&name).into_iter().flat_map(|segment| segment.entries) {
             if self.chunks.get(&entry.id) == Some(&Location { segment: name, entry }) {
                 self.chunks.remove(&entry.id);
@@ -189,8 +233,11 @@ impl Index {
     }
 }
 
-/// The segments whose files are in a directory. Files of other names are none of ours.
-fn segment_names(disk: &dyn Disk, dir: &Path) -> Result<BTreeSet<SegmentName>> {
-    let files = disk.list(dir).map_err(Error::io("list", dir))?;
-    Ok(files.iter().filter_map(|file| file.to_str().and_then(SegmentName::parse)).collect())
+/// The bytes of a small file that is a hint: `None` if it cannot be read.
+fn read_all(disk: &dyn Disk, path: &Path) -> Option<Vec<u8>> {
+    let file = disk.open(path).ok()?;
+    // Of a segment whose records take a page at least, and which has some hundred megabytes.
+    let len = usize::try_from(file.len().ok()?).ok().filter(|len| *len <= 64 << 20)?;
+    let mut bytes = vec![0; len];
+    (file.read_at(&mut bytes, 0).ok()? == len).then_some(bytes)
 }

@@ -1,14 +1,15 @@
 //! Giving space back, and making sure that what was deleted is gone.
 //!
-//! A segment is never changed in place, for chunks that were handed out lie in its mapping. So bytes go with their file:
+//! A segment is never changed in place, for chunks that were handed out are read from it. So bytes go with their file:
 //! what still counts is written anew to the active segment, made durable, and then the file is unlinked. There is no
 //! tombstone to be lost: a delete has happened when the files that held the chunk are gone, and that is synced.
 
 use std::collections::HashSet;
 
-use amem_core::ChunkId;
+use amem_core::{ChunkId, KvChunk};
 
 use super::SegmentName;
+use super::format::Entry;
 use super::index::{Location, Segment};
 use super::store::Inner;
 use super::writer::Writer;
@@ -24,7 +25,7 @@ const LITTLE: u64 = 16;
 enum WhenFull {
     /// They stay where they are, and so does their segment.
     Keep,
-    /// They go with their segment: they are a cache, and a deletion is a promise.
+    /// They go with their segment, as do those that cannot be read: they are a cache, and a deletion is a promise.
     Drop,
 }
 
@@ -34,15 +35,27 @@ impl Inner {
         let mut role = self.role();
         let writer = self.writer(&mut role)?;
         let ids = ids.iter().copied().collect::<HashSet<_>>();
-        let affected = {
-            let mut index = self.index();
-            ids.iter().for_each(|id| index.remove(id));
-            let affected = index
-                .segments
-                .iter()
-                .filter(|(_, segment)| segment.strays || segment.entries.iter().any(|entry| ids.contains(&entry.id)));
-            affected.map(|(name, _)| *name).collect::<Vec<_>>()
-        };
+        let affected = |segment: &Segment| segment.strays || segment.entries.iter().any(|entry| ids.contains(&entry.id));
+        ids.iter().for_each(|id| self.index().remove(id));
+        self.rewrite_all(writer, affected)
+    }
+
+    /// Removes the bytes of everything that does not count any more: of evicted chunks, of records that newer ones replaced,
+    /// and of those that were cut short.
+    pub(crate) fn purge(&self) -> Result<()> {
+        let mut role = self.role();
+        let writer = self.writer(&mut role)?;
+        self.rewrite_all(writer, Segment::has_dead)
+    }
+
+    /// Writes the live records of these segments anew, each once, and removes their files for good.
+    fn rewrite_all(&self, writer: &mut Writer, affected: impl Fn(&Segment) -> bool) -> Result<()> {
+        let affected: Vec<SegmentName> =
+            self.index().segments.iter().filter(|(_, segment)| affected(segment)).map(|(name, _)| *name).collect();
+        // What is written anew must not land in a segment that is written anew in its turn.
+        if writer.active().is_some_and(|active| affected.contains(&active)) {
+            writer.retire();
+        }
         for name in &affected {
             self.rewrite(writer, *name, WhenFull::Drop)?;
         }
@@ -57,7 +70,72 @@ impl Inner {
         let mut role = self.role();
         let writer = self.writer(&mut role)?;
         ids.iter().for_each(|id| self.index().remove(id));
-        self.reclaim(writer)
+        self.reclaim(writer)?;
+        if writer.is_disk_full() {
+            // There was no room to write anything anew, so nothing was removed.
+            self.force_room(writer)?;
+        }
+        Ok(())
+    }
+
+    /// Removes a segment that has something dead in it, and with it those of its chunks that there is no room for elsewhere.
+    fn force_room(&self, writer: &mut Writer) -> Result<()> {
+        let active = writer.active();
+        let least = {
+            let index = self.index();
+            let dead = index.segments.iter().filter(|(name, segment)| Some(**name) != active && segment.has_dead());
+            dead.min_by_key(|(name, segment)| (segment.live, **name)).map(|(name, _)| *name)
+        };
+        least.map_or(Ok(()), |name| self.rewrite(writer, name, WhenFull::Drop))
+    }
+
+    /// Writes a chunk. Where the files would have more bytes than they may, the oldest go until it fits.
+    pub(crate) fn append(&self, writer: &mut Writer, chunk: &KvChunk) -> Result<(SegmentName, Entry)> {
+        let could = writer.could_hold(chunk);
+        loop {
+            let appended = if could && writer.takes(chunk) { writer.append(chunk) } else { Err(writer.over_limit()) };
+            match appended {
+                Err(Error::Full { .. }) if could && self.make_room(writer)? => {}
+                result => return result,
+            }
+        }
+    }
+
+    /// Lets as much go as has to for the files to have no more bytes than they may.
+    pub(crate) fn keep_limit(&self, writer: &mut Writer) -> Result<()> {
+        while writer.is_over_limit() && self.make_room(writer)? {}
+        Ok(())
+    }
+
+    /// Removes a file: one with nothing that counts, or one that can be written anew in less, or, if it is the limit that
+    /// was reached and not the disk's end, the oldest. False if there is none.
+    fn make_room(&self, writer: &mut Writer) -> Result<bool> {
+        let (active, room) = (writer.active(), writer.room());
+        let (worn, oldest) = {
+            let index = self.index();
+            let done = || index.segments.iter().filter(|(name, _)| Some(**name) != active);
+            let least = done().min_by_key(|(name, segment)| (segment.live, **name));
+            let has_room = |segment: &Segment| segment.live * 2 < room && !writer.is_disk_full();
+            let fits = |segment: &Segment| segment.live == 0 || segment.live * 2 < segment.end && has_room(segment);
+            let worn = least.filter(|(_, segment)| fits(segment)).map(|(name, _)| *name);
+            (worn, done().next().map(|(name, _)| *name))
+        };
+        if let Some(worn) = worn {
+            match self.rewrite(writer, worn, WhenFull::Keep) {
+                Err(Error::Full { .. }) => {}
+                result => return result.map(|()| true),
+            }
+        }
+        if writer.is_disk_full() {
+            return Ok(false);
+        }
+        let Some(oldest) = oldest.or(active) else { return Ok(false) };
+        if active == Some(oldest) {
+            writer.retire();
+        }
+        writer.unlink(oldest)?;
+        self.index().remove_segment(oldest);
+        Ok(true)
     }
 
     /// Gives back the space of records that newer ones replaced, and merges what many short-lived processes left.
@@ -91,6 +169,8 @@ impl Inner {
         for id in &chunks {
             match self.secure(writer, id, name) {
                 Err(Error::Full { .. }) if when_full == WhenFull::Drop => break,
+                // It cannot be read, and a bad disk must not keep what was deleted.
+                Err(Error::Io { action: "read", .. }) if when_full == WhenFull::Drop => {}
                 secured => secured?,
             }
         }
@@ -109,7 +189,7 @@ impl Inner {
             let copied = |at: &Location| at.segment == without || self.index().is_unsealed(at.segment);
             let Some(location) = location.filter(copied) else { return Ok(()) };
             // Where a record is damaged, an older one may be whole. Without one a cache may lose the chunk.
-            let Some(chunk) = self.read(&location)? else { continue };
+            let Some(chunk) = self.read(&location, &mut Vec::new())? else { continue };
             let (segment, entry) = writer.append(&chunk)?;
             self.index().insert(segment, entry);
             return Ok(());

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::format::{self, Entry, FIXED, FirstPage, PAGE, SegmentName};
+use super::format::{self, Entry, FIXED, FirstPage, PAGE, SegmentIndex, SegmentName};
 use crate::disk::ReadAt;
 
 /// Bytes behind a record after which no further record is looked for. A file may be sparse, and so of any size, and what a
@@ -18,17 +18,26 @@ pub(crate) struct Scan {
     pub(crate) entries: Vec<Entry>,
     /// Where the last of them ends.
     pub(crate) end: u64,
+    /// Bytes of the file.
+    pub(crate) len: u64,
     /// Whether there are bytes that belong to no record: a put that was cut short, or damage. What they say is unknown,
     /// so every [`delete`](amem_core::KvStore::delete) has to take them for what it was to remove.
     pub(crate) strays: bool,
     /// Whether there is a sound seal, before which all records were synced.
     pub(crate) sealed: bool,
+    /// Whether its index file was used.
+    pub(crate) indexed: bool,
     /// A version that is not known here, in a first page that is otherwise sound.
     pub(crate) newer: Option<u32>,
 }
 
-/// The records of a whole segment: from its seal, or, where it has none, by walking its headers.
-pub(crate) fn segment(source: &(impl ReadAt + ?Sized), name: SegmentName) -> io::Result<Scan> {
+/// The records of a whole segment: from its seal, or from its index file if the bytes of one are given, or, where it has
+/// neither, by walking its headers.
+pub(crate) fn segment(
+    source: &(impl ReadAt + ?Sized),
+    name: SegmentName,
+    index: impl FnOnce() -> Option<Vec<u8>>,
+) -> io::Result<Scan> {
     let mut page = [0; PAGE as usize];
     let filled = source.read_at(&mut page, 0)?;
     let first = format::parse_first_page(&page[..filled]);
@@ -40,14 +49,36 @@ pub(crate) fn segment(source: &(impl ReadAt + ?Sized), name: SegmentName) -> io:
     }
     let mut scan = match sealed(source, name)? {
         Some(scan) => scan,
-        None => records(source, name, PAGE)?,
+        None => match indexed(source, name, index)? {
+            Some(scan) => scan,
+            None => records(source, name, PAGE)?,
+        },
     };
     scan.strays |= first == FirstPage::Damaged;
     Ok(scan)
 }
 
+/// The records of a segment from its index file, if that is sound and of this file.
+fn indexed(
+    source: &(impl ReadAt + ?Sized),
+    name: SegmentName,
+    index: impl FnOnce() -> Option<Vec<u8>>,
+) -> io::Result<Option<Scan>> {
+    let Some(bytes) = index() else { return Ok(None) };
+    let len = source.len()?;
+    let index = format::parse_index(&bytes, name, len);
+    Ok(index.map(|SegmentIndex { end, len, strays, entries }| Scan {
+        entries,
+        end,
+        len,
+        strays,
+        indexed: true,
+        ..Scan::default()
+    }))
+}
+
 /// The records that the seal of a segment names, if it has one that is sound.
-fn sealed(source: &(impl ReadAt + ?Sized), name: SegmentName) -> io::Result<Option<Scan>> {
+pub(crate) fn sealed(source: &(impl ReadAt + ?Sized), name: SegmentName) -> io::Result<Option<Scan>> {
     let len = source.len()?;
     let Some(last) = len.checked_sub(PAGE) else { return Ok(None) };
     let mut page = [0; PAGE as usize];
@@ -62,21 +93,31 @@ fn sealed(source: &(impl ReadAt + ?Sized), name: SegmentName) -> io::Result<Opti
         let filled = source.read_at(&mut fixed, entry.offset)?;
         entry.tokens = format::parse_tokens(&fixed[..filled], name, entry.offset).unwrap_or_default();
     }
-    Ok(entries.map(|entries| Scan { entries, end: seal.start, sealed: true, ..Scan::default() }))
+    Ok(entries.map(|entries| Scan { entries, end: seal.start, len, sealed: true, ..Scan::default() }))
+}
+
+/// The records from `start` on of a segment to which nothing more will be appended.
+pub(crate) fn rest(source: &(impl ReadAt + ?Sized), name: SegmentName, start: u64) -> io::Result<Scan> {
+    match sealed(source, name)? {
+        Some(mut scan) => {
+            scan.entries.retain(|entry| entry.offset >= start);
+            Ok(scan)
+        }
+        None => records(source, name, start),
+    }
 }
 
 /// The records from `start` on. Behind bytes that are no record, the next one is looked for page by page, but no further
 /// than [`STRAYS`].
 pub(crate) fn records(source: &(impl ReadAt + ?Sized), name: SegmentName, start: u64) -> io::Result<Scan> {
-    let len = source.len()?;
-    let mut scan = Scan { end: start, ..Scan::default() };
-    let mut offset = start;
-    let mut buffer = vec![0; PAGE as usize];
-    while offset < len {
-        let Some(entry) = record(source, name, offset, len, &mut buffer)? else {
+    let mut scan = tail(source, name, start)?;
+    let mut window = Window::default();
+    let mut offset = scan.end;
+    while offset < scan.len {
+        let Some(entry) = record(source, name, offset, scan.len, &mut window)? else {
             scan.strays = true;
-            let limit = len.min(scan.end.saturating_add(STRAYS));
-            match next_magic(source, offset + PAGE, limit, &mut buffer)? {
+            let limit = scan.len.min(scan.end.saturating_add(STRAYS));
+            match next_magic(source, offset + PAGE, limit, &mut window)? {
                 Some(next) => offset = next,
                 None => break,
             }
@@ -89,17 +130,58 @@ pub(crate) fn records(source: &(impl ReadAt + ?Sized), name: SegmentName, start:
     Ok(scan)
 }
 
-/// The first page from `offset` to `limit` that begins as a record does. `buffer` is scratch.
+/// The records from `start` on up to the first bytes that are none. In a segment that is being written those are at its
+/// end, so that what is new costs no more than it is long.
+pub(crate) fn tail(source: &(impl ReadAt + ?Sized), name: SegmentName, start: u64) -> io::Result<Scan> {
+    let mut scan = Scan { end: start, len: source.len()?, ..Scan::default() };
+    let mut window = Window::default();
+    while let Some(entry) = record(source, name, scan.end, scan.len, &mut window)? {
+        scan.end = entry.end();
+        scan.entries.push(entry);
+    }
+    Ok(scan)
+}
+
+/// Bytes of a file that were read together.
+#[derive(Default)]
+struct Window {
+    offset: u64,
+    bytes: Vec<u8>,
+    filled: usize,
+    /// Whether what was asked for last lay close behind what was asked for before: then more is read at once.
+    close: bool,
+}
+
+impl Window {
+    /// As many of `len` bytes from `offset` on as there are.
+    fn get(&mut self, source: &(impl ReadAt + ?Sized), offset: u64, len: usize) -> io::Result<&[u8]> {
+        let inside = |window: &Self| {
+            let start = usize::try_from(offset.checked_sub(window.offset)?).ok()?;
+            Some(start..start.checked_add(len)?).filter(|range| range.end <= window.filled)
+        };
+        if let Some(range) = inside(self) {
+            return Ok(&self.bytes[range]);
+        }
+        let ends = self.offset.saturating_add(self.filled as u64);
+        self.close = offset >= self.offset && offset.saturating_sub(ends) < STRIDE as u64 / 4 && self.filled > 0;
+        let wanted = if self.close { len.max(STRIDE) } else { len };
+        self.bytes.resize(self.bytes.len().max(wanted), 0);
+        self.filled = source.read_at(&mut self.bytes[..wanted], offset)?;
+        self.offset = offset;
+        Ok(&self.bytes[..self.filled.min(len)])
+    }
+}
+
+/// The first page from `offset` to `limit` that begins as a record does.
 fn next_magic(
     source: &(impl ReadAt + ?Sized),
     mut offset: u64,
     limit: u64,
-    buffer: &mut Vec<u8>,
+    window: &mut Window,
 ) -> io::Result<Option<u64>> {
-    buffer.resize(buffer.len().max(STRIDE), 0);
     while offset < limit {
-        let filled = source.read_at(&mut buffer[..STRIDE], offset)?;
-        let mut pages = (offset..limit).step_by(PAGE as usize).zip(buffer[..filled].chunks(PAGE as usize));
+        let bytes = window.get(source, offset, STRIDE)?;
+        let mut pages = (offset..limit).step_by(PAGE as usize).zip(bytes.chunks(PAGE as usize));
         if let Some((found, _)) = pages.find(|(_, page)| format::begins_record(page)) {
             return Ok(Some(found));
         }
@@ -108,23 +190,22 @@ fn next_magic(
     Ok(None)
 }
 
-/// The record at `offset`, if one with a sound header stands there that ends within `len` bytes. `buffer` is scratch.
+/// The record at `offset`, if one with a sound header stands there that ends within `len` bytes.
 fn record(
     source: &(impl ReadAt + ?Sized),
     name: SegmentName,
     offset: u64,
     len: u64,
-    buffer: &mut Vec<u8>,
+    window: &mut Window,
 ) -> io::Result<Option<Entry>> {
-    let mut filled = source.read_at(&mut buffer[..PAGE as usize], offset)?;
-    let fixed = &buffer[..filled.min(FIXED)];
-    let lengths = format::parse_lengths(fixed, name, offset).filter(|l| l.record <= len - offset);
-    let Some(lengths) = lengths else { return Ok(None) };
-    if lengths.header > filled {
-        buffer.resize(buffer.len().max(lengths.header), 0);
-        filled = source.read_at(&mut buffer[..lengths.header], offset)?;
+    if offset >= len {
+        return Ok(None);
     }
-    Ok(format::parse_header(&buffer[..filled], name, offset).map(|(header, lengths)| Entry {
+    let page = window.get(source, offset, PAGE as usize)?;
+    let lengths = format::parse_lengths(&page[..page.len().min(FIXED)], name, offset);
+    let Some(lengths) = lengths.filter(|lengths| lengths.record <= len - offset) else { return Ok(None) };
+    let header = window.get(source, offset, lengths.header)?;
+    Ok(format::parse_header(header, name, offset).map(|(header, lengths)| Entry {
         id: header.id(),
         offset,
         bytes: lengths.record,
@@ -165,7 +246,7 @@ mod tests {
         let name = SegmentName { generation: 1, salt: 2 };
         for len in [64 << 30, u64::MAX / 2] {
             let file = Sparse { len, bytes: format::encode_first_page(name), read: Cell::new(0) };
-            let scan = segment(&file, name).unwrap();
+            let scan = segment(&file, name, || None).unwrap();
             assert!(scan.entries.is_empty() && scan.strays);
             assert!(file.read.get() < STRAYS + 2 * STRIDE as u64, "{} bytes were read", file.read.get());
         }

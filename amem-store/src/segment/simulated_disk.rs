@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::disk::{Disk, DiskFile, ReadAt};
-use crate::map::Map;
 
 /// What a disk writes as a whole or not at all.
 const SECTOR: usize = 512;
@@ -350,16 +349,17 @@ impl Change {
 fn resize(image: &mut Vec<u8>, len: usize, random: &mut Random, stale: &[Vec<u8>]) -> bool {
     let end = image.len();
     image.resize(len, 0);
-    if len > end && !stale.is_empty() && random.one_in(2) {
-        let left = &stale[random.below(stale.len() as u64) as usize];
-        // In the same place, which is where a record of it would pass for one of this file.
-        if let Some(left) = left.get(end..) {
-            let filled = left.len().min(len - end);
-            image[end..end + filled].copy_from_slice(&left[..filled]);
-            return true;
-        }
+    if len <= end || random.one_in(2) {
+        return false;
     }
-    false
+    // In the same place, which is where a record of it would pass for one of this file, and of a file that went lately,
+    // which may have had the same number.
+    let behind = stale.iter().rev().filter_map(|left| left.get(end..)).filter(|left| !left.is_empty());
+    let left: Vec<&[u8]> = behind.take(4).collect();
+    let Some(left) = left.get(random.below(left.len() as u64) as usize) else { return false };
+    let filled = left.len().min(len - end);
+    image[end..end + filled].copy_from_slice(&left[..filled]);
+    true
 }
 
 fn error(kind: ErrorKind) -> io::Error {
@@ -596,10 +596,5 @@ impl DiskFile for SimulatedFile {
         Ok(called?)
     }
 
-    fn map(&self, len: u64) -> io::Result<Map> {
-        let mut state = self.disk.state();
-        state.call(Call::Read, false)?;
-        let live = &state.files[self.number].live;
-        Ok(Map::of_bytes(live[..live.len().min(len as usize)].to_vec()))
-    }
+    fn read_ahead(&self, _: u64, _: u64) {}
 }

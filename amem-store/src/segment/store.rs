@@ -1,5 +1,6 @@
 //! [`SegmentStore`]: the parts put together, and who may write.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::ErrorKind;
 use std::ops::Bound;
@@ -11,11 +12,15 @@ use amem_core::{ChunkId, KvChunk, KvStore, StoreStats, StoredChunk};
 use async_trait::async_trait;
 use blocking::unblock;
 
-use super::index::{Index, Location};
+use super::format::SegmentIndex;
+use super::index::{Index, Location, OpenFile, Segment};
 use super::read;
-use super::writer::Writer;
+use super::writer::{Found, Writer};
 use crate::disk::{Disk, SystemDisk, make_dirs};
 use crate::{Error, Result};
+
+/// Bytes that are read ahead of the chunk that is being checked.
+const AHEAD: u64 = 16 << 20;
 
 /// How a [`SegmentStore`] keeps its files.
 #[derive(Clone, Copy, Debug)]
@@ -24,13 +29,23 @@ pub struct SegmentOptions {
     /// Bytes after which a segment is complete and the next one begun. A chunk that is larger has one to itself.
     /// A deletion writes the rest of a segment anew, so larger segments make fewer files and dearer deletions.
     pub segment_bytes: u64,
+    /// Bytes that all files in the directory together have at most, whatever is in them: seals, records that were replaced
+    /// and chunks that were evicted included. It holds after every call of the one that writes, and while it runs, too.
+    ///
+    /// Where a put needs room, what nobody reads any more goes first, and then the segments that were written longest ago,
+    /// whole: their chunks are misses from then on. A [`Tiered`](amem_core::Tiered) above, whose policy knows what is worth
+    /// keeping, should have a budget that is so much smaller that this limit is never reached: by half, say.
+    ///
+    /// Segments have at most an eighth of it, and puts leave room for one, which a deletion writes anew. A chunk that is
+    /// larger than what is left is [`Full`](Error::Full).
+    pub max_bytes: u64,
     /// Never write, even if nobody else does.
     pub read_only: bool,
 }
 
 impl Default for SegmentOptions {
     fn default() -> Self {
-        Self { segment_bytes: 64 << 20, read_only: false }
+        Self { segment_bytes: 64 << 20, max_bytes: u64::MAX, read_only: false }
     }
 }
 
@@ -39,6 +54,12 @@ impl SegmentOptions {
     #[must_use]
     pub fn segment_bytes(self, bytes: u64) -> Self {
         Self { segment_bytes: bytes, ..self }
+    }
+
+    /// With files of at most so many bytes together.
+    #[must_use]
+    pub fn max_bytes(self, bytes: u64) -> Self {
+        Self { max_bytes: bytes, ..self }
     }
 
     /// Without writing, even if nobody else does.
@@ -51,14 +72,14 @@ impl SegmentOptions {
 /// A [`KvStore`] in a directory of append-only segment files.
 ///
 /// - A chunk that was put survives the process being killed; [`sync`](KvStore::sync) makes it survive a power cut.
-/// - A read copies nothing: a chunk's KV is the mapped file, checked against its checksums each time it is handed out.
-/// - What is damaged is a miss, counted in [`StoreStats::damaged`], and can be put again.
-/// - One process writes. Others that open the directory read, see what the writer puts, and take over when it ends.
-/// - While a store is open, no other program may write to its segments or truncate them. A chunk that was handed out is a
-///   mapped file: where the system has dropped a page of it and cannot read it again, since the file was truncated or the
-///   disk fails, touching it ends the process with the signal `SIGBUS`, and nothing here can prevent that. What was
-///   truncated before it is asked for is a miss.
+/// - A chunk is checked against its checksums each time it is handed out. Of a large one the KV stays in the file: a layer
+///   is read, and checked again, when it is asked for. Deleting the chunk does not change that.
+/// - What is damaged is a miss, counted in [`StoreStats::damaged`], and can be put again. A file that is cut or fails while
+///   a chunk is in use is an error of its layers ([`DamagedKv`](amem_core::Error::DamagedKv)).
+/// - One process writes. Others that open the directory read, see what the writer puts, and take over when it ends. While
+///   a store is open, no other program may write to its segments.
 /// - A deletion removes the files that held the chunk and writes what else was in them anew, so delete many at once.
+/// - On a full disk, puts fail and deletions work. Evicting then makes room, if need be at the price of other chunks.
 ///
 /// Cloning it gives another handle to the same store.
 #[derive(Clone)]
@@ -98,6 +119,18 @@ impl SegmentStore {
     /// As [`open`](Self::open).
     pub fn open_with(dir: impl AsRef<Path>, options: SegmentOptions) -> Result<Self> {
         Ok(Self(Arc::new(Inner::open(Arc::new(SystemDisk), dir.as_ref(), options)?)))
+    }
+
+    /// Removes the bytes of everything that does not count any more: of chunks that were evicted, of records that newer
+    /// ones replaced. They cannot be read from the files once this returns, and are not found again after the store is
+    /// reopened. Without it they stay until their room is needed.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`] when another process writes to the directory; when something cannot be written or removed.
+    /// Purging again finishes the work.
+    pub async fn purge(&self) -> Result<()> {
+        let inner = self.0.clone();
+        unblock(move || inner.purge()).await
     }
 
     /// Whether this process is the one that writes to the directory.
@@ -153,14 +186,19 @@ impl Inner {
             // The last writer may have left a record cut short, which only now is known to stay so.
             let mut index = Index::default();
             index.refresh(&*self.disk, &self.dir)?;
-            let last = index.segments.last_key_value().map_or(0, |(name, _)| name.generation);
-            let unsealed = index.segments.iter().filter(|(_, segment)| segment.unsealed);
-            let inherited = unsealed.map(|(name, _)| *name).collect();
+            let generation = index.segments.last_key_value().map_or(0, |(name, _)| name.generation);
+            let of_all = |found: fn(&Segment) -> bool| {
+                let found = index.segments.iter().filter(move |(_, segment)| found(segment));
+                found.map(|(name, segment)| (*name, segment.len)).collect::<BTreeMap<_, _>>()
+            };
+            let unsealed = of_all(|segment| segment.unsealed).into_keys().collect();
+            let found = Found { generation, unsealed, sizes: of_all(|_| true), indexes: index.indexes.clone() };
             *self.index() = index;
-            let mut writer =
-                Writer::new(self.disk.clone(), &self.dir, lock, self.options.segment_bytes, last, inherited);
+            let mut writer = Writer::new(self.disk.clone(), &self.dir, lock, &self.options, found);
             // A chance to tidy up. What fails here will fail, and be told, where it matters.
             let _ = self.reclaim(&mut writer);
+            let _ = self.keep_limit(&mut writer);
+            self.write_indexes(&mut writer);
             *role = Role::Writer(Box::new(writer));
             self.writes.store(true, Relaxed);
         }
@@ -185,21 +223,23 @@ impl Inner {
         Error::ReadOnly { path: self.dir.clone(), reason: reason.to_owned() }
     }
 
+    /// Lists the records of segments without a seal in index files, where there are none yet.
+    fn write_indexes(&self, writer: &mut Writer) {
+        let index = self.index();
+        let walked = index.segments.iter().filter(|(_, segment)| segment.unsealed && !segment.indexed);
+        for (name, Segment { entries, end, len, strays, .. }) in walked {
+            let listed = SegmentIndex { end: *end, len: *len, strays: *strays, entries: entries.clone() };
+            writer.write_index(*name, &listed);
+        }
+    }
+
     pub(crate) fn get_many(&self, ids: &[ChunkId]) -> Result<Vec<Option<KvChunk>>> {
-        let mut failure = None;
-        let mut look_up = |id: &ChunkId| {
-            self.look_up(id).unwrap_or_else(|error| {
-                failure = Some(error);
-                None
-            })
-        };
-        let mut found: Vec<Option<KvChunk>> = ids.iter().map(&mut look_up).collect();
+        let mut found = vec![None; ids.len()];
+        let mut failure = self.look_up(ids, &mut found).err();
         if found.iter().any(Option::is_none) && !self.writes.load(Relaxed) {
             // The writer may have put them, or moved them, since this reader last looked.
             self.index().refresh(&*self.disk, &self.dir)?;
-            for (id, found) in ids.iter().zip(&mut found).filter(|(_, found)| found.is_none()) {
-                *found = look_up(id);
-            }
+            failure = self.look_up(ids, &mut found).err().or(failure);
         }
         let hits = found.iter().flatten().count();
         self.hits.fetch_add(hits as u64, Relaxed);
@@ -212,41 +252,78 @@ impl Inner {
 
     /// Has the system read ahead what these chunks occupy. Whatever fails here is told by who reads them.
     fn prefetch(&self, ids: &[ChunkId]) {
-        for id in ids {
-            let Some(location) = self.index().chunks.get(id).copied() else { continue };
-            let path = self.dir.join(location.segment.file_name());
-            let map = self.index().segments.get_mut(&location.segment).map(|segment| segment.map(&*self.disk, &path));
-            if let Some(Ok(map)) = map {
-                read::prefetch(&location, &map);
-            }
+        let locations: Vec<Location> = {
+            let index = self.index();
+            ids.iter().filter_map(|id| index.chunks.get(id).copied()).collect()
+        };
+        locations.iter().for_each(|location| self.read_ahead(location));
+    }
+
+    fn read_ahead(&self, location: &Location) {
+        let path = self.dir.join(location.segment.file_name());
+        let open = self.index().open(location.segment, &*self.disk, &path);
+        if let Ok(OpenFile { file, .. }) = open {
+            file.read_ahead(location.entry.offset, location.entry.bytes);
         }
     }
 
-    fn look_up(&self, id: &ChunkId) -> Result<Option<KvChunk>> {
+    /// The chunks of these ids that are not found yet. They are read in the order in which they lie on the disk, which reads
+    /// the next ones while one is checked. An error is that of the last that could not be read; the others are there.
+    fn look_up(&self, ids: &[ChunkId], found: &mut [Option<KvChunk>]) -> Result<()> {
+        let mut wanted: Vec<(Location, usize)> = {
+            let index = self.index();
+            let missing = ids.iter().enumerate().filter(|(at, _)| found[*at].is_none());
+            missing.filter_map(|(at, id)| Some((*index.chunks.get(id)?, at))).collect()
+        };
+        wanted.sort_unstable_by_key(|(location, _)| (location.segment, location.entry.offset));
+        let (mut ahead, mut next, mut buffer) = (0, 0, Vec::new());
+        let mut result = Ok(());
+        for (at, (location, place)) in wanted.iter().enumerate() {
+            while let Some((later, _)) = wanted.get(next.max(at + 1)).filter(|_| ahead < AHEAD) {
+                self.read_ahead(later);
+                (ahead, next) = (ahead + later.entry.bytes, next.max(at + 1) + 1);
+            }
+            if next > at {
+                ahead = ahead.saturating_sub(location.entry.bytes);
+            }
+            match self.look_up_one(location, &mut buffer) {
+                Ok(chunk) => found[*place] = chunk,
+                Err(error) => result = Err(error),
+            }
+        }
+        result
+    }
+
+    fn look_up_one(&self, first: &Location, buffer: &mut Vec<u8>) -> Result<Option<KvChunk>> {
         // More than once only if the record is damaged, or if a deletion of its neighbours moved the chunk meanwhile: a
         // location that was read in vain is in the index no more.
+        let mut location = *first;
         loop {
-            let location = self.index().chunks.get(id).copied();
-            let Some(location) = location else { return Ok(None) };
-            if let Some(chunk) = self.read(&location)? {
+            if let Some(chunk) = self.read(&location, buffer)? {
                 return Ok(Some(chunk));
             }
+            let Some(moved) = self.index().chunks.get(&first.entry.id).copied() else { return Ok(None) };
+            location = moved;
         }
     }
 
     /// The chunk at a location. One that is not there as it should be gives way to an older record of the chunk, or, if
     /// there is none, is forgotten, so that it can be put again.
-    pub(crate) fn read(&self, location: &Location) -> Result<Option<KvChunk>> {
+    pub(crate) fn read(&self, location: &Location, buffer: &mut Vec<u8>) -> Result<Option<KvChunk>> {
         let path = self.dir.join(location.segment.file_name());
-        // A mapping outlives its file, but what the writer deleted is not to be found here either.
+        // An open file outlives its name, but what the writer deleted is not to be found here either.
         let gone = !self.writes.load(Relaxed) && matches!(self.disk.exists(&path), Ok(false));
-        let map = match self.index().segments.get_mut(&location.segment) {
-            Some(segment) if !gone => segment.map(&*self.disk, &path),
-            _ => Err(ErrorKind::NotFound.into()),
+        let open = {
+            let mut index = self.index();
+            match index.segments.contains_key(&location.segment) && !gone {
+                true => index.open(location.segment, &*self.disk, &path),
+                false => Err(ErrorKind::NotFound.into()),
+            }
         };
-        match map {
-            Ok(map) => {
-                let chunk = read::chunk(location, &map, &*self.disk, &path);
+        match open {
+            Ok(OpenFile { file, lend }) => {
+                // A disk that cannot read it now may do so later: it is not forgotten.
+                let chunk = read::chunk(location, &file, lend, buffer).map_err(Error::io("read", &path))?;
                 if chunk.is_none() && self.index().fall_back(location) {
                     self.damaged.fetch_add(1, Relaxed);
                 }
@@ -256,7 +333,7 @@ impl Inner {
                 self.index().remove_segment(location.segment);
                 Ok(None)
             }
-            Err(error) => Err(Error::io("map", &path)(error)),
+            Err(error) => Err(Error::io("open", &path)(error)),
         }
     }
 
@@ -268,12 +345,12 @@ impl Inner {
             let suffices = |measured: bool| measured || chunk.sensitivity().is_none();
             let held = self.index().chunks.get(&chunk.id()).copied();
             let copy = match held {
-                Some(held) if self.index().is_unsealed(held.segment) => self.look_up(&chunk.id())?,
+                Some(held) if self.index().is_unsealed(held.segment) => self.look_up_one(&held, &mut Vec::new())?,
                 Some(held) if suffices(held.entry.measured) => continue,
                 _ => None,
             };
             let copy = copy.filter(|held| suffices(held.sensitivity().is_some()));
-            let (segment, entry) = writer.append(copy.as_ref().unwrap_or(chunk))?;
+            let (segment, entry) = self.append(writer, copy.as_ref().unwrap_or(chunk))?;
             replaced |= self.index().insert(segment, entry);
         }
         if replaced {

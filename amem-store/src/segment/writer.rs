@@ -1,14 +1,19 @@
 //! Appending: the one process that holds the lock writes to one segment at a time.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use amem_core::KvChunk;
 
-use super::format::{self, Entry, Lengths, PAGE, SegmentName};
+use super::format::{self, Entry, Lengths, PAGE, SegmentIndex, SegmentName};
+use super::store::SegmentOptions;
 use crate::disk::{Disk, DiskFile, sync_entry};
 use crate::{Error, Result};
+
+/// Where the files' bytes have a limit, a segment has at most this part of it.
+const PARTS: u64 = 8;
 
 /// The right to write to a store's directory, and the segment being written.
 pub(crate) struct Writer {
@@ -21,6 +26,14 @@ pub(crate) struct Writer {
     retired: Vec<Active>,
     /// Segments that earlier processes may not have synced.
     inherited: Vec<SegmentName>,
+    /// Bytes that the directory's files may have.
+    max_bytes: u64,
+    /// Bytes of each segment's file, its index file's included.
+    sizes: BTreeMap<SegmentName, u64>,
+    /// Segments with an index file, and index files without their segment.
+    indexes: BTreeSet<SegmentName>,
+    /// Whether the disk had no room when something was last written, and nothing was removed since.
+    disk_full: bool,
     /// Whether a file was made since the directory was last synced.
     made: bool,
     /// Whether a file was removed since then. At first that is unknown, for an earlier process may have removed one.
@@ -43,31 +56,56 @@ struct Active {
     unsynced: bool,
 }
 
+/// What a writer finds when it begins.
+#[derive(Default)]
+pub(crate) struct Found {
+    /// The highest generation of the segments that are there.
+    pub(crate) generation: u64,
+    /// Segments that earlier processes may not have synced.
+    pub(crate) unsealed: Vec<SegmentName>,
+    /// Bytes of each segment's file.
+    pub(crate) sizes: BTreeMap<SegmentName, u64>,
+    /// Index files.
+    pub(crate) indexes: BTreeSet<SegmentName>,
+}
+
 impl Writer {
-    /// A writer that begins its segments after `generation`. A segment that was open when its process ended is never
-    /// appended to: what a power cut left behind its end is unknown. Those of `inherited` are synced at the first sync.
+    /// A writer that begins its segments after those that it found. A segment that was open when its process ended is never
+    /// appended to: what a power cut left behind its end is unknown.
     pub(crate) fn new(
         disk: Arc<dyn Disk>,
         dir: &Path,
         lock: Box<dyn Send>,
-        segment_bytes: u64,
-        generation: u64,
-        inherited: Vec<SegmentName>,
+        options: &SegmentOptions,
+        found: Found,
     ) -> Self {
-        Self {
+        let mut writer = Self {
             disk,
             dir: dir.to_owned(),
-            segment_bytes,
-            generation,
+            segment_bytes: options.segment_bytes.min(options.max_bytes / PARTS),
+            generation: found.generation,
             active: None,
             retired: Vec::new(),
-            inherited,
+            inherited: found.unsealed,
+            max_bytes: options.max_bytes,
+            sizes: found.sizes,
+            indexes: found.indexes,
+            disk_full: false,
             made: false,
             removed: true,
             dir_lasts: false,
             poison: None,
             _lock: lock,
+        };
+        for name in writer.indexes.clone() {
+            let bytes = writer.disk.open(&writer.dir.join(name.index_name())).and_then(|file| file.len());
+            // One that cannot be looked at is removed below with those that are of no segment.
+            match (bytes, writer.sizes.get_mut(&name)) {
+                (Ok(bytes), Some(size)) => *size += bytes,
+                _ => _ = writer.remove_index(name),
+            }
         }
+        writer
     }
 
     /// # Errors
@@ -85,21 +123,115 @@ impl Writer {
     }
 
     /// Writes a record of `chunk`, which then survives the end of the process.
+    ///
+    /// # Errors
+    /// [`Error::Full`] where the disk has no room for it, or the files would have more bytes than they may.
     pub(crate) fn append(&mut self, chunk: &KvChunk) -> Result<(SegmentName, Entry)> {
         self.check()?;
-        let Some(lengths) = Lengths::of_chunk(chunk) else {
-            let source = io::Error::other("the chunk is larger than a record can be");
-            return Err(Error::Full { path: self.dir.clone(), source });
-        };
+        let lengths = self.lengths(chunk)?;
         let fits = |active: &Active| active.end == PAGE || active.end + lengths.record <= self.segment_bytes;
-        if !self.active.as_ref().is_some_and(fits) {
+        let begins = !self.active.as_ref().is_some_and(fits);
+        let around = match self.active.as_ref().filter(|_| !begins) {
+            Some(active) => seal_bytes(active.entries.len() + 1) - seal_bytes(active.entries.len()),
+            None => PAGE + seal_bytes(1),
+        };
+        if lengths.record.saturating_add(around) > self.room() {
+            return Err(self.over_limit());
+        }
+        if begins {
             self.seal()?;
             self.active = Some(self.begin()?);
         }
         let Some(active) = &mut self.active else { return Err(self.poisoned("no segment is open".into())) };
+        let name = active.name;
         match active.append(chunk, &lengths) {
-            Ok(entry) => Ok((active.name, entry)),
+            Ok(entry) => {
+                self.sizes.insert(name, entry.end());
+                Ok((name, entry))
+            }
             Err(error) => Err(self.abandon(error)),
+        }
+    }
+
+    /// The lengths of a record of `chunk`.
+    ///
+    /// # Errors
+    /// [`Error::Full`] where none could hold it.
+    fn lengths(&self, chunk: &KvChunk) -> Result<Lengths> {
+        Lengths::of_chunk(chunk).ok_or_else(|| {
+            let source = io::Error::other("the chunk is larger than a record can be");
+            Error::Full { path: self.dir.clone(), source }
+        })
+    }
+
+    /// Whether a record of `chunk` would have room in a directory without any other.
+    pub(crate) fn could_hold(&self, chunk: &KvChunk) -> bool {
+        let alone = |lengths: Lengths| lengths.record.saturating_add(PAGE + seal_bytes(1) + self.segment_bytes);
+        self.lengths(chunk).is_ok_and(|lengths| alone(lengths) <= self.max_bytes)
+    }
+
+    /// Whether a record of `chunk` may be written as a put, which leaves room for a segment to be written anew: else a
+    /// deletion would have to take others with it.
+    pub(crate) fn takes(&self, chunk: &KvChunk) -> bool {
+        let room = self.room().saturating_sub(self.segment_bytes);
+        self.max_bytes == u64::MAX || self.lengths(chunk).is_ok_and(|lengths| lengths.record + PAGE + seal_bytes(1) <= room)
+    }
+
+    /// Bytes of the directory's files, and of the seal that the active segment will get.
+    pub(crate) fn used(&self) -> u64 {
+        let seal = self.active.as_ref().map_or(0, |active| seal_bytes(active.entries.len()));
+        self.sizes.values().sum::<u64>().saturating_add(seal)
+    }
+
+    /// Bytes that may still be written.
+    pub(crate) fn room(&self) -> u64 {
+        self.max_bytes.saturating_sub(self.used())
+    }
+
+    /// Whether there are more bytes than there may be, because there may be fewer than before.
+    pub(crate) fn is_over_limit(&self) -> bool {
+        self.used() > self.max_bytes
+    }
+
+    /// Whether the disk had no room when something was last written, and nothing was removed since.
+    pub(crate) fn is_disk_full(&self) -> bool {
+        self.disk_full
+    }
+
+    pub(crate) fn over_limit(&self) -> Error {
+        let reason = format!("its limit of {} bytes is reached", self.max_bytes);
+        Error::Full { path: self.dir.clone(), source: io::Error::new(ErrorKind::QuotaExceeded, reason) }
+    }
+
+    /// Lists the records of a segment without a seal in an index file beside it, so that the next process need not walk
+    /// it. If that fails, it is walked again.
+    pub(crate) fn write_index(&mut self, name: SegmentName, index: &SegmentIndex) {
+        let bytes = format::encode_index(name, index);
+        if self.indexes.contains(&name) && self.remove_index(name).is_err() || self.room() < bytes.len() as u64 {
+            return;
+        }
+        let path = self.dir.join(name.index_name());
+        let Ok(file) = self.disk.create(&path) else { return };
+        self.indexes.insert(name);
+        *self.sizes.entry(name).or_default() += bytes.len() as u64;
+        if file.write_all_at(&bytes, 0).is_err() {
+            let _ = self.remove_index(name);
+        }
+    }
+
+    fn remove_index(&mut self, name: SegmentName) -> Result<()> {
+        let path = self.dir.join(name.index_name());
+        let bytes = self.disk.open(&path).and_then(|file| file.len()).unwrap_or_default();
+        match self.disk.remove(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io("remove", &path)(error)),
+            _ => {
+                self.removed = true;
+                self.indexes.remove(&name);
+                if let Some(size) = self.sizes.get_mut(&name) {
+                    *size = size.saturating_sub(bytes);
+                }
+                Ok(())
+            }
         }
     }
 
@@ -108,7 +240,11 @@ impl Writer {
         self.sync_records(None)?;
         // A segment without a seal is read by walking its headers, so a seal that is not written, or lost in a power cut,
         // costs nothing but that.
-        let _ = self.active.take().map(|active| active.write_seal());
+        if let Some(active) = self.active.take()
+            && active.write_seal().is_ok()
+        {
+            *self.sizes.entry(active.name).or_default() += seal_bytes(active.entries.len());
+        }
         Ok(())
     }
 
@@ -159,12 +295,17 @@ impl Writer {
 
     /// Removes a segment's file, which must not be the active one.
     pub(crate) fn unlink(&mut self, name: SegmentName) -> Result<()> {
+        if self.indexes.contains(&name) {
+            self.remove_index(name)?;
+        }
         let path = self.dir.join(name.file_name());
         self.removed = true;
         match self.disk.remove(&path) {
             Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io("remove", &path)(error)),
             _ => {
                 self.retired.retain(|segment| segment.name != name);
+                self.sizes.remove(&name);
+                self.disk_full = false;
                 Ok(())
             }
         }
@@ -174,10 +315,17 @@ impl Writer {
         self.generation = self.generation.saturating_add(1);
         let name = SegmentName { generation: self.generation, salt: self.disk.random() };
         let path = self.dir.join(name.file_name());
-        let file = self.disk.create(&path).map_err(Error::writing(&path))?;
+        let file = self.disk.create(&path).map_err(|error| {
+            self.disk_full |= is_full(&error);
+            Error::writing(&path)(error)
+        })?;
         self.made = true;
+        self.sizes.insert(name, PAGE);
         if let Err(error) = file.write_all_at(&format::encode_first_page(name), 0) {
-            let _ = self.disk.remove(&path);
+            self.disk_full |= is_full(&error);
+            if self.disk.remove(&path).is_ok() {
+                self.sizes.remove(&name);
+            }
             return Err(Error::writing(&path)(error));
         }
         Ok(Active { name, path, file, entries: Vec::new(), end: PAGE, unsynced: true })
@@ -186,6 +334,7 @@ impl Writer {
     /// Leaves a segment whose last write failed. A full disk is a state that passes, and a chunk that cannot be read is no
     /// fault of the disk; after anything else nobody knows what was written.
     fn abandon(&mut self, error: Error) -> Error {
+        self.disk_full |= matches!(error, Error::Full { .. });
         if let Some(active) = self.active.take() {
             // What it holds already is out of `sync`'s sight from now on.
             let cut = active.file.set_len(active.end).and_then(|()| active.file.sync());
@@ -200,6 +349,15 @@ impl Writer {
         self.poison = Some(reason.clone());
         Error::Poisoned { path: self.dir.clone(), reason }
     }
+}
+
+/// Bytes of a seal over this many records.
+fn seal_bytes(entries: usize) -> u64 {
+    format::seal_bytes(entries).unwrap_or(u64::MAX)
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
 }
 
 impl Drop for Writer {
@@ -266,7 +424,8 @@ mod tests {
     }
 
     fn writer(dir: &tempfile::TempDir) -> Writer {
-        Writer::new(Arc::new(SystemDisk), dir.path(), Box::new(()), 1 << 20, 0, Vec::new())
+        let options = SegmentOptions::default().segment_bytes(1 << 20);
+        Writer::new(Arc::new(SystemDisk), dir.path(), Box::new(()), &options, Found::default())
     }
 
     #[test]
