@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use amem_core::{ChunkId, Dtype, Encoding, HostKv, KvChunk, KvData, KvShape, PrefixId};
 
@@ -51,6 +51,12 @@ struct Run {
     promises: BTreeMap<u64, Promise>,
     /// Whether a sync failed since the power was last cut: the disk may lack what programs see.
     sync_failed: bool,
+    /// What other processes found wrong.
+    wrong: Arc<Mutex<Vec<String>>>,
+    /// Another process that has the store open.
+    reader: Option<Arc<Inner>>,
+    /// Errors injected before this process began.
+    injected: u64,
     /// Syncs that do nothing, by the call of the store that makes them.
     pretended: Vec<(Act, Call)>,
     states: u64,
@@ -63,6 +69,7 @@ enum Act {
     Put,
     Delete,
     Evict,
+    Purge,
     Sync,
     Get,
     Close,
@@ -146,6 +153,17 @@ impl Promise {
         Ok(())
     }
 
+    /// Whether what another process found, maybe while this one was at work, is what may be found. It may be the record
+    /// that a newer one has just replaced. What is held has to be found, unless `forgetful`.
+    fn check_other(&self, found: Option<&KvChunk>, forgetful: bool) -> Result<(), &'static str> {
+        match found {
+            None if self.until_power_cut.is_some() && !forgetful => Err("another process does not find what is held"),
+            Some(_) if self.put.is_empty() => Err("another process finds what was deleted"),
+            Some(found) if !self.put.iter().any(|put| same(put, found)) => Err("another process finds other bytes"),
+            _ => Ok(()),
+        }
+    }
+
     fn let_go(&mut self) {
         (self.until_power_cut, self.always) = (None, None);
     }
@@ -162,6 +180,9 @@ impl Run {
             lives: 0,
             promises: (0..CHUNKS).map(|at| (at, Promise::default())).collect(),
             sync_failed: false,
+            wrong: Arc::default(),
+            reader: None,
+            injected: 0,
             pretended: pretended.to_vec(),
             states: 0,
         }
@@ -173,7 +194,12 @@ impl Run {
             self.pretended.iter().filter(|(during, _)| *during == act).map(|(_, call)| *call).collect();
         self.disk.pretend(&pretended);
         let (failed, injected) = (self.disk.failed_syncs(), self.disk.injected());
+        let alone = matches!(act, Act::Open | Act::Close | Act::Get) || !self.random.one_in(3);
+        if !alone {
+            self.read_meanwhile();
+        }
         let result = what();
+        self.disk.let_be();
         self.disk.pretend(&[]);
         self.sync_failed |= self.disk.failed_syncs() > failed;
         if self.disk.injected() > injected {
@@ -220,9 +246,65 @@ impl Run {
         (0..count).map(|_| self.random.below(CHUNKS)).collect()
     }
 
+    /// Whether chunks may be lost that were not let go of: there is a limit, or there was an error.
+    fn is_forgetful(&self) -> bool {
+        self.options.max_bytes != u64::MAX || self.disk.injected() > self.injected
+    }
+
+    /// Has another process read everything in the middle of the next call of the store.
+    fn read_meanwhile(&mut self) {
+        let reader = self.reader.clone();
+        let (disk, options) = (self.disk.clone(), self.options.read_only(true));
+        let (promises, forgetful) = (self.promises.clone(), self.is_forgetful());
+        let wrong = self.wrong.clone();
+        self.disk.interrupt(self.random.below(12), move || {
+            let found = disk.clone().undisturbed(|| {
+                let reader = match reader {
+                    Some(reader) => reader,
+                    None => Arc::new(Inner::open(Arc::new(disk.clone()), Path::new(DIR), options)?),
+                };
+                let found = reader.get_many(&(0..CHUNKS).map(id).collect::<Vec<_>>())?;
+                // It may go between being found and being read, as far as this process is concerned.
+                Ok(found.into_iter().map(|chunk| chunk.map(|chunk| owned(&chunk))).collect::<Vec<_>>())
+            });
+            let found: crate::Result<Vec<Option<Option<KvChunk>>>> = found;
+            let mut wrong = wrong.lock().unwrap();
+            match found {
+                Ok(found) => {
+                    for (at, found) in found.into_iter().enumerate() {
+                        let checked = match found {
+                            Some(None) => Err("another process cannot read what it was given"),
+                            found => promises[&(at as u64)].check_other(found.flatten().as_ref(), forgetful),
+                        };
+                        wrong.extend(checked.err().map(|wrong| format!("chunk {at}: {wrong}")));
+                    }
+                }
+                Err(_) if disk.is_down() => {}
+                Err(error) => wrong.push(format!("another process cannot read: {error}")),
+            }
+        });
+    }
+
     /// One call of the store, which may fail, and what it promises.
     fn step(&mut self, store: &Inner) -> Outcome<()> {
-        match self.random.below(20) {
+        self.call(store)?;
+        if let Some(wrong) = self.wrong.lock().unwrap().pop().filter(|_| !self.disk.is_down()) {
+            return Err(wrong);
+        }
+        self.check_limit()
+    }
+
+    /// Whether the files have no more bytes than they may, where nothing failed.
+    fn check_limit(&self) -> Outcome<()> {
+        let bytes = self.disk.bytes_in(Path::new(DIR));
+        if bytes > self.options.max_bytes && !self.disk.is_down() && self.disk.injected() == self.injected {
+            return Err(format!("the files have {bytes} bytes of {}", self.options.max_bytes));
+        }
+        Ok(())
+    }
+
+    fn call(&mut self, store: &Inner) -> Outcome<()> {
+        match self.random.below(21) {
             0..9 => {
                 for at in self.some_chunks() {
                     let new = chunk(at, self.random.below(3));
@@ -230,6 +312,9 @@ impl Run {
                     self.promise(at).put.push(new.clone());
                     let failed = self.disk.failed_syncs();
                     let put = self.act(Act::Put, || store.put(std::slice::from_ref(&new)));
+                    if self.options.max_bytes != u64::MAX {
+                        self.let_go_of_what_is_lost(store);
+                    }
                     // A sync that fails may take the record out of the system's memory too.
                     if put.is_ok() && !self.disk.is_down() && self.disk.failed_syncs() == failed {
                         self.promise(at).ours = true;
@@ -263,6 +348,9 @@ impl Run {
                         self.promise(at).put.clear();
                     }
                 }
+                if self.options.max_bytes != u64::MAX {
+                    self.let_go_of_what_is_lost(store);
+                }
             }
             11..14 => {
                 let chosen = self.some_chunks();
@@ -274,7 +362,25 @@ impl Run {
                     self.let_go_of_what_is_lost(store);
                 }
             }
-            14..18 => {
+            14 => {
+                let injected = self.disk.injected();
+                let purged = self.act(Act::Purge, || store.purge());
+                if self.disk.injected() > injected || self.options.max_bytes != u64::MAX {
+                    self.let_go_of_what_is_lost(store);
+                }
+                if purged.is_ok() && !self.disk.is_down() {
+                    for at in 0..CHUNKS {
+                        if self.look(store, at)?.is_none() {
+                            let tokens: Vec<u8> = chunk(at, 0).tokens().iter().flat_map(|t| t.to_le_bytes()).collect();
+                            if at > 0 && !self.promise(at).put.is_empty() && self.disk.contains(&tokens) {
+                                return Err(format!("chunk {at}: what was purged is in a file"));
+                            }
+                            self.promise(at).put.clear();
+                        }
+                    }
+                }
+            }
+            15..19 => {
                 if self.act(Act::Sync, || store.sync()).is_ok() && !self.disk.is_down() {
                     for at in 0..CHUNKS {
                         // After a sync that failed, nobody knows of what earlier processes put.
@@ -326,8 +432,14 @@ impl Run {
             self.disk.inject(faults);
         }
         let injected = self.disk.injected();
+        self.injected = injected;
         match self.open() {
             Ok(store) => {
+                self.check_limit()?;
+                if self.random.one_in(2) {
+                    let (disk, options) = (Arc::new(self.disk.clone()), self.options.read_only(true));
+                    self.reader = self.disk.undisturbed(|| Inner::open(disk, Path::new(DIR), options)).ok().map(Arc::new);
+                }
                 for _ in 0..STEPS {
                     if self.disk.is_down() {
                         break;
@@ -339,6 +451,7 @@ impl Run {
                     self.disk.stop();
                 }
                 self.close(store);
+                self.reader = None;
             }
             Err(_) if self.disk.is_down() || self.disk.injected() > injected => {}
             Err(error) => return Err(format!("opening failed: {error}")),
@@ -460,6 +573,8 @@ fn prepare_with(seed: u64, again: u64, prepare: &dyn Fn() -> Run) -> Run {
     run.disk.reseed(seed << 20 | again);
     // Segments of a few chunks, or so large that many small ones are merged.
     (run.options.segment_bytes, run.lives) = if seed.is_multiple_of(4) { (1 << 20, 6) } else { (48 << 10, 3) };
+    // Every fifth store has less room than its chunks need.
+    run.options.max_bytes = if seed % 5 == 2 { 200 << 10 } else { u64::MAX };
     run
 }
 
@@ -496,7 +611,8 @@ enum Mistake {
 #[test]
 fn the_simulation_notices_what_it_is_for() {
     use Mistake::{Saltless, Skipped, Store};
-    const ALL: [Act; 7] = [Act::Open, Act::Put, Act::Delete, Act::Evict, Act::Sync, Act::Get, Act::Close];
+    const ALL: [Act; 8] =
+        [Act::Open, Act::Put, Act::Delete, Act::Evict, Act::Purge, Act::Sync, Act::Get, Act::Close];
     let mistakes = [
         ("a payload is not checked", Store(Planted::NoPayloadChecksum)),
         ("a damaged record hides an older one", Store(Planted::NoOlderRecord)),
@@ -514,6 +630,10 @@ fn the_simulation_notices_what_it_is_for() {
         ("a segment is sealed and not synced when closed", Skipped(vec![(Act::Close, Call::SyncFile)])),
         ("a deletion removes files before their copies are synced", Skipped(vec![(Act::Delete, Call::SyncFile)])),
         ("a deletion does not sync the directory", Skipped(vec![(Act::Delete, Call::SyncDir)])),
+        ("a purge does not sync the directory", Skipped(vec![(Act::Purge, Call::SyncDir)])),
+        ("a purge leaves what was evicted", Store(Planted::NothingPurged)),
+        ("a put goes over the limit", Store(Planted::NoLimit)),
+        ("files go before what was in them is written anew", Store(Planted::RemovedFirst)),
         ("an eviction removes files before their copies are synced", Skipped(vec![(Act::Evict, Call::SyncFile)])),
     ];
     let mut unnoticed = Vec::new();

@@ -11,6 +11,12 @@ pub(crate) enum Planted {
     NoOlderRecord,
     /// What is in a segment without a seal is taken for durable.
     UnsealedTrusted,
+    /// A purge does nothing.
+    NothingPurged,
+    /// Nothing is counted against the limit.
+    NoLimit,
+    /// A segment is removed before what it holds is written anew.
+    RemovedFirst,
 }
 
 thread_local! {

@@ -11,6 +11,8 @@ use amem_core::{ChunkId, KvChunk};
 use super::SegmentName;
 use super::format::Entry;
 use super::index::{Location, Segment};
+#[cfg(test)]
+use super::planted::{self, Planted};
 use super::store::Inner;
 use super::writer::Writer;
 use crate::{Error, Result};
@@ -45,6 +47,10 @@ impl Inner {
     pub(crate) fn purge(&self) -> Result<()> {
         let mut role = self.role();
         let writer = self.writer(&mut role)?;
+        #[cfg(test)]
+        if planted::is(Planted::NothingPurged) {
+            return Ok(());
+        }
         self.rewrite_all(writer, Segment::has_dead)
     }
 
@@ -166,6 +172,10 @@ impl Inner {
             writer.retire();
         }
         let chunks = self.index().chunks_in(name);
+        #[cfg(test)]
+        if planted::is(Planted::RemovedFirst) {
+            writer.unlink(name)?;
+        }
         for id in &chunks {
             match self.secure(writer, id, name) {
                 Err(Error::Full { .. }) if when_full == WhenFull::Drop => break,

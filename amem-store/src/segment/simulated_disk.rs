@@ -123,6 +123,8 @@ struct State {
     pretended: Vec<Call>,
     /// All salts are the same.
     saltless: bool,
+    /// What happens before a change that is so many changes away.
+    interruption: Option<(u64, Box<dyn FnOnce() + Send>)>,
     /// What removed and lost files held: what blocks hold that a file was given and nothing was written to.
     stale: Vec<Vec<u8>>,
 }
@@ -162,6 +164,7 @@ impl SimulatedDisk {
             failed_syncs: 0,
             pretended: Vec::new(),
             saltless: false,
+            interruption: None,
             stale: Vec::new(),
         })))
     }
@@ -180,6 +183,41 @@ impl SimulatedDisk {
     pub(super) fn inject(&self, faults: Faults) {
         let mut state = self.state();
         state.faults = Some(Faults { from: state.calls + faults.from, ..faults });
+    }
+
+    /// Has something happen before the `changes`th change from now on: what another process does meanwhile.
+    pub(super) fn interrupt(&self, changes: u64, what: impl FnOnce() + Send + 'static) {
+        self.state().interruption = Some((changes, Box::new(what)));
+    }
+
+    /// Forgets what was to happen, if it did not.
+    pub(super) fn let_be(&self) {
+        self.state().interruption = None;
+    }
+
+    /// Called before each change.
+    fn interrupted(&self) {
+        let due = {
+            let mut state = self.state();
+            match &mut state.interruption {
+                Some((0, _)) => state.interruption.take(),
+                Some((left, _)) => {
+                    *left -= 1;
+                    None
+                }
+                None => None,
+            }
+        };
+        if let Some((_, what)) = due {
+            what();
+        }
+    }
+
+    /// Bytes of all files in a directory.
+    pub(super) fn bytes_in(&self, dir: &Path) -> u64 {
+        let state = self.state();
+        let files = state.live.iter().filter(|(path, _)| path.parent() == Some(dir)).filter_map(|(_, node)| node.file());
+        files.map(|number| state.files[number].live.len() as u64).sum()
     }
 
     pub(super) fn pretend(&self, syncs: &[Call]) {
@@ -474,6 +512,7 @@ impl Disk for SimulatedDisk {
     }
 
     fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        self.interrupted();
         let mut state = self.state();
         state.call(Call::Change, true)?;
         if state.live.contains_key(path) {
@@ -494,6 +533,7 @@ impl Disk for SimulatedDisk {
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
+        self.interrupted();
         let mut state = self.state();
         state.call(Call::Change, false)?;
         state.node(path)?;
@@ -502,6 +542,7 @@ impl Disk for SimulatedDisk {
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        self.interrupted();
         let mut state = self.state();
         state.call(Call::SyncDir, false)?;
         state.node(dir)?;
@@ -545,6 +586,7 @@ impl ReadAt for SimulatedFile {
 
 impl DiskFile for SimulatedFile {
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.disk.interrupted();
         let mut state = self.disk.state();
         let called = state.call(Call::Change, true);
         let written = match called {
@@ -561,6 +603,7 @@ impl DiskFile for SimulatedFile {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
+        self.disk.interrupted();
         let mut state = self.disk.state();
         // Files are sparse: a longer one needs no room yet.
         state.call(Call::Change, false)?;
@@ -569,6 +612,7 @@ impl DiskFile for SimulatedFile {
     }
 
     fn sync(&self) -> io::Result<()> {
+        self.disk.interrupted();
         let mut state = self.disk.state();
         let called = state.call(Call::SyncFile, true);
         let pretended = state.pretended.contains(&Call::SyncFile);
