@@ -3,7 +3,7 @@
 use amem_core::{ChunkId, KvChunk};
 
 use crate::remote::format;
-use crate::segment::{SegmentName, scan};
+use crate::segment::{SegmentName, index_entries, scan};
 
 /// Reads `bytes` as a segment file, as opening a store would, and says how many records it found.
 ///
@@ -16,6 +16,17 @@ pub fn segment(bytes: &[u8]) -> usize {
     };
     let name = SegmentName { generation: number(16), salt: number(24) };
     scan::segment(bytes, name, || None).map_or(0, |scan| scan.entries.len())
+}
+
+/// Reads `bytes` as the index file of a segment, as opening a store would, and says how many records it lists. What it has
+/// to agree with is taken from where it stands in the file.
+pub fn index(bytes: &[u8]) -> usize {
+    let page = bytes.len().saturating_sub(4096);
+    let number = |at: usize| {
+        let field = bytes.get(page + at..).and_then(|rest| rest.first_chunk::<8>());
+        field.copied().map_or(0, u64::from_le_bytes)
+    };
+    index_entries(bytes, SegmentName { generation: number(8), salt: number(16) }, number(40))
 }
 
 /// Reads bytes as what a remote server holds of a chunk: its head, and its parts one behind the other. Says how many bytes

@@ -6,7 +6,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use amem_core::{KvStore, Ledger, Namespace, NewRecord, Timestamp};
-use amem_store::{SegmentStore, SqliteLedger};
+use amem_store::{SegmentOptions, SegmentStore, SqliteLedger};
 use common::chunk;
 use futures_lite::future::block_on;
 
@@ -52,14 +52,72 @@ fn figures_of_the_store() {
     block_on(store.delete(&[small[0].id()])).unwrap();
     println!("delete one of them: {:.1?}", begun.elapsed());
     drop(store);
-    for file in std::fs::read_dir(&path).unwrap() {
-        let file = std::fs::OpenOptions::new().write(true).open(file.unwrap().path()).unwrap();
+    // As after so many kills: without the seals' last pages.
+    let segments = |kind: &str| {
+        let files = std::fs::read_dir(&path).unwrap().map(|file| file.unwrap().path());
+        let mut files: Vec<_> = files.filter(|file| file.extension().is_some_and(|of| of == kind)).collect();
+        files.sort();
+        files
+    };
+    let unseal = |file: &std::path::Path| {
+        let file = std::fs::OpenOptions::new().write(true).open(file).unwrap();
         let len = file.metadata().unwrap().len();
         file.set_len(len.saturating_sub(4096)).unwrap();
+    };
+    // Nothing is in the page cache, so every read is one of the disk.
+    let evict = || {
+        for file in segments("kv").into_iter().chain(segments("idx")) {
+            let file = std::fs::File::open(file).unwrap();
+            file.sync_all().unwrap();
+            rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        }
+    };
+    let open = |what: &str| {
+        evict();
+        let begun = Instant::now();
+        let store = SegmentStore::open(&path).unwrap();
+        let time = begun.elapsed();
+        println!("open with {} chunks, {what}: {time:.1?}", block_on(store.stats()).chunks);
+    };
+    open("cold, sealed");
+    unseal(segments("kv").last().unwrap());
+    open("cold, one segment without a seal");
+    segments("kv").iter().for_each(|file| unseal(file));
+    segments("idx").iter().for_each(|file| std::fs::remove_file(file).unwrap());
+    open("cold, no seals");
+    open("cold, no seals, for the second time");
+}
+
+#[test]
+#[ignore = "prints figures"]
+fn figures_of_deleting() {
+    // What this process has written so far.
+    let written = || {
+        let io = std::fs::read_to_string("/proc/self/io").unwrap_or_default();
+        let line = io.lines().find_map(|line| line.strip_prefix("wchar: "));
+        line.and_then(|bytes| bytes.parse::<f64>().ok()).unwrap_or_default()
+    };
+    let chunks: Vec<_> = (0..1000).map(|seed| chunk(seed, 800)).collect();
+    for megabytes in [4, 8, 16, 32, 64] {
+        let dir = tempfile::tempdir().unwrap();
+        let options = SegmentOptions::default().segment_bytes(megabytes << 20);
+        let store = SegmentStore::open_with(dir.path(), options).unwrap();
+        let (before, begun) = (written(), Instant::now());
+        block_on(store.put(&chunks)).unwrap();
+        block_on(store.sync()).unwrap();
+        let put = (written() - before) / 1e6;
+        println!("segments of {megabytes} MiB: put {put:.0} MB: {:.1?}", begun.elapsed());
+        let (before, begun) = (written(), Instant::now());
+        for chunk in chunks.iter().step_by(10) {
+            block_on(store.delete(&[chunk.id()])).unwrap();
+        }
+        let one_by_one = begun.elapsed();
+        println!("  100 deleted one by one: {:.0} MB written, {one_by_one:.1?}", (written() - before) / 1e6);
+        let (before, begun) = (written(), Instant::now());
+        let ids: Vec<_> = chunks.iter().skip(1).step_by(10).map(|chunk| chunk.id()).collect();
+        block_on(store.delete(&ids)).unwrap();
+        println!("  100 deleted at once: {:.0} MB written, {:.1?}", (written() - before) / 1e6, begun.elapsed());
     }
-    let begun = Instant::now();
-    let store = SegmentStore::open(&path).unwrap();
-    println!("open with {} chunks, no seals: {:.1?}", block_on(store.stats()).chunks, begun.elapsed());
 }
 
 #[test]

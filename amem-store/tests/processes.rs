@@ -276,3 +276,27 @@ fn a_full_disk_refuses_puts_and_gives_room_after_deletes() {
     block_on(store.delete(&[ids[0]])).expect("a delete works on a full disk");
     assert!(block_on(store.get(&ids[0])).unwrap().is_none());
 }
+
+#[test]
+fn evicting_makes_room_on_a_full_disk() {
+    let Some(disk) = SmallDisk::mount() else {
+        return eprintln!("SKIPPED: mounting a small file system needs the rights of the superuser");
+    };
+    let store = SegmentStore::open(disk.0.path().join("kv")).unwrap();
+    let chunks: Vec<_> = (0..200).map(|n| chunk(n, 600)).collect();
+    let mut held = Vec::new();
+    for new in &chunks {
+        let mut put = block_on(store.put(std::slice::from_ref(new)));
+        if matches!(put, Err(Error::Full { .. })) {
+            // One here and one there, so that no segment is without anything that is held.
+            let gone: Vec<_> = held.iter().step_by(4).copied().collect();
+            block_on(store.evict(&gone)).expect("evicting works on a full disk");
+            held.retain(|id| !gone.contains(id));
+            put = block_on(store.put(std::slice::from_ref(new)));
+        }
+        put.expect("there is room again");
+        assert_same(&block_on(store.get(&new.id())).unwrap().expect("it was put"), new);
+        held.push(new.id());
+    }
+    assert!(block_on(store.stats()).chunks >= 10, "not everything went for it");
+}

@@ -461,6 +461,11 @@ pub(crate) fn parse_index(bytes: &[u8], name: SegmentName, len: u64) -> Option<S
     Some(SegmentIndex { end, len, strays, entries: parse_table(table, entries, end)? })
 }
 
+/// How many records an index file lists of the segment `name`, whose file has `len` bytes; none if it is damaged.
+pub(crate) fn index_entries(bytes: &[u8], name: SegmentName, len: u64) -> usize {
+    parse_index(bytes, name, len).map_or(0, |index| index.entries.len())
+}
+
 /// Bytes of a seal over this many records, and of an index file that lists as many.
 pub(crate) fn seal_bytes(entries: usize) -> Option<u64> {
     let table = (entries as u64).checked_mul(SEAL_ENTRY as u64)?.checked_next_multiple_of(PAGE)?;

@@ -1,6 +1,6 @@
 //! Where every chunk lies: what a store knows in memory, and can always learn again from its segments.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -84,7 +84,7 @@ impl Index {
         let names = named(SegmentName::parse);
         self.indexes = named(SegmentName::parse_index);
         let gone = self.segments.keys().filter(|name| !names.contains(name)).copied().collect::<Vec<_>>();
-        gone.into_iter().for_each(|name| self.remove_segment(name));
+        self.lose_segments(&gone);
         let last = names.last();
         // In order, so that the newest record of a chunk is the last to be seen.
         for name in &names {
@@ -204,6 +204,29 @@ impl Index {
                 self.chunks.remove(&entry.id);
             }
         }
+    }
+
+    /// Forgets segments that another process removed. Where it knew the newest record of a chunk there to be damaged, it
+    /// counts on an older one, which is here too.
+    pub(crate) fn lose_segments(&mut self, gone: &[SegmentName]) {
+        let entries = gone.iter().filter_map(|name| self.segments.get(name)).flat_map(|segment| &segment.entries);
+        let mut lost: HashSet<ChunkId> = entries.map(|entry| entry.id).collect();
+        gone.iter().for_each(|name| self.remove_segment(*name));
+        lost.retain(|id| !self.chunks.contains_key(id));
+        if lost.is_empty() {
+            return;
+        }
+        let mut older = BTreeMap::new();
+        for (name, segment) in &self.segments {
+            let records = segment.entries.iter().filter(|entry| lost.contains(&entry.id));
+            older.extend(records.map(|entry| (entry.id, Location { segment: *name, entry: *entry })));
+        }
+        for location in older.values() {
+            if let Some(segment) = self.segments.get_mut(&location.segment) {
+                segment.live += location.entry.bytes;
+            }
+        }
+        self.chunks.extend(older);
     }
 
     /// The chunks that a segment has records of and that were not forgotten, whichever of their records counts.

@@ -1,4 +1,4 @@
-//! Chunks of KV in append-only, checksummed, memory-mapped segment files.
+//! Chunks of KV in append-only, checksummed segment files.
 //!
 //! The bytes are laid down in `FORMAT.md` and read and written by [`format`]; [`scan`] finds the records of a file,
 //! [`index`] knows where every chunk lies, [`writer`] appends, [`read`] hands out, [`reclaim`] removes, and [`store`]
@@ -19,5 +19,5 @@ mod simulated_disk;
 mod store;
 mod writer;
 
-pub(crate) use format::SegmentName;
+pub(crate) use format::{SegmentName, index_entries};
 pub use store::{SegmentOptions, SegmentStore};

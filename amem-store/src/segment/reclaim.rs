@@ -37,7 +37,8 @@ impl Inner {
         let mut role = self.role();
         let writer = self.writer(&mut role)?;
         let ids = ids.iter().copied().collect::<HashSet<_>>();
-        let affected = |segment: &Segment| segment.strays || segment.entries.iter().any(|entry| ids.contains(&entry.id));
+        let affected =
+            |segment: &Segment| segment.strays || segment.entries.iter().any(|entry| ids.contains(&entry.id));
         ids.iter().for_each(|id| self.index().remove(id));
         self.rewrite_all(writer, affected)
     }
@@ -85,14 +86,16 @@ impl Inner {
     }
 
     /// Removes a segment that has something dead in it, and with it those of its chunks that there is no room for elsewhere.
-    fn force_room(&self, writer: &mut Writer) -> Result<()> {
+    /// False if there is none.
+    fn force_room(&self, writer: &mut Writer) -> Result<bool> {
         let active = writer.active();
         let least = {
             let index = self.index();
             let dead = index.segments.iter().filter(|(name, segment)| Some(**name) != active && segment.has_dead());
             dead.min_by_key(|(name, segment)| (segment.live, **name)).map(|(name, _)| *name)
         };
-        least.map_or(Ok(()), |name| self.rewrite(writer, name, WhenFull::Drop))
+        let Some(least) = least else { return Ok(false) };
+        self.rewrite(writer, least, WhenFull::Drop).map(|()| true)
     }
 
     /// Writes a chunk. Where the files would have more bytes than they may, the oldest go until it fits.
@@ -113,16 +116,19 @@ impl Inner {
         Ok(())
     }
 
-    /// Removes a file: one with nothing that counts, or one that can be written anew in less, or, if it is the limit that
-    /// was reached and not the disk's end, the oldest. False if there is none.
+    /// Removes a file. On a full disk that is one with something dead in it; where the limit was reached, one that can be
+    /// written anew in less, or else the oldest. False if there is none.
     fn make_room(&self, writer: &mut Writer) -> Result<bool> {
+        if writer.is_disk_full() {
+            return self.force_room(writer);
+        }
         let (active, room) = (writer.active(), writer.room());
         let (worn, oldest) = {
             let index = self.index();
             let done = || index.segments.iter().filter(|(name, _)| Some(**name) != active);
             let least = done().min_by_key(|(name, segment)| (segment.live, **name));
-            let has_room = |segment: &Segment| segment.live * 2 < room && !writer.is_disk_full();
-            let fits = |segment: &Segment| segment.live == 0 || segment.live * 2 < segment.end && has_room(segment);
+            let fits =
+                |segment: &Segment| segment.live * 2 < segment.end && (segment.live == 0 || segment.live * 2 < room);
             let worn = least.filter(|(_, segment)| fits(segment)).map(|(name, _)| *name);
             (worn, done().next().map(|(name, _)| *name))
         };
@@ -131,9 +137,6 @@ impl Inner {
                 Err(Error::Full { .. }) => {}
                 result => return result.map(|()| true),
             }
-        }
-        if writer.is_disk_full() {
-            return Ok(false);
         }
         let Some(oldest) = oldest.or(active) else { return Ok(false) };
         if active == Some(oldest) {

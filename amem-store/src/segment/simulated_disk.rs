@@ -216,7 +216,8 @@ impl SimulatedDisk {
     /// Bytes of all files in a directory.
     pub(super) fn bytes_in(&self, dir: &Path) -> u64 {
         let state = self.state();
-        let files = state.live.iter().filter(|(path, _)| path.parent() == Some(dir)).filter_map(|(_, node)| node.file());
+        let files =
+            state.live.iter().filter(|(path, _)| path.parent() == Some(dir)).filter_map(|(_, node)| node.file());
         files.map(|number| state.files[number].live.len() as u64).sum()
     }
 

@@ -330,7 +330,7 @@ impl Inner {
                 Ok(chunk)
             }
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                self.index().remove_segment(location.segment);
+                self.index().lose_segments(&[location.segment]);
                 Ok(None)
             }
             Err(error) => Err(Error::io("open", &path)(error)),

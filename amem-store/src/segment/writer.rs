@@ -176,7 +176,8 @@ impl Writer {
     /// deletion would have to take others with it.
     pub(crate) fn takes(&self, chunk: &KvChunk) -> bool {
         let room = self.room().saturating_sub(self.segment_bytes);
-        self.max_bytes == u64::MAX || self.lengths(chunk).is_ok_and(|lengths| lengths.record + PAGE + seal_bytes(1) <= room)
+        self.max_bytes == u64::MAX
+            || self.lengths(chunk).is_ok_and(|lengths| lengths.record + PAGE + seal_bytes(1) <= room)
     }
 
     /// Bytes of the directory's files, and of the seal that the active segment will get.
@@ -378,8 +379,10 @@ impl Active {
     fn append(&mut self, chunk: &KvChunk, lengths: &Lengths) -> Result<Entry> {
         let damaged = |source| Error::Chunk { chunk: chunk.id(), source };
         let failed = |source| Error::writing(&self.path)(source);
-        // Sets the padding behind the payload, so that files end on a page.
-        self.file.set_len(self.end + lengths.record).map_err(failed)?;
+        if !lengths.payload.is_multiple_of(PAGE as usize) {
+            // Sets the padding behind the payload, so that files end on a page.
+            self.file.set_len(self.end + lengths.record).map_err(failed)?;
+        }
         let mut at = self.end + lengths.payload_start as u64;
         let layers = chunk.shape().layers;
         let mut checksums = Vec::with_capacity(layers);
