@@ -1,14 +1,14 @@
 //! How fast does KV come from disk into a context, and how fast is it kept?
 //!
-//! 128 chunks of 32 tokens in the shape of a Llama 3.2 1B: 1 MiB each. A read of the store's own files, from end to end
-//! into one buffer, is the floor of getting them; a write of as many bytes to one file is that of putting them.
+//! Chunks of 32 tokens in the shape of a Llama 3.2 1B: 1 MiB each, 1 GiB of them to get and 128 MiB to put.
 //!
-//! - `store/warm`: the files are in the page cache. `get` checks checksums over the mapped bytes; `get and load` ends
-//!   with rotated keys in the KV cache of the CPU backend, in f16, whose memory was taken before: as in a program that
-//!   has run for a while.
+//! - `store/warm`: the files are in the page cache. `get` checks every byte; `get and load` ends with rotated keys in the
+//!   KV cache of the CPU backend, in f16, whose memory was taken before: as in a program that has run for a while. Both
+//!   against copying as many bytes from memory to memory.
 //! - `store/cold`: the files were dropped from the page cache, so the disk is on the way. Behind a hypervisor or on a
-//!   file system in RAM it may not be.
-//! - `store/put`: until all of it would survive a power cut.
+//!   file system in RAM it may not be. Against reading the store's own files from end to end.
+//! - `store/decode`: loading alone, from each encoding.
+//! - `store/put`: until all of it would survive a power cut, against writing and syncing one file of as many bytes.
 #![allow(clippy::expect_used, reason = "a bench that cannot set itself up has nothing to measure")]
 
 use std::fs::File;
@@ -28,32 +28,37 @@ use rustix::fs::{Advice, fadvise};
 
 const SHAPE: KvShape = KvShape { layers: 16, kv_heads: 8, head_dim: 64 };
 const F16: Encoding = Encoding::Plain(Dtype::F16);
-const CHUNKS: usize = 128;
+const GOTTEN: usize = 1024;
+const PUT: usize = 128;
+/// Chunks that are fetched and loaded while those behind them are read ahead.
+const BATCH: usize = 32;
 const TOKENS: usize = 32;
 
 fn get(criterion: &mut Criterion) {
     let dir = tempfile::tempdir().expect("a temporary directory can be made");
     let open = || SegmentStore::open(dir.path()).expect("the store can be opened");
-    let (store, chunks) = (open(), chunks());
+    let (store, chunks) = (open(), chunks(GOTTEN));
     block_on(store.put(&chunks)).expect("chunks can be put");
     block_on(store.sync()).expect("they can be synced");
     // Its last segment is sealed when the store is closed, as it would be for the next process.
     drop(store);
     let files = segments(dir.path());
     let ids: Vec<ChunkId> = chunks.iter().map(KvChunk::id).collect();
+    let from: Vec<u8> = chunks.iter().flat_map(|chunk| chunk.to_bytes().expect("a chunk can be read")).collect();
+    drop(chunks);
+    let mut to = vec![1; from.len()];
     let backend = Cpu::new().expect("threads can be started");
-    let blocks = (CHUNKS * TOKENS).div_ceil(backend.block_tokens());
-    let mut cache = backend.cache(&SHAPE, Dtype::F16, blocks).expect("there is memory for a cache");
-    let bytes = Throughput::Bytes((CHUNKS * F16.bytes(&SHAPE, TOKENS)) as u64);
+    let mut cache = cache(&backend, GOTTEN);
+    let bytes = Throughput::Bytes(from.len() as u64);
 
     let store = open();
     let mut race = Race::new(criterion, "store/warm");
     race.throughput(bytes.clone());
-    race.lane("read", || read(&files));
+    race.lane("memcpy", || to.copy_from_slice(&from));
     race.lane("get", || fetch(&store, &ids));
-    race.lane("get and load", || load(&backend, &mut cache, &fetch(&store, &ids)));
+    race.lane("get and load", || fetch_and_load(&store, &ids, &backend, &mut cache));
     race.finish();
-    drop(store);
+    drop((store, from, to));
 
     let evicted = || {
         files.iter().for_each(|file| evict(file));
@@ -63,30 +68,35 @@ fn get(criterion: &mut Criterion) {
     race.throughput(bytes);
     race.lane_with("read", evicted, |_| read(&files));
     race.lane_with("get", evicted, |store| fetch(&store, &ids));
-    race.lane_with("get and load", evicted, |store| load(&backend, &mut cache, &fetch(&store, &ids)));
+    race.lane_with("get and load", evicted, |store| fetch_and_load(&store, &ids, &backend, &mut cache));
     race.finish();
+}
+
+/// A KV cache with room for so many chunks.
+fn cache(backend: &Cpu, chunks: usize) -> Cache {
+    let blocks = (chunks * TOKENS).div_ceil(backend.block_tokens());
+    backend.cache(&SHAPE, Dtype::F16, blocks).expect("there is memory for a cache")
 }
 
 /// Decoding alone: chunks in memory, from each encoding into the cache.
 fn decode(criterion: &mut Criterion) {
-    let chunks = chunks();
+    let chunks = chunks(PUT);
     let backend = Cpu::new().expect("threads can be started");
-    let blocks = (CHUNKS * TOKENS).div_ceil(backend.block_tokens());
-    let mut cache = backend.cache(&SHAPE, Dtype::F16, blocks).expect("there is memory for a cache");
+    let mut cache = cache(&backend, PUT);
     let mut race = Race::new(criterion, "store/decode");
-    race.throughput(Throughput::Elements((CHUNKS * TOKENS) as u64));
+    race.throughput(Throughput::Elements((PUT * TOKENS) as u64));
     let plain = [("f16", Dtype::F16), ("f32", Dtype::F32), ("bf16", Dtype::Bf16)];
     let plain = plain.map(|(name, dtype)| (name, Encoding::Plain(dtype)));
     for (name, encoding) in plain.into_iter().chain([("int8", Encoding::Int8), ("int4", Encoding::Int4)]) {
         let encoded = |chunk: &KvChunk| chunk.encoded_as(encoding).expect("a chunk can be encoded");
         let chunks: Vec<KvChunk> = chunks.iter().map(encoded).collect();
-        race.lane(name, || load(&backend, &mut cache, &chunks));
+        race.lane(name, || load(&backend, &mut cache, &chunks, 0));
     }
     race.finish();
 }
 
 fn put(criterion: &mut Criterion) {
-    let chunks = chunks();
+    let chunks = chunks(PUT);
     let buffer: Vec<u8> = chunks.iter().flat_map(|chunk| chunk.to_bytes().expect("a chunk can be read")).collect();
     let empty = || tempfile::tempdir().expect("a temporary directory can be made");
     let mut race = Race::new(criterion, "store/put");
@@ -106,7 +116,7 @@ fn put(criterion: &mut Criterion) {
 }
 
 /// Chunks of made-up KV, all different.
-fn chunks() -> Vec<KvChunk> {
+fn chunks(count: usize) -> Vec<KvChunk> {
     let prefix = PrefixId::of(&[]);
     let numbers = random_numbers(F16.bytes(&SHAPE, TOKENS) / 2, 1);
     let data: Vec<u8> = numbers.into_iter().flat_map(|number| f16::from_f32(number).to_le_bytes()).collect();
@@ -119,19 +129,30 @@ fn chunks() -> Vec<KvChunk> {
         let data = HostKv::new(F16, SHAPE.layers, data);
         KvChunk::new(ChunkId(id), prefix, SHAPE, tokens, Arc::new(data)).expect("the bytes fit the shape")
     };
-    (0..CHUNKS).map(chunk).collect()
+    (0..count).map(chunk).collect()
 }
 
 fn fetch(store: &SegmentStore, ids: &[ChunkId]) -> Vec<KvChunk> {
-    let get = |id| block_on(store.get(id)).expect("the store works").expect("the chunk is there");
-    ids.iter().map(get).collect()
+    let found = block_on(store.get_many(ids)).expect("the store works");
+    found.into_iter().map(|chunk| chunk.expect("the chunk is there")).collect()
+}
+
+/// Fetches chunks and puts them into a KV cache, some at a time, while the disk reads ahead.
+fn fetch_and_load(store: &SegmentStore, ids: &[ChunkId], backend: &Cpu, cache: &mut Cache) {
+    store.prefetch(&ids[..ids.len().min(2 * BATCH)]);
+    for (number, batch) in ids.chunks(BATCH).enumerate() {
+        let ahead = (number + 2) * BATCH;
+        store.prefetch(&ids[ahead.min(ids.len())..(ahead + BATCH).min(ids.len())]);
+        load(backend, cache, &fetch(store, batch), number * BATCH * TOKENS);
+    }
 }
 
 /// Puts the chunks into a KV cache, one behind the other.
-fn load(backend: &Cpu, cache: &mut Cache, chunks: &[KvChunk]) {
+fn load(backend: &Cpu, cache: &mut Cache, chunks: &[KvChunk], slot: usize) {
     let rope = Rope::plain(500_000.0, SHAPE.head_dim);
-    let table: Vec<u32> = (0..(CHUNKS * TOKENS).div_ceil(backend.block_tokens()) as u32).collect();
-    let slots = (0u32..).step_by(TOKENS);
+    let end = slot + chunks.len() * TOKENS;
+    let table: Vec<u32> = (0..end.div_ceil(backend.block_tokens()) as u32).collect();
+    let slots = (slot as u32..).step_by(TOKENS);
     let placement = |(chunk, slot)| Placement { chunk, table: &table, slot, position: slot };
     let placements: Vec<Placement<'_>> = chunks.iter().zip(slots).map(placement).collect();
     backend.load_kv(cache, &rope, 0..SHAPE.layers, &placements).expect("the chunks can be read");
@@ -140,15 +161,26 @@ fn load(backend: &Cpu, cache: &mut Cache, chunks: &[KvChunk]) {
 fn segments(dir: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(dir).expect("the directory can be read");
     let paths = entries.map(|entry| entry.expect("an entry can be read").path());
-    paths.filter(|path| path.extension().is_some_and(|extension| extension == "kv")).collect()
+    let mut paths: Vec<_> = paths.filter(|path| path.extension().is_some_and(|kind| kind == "kv")).collect();
+    paths.sort();
+    paths
 }
 
-fn read(files: &[PathBuf]) -> Vec<u8> {
-    let mut buffer = Vec::with_capacity(CHUNKS * F16.bytes(&SHAPE, TOKENS) * 5 / 4);
+/// Reads files from end to end, and says how many bytes they have. The buffer is small, so that no time goes to taking
+/// memory from the system.
+fn read(files: &[PathBuf]) -> usize {
+    let mut buffer = vec![0; 1 << 20];
+    let mut all = 0;
     for file in files {
-        File::open(file).and_then(|mut file| file.read_to_end(&mut buffer)).expect("a segment can be read");
+        let mut file = File::open(file).expect("a segment can be opened");
+        loop {
+            match file.read(&mut buffer).expect("a segment can be read") {
+                0 => break,
+                bytes => all += bytes,
+            }
+        }
     }
-    buffer
+    all
 }
 
 /// Takes a file out of the page cache. Nobody may have mapped it.

@@ -83,6 +83,25 @@ fn version_2() -> [KvChunk; 4] {
     [chunk(1, 10), measured(&model), chunk(3, 1), small]
 }
 
+#[test]
+fn a_store_of_version_3_is_read() {
+    let dir = copy_of("v3");
+    assert!(fs::read_dir(dir.path()).unwrap().any(|file| file.unwrap().path().extension().unwrap() == "idx"));
+    let store = SegmentStore::open(dir.path()).unwrap();
+    assert_eq!(block_on(store.stats()).chunks, 6);
+    for put in version_3() {
+        let found = block_on(store.get(&put.id())).unwrap().unwrap();
+        assert_same(&found, &put);
+        assert_eq!((found.model(), found.encoding()), (put.model(), put.encoding()));
+    }
+}
+
+/// What the fixture of version 3 holds.
+fn version_3() -> Vec<KvChunk> {
+    let small = chunk(6, 70).encoded_as(Encoding::Int4).unwrap();
+    version_2().into_iter().chain([chunk(5, 2), small]).collect()
+}
+
 /// A ledger of version 1 is brought up to date, and what was forgotten then loses its key too.
 #[test]
 fn a_ledger_of_version_1_is_read() {
@@ -194,16 +213,18 @@ fn a_damaged_ledger_of_version_2_is_not_given_checksums() {
 #[test]
 #[ignore = "writes the fixture of a new version"]
 fn write_the_fixture() {
-    let dir = fixtures().join("v2");
+    let dir = fixtures().join("v3");
     assert!(!dir.exists(), "a fixture is never changed");
-    let [one, two, three, four] = version_2();
+    let chunks = version_3();
     // One segment that was sealed.
     let store = SegmentStore::open(&dir).unwrap();
-    block_on(store.put(&[one, two])).unwrap();
+    block_on(store.put(&chunks[..2])).unwrap();
     drop(store);
-    // And one that was not, for its process was killed.
+    // One that was not, for its process was killed, and that the next process listed.
     let store = SegmentStore::open(&dir).unwrap();
-    block_on(store.put(&[three, four])).unwrap();
+    block_on(store.put(&chunks[2..])).unwrap();
     std::mem::forget(store);
+    fs::remove_file(dir.join("LOCK")).unwrap();
+    drop(SegmentStore::open(&dir).unwrap());
     fs::remove_file(dir.join("LOCK")).unwrap();
 }

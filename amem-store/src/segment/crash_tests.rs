@@ -213,6 +213,10 @@ impl Run {
         let (disk, options) = (Arc::new(self.disk.clone()), self.options);
         let opened = self.act(Act::Open, || Inner::open(disk, Path::new(DIR), options));
         self.promises.values_mut().for_each(|promise| promise.ours = false);
+        if let Some(store) = opened.as_ref().ok().filter(|_| self.options.max_bytes != u64::MAX) {
+            // Files that were removed may have come back, and others go in their place.
+            self.let_go_of_what_is_lost(store);
+        }
         opened
     }
 

@@ -45,7 +45,7 @@ pub struct SegmentOptions {
 
 impl Default for SegmentOptions {
     fn default() -> Self {
-        Self { segment_bytes: 64 << 20, max_bytes: u64::MAX, read_only: false }
+        Self { segment_bytes: 16 << 20, max_bytes: u64::MAX, read_only: false }
     }
 }
 
