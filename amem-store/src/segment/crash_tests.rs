@@ -251,16 +251,11 @@ impl Run {
         (0..count).map(|_| self.random.below(CHUNKS)).collect()
     }
 
-    /// Whether chunks may be lost that were not let go of: there is a limit, or there was an error.
-    fn is_forgetful(&self) -> bool {
-        self.options.max_bytes != u64::MAX || self.disk.injected() > self.injected
-    }
-
     /// Has another process read everything in the middle of the next call of the store.
     fn read_meanwhile(&mut self) {
         let reader = self.reader.clone();
         let (disk, options) = (self.disk.clone(), self.options.read_only(true));
-        let (promises, forgetful) = (self.promises.clone(), self.is_forgetful());
+        let (promises, injected, limited) = (self.promises.clone(), self.injected, options.max_bytes != u64::MAX);
         let wrong = self.wrong.clone();
         self.disk.interrupt(self.random.below(12), move || {
             let found = disk.clone().undisturbed(|| {
@@ -273,6 +268,8 @@ impl Run {
                 Ok(found.into_iter().map(|chunk| chunk.map(|chunk| owned(&chunk))).collect::<Vec<_>>())
             });
             let found: crate::Result<Vec<Option<Option<KvChunk>>>> = found;
+            // Where there is a limit or was an error, chunks may be lost that were not let go of.
+            let forgetful = limited || disk.injected() > injected;
             let mut wrong = wrong.lock().unwrap();
             match found {
                 Ok(found) => {
@@ -480,18 +477,20 @@ impl Run {
         }
         let first = self.reopen(power_cut)?;
         let second = self.reopen(power_cut)?;
+        // With a limit, files that come back after they were removed may cost others their room, each time anew.
+        let limited = self.options.max_bytes != u64::MAX;
         let agree = first.iter().zip(&second).all(|(a, b)| match (a, b) {
-            (Some(a), Some(b)) => same(a, b),
-            (a, b) => a.is_none() && b.is_none(),
+            (Some(a), Some(b)) => limited || same(a, b),
+            (a, b) => limited || a.is_none() && b.is_none(),
         });
         if !agree {
             return Err("two recoveries disagree".into());
         }
-        for (at, found) in first.into_iter().enumerate() {
+        for (at, found) in second.into_iter().enumerate() {
             let promise = self.promise(at as u64);
             match found {
                 // What did not survive is gone for good.
-                None if power_cut => promise.put.clear(),
+                None if power_cut && !limited => promise.put.clear(),
                 // What survived a power cut is on the disk.
                 found if power_cut => promise.always = found.clone(),
                 _ => {}
