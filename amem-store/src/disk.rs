@@ -34,7 +34,7 @@ pub(crate) trait Disk: Send + Sync {
     /// Opens a file for reading.
     fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>>;
 
-    /// Removes a file. Who has it open or mapped can go on reading it.
+    /// Removes a file. Who has it open can go on reading it.
     fn remove(&self, path: &Path) -> io::Result<()>;
 
     /// Makes it last which files and directories are in this directory.

@@ -76,7 +76,7 @@ fn a_truncation_while_the_store_is_open_is_a_miss_and_no_signal() {
     let store = open(dir.path());
     let [a, b] = [chunk(1, 150), chunk(2, 150)];
     block_on(store.put(&[a.clone(), b.clone()])).unwrap();
-    assert!(block_on(store.get(&b.id())).unwrap().is_some(), "it is mapped now");
+    assert!(block_on(store.get(&b.id())).unwrap().is_some(), "its file is open now");
     let file = OpenOptions::new().write(true).open(&segments(dir.path())[0]).unwrap();
     let len = file.metadata().unwrap().len();
     file.set_len(len - 8192).unwrap();

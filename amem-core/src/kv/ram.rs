@@ -12,7 +12,7 @@ use crate::{ChunkId, KvChunk, KvStore, Result, StoreStats, StoredChunk};
 
 /// A store in RAM. It has no bound of its own: put it under a budget in [`Tiered`](crate::Tiered).
 ///
-/// It copies what it is given, so that a chunk which a slower store has mapped from a file is read once, and does not
+/// It copies what it is given, so that a chunk which a slower store has in a file is read once, and does not
 /// hold on to that file.
 #[derive(Default)]
 pub struct RamStore {

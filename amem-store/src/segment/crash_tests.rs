@@ -656,7 +656,7 @@ fn the_simulation_notices_what_it_is_for() {
             }
             run
         };
-        let (states, outcome) = simulate(150_000, &prepare);
+        let (states, outcome) = simulate(60_000, &prepare);
         planted::plant(None);
         match outcome {
             Err(noticed) => println!("{what}: noticed after {states} states: {noticed}"),

@@ -286,7 +286,7 @@ impl SimulatedDisk {
     /// Cuts the power, and turns it on again.
     pub(super) fn cut_power(&self) {
         let mut state = self.state();
-        let State { files, durable, unsynced, random, stale, .. } = &mut *state;
+        let State { files, durable, unsynced, random, stale, saltless, .. } = &mut *state;
         let fate = match random.below(6) {
             0 => Fate::Lost,
             1 => Fate::Kept,
@@ -310,7 +310,9 @@ impl SimulatedDisk {
         let used: BTreeSet<usize> = reachable.values().filter_map(|node| node.file()).collect();
         for (number, file) in files.iter_mut().enumerate() {
             if used.contains(&number) {
-                file.settle(fate, random, stale);
+                // Only those that went last can have had the same number.
+                let first = if *saltless { stale.len().saturating_sub(2) } else { 0 };
+                file.settle(fate, random, &stale[first..]);
             } else if !file.live.is_empty() {
                 stale.push(std::mem::take(&mut file.live));
             }
