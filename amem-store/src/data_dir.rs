@@ -39,12 +39,32 @@ pub struct DataDir {
 /// ledger, for then the ledger was lost.
 pub fn open(dir: impl AsRef<Path>) -> Result<DataDir> {
     let dir = dir.as_ref();
+    Ok(DataDir { ledger: open_ledger(dir)?, kv: SegmentStore::open(dir.join("kv"))? })
+}
+
+/// Opens the ledger of the data directory `dir`, which is made if it is not there, and leaves its KV to whoever uses it.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_ledger(dir: impl AsRef<Path>) -> Result<SqliteLedger> {
+    let dir = dir.as_ref();
     make(dir)?;
     let (path, kv) = (ledger_of(dir), dir.join("kv"));
     if !ledger::exists(&path)? && has_segments(&kv)? {
         return Err(Error::Missing { path, left: kv });
     }
-    Ok(DataDir { ledger: SqliteLedger::open(path)?, kv: SegmentStore::open(kv)? })
+    let ledger = SqliteLedger::open(path)?;
+    // So that it can be opened for reading only, too.
+    make(&kv)?;
+    Ok(ledger)
+}
+
+/// Opens the ledger of the data directory `dir` for reading, and leaves its KV alone.
+///
+/// # Errors
+/// As [`SqliteLedger::open_read_only`].
+pub fn open_ledger_read_only(dir: impl AsRef<Path>) -> Result<SqliteLedger> {
+    SqliteLedger::open_read_only(ledger_of(dir.as_ref()))
 }
 
 /// Opens the data directory `dir` for reading: where it, or the file system that it is on, may not be written. What is
@@ -55,7 +75,7 @@ pub fn open(dir: impl AsRef<Path>) -> Result<DataDir> {
 pub fn open_read_only(dir: impl AsRef<Path>) -> Result<DataDir> {
     let (dir, mut options) = (dir.as_ref(), SegmentOptions::default());
     options.read_only = true;
-    let ledger = SqliteLedger::open_read_only(ledger_of(dir))?;
+    let ledger = open_ledger_read_only(dir)?;
     Ok(DataDir { ledger, kv: SegmentStore::open_with(dir.join("kv"), options)? })
 }
 

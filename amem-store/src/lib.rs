@@ -19,8 +19,9 @@ pub mod remote;
 mod remote;
 mod residency_file;
 mod segment;
+mod transfer;
 
-pub use data_dir::{DataDir, backup, open, open_read_only, restore, verify};
+pub use data_dir::{DataDir, backup, open, open_ledger, open_ledger_read_only, open_read_only, restore, verify};
 pub use error::{Error, Result};
 pub use ledger::{SqliteLedger, Verification};
 pub use model_dir::ModelDir;
@@ -28,3 +29,7 @@ pub use model_dir::ModelDir;
 pub use postgres::{PostgresError, PostgresLedger, PostgresOptions};
 pub use residency_file::ResidencyFile;
 pub use segment::{SegmentOptions, SegmentStore};
+pub use transfer::{
+    Became, Export, Imported, ImportedLine, MAX_LINE_BYTES, ReferenceFile, TransferError, export, import,
+    import_reference, import_reference_log,
+};

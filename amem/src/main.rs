@@ -1,6 +1,8 @@
 //! The `amem` command.
 
 mod ask;
+mod export;
+mod import;
 mod keep;
 mod open;
 
@@ -22,6 +24,10 @@ enum Command {
     Ask(ask::Args),
     /// Writes a backup of what is remembered to a new file, while the data directory may be in use.
     Backup(keep::Backup),
+    /// Writes what is remembered as lines of JSON, one record a line, to standard output.
+    Export(export::Args),
+    /// Remembers what an export, or another program, wrote as lines of JSON.
+    Import(import::Args),
     /// Puts a backup into a data directory that has no ledger.
     Restore(keep::Restore),
     /// Checks everything that is remembered for damage.
@@ -34,6 +40,8 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Ask(args) => futures_lite::future::block_on(ask::run(args)),
         Command::Backup(args) => args.run(),
+        Command::Export(args) => futures_lite::future::block_on(args.run()),
+        Command::Import(args) => futures_lite::future::block_on(args.run()),
         Command::Restore(args) => args.run(),
         Command::Verify(args) => args.run(),
         Command::Version => {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use amem_core::transformer::{ModelSource, Options, Transformer};
-use amem_core::{Memory, RamStore, Tier, Tiered};
+use amem_core::{Memory, Namespace, RamStore, Tier, Tiered};
 use amem_cpu::Cpu;
 use amem_store::{DataDir, ModelDir};
 use clap::Args;
@@ -38,6 +38,11 @@ pub(crate) struct Place {
     /// The line that memories stand under.
     #[arg(long, default_value = "Answer from the notes.")]
     system: String,
+}
+
+/// The namespace that an option names.
+pub(crate) fn namespace(name: &str) -> Result<Namespace, amem_core::Error> {
+    Namespace::new(name)
 }
 
 /// Opens a memory: its model, its ledger, its KV on disk and in RAM.

@@ -25,6 +25,9 @@ fn main() -> io::Result<()> {
     for (name, template) in TEMPLATES {
         seed("chat_template", name, template.as_bytes())?;
     }
+    for (name, lines) in LINES {
+        seed("import", name, lines.as_bytes())?;
+    }
     for (name, kind, size) in [("f32", Dtype::F32, 4), ("bf16", Dtype::BF16, 2)] {
         seed("weights", name, &weights(kind, size)?)?;
     }
@@ -49,6 +52,27 @@ fn chunk() -> io::Result<KvChunk> {
     let chunk = chunk.and_then(|chunk| chunk.with_model(Fingerprint([3; 32])).with_sensitivity([0.5; 3].into()));
     chunk.map_err(io::Error::other)
 }
+
+/// An export, whose bytes begin with an even one, and a log of the reference system, whose bytes begin with an odd one.
+const LINES: [(&str, &str); 2] = [
+    (
+        "export",
+        r#"0{"namespace":"a","id":"0193","text":"Vienna","key":"home","created_at":"2001-09-09T01:46:40.250Z"}
+{"text":"Lima","key":"home","metadata":{"a":null,"b":true,"c":1.5,"d":"x"},"created_at":1000000001.5,"state":"active"}
+{"text":"brief","expires_at":"2999-01-01T00:00:00+02:00"}
+{"text":"gone","state":"superseded"}
+"#,
+    ),
+    (
+        "reference",
+        r#"1{"op":"add","id":"a","text":"Vienna","key":"home","created_at":1000000000.5}
+{"op":"add","id":"b","text":"Lima","key":"home","created_at":1000000001}
+{"op":"update","id":"b","text":"Oslo"}
+{"op":"forget","id":"a"}
+{"text":"tea"}
+"#,
+    ),
+];
 
 /// One of each family and of each rope scaling.
 const CONFIGS: [(&str, &str); 4] = [
