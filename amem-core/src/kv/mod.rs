@@ -76,6 +76,17 @@ impl OwnerId {
     pub fn of(name: &str) -> Self {
         let mut hash = blake3::Hasher::new_derive_key("amem 2026-11 owner");
         hash.update(name.as_bytes());
+        Self::first_of(&hash)
+    }
+
+    /// As [`of`](Self::of), for those who have the secret: nobody else can tell whose it is, or guess.
+    pub fn keyed(secret: &[u8; 32], name: &str) -> Self {
+        let mut hash = keyed_hash("amem 2026-11 keyed owner", secret);
+        hash.update(name.as_bytes());
+        Self::first_of(&hash)
+    }
+
+    fn first_of(hash: &blake3::Hasher) -> Self {
         let [a, b, c, d, e, f, g, h, ..] = *hash.finalize().as_bytes();
         Self([a, b, c, d, e, f, g, h])
     }
@@ -87,15 +98,33 @@ impl ChunkId {
     /// Equal text of one owner has one id; owners share none, so that a hit tells nobody what another knows. The
     /// encoding is no part of it: a chunk stays the same in every tier. After the owner's id come 192 bits of a BLAKE3 hash.
     pub fn of(model: &Fingerprint, prefix: &PrefixId, owner: &str, tokens: &[Token]) -> Self {
-        let mut hash = blake3::Hasher::new_derive_key("amem 2026-11 chunk v3");
+        let hash = blake3::Hasher::new_derive_key("amem 2026-11 chunk v3");
+        Self::hashed(hash, OwnerId::of(owner), model, prefix, owner, tokens)
+    }
+
+    /// As [`of`](Self::of), for those who have the secret: nobody else can tell from it what the tokens are, or whose,
+    /// or guess.
+    pub fn keyed(secret: &[u8; 32], model: &Fingerprint, prefix: &PrefixId, owner: &str, tokens: &[Token]) -> Self {
+        let hash = keyed_hash("amem 2026-11 keyed chunk", secret);
+        Self::hashed(hash, OwnerId::keyed(secret, owner), model, prefix, owner, tokens)
+    }
+
+    fn hashed(
+        mut hash: blake3::Hasher,
+        id: OwnerId,
+        model: &Fingerprint,
+        prefix: &PrefixId,
+        owner: &str,
+        tokens: &[Token],
+    ) -> Self {
         hash.update(&model.0);
         hash.update(&prefix.0);
         hash.update(&(owner.len() as u64).to_le_bytes());
         hash.update(owner.as_bytes());
         hash_tokens(&mut hash, tokens);
-        let mut id = *hash.finalize().as_bytes();
-        id[..8].copy_from_slice(&OwnerId::of(owner).0);
-        Self(id)
+        let mut chunk = *hash.finalize().as_bytes();
+        chunk[..8].copy_from_slice(&id.0);
+        Self(chunk)
     }
 
     /// Whose it is.
@@ -103,6 +132,11 @@ impl ChunkId {
         let [a, b, c, d, e, f, g, h, ..] = self.0;
         OwnerId([a, b, c, d, e, f, g, h])
     }
+}
+
+/// A hash for one purpose that needs the secret.
+fn keyed_hash(purpose: &'static str, secret: &[u8; 32]) -> blake3::Hasher {
+    blake3::Hasher::new_keyed(&blake3::derive_key(purpose, secret))
 }
 
 fn hash_tokens(hash: &mut blake3::Hasher, tokens: &[Token]) {
@@ -153,5 +187,20 @@ mod tests {
         assert_eq!(other.owner(), OwnerId::of("bob"));
         assert_ne!(first.owner(), other.owner());
         assert!(first.0[8..] != second.0[8..] && first.0[8..] != other.0[8..]);
+    }
+
+    #[test]
+    fn ids_under_a_secret_differ_in_both_parts_from_those_under_another_or_none() {
+        let (model, prefix) = (Fingerprint([1; 32]), PrefixId::of(&[]));
+        let plain = ChunkId::of(&model, &prefix, "alice", &[1]);
+        let keyed = |secret: u8, owner: &str| ChunkId::keyed(&[secret; 32], &model, &prefix, owner, &[1]);
+        assert_eq!(keyed(1, "alice"), keyed(1, "alice"));
+        assert_eq!(keyed(1, "alice").owner(), OwnerId::keyed(&[1; 32], "alice"));
+        let all = [plain, keyed(1, "alice"), keyed(2, "alice"), keyed(1, "bob")];
+        for (at, one) in all.iter().enumerate() {
+            for other in &all[..at] {
+                assert!(one.owner() != other.owner() && one.0[8..] != other.0[8..]);
+            }
+        }
     }
 }

@@ -35,6 +35,12 @@ impl Metadata {
     pub const MAX_NAME_BYTES: usize = 128;
     /// Bytes of a text at most.
     pub const MAX_TEXT_BYTES: usize = 4096;
+    /// The name of an entry that holds a record's whole metadata and its key, encrypted: for ledgers that encrypt what
+    /// another one keeps.
+    pub const SEALED: &str = "amem.sealed";
+    /// Bytes of that entry's text at most. As JSON, which writes a byte as six at most, and then in base64, metadata and a
+    /// key that are within their bounds have less than 2.3 MB.
+    pub const MAX_SEALED_BYTES: usize = 3 << 20;
 
     /// Whether it is empty.
     pub fn is_empty(&self) -> bool {
@@ -55,6 +61,7 @@ impl Metadata {
                 return bad(format!("a name of {} bytes", name.len()), "names of 1 to 128 bytes");
             }
             match value {
+                MetaValue::Text(text) if name == Self::SEALED && text.len() <= Self::MAX_SEALED_BYTES => {}
                 MetaValue::Text(text) if text.len() > Self::MAX_TEXT_BYTES => {
                     return bad(format!("a text of {} bytes", text.len()), "texts of at most 4,096 bytes");
                 }

@@ -20,6 +20,7 @@ pub struct MemoryBuilder {
     engine: EngineOptions,
     cached_records: usize,
     metered: bool,
+    id_secret: Option<[u8; 32]>,
 }
 
 impl MemoryBuilder {
@@ -34,6 +35,7 @@ impl MemoryBuilder {
             engine: EngineOptions::default(),
             cached_records: 100_000,
             metered: false,
+            id_secret: None,
         }
     }
 
@@ -98,6 +100,15 @@ impl MemoryBuilder {
         self
     }
 
+    /// A secret that the ids of chunks are hashed with. Without one, an id is a hash of a text that anybody can compute, and
+    /// so lets whoever sees a store's files or a ledger's links check a guess of a text. Another secret means other ids, so
+    /// KV that was kept before is computed again.
+    #[must_use]
+    pub fn id_secret(mut self, secret: [u8; 32]) -> Self {
+        self.id_secret = Some(secret);
+        self
+    }
+
     /// The memory, with an engine of its own.
     ///
     /// # Errors
@@ -105,11 +116,11 @@ impl MemoryBuilder {
     /// this system line; [`Error::BadValue`](crate::Error::BadValue) for options of the engine that are zero;
     /// [`Error::Model`](crate::Error::Model) when its thread cannot be started.
     pub fn build(self) -> Result<Memory> {
-        let Self { model, kv, ledger, recaller, system, repair, engine, cached_records, metered } = self;
+        let Self { model, kv, ledger, recaller, system, repair, engine, cached_records, metered, id_secret } = self;
         let layout = model.chat().layout(&system)?;
         let records = RecordCache::new(cached_records);
         let engine = Engine::start(Arc::clone(&model), engine)?;
-        let chunks = Chunks::new(model, engine, kv, Arc::clone(&ledger), layout);
+        let chunks = Chunks::new(model, engine, kv, Arc::clone(&ledger), layout, id_secret);
         let meter = Arc::new(Meter::new(metered.then(|| Arc::clone(&ledger))));
         Ok(Memory { parts: Arc::new(Parts { chunks, ledger, recaller, records, repair, meter }) })
     }

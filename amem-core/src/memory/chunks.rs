@@ -29,6 +29,8 @@ pub(super) struct Chunks {
     ledger: Arc<dyn Ledger>,
     layout: Layout,
     prefix: PrefixId,
+    /// What ids are hashed with, so that nobody else can check a guess of a text.
+    id_secret: Option<[u8; 32]>,
     /// The system prefix, computed. Contexts are forked from it, so that its KV is in the KV cache once.
     base: async_lock::Mutex<Option<Box<dyn Context>>>,
 }
@@ -60,9 +62,26 @@ impl Chunks {
         kv: Arc<dyn KvStore>,
         ledger: Arc<dyn Ledger>,
         layout: Layout,
+        id_secret: Option<[u8; 32]>,
     ) -> Self {
         let prefix = PrefixId::of(&layout.prefix);
-        Self { model, engine, kv, ledger, layout, prefix, base: async_lock::Mutex::new(None) }
+        Self { model, engine, kv, ledger, layout, prefix, id_secret, base: async_lock::Mutex::new(None) }
+    }
+
+    fn chunk_id(&self, owner: &str, prefix: &PrefixId, tokens: &[Token]) -> ChunkId {
+        let info = self.model.info();
+        match &self.id_secret {
+            Some(secret) => ChunkId::keyed(secret, &info.fingerprint, prefix, owner, tokens),
+            None => info.chunk_id(owner, prefix, tokens),
+        }
+    }
+
+    /// The owner in the ids of a namespace's chunks.
+    fn owner(&self, namespace: &Namespace) -> OwnerId {
+        match &self.id_secret {
+            Some(secret) => OwnerId::keyed(secret, namespace.as_str()),
+            None => OwnerId::of(namespace.as_str()),
+        }
     }
 
     pub(super) fn model(&self) -> &Arc<dyn Model> {
@@ -93,7 +112,7 @@ impl Chunks {
 
     fn content_of(&self, namespace: &Namespace, text: &str) -> Result<Content> {
         let tokens = self.tokens(text)?;
-        let chunk = self.model.info().chunk_id(namespace.as_str(), &self.prefix, &tokens);
+        let chunk = self.chunk_id(namespace.as_str(), &self.prefix, &tokens);
         Ok(Content { tokens, chunk })
     }
 
@@ -117,7 +136,7 @@ impl Chunks {
 
     async fn open_base(&self) -> Result<(Box<dyn Context>, Usage)> {
         let tokens = Arc::clone(&self.layout.prefix);
-        let id = self.model.info().chunk_id("", &PrefixId::of(&[]), &tokens);
+        let id = self.chunk_id("", &PrefixId::of(&[]), &tokens);
         let (owner, mut usage) = (Namespace::new(OPERATOR)?, Usage::default());
         let text = PrefillText { id, tokens };
         let held = self.held(std::slice::from_ref(&text), &PrefixId::of(&[])).await.pop().flatten();
@@ -309,7 +328,7 @@ impl Chunks {
 
     /// The chunks that the store holds for a namespace.
     pub(super) async fn owned(&self, namespace: &Namespace) -> Result<Vec<StoredChunk>> {
-        self.kv.owned(OwnerId::of(namespace.as_str())).await
+        self.kv.owned(self.owner(namespace)).await
     }
 
     /// Deletes all chunks of a namespace that the store can name. Those that it cannot are named by the ledger.
