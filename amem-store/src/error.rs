@@ -126,6 +126,42 @@ pub enum Error {
         /// The most that is read, in bytes.
         limit: u64,
     },
+    /// A file of keys was wrapped under another master key.
+    #[cfg(feature = "encryption")]
+    #[error(
+        "{} was wrapped under another master key: give the one that its directory was made with, or finish changing it \
+         (KeyDir::rewrap)",
+        path.display()
+    )]
+    WrongMasterKey {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file that should hold a master key does not.
+    #[cfg(feature = "encryption")]
+    #[error("{} cannot be used as a master key: {reason}", path.display())]
+    BadMasterKey {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A file of keys is not what was written there.
+    #[cfg(feature = "encryption")]
+    #[error("{} is damaged: {reason}; restore it from a backup of the keys", path.display())]
+    DamagedKey {
+        /// The file.
+        path: PathBuf,
+        /// What was found.
+        reason: String,
+    },
+    /// A directory of keys is used by somebody else in a way that does not go together with this.
+    #[cfg(feature = "encryption")]
+    #[error("the keys in {} are in use: try again when no other process uses them", path.display())]
+    KeysInUse {
+        /// The directory.
+        path: PathBuf,
+    },
 }
 
 impl Error {

@@ -5,6 +5,8 @@
 
 mod data_dir;
 mod disk;
+#[cfg(feature = "encryption")]
+pub mod encryption;
 mod error;
 #[doc(hidden)]
 pub mod fuzzing;
@@ -22,6 +24,8 @@ mod segment;
 mod transfer;
 
 pub use data_dir::{DataDir, backup, open, open_ledger, open_ledger_read_only, open_read_only, restore, verify};
+#[cfg(feature = "encryption")]
+pub use encryption::{EncryptedLedger, EncryptedStore, EncryptionError, Holder, Key, KeyDir, Keys, MasterKey};
 pub use error::{Error, Result};
 pub use ledger::{SqliteLedger, Verification};
 pub use model_dir::ModelDir;

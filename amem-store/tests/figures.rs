@@ -185,3 +185,47 @@ fn figures_of_opening_a_ledger() {
         println!("quick_check alone: {:.1?}", begun.elapsed());
     }
 }
+
+#[cfg(feature = "encryption")]
+#[test]
+#[ignore = "prints figures"]
+fn figures_of_encryption() {
+    use std::sync::Arc;
+
+    use amem_store::encryption::{EncryptedLedger, EncryptedStore, KeyDir, MasterKey};
+
+    let dir = tempfile::tempdir().unwrap();
+    let keys = Arc::new(KeyDir::open(dir.path().join("keys"), &MasterKey::new([1; 32])).unwrap());
+    let chunks: Vec<_> = (0..64).map(|seed| chunk(seed, 8 << 10)).collect();
+    let mebibytes = chunks.iter().map(|chunk| chunk.size()).sum::<usize>() as f64 / f64::from(1 << 20);
+    let plain = SegmentStore::open(dir.path().join("plain")).unwrap();
+    let sealed = EncryptedStore::new(SegmentStore::open(dir.path().join("sealed")).unwrap(), keys.clone());
+    let stores: [(&str, &dyn KvStore); 2] = [("in clear", &plain), ("encrypted", &sealed)];
+    for (what, store) in stores {
+        let begun = Instant::now();
+        block_on(store.put(&chunks)).unwrap();
+        rate(&format!("put {mebibytes} MiB {what}"), mebibytes, "MiB", begun.elapsed());
+        for round in ["first", "second"] {
+            let begun = Instant::now();
+            for chunk in &chunks {
+                assert!(block_on(store.get(&chunk.id())).unwrap().unwrap().to_bytes().is_ok());
+            }
+            rate(&format!("get {what}, {round} time"), mebibytes, "MiB", begun.elapsed());
+        }
+    }
+    let plain = SqliteLedger::open(dir.path().join("plain.sqlite")).unwrap();
+    let sealed = SqliteLedger::open(dir.path().join("sealed.sqlite")).unwrap();
+    let sealed = block_on(EncryptedLedger::open(sealed, keys)).unwrap();
+    let ledgers: [(&str, &dyn Ledger); 2] = [("in clear", &plain), ("encrypted", &sealed)];
+    let namespace = Namespace::new("ours").unwrap();
+    let new: Vec<_> =
+        (0..10_000).map(|n| NewRecord::new(format!("note {n} of many")).key(format!("key {n}"))).collect();
+    for (what, ledger) in ledgers {
+        let begun = Instant::now();
+        new.chunks(500).for_each(|part| drop(block_on(ledger.add(&namespace, part, Timestamp::now())).unwrap()));
+        rate(&format!("add {what}"), new.len() as f64, "records", begun.elapsed());
+        let begun = Instant::now();
+        let all = block_on(ledger.list(&namespace, amem_core::Query::All)).unwrap();
+        rate(&format!("list {what}"), all.len() as f64, "records", begun.elapsed());
+    }
+}

@@ -1,0 +1,424 @@
+//! A ledger that keeps nothing in clear.
+//!
+//! The records of a namespace stand in the ledger below under a name that is a keyed hash with the namespace's key, so records
+//! under a new key never meet what was left of an old one. Names are `n` and 64 hexadecimal digits. Those that begin with
+//! `d` belong to deletions: a namespace that is being deleted is noted there first, under its
+//! [pseudonym](Keys::pseudonym), so that a deletion whose key is destroyed is finished later; and deleting that note tells
+//! [`changes`](Ledger::changes) of it.
+//!
+//! A record's text is sealed as it is; its key becomes a keyed hash; key and metadata are sealed together into one entry of
+//! the metadata.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use amem_core::{
+    Added, Changes, ChunkId, Error, Ledger, Listing, MetaValue, Metadata, Namespace, NewRecord, Page, Query, Record,
+    RecordId, Result, Revision, SavedIndex, State, Timestamp, UsageEvent, UsageQuery, UsageTotal, Version,
+};
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use super::seal::{Domain, Sealer};
+use super::{EncryptionError, Holder, Key, Keys};
+
+/// Records that a filter is asked of at once.
+const BATCH: usize = 256;
+
+/// A [`Ledger`] that encrypts what another one keeps. See [`encryption`](super) for what that protects.
+///
+/// Filters are asked after decryption, so a page of few matches among many records costs as many decryptions.
+pub struct EncryptedLedger<L> {
+    inner: L,
+    keys: Arc<dyn Keys>,
+}
+
+/// A namespace that has a key.
+struct Open {
+    /// Its name in the ledger below.
+    name: Namespace,
+    sealer: Sealer,
+}
+
+/// What is sealed into a record's metadata.
+#[derive(Serialize, Deserialize)]
+struct Details {
+    key: Option<String>,
+    metadata: Metadata,
+}
+
+impl Open {
+    fn new(key: &Key) -> Result<Self> {
+        let sealer = Sealer::new(key);
+        Ok(Self { name: Namespace::new(format!("n{}", sealer.name("namespace", "")))?, sealer })
+    }
+
+    fn seal(&self, new: &NewRecord, text: &str) -> Result<NewRecord> {
+        if new.metadata.0.contains_key(Metadata::SEALED) {
+            let (value, expected) = (Metadata::SEALED.to_owned(), "another name than the one that encryption uses");
+            return Err(Error::BadValue { what: "metadata", value, expected });
+        }
+        let mut sealed = new.clone();
+        sealed.text = self.sealed(Domain::Text, text)?;
+        sealed.key = new.key.as_deref().map(|key| self.key(key));
+        if new.key.is_some() || !new.metadata.is_empty() {
+            let details = Details { key: new.key.clone(), metadata: new.metadata.clone() };
+            let details = serde_json::to_string(&details).map_err(|error| Error::Ledger(error.into()))?;
+            let details = self.sealed(Domain::Details, &details)?;
+            sealed.metadata = [(Metadata::SEALED, details)].into_iter().collect();
+        }
+        Ok(sealed)
+    }
+
+    /// What stands for a key. Hashed, for it has to be the same for the same key, and a key may be long.
+    fn key(&self, key: &str) -> String {
+        self.sealer.name("key", key)
+    }
+
+    fn sealed(&self, domain: Domain, text: &str) -> Result<String> {
+        self.sealer.seal_text(domain, text).ok_or_else(|| Error::Ledger("a text cannot be encrypted".into()))
+    }
+
+    fn text(&self, id: RecordId, sealed: &str) -> Result<String> {
+        let text = self.sealer.open_text(Domain::Text, sealed);
+        text.ok_or_else(|| damaged("text", id))
+    }
+
+    /// A record as it was before it was encrypted.
+    fn record(&self, namespace: &Namespace, sealed: Record) -> Result<Record> {
+        let mut record = sealed;
+        record.namespace = namespace.clone();
+        if matches!(record.state, State::Forgotten { .. }) {
+            (record.key, record.metadata) = (None, Metadata::default());
+            record.text.clear();
+            return Ok(record);
+        }
+        let id = record.id;
+        record.text = self.text(id, &record.text)?;
+        let (hashed, sealed) = (record.key.take(), std::mem::take(&mut record.metadata));
+        let details = match sealed.0.get(Metadata::SEALED) {
+            Some(MetaValue::Text(sealed)) => {
+                let details = self.sealer.open_text(Domain::Details, sealed);
+                let details = details.and_then(|details| serde_json::from_str(&details).ok());
+                details.ok_or_else(|| damaged("metadata", id))?
+            }
+            Some(_) => return Err(damaged("metadata", id)),
+            None if sealed.is_empty() => Details { key: None, metadata: Metadata::default() },
+            None => return Err(damaged("metadata", id)),
+        };
+        if details.key.as_deref().map(|key| self.key(key)) != hashed {
+            return Err(damaged("key", id));
+        }
+        (record.key, record.metadata) = (details.key, details.metadata);
+        Ok(record)
+    }
+}
+
+fn damaged(what: &'static str, id: RecordId) -> Error {
+    Error::Ledger(EncryptionError::Damaged { what, id }.into())
+}
+
+fn keys_failed(error: amem_core::BoxError) -> Error {
+    Error::Ledger(EncryptionError::Keys(error).into())
+}
+
+/// The error with the namespace that the caller knows.
+fn outer(error: Error, namespace: &Namespace) -> Error {
+    match error {
+        Error::UnknownRecord { id, .. } => unknown(namespace, id),
+        other => other,
+    }
+}
+
+fn unknown(namespace: &Namespace, id: RecordId) -> Error {
+    Error::UnknownRecord { namespace: namespace.clone(), id }
+}
+
+fn is_name(name: &Namespace, kind: char) -> bool {
+    let digits = name.as_str().strip_prefix(kind);
+    digits.is_some_and(|digits| digits.len() == 64 && digits.bytes().all(|digit| digit.is_ascii_hexdigit()))
+}
+
+impl<L: Ledger> EncryptedLedger<L> {
+    /// Encrypts what `inner` keeps, with these keys, and finishes deletions that a process which ended had begun.
+    ///
+    /// # Errors
+    /// [`Error::Ledger`] with [`EncryptionError::NotEncrypted`] when `inner` has records in clear, with
+    /// [`EncryptionError::OtherKeys`] when none of its namespaces has a key here, or when it fails.
+    pub async fn open(inner: L, keys: Arc<dyn Keys>) -> Result<Self> {
+        let ledger = Self { inner, keys };
+        let names = ledger.inner.namespaces().await?;
+        if names.iter().any(|name| !is_name(name, 'n') && !is_name(name, 'd')) {
+            return Err(Error::Ledger(EncryptionError::NotEncrypted.into()));
+        }
+        let known = ledger.known().await?;
+        for deletion in names.iter().filter(|name| is_name(name, 'd')) {
+            ledger.finish_deletion(deletion, &known).await?;
+        }
+        if !names.iter().any(|name| known.contains_key(name)) {
+            // Those whose deletion was finished just now are gone.
+            let left = ledger.inner.namespaces().await?;
+            if left.iter().any(|name| is_name(name, 'n')) {
+                return Err(Error::Ledger(EncryptionError::OtherKeys.into()));
+            }
+        }
+        Ok(ledger)
+    }
+
+    /// The ledger below.
+    pub fn inner(&self) -> &L {
+        &self.inner
+    }
+
+    /// The namespace, if it has a key: without one there is nothing of it.
+    async fn find(&self, namespace: &Namespace) -> Result<Option<Open>> {
+        let key = self.keys.get(&Holder::Namespace(namespace.clone())).await.map_err(keys_failed)?;
+        key.as_ref().map(Open::new).transpose()
+    }
+
+    /// The namespace that a record is in.
+    async fn of(&self, namespace: &Namespace, id: RecordId) -> Result<Open> {
+        self.find(namespace).await?.ok_or_else(|| unknown(namespace, id))
+    }
+
+    async fn find_or_create(&self, namespace: &Namespace) -> Result<Open> {
+        let key = self.keys.get_or_create(&Holder::Namespace(namespace.clone())).await.map_err(keys_failed)?;
+        Open::new(&key)
+    }
+
+    /// All namespaces that have a key, by their names in the ledger below.
+    async fn known(&self) -> Result<HashMap<Namespace, Namespace>> {
+        let all = self.keys.namespaces().await.map_err(keys_failed)?;
+        all.into_iter().map(|(namespace, key)| Ok((Open::new(&key)?.name, namespace))).collect()
+    }
+
+    /// Where a deletion of the namespace is noted.
+    fn deletion(&self, namespace: &Namespace) -> Result<Namespace> {
+        Namespace::new(format!("d{}", blake3::Hash::from(self.keys.pseudonym(namespace)).to_hex()))
+    }
+
+    /// Deletes the records of namespaces whose deletion is noted here and whose keys are destroyed, and the note. If the
+    /// key is still there, the deletion was not done, and the caller of it was not told that it was.
+    async fn finish_deletion(&self, deletion: &Namespace, known: &HashMap<Namespace, Namespace>) -> Result<usize> {
+        let mut deleted = 0;
+        for note in self.inner.list(deletion, Query::All).await? {
+            let name = Namespace::new(note.text)?;
+            if is_name(&name, 'n') && !known.contains_key(&name) {
+                deleted += self.inner.delete_namespace(&name).await?;
+            }
+        }
+        self.inner.delete_namespace(deletion).await?;
+        Ok(deleted)
+    }
+}
+
+#[async_trait]
+impl<L: Ledger> Ledger for EncryptedLedger<L> {
+    async fn add(&self, namespace: &Namespace, new: &[NewRecord], now: Timestamp) -> Result<Vec<Added>> {
+        let texts = new.iter().map(NewRecord::check).collect::<Result<Vec<_>>>()?;
+        if new.is_empty() {
+            return Ok(Vec::new());
+        }
+        let open = self.find_or_create(namespace).await?;
+        let sealed = new.iter().zip(texts).map(|(new, text)| open.seal(new, text)).collect::<Result<Vec<_>>>()?;
+        let added = self.inner.add(&open.name, &sealed, now).await?;
+        // If the namespace was deleted meanwhile, these records came before, and nobody can read them: they go too.
+        let now = self.find(namespace).await?;
+        if now.is_none_or(|now| now.name != open.name) {
+            self.inner.delete_namespace(&open.name).await?;
+        }
+        let opened = |added: Added| Ok(Added { record: open.record(namespace, added.record)?, ..added });
+        added.into_iter().map(opened).collect()
+    }
+
+    async fn get(&self, namespace: &Namespace, id: RecordId, now: Timestamp) -> Result<Record> {
+        let open = self.of(namespace, id).await?;
+        let found = self.inner.get(&open.name, id, now).await.map_err(|error| outer(error, namespace))?;
+        open.record(namespace, found)
+    }
+
+    async fn get_many(&self, namespace: &Namespace, ids: &[RecordId], now: Timestamp) -> Result<Vec<Option<Record>>> {
+        let Some(open) = self.find(namespace).await? else { return Ok(vec![None; ids.len()]) };
+        let found = self.inner.get_many(&open.name, ids, now).await?;
+        found.into_iter().map(|found| found.map(|found| open.record(namespace, found)).transpose()).collect()
+    }
+
+    async fn page(&self, namespace: &Namespace, listing: &Listing) -> Result<Page> {
+        let limit = listing.check()?;
+        let Some(open) = self.find(namespace).await? else {
+            return listing.after.map_or(Ok(Page::default()), |id| Err(unknown(namespace, id)));
+        };
+        let batch = if listing.filter.is_some() { limit.max(BATCH) } else { limit };
+        let mut below = listing.clone().limit(batch);
+        below.filter = None;
+        let mut records: Vec<Record> = Vec::new();
+        loop {
+            let page = self.inner.page(&open.name, &below).await.map_err(|error| outer(error, namespace))?;
+            for sealed in page.records {
+                let record = open.record(namespace, sealed)?;
+                if listing.filter.as_ref().is_some_and(|filter| !filter.matches(&record)) {
+                    continue;
+                }
+                if records.len() == limit {
+                    let next = records.last().map(|record| record.id);
+                    return Ok(Page { records, next });
+                }
+                records.push(record);
+            }
+            match page.next {
+                Some(next) if listing.filter.is_none() => return Ok(Page { records, next: Some(next) }),
+                Some(next) => below = below.after(next),
+                None => return Ok(Page { records, next: None }),
+            }
+        }
+    }
+
+    async fn count(&self, namespace: &Namespace, now: Timestamp) -> Result<usize> {
+        match self.find(namespace).await? {
+            Some(open) => self.inner.count(&open.name, now).await,
+            None => Ok(0),
+        }
+    }
+
+    async fn update(&self, namespace: &Namespace, id: RecordId, text: &str, now: Timestamp) -> Result<Record> {
+        let text = text.trim();
+        if text.is_empty() {
+            return Err(Error::Empty { what: "memory" });
+        }
+        let open = self.of(namespace, id).await?;
+        let sealed = open.sealed(Domain::Text, text)?;
+        let updated = self.inner.update(&open.name, id, &sealed, now).await;
+        open.record(namespace, updated.map_err(|error| outer(error, namespace))?)
+    }
+
+    async fn forget_many(&self, namespace: &Namespace, ids: &[RecordId], now: Timestamp) -> Result<Vec<Record>> {
+        let Some(&first) = ids.first() else { return Ok(Vec::new()) };
+        let open = self.of(namespace, first).await?;
+        let forgotten = self.inner.forget_many(&open.name, ids, now).await.map_err(|error| outer(error, namespace))?;
+        forgotten.into_iter().map(|record| open.record(namespace, record)).collect()
+    }
+
+    async fn delete_namespace(&self, namespace: &Namespace) -> Result<usize> {
+        let deletion = self.deletion(namespace)?;
+        let Some(open) = self.find(namespace).await? else {
+            // An earlier call may have destroyed the key and then failed.
+            return self.finish_deletion(&deletion, &self.known().await?).await;
+        };
+        let note = [NewRecord::new(open.name.as_str())];
+        self.inner.add(&deletion, &note, Timestamp::now()).await?;
+        // From here on nobody can read it, whatever happens to the rest.
+        self.keys.destroy(namespace).await.map_err(keys_failed)?;
+        let deleted = self.inner.delete_namespace(&open.name).await?;
+        if self.inner.delete_namespace(&deletion).await? == 0 {
+            // Somebody who opened the ledger meanwhile took the note away. It has to go after the key, so that `changes` tells
+            // of the deletion.
+            self.inner.add(&deletion, &note, Timestamp::now()).await?;
+            self.inner.delete_namespace(&deletion).await?;
+        }
+        Ok(deleted)
+    }
+
+    async fn history(&self, namespace: &Namespace, id: RecordId) -> Result<Vec<Version>> {
+        let open = self.of(namespace, id).await?;
+        let history = self.inner.history(&open.name, id).await.map_err(|error| outer(error, namespace))?;
+        let opened = |version: Version| {
+            let text = if version.text.is_empty() { String::new() } else { open.text(id, &version.text)? };
+            Ok(Version { text, ..version })
+        };
+        history.into_iter().map(opened).collect()
+    }
+
+    async fn namespaces(&self) -> Result<Vec<Namespace>> {
+        let (names, mut known) = (self.inner.namespaces().await?, self.known().await?);
+        let mut found: Vec<Namespace> = names.iter().filter_map(|name| known.remove(name)).collect();
+        found.sort_unstable();
+        Ok(found)
+    }
+
+    async fn changes(&self, namespace: &Namespace, since: Revision, now: Timestamp) -> Result<Changes> {
+        let open = self.find(namespace).await?;
+        // Asked first, so that a deletion that comes in between is told next time.
+        let deletion = self.inner.changes(&self.deletion(namespace)?, since, now).await?;
+        let Some(open) = open else { return Ok(Changes { records: Vec::new(), ..deletion }) };
+        let changes = self.inner.changes(&open.name, since, now).await?;
+        let records = changes.records.into_iter().map(|record| open.record(namespace, record));
+        Ok(Changes {
+            deleted: deletion.deleted || changes.deleted,
+            records: records.collect::<Result<_>>()?,
+            revision: deletion.revision.min(changes.revision),
+        })
+    }
+
+    async fn link(&self, namespace: &Namespace, links: &[(RecordId, ChunkId)], now: Timestamp) -> Result<()> {
+        let Some((first, _)) = links.first() else { return Ok(()) };
+        let open = self.of(namespace, *first).await?;
+        self.inner.link(&open.name, links, now).await.map_err(|error| outer(error, namespace))
+    }
+
+    async fn pending_deletions(&self, now: Timestamp) -> Result<Vec<ChunkId>> {
+        self.inner.pending_deletions(now).await
+    }
+
+    async fn confirm_deleted(&self, chunks: &[ChunkId], now: Timestamp) -> Result<()> {
+        self.inner.confirm_deleted(chunks, now).await
+    }
+
+    async fn record_usage(&self, events: &[UsageEvent]) -> Result<()> {
+        let mut names: HashMap<&Namespace, Namespace> = HashMap::new();
+        for UsageEvent { namespace, .. } in events {
+            if !names.contains_key(namespace) {
+                names.insert(namespace, self.find_or_create(namespace).await?.name);
+            }
+        }
+        let renamed = events.iter().map(|event| {
+            let namespace = names.get(&event.namespace).unwrap_or(&event.namespace);
+            UsageEvent { namespace: namespace.clone(), ..event.clone() }
+        });
+        self.inner.record_usage(&renamed.collect::<Vec<_>>()).await
+    }
+
+    async fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageTotal>> {
+        let (known, mut below) = (self.known().await?, query.clone());
+        if let Some(namespace) = &query.namespace {
+            let Some(open) = self.find(namespace).await? else { return Ok(Vec::new()) };
+            below.namespace = Some(open.name);
+        }
+        let mut totals: BTreeMap<Option<Namespace>, UsageTotal> = BTreeMap::new();
+        for mut total in self.inner.usage(&below).await? {
+            // Of a namespace whose key is destroyed nobody knows the name.
+            total.namespace = total.namespace.and_then(|name| known.get(&name).cloned());
+            match totals.get_mut(&total.namespace) {
+                None => drop(totals.insert(total.namespace.clone(), total)),
+                Some(sum) => {
+                    sum.events += total.events;
+                    sum.amounts += total.amounts;
+                    (sum.first, sum.last) = (sum.first.min(total.first), sum.last.max(total.last));
+                }
+            }
+        }
+        Ok(totals.into_values().collect())
+    }
+
+    async fn save_index(&self, namespace: &Namespace, name: &str, index: &SavedIndex) -> Result<bool> {
+        let Some(open) = self.find(namespace).await? else { return Ok(false) };
+        let place = index_place(name, index.revision);
+        let Some(bytes) = open.sealer.seal(Domain::Index, &place, &index.bytes) else { return Ok(false) };
+        let index = SavedIndex { revision: index.revision, bytes };
+        self.inner.save_index(&open.name, &open.sealer.name("index", name), &index).await
+    }
+
+    /// An index that does not decrypt is none: it can be built again from the records.
+    async fn saved_index(&self, namespace: &Namespace, name: &str) -> Result<Option<SavedIndex>> {
+        let Some(open) = self.find(namespace).await? else { return Ok(None) };
+        let Some(index) = self.inner.saved_index(&open.name, &open.sealer.name("index", name)).await? else {
+            return Ok(None);
+        };
+        let opened = open.sealer.open(Domain::Index, &index_place(name, index.revision), &index.bytes);
+        Ok(opened.map(|bytes| SavedIndex { revision: index.revision, bytes }))
+    }
+}
+
+/// What a saved index belongs to.
+fn index_place(name: &str, revision: Revision) -> Vec<u8> {
+    [&revision.0.to_le_bytes(), name.as_bytes()].concat()
+}
