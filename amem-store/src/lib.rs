@@ -21,7 +21,7 @@ pub mod remote;
 mod remote;
 mod residency_file;
 mod segment;
-mod transfer;
+pub mod transfer;
 
 pub use data_dir::{DataDir, backup, open, open_ledger, open_ledger_read_only, open_read_only, restore, verify};
 #[cfg(feature = "encryption")]

@@ -448,6 +448,18 @@ fn another_master_key_is_said_to_be_wrong() {
 }
 
 #[test]
+fn a_directory_that_lost_its_root_is_not_begun_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let keys = key_dir(dir.path());
+    block_on(keys.get_or_create(&holder("a"))).unwrap();
+    drop(keys);
+    fs::remove_file(dir.path().join("root")).unwrap();
+    let opened = KeyDir::open(dir.path(), &MasterKey::new(MASTER));
+    assert!(matches!(opened, Err(amem_store::Error::DamagedKey { .. })), "{opened:?}");
+    assert!(!dir.path().join("root").exists());
+}
+
+#[test]
 fn a_master_key_can_be_changed_and_the_change_can_be_interrupted() {
     let dir = tempfile::tempdir().unwrap();
     let [old, new] = [MASTER, [8; 32]].map(MasterKey::new);

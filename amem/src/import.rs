@@ -45,22 +45,21 @@ impl Args {
 }
 
 async fn lines(data: &Data, file: &Path, namespace: Option<&Namespace>) -> Result<Imported, Box<dyn Error>> {
-    let bar = ProgressBar::hidden();
-    let input: Box<dyn Read> = if file == Path::new("-") {
-        Box::new(stdin().lock())
+    let (input, bar): (Box<dyn Read>, ProgressBar) = if file == Path::new("-") {
+        (Box::new(stdin().lock()), ProgressBar::hidden())
     } else {
         let input = File::open(file).map_err(|error| format!("cannot open {}: {error}", file.display()))?;
-        if stderr().is_terminal() {
-            let style = ProgressStyle::with_template("{wide_bar} {bytes} of {total_bytes}, {eta} left")?;
-            let bar = ProgressBar::new(input.metadata()?.len()).with_style(style);
-            Box::new(bar.wrap_read(input))
-        } else {
-            Box::new(input)
-        }
+        let bar = match stderr().is_terminal() {
+            true => ProgressBar::new(input.metadata()?.len()),
+            false => ProgressBar::hidden(),
+        };
+        let style = ProgressStyle::with_template("{wide_bar} {bytes} of {total_bytes}, {eta} left")?;
+        (Box::new(input), bar.with_style(style))
     };
     let ledger = amem_store::open_ledger(&data.data_dir)?;
     let told = |line: &ImportedLine| bar.suspend(|| tell(None, line));
-    let imported = amem_store::import(&ledger, namespace, BufReader::new(input), told).await?;
+    let imported = amem_store::import(&ledger, namespace, BufReader::new(bar.wrap_read(input)), told).await?;
+    bar.finish_and_clear();
     println!("{}", summary(&imported));
     Ok(imported)
 }

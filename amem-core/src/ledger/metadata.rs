@@ -323,6 +323,14 @@ mod tests {
     }
 
     #[test]
+    fn only_what_was_sealed_may_be_longer_than_a_text() {
+        let entry = |name: &str, bytes| [(name, "x".repeat(bytes))].into_iter().collect::<Metadata>();
+        assert!(entry(Metadata::SEALED, Metadata::MAX_SEALED_BYTES).check().is_ok());
+        assert!(entry(Metadata::SEALED, Metadata::MAX_SEALED_BYTES + 1).check().is_err());
+        assert!(entry("amem.other", Metadata::MAX_TEXT_BYTES + 1).check().is_err());
+    }
+
+    #[test]
     fn metadata_is_json_of_plain_values() {
         let json = r#"{"gap":null,"seen":true,"source":"mail","weight":2.0}"#;
         assert_eq!(serde_json::to_string(&record().metadata).unwrap(), json);

@@ -118,6 +118,10 @@ impl KeyDir {
         let root = match read(dir, "root", master)? {
             Some((root, _)) => root,
             None => {
+                // A new root would find none of them.
+                if !key_files(dir)?.is_empty() && read(dir, "root", master)?.is_none() {
+                    return Err(damaged(&dir.join("root"), "it is gone, and there are keys"));
+                }
                 let new = Key::random().map_err(random_failed(dir))?;
                 create(dir, "root", &wrap("root", &new, &Contents::Root, master, dir)?)?;
                 let (root, _) = read(dir, "root", master)?.ok_or_else(|| damaged(&dir.join("root"), "it is gone"))?;

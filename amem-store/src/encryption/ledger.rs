@@ -9,6 +9,7 @@
 //! A record's text is sealed as it is; its key becomes a keyed hash; key and metadata are sealed together into one entry of
 //! the metadata.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -366,8 +367,8 @@ impl<L: Ledger> Ledger for EncryptedLedger<L> {
     async fn record_usage(&self, events: &[UsageEvent]) -> Result<()> {
         let mut names: HashMap<&Namespace, Namespace> = HashMap::new();
         for UsageEvent { namespace, .. } in events {
-            if !names.contains_key(namespace) {
-                names.insert(namespace, self.find_or_create(namespace).await?.name);
+            if let Entry::Vacant(entry) = names.entry(namespace) {
+                entry.insert(self.find_or_create(namespace).await?.name);
             }
         }
         let renamed = events.iter().map(|event| {

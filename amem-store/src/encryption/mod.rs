@@ -61,7 +61,10 @@ pub enum EncryptionError {
         id: RecordId,
     },
     /// No namespace of the ledger has a key here.
-    #[error("the ledger was encrypted with other keys: open it with those that it was made with")]
+    #[error(
+        "no namespace of the ledger has a key here: open it with the keys that it was made with, or begin a new one if they \
+         were destroyed"
+    )]
     OtherKeys,
     /// The ledger has records that nobody encrypted.
     #[error("the ledger has records that are not encrypted: export them and import them into a new one")]

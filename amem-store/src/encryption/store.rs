@@ -17,6 +17,7 @@
 //! chunks as a store may see, so each chunk is encrypted under a key of its own, made of the owner's key and a random
 //! salt. The chunk's id and the number of its tokens are its associated data, so no chunk can stand in for another.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
@@ -80,8 +81,8 @@ impl<S: KvStore> EncryptedStore<S> {
         let sealed = self.inner.get_many(ids).await?;
         let mut keys: HashMap<OwnerId, Option<Key>> = HashMap::new();
         for owner in sealed.iter().flatten().map(|chunk| chunk.id().owner()) {
-            if !keys.contains_key(&owner) {
-                keys.insert(owner, self.keys.get(&Holder::Owner(owner)).await.map_err(keys_failed)?);
+            if let Entry::Vacant(entry) = keys.entry(owner) {
+                entry.insert(self.keys.get(&Holder::Owner(owner)).await.map_err(keys_failed)?);
             }
         }
         let held: Vec<bool> = sealed.iter().map(Option::is_some).collect();
@@ -172,9 +173,8 @@ impl<S: KvStore> KvStore for EncryptedStore<S> {
         let (write, replaced) = self.to_write(chunks).await?;
         let mut keys: HashMap<OwnerId, Key> = HashMap::new();
         for owner in write.iter().map(|chunk| chunk.id().owner()) {
-            if !keys.contains_key(&owner) {
-                let key = self.keys.get_or_create(&Holder::Owner(owner)).await.map_err(keys_failed)?;
-                keys.insert(owner, key);
+            if let Entry::Vacant(entry) = keys.entry(owner) {
+                entry.insert(self.keys.get_or_create(&Holder::Owner(owner)).await.map_err(keys_failed)?);
             }
         }
         if !replaced.is_empty() {

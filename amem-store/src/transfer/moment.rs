@@ -19,7 +19,7 @@ impl Moment {
             Ok(at) if (0..=9999).contains(&jiff::tz::Offset::UTC.to_datetime(at).year()) => {
                 Self::Text(format!("{at:.3}"))
             }
-            _ => Self::Seconds(at.0.div_euclid(1000)),
+            _ => Self::Seconds(at.0 / 1000),
         }
     }
 
@@ -95,7 +95,7 @@ mod tests {
             let back = read(&json).unwrap();
             match moment {
                 Moment::Text(_) => prop_assert_eq!(back, Timestamp(at)),
-                _ => prop_assert_eq!(back.0, at - at.rem_euclid(1000)),
+                _ => prop_assert_eq!(back.0, at - at % 1000),
             }
         }
     }
