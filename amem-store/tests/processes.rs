@@ -300,3 +300,39 @@ fn evicting_makes_room_on_a_full_disk() {
     }
     assert!(block_on(store.stats()).chunks >= 10, "not everything went for it");
 }
+
+#[test]
+fn kv_makes_room_for_memories_on_a_full_disk() {
+    let Some(disk) = SmallDisk::mount() else {
+        return eprintln!("SKIPPED: mounting a small file system needs the rights of the superuser");
+    };
+    let DataDir { kv, ledger } = amem_store::open(disk.0.path().join("data")).unwrap();
+    let long = |n: usize| NewRecord::new(format!("{n} {}", "long ".repeat(8000)));
+    block_on(ledger.add(&ours(), &[long(0)], Timestamp::now())).unwrap();
+    let chunks: Vec<_> = (0..60).map(|n| chunk(n, 600)).collect();
+    assert!(matches!(block_on(kv.put(&chunks)), Err(Error::Full { .. })));
+    let mut remembered = 1;
+    let mut given_up = 0;
+    for n in 1..12 {
+        let mut added = block_on(ledger.add(&ours(), &[long(n)], Timestamp::now()));
+        if matches!(added, Err(Error::Full { .. })) {
+            let freed = block_on(kv.give_up(400 << 10)).expect("KV can be given up on a full disk");
+            assert!(freed > 0, "there is KV left");
+            given_up += freed;
+            added = block_on(ledger.add(&ours(), &[long(n)], Timestamp::now()));
+        }
+        added.expect("there is room again");
+        remembered += 1;
+    }
+    assert!(given_up > 0, "the disk was full");
+    assert_eq!(block_on(ledger.count(&ours(), Timestamp::now())).unwrap(), remembered);
+    assert_eq!(ledger_problems(disk.0.path()), Vec::<String>::new());
+    while block_on(kv.give_up(1)).unwrap() > 0 {}
+    assert_eq!(block_on(kv.stats()).chunks, 0, "all of it can be given up");
+    block_on(kv.put(&chunks[..1])).expect("and then it is used again");
+    assert_same(&block_on(kv.get(&chunks[0].id())).unwrap().unwrap(), &chunks[0]);
+}
+
+fn ledger_problems(disk: &Path) -> Vec<String> {
+    amem_store::verify(disk.join("data")).unwrap().problems
+}

@@ -212,8 +212,11 @@ pub struct AnswerStream {
     calls_of: Option<Arc<dyn Model>>,
     memory: Memory,
     /// The whole answer, while its usage is being written.
-    ending: Option<(Answer, Pin<Box<dyn Future<Output = Result<()>> + Send>>)>,
+    ending: Option<(Answer, Writing)>,
 }
+
+/// Usage that is being written.
+type Writing = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
 
 /// What it took to get as far as the context.
 #[derive(Clone, Copy, Debug, Default)]

@@ -80,10 +80,11 @@ impl Meter {
 
 /// What an answer used, or a part of it.
 pub(super) fn amounts_of(usage: &Usage) -> Amounts {
-    let mut amounts = Amounts::default();
-    amounts.reused_tokens = usage.reused() as u64;
-    amounts.repaired_tokens = usage.repaired as u64;
-    amounts.prefilled_tokens = usage.prefilled as u64;
-    amounts.generated_tokens = usage.generated as u64;
-    amounts
+    Amounts {
+        reused_tokens: usage.reused() as u64,
+        repaired_tokens: usage.repaired as u64,
+        prefilled_tokens: usage.prefilled as u64,
+        generated_tokens: usage.generated as u64,
+        ..Amounts::default()
+    }
 }

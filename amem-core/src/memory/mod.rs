@@ -164,8 +164,7 @@ impl Memory {
 
     /// Counts memories that were added, changed or forgotten.
     async fn count_operations(&self, namespace: &Namespace, operations: usize) -> Result<()> {
-        let mut amounts = Amounts::default();
-        amounts.memory_ops = operations as u64;
+        let amounts = Amounts { memory_ops: operations as u64, ..Amounts::default() };
         self.parts.meter.note(namespace, amounts);
         self.parts.meter.write().await
     }

@@ -27,8 +27,8 @@ use std::time::Duration;
 use aes_gcm::aead::AeadInOut;
 use aes_gcm::{Aes256Gcm, KeyInit};
 use amem_core::{
-    BoxError, ChunkId, Dtype, Encoding, Error, Fingerprint, HostKv, KvChunk, KvShape, KvStore, OwnerId, PrefixId,
-    Result, StoreStats, StoredChunk, Token,
+    BoxError, ChunkId, Dtype, Encoding, Error, Fingerprint, HostKv, KvChunk, KvShape, KvStore, Lease, OwnerId,
+    PrefixId, Result, StoreStats, StoredChunk, Token,
 };
 use async_trait::async_trait;
 use blocking::unblock;
@@ -242,6 +242,10 @@ impl<S: KvStore> KvStore for EncryptedStore<S> {
 
     async fn give_up(&self, bytes: u64) -> Result<u64> {
         self.inner.give_up(bytes).await
+    }
+
+    fn lease(&self, ids: &[ChunkId], time: Duration) -> Lease {
+        self.inner.lease(ids, time)
     }
 
     async fn sync(&self) -> Result<()> {

@@ -147,6 +147,33 @@ impl Inner {
         Ok(true)
     }
 
+    /// Removes files, those with the least in them first and then the oldest, until so many bytes are free or none is left.
+    /// Says how many bytes that was.
+    pub(crate) fn give_up(&self, bytes: u64) -> Result<u64> {
+        let mut role = self.role();
+        let writer = self.writer(&mut role)?;
+        let mut freed = 0;
+        while freed < bytes {
+            let active = writer.active();
+            let least = {
+                let index = self.index();
+                let worth = |(name, segment): (&SegmentName, &Segment)| {
+                    let is_worn = segment.live * 2 < segment.end;
+                    (!is_worn, if is_worn { segment.live } else { 0 }, *name, segment.end)
+                };
+                index.segments.iter().map(worth).min()
+            };
+            let Some((_, _, least, end)) = least else { break };
+            if active == Some(least) {
+                writer.retire();
+            }
+            writer.unlink(least)?;
+            self.index().remove_segment(least);
+            freed += end;
+        }
+        Ok(freed)
+    }
+
     /// Gives back the space of records that newer ones replaced, and merges what many short-lived processes left.
     pub(crate) fn reclaim(&self, writer: &mut Writer) -> Result<()> {
         let (worn, little): (Vec<_>, Vec<_>) = {

@@ -390,6 +390,11 @@ impl KvStore for SegmentStore {
         Ok(unblock(move || inner.evict(&ids)).await?)
     }
 
+    async fn give_up(&self, bytes: u64) -> amem_core::Result<u64> {
+        let inner = self.0.clone();
+        Ok(unblock(move || inner.give_up(bytes)).await?)
+    }
+
     async fn contains_many(&self, ids: &[ChunkId]) -> Vec<bool> {
         let index = self.0.index();
         ids.iter().map(|id| index.chunks.contains_key(id)).collect()
