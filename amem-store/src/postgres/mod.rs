@@ -61,7 +61,30 @@ use self::session::Session;
 ///
 /// # KV stores
 /// Chunks to be deleted are named to one [store](PostgresOptions::store) after the other, so machines that keep KV on
-/// their own disks must say so. A machine that never comes back has its store [removed](Self::remove_store).
+/// their own disks or in their own RAM must say so. A machine that never comes back has its store
+/// [removed](Self::remove_store).
+///
+/// Servers that share records, and KV on a server for it, each with some of it in RAM:
+///
+/// ```no_run
+/// # #[cfg(feature = "redis")]
+/// # async fn server(model: std::sync::Arc<dyn amem_core::Model>) -> Result<(), Box<dyn std::error::Error>> {
+/// use std::sync::Arc;
+///
+/// use amem_core::{Memory, RamStore, Tier, Tiered, WriteMode};
+/// use amem_store::remote::{RemoteOptions, RemoteStore};
+/// use amem_store::{PostgresLedger, PostgresOptions};
+///
+/// let mut options = PostgresOptions::default();
+/// // Another name on each server, the same one at each of its starts.
+/// options.store = "server-7".into();
+/// let ledger = PostgresLedger::connect_with("postgresql://amem@db.internal/amem", options).await?;
+/// let ram = Tier::new(Arc::new(RamStore::default()), 4 << 30);
+/// let redis = RemoteStore::redis("redis://cache.internal:6379", RemoteOptions::default())?;
+/// let kv = Tiered::open(vec![ram, Tier::shared(Arc::new(redis)).write(WriteMode::Back)]).await?;
+/// let memory = Memory::builder(model).ledger(Arc::new(ledger)).kv(Arc::new(kv)).build()?;
+/// # Ok(()) }
+/// ```
 ///
 /// # Backups
 /// `pg_dump --schema=amem` while the ledger is in use gives a consistent copy; restore it with `pg_restore` or `psql`
@@ -166,17 +189,19 @@ async fn open(pool: &Pool, action: &'static str) -> Result<(), PostgresError> {
     let limit = pool.settings.options.call_timeout;
     let prepared = tokio::time::timeout(limit, schema::prepare(&session, &pool.settings)).await;
     match prepared {
-        Ok(Ok(())) => {
-            pool.keep(session);
-            Ok(())
+        Ok(Ok(())) => pool.keep(session),
+        Ok(Err(failure)) => return Err(plain(pool, action, failure)),
+        Err(_) => {
+            let (ledger, reason) = (pool.settings.ledger.clone(), format!("{limit:?} for a call"));
+            return Err(PostgresError::Timeout { action, ledger, reason });
         }
-        Ok(Err(failure)) => Err(plain(pool, action, failure)),
-        Err(_) => Err(PostgresError::Timeout {
-            action,
-            ledger: pool.settings.ledger.clone(),
-            reason: format!("{limit:?} for a call"),
-        }),
     }
+    if pool.settings.options.store.is_empty() {
+        return Ok(());
+    }
+    // A server may have KV that others computed and linked.
+    let add: Work<(), ()> = |tables, ()| Box::pin(tables.add_store());
+    pool.write(action, &(), add).await.map_err(|failure| plain(pool, action, failure))
 }
 
 /// The failure of what has no rules that could forbid it.

@@ -20,11 +20,12 @@ pub struct PostgresOptions {
     /// The schema that holds the ledger's tables, made if it is not there: "amem". One database can hold several ledgers,
     /// each in its own. Small letters, digits and underscores, not a digit first.
     pub schema: String,
-    /// Names the KV store that this process deletes chunks from; empty for one that all processes share.
+    /// Names what this process deletes chunks from; empty for one KV store that all processes share, and nothing else.
     ///
-    /// Give each store a name of its own where machines keep KV on their own disks, the same one at each start: a pending
-    /// deletion is then named to each of them until each has confirmed it. A store counts from the first
-    /// [`link`](amem_core::Ledger::link) on.
+    /// Give each process a name of its own where it has KV on its own disk or in its own RAM, over a store that is shared
+    /// too, and the same one at each start: a pending deletion is then named to each of them until each has confirmed it.
+    /// A store with a name counts from the first connection on, for it may hold KV that others computed; the one without
+    /// from the first [`link`](amem_core::Ledger::link) on.
     pub store: String,
     /// A file with the certificates (PEM) of those who vouch for the server's. Without it, those that the operating system
     /// trusts count.

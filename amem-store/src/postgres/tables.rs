@@ -486,10 +486,7 @@ impl<'a> Tables<'a> {
                 gone.insert(chunk.0.as_slice());
             }
         }
-        let store = self.settings.options.store.as_bytes();
-        let known = "INSERT INTO store (name) SELECT $1::bytea WHERE NOT EXISTS (SELECT 1 FROM store WHERE name = $1) \
-                     ON CONFLICT DO NOTHING";
-        self.execute(known, &[&store]).await?;
+        self.name_store().await?;
         let link = "INSERT INTO link (chunk, namespace, record, expires_at) SELECT u.chunk, $1::bigint, u.record, u.at \
                     FROM unnest($2::bytea[], $3::bigint[], $4::bigint[]) u(chunk, record, at) ON CONFLICT DO NOTHING";
         self.execute(link, &[&locked.id, &chunks, &records, &ends]).await?;
@@ -631,6 +628,20 @@ impl<'a> Tables<'a> {
     async fn drop_indexes(&self, locked: &Locked<'_>) -> Result<()> {
         self.execute("DELETE FROM saved_index WHERE namespace = $1", &[&locked.id]).await?;
         Ok(())
+    }
+
+    /// Has deletions named to this process's store from now on.
+    async fn name_store(&self) -> Result<()> {
+        let known = "INSERT INTO store (name) SELECT $1::bytea WHERE NOT EXISTS (SELECT 1 FROM store WHERE name = $1) \
+                     ON CONFLICT DO NOTHING";
+        self.execute(known, &[&self.settings.options.store.as_bytes()]).await?;
+        Ok(())
+    }
+
+    /// As [`name_store`](Self::name_store), as a change of its own.
+    pub(super) async fn add_store(&self) -> Result<()> {
+        self.begin_change().await?;
+        self.name_store().await
     }
 
     pub(super) async fn remove_store(&self, store: &str) -> Result<()> {
