@@ -1,7 +1,8 @@
-//! Servers that share one memory: records in PostgreSQL, KV in RAM over Redis. One of them is killed, or what they share.
+//! Servers that share one memory: records in PostgreSQL, KV in RAM over Redis. One of them is killed, or what they
+//! share.
 //!
-//! The servers are this test's own binary, started again with the name of the ignored test below. They are told what to do
-//! by lines of JSON.
+//! The servers are this test's own binary, started again with the name of the ignored test below. They are told what to
+//! do by lines of JSON.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod common;
@@ -35,8 +36,8 @@ const NAME: &str = "AMEM_TEST_NAME";
 /// What a server's answers begin with, among the lines that the test harness prints.
 const SAYS: &str = "server: ";
 
-/// A store that is not told how long prefill takes. A tier that is slower than prefill is not read, and on a busy machine
-/// it is chance which of the two is slower.
+/// A store that is not told how long prefill takes. A tier that is slower than prefill is not read, and on a busy
+/// machine it is chance which of the two is slower.
 struct Untimed(Tiered);
 
 #[async_trait]
