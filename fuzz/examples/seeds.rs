@@ -31,10 +31,13 @@ fn main() -> io::Result<()> {
     for (name, kind, size) in [("f32", Dtype::F32, 4), ("bf16", Dtype::BF16, 2)] {
         seed("weights", name, &weights(kind, size)?)?;
     }
-    for entry in std::fs::read_dir(root.join("../amem-store/tests/fixtures/v1"))? {
-        let path = entry?.path();
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or("segment");
-        seed("segment", name, &std::fs::read(&path)?)?;
+    for version in ["v1", "v2", "v3"] {
+        for entry in std::fs::read_dir(root.join("../amem-store/tests/fixtures").join(version))? {
+            let path = entry?.path();
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or("segment");
+            let target = if name.ends_with(".idx") { "segment_index" } else { "segment" };
+            seed(target, name, &std::fs::read(&path)?)?;
+        }
     }
     for (name, part) in [("whole", 1 << 20), ("parts", 100)] {
         let (head, parts) = amem_store::fuzzing::remote_objects(&chunk()?, part).map_err(io::Error::other)?;
