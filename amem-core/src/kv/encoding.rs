@@ -98,6 +98,8 @@ impl Encoding {
         let (heads, width) = (shape.kv_heads, shape.head_dim);
         match self {
             Encoding::Plain(dtype) => product(&[tokens, heads, width, dtype.size()]),
+            // A head without numbers has no scale either.
+            Encoding::Int8 if width == 0 => Some(0),
             Encoding::Int8 => product(&[tokens, heads, width.checked_add(4)?]),
             Encoding::Int4 => {
                 let scales = match half {
@@ -589,6 +591,16 @@ mod tests {
                 encoding.decode_head(&shape, (half, &bytes[..bytes.len() / 2]), 3, (3, 0), &mut numbers);
             }
             assert_eq!(numbers, [7.0; 4], "{encoding:?}");
+        }
+    }
+
+    #[test]
+    fn heads_without_numbers_take_no_bytes() {
+        let shape = KvShape { layers: 1, kv_heads: 3, head_dim: 0 };
+        for encoding in ALL {
+            let mut bytes = Vec::new();
+            encoding.encode_layer(&shape, &[], &[], &mut bytes);
+            assert_eq!((bytes.len(), encoding.layer_bytes(&shape, 70)), (0, 0), "{encoding:?}");
         }
     }
 
