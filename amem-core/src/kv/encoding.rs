@@ -207,7 +207,8 @@ fn encode_int8(head_dim: usize, numbers: &[f32], bytes: &mut Vec<u8>) {
     // What is no number has no place on the scale, and reads as zero.
     let largest = |head: &[f32]| head.iter().filter(|x| x.is_finite()).fold(0f32, |top, x| top.max(x.abs()));
     let heads = || numbers.chunks_exact(head_dim.max(1));
-    let scales: Vec<f32> = heads().map(|head| largest(head) / 127.0).collect();
+    // So that 127 times the scale of the largest numbers there are does not round to an infinity.
+    let scales: Vec<f32> = heads().map(|head| (largest(head) / 127.0).min(f32::MAX / 128.0)).collect();
     scales.iter().for_each(|scale| bytes.extend(scale.to_le_bytes()));
     for (head, &scale) in heads().zip(&scales) {
         let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
@@ -501,8 +502,10 @@ mod tests {
         ) {
             let shape = KvShape { layers: 1, kv_heads, head_dim };
             let numbers = &numbers[..tokens * shape.row()];
-            let [keys, values] = round_trip(Encoding::Int4, &shape, numbers, numbers);
-            prop_assert!(keys.iter().chain(&values).all(|x| x.is_finite()));
+            for encoding in [Encoding::Int4, Encoding::Int8] {
+                let [keys, values] = round_trip(encoding, &shape, numbers, numbers);
+                prop_assert!(keys.iter().chain(&values).all(|x| x.is_finite()));
+            }
         }
     }
 
@@ -572,11 +575,13 @@ mod tests {
     }
 
     #[test]
-    fn numbers_beyond_sixteen_bits_are_cut_in_four() {
+    fn the_largest_numbers_are_cut_and_stay_finite() {
         let shape = KvShape { layers: 1, kv_heads: 1, head_dim: 2 };
         let [_, read] = round_trip(Encoding::Int4, &shape, &[0.0; 2], &[-1e9, 1e9]);
         assert_eq!(read[0], -65504.0);
         assert!(read[1].is_finite() && read[1] > 65504.0);
+        let [_, read] = round_trip(Encoding::Int8, &shape, &[0.0; 2], &[f32::MAX, f32::MIN]);
+        assert!(read[0].is_finite() && read[0] > 0.99 * f32::MAX && read[1] == -read[0], "{read:?}");
     }
 
     #[test]
