@@ -268,9 +268,9 @@ impl Memory {
         self.check_text(text)?;
         self.parts.meter.check().await?;
         let record = self.parts.ledger.update(&namespace, id, text, Timestamp::now()).await?;
-        self.parts.chunks.delete_pending().await?;
+        let deleted = self.parts.chunks.delete_pending().await;
         self.count_operations(&namespace, 1).await?;
-        Ok(record)
+        deleted.map(|()| record)
     }
 
     /// Forgets a record: [`forget_many`](Self::forget_many) of one.
@@ -303,10 +303,10 @@ impl Memory {
             chunks.extend(self.parts.chunks.ids_of(&namespace, &texts)?);
         }
         let records = self.parts.ledger.forget_many(&namespace, ids, Timestamp::now()).await?;
-        self.parts.chunks.erase(&chunks).await?;
-        self.parts.chunks.delete_pending().await?;
+        let erased = self.parts.chunks.erase(&chunks).await;
+        let deleted = self.parts.chunks.delete_pending().await;
         self.count_operations(&namespace, records.len()).await?;
-        Ok(records)
+        erased.and(deleted).map(|()| records)
     }
 
     /// Deletes a namespace: all its records with their histories, and their KV. Returns how many records there were.
