@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use amem_core::testing::{Probe, Reference};
@@ -15,7 +15,7 @@ use amem_core::{
 use amem_cpu::Cpu;
 use common::prompts::{PREFIX, prefill, text};
 use futures_lite::StreamExt;
-use futures_lite::future::block_on;
+use futures_lite::future::{block_on, poll_once};
 
 fn owner(name: &str) -> Namespace {
     Namespace::new(name).unwrap()
@@ -278,17 +278,51 @@ fn a_constraint_that_panics_fails_its_own_request() {
     assert_eq!(block_on(complete(engine.submit(request()).unwrap())).unwrap().choices, expected.choices);
 }
 
+/// Allows everything, and keeps the engine waiting before its second token and before its fiftieth.
+struct Waits {
+    tokens: usize,
+    go_on: Arc<Mutex<mpsc::Receiver<()>>>,
+}
+
+impl Constraint for Waits {
+    fn allow(&mut self, mask: &mut TokenMask) -> Result<()> {
+        if [1, 49].contains(&self.tokens) {
+            let _ = self.go_on.lock().unwrap().recv();
+        }
+        (0..mask.vocabulary() as Token).for_each(|token| mask.insert(token));
+        Ok(())
+    }
+
+    fn accept(&mut self, _: Token) -> Result<()> {
+        self.tokens += 1;
+        Ok(())
+    }
+
+    fn is_complete(&self) -> bool {
+        false
+    }
+}
+
 #[test]
 fn memories_are_prefilled_between_the_steps_of_answers() {
     let model = model();
     let engine = engine(&model, EngineOptions::default());
-    let long = Request::new(owner("me"), vec![Piece::Fresh(text(1, 5))]).generation(generation(100_000));
+    let (go_on, waits) = mpsc::channel();
+    let waits = Arc::new(Mutex::new(waits));
+    let mut generation = generation(100_000);
+    generation.constraint =
+        Some(ConstraintSource::new(move || Ok(Box::new(Waits { tokens: 0, go_on: Arc::clone(&waits) }))));
+    let long = Request::new(owner("me"), vec![Piece::Fresh(text(1, 5))]).generation(generation);
     let mut stream = engine.submit(long).unwrap();
     block_on(stream.next()).unwrap().unwrap();
     let texts: Vec<Arc<[Token]>> = (0..40).map(|seed| text(seed, 30)).collect();
     let named = model.info().prefill_texts("ours", &PREFIX, &texts);
-    let Prefilled { chunks, usage, time, .. } =
-        block_on(engine.prefill(&owner("me"), PREFIX.into(), named.clone(), true)).expect("texts are computed");
+    let me = owner("me");
+    let mut prefilled = Box::pin(engine.prefill(&me, PREFIX.into(), named.clone(), true));
+    assert!(block_on(poll_once(&mut prefilled)).is_none());
+    // It waits in the queue now, and the answer is far from its end.
+    go_on.send(()).unwrap();
+    let Prefilled { chunks, usage, time, .. } = block_on(prefilled).expect("texts are computed");
     assert_eq!(
         chunks.iter().map(amem_core::KvChunk::id).collect::<Vec<_>>(),
         named.iter().map(|t| t.id).collect::<Vec<_>>()
@@ -298,6 +332,7 @@ fn memories_are_prefilled_between_the_steps_of_answers() {
         engine.stats().running == 1 && engine.stats().prefill_seconds >= time.as_secs_f64(),
         "the answer goes on meanwhile"
     );
+    drop(go_on);
     let (alone, _) = prefill(&*model, &PREFIX, &texts, true);
     assert!(chunks.iter().zip(&alone).all(|(a, b)| a.to_bytes().unwrap() == b.to_bytes().unwrap()));
 }

@@ -1,7 +1,10 @@
-//! `amem backup`, `amem restore` and `amem verify`: keeping what is remembered.
+//! `amem backup`, `amem restore` and `amem verify`: keeping what is remembered. `amem purge`: keeping nothing else.
 
 use std::error::Error;
 use std::path::PathBuf;
+
+use amem_core::{KvStore, Ledger, Timestamp};
+use amem_store::DataDir;
 
 use crate::open::Data;
 
@@ -60,5 +63,31 @@ impl Verify {
                     .into())
             }
         }
+    }
+}
+
+#[derive(clap::Args)]
+pub(crate) struct Purge {
+    #[command(flatten)]
+    data: Data,
+}
+
+impl Purge {
+    /// An error if something is still to be removed: because another process writes to the KV, or reads the ledger.
+    pub(crate) async fn run(self) -> Result<(), Box<dyn Error>> {
+        let DataDir { kv, ledger } = amem_store::open(&self.data.data_dir)?;
+        let now = Timestamp::now();
+        let pending = ledger.pending_deletions(now).await?;
+        kv.delete(&pending).await?;
+        ledger.confirm_deleted(&pending, now).await?;
+        kv.purge().await?;
+        if !ledger.wipe().await? {
+            return Err("somebody reads the ledger as it was before: what was forgotten is wiped when that ends".into());
+        }
+        println!(
+            "{} chunks of texts that no longer count were deleted; nothing of what is gone is left",
+            pending.len()
+        );
+        Ok(())
     }
 }

@@ -28,6 +28,8 @@ enum Command {
     Export(export::Args),
     /// Remembers what an export, or another program, wrote as lines of JSON.
     Import(import::Args),
+    /// Removes the bytes of what was forgotten, changed, superseded or let go from the files, now rather than in time.
+    Purge(keep::Purge),
     /// Puts a backup into a data directory that has no ledger.
     Restore(keep::Restore),
     /// Checks everything that is remembered for damage.
@@ -42,6 +44,7 @@ fn main() -> ExitCode {
         Command::Backup(args) => args.run(),
         Command::Export(args) => futures_lite::future::block_on(args.run()),
         Command::Import(args) => futures_lite::future::block_on(args.run()),
+        Command::Purge(args) => futures_lite::future::block_on(args.run()),
         Command::Restore(args) => args.run(),
         Command::Verify(args) => args.run(),
         Command::Version => {

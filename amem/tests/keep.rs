@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::Arc;
 
-use amem_core::{ChunkId, Error, KvStore, RamStore};
+use amem_core::{ChunkId, Error, KvStore, Ledger, Namespace, NewRecord, RamStore, Timestamp};
 use amem_store::SqliteLedger;
 use common::{block_on, builder};
 
@@ -90,4 +90,38 @@ fn forgetting_deletes_kv_while_somebody_reads_the_ledger() {
         drop(reader);
         assert!(ledger.wipe().await.unwrap());
     });
+}
+
+/// The bytes of the files of KV.
+fn kv_bytes(dir: &Path) -> u64 {
+    std::fs::read_dir(dir.join("kv")).unwrap().map(|file| file.unwrap().metadata().unwrap().len()).sum()
+}
+
+#[test]
+fn what_no_longer_counts_is_purged_from_a_shell() {
+    let dir = tempfile::tempdir().unwrap();
+    let memory = common::on_disk(dir.path());
+    block_on(async {
+        let place = |place: &str| NewRecord::new(format!("Alice lives in {place}.")).key("home");
+        memory.remember_all("me", [place("Denver"), NewRecord::new("Bob lives in Oslo.")]).await.unwrap();
+        memory.prefill("me", |_, _| {}).await.unwrap();
+        let held = memory.kv().list().await.unwrap();
+        memory.kv().evict(&[held[0].id]).await.unwrap();
+    });
+    let purge = || amem(dir.path(), &["purge"]);
+    let refused = purge();
+    assert!(!refused.status.success(), "another process writes to the KV");
+    assert!(String::from_utf8(refused.stderr).unwrap().contains("read-only"));
+    drop(memory);
+    // Superseded by a process that has no KV at hand.
+    let ledger = SqliteLedger::open(dir.path().join("ledger.sqlite")).unwrap();
+    let lima = NewRecord::new("Alice lives in Lima.").key("home");
+    block_on(ledger.add(&Namespace::new("me").unwrap(), &[lima], Timestamp::now())).unwrap();
+    drop(ledger);
+    let before = kv_bytes(dir.path());
+    let purged = purge();
+    assert!(purged.status.success(), "{}", String::from_utf8_lossy(&purged.stderr));
+    assert!(stdout(&purged).starts_with("1 chunks"), "{}", stdout(&purged));
+    assert!(kv_bytes(dir.path()) < before);
+    assert!(stdout(&purge()).starts_with("0 chunks"));
 }
