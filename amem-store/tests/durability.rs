@@ -8,7 +8,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::OnceLock;
 
-use amem_core::{ChunkId, Ledger, Metadata, Namespace, NewRecord, Query, RecordId, Revision, Timestamp, Version};
+use amem_core::{
+    ChunkId, Ledger, Metadata, Namespace, NewRecord, Query, RecordId, Revision, SavedIndex, Timestamp, Version,
+};
 use amem_store::{DataDir, Error, SqliteLedger};
 use common::{chunk, files_contain};
 use futures_lite::future::{block_on, poll_once};
@@ -420,4 +422,22 @@ fn a_ledger_that_is_only_read_refuses_changes() {
     assert_eq!(texts(&ledger), ["tea", "milk"], "it sees what others write");
     assert_eq!(block_on(ledger.verify()).unwrap().records, 2);
     block_on(ledger.backup(dir.path().join("backup"))).expect("it can be backed up");
+}
+
+#[test]
+fn a_damaged_index_is_none_and_verify_tells() {
+    let dir = tempfile::tempdir().unwrap();
+    let DataDir { ledger, .. } = amem_store::open(dir.path()).unwrap();
+    remember(&ledger, "tea");
+    let index = SavedIndex { revision: Revision(1), bytes: vec![7; 9000] };
+    assert!(block_on(ledger.save_index(&ours(), "words", &index)).unwrap());
+    assert_eq!(block_on(ledger.saved_index(&ours(), "words")).unwrap(), Some(index));
+    let damage = |sql: &str| {
+        Connection::open(dir.path().join("ledger.sqlite")).unwrap().execute_batch(sql).unwrap();
+        assert_eq!(block_on(ledger.saved_index(&ours(), "words")).unwrap(), None, "{sql}");
+        let problems = amem_store::verify(dir.path()).unwrap().problems;
+        assert!(problems.iter().any(|problem| problem.contains("index")), "{sql}: {problems:?}");
+    };
+    damage("UPDATE saved_index SET revision = 2");
+    damage("UPDATE saved_index SET revision = 1, bytes = zeroblob(9000)");
 }

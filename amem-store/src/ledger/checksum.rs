@@ -44,12 +44,17 @@ pub(super) fn register(connection: &Connection) -> rusqlite::Result<()> {
 }
 
 fn checksum(values: &Context<'_>) -> i64 {
+    checksum_of((0..values.len()).map(|index| values.get_raw(index)))
+}
+
+/// What `amem_checksum` gives for these values: for what is too large to be handed through SQLite twice.
+pub(super) fn checksum_of<'v>(values: impl IntoIterator<Item = ValueRef<'v>>) -> i64 {
     let mut hash = blake3::Hasher::new();
     let mut add = |kind: u8, bytes: &[u8]| {
         hash.update(&[kind]).update(&(bytes.len() as u64).to_le_bytes()).update(bytes);
     };
-    for index in 0..values.len() {
-        match values.get_raw(index) {
+    for value in values {
+        match value {
             ValueRef::Null => add(0, &[]),
             ValueRef::Integer(value) => add(1, &value.to_le_bytes()),
             ValueRef::Real(value) => add(2, &value.to_le_bytes()),

@@ -4,9 +4,10 @@ use amem_core::{
     Added, Amounts, Changes, ChunkId, Error, Listing, Metadata, Namespace, NewRecord, Outcome, Page, Query, Record,
     RecordId, RecordStats, Revision, SavedIndex, State, Timestamp, UsageEvent, UsageQuery, UsageTotal, Version,
 };
+use rusqlite::types::ValueRef;
 use rusqlite::{Connection, Params, Row, params};
 
-use super::checksum::first_bits;
+use super::checksum::{checksum_of, first_bits};
 
 /// Why something was not done.
 pub(super) enum Failure {
@@ -423,14 +424,19 @@ impl Tables<'_> {
 
     /// The index that was kept last. A damaged one is none, for it can be built again.
     pub(super) fn saved_index(&self, namespace: &Namespace, name: &str) -> Result<Option<SavedIndex>> {
-        let select = concat!(
-            "SELECT i.revision, i.bytes FROM saved_index i WHERE i.namespace = ?1 AND i.name = ?2 AND i.checksum = ",
-            saved_index_checksum!()
-        );
+        let select =
+            "SELECT namespace, name, revision, bytes, checksum FROM saved_index WHERE namespace = ?1 AND name = ?2";
         let mut found = self.rows(select, [namespace.as_str(), name], |row| {
-            Ok(SavedIndex { revision: Revision(row.get::<_, i64>(0)?.unsigned_abs()), bytes: row.get(1)? })
+            let mut values = [ValueRef::Null; 4];
+            for (column, value) in values.iter_mut().enumerate() {
+                *value = row.get_ref(column)?;
+            }
+            let [.., ValueRef::Integer(revision), ValueRef::Blob(bytes)] = values else { return Ok(None) };
+            let sound = row.get::<_, i64>(4)? == checksum_of(values);
+            let revision = Revision(revision.unsigned_abs());
+            Ok(sound.then(|| SavedIndex { revision, bytes: bytes.to_vec() }))
         })?;
-        Ok(found.pop())
+        Ok(found.pop().flatten())
     }
 
     /// The active record of the namespace that says this under this key.
