@@ -3,14 +3,20 @@
 
 mod common;
 
+use std::borrow::Cow;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use amem_core::testing::Probe;
 use amem_core::transformer::{Options, Transformer};
-use amem_core::{Ask, Error, Event, Memory, Repair, SessionOptions};
+use amem_core::{
+    Ask, ChunkId, Encoding, Error, Event, KvChunk, KvData, KvStore, Memory, RamStore, Repair, Result, SessionOptions,
+    StoreStats, StoredChunk,
+};
 use amem_cpu::Cpu;
-use common::{block_on, in_ram};
+use async_trait::async_trait;
+use common::{block_on, builder, in_ram};
 use futures_lite::StreamExt;
 
 const NOTES: [&str; 3] =
@@ -200,5 +206,83 @@ fn a_dropped_answer_stops_the_work_and_the_next_one_is_right() {
                 std::thread::yield_now();
             }
         }
+    });
+}
+
+/// A store whose chunks were lost when they are used, for the first few that it gives.
+#[derive(Default)]
+struct Fading {
+    inner: RamStore,
+    lost: AtomicUsize,
+}
+
+/// KV that is not there any more.
+struct Lost(Encoding, usize, ChunkId);
+
+impl KvData for Lost {
+    fn encoding(&self) -> Encoding {
+        self.0
+    }
+
+    fn size(&self) -> usize {
+        self.1
+    }
+
+    fn layer(&self, _: usize) -> Result<Cow<'_, [u8]>> {
+        Err(Error::DamagedKv { chunk: self.2, reason: "somebody cut the file".to_owned() })
+    }
+}
+
+#[async_trait]
+impl KvStore for Fading {
+    async fn get_many(&self, ids: &[ChunkId]) -> Result<Vec<Option<KvChunk>>> {
+        let mut found = self.inner.get_many(ids).await?;
+        for chunk in found.iter_mut().flatten() {
+            if self.lost.fetch_update(Relaxed, Relaxed, |lost| lost.checked_sub(1)).is_ok() {
+                let data = Lost(chunk.encoding(), chunk.size(), chunk.id());
+                *chunk = chunk.clone().with_data(Arc::new(data))?;
+            }
+        }
+        Ok(found)
+    }
+
+    async fn put(&self, chunks: &[KvChunk]) -> Result<()> {
+        self.inner.put(chunks).await
+    }
+
+    async fn delete(&self, ids: &[ChunkId]) -> Result<()> {
+        self.inner.delete(ids).await
+    }
+
+    async fn contains_many(&self, ids: &[ChunkId]) -> Vec<bool> {
+        self.inner.contains_many(ids).await
+    }
+
+    async fn stats(&self) -> StoreStats {
+        self.inner.stats().await
+    }
+
+    async fn page(&self, after: Option<ChunkId>, limit: usize) -> Result<Vec<StoredChunk>> {
+        self.inner.page(after, limit).await
+    }
+}
+
+#[test]
+fn kv_that_is_lost_between_being_found_and_being_used_is_computed_again() {
+    let store = Arc::new(Fading::default());
+    let memory = builder().kv(Arc::clone(&store) as Arc<dyn KvStore>).build().unwrap();
+    block_on(async {
+        memory.remember_all("me", NOTES).await.unwrap();
+        memory.prefill("me", |_, _| {}).await.unwrap();
+        for (question, expected) in QUESTIONS {
+            store.lost.store(1, Relaxed);
+            let answer = memory.ask("me", question).await.unwrap();
+            assert_eq!(answer.text, expected);
+            assert!(store.lost.load(Relaxed) == 0 && answer.usage.missed > 0, "it was given, lost and computed again");
+        }
+        let mut session = memory.session("me", SessionOptions::default()).unwrap();
+        store.lost.store(2, Relaxed);
+        assert_eq!(session.ask(QUESTIONS[1].0).await.unwrap().text, QUESTIONS[1].1);
+        assert_eq!(store.lost.load(Relaxed), 0);
     });
 }

@@ -23,9 +23,10 @@ pub use session::{Session, SessionOptions};
 
 use crate::recall::Lexical;
 use crate::{
-    Added, Amounts, Completion, Conversation, Engine, Error, Exchange, KvChunk, KvStore, Layout, Ledger, Listing,
-    Message, Model, Namespace, NewRecord, Outcome, Page, Piece, Query, RecallQuery, Recalled, Recaller, Record,
-    RecordId, RecordStats, Repair, Request, Result, Role, Timestamp, Token, Usage, UsageQuery, UsageTotal, Version,
+    Added, Amounts, ChunkId, Completion, Conversation, Engine, Error, Exchange, KvChunk, KvStore, Layout, Ledger,
+    Listing, Message, Model, Namespace, NewRecord, Outcome, Page, Piece, Query, RecallQuery, Recalled, Recaller,
+    Record, RecordId, RecordStats, Repair, Request, Result, Role, Timestamp, Token, Usage, UsageQuery, UsageTotal,
+    Version,
 };
 
 /// An agent's memory. Cheap to clone; clones are the same memory.
@@ -43,6 +44,8 @@ struct Parts {
     meter: Arc<Meter>,
 }
 
+/// Damaged chunks for which a question is put again.
+pub(crate) const DAMAGED: usize = 8;
 /// Room that is made at a time on a disk that is too full for the ledger.
 const GIVEN_UP_BYTES: u64 = 64 << 20;
 /// How often room is made before the ledger's error is told.
@@ -194,13 +197,29 @@ impl Memory {
         namespace: impl TryInto<Namespace, Error = Error>,
         question: impl Into<Ask>,
     ) -> Result<Answer> {
-        self.ask_stream(namespace, question).await?.answer().await
+        let (namespace, ask) = (namespace.try_into()?, question.into());
+        for _ in 0..DAMAGED {
+            match self.ask_stream(&namespace, ask.clone()).await?.answer().await {
+                Err(Error::DamagedKv { chunk, reason }) => self.drop_damaged(chunk, &reason).await,
+                answer => return answer,
+            }
+        }
+        self.ask_stream(&namespace, ask).await?.answer().await
+    }
+
+    /// Deletes a chunk whose KV was lost between being found and being used, so that it is computed again.
+    pub(crate) async fn drop_damaged(&self, chunk: ChunkId, reason: &str) {
+        log::warn!("chunk {chunk} is computed anew: {reason}");
+        if let Err(error) = self.parts.chunks.erase(&[chunk]).await {
+            log::warn!("a damaged chunk could not be deleted: {error}");
+        }
     }
 
     /// As [`ask`](Self::ask), with the text as it is generated. Dropping the stream stops the work.
     ///
     /// # Errors
-    /// As [`ask`](Self::ask).
+    /// As [`ask`](Self::ask). The stream ends with [`Error::DamagedKv`] if KV was lost between being found and being used;
+    /// then ask again.
     pub async fn ask_stream(
         &self,
         namespace: impl TryInto<Namespace, Error = Error>,

@@ -20,9 +20,9 @@ use futures_channel::oneshot;
 
 use self::epoch::{Epoch, PlacedTurn};
 use self::turns::{Turn, last_that_fit, lead, recognised};
-use super::Found;
 use super::answer::Cost;
 use super::records::{Entry, Records};
+use super::{DAMAGED, Found};
 use crate::{
     Answer, AnswerStream, Ask, Budget, Completion, Context, Conversation, Error, Exchange, Filter, KvChunk, Memory,
     Namespace, Piece, Prompt, Record, RecordId, Repair, Request, Result, Timestamp, Token, Usage,
@@ -167,7 +167,19 @@ impl Session {
     /// # Errors
     /// As [`Memory::ask`].
     pub async fn ask(&mut self, question: impl Into<Ask>) -> Result<Answer> {
-        let answer = self.ask_stream(question).await?.answer().await?;
+        let ask = question.into();
+        for _ in 0..DAMAGED {
+            let answer = match self.ask_stream(ask.clone()).await {
+                Ok(stream) => stream.answer().await,
+                Err(error) => Err(error),
+            };
+            self.finish_turn().await;
+            match answer {
+                Err(Error::DamagedKv { chunk, reason }) => self.memory.drop_damaged(chunk, &reason).await,
+                answer => return answer,
+            }
+        }
+        let answer = self.ask_stream(ask).await?.answer().await?;
         self.finish_turn().await;
         Ok(answer)
     }
