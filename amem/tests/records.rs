@@ -376,11 +376,14 @@ fn kv_goes_with_the_texts_that_no_longer_count() {
             memory.remember("me", place(city)).await.unwrap();
             memory.prefill("me", |_, _| {}).await.unwrap();
         }
+        assert_eq!(memory.stats("me").await.unwrap().chunks, 1);
+        memory.remember("me", place("Lima")).await.unwrap();
+        assert_eq!(memory.stats("me").await.unwrap().chunks, 0, "it goes with the call, not with the next question");
         let soon = Timestamp::now().after(Duration::from_millis(300));
         memory.remember("me", NewRecord::new("Bob lives in Rome.").expires_at(soon)).await.unwrap();
         memory.prefill("me", |_, _| {}).await.unwrap();
         let stats = memory.stats("me").await.unwrap();
-        assert_eq!((stats.records.active, stats.records.superseded), (2, 2));
+        assert_eq!((stats.records.active, stats.records.superseded), (2, 3));
         assert!(
             stats.chunks <= 2 && stats.kv_bytes > 0,
             "of the places that were told only the last has KV: {stats:?}"

@@ -1,8 +1,8 @@
 //! From a location in a segment to a chunk that was checked.
 //!
 //! Records are read, not mapped: a read of a file that was truncated or lies on a bad disk is an error, where touching
-//! a mapping of it would end the process with a signal. It costs nothing, for what is read goes through a buffer that
-//! stays in the processor's cache. Small records are handed out as they were read. Of larger ones the bytes stay in the
+//! a mapping of it would end the process with a signal. What is read to be checked goes through a buffer that stays in
+//! the processor's cache. Small records are handed out as they were read. Of larger ones the bytes stay in the
 //! file, which the chunk keeps open, and each layer is read when it is asked for: so a context is filled without the
 //! chunks' KV in memory beside it.
 
