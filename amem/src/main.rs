@@ -1,14 +1,15 @@
 //! The `amem` command.
 
-mod ask;
-mod export;
-mod import;
-mod keep;
-mod open;
+mod command;
 
+use std::error::Error;
 use std::process::ExitCode;
 
+use amem::server::Mode;
 use clap::{Parser, Subcommand};
+use command::{ask, export, import, keep, key, serve};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 /// Agent memory that lives in a model's KV cache.
 #[derive(Parser)]
@@ -30,8 +31,14 @@ enum Command {
     Import(import::Args),
     /// Removes the bytes of what was forgotten, changed, superseded or let go from the files, now rather than in time.
     Purge(keep::Purge),
+    /// Makes, lists and revokes keys that are bound to namespaces.
+    Key(key::Args),
+    /// Serves a local model with memory over HTTP; each question is answered from memories blended for it.
+    KvServe(serve::Args),
     /// Puts a backup into a data directory that has no ledger.
     Restore(keep::Restore),
+    /// Serves a local model with memory over HTTP; each user's working set of memories stays in place.
+    Serve(serve::Args),
     /// Checks everything that is remembered for damage.
     Verify(keep::Verify),
     /// Prints the version.
@@ -39,24 +46,51 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let done = match Cli::parse().command {
-        Command::Ask(args) => futures_lite::future::block_on(ask::run(args)),
-        Command::Backup(args) => args.run(),
-        Command::Export(args) => futures_lite::future::block_on(args.run()),
-        Command::Import(args) => futures_lite::future::block_on(args.run()),
-        Command::Purge(args) => futures_lite::future::block_on(args.run()),
-        Command::Restore(args) => args.run(),
-        Command::Verify(args) => args.run(),
-        Command::Version => {
-            println!("amem {}", env!("CARGO_PKG_VERSION"));
-            Ok(())
+    let command = Cli::parse().command;
+    log_to_stderr();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("amem: cannot start: {error}");
+            return ExitCode::FAILURE;
         }
     };
-    match done {
+    match runtime.block_on(run(command)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("amem: {error}");
             ExitCode::FAILURE
         }
+    }
+}
+
+async fn run(command: Command) -> Result<(), Box<dyn Error>> {
+    match command {
+        Command::Ask(args) => ask::run(args).await,
+        Command::Backup(args) => args.run(),
+        Command::Export(args) => args.run().await,
+        Command::Import(args) => args.run().await,
+        Command::Key(args) => args.run(),
+        Command::KvServe(args) => serve::run(args, Mode::Blend).await,
+        Command::Purge(args) => args.run().await,
+        Command::Restore(args) => args.run(),
+        Command::Serve(args) => serve::run(args, Mode::Resident).await,
+        Command::Verify(args) => args.run(),
+        Command::Version => {
+            println!("amem {}", env!("CARGO_PKG_VERSION"));
+            Ok(())
+        }
+    }
+}
+
+/// Warnings go to standard error, and more as `AMEM_LOG` says: `AMEM_LOG=info`, or `AMEM_LOG=amem=debug`. With
+/// `AMEM_LOG_FORMAT=json` each line is JSON.
+fn log_to_stderr() {
+    let filter = EnvFilter::builder().with_default_directive(LevelFilter::WARN.into()).with_env_var("AMEM_LOG");
+    let log = tracing_subscriber::fmt().with_env_filter(filter.from_env_lossy()).with_writer(std::io::stderr);
+    if std::env::var("AMEM_LOG_FORMAT").is_ok_and(|format| format == "json") {
+        log.json().init();
+    } else {
+        log.init();
     }
 }

@@ -1,5 +1,6 @@
 //! Memories over the demo model.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, dead_code, unreachable_pub)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(missing_docs, dead_code, unreachable_pub, unused_imports)]
 
 use std::path::Path;
 use std::sync::{Arc, LazyLock};

@@ -9,7 +9,7 @@ use amem_core::Namespace;
 use amem_store::{Became, Imported, ImportedLine, ReferenceFile, SqliteLedger};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::open::Data;
+use super::open::Data;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -17,13 +17,13 @@ pub(crate) struct Args {
     #[arg(required_unless_present = "reference")]
     file: Option<PathBuf>,
     /// Remembers all of them here; without it, each where its line says.
-    #[arg(long, conflicts_with = "reference", value_parser = crate::open::namespace)]
+    #[arg(long, conflicts_with = "reference", value_parser = super::open::namespace)]
     namespace: Option<Namespace>,
     /// The data directory of the reference system (~/amem_data), whose users become namespaces.
     #[arg(long, value_name = "DIR", conflicts_with = "file")]
     reference: Option<PathBuf>,
     /// A user of the reference system, for a log whose name holds only a hash of the user's. May be given several times.
-    #[arg(long = "user", value_name = "NAME", requires = "reference", value_parser = crate::open::namespace)]
+    #[arg(long = "user", value_name = "NAME", requires = "reference", value_parser = super::open::namespace)]
     users: Vec<Namespace>,
     #[command(flatten)]
     data: Data,

@@ -6,7 +6,7 @@ use std::io::Write;
 use amem_core::{Ask, Event, Generation};
 use futures_lite::StreamExt;
 
-use crate::open::{self, Place};
+use super::open::{self, Place};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {

@@ -4,6 +4,7 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use amem::keys::KeyFile;
 use amem_core::transformer::{ModelSource, Options, Transformer};
 use amem_core::{Memory, Namespace, RamStore, Tier, Tiered};
 use amem_cpu::Cpu;
@@ -16,6 +17,13 @@ pub(crate) struct Data {
     /// Where memories and their KV are kept.
     #[arg(long, env = "AMEM_DATA_DIR", default_value = "amem-data")]
     pub(crate) data_dir: PathBuf,
+}
+
+impl Data {
+    /// The keys of who may ask a server of it.
+    pub(crate) fn keys(&self) -> KeyFile {
+        KeyFile::at(self.data_dir.join("keys.json"))
+    }
 }
 
 /// Which model, and where its memory is kept.
@@ -40,6 +48,13 @@ pub(crate) struct Place {
     system: String,
 }
 
+impl Place {
+    /// The keys of who may ask a server of it.
+    pub(crate) fn keys(&self) -> KeyFile {
+        self.data.keys()
+    }
+}
+
 /// The namespace that an option names.
 pub(crate) fn namespace(name: &str) -> Result<Namespace, amem_core::Error> {
     Namespace::new(name)
@@ -57,7 +72,7 @@ pub(crate) async fn memory(place: &Place) -> Result<Memory, Box<dyn Error>> {
     let disk = Tier::new(Arc::new(kv), place.disk_mib << 20);
     let tiers = Tiered::open(vec![ram, disk]).await?;
     let memory = Memory::builder(Arc::new(model)).kv(Arc::new(tiers)).ledger(Arc::new(ledger));
-    Ok(memory.system(&place.system).build()?)
+    Ok(memory.system(&place.system).meter_usage(!place.read_only).build()?)
 }
 
 fn load(source: &dyn ModelSource, name: &str) -> Result<Transformer<Cpu>, Box<dyn Error>> {

@@ -7,12 +7,12 @@ use amem_core::{Ledger, Namespace, Timestamp};
 use amem_store::Export;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::open::Data;
+use super::open::Data;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Whose memories.
-    #[arg(required_unless_present = "all", value_parser = crate::open::namespace)]
+    #[arg(required_unless_present = "all", value_parser = super::open::namespace)]
     namespace: Option<Namespace>,
     /// The memories of all namespaces.
     #[arg(long, conflicts_with = "namespace")]

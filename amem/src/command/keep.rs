@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use amem_core::{KvStore, Ledger, Timestamp};
 use amem_store::DataDir;
 
-use crate::open::Data;
+use super::open::Data;
 
 #[derive(clap::Args)]
 pub(crate) struct Backup {

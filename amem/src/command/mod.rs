@@ -1,0 +1,9 @@
+//! The commands, one file each.
+
+pub(crate) mod ask;
+pub(crate) mod export;
+pub(crate) mod import;
+pub(crate) mod keep;
+pub(crate) mod key;
+pub(crate) mod open;
+pub(crate) mod serve;

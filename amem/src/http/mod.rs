@@ -1,0 +1,11 @@
+//! What every HTTP server here has in common: errors, bodies, who is asking, listening and shutting down.
+
+mod body;
+mod caller;
+mod error;
+mod listen;
+
+pub use body::{Body, Params};
+pub use caller::{Caller, Identity, KeyHeader};
+pub use error::{ApiError, Result};
+pub use listen::{Limits, bind, layers, serve};

@@ -1,0 +1,138 @@
+//! A server that answers from a local model: OpenAI's and Anthropic's APIs, and memory's own.
+//!
+//! ```text
+//! chat formats    openai/  anthropic/      what clients send, as a Turn; what came of it, as they read it
+//! turn.rs         Turn → Running           one way from a question to its answer, for all formats
+//! sessions.rs     Sessions                 working sets that stay, by name
+//! memories.rs     remember, recall, list, update, forget
+//! operations.rs   health, users, stats, usage, metrics
+//! ```
+
+mod anthropic;
+mod memories;
+mod openai;
+mod operations;
+mod sessions;
+mod turn;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use amem_core::Memory;
+use axum::Router;
+use axum::extract::FromRef;
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+
+use crate::http::Identity;
+use sessions::Sessions;
+
+/// How questions are answered that name no session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Each by itself: the memories that it is about are blended for it (`kv-serve`).
+    Blend,
+    /// In one session for each user, whose working set stays in place (`serve`).
+    Resident,
+}
+
+impl Mode {
+    /// The command's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Mode::Blend => "kv-serve",
+            Mode::Resident => "serve",
+        }
+    }
+}
+
+/// How a server goes about its work.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Options {
+    /// How questions are answered that name no session.
+    pub mode: Mode,
+    /// Memories that are recalled for a question, if it does not say how many.
+    pub k: usize,
+    /// Tokens that are answered with at most, if a request does not say how many.
+    pub max_tokens: usize,
+    /// Tokens that a session holds at most, if it does not say how many; `None` for as many as the model can.
+    pub budget_tokens: Option<usize>,
+    /// Sessions that are held at most. Beyond that, the one that was used longest ago is ended.
+    pub max_sessions: usize,
+    /// How long a session is held that nobody uses.
+    pub session_idle: Duration,
+    /// Texts of one request at most.
+    pub max_texts: usize,
+    /// What a million tokens of input cost elsewhere, in US dollars: for estimates of what was saved.
+    pub usd_per_mtok: f64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            mode: Mode::Blend,
+            k: 8,
+            max_tokens: 256,
+            budget_tokens: None,
+            max_sessions: 256,
+            session_idle: Duration::from_secs(30 * 60),
+            max_texts: 1000,
+            usd_per_mtok: 0.20,
+        }
+    }
+}
+
+/// A memory that is served. Cheap to clone.
+#[derive(Clone)]
+pub struct Server {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    memory: Memory,
+    identity: Identity,
+    options: Options,
+    sessions: Sessions,
+}
+
+impl Server {
+    /// A server of this memory.
+    pub fn new(memory: Memory, identity: Identity, options: Options) -> Self {
+        let sessions = Sessions::new(options.max_sessions, options.session_idle);
+        Self { inner: Arc::new(Inner { memory, identity, options, sessions }) }
+    }
+
+    /// The paths that it answers.
+    pub fn router(self) -> Router {
+        #[derive(OpenApi)]
+        #[openapi(info(title = "amem", description = "Agent memory that lives in a model's KV cache"))]
+        struct Document;
+        let routes = OpenApiRouter::with_openapi(Document::openapi())
+            .merge(openai::routes())
+            .merge(anthropic::routes())
+            .merge(memories::routes())
+            .merge(sessions::routes())
+            .merge(operations::routes());
+        let (router, document) = routes.with_state(self).split_for_parts();
+        router.merge(utoipa_swagger_ui::SwaggerUi::new("/docs").url("/openapi.json", document))
+    }
+
+    pub(crate) fn memory(&self) -> &Memory {
+        &self.inner.memory
+    }
+
+    pub(crate) fn options(&self) -> &Options {
+        &self.inner.options
+    }
+
+    pub(crate) fn sessions(&self) -> &Sessions {
+        &self.inner.sessions
+    }
+}
+
+impl FromRef<Server> for Identity {
+    fn from_ref(server: &Server) -> Self {
+        server.inner.identity.clone()
+    }
+}
