@@ -5,7 +5,8 @@
 //! the question.
 //!
 //! Most users come in by [`Memory`] (remember, recall, ask, update, forget) and [`Session`] (many questions over one
-//! working set). Both are made of parts that stand behind traits:
+//! working set). For models that run elsewhere there is [`TextMemory`]: the same memories without KV. They are made of parts
+//! that stand behind traits:
 //!
 //! | trait | what it does | here | elsewhere |
 //! | --- | --- | --- | --- |
@@ -51,7 +52,7 @@ pub use ledger::{
 };
 pub use memory::{
     Answer, AnswerStream, Ask, Event, Memory, MemoryBuilder, NamespaceStats, Prompt, Recall, Recollection, Session,
-    SessionOptions,
+    SessionOptions, TextMemory, TextMemoryOptions,
 };
 pub use model::{
     AppendOptions, Budget, Chat, Context, Conversation, Exactness, Exchange, Layout, Message, Model, ModelInfo, Piece,

@@ -3,10 +3,7 @@
 use std::sync::Arc;
 
 use super::chunks::Chunks;
-use super::meter::Meter;
-use super::records::RecordCache;
-use super::{Memory, Parts};
-use crate::recall::Lexical;
+use super::{Memory, Parts, TextMemory, TextMemoryOptions};
 use crate::{Engine, EngineOptions, KvStore, Ledger, Model, RamLedger, RamStore, Recaller, Repair, Result};
 
 /// The parts of a [`Memory`]. Each has a default that needs nothing but RAM.
@@ -14,12 +11,10 @@ pub struct MemoryBuilder {
     model: Arc<dyn Model>,
     kv: Arc<dyn KvStore>,
     ledger: Arc<dyn Ledger>,
-    recaller: Arc<dyn Recaller>,
+    texts: TextMemoryOptions,
     system: String,
     repair: Repair,
     engine: EngineOptions,
-    cached_records: usize,
-    metered: bool,
     id_secret: Option<[u8; 32]>,
 }
 
@@ -29,12 +24,10 @@ impl MemoryBuilder {
             model,
             kv: Arc::new(RamStore::default()),
             ledger: Arc::new(RamLedger::default()),
-            recaller: Arc::new(Lexical::default()),
+            texts: TextMemoryOptions::default(),
             system: "Answer from the notes.".to_owned(),
             repair: Repair::default(),
             engine: EngineOptions::default(),
-            cached_records: 100_000,
-            metered: false,
             id_secret: None,
         }
     }
@@ -56,7 +49,7 @@ impl MemoryBuilder {
     /// What finds the records that a question is about.
     #[must_use]
     pub fn recaller(mut self, recaller: Arc<dyn Recaller>) -> Self {
-        self.recaller = recaller;
+        self.texts.recaller = recaller;
         self
     }
 
@@ -86,7 +79,7 @@ impl MemoryBuilder {
     /// namespaces that were asked about longest ago leave, and are read from the ledger when they are asked about again.
     #[must_use]
     pub fn cached_records(mut self, records: usize) -> Self {
-        self.cached_records = records;
+        self.texts.cached_records = records;
         self
     }
 
@@ -96,7 +89,7 @@ impl MemoryBuilder {
     /// call, and the usage is written with the next one. Answers that are given up are counted as far as they got.
     #[must_use]
     pub fn meter_usage(mut self, metered: bool) -> Self {
-        self.metered = metered;
+        self.texts.meter_usage = metered;
         self
     }
 
@@ -116,12 +109,11 @@ impl MemoryBuilder {
     /// this system line; [`Error::BadValue`](crate::Error::BadValue) for options of the engine that are zero;
     /// [`Error::Model`](crate::Error::Model) when its thread cannot be started.
     pub fn build(self) -> Result<Memory> {
-        let Self { model, kv, ledger, recaller, system, repair, engine, cached_records, metered, id_secret } = self;
+        let Self { model, kv, ledger, texts, system, repair, engine, id_secret } = self;
         let layout = model.chat().layout(&system)?;
-        let records = RecordCache::new(cached_records);
         let engine = Engine::start(Arc::clone(&model), engine)?;
         let chunks = Chunks::new(model, engine, kv, Arc::clone(&ledger), layout, id_secret);
-        let meter = Arc::new(Meter::new(metered.then(|| Arc::clone(&ledger))));
-        Ok(Memory { parts: Arc::new(Parts { chunks, ledger, recaller, records, repair, meter }) })
+        let texts = TextMemory::with_options(ledger, texts);
+        Ok(Memory { parts: Arc::new(Parts { texts, chunks, repair }) })
     }
 }

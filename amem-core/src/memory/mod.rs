@@ -9,6 +9,7 @@ mod chunks;
 mod meter;
 mod records;
 mod session;
+mod texts;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -18,15 +19,15 @@ pub use answer::{Answer, AnswerStream, Ask, Event, Prompt, Recall, Recollection}
 pub use builder::MemoryBuilder;
 use chunks::{Base, Chunks, Fetched};
 use meter::{Meter, amounts_of};
-use records::{Entry, RecordCache, Records};
+use records::{Entry, Records};
 pub use session::{Session, SessionOptions};
+use texts::{Found, new_among};
+pub use texts::{TextMemory, TextMemoryOptions};
 
-use crate::recall::Lexical;
 use crate::{
-    Added, Amounts, ChunkId, Completion, Conversation, Engine, Error, Exchange, KvChunk, KvStore, Layout, Ledger,
-    Listing, Message, Model, Namespace, NewRecord, Outcome, Page, Piece, Query, RecallQuery, Recalled, Recaller,
-    Record, RecordId, RecordStats, Repair, Request, Result, Role, Timestamp, Token, Usage, UsageQuery, UsageTotal,
-    Version,
+    Added, ChunkId, Completion, Conversation, Engine, Error, Exchange, KvChunk, KvStore, Layout, Ledger, Listing,
+    Message, Model, Namespace, NewRecord, Outcome, Page, Piece, Query, Record, RecordId, RecordStats, Repair, Request,
+    Result, Role, Timestamp, Token, Usage, UsageQuery, UsageTotal, Version,
 };
 
 /// An agent's memory. Cheap to clone; clones are the same memory.
@@ -36,12 +37,9 @@ pub struct Memory {
 }
 
 struct Parts {
+    texts: TextMemory,
     chunks: Chunks,
-    ledger: Arc<dyn Ledger>,
-    recaller: Arc<dyn Recaller>,
-    records: RecordCache,
     repair: Repair,
-    meter: Arc<Meter>,
 }
 
 /// Damaged chunks for which a question is put again.
@@ -85,13 +83,6 @@ impl Bill {
     }
 }
 
-/// A record that was found, and how well it fits.
-#[derive(Clone)]
-pub(crate) struct Found {
-    pub(crate) entry: Arc<Entry>,
-    pub(crate) score: f32,
-}
-
 impl Memory {
     /// A memory for this model. With nothing else said, all of it lives in RAM.
     pub fn builder(model: Arc<dyn Model>) -> MemoryBuilder {
@@ -128,20 +119,22 @@ impl Memory {
         for record in &new {
             self.check_text(&record.text)?;
         }
-        self.parts.meter.check().await?;
-        let added = self.add(&namespace, &new).await?;
-        if added.iter().any(|added| matches!(added.outcome, Outcome::Superseded(_))) {
-            self.delete_outdated().await;
-        }
-        let new = added.iter().filter(|added| !added.is_duplicate()).count();
-        self.count_operations(&namespace, new).await?;
-        Ok(added)
+        self.check_meter().await?;
+        let add = async {
+            let added = self.add(&namespace, &new).await?;
+            if added.iter().any(|added| matches!(added.outcome, Outcome::Superseded(_))) {
+                self.delete_outdated().await;
+            }
+            let new = new_among(&added);
+            Ok((added, new))
+        };
+        self.parts.texts.counted(&namespace, add).await
     }
 
     /// Adds texts to the ledger, for which KV makes room on a full disk.
     async fn add(&self, namespace: &Namespace, new: &[NewRecord]) -> Result<Vec<Added>> {
         for _ in 0..GIVEN_UP_TIMES {
-            match self.parts.ledger.add(namespace, new, Timestamp::now()).await {
+            match self.ledger().add(namespace, new, Timestamp::now()).await {
                 Err(full @ Error::Full { .. }) => match self.kv().give_up(GIVEN_UP_BYTES).await {
                     Ok(0) => return Err(full),
                     Ok(bytes) => {
@@ -155,7 +148,7 @@ impl Memory {
                 added => return added,
             }
         }
-        self.parts.ledger.add(namespace, new, Timestamp::now()).await
+        self.ledger().add(namespace, new, Timestamp::now()).await
     }
 
     /// Deletes the KV of texts that no longer count. What cannot be deleted now is deleted after a later call.
@@ -163,13 +156,6 @@ impl Memory {
         if let Err(error) = self.parts.chunks.delete_pending().await {
             log::warn!("KV of texts that no longer count could not be deleted yet: {error}");
         }
-    }
-
-    /// Counts memories that were added, changed or forgotten.
-    async fn count_operations(&self, namespace: &Namespace, operations: usize) -> Result<()> {
-        let amounts = Amounts { memory_ops: operations as u64, ..Amounts::default() };
-        self.parts.meter.note(namespace, amounts);
-        self.parts.meter.write().await
     }
 
     /// The records that a text is about, best first.
@@ -228,7 +214,7 @@ impl Memory {
         let started = Instant::now();
         let (namespace, ask) = (namespace.try_into()?, question.into());
         ask.generation.check()?;
-        self.parts.meter.check().await?;
+        self.check_meter().await?;
         let asked = self.pieces(self.conversation(&ask)?);
         let tokens = asked.iter().map(|piece| piece.tokens().len()).sum();
         let (_records, mut found) = self.find(&namespace, &ask.recall).await?;
@@ -285,11 +271,13 @@ impl Memory {
     ) -> Result<Record> {
         let namespace = namespace.try_into()?;
         self.check_text(text)?;
-        self.parts.meter.check().await?;
-        let record = self.parts.ledger.update(&namespace, id, text, Timestamp::now()).await?;
-        let deleted = self.parts.chunks.delete_pending().await;
-        self.count_operations(&namespace, 1).await?;
-        deleted.map(|()| record)
+        self.check_meter().await?;
+        let update = async {
+            let record = self.ledger().update(&namespace, id, text, Timestamp::now()).await?;
+            let deleted = self.parts.chunks.delete_pending().await;
+            Ok((deleted.map(|()| record), 1))
+        };
+        self.parts.texts.counted(&namespace, update).await?
     }
 
     /// Forgets a record: [`forget_many`](Self::forget_many) of one.
@@ -318,14 +306,17 @@ impl Memory {
         // The ledger knows the chunks that were computed for its texts. A store may hold more, from before the ledger.
         let mut chunks = Vec::new();
         for id in ids {
-            let texts = self.parts.ledger.history(&namespace, *id).await?;
+            let texts = self.ledger().history(&namespace, *id).await?;
             chunks.extend(self.parts.chunks.ids_of(&namespace, &texts)?);
         }
-        let records = self.parts.ledger.forget_many(&namespace, ids, Timestamp::now()).await?;
-        let erased = self.parts.chunks.erase(&chunks).await;
-        let deleted = self.parts.chunks.delete_pending().await;
-        self.count_operations(&namespace, records.len()).await?;
-        erased.and(deleted).map(|()| records)
+        let forget = async {
+            let records = self.ledger().forget_many(&namespace, ids, Timestamp::now()).await?;
+            let erased = self.parts.chunks.erase(&chunks).await;
+            let deleted = self.parts.chunks.delete_pending().await;
+            let operations = records.len();
+            Ok((erased.and(deleted).map(|()| records), operations))
+        };
+        self.parts.texts.counted(&namespace, forget).await?
     }
 
     /// Deletes a namespace: all its records with their histories, and their KV. Returns how many records there were.
@@ -335,7 +326,7 @@ impl Memory {
     /// [`forget_many`](Self::forget_many).
     pub async fn delete_namespace(&self, namespace: impl TryInto<Namespace, Error = Error>) -> Result<usize> {
         let namespace = namespace.try_into()?;
-        let records = self.parts.ledger.delete_namespace(&namespace).await?;
+        let records = self.parts.texts.delete_namespace(&namespace).await?;
         self.parts.chunks.erase_all_of(&namespace).await?;
         self.parts.chunks.delete_pending().await?;
         Ok(records)
@@ -346,7 +337,7 @@ impl Memory {
     /// # Errors
     /// [`Error::UnknownRecord`]; [`Error::Ledger`] when the ledger cannot be read.
     pub async fn get(&self, namespace: impl TryInto<Namespace, Error = Error>, id: RecordId) -> Result<Record> {
-        self.parts.ledger.get(&namespace.try_into()?, id, Timestamp::now()).await
+        self.parts.texts.get(namespace, id).await
     }
 
     /// The records of a namespace, in the order in which they were added.
@@ -354,7 +345,7 @@ impl Memory {
     /// # Errors
     /// [`Error::Ledger`] when the ledger cannot be read.
     pub async fn list(&self, namespace: impl TryInto<Namespace, Error = Error>, query: Query) -> Result<Vec<Record>> {
-        self.parts.ledger.list(&namespace.try_into()?, query).await
+        self.parts.texts.list(namespace, query).await
     }
 
     /// Some of a namespace's records.
@@ -362,7 +353,7 @@ impl Memory {
     /// # Errors
     /// As [`Ledger::page`].
     pub async fn page(&self, namespace: impl TryInto<Namespace, Error = Error>, listing: &Listing) -> Result<Page> {
-        self.parts.ledger.page(&namespace.try_into()?, listing).await
+        self.parts.texts.page(namespace, listing).await
     }
 
     /// How many records of a namespace count now.
@@ -370,7 +361,7 @@ impl Memory {
     /// # Errors
     /// [`Error::Ledger`] when the ledger cannot be read.
     pub async fn count(&self, namespace: impl TryInto<Namespace, Error = Error>) -> Result<usize> {
-        self.parts.ledger.count(&namespace.try_into()?, Timestamp::now()).await
+        self.parts.texts.count(namespace).await
     }
 
     /// All texts that a record had, oldest first.
@@ -382,7 +373,7 @@ impl Memory {
         namespace: impl TryInto<Namespace, Error = Error>,
         id: RecordId,
     ) -> Result<Vec<Version>> {
-        self.parts.ledger.history(&namespace.try_into()?, id).await
+        self.parts.texts.history(namespace, id).await
     }
 
     /// Computes the KV of all active records that the store does not hold, many at a time. `progress` hears how many
@@ -415,8 +406,7 @@ impl Memory {
         self.kv().sync().await?;
         // What was computed was not asked for: nothing was reused.
         usage.cached = 0;
-        self.parts.meter.note(&namespace, amounts_of(&usage));
-        self.parts.meter.write().await?;
+        self.parts.texts.record_usage(&namespace, amounts_of(&usage)).await?;
         Ok(usage)
     }
 
@@ -425,8 +415,7 @@ impl Memory {
     /// # Errors
     /// As [`Ledger::usage`].
     pub async fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageTotal>> {
-        self.parts.meter.write().await?;
-        self.parts.ledger.usage(query).await
+        self.parts.texts.usage(query).await
     }
 
     /// What a namespace has: its records by their states, and the KV of its memories.
@@ -435,7 +424,7 @@ impl Memory {
     /// [`Error::Ledger`] when the ledger cannot be read, [`Error::Store`] when the store cannot list its chunks.
     pub async fn stats(&self, namespace: impl TryInto<Namespace, Error = Error>) -> Result<NamespaceStats> {
         let namespace = namespace.try_into()?;
-        let records = self.parts.ledger.stats(&namespace, Timestamp::now()).await?;
+        let records = self.parts.texts.stats(&namespace).await?;
         let owned = self.parts.chunks.owned(&namespace).await?;
         let kv_bytes = owned.iter().map(|chunk| chunk.bytes).sum();
         Ok(NamespaceStats { records, chunks: owned.len(), kv_bytes })
@@ -541,42 +530,8 @@ impl Memory {
     pub(crate) async fn find(&self, namespace: &Namespace, recall: &Recall) -> Result<(Arc<Records>, Vec<Found>)> {
         recall.check()?;
         let records = self.refresh(namespace).await?;
-        let mut found = match recall.as_of {
-            Some(moment) => self.find_as_of(namespace, recall, moment).await?,
-            None => {
-                let now = Timestamp::now();
-                if recall.filter.is_some() {
-                    let all: Vec<RecordId> = records.active(now).into_iter().map(|(id, _)| id).collect();
-                    self.load(namespace, &records, &all).await?;
-                }
-                let passes = |id: RecordId| records.get(id, now).is_some_and(|entry| recall.passes(&entry.record));
-                let query = RecallQuery::new(&recall.query, recall.k);
-                let query = if recall.filter.is_some() { query.only(&passes) } else { query };
-                let found = self.parts.recaller.recall(namespace, &query).await?;
-                let ids: Vec<RecordId> = found.iter().map(|found| found.id).collect();
-                self.load(namespace, &records, &ids).await?;
-                let with_entry =
-                    |found: Recalled| Some(Found { entry: records.get(found.id, now)?, score: found.score });
-                found.into_iter().filter_map(with_entry).collect()
-            }
-        };
-        found.retain(|found: &Found| recall.min_score.is_none_or(|least| found.score >= least));
+        let found = self.parts.texts.find(namespace, &records, recall).await?;
         Ok((records, found))
-    }
-
-    /// The records that a text is about, of those that counted at a moment. The index holds what counts now, so these
-    /// are indexed by their words for this question alone.
-    async fn find_as_of(&self, namespace: &Namespace, recall: &Recall, moment: Timestamp) -> Result<Vec<Found>> {
-        let mut records = self.parts.ledger.list(namespace, Query::At(moment)).await?;
-        records.retain(|record| recall.passes(record));
-        let index = Lexical::default();
-        index.index(&records).await?;
-        let found = index.recall(namespace, &RecallQuery::new(&recall.query, recall.k)).await?;
-        let with_entry = |found: Recalled| {
-            let record = records.iter().find(|record| record.id == found.id)?;
-            Some(Found { entry: Arc::new(Entry::new(record.clone())), score: found.score })
-        };
-        Ok(found.into_iter().filter_map(with_entry).collect())
     }
 
     /// Tells the store how much each chunk matters to what is being asked: its score against the best one's.
@@ -589,10 +544,9 @@ impl Memory {
 
     /// A namespace's records and its index, brought up to what this or any other process has written to the ledger.
     pub(crate) async fn refresh(&self, namespace: &Namespace) -> Result<Arc<Records>> {
-        let Parts { chunks, ledger, recaller, records, .. } = &*self.parts;
-        let (records, forgotten) = records.refresh(&**ledger, &**recaller, namespace).await?;
+        let (records, forgotten) = self.parts.texts.refresh(namespace).await?;
         // Another process may have forgotten them, and deleted from its own stores only.
-        if let Err(error) = chunks.forget(&forgotten).await {
+        if let Err(error) = self.parts.chunks.forget(&forgotten).await {
             log::warn!("KV of forgotten texts could not be deleted yet: {error}");
         }
         Ok(records)
@@ -605,25 +559,27 @@ impl Memory {
         records: &Records,
         ids: &[RecordId],
     ) -> Result<Vec<Arc<Entry>>> {
-        records.load(&*self.parts.ledger, namespace, ids).await?;
-        let now = Timestamp::now();
-        Ok(ids.iter().filter_map(|id| records.get(*id, now)).collect())
+        self.parts.texts.load(namespace, records, ids).await
     }
 
     /// What a question has used so far, if that is to be counted.
     pub(crate) fn bill(&self, namespace: &Namespace, cost: Cost) -> Option<Bill> {
-        let (meter, namespace) = (Arc::clone(&self.parts.meter), namespace.clone());
+        let (meter, namespace) = (Arc::clone(self.parts.texts.meter()), namespace.clone());
         meter.is_on().then(|| Bill { meter, namespace, cost })
     }
 
     /// Whether usage can be counted.
     pub(crate) async fn check_meter(&self) -> Result<()> {
-        self.parts.meter.check().await
+        self.parts.texts.meter().check().await
     }
 
     /// Has what was used written down.
     pub(crate) async fn write_usage(&self) -> Result<()> {
-        self.parts.meter.write().await
+        self.parts.texts.meter().write().await
+    }
+
+    fn ledger(&self) -> &Arc<dyn Ledger> {
+        self.parts.texts.ledger()
     }
 
     pub(crate) async fn base(&self) -> Result<Base> {
@@ -643,12 +599,6 @@ impl Memory {
     /// Whether a record was forgotten, rather than changed or outlived.
     pub(crate) async fn is_forgotten(&self, namespace: &Namespace, id: RecordId) -> Result<bool> {
         self.parts.chunks.is_forgotten(namespace, id).await
-    }
-}
-
-impl Found {
-    pub(crate) fn recollection(&self) -> Recollection {
-        Recollection { record: self.entry.record.clone(), score: self.score }
     }
 }
 
