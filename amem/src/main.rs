@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use amem::server::Mode;
 use clap::{Parser, Subcommand};
-use command::{ask, export, import, keep, key, serve};
+use command::{ask, bench, export, import, keep, key, serve};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -25,6 +25,8 @@ enum Command {
     Ask(ask::Args),
     /// Writes a backup of what is remembered to a new file, while the data directory may be in use.
     Backup(keep::Backup),
+    /// Measures what questions on one memory cost, with its KV kept and with its text prefilled each time.
+    Bench(bench::Args),
     /// Writes what is remembered as lines of JSON, one record a line, to standard output.
     Export(export::Args),
     /// Remembers what an export, or another program, wrote as lines of JSON.
@@ -68,6 +70,7 @@ async fn run(command: Command) -> Result<(), Box<dyn Error>> {
     match command {
         Command::Ask(args) => ask::run(args).await,
         Command::Backup(args) => args.run(),
+        Command::Bench(args) => args.run().await,
         Command::Export(args) => args.run().await,
         Command::Import(args) => args.run().await,
         Command::Key(args) => args.run(),

@@ -1,6 +1,7 @@
 //! The commands, one file each.
 
 pub(crate) mod ask;
+pub(crate) mod bench;
 pub(crate) mod export;
 pub(crate) mod import;
 pub(crate) mod keep;

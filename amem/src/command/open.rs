@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use amem::keys::KeyFile;
 use amem_core::transformer::{ModelSource, Options, Transformer};
-use amem_core::{Memory, Namespace, RamStore, Tier, Tiered};
+use amem_core::{Memory, Model, Namespace, RamStore, Tier, Tiered};
 use amem_cpu::Cpu;
 use amem_store::{DataDir, ModelDir};
 use clap::Args;
@@ -60,18 +60,23 @@ pub(crate) fn namespace(name: &str) -> Result<Namespace, amem_core::Error> {
     Namespace::new(name)
 }
 
-/// Opens a memory: its model, its ledger, its KV on disk and in RAM.
-pub(crate) async fn memory(place: &Place) -> Result<Memory, Box<dyn Error>> {
-    let model = match &place.model {
+/// Loads the model of a directory, or the demo model.
+pub(crate) fn model(dir: Option<&Path>) -> Result<Arc<dyn Model>, Box<dyn Error>> {
+    Ok(Arc::new(match dir {
         None => load(&amem_demo::files(), "demo")?,
         Some(dir) => load(&ModelDir::open(dir)?, &name(dir))?,
-    };
+    }))
+}
+
+/// Opens a memory: its model, its ledger, its KV on disk and in RAM.
+pub(crate) async fn memory(place: &Place) -> Result<Memory, Box<dyn Error>> {
+    let model = model(place.model.as_deref())?;
     let open = if place.read_only { amem_store::open_read_only } else { amem_store::open };
     let DataDir { kv, ledger } = open(&place.data.data_dir)?;
     let ram = Tier::new(Arc::new(RamStore::default()), place.ram_mib << 20);
     let disk = Tier::new(Arc::new(kv), place.disk_mib << 20);
     let tiers = Tiered::open(vec![ram, disk]).await?;
-    let memory = Memory::builder(Arc::new(model)).kv(Arc::new(tiers)).ledger(Arc::new(ledger));
+    let memory = Memory::builder(model).kv(Arc::new(tiers)).ledger(Arc::new(ledger));
     Ok(memory.system(&place.system).meter_usage(!place.read_only).build()?)
 }
 

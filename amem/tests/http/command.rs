@@ -1,5 +1,7 @@
 //! `amem kv-serve` and `amem serve` as processes.
 
+use std::process::Command;
+
 use serde_json::{Value, json};
 
 use super::front::{Front, Process};
@@ -32,4 +34,40 @@ fn errors_are_json_with_what_every_client_looks_for() {
     let response = client().post(front.url("/v1/memories")).body("{").send().unwrap();
     assert_eq!(response.status().as_u16(), 400);
     assert!(response.headers().contains_key("x-request-id"));
+}
+
+#[test]
+fn a_bench_counts_what_each_way_computed_and_draws_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (out, chart) = (dir.path().join("numbers.json"), dir.path().join("chart.svg"));
+    let (memories, questions) = (dir.path().join("memories.txt"), dir.path().join("questions.txt"));
+    std::fs::write(&memories, "Alice lives in Denver.\n\nBob works at Lego.\nCarol's dog is called Rex.\n").unwrap();
+    std::fs::write(&questions, "Where does Alice live?\nWhere does Bob work?\nWhere does Alice live?\n").unwrap();
+    let bench = Command::new(env!("CARGO_BIN_EXE_amem"))
+        .args(["bench", "--k", "3", "--memory-file"])
+        .arg(&memories)
+        .arg("--queries-file")
+        .arg(&questions)
+        .arg("--out")
+        .arg(&out)
+        .arg("--chart")
+        .arg(&chart)
+        .output()
+        .unwrap();
+    assert!(bench.status.success(), "{}", String::from_utf8_lossy(&bench.stderr));
+    let report: Value = serde_json::from_slice(&std::fs::read(&out).unwrap()).unwrap();
+    let computed = |way: usize| {
+        let costs = &report["costs"][way];
+        let tokens: Vec<u64> = serde_json::from_value(costs["computed_tokens"].clone()).unwrap();
+        (costs["way"].as_str().unwrap().to_owned(), tokens)
+    };
+    for (kept, prefilled) in [(0, 1), (2, 3)] {
+        let ((name, kept), (other, prefilled)) = (computed(kept), computed(prefilled));
+        assert_eq!(other, format!("{name}, prefilled"));
+        assert_eq!((kept.len(), prefilled.len()), (3, 3));
+        // The third question is the first one again: all that it needs stands, or is kept.
+        assert!(kept[2] - kept[1] < prefilled[2] - prefilled[1], "{name}: {kept:?} {prefilled:?}");
+    }
+    assert_eq!(report["costs"][2]["same_answers"], 1.0, "so few memories are blended without a difference");
+    assert!(std::fs::read_to_string(&chart).unwrap().contains("session, prefilled"));
 }

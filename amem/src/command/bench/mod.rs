@@ -1,0 +1,203 @@
+//! `amem bench`: what questions on one memory cost when its KV is kept, and when its text is prefilled each time.
+//!
+//! The same questions are asked in two ways, and each way is compared with a prompt of the same memories' texts that is
+//! prefilled whole, as a memory of texts does:
+//!
+//! - **session**: a working set stays in place; a question brings memories that it needs and that do not stand yet.
+//! - **blend**: each question by itself, with `k` memories, whose kept KV is put together and repaired.
+//!
+//! What is counted is tokens that were computed before the first one of the answer, and the time to that.
+
+mod chart;
+mod report;
+
+use std::error::Error;
+use std::fs;
+use std::io::{IsTerminal, stderr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use amem_core::{
+    Answer, Ask, Generation, Memory, Model, Namespace, Output, Piece, Record, Request, SessionOptions, Token,
+};
+use amem_demo::world::{Kind, World, WorldOptions};
+use futures_lite::StreamExt;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::open;
+use report::{Asked, Pair, Report};
+
+/// Whose memory it is.
+const USER: &str = "bench";
+/// Tokens that the demo model answers well from.
+const DEMO_BUDGET_TOKENS: usize = 256;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// A Hugging Face model directory; the embedded demo model if left out.
+    #[arg(long)]
+    model: Option<PathBuf>,
+    /// The memories, one a line; notes of a small world if left out.
+    #[arg(long, requires = "queries_file")]
+    memory_file: Option<PathBuf>,
+    /// The questions, one a line.
+    #[arg(long, requires = "memory_file")]
+    queries_file: Option<PathBuf>,
+    /// Memories of the small world.
+    #[arg(long, default_value_t = 200, conflicts_with = "memory_file")]
+    items: usize,
+    /// Questions at most.
+    #[arg(long, default_value_t = 32)]
+    queries: usize,
+    /// Tokens of a session at most. If left out, 256 for the demo model, which was trained on short contexts, and as many as
+    /// it can hold for any other.
+    #[arg(long)]
+    budget_tokens: Option<usize>,
+    /// Memories that are recalled for a question.
+    #[arg(long, visible_alias = "max-turns", default_value_t = 8)]
+    k: usize,
+    /// Tokens to answer with at most.
+    #[arg(long, default_value_t = 24)]
+    max_tokens: usize,
+    /// Writes all numbers to this file, as JSON.
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Draws the costs as they add up into this file, as SVG.
+    #[arg(long)]
+    chart: Option<PathBuf>,
+}
+
+impl Args {
+    pub(crate) async fn run(self) -> Result<(), Box<dyn Error>> {
+        let model = open::model(self.model.as_deref())?;
+        let corpus = self.corpus()?;
+        let session = self.session(&model, &corpus).await?;
+        let blend = self.blend(&model, &corpus).await?;
+        let report = Report::new(model.info().name.clone(), &corpus, &[("session", session), ("blend", blend)]);
+        print!("{report}");
+        if let Some(path) = &self.out {
+            fs::write(path, serde_json::to_vec_pretty(&report)?)?;
+            println!("numbers: {}", path.display());
+        }
+        if let Some(path) = &self.chart {
+            chart::draw(path, &report)?;
+            println!("chart: {}", path.display());
+        }
+        Ok(())
+    }
+
+    fn corpus(&self) -> Result<Corpus, Box<dyn Error>> {
+        let mut corpus = match (&self.memory_file, &self.queries_file) {
+            (Some(memories), Some(questions)) => {
+                Corpus { memories: lines(memories)?, questions: lines(questions)?, right: None }
+            }
+            _ => {
+                let world = World::draw(1, &WorldOptions { memories: self.items, ..WorldOptions::default() });
+                let questions = world.questions(self.queries, &[Kind::OneHop, Kind::TwoHop]).into_iter();
+                let (questions, right) = questions.map(|question| (question.text, question.answer)).unzip();
+                Corpus { memories: world.memories.clone(), questions, right: Some(right) }
+            }
+        };
+        corpus.questions.truncate(self.queries);
+        if corpus.memories.is_empty() || corpus.questions.is_empty() {
+            return Err("there is nothing to ask: give at least one memory and one question".into());
+        }
+        Ok(corpus)
+    }
+
+    /// Asks all questions in one session, and each again with the text of all that stands in it.
+    async fn session(&self, model: &Arc<dyn Model>, corpus: &Corpus) -> Result<Vec<Pair>, Box<dyn Error>> {
+        let memory = corpus.memory(model).await?;
+        let mut options = SessionOptions::default().conversation(false);
+        options.budget_tokens = self.budget_tokens.or(self.model.is_none().then_some(DEMO_BUDGET_TOKENS));
+        let mut session = memory.session(USER, options)?;
+        let (bar, mut pairs) = (bar(corpus.questions.len(), "session")?, Vec::new());
+        for question in &corpus.questions {
+            let kept = session.ask(self.question(question)).await?;
+            let prefilled = self.prefill(&memory, &session.resident(), question).await?;
+            pairs.push(Pair { kept: kept.into(), prefilled });
+            bar.inc(1);
+        }
+        bar.finish_and_clear();
+        Ok(pairs)
+    }
+
+    /// Asks each question by itself, and again with the text of the memories that were recalled for it.
+    async fn blend(&self, model: &Arc<dyn Model>, corpus: &Corpus) -> Result<Vec<Pair>, Box<dyn Error>> {
+        let memory = corpus.memory(model).await?;
+        let (bar, mut pairs) = (bar(corpus.questions.len(), "blend")?, Vec::new());
+        for question in &corpus.questions {
+            let kept = memory.ask(USER, self.question(question)).await?;
+            let recalled: Vec<Record> = kept.recalled.iter().map(|found| found.record.clone()).collect();
+            let prefilled = self.prefill(&memory, &recalled, question).await?;
+            pairs.push(Pair { kept: kept.into(), prefilled });
+            bar.inc(1);
+        }
+        bar.finish_and_clear();
+        Ok(pairs)
+    }
+
+    fn question(&self, question: &str) -> Ask {
+        Ask::new(question).k(self.k).generation(self.generation())
+    }
+
+    fn generation(&self) -> Generation {
+        Generation::default().max_tokens(self.max_tokens)
+    }
+
+    /// Answers from a prompt with these memories' texts, all of which is computed.
+    async fn prefill(&self, memory: &Memory, records: &[Record], question: &str) -> Result<Asked, Box<dyn Error>> {
+        let (layout, chat) = (memory.layout(), memory.model().chat());
+        let mut prompt: Vec<Token> = layout.prefix.to_vec();
+        for record in records {
+            prompt.extend_from_slice(&memory.tokens(&record.text)?);
+        }
+        prompt.extend_from_slice(&layout.to_question);
+        prompt.extend(chat.encode(question)?);
+        prompt.extend_from_slice(&layout.to_answer);
+        let request = Request::new(Namespace::new(USER)?, vec![Piece::Fresh(prompt.into())]);
+        let mut output = memory.engine().submit(request.generation(self.generation()))?;
+        while let Some(output) = output.next().await {
+            if let Output::Done(completion) = output? {
+                let text = completion.choices.first().map_or("", |choice| choice.text.trim()).to_owned();
+                return Ok(Asked { text, usage: completion.usage, ttft: completion.ttft });
+            }
+        }
+        Err("the engine ended".into())
+    }
+}
+
+impl From<Answer> for Asked {
+    fn from(answer: Answer) -> Self {
+        Self { text: answer.text, usage: answer.usage, ttft: answer.ttft }
+    }
+}
+
+/// What is asked of what.
+struct Corpus {
+    memories: Vec<String>,
+    questions: Vec<String>,
+    /// The answers that are right, where they are known.
+    right: Option<Vec<String>>,
+}
+
+impl Corpus {
+    /// A memory of it, none of which is computed yet.
+    async fn memory(&self, model: &Arc<dyn Model>) -> Result<Memory, Box<dyn Error>> {
+        let memory = Memory::builder(Arc::clone(model)).build()?;
+        memory.remember_all(USER, self.memories.iter().map(String::as_str)).await?;
+        Ok(memory)
+    }
+}
+
+/// The lines of a file that say something.
+fn lines(path: &Path) -> Result<Vec<String>, Box<dyn Error>> {
+    let text = fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+    Ok(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect())
+}
+
+fn bar(questions: usize, way: &'static str) -> Result<ProgressBar, Box<dyn Error>> {
+    let bar = if stderr().is_terminal() { ProgressBar::new(questions as u64) } else { ProgressBar::hidden() };
+    bar.set_message(way);
+    Ok(bar.with_style(ProgressStyle::with_template("{msg} {wide_bar} {pos} of {len} questions, {eta} left")?))
+}
