@@ -50,6 +50,12 @@ pub trait Chat: Send + Sync {
     fn tool_calls(&self, answer: &str) -> (String, Vec<ToolCall>) {
         (answer.to_owned(), Vec::new())
     }
+
+    /// How many bytes of an answer that is still being generated are its text, but for white space at their end, whatever
+    /// follows. What is behind them is, or may become, the call of a tool. The default says all of them.
+    fn text_before_calls(&self, answer: &str) -> usize {
+        answer.len()
+    }
 }
 
 /// The tokens around the texts of a conversation:

@@ -6,7 +6,7 @@ use serde_json::Deserializer;
 use super::script::{Memories, Script};
 use super::template::{Part, Template, mark, message, parts};
 use super::tokens::Tokens;
-use crate::{Result, ToolCall};
+use crate::ToolCall;
 
 /// How a model writes calls: JSON behind a prefix.
 pub(super) struct CallSyntax {
@@ -18,7 +18,7 @@ pub(super) struct CallSyntax {
 
 impl CallSyntax {
     /// The syntax of a template that writes calls.
-    pub(super) fn of(template: &Template, script: &Script, tokens: &Tokens) -> Result<Option<Self>> {
+    pub(super) fn of(template: &Template, script: &Script, tokens: &Tokens) -> crate::Result<Option<Self>> {
         let Some(prefix) = prefix(template, script) else { return Ok(None) };
         // Special tokens are not in the text of an answer.
         let prefix = tokens.decode(&tokens.between(&prefix)?)?.trim().to_owned();
@@ -28,21 +28,40 @@ impl CallSyntax {
 
     /// The text of an answer without its calls, and the calls. An answer whose calls cannot be read is all text.
     pub(super) fn read(&self, answer: &str) -> (String, Vec<ToolCall>) {
-        self.find(answer).unwrap_or_else(|| (answer.to_owned(), Vec::new()))
+        self.find(answer).unwrap_or_else(|_| (answer.to_owned(), Vec::new()))
     }
 
-    fn find(&self, answer: &str) -> Option<(String, Vec<ToolCall>)> {
+    /// How many bytes of an answer that goes on are its text, whatever follows.
+    pub(super) fn text_len(&self, answer: &str) -> usize {
+        match self.find(answer) {
+            Err(NoCalls::Unreadable) => answer.len(),
+            Err(NoCalls::NoPrefix) => {
+                let may_begin = |start: &usize| self.prefix.starts_with(&answer[*start..]);
+                let starts = answer.char_indices().map(|(start, _)| start);
+                starts.rev().take(self.prefix.len()).filter(may_begin).last().unwrap_or(answer.len())
+            }
+            // What follows may show that these are no calls.
+            Err(NoCalls::Unfinished) | Ok(_) => answer.find(&self.prefix).unwrap_or(0),
+        }
+    }
+
+    fn find(&self, answer: &str) -> Result<(String, Vec<ToolCall>), NoCalls> {
         let (mut text, mut rest) = match self.prefix.as_str() {
             "" => (String::new(), answer),
             prefix => {
-                let (before, after) = answer.split_once(prefix)?;
+                let (before, after) = answer.split_once(prefix).ok_or(NoCalls::NoPrefix)?;
                 (before.trim_end().to_owned(), after)
             }
         };
         let mut calls = Vec::new();
         loop {
             let mut values = Deserializer::from_str(rest).into_iter::<serde_json::Value>();
-            read_calls(values.next()?.ok()?, &mut calls)?;
+            let value = match values.next() {
+                Some(Ok(value)) => value,
+                Some(Err(error)) if !error.is_eof() => return Err(NoCalls::Unreadable),
+                Some(Err(_)) | None => return Err(NoCalls::Unfinished),
+            };
+            read_calls(value, &mut calls).ok_or(NoCalls::Unreadable)?;
             rest = rest[values.byte_offset()..].trim_start();
             rest = self.closing.as_deref().and_then(|closing| rest.strip_prefix(closing)).unwrap_or(rest);
             let more = if self.prefix.is_empty() { rest.strip_prefix(';') } else { None };
@@ -52,10 +71,10 @@ impl CallSyntax {
                     rest = after;
                 }
                 // Whoever writes on behind JSON without a prefix meant no call.
-                None if self.prefix.is_empty() && !rest.is_empty() => return None,
+                None if self.prefix.is_empty() && !rest.is_empty() => return Err(NoCalls::Unreadable),
                 None => {
                     text.push_str(rest.trim_end());
-                    return Some((text, calls));
+                    return Ok((text, calls));
                 }
             }
         }
@@ -64,6 +83,16 @@ impl CallSyntax {
     fn next<'t>(&self, rest: &'t str) -> Option<(&'t str, &'t str)> {
         if self.prefix.is_empty() { None } else { rest.split_once(&self.prefix) }
     }
+}
+
+/// Why an answer is all text.
+enum NoCalls {
+    /// Nothing in it begins a call.
+    NoPrefix,
+    /// A call is begun and not ended.
+    Unfinished,
+    /// What begins like a call is none.
+    Unreadable,
 }
 
 /// What a template writes between the start of an answer and the JSON of its first call.
@@ -119,11 +148,17 @@ fn read_calls(value: serde_json::Value, calls: &mut Vec<ToolCall>) -> Option<()>
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
-    fn read(prefix: &str, answer: &str) -> (String, Vec<String>) {
+    fn syntax(prefix: &str) -> CallSyntax {
         let closing = prefix.strip_prefix('<').map(|name| format!("</{name}"));
-        let (text, calls) = CallSyntax { prefix: prefix.to_owned(), closing }.read(answer);
+        CallSyntax { prefix: prefix.to_owned(), closing }
+    }
+
+    fn read(prefix: &str, answer: &str) -> (String, Vec<String>) {
+        let (text, calls) = syntax(prefix).read(answer);
         (text, calls.into_iter().map(|call| format!("{}({})", call.name, call.arguments)).collect())
     }
 
@@ -164,5 +199,45 @@ mod tests {
         let answer = r#"{"type": "function", "function": {"name": "f", "arguments": "{\"a\": 1}"}}"#;
         assert_eq!(read("", answer).1, [r#"f({"a": 1})"#]);
         assert_eq!(read("", r#"{"name": "f", "arguments": "all"}"#).1, [""; 0]);
+    }
+    #[test]
+    fn text_is_kept_back_only_where_a_call_may_begin() {
+        let cases = [
+            ("<call>", "Let me see. ", "Let me see. "),
+            ("<call>", "a < b and b <c", "a < b and b "),
+            ("<call>", "a <cab", "a <cab"),
+            ("<call>", "So. <call>{\"name\": \"f\"", "So. "),
+            ("<call>", "So. <call>{\"name\": \"f\", \"arguments\": {}}</call>", "So. "),
+            ("<call>", "So. <call>none of them", "So. <call>none of them"),
+            ("", "Well", "Well"),
+            ("", "{\"name\": \"f\", \"argu", ""),
+            ("", "[{\"name\": \"f\", \"arguments\": {}}]", ""),
+            ("", "{\"name\": 1}", "{\"name\": 1}"),
+            ("", "{so}", "{so}"),
+        ];
+        for (prefix, answer, text) in cases {
+            assert_eq!(&answer[..syntax(prefix).text_len(answer)], text, "{prefix:?} {answer}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn text_that_is_not_kept_back_is_the_answers_text_however_it_goes_on(
+            prefix in prop::sample::select(vec!["<call>", "[CALLS]", ""]),
+            parts in prop::collection::vec(
+                prop::sample::select(vec![
+                    "<call>", "</call>", "<ca", "[CALLS]", "[", "]", ",", ";", " ", "\n", "é", "so",
+                    r#"{"name": "f", "arguments": {"a": "é"}}"#, r#"{"name": "f"}"#, "{", "}", "\"", "1",
+                ]),
+                0..8,
+            ),
+        ) {
+            let answer = parts.concat();
+            let text = read(prefix, &answer).0;
+            for (cut, _) in answer.char_indices() {
+                let shown = answer[..syntax(prefix).text_len(&answer[..cut])].trim_end();
+                prop_assert!(text.starts_with(shown), "{shown:?} of {text:?} after {:?}", &answer[..cut]);
+            }
+        }
     }
 }

@@ -105,6 +105,10 @@ impl Chat for HfChat {
     fn tool_calls(&self, answer: &str) -> (String, Vec<ToolCall>) {
         self.calls.as_ref().map_or_else(|| (answer.to_owned(), Vec::new()), |syntax| syntax.read(answer))
     }
+
+    fn text_before_calls(&self, answer: &str) -> usize {
+        self.calls.as_ref().map_or(answer.len(), |syntax| syntax.text_len(answer))
+    }
 }
 
 /// Without `do_sample` the other numbers are there for those who turn sampling on; they change nothing by themselves.
