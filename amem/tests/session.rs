@@ -428,3 +428,25 @@ fn a_conversation_longer_than_a_session_keeps_its_end() {
         ));
     });
 }
+
+#[test]
+fn an_answer_says_how_much_stood_in_its_context() {
+    block_on(async {
+        let memory = in_ram();
+        let question = "Where does Alice live?";
+        let stands = |usage: Usage| usage.resident + usage.cached + usage.prefilled - usage.missed;
+        // The first question pays for the system line.
+        memory.ask("me", question).await.unwrap();
+        let alone = memory.ask("me", question).await.unwrap();
+        let mut session = memory.session("me", SessionOptions::default()).unwrap();
+        let first = session.ask(question).await.unwrap();
+        assert_eq!((stands(first.usage), first.resident), (stands(alone.usage), 0));
+        memory.remember_all("me", ["Alice lives in Denver.", "Bob lives in Austin."]).await.unwrap();
+        for _ in 0..2 {
+            let answer = session.ask(question).await.unwrap();
+            assert_eq!(answer.resident, session.resident().len());
+            assert!(answer.resident > 0);
+        }
+        assert_eq!(memory.ask("me", Ask::new(question).k(1)).await.unwrap().resident, 1);
+    });
+}

@@ -183,6 +183,8 @@ pub struct Answer {
     pub tool_calls: Vec<ToolCall>,
     /// The memories that were recalled for this question and stood in its context, oldest first.
     pub recalled: Vec<Recollection>,
+    /// Memories that stood in its context, those of earlier questions of a session included.
+    pub resident: usize,
     /// What was computed and what was not.
     pub usage: Usage,
     /// From the call to the first token.
@@ -224,7 +226,9 @@ pub(crate) struct Cost {
     pub(crate) usage: Usage,
     /// What stands in the context was put there for this question, and is in `usage` already.
     pub(crate) opened: bool,
-    /// Memories that were put into the context.
+    /// Memories that stand in the context.
+    pub(crate) resident: usize,
+    /// Memories that were put into it.
     pub(crate) chunks: usize,
     /// Those among them whose KV had to be computed.
     pub(crate) computed: usize,
@@ -271,7 +275,8 @@ impl AnswerStream {
             None => (text, Vec::new()),
         };
         let recalled = std::mem::take(&mut self.recalled);
-        Answer { text, tool_calls, recalled, usage: self.cost.usage + usage, ttft, finish, others }
+        let (resident, usage) = (self.cost.resident, self.cost.usage + usage);
+        Answer { text, tool_calls, recalled, resident, usage, ttft, finish, others }
     }
 }
 

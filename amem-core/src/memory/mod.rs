@@ -71,7 +71,7 @@ pub(crate) struct Bill {
 impl Bill {
     /// Counts the question, with what the engine did for it, if it did anything.
     pub(crate) fn settle(self, completion: Option<&Completion>) {
-        let Cost { mut usage, opened, chunks, computed } = self.cost;
+        let Cost { mut usage, opened, chunks, computed, .. } = self.cost;
         if let Some(completion) = completion {
             let resident = if opened { 0 } else { completion.usage.resident };
             usage += Usage { resident, ..completion.usage };
@@ -229,7 +229,8 @@ impl Memory {
         drop(lease);
         self.note(&found, &fetched.chunks);
         let usage = base.usage + fetched.usage;
-        let cost = Cost { usage, opened: base.is_new, chunks: entries.len(), computed: fetched.computed };
+        let (resident, chunks) = (entries.len(), entries.len());
+        let cost = Cost { usage, opened: base.is_new, resident, chunks, computed: fetched.computed };
         let bill = self.bill(&namespace, cost);
         let mut pieces: Vec<Piece> = fetched.chunks.into_iter().map(Piece::Cached).collect();
         pieces.extend(asked);

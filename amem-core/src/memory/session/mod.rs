@@ -345,7 +345,12 @@ impl Session {
         let mut usage = base.usage + fetched.usage;
         let pieces: Vec<Piece> = fetched.chunks.into_iter().map(Piece::Cached).collect();
         let context = match base.context {
-            Some(context) if pieces.is_empty() => context,
+            Some(context) if pieces.is_empty() => {
+                if !base.is_new {
+                    usage.resident += context.tokens().len();
+                }
+                context
+            }
             context => {
                 let repair = self.options.opening_repair.clone();
                 let blended = self.memory.engine().blend(&self.namespace, context, pieces, repair).await?;
@@ -354,7 +359,8 @@ impl Session {
             }
         };
         self.epochs += 1;
-        let cost = Cost { usage, opened: true, chunks: entries.len(), computed: fetched.computed };
+        let (resident, chunks) = (entries.len(), entries.len());
+        let cost = Cost { usage, opened: true, resident, chunks, computed: fetched.computed };
         Ok((Epoch::new(context, entries), cost))
     }
 
@@ -471,6 +477,7 @@ impl Session {
         let asked: usize = pieces.iter().map(|piece| piece.tokens().len()).sum();
         let new_ids: Vec<RecordId> = entries.iter().map(|entry| entry.record.id).collect();
         epoch.resident.extend(entries.into_iter().map(|entry| (entry.record.id, entry)));
+        cost.resident = epoch.resident.len();
         let mut found = [standing, new].concat();
         found.sort_by_key(|found| found.entry.record.id);
         let about: Vec<Arc<Entry>> = found.iter().map(|found| Arc::clone(&found.entry)).collect();
