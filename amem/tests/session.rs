@@ -430,6 +430,13 @@ fn a_conversation_longer_than_a_session_keeps_its_end() {
 }
 
 #[test]
+fn a_turn_can_go_on_on_another_thread() {
+    let mut session = in_ram().session("me", SessionOptions::default()).unwrap();
+    let asked: Box<dyn Future<Output = _> + Send> = Box::new(session.ask("Where does Alice live?"));
+    std::thread::scope(|scope| scope.spawn(|| block_on(Box::into_pin(asked)).unwrap()).join().unwrap());
+}
+
+#[test]
 fn an_answer_says_how_much_stood_in_its_context() {
     block_on(async {
         let memory = in_ram();

@@ -301,7 +301,9 @@ impl Session {
     }
 
     /// Those of the memories that ever stood behind what was said that have been forgotten since.
-    async fn forgotten(&self, records: &Records) -> Result<HashSet<RecordId>> {
+    ///
+    /// A context is not `Sync`: only with `&mut self` does the future go from thread to thread.
+    async fn forgotten(&mut self, records: &Records) -> Result<HashSet<RecordId>> {
         let stood: HashSet<RecordId> = self.turns.iter().flat_map(|turn| turn.stood.iter().copied()).collect();
         let (mut forgotten, now) = (HashSet::new(), Timestamp::now());
         for id in stood {
@@ -366,7 +368,9 @@ impl Session {
 
     /// The memories that an epoch begins with: those that the question is about, then those that were recalled most
     /// often in this session, then the latest; as many as there is room for, in the order in which they were told.
-    async fn working_set(&self, records: &Records, found: &[Found], room: usize) -> Result<Vec<Arc<Entry>>> {
+    ///
+    /// `&mut self` as in [`forgotten`](Self::forgotten).
+    async fn working_set(&mut self, records: &Records, found: &[Found], room: usize) -> Result<Vec<Arc<Entry>>> {
         /// What fits no more is passed over for what is smaller, but not for ever: a large namespace would be tokenised
         /// whole to fill a last gap.
         const PASSED_OVER: usize = 32;
