@@ -136,6 +136,7 @@ impl From<Error> for ApiError {
         let message = error.to_string();
         match error {
             Error::Empty { .. } => Self::bad_request(message),
+            Error::BadValue { what: "the conversation", .. } => Self::bad_request(message).param("messages"),
             Error::BadValue { what, .. } => Self::bad_request(message).param(what),
             Error::TooLong { .. } => Self::bad_request(message).code("context_length_exceeded"),
             Error::UnknownRecord { .. } => Self::not_found(message),

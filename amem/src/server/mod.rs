@@ -2,13 +2,18 @@
 //!
 //! ```text
 //! chat formats    openai/  anthropic/      what clients send, as a Turn; what came of it, as they read it
+//! conversation.rs Conversation             messages of all formats, as the model is told them
 //! turn.rs         Turn → Running           one way from a question to its answer, for all formats
+//! choice.rs       Choice                   an answer as it comes: its text apart from the tools that it calls
 //! sessions.rs     Sessions                 working sets that stay, by name
 //! memories.rs     remember, recall, list, update, forget
 //! operations.rs   health, users, stats, usage, metrics
 //! ```
 
 mod anthropic;
+mod choice;
+mod conversation;
+mod ids;
 mod memories;
 mod openai;
 mod operations;

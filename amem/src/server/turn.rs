@@ -1,19 +1,23 @@
 //! From a question to its answer, whatever API it came by.
 
-use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use amem_core::{Answer, AnswerStream, Ask, Event, Namespace, Repair, Usage};
+use amem_core::{Answer, AnswerStream, Ask, Error, Event, Finish, Namespace, Repair, Usage};
 use futures_util::{Stream, StreamExt};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::choice::{Calls, Choice, Listener, Shown};
 use super::sessions::SessionName;
 use super::{Mode, Server};
 use crate::http::{ApiError, Result};
 
+/// How often a question is put again whose KV was lost between being found and being used.
+const AGAIN: usize = 8;
+
 /// A question, and how it is to be answered.
+#[derive(Clone, Debug)]
 pub(crate) struct Turn {
     /// Whose memory it is asked of.
     pub(crate) namespace: Namespace,
@@ -21,11 +25,33 @@ pub(crate) struct Turn {
     pub(crate) session: Option<String>,
     /// Tokens that the session may hold at most, if it is opened for this turn.
     pub(crate) budget_tokens: Option<usize>,
-    /// Whether KV that is held is used. Otherwise memories are prefilled as if there were none: what a memory of texts
-    /// alone would cost.
+    /// Whether KV of memories that is held is used. Otherwise they are prefilled as if there were none: what a memory of
+    /// texts alone would cost.
     pub(crate) residency: bool,
+    /// Whether an answer may call several of the tools that it was given.
+    pub(crate) parallel_calls: bool,
     /// What is asked.
     pub(crate) ask: Ask,
+}
+
+impl Turn {
+    /// A question by itself.
+    pub(crate) fn new(namespace: Namespace, ask: Ask) -> Self {
+        Self { namespace, session: None, budget_tokens: None, residency: true, parallel_calls: true, ask }
+    }
+
+    fn calls(&self) -> Calls {
+        match (self.ask.tools.is_empty(), self.parallel_calls) {
+            (true, _) => Calls::None,
+            (false, false) => Calls::One,
+            (false, true) => Calls::Any,
+        }
+    }
+
+    /// One for each answer that is asked for.
+    fn listeners(&self) -> Vec<Listener> {
+        (0..self.ask.generation.n).map(|_| Listener::new(self.calls())).collect()
+    }
 }
 
 /// What was recalled, reused and computed for an answer: the object `amem` of every chat format.
@@ -37,11 +63,11 @@ pub(crate) struct Report {
     session: Option<String>,
     /// The ids of the memories that were recalled for this question.
     recalled: Vec<String>,
-    /// Tokens that stand in the context: memories and what was said.
+    /// Tokens that stood in the context when the answer began: the system line, memories, what was said, the question.
     resident_tokens: usize,
-    /// Memories that stand in it.
+    /// Memories that stood in it; in a session, those of earlier questions too.
     n_turns_resident: usize,
-    /// Tokens whose KV was used as it was.
+    /// Tokens whose KV was held and used as it was, without the system line.
     memory_tokens_reused: usize,
     /// Tokens of memories that had no KV and were computed.
     memory_tokens_prefilled_now: usize,
@@ -49,7 +75,7 @@ pub(crate) struct Report {
     repaired_tokens: usize,
     /// Tokens that had no KV and were computed: those of memories, of the question and of what stands around it.
     prefilled_tokens: usize,
-    /// Whether any KV was reused.
+    /// Whether any of these tokens were reused.
     kv_reused: bool,
     /// Seconds to the first token.
     ttft_s: f64,
@@ -57,27 +83,50 @@ pub(crate) struct Report {
     latency_s: f64,
 }
 
-/// An answer as it is generated. Dropping it ends the work.
+/// Answers as they are generated. Dropping it ends the work.
 pub(crate) struct Running {
+    server: Server,
+    turn: Turn,
     stream: AnswerStream,
-    namespace: Namespace,
-    session: Option<String>,
-    residency: bool,
     started: Instant,
+    /// How often the question may still be put again.
+    again: usize,
+    /// One for each answer.
+    listeners: Vec<Listener>,
+    /// What is to be told before the stream goes on.
+    ready: VecDeque<Progress>,
 }
 
-/// An answer that is complete.
+/// Answers that are complete.
+#[derive(Clone, Debug)]
 pub(crate) struct Answered {
-    /// The answer.
-    pub(crate) answer: Answer,
+    /// The answers, in order.
+    pub(crate) choices: Vec<Choice>,
+    /// What was computed for all of them.
+    pub(crate) usage: Usage,
     /// What it took.
     pub(crate) report: Report,
 }
 
-/// What a [`Running`] answer yields.
+/// What [`Running`] answers yield.
+#[derive(Debug)]
 pub(crate) enum Progress {
-    /// New text of one of the answers.
-    Delta(amem_core::Delta),
+    /// New text of one of the answers, without what is or may become the call of a tool.
+    Text {
+        /// Which of the answers, from 0.
+        choice: usize,
+        /// The text.
+        shown: Shown,
+    },
+    /// A tool that one of the answers calls. All its calls come behind its text.
+    Call {
+        /// Which of the answers, from 0.
+        choice: usize,
+        /// Which of its calls, from 0.
+        index: usize,
+        /// The call. Its id is as in [`Choice::tool_calls`].
+        call: amem_core::ToolCall,
+    },
     /// All of it. Nothing comes after it.
     Done(Box<Answered>),
 }
@@ -87,27 +136,35 @@ impl Server {
     ///
     /// # Errors
     /// What [`amem_core::Memory::ask_stream`] says; 404 for a session that is not there, or is another user's.
-    pub(crate) async fn start(&self, turn: Turn) -> Result<Running> {
+    pub(crate) async fn start(&self, mut turn: Turn) -> Result<Running> {
         let started = Instant::now();
-        let Turn { namespace, session, budget_tokens, residency, mut ask } = turn;
-        if !residency {
-            ask = ask.repair(Repair::All);
+        if !turn.residency {
+            turn.ask = turn.ask.repair(Repair::All);
         }
-        let name = match (session, self.options().mode) {
-            (Some(id), _) => Some(SessionName::Given(id)),
-            // What memory of texts costs is asked outside of the session that holds KV.
-            (None, Mode::Resident) if residency => Some(SessionName::Of(namespace.clone())),
-            (None, _) => None,
-        };
-        let (stream, session) = match name {
+        let stream = self.ask(&turn).await?;
+        let (listeners, ready) = (turn.listeners(), VecDeque::new());
+        Ok(Running { server: self.clone(), turn, stream, started, again: AGAIN, listeners, ready })
+    }
+
+    async fn ask(&self, turn: &Turn) -> Result<AnswerStream> {
+        match self.session_of(turn) {
             Some(name) => {
-                let session = self.session(&name, &namespace, budget_tokens)?;
-                let stream = session.lock().await.ask_stream(ask).await?;
-                (stream, Some(name.to_string()))
+                let session = self.session(&name, &turn.namespace, turn.budget_tokens)?;
+                let stream = session.lock().await.ask_stream(turn.ask.clone()).await?;
+                Ok(stream)
             }
-            None => (self.memory().ask_stream(&namespace, ask).await?, None),
-        };
-        Ok(Running { stream, namespace, session, residency, started })
+            None => Ok(self.memory().ask_stream(&turn.namespace, turn.ask.clone()).await?),
+        }
+    }
+
+    /// The session that a turn is answered in.
+    fn session_of(&self, turn: &Turn) -> Option<SessionName> {
+        match (&turn.session, self.options().mode) {
+            (Some(id), _) => Some(SessionName::Given(id.clone())),
+            // What memory of texts costs is asked outside of the session that holds KV.
+            (None, Mode::Resident) if turn.residency => Some(SessionName::Of(turn.namespace.clone())),
+            (None, _) => None,
+        }
     }
 }
 
@@ -122,23 +179,98 @@ impl Running {
                 return Ok(*answered);
             }
         }
-        Err(ApiError::unavailable("the server is stopping"))
+        Err(stopped())
+    }
+
+    /// What comes next; `None` after the end or an error.
+    pub(crate) async fn next(&mut self) -> Option<Result<Progress>> {
+        loop {
+            if let Some(progress) = self.ready.pop_front() {
+                return Some(Ok(progress));
+            }
+            let heard = match self.stream.next().await? {
+                Ok(Event::Delta(delta)) => {
+                    self.hear(delta);
+                    Ok(())
+                }
+                Ok(Event::Done(answer)) => self.done(answer),
+                Ok(_) => Err(ApiError::internal(&"an event of an unknown kind")),
+                Err(Error::DamagedKv { .. }) if self.again > 0 => {
+                    self.again -= 1;
+                    self.listeners = self.turn.listeners();
+                    match self.server.ask(&self.turn).await {
+                        Ok(stream) => {
+                            self.stream = stream;
+                            Ok(())
+                        }
+                        Err(error) => Err(error),
+                    }
+                }
+                Err(error) => Err(error.into()),
+            };
+            if let Err(error) = heard {
+                return Some(Err(error));
+            }
+        }
+    }
+
+    /// As a stream.
+    pub(crate) fn into_stream(self) -> impl Stream<Item = Result<Progress>> + Send {
+        futures_util::stream::unfold(self, |mut running| async move {
+            let progress = running.next().await?;
+            Some((progress, running))
+        })
+    }
+
+    fn hear(&mut self, delta: amem_core::Delta) {
+        let amem_core::Delta { choice, text, logprob, .. } = delta;
+        // Something was told, so it cannot be taken back.
+        self.again = 0;
+        let Some(listener) = self.listeners.get_mut(choice) else { return };
+        let shown = listener.push(self.server.memory().model().chat(), &text, logprob);
+        if !shown.is_empty() {
+            self.ready.push_back(Progress::Text { choice, shown });
+        }
+    }
+
+    fn done(&mut self, answer: Answer) -> Result<()> {
+        let report = self.report(&answer);
+        let Answer { finish, others, usage, .. } = answer;
+        let finishes = std::iter::once(finish).chain(others.into_iter().map(|choice| choice.finish));
+        let mut choices = Vec::new();
+        for (choice, (listener, finish)) in std::mem::take(&mut self.listeners).into_iter().zip(finishes).enumerate() {
+            if finish == Finish::Cancelled {
+                return Err(stopped());
+            }
+            let (shown, complete) = listener.finish(self.server.memory().model().chat(), finish)?;
+            if !shown.is_empty() {
+                self.ready.push_back(Progress::Text { choice, shown });
+            }
+            for (index, call) in complete.tool_calls.iter().cloned().enumerate() {
+                self.ready.push_back(Progress::Call { choice, index, call });
+            }
+            choices.push(complete);
+        }
+        self.ready.push_back(Progress::Done(Box::new(Answered { choices, usage, report })));
+        Ok(())
     }
 
     fn report(&self, answer: &Answer) -> Report {
-        let Usage { resident, cached, missed, repaired, prefilled, .. } = answer.usage;
-        let reused = if self.residency { answer.usage.reused() } else { 0 };
+        let usage = answer.usage;
+        // The system line is no memory. It stands in every context, and its KV is always held.
+        let system = self.server.memory().layout().prefix.len().min(usage.resident);
+        let reused = usage.reused().saturating_sub(system);
         let seconds = |time: Duration| time.as_secs_f64();
         Report {
-            user: self.namespace.as_str().to_owned(),
-            session: self.session.clone(),
+            user: self.turn.namespace.as_str().to_owned(),
+            session: self.server.session_of(&self.turn).map(|name| name.to_string()),
             recalled: answer.recalled.iter().map(|found| found.record.id.to_string()).collect(),
-            resident_tokens: resident + cached,
-            n_turns_resident: answer.recalled.len(),
+            resident_tokens: fed(&usage),
+            n_turns_resident: answer.resident,
             memory_tokens_reused: reused,
-            memory_tokens_prefilled_now: missed,
-            repaired_tokens: repaired,
-            prefilled_tokens: prefilled,
+            memory_tokens_prefilled_now: usage.missed,
+            repaired_tokens: usage.repaired,
+            prefilled_tokens: usage.prefilled,
             kv_reused: reused > 0,
             ttft_s: seconds(answer.ttft),
             latency_s: seconds(self.started.elapsed()),
@@ -146,32 +278,22 @@ impl Running {
     }
 }
 
-impl Stream for Running {
-    type Item = Result<Progress>;
+fn stopped() -> ApiError {
+    ApiError::unavailable("the server is stopping")
+}
 
-    fn poll_next(mut self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let event = match std::task::ready!(Pin::new(&mut self.stream).poll_next(task)) {
-            Some(Ok(event)) => event,
-            Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
-            None => return Poll::Ready(None),
-        };
-        let progress = match event {
-            Event::Delta(delta) => Progress::Delta(delta),
-            Event::Done(answer) => {
-                let report = self.report(&answer);
-                Progress::Done(Box::new(Answered { answer, report }))
-            }
-            _ => return Poll::Ready(Some(Err(ApiError::internal(&"an event of an unknown kind")))),
-        };
-        Poll::Ready(Some(Ok(progress)))
-    }
+/// Everything that stood before an answer.
+fn fed(usage: &Usage) -> usize {
+    // Memories that had to be computed count as cached and as prefilled.
+    (usage.resident + usage.cached + usage.prefilled).saturating_sub(usage.missed)
 }
 
 /// Tokens as the usage objects of all APIs count them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Tokens {
     /// Everything that was fed.
     pub(crate) prompt: usize,
-    /// Those of them whose KV was reused.
+    /// Those of them whose KV was held and used as it was.
     pub(crate) cached: usize,
     /// What was generated, in all answers.
     pub(crate) completion: usize,
@@ -180,9 +302,7 @@ pub(crate) struct Tokens {
 impl Answered {
     /// The tokens of the prompt and of the answers.
     pub(crate) fn tokens(&self) -> Tokens {
-        let Usage { resident, cached, missed, prefilled, generated, .. } = self.answer.usage;
-        // Memories that had to be computed count as cached and as prefilled.
-        let prompt = (resident + cached + prefilled).saturating_sub(missed);
-        Tokens { prompt, cached: self.report.memory_tokens_reused, completion: generated }
+        let usage = &self.usage;
+        Tokens { prompt: fed(usage), cached: usage.reused(), completion: usage.generated }
     }
 }
