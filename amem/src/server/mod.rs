@@ -23,7 +23,7 @@ mod turn;
 use std::sync::Arc;
 use std::time::Duration;
 
-use amem_core::Memory;
+use amem_core::{Memory, Timestamp};
 use axum::Router;
 use axum::extract::FromRef;
 use utoipa::OpenApi;
@@ -99,13 +99,14 @@ struct Inner {
     identity: Identity,
     options: Options,
     sessions: Sessions,
+    started: Timestamp,
 }
 
 impl Server {
     /// A server of this memory.
     pub fn new(memory: Memory, identity: Identity, options: Options) -> Self {
         let sessions = Sessions::new(options.max_sessions, options.session_idle);
-        Self { inner: Arc::new(Inner { memory, identity, options, sessions }) }
+        Self { inner: Arc::new(Inner { memory, identity, options, sessions, started: Timestamp::now() }) }
     }
 
     /// The paths that it answers.
@@ -125,6 +126,11 @@ impl Server {
 
     pub(crate) fn memory(&self) -> &Memory {
         &self.inner.memory
+    }
+
+    /// When it was made.
+    pub(crate) fn started(&self) -> Timestamp {
+        self.inner.started
     }
 
     pub(crate) fn options(&self) -> &Options {

@@ -25,8 +25,8 @@ pub(crate) struct Turn {
     pub(crate) session: Option<String>,
     /// Tokens that the session may hold at most, if it is opened for this turn.
     pub(crate) budget_tokens: Option<usize>,
-    /// Whether KV of memories that is held is used. Otherwise they are prefilled as if there were none: what a memory of
-    /// texts alone would cost.
+    /// Whether KV of memories is used that is not exact where it stands. Otherwise all such rows are computed again: what a
+    /// memory of texts alone would cost.
     pub(crate) residency: bool,
     /// Whether an answer may call several of the tools that it was given.
     pub(crate) parallel_calls: bool,

@@ -5,8 +5,12 @@
 mod common;
 #[path = "../common/front.rs"]
 mod front;
+#[path = "../common/scripted.rs"]
+mod scripted;
 
+mod chat;
 mod command;
+mod models;
 
 use std::time::Duration;
 

@@ -1,10 +1,53 @@
 //! OpenAI's API.
+//!
+//! ```text
+//! chat.rs      /v1/chat/completions      request.rs → Turn,  response.rs ← Answered
+//! models.rs    /v1/models
+//! form.rs      what an answer's form is held to
+//! sampling.rs  how tokens are drawn       stream.rs  server-sent events
+//! ```
+
+mod chat;
+mod form;
+mod models;
+mod request;
+mod response;
+mod sampling;
+mod stream;
 
 use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use super::Server;
+use crate::http::ApiError;
+
+/// A parameter that has a value which makes no sense (400).
+fn invalid(param: impl Into<String>, message: impl std::fmt::Display) -> ApiError {
+    let param = param.into();
+    ApiError::bad_request(format!("{param}: {message}")).param(param).code("invalid_value")
+}
+
+/// A parameter that asks for what is not done here (400).
+fn unsupported(param: impl Into<String>, message: impl std::fmt::Display) -> ApiError {
+    let param = param.into();
+    ApiError::unsupported(param.clone(), format!("{param}: {message}"))
+}
+
+/// A whole number within its bounds (400 otherwise).
+fn whole(param: &'static str, value: i64, least: i64, most: usize) -> crate::http::Result<usize> {
+    let checked = usize::try_from(value).ok().filter(|number| value >= least && *number <= most);
+    checked.ok_or_else(|| {
+        let expected = if most == usize::MAX { format!("{least} or more") } else { format!("from {least} to {most}") };
+        invalid(param, format!("it must be {expected}, and is {value}"))
+    })
+}
 
 /// The paths of this module.
 pub(super) fn routes() -> OpenApiRouter<Server> {
     OpenApiRouter::new()
+        .routes(routes!(chat::create))
+        .routes(routes!(models::list))
+        .routes(routes!(models::get))
+        // Models of the Hub have names with a slash in them.
+        .route("/v1/models/{owner}/{model}", axum::routing::get(models::get_of_owner))
 }
