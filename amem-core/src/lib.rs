@@ -55,9 +55,9 @@ pub use memory::{
     SessionOptions, TextMemory, TextMemoryOptions,
 };
 pub use model::{
-    AppendOptions, Budget, Chat, Context, Conversation, Exactness, Exchange, Layout, Message, Model, ModelInfo, Piece,
-    PrefillText, Progress, Repair, Reply, Role, Sampler, Sampling, Step, TokenLogprob, TokenMask, Tool, ToolCall,
-    Usage,
+    AppendOptions, Budget, CallForm, Chat, Context, Conversation, Exactness, Exchange, Layout, Message, Model,
+    ModelInfo, Piece, PrefillText, Progress, Repair, Reply, Role, Sampler, Sampling, Step, TokenLogprob, TokenMask,
+    Tool, ToolCall, Usage,
 };
 pub use recall::{RecallQuery, Recalled, Recaller};
 pub use residency::{Access, ResidencyPolicy};

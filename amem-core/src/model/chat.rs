@@ -56,6 +56,24 @@ pub trait Chat: Send + Sync {
     fn text_before_calls(&self, answer: &str) -> usize {
         answer.len()
     }
+
+    /// How an answer is written that calls a tool, so that a [`Constraint`](crate::Constraint) can demand one. `None`, the
+    /// default, where [`tool_calls`](Self::tool_calls) finds none.
+    fn call_form(&self) -> Option<&CallForm> {
+        None
+    }
+}
+
+/// An answer that is a call of a tool and nothing else: `open`, a JSON object with the tool's `name` and its arguments,
+/// in this order, and `close`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CallForm {
+    /// What stands before the JSON.
+    pub open: String,
+    /// The name that the arguments have in the JSON: they are an object.
+    pub arguments: String,
+    /// What stands behind the JSON.
+    pub close: String,
 }
 
 /// The tokens around the texts of a conversation:

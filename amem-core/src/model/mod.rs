@@ -11,7 +11,7 @@ mod usage;
 
 use std::sync::Arc;
 
-pub use chat::{Chat, Layout};
+pub use chat::{CallForm, Chat, Layout};
 pub use context::{AppendOptions, Context, Piece, Progress, Step};
 pub use conversation::{Conversation, Exchange, Message, Reply, Role, Tool, ToolCall};
 #[cfg(feature = "transformer")]

@@ -6,7 +6,7 @@ use serde_json::Deserializer;
 use super::script::{Memories, Script};
 use super::template::{Part, Template, mark, message, parts};
 use super::tokens::Tokens;
-use crate::ToolCall;
+use crate::{CallForm, ToolCall};
 
 /// How a model writes calls: JSON behind a prefix.
 pub(super) struct CallSyntax {
@@ -14,16 +14,32 @@ pub(super) struct CallSyntax {
     prefix: String,
     /// What closes the prefix, if it is a tag.
     closing: Option<String>,
+    /// An answer that is one call.
+    form: CallForm,
 }
 
 impl CallSyntax {
     /// The syntax of a template that writes calls.
     pub(super) fn of(template: &Template, script: &Script, tokens: &Tokens) -> crate::Result<Option<Self>> {
-        let Some(prefix) = prefix(template, script) else { return Ok(None) };
+        let Some((open, arguments)) = written(template, script) else { return Ok(None) };
         // Special tokens are not in the text of an answer.
-        let prefix = tokens.decode(&tokens.between(&prefix)?)?.trim().to_owned();
+        Ok(Some(Self::new(tokens.decode(&tokens.between(&open)?)?.trim_start(), arguments)))
+    }
+
+    /// The syntax in which `open` stands before the JSON object of an answer's first call.
+    fn new(open: &str, arguments: &'static str) -> Self {
+        let before = open.trim_end();
+        let prefix = before.strip_suffix('[').unwrap_or(before).trim().to_owned();
         let closing = prefix.strip_prefix('<').map(|name| format!("</{name}"));
-        Ok(Some(Self { prefix, closing }))
+        let array = if before.ends_with('[') { "]" } else { "" };
+        let line = if closing.is_some() && open.ends_with('\n') { "\n" } else { "" };
+        let close = format!("{array}{line}{}", closing.as_deref().unwrap_or_default());
+        Self { prefix, closing, form: CallForm { open: open.to_owned(), arguments: arguments.to_owned(), close } }
+    }
+
+    /// An answer that is one call.
+    pub(super) fn form(&self) -> &CallForm {
+        &self.form
     }
 
     /// The text of an answer without its calls, and the calls. An answer whose calls cannot be read is all text.
@@ -95,8 +111,9 @@ enum NoCalls {
     Unreadable,
 }
 
-/// What a template writes between the start of an answer and the JSON of its first call.
-fn prefix(template: &Template, script: &Script) -> Option<String> {
+/// What a template writes between the start of an answer and the JSON of its first call, and what it calls the
+/// arguments there.
+fn written(template: &Template, script: &Script) -> Option<(String, &'static str)> {
     if !template.names_tools() {
         return None;
     }
@@ -109,15 +126,18 @@ fn prefix(template: &Template, script: &Script) -> Option<String> {
     let rendered = template.render(&messages, None).ok()?;
     let parts = parts(&rendered)?;
     let is = |part: &Part<'_>, number| matches!(part, Part::Text { index, .. } if *index == number);
-    let written = parts.windows(3).find_map(|parts| match parts {
-        [asked, Part::Written(written), name] if is(asked, 0) && is(name, 1) => Some(*written),
+    let (written, after) = parts.windows(4).find_map(|parts| match parts {
+        [asked, Part::Written(written), name, Part::Written(after)] if is(asked, 0) && is(name, 1) => {
+            Some((*written, *after))
+        }
         _ => None,
     })?;
     let written = written.strip_prefix(script.to_answer.trim_end()).unwrap_or(written);
-    let json = written[..written.rfind('{')?].trim_end();
-    let prefix = json.strip_suffix('[').unwrap_or(json).trim();
+    let open = &written[..written.rfind('{')?];
+    let key = after.split('{').next().unwrap_or_default();
+    let arguments = if key.contains("\"parameters\"") { "parameters" } else { "arguments" };
     // A call within other JSON is none that could be told from text.
-    (!prefix.contains('"')).then(|| prefix.to_owned())
+    (!open.contains('"')).then(|| (open.to_owned(), arguments))
 }
 
 /// Adds the calls in a JSON value; `None` if it is no call.
@@ -153,8 +173,7 @@ mod tests {
     use super::*;
 
     fn syntax(prefix: &str) -> CallSyntax {
-        let closing = prefix.strip_prefix('<').map(|name| format!("</{name}"));
-        CallSyntax { prefix: prefix.to_owned(), closing }
+        CallSyntax::new(prefix, "arguments")
     }
 
     fn read(prefix: &str, answer: &str) -> (String, Vec<String>) {
@@ -191,6 +210,22 @@ mod tests {
         for (prefix, answer, text, calls) in cases {
             let (found, found_calls) = read(prefix, &answer);
             assert_eq!((found.as_str(), found_calls), (text, calls), "{prefix:?} {answer}");
+        }
+    }
+
+    #[test]
+    fn an_answer_in_the_form_of_a_call_is_read_as_that_call() {
+        for (open, close) in
+            [("<call>", "</call>"), ("<call>\n", "\n</call>"), ("[CALLS] [", "]"), ("[", "]"), ("", "")]
+        {
+            for arguments in ["arguments", "parameters"] {
+                let syntax = CallSyntax::new(open, arguments);
+                let form = syntax.form();
+                assert_eq!(form.close, close, "{open}");
+                let answer = format!("{}{{\"name\": \"f\", \"{}\": {{}}}}{}", form.open, form.arguments, form.close);
+                let (text, calls) = syntax.read(&answer);
+                assert_eq!((text.as_str(), calls.len()), ("", 1), "{answer}");
+            }
         }
     }
 

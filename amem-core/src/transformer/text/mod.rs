@@ -28,7 +28,7 @@ use self::template::{TOKENIZER_CONFIG, Template};
 use self::tokens::Tokens;
 use super::settings::Settings;
 use super::{Config, ModelSource};
-use crate::{Chat, Conversation, Layout, Message, Result, Sampling, Token, Tool, ToolCall};
+use crate::{CallForm, Chat, Conversation, Layout, Message, Result, Sampling, Token, Tool, ToolCall};
 
 const GENERATION_CONFIG: &str = "generation_config.json";
 
@@ -108,6 +108,10 @@ impl Chat for HfChat {
 
     fn text_before_calls(&self, answer: &str) -> usize {
         self.calls.as_ref().map_or(answer.len(), |syntax| syntax.text_len(answer))
+    }
+
+    fn call_form(&self) -> Option<&CallForm> {
+        self.calls.as_ref().map(CallSyntax::form)
     }
 }
 

@@ -6,7 +6,7 @@ use serde_json::json;
 use super::{SYSTEM, byte_chat, open, spell};
 use crate::transformer::fixtures::{demo, sentence_pieces, talker};
 use crate::transformer::text::HfChat;
-use crate::{Chat, Conversation, Message, Role, Token, Tool, ToolCall};
+use crate::{CallForm, Chat, Conversation, Message, Role, Token, Tool, ToolCall};
 
 /// Messages with marks around them, tools at the end of the system message, calls and results in tags.
 const TAGS: &str = "{% for m in messages %}{% if m.role == 'tool' %}\
@@ -224,8 +224,13 @@ fn a_call_that_is_written_down_is_read_back() {
         let answer = chat.decode(&conversation.exchanges[0].reply.as_ref().unwrap().tokens).unwrap();
         // Tags that are special tokens are in no text, so the JSON stands alone there.
         assert_eq!(chat.tool_calls(&answer), (String::new(), vec![call]), "{answer}");
+        let CallForm { open, arguments, close } = chat.call_form().unwrap();
+        assert!(answer.starts_with(&format!("{open}{{\"name\": \"weather\", \"{arguments}\": {{")), "{answer}");
+        assert!(answer.ends_with(close), "{answer}");
     }
-    assert_eq!(open(&demo()).unwrap().tool_calls("{\"name\": \"f\"}").1, []);
+    let demo = open(&demo()).unwrap();
+    assert_eq!(demo.tool_calls("{\"name\": \"f\"}").1, []);
+    assert_eq!(demo.call_form(), None);
 }
 
 #[test]
