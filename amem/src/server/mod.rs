@@ -5,6 +5,7 @@
 //! conversation.rs Conversation             messages of all formats, as the model is told them
 //! turn.rs         Turn → Running           one way from a question to its answer, for all formats
 //! choice.rs       Choice                   an answer as it comes: its text apart from the tools that it calls
+//! structured.rs   Format → constraint      answers of a form that the request fixes
 //! sessions.rs     Sessions                 working sets that stay, by name
 //! memories.rs     remember, recall, list, update, forget
 //! operations.rs   health, users, stats, usage, metrics
@@ -18,6 +19,7 @@ mod memories;
 mod openai;
 mod operations;
 mod sessions;
+mod structured;
 mod turn;
 
 use std::sync::Arc;
@@ -99,6 +101,7 @@ struct Inner {
     identity: Identity,
     options: Options,
     sessions: Sessions,
+    structured: structured::Structured,
     started: Timestamp,
 }
 
@@ -106,7 +109,8 @@ impl Server {
     /// A server of this memory.
     pub fn new(memory: Memory, identity: Identity, options: Options) -> Self {
         let sessions = Sessions::new(options.max_sessions, options.session_idle);
-        Self { inner: Arc::new(Inner { memory, identity, options, sessions, started: Timestamp::now() }) }
+        let (structured, started) = (structured::Structured::default(), Timestamp::now());
+        Self { inner: Arc::new(Inner { memory, identity, options, sessions, structured, started }) }
     }
 
     /// The paths that it answers.

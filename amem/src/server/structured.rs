@@ -1,0 +1,204 @@
+//! Answers of a form that a request fixes: JSON of a schema, or a call of a tool. Tokens that would leave the form are
+//! never drawn, so that what is answered holds to it unless it is cut off.
+
+mod grammar;
+#[cfg(test)]
+mod tests;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use amem_core::{CallForm, ConstraintSource, Model, Tool};
+use serde_json::{Map, Value, json};
+use tokio::sync::Semaphore;
+
+use super::Server;
+use crate::http::{ApiError, Result};
+use grammar::Grammars;
+
+/// Bytes of one request's schemas.
+const MAX_SCHEMA_BYTES: usize = 64 * 1024;
+/// Values in one request's schemas: objects, lists, texts and numbers.
+const MAX_SCHEMA_VALUES: usize = 4_096;
+
+/// The form that an answer is to have.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) enum Format {
+    /// Any text.
+    #[default]
+    Text,
+    /// A JSON object.
+    JsonObject,
+    /// JSON of a schema.
+    JsonSchema {
+        /// The JSON Schema.
+        schema: Value,
+        /// Whether all of the schema must hold. Otherwise what cannot be followed in it is passed over, and `oneOf` is
+        /// taken for `anyOf`.
+        strict: bool,
+    },
+}
+
+/// What turns schemas into constraints: the model's vocabulary as grammars need it. It is made when it is first asked for.
+pub(super) struct Structured {
+    grammars: Mutex<Option<Arc<Grammars>>>,
+    /// One schema is compiled at a time, so that no number of them takes the processor from the model.
+    turn: Semaphore,
+}
+
+impl Default for Structured {
+    fn default() -> Self {
+        Self { grammars: Mutex::default(), turn: Semaphore::new(1) }
+    }
+}
+
+impl Server {
+    /// What an answer of this form may say; `None` if that is anything.
+    ///
+    /// # Errors
+    /// 400 about `response_format` for a schema that is none, is too large, or asks for what cannot be followed.
+    pub(crate) async fn constraint(&self, format: &Format) -> Result<Option<ConstraintSource>> {
+        let about = "response_format";
+        let (schema, strict) = match format {
+            Format::Text => return Ok(None),
+            Format::JsonObject => (Map::from_iter([("type".to_owned(), json!("object"))]), true),
+            Format::JsonSchema { schema: Value::Object(schema), strict } => (schema.clone(), *strict),
+            Format::JsonSchema { .. } => {
+                return Err(ApiError::bad_request("response_format: the schema is no JSON object").param(about));
+            }
+        };
+        self.compile(about, vec![Part::Schema(schema, strict)]).await.map(Some)
+    }
+
+    /// The call of one of these tools, or of the one that is named, and nothing else.
+    ///
+    /// # Errors
+    /// 400 about `tool_choice` when no tool is called so, or the model's chat template writes no calls of tools; about
+    /// `tools` for parameters that are no schema, are too large, or ask for what cannot be followed.
+    pub(crate) async fn tool_constraint(&self, tools: &[Tool], name: Option<&str>) -> Result<ConstraintSource> {
+        let about = "tool_choice";
+        let Some(form) = self.memory().model().chat().call_form() else {
+            let message = "tool_choice: this model's chat template has no form for calls of tools";
+            return Err(ApiError::unsupported(about, message));
+        };
+        let called: Vec<&Tool> = tools.iter().filter(|tool| name.is_none_or(|name| tool.name == name)).collect();
+        if called.is_empty() {
+            let message = match name {
+                Some(name) => format!("tool_choice: there is no tool {name:?} in tools"),
+                None => "tool_choice: there are no tools to choose from".to_owned(),
+            };
+            return Err(ApiError::bad_request(message).param(about));
+        }
+        let CallForm { open, arguments, close } = form;
+        let call = call_schema(&called, arguments)?;
+        let parts = vec![Part::Text(open.clone()), Part::Schema(call, false), Part::Text(close.clone())];
+        self.compile("tools", parts).await
+    }
+
+    async fn compile(&self, about: &'static str, parts: Vec<Part>) -> Result<ConstraintSource> {
+        check_size(about, &parts)?;
+        let structured = &self.inner.structured;
+        let _turn = structured.turn.acquire().await.map_err(|error| ApiError::internal(&error))?;
+        let held = structured.grammars.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let model = Arc::clone(self.memory().model());
+        let compile = move || -> Result<(Arc<Grammars>, ConstraintSource)> {
+            let grammars = match held {
+                Some(grammars) => grammars,
+                None => Arc::new(Grammars::of(&*model as &dyn Model).map_err(|error| ApiError::internal(&error))?),
+            };
+            let source = grammars.source(&parts).map_err(|reason| {
+                ApiError::bad_request(format!("{about}: this schema cannot be followed: {reason}")).param(about)
+            })?;
+            Ok((grammars, source))
+        };
+        let (grammars, source) = on_deep_stack(compile).await??;
+        *structured.grammars.lock().unwrap_or_else(PoisonError::into_inner) = Some(grammars);
+        Ok(source)
+    }
+}
+
+/// A part of what an answer is made of.
+enum Part {
+    /// This text.
+    Text(String),
+    /// JSON of this schema, all of which must hold, or as much as can be followed.
+    Schema(Map<String, Value>, bool),
+}
+
+/// A call as JSON: one object for each tool, of its name and its arguments.
+fn call_schema(tools: &[&Tool], arguments: &str) -> Result<Map<String, Value>> {
+    let mut definitions = Map::new();
+    let mut calls = Vec::new();
+    for (i, tool) in tools.iter().enumerate() {
+        let parameters: Value = serde_json::from_str(&tool.parameters).unwrap_or_default();
+        let Value::Object(mut parameters) = parameters else {
+            let message = format!("tools: the parameters of {:?} are no JSON object", tool.name);
+            return Err(ApiError::bad_request(message).param("tools"));
+        };
+        // A call is only read if its arguments are an object.
+        parameters.entry("type").or_insert_with(|| json!("object"));
+        let place = format!("tool{i}");
+        let mut parameters = Value::Object(parameters);
+        move_references(&mut parameters, &format!("#/$defs/{place}"));
+        calls.push(json!({
+            "type": "object",
+            "properties": { "name": { "const": tool.name }, arguments: { "$ref": format!("#/$defs/{place}") } },
+            "required": ["name", arguments],
+            "additionalProperties": false,
+        }));
+        definitions.insert(place, parameters);
+    }
+    Ok(Map::from_iter([("anyOf".to_owned(), Value::Array(calls)), ("$defs".to_owned(), Value::Object(definitions))]))
+}
+
+/// References within a schema, after it has become a part of a larger one.
+fn move_references(schema: &mut Value, place: &str) {
+    match schema {
+        Value::Object(entries) => {
+            for (key, value) in entries {
+                match value {
+                    Value::String(reference) if key == "$ref" => {
+                        if let Some(rest) = reference.strip_prefix('#') {
+                            *reference = format!("{place}{}", rest.trim_end_matches('/'));
+                        }
+                    }
+                    value => move_references(value, place),
+                }
+            }
+        }
+        Value::Array(values) => values.iter_mut().for_each(|value| move_references(value, place)),
+        _ => {}
+    }
+}
+
+fn check_size(about: &'static str, parts: &[Part]) -> Result<()> {
+    let schemas = || parts.iter().filter_map(|part| if let Part::Schema(map, _) = part { Some(map) } else { None });
+    let bytes: usize = schemas().map(|map| serde_json::to_vec(map).map_or(usize::MAX, |json| json.len())).sum();
+    let values: usize = schemas().flat_map(Map::values).map(count).sum();
+    if bytes > MAX_SCHEMA_BYTES || values > MAX_SCHEMA_VALUES {
+        let message = format!(
+            "{about}: the schema has {bytes} bytes and {values} values: at most {MAX_SCHEMA_BYTES} and \
+             {MAX_SCHEMA_VALUES} are followed"
+        );
+        return Err(ApiError::bad_request(message).param(about));
+    }
+    Ok(())
+}
+
+fn count(value: &Value) -> usize {
+    1 + match value {
+        Value::Object(entries) => entries.values().map(count).sum(),
+        Value::Array(values) => values.iter().map(count).sum(),
+        _ => 0,
+    }
+}
+
+/// Does what may recurse as deep as a schema has values.
+async fn on_deep_stack<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    const STACK: usize = 256 << 20;
+    let (done, result) = tokio::sync::oneshot::channel();
+    let thread = std::thread::Builder::new().name("amem-schema".to_owned()).stack_size(STACK);
+    // Nobody waits for the result any more if sending it fails.
+    let spawned = thread.spawn(move || drop(done.send(work())));
+    spawned.map_err(|error| ApiError::internal(&error))?;
+    result.await.map_err(|error| ApiError::internal(&error))
+}
