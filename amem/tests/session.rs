@@ -5,7 +5,7 @@ mod common;
 
 use amem_core::{
     Ask, Error, Filter, Generation, Memory, Message, Metadata, NewRecord, Query, Recall, Repair, Role, SessionOptions,
-    Timestamp, Usage,
+    Timestamp, Usage, UsageQuery,
 };
 use common::{block_on, in_ram, world};
 
@@ -455,5 +455,79 @@ fn an_answer_says_how_much_stood_in_its_context() {
             assert!(answer.resident > 0);
         }
         assert_eq!(memory.ask("me", Ask::new(question).k(1)).await.unwrap().resident, 1);
+    });
+}
+
+#[test]
+fn a_working_set_that_was_opened_ahead_leaves_the_first_question_only_its_own_tokens() {
+    block_on(async {
+        let (memory, questions) = remembered(3, 10).await;
+        let mut session = memory.session("me", standing_alone()).unwrap();
+        assert_eq!((session.resident().len(), session.resident_tokens()), (0, 0));
+        let question = questions[0].0.as_str();
+        let recalled = session.open(question).await.unwrap();
+        assert!(!recalled.is_empty() && recalled.len() <= 8);
+        let tokens = memory.list("me", Query::All).await.unwrap();
+        let tokens: usize = tokens.iter().map(|record| memory.tokens(&record.text).unwrap().len()).sum();
+        assert_eq!(session.resident().len(), 10, "there is room for all of them");
+        assert_eq!(session.resident_tokens(), memory.layout().prefix.len() + tokens);
+        session.open("something else").await.unwrap();
+        let answer = session.ask(question).await.unwrap();
+        let asked = memory.model().chat().encode(question).unwrap().len() + 2;
+        assert_eq!((answer.usage.prefilled, answer.usage.cached, session.epochs()), (asked, 0, 1));
+        assert!(answer.usage.resident >= tokens);
+        let mut other = memory.session("me", standing_alone()).unwrap();
+        assert_eq!(other.ask(question).await.unwrap().text, answer.text, "as if the question had opened it");
+    });
+}
+
+#[test]
+fn a_working_set_is_opened_anew_when_a_memory_in_it_has_changed() {
+    block_on(async {
+        let memory = in_ram();
+        let id = memory.remember("me", "Alice lives in Denver.").await.unwrap().record.id;
+        let mut session = memory.session("me", SessionOptions::default()).unwrap();
+        session.open("Alice").await.unwrap();
+        memory.update("me", id, "Alice lives in Paris.").await.unwrap();
+        session.open("Alice").await.unwrap();
+        assert_eq!(session.resident()[0].text, "Alice lives in Paris.");
+        assert_eq!(session.epochs(), 2);
+        assert_eq!(session.ask("Where does Alice live?").await.unwrap().text, "Alice lives in Paris.");
+        assert_eq!(session.epochs(), 2);
+    });
+}
+
+#[test]
+fn what_was_recalled_in_a_session_comes_before_what_is_newer_when_its_working_set_is_chosen() {
+    block_on(async {
+        let memory = in_ram();
+        memory.remember("me", "Alice lives in Denver.").await.unwrap();
+        memory.remember_all("me", (0..30).map(|n| format!("Bob's locker code is {n}."))).await.unwrap();
+        let room = memory.layout().prefix.len() + 80;
+        let mut session = memory.session("me", SessionOptions::default().budget_tokens(room)).unwrap();
+        let recalled = session.recall("Where does Alice live?").await.unwrap();
+        assert_eq!(recalled[0].record.text, "Alice lives in Denver.");
+        assert!(session.resident().is_empty(), "a recall puts nothing in place");
+        assert!(session.open("Zed").await.unwrap().is_empty(), "nothing is about Zed");
+        let resident = session.resident();
+        assert!(resident.len() < 31, "there is no room for all of them");
+        assert!(resident.iter().any(|record| record.text == "Alice lives in Denver."));
+        let past = session.recall(Recall::new("Alice").as_of(Timestamp(0))).await;
+        assert!(matches!(past, Err(Error::BadValue { what: "as_of", .. })));
+    });
+}
+
+#[test]
+fn opening_a_working_set_is_counted_as_work_and_not_as_a_question() {
+    block_on(async {
+        let memory = common::builder().meter_usage(true).build().unwrap();
+        memory.remember("me", "Alice lives in Denver.").await.unwrap();
+        let mut session = memory.session("me", SessionOptions::default()).unwrap();
+        session.open("Alice").await.unwrap();
+        let used = memory.usage(&UsageQuery::all()).await.unwrap()[0].amounts;
+        assert_eq!((used.requests, used.chunks, used.reused_chunks), (0, 1, 0));
+        assert_eq!(used.prefilled_tokens as usize, session.resident_tokens());
+        session.ask("Where does Alice live?").await.unwrap();
+        assert_eq!(memory.usage(&UsageQuery::all()).await.unwrap()[0].amounts.requests, 1);
     });
 }

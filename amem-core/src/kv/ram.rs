@@ -8,7 +8,7 @@ use std::sync::{PoisonError, RwLock};
 
 use async_trait::async_trait;
 
-use crate::{ChunkId, KvChunk, KvStore, Result, StoreStats, StoredChunk};
+use crate::{ChunkId, KvChunk, KvStore, Result, StoreStats, StoredChunk, TierStats};
 
 /// A store in RAM. It has no bound of its own: put it under a budget in [`Tiered`](crate::Tiered).
 ///
@@ -69,6 +69,16 @@ impl KvStore for RamStore {
             misses: self.misses.load(Relaxed),
             damaged: 0,
         }
+    }
+
+    async fn tiers(&self) -> Vec<TierStats> {
+        let chunks = self.chunks.read().unwrap_or_else(PoisonError::into_inner);
+        let mut tier = TierStats { chunks: chunks.len(), tokens: Some(0), ..TierStats::default() };
+        for chunk in chunks.values() {
+            tier.bytes += StoredChunk::of(chunk).bytes;
+            tier.tokens = tier.tokens.map(|tokens| tokens + chunk.tokens().len() as u64);
+        }
+        vec![tier]
     }
 
     async fn page(&self, after: Option<ChunkId>, limit: usize) -> Result<Vec<StoredChunk>> {

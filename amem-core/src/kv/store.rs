@@ -73,6 +73,13 @@ pub trait KvStore: Send + Sync {
     /// What is held.
     async fn stats(&self) -> StoreStats;
 
+    /// What is held in each of the places that the store consists of, fastest first. The default knows one place, and
+    /// neither its tokens nor its budget.
+    async fn tiers(&self) -> Vec<TierStats> {
+        let StoreStats { chunks, bytes, .. } = self.stats().await;
+        vec![TierStats { chunks, bytes, tokens: None, budget: None }]
+    }
+
     /// The chunks that are held, in the order of their ids: at most `limit`, of those whose ids come after `after`. A
     /// page with fewer is the last. Counts as no hit.
     ///
@@ -207,6 +214,19 @@ impl StoredChunk {
     pub fn of(chunk: &KvChunk) -> Self {
         Self { id: chunk.id(), tokens: chunk.tokens().len(), bytes: chunk.size() as u64 }
     }
+}
+
+/// What is held in one of the places that a store consists of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TierStats {
+    /// Chunks held.
+    pub chunks: usize,
+    /// Bytes of KV that they occupy.
+    pub bytes: u64,
+    /// Tokens that they are the KV of, where that is known.
+    pub tokens: Option<u64>,
+    /// Bytes of KV that it may hold, where it has a budget.
+    pub budget: Option<u64>,
 }
 
 /// What a store holds and what it has seen.

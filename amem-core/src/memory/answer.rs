@@ -8,9 +8,10 @@ use std::time::Duration;
 use futures_core::Stream;
 
 use super::Memory;
+use super::meter::amounts_of;
 use crate::{
-    Choice, Completion, Delta, Error, Filter, Finish, Generation, Message, Model, Output, OutputStream, Record, Repair,
-    Result, Role, Timestamp, Tool, ToolCall, Usage,
+    Amounts, Choice, Completion, Delta, Error, Filter, Finish, Generation, Message, Model, Output, OutputStream,
+    Record, Repair, Result, Role, Timestamp, Tool, ToolCall, Usage,
 };
 
 /// What to recall.
@@ -232,6 +233,15 @@ pub(crate) struct Cost {
     pub(crate) chunks: usize,
     /// Those among them whose KV had to be computed.
     pub(crate) computed: usize,
+}
+
+impl Cost {
+    /// What is counted of it.
+    pub(crate) fn amounts(&self) -> Amounts {
+        let mut amounts = amounts_of(&self.usage);
+        (amounts.chunks, amounts.reused_chunks) = (self.chunks as u64, (self.chunks - self.computed) as u64);
+        amounts
+    }
 }
 
 impl AnswerStream {

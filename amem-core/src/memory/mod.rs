@@ -71,15 +71,12 @@ pub(crate) struct Bill {
 impl Bill {
     /// Counts the question, with what the engine did for it, if it did anything.
     pub(crate) fn settle(self, completion: Option<&Completion>) {
-        let Cost { mut usage, opened, chunks, computed, .. } = self.cost;
+        let mut cost = self.cost;
         if let Some(completion) = completion {
-            let resident = if opened { 0 } else { completion.usage.resident };
-            usage += Usage { resident, ..completion.usage };
+            let resident = if cost.opened { 0 } else { completion.usage.resident };
+            cost.usage += Usage { resident, ..completion.usage };
         }
-        let mut amounts = amounts_of(&usage);
-        amounts.requests = 1;
-        (amounts.chunks, amounts.reused_chunks) = (chunks as u64, (chunks - computed) as u64);
-        self.meter.note_and_write(&self.namespace, amounts);
+        self.meter.note_and_write(&self.namespace, Amounts { requests: 1, ..cost.amounts() });
     }
 }
 
@@ -341,6 +338,18 @@ impl Memory {
         self.parts.texts.get(namespace, id).await
     }
 
+    /// Records, whatever their state, in the order of the ids; `None` for one that is not there.
+    ///
+    /// # Errors
+    /// [`Error::Ledger`] when the ledger cannot be read.
+    pub async fn get_many(
+        &self,
+        namespace: impl TryInto<Namespace, Error = Error>,
+        ids: &[RecordId],
+    ) -> Result<Vec<Option<Record>>> {
+        self.parts.ledger.get_many(&namespace.try_into()?, ids, Timestamp::now()).await
+    }
+
     /// The records of a namespace, in the order in which they were added.
     ///
     /// # Errors
@@ -363,6 +372,27 @@ impl Memory {
     /// [`Error::Ledger`] when the ledger cannot be read.
     pub async fn count(&self, namespace: impl TryInto<Namespace, Error = Error>) -> Result<usize> {
         self.parts.texts.count(namespace).await
+    }
+
+    /// How many records of a namespace there are now, by their states.
+    ///
+    /// # Errors
+    /// [`Error::Ledger`] when the ledger cannot be read.
+    pub async fn record_stats(&self, namespace: impl TryInto<Namespace, Error = Error>) -> Result<RecordStats> {
+        self.parts.ledger.stats(&namespace.try_into()?, Timestamp::now()).await
+    }
+
+    /// The namespaces that have records, in order of their names.
+    ///
+    /// # Errors
+    /// [`Error::Ledger`] when the ledger cannot be read.
+    pub async fn namespaces(&self) -> Result<Vec<Namespace>> {
+        self.parts.ledger.namespaces().await
+    }
+
+    /// Whether records of a namespace are held in RAM, because it was asked about lately.
+    pub fn is_loaded(&self, namespace: &Namespace) -> bool {
+        self.parts.records.holds(namespace)
     }
 
     /// All texts that a record had, oldest first.
@@ -429,6 +459,37 @@ impl Memory {
         let owned = self.parts.chunks.owned(&namespace).await?;
         let kv_bytes = owned.iter().map(|chunk| chunk.bytes).sum();
         Ok(NamespaceStats { records, chunks: owned.len(), kv_bytes })
+    }
+
+    /// Whether what is done is counted ([`MemoryBuilder::meter_usage`]).
+    pub fn is_metered(&self) -> bool {
+        self.parts.meter.is_on()
+    }
+
+    /// The ledger, for whatever reads or writes records by itself, as an export or an import does. After records were
+    /// written, call [`changed`](Self::changed).
+    pub fn ledger(&self) -> &Arc<dyn Ledger> {
+        &self.parts.ledger
+    }
+
+    /// To be called when a namespace's records were written through the [`ledger`](Self::ledger): counts the operations,
+    /// and deletes the KV of texts that no longer count.
+    ///
+    /// # Errors
+    /// [`Error::Ledger`] when the usage cannot be written; it is written with the next.
+    pub async fn changed(&self, namespace: impl TryInto<Namespace, Error = Error>, operations: usize) -> Result<()> {
+        let namespace = namespace.try_into()?;
+        self.delete_outdated().await;
+        self.count_operations(&namespace, operations).await
+    }
+
+    /// Whether a text is one that can be remembered.
+    ///
+    /// # Errors
+    /// [`Error::Empty`]; [`Error::TooLong`] for a text that no context of the model can hold; [`Error::BadValue`] for a
+    /// key or metadata beyond their bounds.
+    pub fn check(&self, new: &NewRecord) -> Result<()> {
+        self.check_text(new.check()?)
     }
 
     /// The engine, for requests beside those of memory: they are computed together.
@@ -567,6 +628,12 @@ impl Memory {
     pub(crate) fn bill(&self, namespace: &Namespace, cost: Cost) -> Option<Bill> {
         let (meter, namespace) = (Arc::clone(self.parts.texts.meter()), namespace.clone());
         meter.is_on().then(|| Bill { meter, namespace, cost })
+    }
+
+    /// Counts what was done for no question.
+    pub(crate) async fn count_cost(&self, namespace: &Namespace, cost: &Cost) -> Result<()> {
+        self.parts.meter.note(namespace, cost.amounts());
+        self.parts.meter.write().await
     }
 
     /// Whether usage can be counted.

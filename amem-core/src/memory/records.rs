@@ -187,6 +187,11 @@ impl RecordCache {
         self.namespaces.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether records of a namespace are held.
+    pub(super) fn holds(&self, namespace: &Namespace) -> bool {
+        self.namespaces().contains_key(namespace)
+    }
+
     /// A namespace's records, brought up to what this or any other process has written to the ledger, and those entries
     /// from before whose records were found forgotten. The namespace stays in the cache for as long as the records are held.
     pub(super) async fn refresh(

@@ -43,7 +43,7 @@ use self::clock::Clock;
 use self::deletions::{Deletions, Watch};
 use self::leases::Leases;
 use self::tier::{Kept, Level, Rate};
-use crate::{Access, ChunkId, Error, KvChunk, KvStore, Lease, Result, StoreStats, StoredChunk};
+use crate::{Access, ChunkId, Error, KvChunk, KvStore, Lease, Result, StoreStats, StoredChunk, TierStats};
 
 /// Relevances kept for chunks that may be used soon; beyond this many, they are forgotten.
 const NOTES: usize = 1 << 16;
@@ -441,6 +441,10 @@ impl KvStore for Tiered {
         let distinct: HashSet<ChunkId> = self.stack.levels.iter().flat_map(Level::held).collect();
         sum.chunks = distinct.len();
         sum
+    }
+
+    async fn tiers(&self) -> Vec<TierStats> {
+        self.stack.levels.iter().map(Level::stats).collect()
     }
 
     async fn page(&self, after: Option<ChunkId>, limit: usize) -> Result<Vec<StoredChunk>> {

@@ -144,6 +144,16 @@ fn a_chunk_goes_to_every_tier_and_comes_back_from_the_slowest() {
 }
 
 #[test]
+fn each_tier_says_what_it_holds_within_which_budget() {
+    let (_, _, tiered) = stack(80, 800);
+    block_on(tiered.put(&[chunk(1, 10), chunk(2, 10)])).unwrap();
+    let tier = |chunks, bytes, tokens, budget| TierStats { chunks, bytes, tokens: Some(tokens), budget: Some(budget) };
+    assert_eq!(block_on(tiered.tiers()), [tier(1, 80, 10, 80), tier(2, 160, 20, 800)]);
+    let shared = block_on(Tiered::open(vec![Tier::shared(Slow::new(u64::MAX))])).unwrap();
+    assert_eq!(block_on(shared.tiers())[0].budget, None);
+}
+
+#[test]
 fn a_sensitivity_that_was_measured_later_reaches_every_tier() {
     let (ram, disk, tiered) = stack(800, 800);
     block_on(tiered.put(&[chunk(1, 2)])).unwrap();

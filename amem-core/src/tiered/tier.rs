@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::clock::Clock;
 use super::leases::Leases;
 use crate::residency::{ResidencyPolicy, Room, Value};
-use crate::{Access, ChunkId, Encoding, Error, KvChunk, KvStore, Result, StoredChunk};
+use crate::{Access, ChunkId, Encoding, Error, KvChunk, KvStore, Result, StoredChunk, TierStats};
 
 /// One of the stores of a [`Tiered`](crate::Tiered).
 pub struct Tier {
@@ -200,6 +200,14 @@ impl Level {
     pub(super) fn bytes_of(&self, ids: &[ChunkId]) -> u64 {
         let entries = self.entries();
         ids.iter().filter_map(|id| entries.held.get(id)).map(|chunk| chunk.bytes).sum()
+    }
+
+    /// What is held. Of a shared tier, what was put or found here.
+    pub(super) fn stats(&self) -> TierStats {
+        let entries = self.entries();
+        let tokens = entries.held.values().map(|chunk| chunk.tokens as u64).sum();
+        let budget = (self.budget < u64::MAX).then_some(self.budget);
+        TierStats { chunks: entries.held.len(), bytes: entries.bytes, tokens: Some(tokens), budget }
     }
 
     pub(super) fn held(&self) -> Vec<ChunkId> {

@@ -28,7 +28,7 @@ use aes_gcm::aead::AeadInOut;
 use aes_gcm::{Aes256Gcm, KeyInit};
 use amem_core::{
     BoxError, ChunkId, Dtype, Encoding, Error, Fingerprint, HostKv, KvChunk, KvShape, KvStore, Lease, OwnerId,
-    PrefixId, Result, StoreStats, StoredChunk, Token,
+    PrefixId, Result, StoreStats, StoredChunk, TierStats, Token,
 };
 use async_trait::async_trait;
 use blocking::unblock;
@@ -226,6 +226,10 @@ impl<S: KvStore> KvStore for EncryptedStore<S> {
         let inner = self.inner.stats().await;
         let damaged = inner.damaged + self.damaged.load(Relaxed);
         StoreStats { hits: self.hits.load(Relaxed), misses: self.misses.load(Relaxed), damaged, ..inner }
+    }
+
+    async fn tiers(&self) -> Vec<TierStats> {
+        self.inner.tiers().await
     }
 
     async fn page(&self, after: Option<ChunkId>, limit: usize) -> Result<Vec<StoredChunk>> {

@@ -25,7 +25,7 @@ use super::records::{Entry, Records};
 use super::{DAMAGED, Found};
 use crate::{
     Answer, AnswerStream, Ask, Budget, Completion, Context, Conversation, Error, Exchange, Filter, KvChunk, Memory,
-    Namespace, Piece, Prompt, Record, RecordId, Repair, Request, Result, Timestamp, Token, Usage,
+    Namespace, Piece, Prompt, Recall, Recollection, Record, RecordId, Repair, Request, Result, Timestamp, Token, Usage,
 };
 
 /// How a session goes about its work.
@@ -162,6 +162,51 @@ impl Session {
         })
     }
 
+    /// Puts the working set in place before the first question, chosen for what a text is about, and says what that
+    /// recalled. A working set that stands, and still says what it said, stays as it is.
+    ///
+    /// # Errors
+    /// As [`recall`](Self::recall); [`Error::Full`] when the KV cache has no room, [`Error::Overloaded`] when too many
+    /// requests wait; [`Error::Model`] when the model fails.
+    pub async fn open(&mut self, about: impl Into<Recall>) -> Result<Vec<Recollection>> {
+        let about = about.into();
+        for _ in 0..DAMAGED {
+            match self.try_open(about.clone()).await {
+                Err(Error::DamagedKv { chunk, reason }) => self.memory.drop_damaged(chunk, &reason).await,
+                opened => return opened,
+            }
+        }
+        self.try_open(about).await
+    }
+
+    async fn try_open(&mut self, about: Recall) -> Result<Vec<Recollection>> {
+        self.finish_turn().await;
+        self.memory.check_meter().await?;
+        let (records, found) = self.find(about).await?;
+        let resident: Vec<RecordId> = self.epoch.iter().flat_map(|epoch| epoch.resident.keys().copied()).collect();
+        self.memory.load(&self.namespace, &records, &resident).await?;
+        self.epoch = self.epoch.take().filter(|epoch| epoch.is_current(&records));
+        if self.epoch.is_none() {
+            // For a question that is not known yet.
+            let reserve = self.limit / 4;
+            let (epoch, cost) = self.begin_epoch(&records, &found, reserve).await?;
+            self.epoch = Some(epoch);
+            self.memory.count_cost(&self.namespace, &cost).await?;
+        }
+        Ok(found.iter().map(Found::recollection).collect())
+    }
+
+    /// The records that a text is about, of those that may stand in this session, best first. They count as recalled in
+    /// it: the next working set holds them before others. What stands in the context stays as it is.
+    ///
+    /// # Errors
+    /// As [`Memory::recall`]; [`Error::BadValue`] for a recall as of another moment or with a filter of its own, as in
+    /// [`ask_stream`](Self::ask_stream).
+    pub async fn recall(&mut self, about: impl Into<Recall>) -> Result<Vec<Recollection>> {
+        let (_, found) = self.find(about.into()).await?;
+        Ok(found.iter().map(Found::recollection).collect())
+    }
+
     /// Answers a question.
     ///
     /// # Errors
@@ -192,18 +237,9 @@ impl Session {
     /// that).
     pub async fn ask_stream(&mut self, question: impl Into<Ask>) -> Result<AnswerStream> {
         let started = Instant::now();
-        let mut ask = question.into();
+        let ask = question.into();
         self.finish_turn().await;
-        if ask.recall.filter.is_some() {
-            let (value, expected) =
-                ("given for one question".to_owned(), "given to the session, for all that stands in it");
-            return Err(Error::BadValue { what: "the filter", value, expected });
-        }
-        ask.recall.filter.clone_from(&self.options.filter);
-        if let Some(moment) = ask.recall.as_of {
-            let expected = "absent in a session: ask the memory itself about the past";
-            return Err(Error::BadValue { what: "as_of", value: moment.0.to_string(), expected });
-        }
+        self.check_recall(&ask.recall)?;
         let Conversation { opening, mut exchanges } = self.memory.conversation(&ask)?;
         let Some(Exchange { is_question, prompt, .. }) = exchanges.pop() else {
             return Err(Error::Empty { what: "question" });
@@ -211,10 +247,7 @@ impl Session {
         ask.generation.check()?;
         self.memory.check_meter().await?;
         let reserve = self.reserve(&opening, &prompt, ask.generation.max_tokens)?;
-        let (records, found) = self.memory.find(&self.namespace, &ask.recall).await?;
-        for found in &found {
-            *self.recalls.entry(found.entry.record.id).or_default() += 1;
-        }
+        let (records, found) = self.find(ask.recall.clone()).await?;
         let forgotten = self.forgotten(&records).await?;
         // They may have left the cache since the last turn, and come back unread.
         let standing = self.turns.iter().flat_map(|turn| turn.recalled.iter()).map(|entry| entry.record.id);
@@ -248,7 +281,7 @@ impl Session {
             has_room?;
         }
         if self.epoch.is_none() {
-            let (mut epoch, opening_cost) = self.open(&records, &found, reserve + needed_tokens).await?;
+            let (mut epoch, opening_cost) = self.begin_epoch(&records, &found, reserve + needed_tokens).await?;
             cost = opening_cost;
             passed = epoch.keep(&opening, &conversation);
             self.epoch = Some(epoch);
@@ -265,6 +298,21 @@ impl Session {
         let mut records: Vec<Record> = resident.map(|entry| entry.record.clone()).collect();
         records.sort_by_key(|record| record.id);
         records
+    }
+
+    /// Tokens that stand in the context; 0 whenever [`resident`](Self::resident) is empty for want of a context.
+    pub fn resident_tokens(&self) -> usize {
+        self.epoch.as_ref().map_or(0, Epoch::len)
+    }
+
+    /// Tokens that the session holds at most.
+    pub fn budget_tokens(&self) -> usize {
+        self.limit
+    }
+
+    /// Waits for the answer that is being streamed to end, if one is, so that what stands can be looked at.
+    pub async fn settle(&mut self) {
+        self.finish_turn().await;
     }
 
     /// How often the working set was built, the first time included.
@@ -286,6 +334,31 @@ impl Session {
                 self.epoch = Some(epoch);
             }
         }
+    }
+
+    /// Whether a recall is one that a session can do: what stands in it counts now, and passes the session's own filter.
+    fn check_recall(&self, recall: &Recall) -> Result<()> {
+        if recall.filter.is_some() {
+            let (value, expected) =
+                ("given for one question".to_owned(), "given to the session, for all that stands in it");
+            return Err(Error::BadValue { what: "the filter", value, expected });
+        }
+        if let Some(moment) = recall.as_of {
+            let expected = "absent in a session: ask the memory itself about the past";
+            return Err(Error::BadValue { what: "as_of", value: moment.0.to_string(), expected });
+        }
+        Ok(())
+    }
+
+    /// The records that a text is about, which count as recalled.
+    async fn find(&mut self, mut recall: Recall) -> Result<(Arc<Records>, Vec<Found>)> {
+        self.check_recall(&recall)?;
+        recall.filter.clone_from(&self.options.filter);
+        let (records, found) = self.memory.find(&self.namespace, &recall).await?;
+        for found in &found {
+            *self.recalls.entry(found.entry.record.id).or_default() += 1;
+        }
+        Ok((records, found))
     }
 
     /// Tokens that a turn may need beside memories and the turns before it: what stands around it, the prompt, the answer.
@@ -339,7 +412,7 @@ impl Session {
     }
 
     /// Begins an epoch: picks the working set and blends it.
-    async fn open(&mut self, records: &Records, found: &[Found], reserve: usize) -> Result<(Epoch, Cost)> {
+    async fn begin_epoch(&mut self, records: &Records, found: &[Found], reserve: usize) -> Result<(Epoch, Cost)> {
         let room = self.limit.saturating_sub(self.memory.layout().prefix.len() + reserve);
         let entries = self.working_set(records, found, room).await?;
         let base = self.memory.base().await?;
