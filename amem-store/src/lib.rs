@@ -35,5 +35,5 @@ pub use residency_file::ResidencyFile;
 pub use segment::{SegmentOptions, SegmentStore};
 pub use transfer::{
     Became, Export, Imported, ImportedLine, MAX_LINE_BYTES, ReferenceFile, TransferError, export, import,
-    import_reference, import_reference_log,
+    import_checked, import_reference, import_reference_log,
 };

@@ -25,9 +25,9 @@ use texts::{Found, new_among};
 pub use texts::{TextMemory, TextMemoryOptions};
 
 use crate::{
-    Added, ChunkId, Completion, Conversation, Engine, Error, Exchange, KvChunk, KvStore, Layout, Ledger, Listing,
-    Message, Model, Namespace, NewRecord, Outcome, Page, Piece, Query, Record, RecordId, RecordStats, Repair, Request,
-    Result, Role, Timestamp, Token, Usage, UsageQuery, UsageTotal, Version,
+    Added, Amounts, ChunkId, Completion, Conversation, Engine, Error, Exchange, KvChunk, KvStore, Layout, Ledger,
+    Listing, Message, Model, Namespace, NewRecord, Outcome, Page, Piece, Query, Record, RecordId, RecordStats, Repair,
+    Request, Result, Role, Timestamp, Token, Usage, UsageQuery, UsageTotal, Version,
 };
 
 /// An agent's memory. Cheap to clone; clones are the same memory.
@@ -148,8 +148,9 @@ impl Memory {
         self.ledger().add(namespace, new, Timestamp::now()).await
     }
 
-    /// Deletes the KV of texts that no longer count. What cannot be deleted now is deleted after a later call.
-    async fn delete_outdated(&self) {
+    /// Deletes the KV of texts that no longer count. What cannot be deleted now is deleted after a later call. Whatever
+    /// changes records by a call of this type needs no call of this.
+    pub async fn delete_outdated(&self) {
         if let Err(error) = self.parts.chunks.delete_pending().await {
             log::warn!("KV of texts that no longer count could not be deleted yet: {error}");
         }
@@ -347,7 +348,7 @@ impl Memory {
         namespace: impl TryInto<Namespace, Error = Error>,
         ids: &[RecordId],
     ) -> Result<Vec<Option<Record>>> {
-        self.parts.ledger.get_many(&namespace.try_into()?, ids, Timestamp::now()).await
+        self.parts.texts.get_many(namespace, ids).await
     }
 
     /// The records of a namespace, in the order in which they were added.
@@ -379,7 +380,7 @@ impl Memory {
     /// # Errors
     /// [`Error::Ledger`] when the ledger cannot be read.
     pub async fn record_stats(&self, namespace: impl TryInto<Namespace, Error = Error>) -> Result<RecordStats> {
-        self.parts.ledger.stats(&namespace.try_into()?, Timestamp::now()).await
+        self.parts.texts.stats(namespace).await
     }
 
     /// The namespaces that have records, in order of their names.
@@ -387,12 +388,12 @@ impl Memory {
     /// # Errors
     /// [`Error::Ledger`] when the ledger cannot be read.
     pub async fn namespaces(&self) -> Result<Vec<Namespace>> {
-        self.parts.ledger.namespaces().await
+        self.parts.texts.namespaces().await
     }
 
     /// Whether records of a namespace are held in RAM, because it was asked about lately.
     pub fn is_loaded(&self, namespace: &Namespace) -> bool {
-        self.parts.records.holds(namespace)
+        self.parts.texts.holds(namespace)
     }
 
     /// All texts that a record had, oldest first.
@@ -463,24 +464,22 @@ impl Memory {
 
     /// Whether what is done is counted ([`MemoryBuilder::meter_usage`]).
     pub fn is_metered(&self) -> bool {
-        self.parts.meter.is_on()
+        self.parts.texts.meter().is_on()
     }
 
     /// The ledger, for whatever reads or writes records by itself, as an export or an import does. After records were
-    /// written, call [`changed`](Self::changed).
+    /// written, call [`delete_outdated`](Self::delete_outdated).
     pub fn ledger(&self) -> &Arc<dyn Ledger> {
-        &self.parts.ledger
+        self.parts.texts.ledger()
     }
 
-    /// To be called when a namespace's records were written through the [`ledger`](Self::ledger): counts the operations,
-    /// and deletes the KV of texts that no longer count.
+    /// Counts what was done for a namespace beside the calls of this type, if [usage is
+    /// metered](MemoryBuilder::meter_usage).
     ///
     /// # Errors
-    /// [`Error::Ledger`] when the usage cannot be written; it is written with the next.
-    pub async fn changed(&self, namespace: impl TryInto<Namespace, Error = Error>, operations: usize) -> Result<()> {
-        let namespace = namespace.try_into()?;
-        self.delete_outdated().await;
-        self.count_operations(&namespace, operations).await
+    /// [`Error::Ledger`] when it cannot be written; it is written with the next.
+    pub async fn record_usage(&self, namespace: &Namespace, amounts: Amounts) -> Result<()> {
+        self.parts.texts.record_usage(namespace, amounts).await
     }
 
     /// Whether a text is one that can be remembered.
@@ -632,8 +631,7 @@ impl Memory {
 
     /// Counts what was done for no question.
     pub(crate) async fn count_cost(&self, namespace: &Namespace, cost: &Cost) -> Result<()> {
-        self.parts.meter.note(namespace, cost.amounts());
-        self.parts.meter.write().await
+        self.record_usage(namespace, cost.amounts()).await
     }
 
     /// Whether usage can be counted.
@@ -644,10 +642,6 @@ impl Memory {
     /// Has what was used written down.
     pub(crate) async fn write_usage(&self) -> Result<()> {
         self.parts.texts.meter().write().await
-    }
-
-    fn ledger(&self) -> &Arc<dyn Ledger> {
-        self.parts.texts.ledger()
     }
 
     pub(crate) async fn base(&self) -> Result<Base> {

@@ -271,6 +271,11 @@ impl TextMemory {
         self.ledger().usage(query).await
     }
 
+    /// Whether records of a namespace are held in RAM.
+    pub(super) fn holds(&self, namespace: &Namespace) -> bool {
+        self.parts.records.holds(namespace)
+    }
+
     /// The ledger.
     pub fn ledger(&self) -> &Arc<dyn Ledger> {
         &self.parts.ledger

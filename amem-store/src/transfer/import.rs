@@ -46,6 +46,21 @@ pub async fn import(
     input: impl BufRead,
     told: impl FnMut(&ImportedLine),
 ) -> Result<Imported, TransferError> {
+    import_checked(ledger, namespace, input, |_| Ok(()), told).await
+}
+
+/// As [`import`], but a line is refused as well if `check` has a reason against its record: that no context of a model
+/// holds it, say.
+///
+/// # Errors
+/// As [`import`].
+pub async fn import_checked(
+    ledger: &dyn Ledger,
+    namespace: Option<&Namespace>,
+    input: impl BufRead,
+    check: impl Fn(&NewRecord) -> Result<(), String>,
+    told: impl FnMut(&ImportedLine),
+) -> Result<Imported, TransferError> {
     let (mut lines, mut importer) = (Lines::new(input), Importer::new(ledger, told));
     loop {
         let number = lines.number() + 1;
@@ -61,7 +76,7 @@ pub async fn import(
         if line.is_blank() {
             continue;
         }
-        match line.parse::<Line>().and_then(|line| line.read(namespace)) {
+        match line.parse::<Line>().and_then(|line| line.read(namespace, &check)) {
             Ok(Ok((namespace, new))) => importer.add(number, &namespace, new).await?,
             Ok(Err(reason)) => importer.tell(number, Became::LeftOut { reason }),
             Err(reason) => importer.tell(number, Became::Refused { reason }),
@@ -73,7 +88,11 @@ pub async fn import(
 
 impl Line {
     /// The record and where it belongs; the inner error is why it does not count.
-    fn read(self, namespace: Option<&Namespace>) -> Result<Result<(Namespace, NewRecord), String>, String> {
+    fn read(
+        self,
+        namespace: Option<&Namespace>,
+        check: impl Fn(&NewRecord) -> Result<(), String>,
+    ) -> Result<Result<(Namespace, NewRecord), String>, String> {
         match self.state.as_deref() {
             None | Some("active") => {}
             Some(state @ ("superseded" | "expired" | "forgotten")) => return Ok(Err(format!("it is {state}"))),
@@ -90,6 +109,7 @@ impl Line {
         new.created_at = self.created_at.map(|at| at.read()).transpose()?;
         new.expires_at = self.expires_at.map(|at| at.read()).transpose()?;
         new.check().map_err(|error| error.to_string())?;
+        check(&new)?;
         Ok(if new.expires_at.is_some_and(|at| at <= Timestamp::now()) {
             Err("it has expired".to_owned())
         } else {

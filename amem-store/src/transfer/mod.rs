@@ -24,7 +24,7 @@ use std::path::PathBuf;
 use amem_core::{Outcome, RecordId};
 
 pub use self::export::{Export, export};
-pub use self::import::import;
+pub use self::import::{import, import_checked};
 pub use self::reference::{ReferenceFile, import_reference, import_reference_log};
 
 /// Bytes of a line at most, without its end.

@@ -4,8 +4,10 @@ mod body;
 mod caller;
 mod error;
 mod listen;
+mod path;
 
 pub use body::{Body, Params};
 pub use caller::{Caller, Identity, KeyHeader};
 pub use error::{ApiError, Result};
 pub use listen::{Limits, bind, layers, serve};
+pub use path::Segments;

@@ -6,9 +6,10 @@
 //! turn.rs         Turn → Running           one way from a question to its answer, for all formats
 //! choice.rs       Choice                   an answer as it comes: its text apart from the tools that it calls
 //! structured.rs   Format → constraint      answers of a form that the request fixes
-//! sessions.rs     Sessions                 working sets that stay, by name
-//! memories.rs     remember, recall, list, update, forget
-//! operations.rs   health, users, stats, usage, metrics
+//! sessions/       Sessions                 working sets that stay, by name
+//! memories/       remember, recall, list, update, forget, extract, export and import
+//! users.rs  stats.rs  usage.rs             who has memories, what is held, what was used
+//! operations.rs   health, metrics
 //! ```
 
 mod anthropic;
@@ -16,11 +17,15 @@ mod choice;
 mod conversation;
 mod ids;
 mod memories;
+mod moment;
 mod openai;
 mod operations;
 mod sessions;
+mod stats;
 mod structured;
 mod turn;
+mod usage;
+mod users;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,11 +33,15 @@ use std::time::Duration;
 use amem_core::{Memory, Timestamp};
 use axum::Router;
 use axum::extract::FromRef;
+use tokio::sync::Semaphore;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::http::Identity;
 use sessions::Sessions;
+
+/// Exports and imports that are under way at a time at most.
+const TRANSFERS: usize = 8;
 
 /// How questions are answered that name no session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,6 +112,8 @@ struct Inner {
     sessions: Sessions,
     structured: structured::Structured,
     started: Timestamp,
+    /// Exports and imports that may begin beside those that are under way.
+    transfers: Arc<Semaphore>,
 }
 
 impl Server {
@@ -110,7 +121,8 @@ impl Server {
     pub fn new(memory: Memory, identity: Identity, options: Options) -> Self {
         let sessions = Sessions::new(options.max_sessions, options.session_idle);
         let (structured, started) = (structured::Structured::default(), Timestamp::now());
-        Self { inner: Arc::new(Inner { memory, identity, options, sessions, structured, started }) }
+        let transfers = Arc::new(Semaphore::new(TRANSFERS));
+        Self { inner: Arc::new(Inner { memory, identity, options, sessions, structured, started, transfers }) }
     }
 
     /// The paths that it answers.
@@ -123,6 +135,9 @@ impl Server {
             .merge(anthropic::routes())
             .merge(memories::routes())
             .merge(sessions::routes())
+            .merge(users::routes())
+            .merge(stats::routes())
+            .merge(usage::routes())
             .merge(operations::routes());
         let (router, document) = routes.with_state(self).split_for_parts();
         router.merge(utoipa_swagger_ui::SwaggerUi::new("/docs").url("/openapi.json", document))
@@ -143,6 +158,10 @@ impl Server {
 
     pub(crate) fn sessions(&self) -> &Sessions {
         &self.inner.sessions
+    }
+
+    pub(crate) fn transfers(&self) -> &Arc<Semaphore> {
+        &self.inner.transfers
     }
 }
 

@@ -9,7 +9,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::choice::{Calls, Choice, Listener, Shown};
-use super::sessions::SessionName;
+use super::sessions::{InUse, SessionName};
 use super::{Mode, Server};
 use crate::http::{ApiError, Result};
 
@@ -88,6 +88,8 @@ pub(crate) struct Running {
     server: Server,
     turn: Turn,
     stream: AnswerStream,
+    /// The session, which does not end before the answer does.
+    in_use: Option<InUse>,
     started: Instant,
     /// How often the question may still be put again.
     again: usize,
@@ -141,19 +143,19 @@ impl Server {
         if !turn.residency {
             turn.ask = turn.ask.repair(Repair::All);
         }
-        let stream = self.ask(&turn).await?;
+        let (stream, in_use) = self.ask(&turn).await?;
         let (listeners, ready) = (turn.listeners(), VecDeque::new());
-        Ok(Running { server: self.clone(), turn, stream, started, again: AGAIN, listeners, ready })
+        Ok(Running { server: self.clone(), turn, stream, in_use, started, again: AGAIN, listeners, ready })
     }
 
-    async fn ask(&self, turn: &Turn) -> Result<AnswerStream> {
+    async fn ask(&self, turn: &Turn) -> Result<(AnswerStream, Option<InUse>)> {
         match self.session_of(turn) {
             Some(name) => {
                 let session = self.session(&name, &turn.namespace, turn.budget_tokens)?;
                 let stream = session.lock().await.ask_stream(turn.ask.clone()).await?;
-                Ok(stream)
+                Ok((stream, Some(session)))
             }
-            None => Ok(self.memory().ask_stream(&turn.namespace, turn.ask.clone()).await?),
+            None => Ok((self.memory().ask_stream(&turn.namespace, turn.ask.clone()).await?, None)),
         }
     }
 
@@ -199,8 +201,8 @@ impl Running {
                     self.again -= 1;
                     self.listeners = self.turn.listeners();
                     match self.server.ask(&self.turn).await {
-                        Ok(stream) => {
-                            self.stream = stream;
+                        Ok((stream, in_use)) => {
+                            (self.stream, self.in_use) = (stream, in_use);
                             Ok(())
                         }
                         Err(error) => Err(error),

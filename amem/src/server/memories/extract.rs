@@ -1,0 +1,188 @@
+//! The facts of a text, remembered one by one.
+//!
+//! The model is asked for them. What it says counts if it is a list of sentences that are grounded in the text; others in
+//! the list are left out. If that leaves nothing to use, the text's own sentences are its facts: a model may never have
+//! been trained to follow an instruction, as the demo model was not. The answer says which of the two it was.
+
+use amem_core::{
+    Amounts, Completion, Error, Generation, Message, NewRecord, Output, Piece, Request, Role, Sampling, Usage,
+};
+use axum::Json;
+use axum::extract::State;
+use futures_util::StreamExt;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::facts::{is_grounded, list_in, sentences};
+use super::view::OutcomeView;
+use crate::http::{ApiError, Body, Caller, Result};
+use crate::server::Server;
+
+/// Bytes of a text at most.
+const MAX_TEXT_BYTES: usize = 64 << 10;
+/// Tokens that the model may answer with for one passage.
+const MAX_ANSWER_TOKENS: usize = 512;
+
+const INSTRUCTION: &str = "List the facts in the text that are worth remembering, as a JSON list of short sentences. \
+Each sentence states one fact and can be understood alone: it names who or what it is about. Keep names, numbers and \
+dates as they are. Add nothing that the text does not say. Without such facts, the list is empty.";
+
+/// A text to find facts in.
+#[derive(Debug, Deserialize, ToSchema)]
+pub(super) struct ExtractRequest {
+    /// Whose memory it is.
+    user: Option<String>,
+    /// The text: a note, a document, what was said.
+    text: String,
+}
+
+/// The facts that were found, and remembered.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Extracted {
+    user: String,
+    facts: Vec<String>,
+    /// The id of each fact's memory, in the order of the facts.
+    added: Vec<String>,
+    /// What became of each fact, in the order of the facts.
+    outcomes: Vec<OutcomeView>,
+    /// Memories that count now.
+    active: usize,
+    /// Who found the facts: `model`, or `sentences` where they are the text's own sentences.
+    method: &'static str,
+}
+
+/// Finds the facts of a text and remembers each.
+#[utoipa::path(post, path = "/v1/extract", tag = "memories", request_body = ExtractRequest,
+    responses(
+        (status = 200, body = Extracted),
+        (status = 400, description = "an empty text, or a sentence that no context of the model can hold"),
+        (status = 401, description = "no key, or a wrong one"),
+        (status = 403, description = "another user's memory"),
+        (status = 413, description = "too large, or too many facts"),
+        (status = 422, description = "not of this shape"),
+        (status = 429, description = "too many requests wait"),
+        (status = 503, description = "no room in the KV cache or on disk, or the memory is read-only"),
+    ))]
+pub(super) async fn extract(
+    State(server): State<Server>,
+    caller: Caller,
+    Body(request): Body<ExtractRequest>,
+) -> Result<Json<Extracted>> {
+    let namespace = caller.namespace(request.user.as_deref())?;
+    if request.text.len() > MAX_TEXT_BYTES {
+        return Err(ApiError::too_large(format!("the text is longer than {MAX_TEXT_BYTES} bytes")).param("text"));
+    }
+    let sentences = sentences(&request.text);
+    if sentences.is_empty() {
+        return Err(ApiError::bad_request("the text is empty: give it some text").param("text"));
+    }
+    let (facts, method) = match facts_by_model(&server, &namespace, &sentences).await? {
+        Some(facts) => (facts, "model"),
+        None => (sentences, "sentences"),
+    };
+    if facts.len() > server.options().max_texts {
+        return Err(ApiError::too_large(format!("the text has {} facts: give it in parts", facts.len())).param("text"));
+    }
+    let added = match facts.is_empty() {
+        true => Vec::new(),
+        false => server.memory().remember_all(&namespace, facts.iter().map(|fact| NewRecord::new(&**fact))).await?,
+    };
+    let outcomes: Vec<OutcomeView> = added.iter().map(OutcomeView::from).collect();
+    Ok(Json(Extracted {
+        user: namespace.as_str().to_owned(),
+        facts,
+        added: outcomes.iter().map(|outcome| outcome.id.clone()).collect(),
+        outcomes,
+        active: server.memory().count(&namespace).await?,
+        method,
+    }))
+}
+
+/// What the model says that the facts of these sentences are; `None` if it said nothing to use.
+async fn facts_by_model(
+    server: &Server,
+    namespace: &amem_core::Namespace,
+    sentences: &[String],
+) -> Result<Option<Vec<String>>> {
+    let mut facts: Vec<String> = Vec::new();
+    let Some(passages) = passages(server, sentences)? else { return Ok(None) };
+    for Passage { text, prompt, room } in passages {
+        let answer = generate(server, namespace, prompt, room).await?;
+        let Some(listed) = list_in(&answer) else { return Ok(None) };
+        let any = !listed.is_empty();
+        let grounded: Vec<String> = listed.into_iter().filter(|fact| is_grounded(fact, &text)).collect();
+        if any && grounded.is_empty() {
+            return Ok(None);
+        }
+        facts.extend(grounded);
+    }
+    Ok(Some(facts))
+}
+
+/// A part of a text, and how the model is asked about it.
+struct Passage {
+    text: String,
+    prompt: Vec<amem_core::Token>,
+    /// Tokens for the answer.
+    room: usize,
+}
+
+/// The sentences in passages, each of which leaves half of the context to the answer. `None` if a sentence has no room.
+fn passages(server: &Server, sentences: &[String]) -> Result<Option<Vec<Passage>>> {
+    let (chat, context) = (server.memory().model().chat(), server.memory().model().info().context);
+    let layout = chat.layout(INSTRUCTION)?;
+    let around = |text: &str| -> Result<Option<Passage>> {
+        let mut conversation = chat.conversation(&layout, &[Message::new(Role::User, text)], &[])?;
+        let Some(exchange) = conversation.exchanges.pop() else { return Ok(None) };
+        let prompt = [&layout.prefix[..], &conversation.opening, &exchange.prompt].concat();
+        let room = context.saturating_sub(prompt.len()).min(MAX_ANSWER_TOKENS);
+        let fits = prompt.len() <= context / 2 + layout.prefix.len() && room > 0;
+        Ok(fits.then(|| Passage { text: text.to_owned(), prompt, room }))
+    };
+    let mut passages: Vec<Passage> = Vec::new();
+    let mut last: Option<Passage> = None;
+    for sentence in sentences {
+        let longer = match &last {
+            Some(passage) => around(&format!("{} {sentence}", passage.text))?,
+            None => None,
+        };
+        last = match longer {
+            Some(longer) => Some(longer),
+            None => {
+                passages.extend(last);
+                match around(sentence)? {
+                    Some(passage) => Some(passage),
+                    None => return Ok(None),
+                }
+            }
+        };
+    }
+    passages.extend(last);
+    Ok(Some(passages))
+}
+
+/// What the model says to a prompt.
+async fn generate(
+    server: &Server,
+    namespace: &amem_core::Namespace,
+    prompt: Vec<amem_core::Token>,
+    room: usize,
+) -> Result<String> {
+    let generation = Generation::default().max_tokens(room).sampling(Sampling::default());
+    let limit = server.memory().model().info().context;
+    let request = Request::new(namespace.clone(), vec![Piece::Fresh(prompt.into())]);
+    let mut output = server.memory().engine().submit(request.generation(generation).limit(limit))?;
+    while let Some(event) = output.next().await {
+        if let Output::Done(Completion { choices, usage, .. }) = event? {
+            server.memory().record_usage(namespace, amounts(&usage)).await?;
+            return Ok(choices.into_iter().next().map(|choice| choice.text).unwrap_or_default());
+        }
+    }
+    Err(Error::Cancelled.into())
+}
+
+fn amounts(usage: &Usage) -> Amounts {
+    let mut amounts = Amounts::default();
+    (amounts.prefilled_tokens, amounts.generated_tokens) = (usage.prefilled as u64, usage.generated as u64);
+    amounts
+}

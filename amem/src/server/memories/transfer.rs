@@ -1,0 +1,213 @@
+//! Memories as lines of JSON, out and in.
+
+use std::io::{self, BufReader, BufWriter, Write};
+
+use amem_core::Amounts;
+use amem_store::{Became, Export, Imported, ImportedLine, TransferError};
+use axum::Json;
+use axum::body::{Body, Bytes};
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use futures_util::{TryStreamExt, stream};
+use serde::{Deserialize, Serialize};
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio_util::io::{StreamReader, SyncIoBridge};
+use utoipa::{IntoParams, ToSchema};
+
+use super::view::Counts;
+use crate::http::{ApiError, Caller, Params, Result, Segments};
+use crate::server::Server;
+
+/// Bytes of an import at most.
+const MAX_IMPORT_BYTES: u64 = 1 << 30;
+/// Lines that an import's answer names at most, of those that were not imported.
+const MAX_ERRORS: usize = 100;
+/// Bytes of an export that are written at a time, and how many of these may wait for a slow reader.
+const PART_BYTES: usize = 64 << 10;
+const PARTS: usize = 4;
+
+/// What is exported.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct ExportParams {
+    /// `active`, or `all` for memories that no longer count as well, with their states.
+    #[param(inline)]
+    state: Option<ExportedState>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum ExportedState {
+    #[default]
+    Active,
+    All,
+}
+
+/// What became of an import.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct ImportAnswer {
+    user: String,
+    /// Lines that were read, blank ones not among them.
+    lines: u64,
+    /// New memories, those that took another's place not among them.
+    added: u64,
+    /// New memories that took the place of those that had their keys.
+    superseding: u64,
+    /// Lines that were remembered already.
+    duplicates: u64,
+    /// Lines that are no memories that count: superseded, expired or forgotten ones.
+    left_out: u64,
+    /// Lines that cannot be read or are beyond the bounds of a memory.
+    refused: u64,
+    /// Why lines were left out or refused: the first hundred of them.
+    errors: Vec<LineError>,
+    counts: Counts,
+}
+
+/// Why a line was not imported.
+#[derive(Debug, Serialize, ToSchema)]
+struct LineError {
+    /// The line, counted from 1.
+    line: u64,
+    reason: String,
+}
+
+/// Writes a user's memories as lines of JSON, in the order in which they were added, while they are read.
+#[utoipa::path(get, path = "/v1/memories/{user}/export", tag = "memories",
+    params(("user" = String, Path, description = "whose memory it is"), ExportParams),
+    responses(
+        (status = 200, content_type = "application/x-ndjson", body = String),
+        (status = 400, description = "no name of a user"),
+        (status = 401, description = "no key, or a wrong one"),
+        (status = 403, description = "another user's memory"),
+        (status = 422, description = "not of this shape"),
+        (status = 429, description = "too many exports and imports are under way"),
+    ))]
+pub(super) async fn export(
+    State(server): State<Server>,
+    caller: Caller,
+    Segments(user): Segments<String>,
+    Params(params): Params<ExportParams>,
+) -> Result<Response> {
+    let what = Export::all().namespace(caller.namespace(Some(&user))?);
+    let what = match params.state.unwrap_or_default() {
+        ExportedState::Active => what,
+        ExportedState::All => what.all_states(),
+    };
+    let permit = permit(&server)?;
+    let (sender, receiver) = mpsc::channel(PARTS);
+    let runtime = Handle::current();
+    tokio::task::spawn_blocking(move || {
+        let (_permit, _runtime) = (permit, runtime.enter());
+        let out = BufWriter::with_capacity(PART_BYTES, Sender(sender.clone()));
+        let exported = amem_store::export(&**server.memory().ledger(), &what, out, |_| {});
+        match futures_lite::future::block_on(exported) {
+            // The client left.
+            Ok(_) | Err(TransferError::Write(_)) => {}
+            Err(error) => {
+                tracing::error!(%error, "an export broke off");
+                // The body must not end as if it were complete.
+                let _ = sender.blocking_send(Err(io::Error::other(error)));
+            }
+        }
+    });
+    let parts = stream::unfold(receiver, |mut parts| async { parts.recv().await.map(|part| (part, parts)) });
+    let kind = [(header::CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"))];
+    Ok((kind, Body::from_stream(parts)).into_response())
+}
+
+/// Remembers lines of JSON, as an export writes them; namespaces that they name do not count. Lines that are remembered
+/// already are recognised, so whoever was cut off imports again.
+///
+/// A line that cannot be imported does not keep out the others: the answer names it.
+#[utoipa::path(post, path = "/v1/memories/{user}/import", tag = "memories",
+    params(("user" = String, Path, description = "whose memory it is")),
+    request_body(content = String, content_type = "application/x-ndjson"),
+    responses(
+        (status = 200, body = ImportAnswer),
+        (status = 400, description = "no name of a user, or the body broke off"),
+        (status = 401, description = "no key, or a wrong one"),
+        (status = 403, description = "another user's memory"),
+        (status = 413, description = "too large; what stands before the bound was imported"),
+        (status = 429, description = "too many exports and imports are under way"),
+        (status = 503, description = "the disk is full, or the memory is read-only; what was read before was imported"),
+    ))]
+pub(super) async fn import(
+    State(server): State<Server>,
+    caller: Caller,
+    Segments(user): Segments<String>,
+    request: Request,
+) -> Result<Json<ImportAnswer>> {
+    let namespace = caller.namespace(Some(&user))?;
+    let permit = permit(&server)?;
+    let mut left = MAX_IMPORT_BYTES;
+    let body = request.into_body().into_data_stream().map_err(io::Error::other).and_then(move |part: Bytes| {
+        let rest = left.checked_sub(part.len() as u64);
+        left = rest.unwrap_or(0);
+        std::future::ready(rest.map(|_| part).ok_or_else(|| io::Error::from(io::ErrorKind::FileTooLarge)))
+    });
+    let (runtime, memory, to) = (Handle::current(), server.memory().clone(), namespace.clone());
+    let work = move || {
+        let (_permit, _runtime) = (permit, runtime.enter());
+        let input = BufReader::new(SyncIoBridge::new(StreamReader::new(body)));
+        let check = |new: &_| memory.check(new).map_err(|error| error.to_string());
+        let mut errors = Vec::new();
+        let told = |line: &ImportedLine| {
+            if let Became::Refused { reason } | Became::LeftOut { reason } = &line.became
+                && errors.len() < MAX_ERRORS
+            {
+                errors.push(LineError { line: line.line, reason: reason.clone() });
+            }
+        };
+        let imported = amem_store::import_checked(&**memory.ledger(), Some(&to), input, check, told);
+        futures_lite::future::block_on(imported).map(|imported| (imported, errors))
+    };
+    let imported = tokio::task::spawn_blocking(work).await.map_err(|error| ApiError::internal(&error))?;
+    // Whatever was imported may have superseded something, also if the import broke off.
+    server.memory().delete_outdated().await;
+    let (imported, errors) = imported.map_err(|error| broken_off(&error))?;
+    let Imported { added, superseding, duplicates, left_out, refused, .. } = imported;
+    let mut amounts = Amounts::default();
+    amounts.memory_ops = added + superseding;
+    server.memory().record_usage(&namespace, amounts).await?;
+    let counts = server.memory().record_stats(&namespace).await?.into();
+    let (user, lines) = (namespace.as_str().to_owned(), imported.lines());
+    Ok(Json(ImportAnswer { user, lines, added, superseding, duplicates, left_out, refused, errors, counts }))
+}
+
+/// Exports and imports each keep a thread busy, for as long as the client takes.
+fn permit(server: &Server) -> Result<OwnedSemaphorePermit> {
+    let permit = std::sync::Arc::clone(server.transfers()).try_acquire_owned();
+    permit.map_err(|_| ApiError::overloaded("too many exports and imports are under way: try again later"))
+}
+
+fn broken_off(error: &TransferError) -> ApiError {
+    let message = error.to_string();
+    match error {
+        TransferError::Read { line, source } if source.kind() == io::ErrorKind::FileTooLarge => {
+            let message = format!("an import has at most {MAX_IMPORT_BYTES} bytes: send the rest from line {line} on");
+            ApiError::too_large(message)
+        }
+        TransferError::Read { .. } => ApiError::bad_request(message),
+        TransferError::Add { source: amem_core::Error::Full { .. } | amem_core::Error::ReadOnly { .. }, .. } => {
+            ApiError::unavailable(message)
+        }
+        error => ApiError::internal(error),
+    }
+}
+
+/// Writes into a body that is read elsewhere.
+struct Sender(mpsc::Sender<io::Result<Bytes>>);
+
+impl Write for Sender {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let sent = self.0.blocking_send(Ok(Bytes::copy_from_slice(bytes)));
+        sent.map(|()| bytes.len()).map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

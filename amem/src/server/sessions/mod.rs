@@ -1,0 +1,255 @@
+//! Sessions by name: working sets that stay between requests. `routes.rs` has their paths.
+
+mod routes;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use amem_core::{Namespace, RecordId, Session, SessionOptions};
+
+pub(super) use routes::routes;
+
+use super::Server;
+use crate::http::{ApiError, Result};
+
+/// What a session is known by.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum SessionName {
+    /// The id that a client was given, or the name of the session that a user has without asking for it.
+    Given(String),
+    /// The one that a user has without asking for it.
+    Of(Namespace),
+}
+
+/// What stands before a user's name in the name of the session that the user has without asking for it.
+const OWN: &str = "user:";
+
+impl SessionName {
+    /// The same, if a client gave the name of this user's own session.
+    fn of(self, namespace: &Namespace) -> Self {
+        match self {
+            SessionName::Given(id) if id.strip_prefix(OWN) == Some(namespace.as_str()) => Self::Of(namespace.clone()),
+            name => name,
+        }
+    }
+
+    /// A name that nobody can guess.
+    fn new() -> Result<Self> {
+        let mut bytes = [0; 16];
+        getrandom::fill(&mut bytes).map_err(|error| ApiError::internal(&error))?;
+        Ok(Self::Given(format!("sess-{:032x}", u128::from_be_bytes(bytes))))
+    }
+}
+
+impl fmt::Display for SessionName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SessionName::Given(id) => f.write_str(id),
+            SessionName::Of(namespace) => write!(f, "{OWN}{namespace}"),
+        }
+    }
+}
+
+/// The sessions that are held. One that nobody has used for some time ends. When there are too many, the one that was
+/// used longest ago ends; never one that is in use.
+pub(crate) struct Sessions {
+    held: Arc<AllHeld>,
+}
+
+struct AllHeld {
+    most: usize,
+    idle: Duration,
+    by_name: Mutex<ByName>,
+}
+
+#[derive(Default)]
+struct ByName {
+    sessions: HashMap<SessionName, Arc<Held>>,
+    /// Whether a task looks for idle ones.
+    is_swept: bool,
+}
+
+struct Held {
+    namespace: Namespace,
+    session: tokio::sync::Mutex<Session>,
+    max_turns: Option<usize>,
+    /// What was recalled in it for models that run elsewhere, in order.
+    told: Mutex<Vec<RecordId>>,
+    used: Mutex<Instant>,
+}
+
+/// A session in use: it does not end while this is held.
+pub(crate) struct InUse {
+    name: SessionName,
+    held: Arc<Held>,
+}
+
+impl InUse {
+    /// The session, when nobody else works with it.
+    pub(crate) async fn lock(&self) -> tokio::sync::MutexGuard<'_, Session> {
+        self.held.session.lock().await
+    }
+
+    pub(crate) fn name(&self) -> &SessionName {
+        &self.name
+    }
+
+    /// Memories that are recalled in it at most, if that was said.
+    pub(crate) fn max_turns(&self) -> Option<usize> {
+        self.held.max_turns
+    }
+
+    /// What was recalled in it for models that run elsewhere, in order.
+    pub(crate) fn told(&self) -> Vec<RecordId> {
+        lock(&self.held.told).clone()
+    }
+
+    /// Notes that a memory was recalled for a model that runs elsewhere.
+    pub(crate) fn tell(&self, id: RecordId) {
+        let mut told = lock(&self.held.told);
+        if !told.contains(&id) {
+            told.push(id);
+        }
+    }
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        *lock(&self.held.used) = Instant::now();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Sessions {
+    pub(crate) fn new(most: usize, idle: Duration) -> Self {
+        Self { held: Arc::new(AllHeld { most, idle, by_name: Mutex::default() }) }
+    }
+
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.held.end_idle();
+        lock(&self.held.by_name).sessions.len()
+    }
+
+    /// Ends those of a user, as soon as nobody uses them.
+    pub(crate) fn end_all_of(&self, namespace: &Namespace) {
+        self.held.end(|held| held.namespace == *namespace);
+    }
+
+    /// Ends one, as soon as nobody uses it.
+    fn end(&self, name: &SessionName) {
+        let ended = lock(&self.held.by_name).sessions.remove(name);
+        drop(ended);
+    }
+
+    /// One that is held.
+    fn get(&self, name: &SessionName) -> Option<InUse> {
+        self.held.end_idle();
+        let held = lock(&self.held.by_name).sessions.get(name).map(Arc::clone)?;
+        Some(InUse { name: name.clone(), held })
+    }
+
+    /// Holds a new one, unless one of this name is held meanwhile.
+    fn hold(&self, name: SessionName, held: Held) -> Result<InUse> {
+        self.held.end_idle();
+        let mut by_name = lock(&self.held.by_name);
+        let mut ended = None;
+        if !by_name.sessions.contains_key(&name) && by_name.sessions.len() >= self.held.most {
+            let oldest = by_name.sessions.iter().filter(|(_, held)| !is_in_use(held));
+            let oldest = oldest.min_by_key(|(_, held)| *lock(&held.used)).map(|(name, _)| name.clone());
+            let oldest = oldest.ok_or_else(|| ApiError::overloaded("too many sessions are in use: try again later"))?;
+            ended = by_name.sessions.remove(&oldest);
+        }
+        let held = Arc::clone(by_name.sessions.entry(name.clone()).or_insert_with(|| Arc::new(held)));
+        if !std::mem::replace(&mut by_name.is_swept, true) {
+            tokio::spawn(sweep(Arc::downgrade(&self.held)));
+        }
+        drop(by_name);
+        // Its context is let go of while nobody waits.
+        drop(ended);
+        Ok(InUse { name, held })
+    }
+}
+
+impl AllHeld {
+    fn end_idle(&self) {
+        self.end(|held| !is_in_use(held) && lock(&held.used).elapsed() >= self.idle);
+    }
+
+    /// Ends sessions. Their contexts are let go of while nobody waits for the map.
+    fn end(&self, which: impl Fn(&Arc<Held>) -> bool) {
+        let ended: Vec<_> = lock(&self.by_name).sessions.extract_if(|_, held| which(held)).collect();
+        drop(ended);
+    }
+}
+
+impl Held {
+    fn new(session: Session, namespace: Namespace, max_turns: Option<usize>) -> Self {
+        let (session, used) = (tokio::sync::Mutex::new(session), Mutex::new(Instant::now()));
+        Self { namespace, session, max_turns, told: Mutex::default(), used }
+    }
+}
+
+/// Whether somebody holds it beside the map. Nobody can begin to while the map is locked.
+fn is_in_use(held: &Arc<Held>) -> bool {
+    Arc::strong_count(held) > 1
+}
+
+/// Ends sessions that nobody uses, until there are none.
+async fn sweep(held: Weak<AllHeld>) {
+    const SOMETIMES: Duration = Duration::from_secs(60);
+    while let Some(pause) = held.upgrade().map(|held| held.idle.clamp(Duration::from_millis(10), SOMETIMES)) {
+        tokio::time::sleep(pause).await;
+        let Some(held) = held.upgrade() else { return };
+        held.end_idle();
+        let mut by_name = lock(&held.by_name);
+        if by_name.sessions.is_empty() {
+            by_name.is_swept = false;
+            return;
+        }
+    }
+}
+
+impl Server {
+    /// The session of this name, which is opened if it is the one that a user has without asking for it.
+    ///
+    /// # Errors
+    /// 404 when it is not there, or is another user's; 429 when as many as may be are in use.
+    pub(crate) fn session(
+        &self,
+        name: &SessionName,
+        namespace: &Namespace,
+        budget_tokens: Option<usize>,
+    ) -> Result<InUse> {
+        let name = name.clone().of(namespace);
+        if let Some(session) = self.sessions().get(&name).filter(|session| session.held.namespace == *namespace) {
+            return Ok(session);
+        }
+        match name {
+            SessionName::Given(_) => Err(no_session()),
+            SessionName::Of(_) => {
+                let options = self.session_options(budget_tokens);
+                let session = self.memory().session(namespace, options)?;
+                self.sessions().hold(name, Held::new(session, namespace.clone(), None))
+            }
+        }
+    }
+
+    /// Options of a session that holds so many tokens at most. The model holds no more than it can.
+    fn session_options(&self, budget_tokens: Option<usize>) -> SessionOptions {
+        let most = self.memory().model().info().context;
+        let budget = budget_tokens.or(self.options().budget_tokens).map(|budget| budget.min(most));
+        let mut options = SessionOptions::default();
+        options.budget_tokens = budget;
+        options
+    }
+}
+
+fn no_session() -> ApiError {
+    ApiError::not_found("there is no such session: it may have ended").param("session")
+}
