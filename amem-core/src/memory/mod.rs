@@ -519,6 +519,16 @@ impl Memory {
         self.parts.chunks.tokens(text)
     }
 
+    /// Tokens that the model is told a question or a conversation in when no memories are recalled for it. Nothing is
+    /// computed.
+    ///
+    /// # Errors
+    /// As [`Chat::conversation`](crate::Chat::conversation); [`Error::Empty`] for a question that says nothing.
+    pub fn prompt_tokens(&self, ask: &Ask) -> Result<usize> {
+        let asked = self.pieces(self.conversation(ask)?);
+        Ok(self.layout().prefix.len() + asked.iter().map(|piece| piece.tokens().len()).sum::<usize>())
+    }
+
     /// What is asked, in tokens, from the memories on.
     pub(crate) fn conversation(&self, ask: &Ask) -> Result<Conversation> {
         let (chat, layout) = (self.model().chat(), self.layout());

@@ -7,6 +7,8 @@ mod common;
 #[path = "../common/front.rs"]
 mod front;
 
+mod anthropic;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 

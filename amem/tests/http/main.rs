@@ -10,6 +10,7 @@ mod scripted;
 
 mod chat;
 mod command;
+mod messages;
 mod models;
 
 use std::time::Duration;

@@ -1,10 +1,173 @@
-//! Anthropic's API.
+//! Anthropic's API: `/v1/messages` and `/v1/messages/count_tokens`.
+//!
+//! ```text
+//! request.rs    what clients send
+//! prompt.rs     its conversation, as messages and tools
+//! response.rs   what clients read
+//! stream.rs     the same, as it is generated
+//! ```
+//!
+//! Headers `anthropic-version` and `anthropic-beta` are accepted, whatever they say. So are `cache_control`,
+//! `service_tier`, `output_config.effort` and all that is unknown here; they change nothing.
 
+mod prompt;
+mod request;
+mod response;
+mod stream;
+
+use amem_core::{Ask, Generation, Namespace};
+use axum::Json;
+use axum::extract::{Request, State};
+use axum::http::{HeaderName, StatusCode};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
 use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use super::Server;
+use super::turn::Turn;
+use crate::http::{ApiError, Body, Caller, Result};
+use request::{CountTokensRequest, MessagesRequest, OutputConfig, Thinking};
+use response::{MessageResponse, MessageUsage, TokenCount};
+
+/// The header by which the server names a request, and the one in which Anthropic's clients look for its name.
+const REQUEST_ID: [HeaderName; 2] = [HeaderName::from_static("x-request-id"), HeaderName::from_static("request-id")];
+
+/// Goes on with a conversation, from the memories that its last question is about.
+///
+/// With `stream`, the answer comes as server-sent events. Its `message_start` counts the tokens of the conversation
+/// alone; its `message_delta` counts all, and has the object `amem`.
+#[utoipa::path(post, path = "/v1/messages", tag = "chat", request_body = MessagesRequest,
+    responses(
+        (status = 200, content((MessageResponse = "application/json"), (String = "text/event-stream"))),
+        (status = 400, description = "not what is expected, or not supported"),
+        (status = 401, description = "no key, or a wrong one"),
+        (status = 403, description = "another user's memory"),
+        (status = 404, description = "no such session"),
+        (status = 413, description = "too large"),
+        (status = 429, description = "too many requests wait"),
+        (status = 503, description = "not at present"),
+    ))]
+async fn create(State(server): State<Server>, caller: Caller, body: Result<Body<MessagesRequest>>) -> Result<Response> {
+    let Body(request) = body.map_err(invalid)?;
+    let streams = request.stream.unwrap_or(false);
+    let turn = turn(&server, &caller, request)?;
+    let model = server.memory().model().info().name.clone();
+    if !streams {
+        let answered = server.start(turn).await?.answer().await?;
+        return Ok(Json(MessageResponse::whole(model, answered)).into_response());
+    }
+    let usage = MessageUsage::begun(server.memory().prompt_tokens(&turn.ask)?);
+    let running = server.start(turn).await?;
+    Ok(stream::events(running, MessageResponse::begun(model, usage)).into_response())
+}
+
+/// Counts the tokens of a conversation: exactly those that the model would be fed if no memory were recalled for it.
+#[utoipa::path(post, path = "/v1/messages/count_tokens", tag = "chat", request_body = CountTokensRequest,
+    responses(
+        (status = 200, body = TokenCount),
+        (status = 400, description = "not what is expected, or not supported"),
+        (status = 401, description = "no key, or a wrong one"),
+        (status = 413, description = "too large"),
+    ))]
+async fn count_tokens(
+    State(server): State<Server>,
+    _caller: Caller,
+    body: Result<Body<CountTokensRequest>>,
+) -> Result<Json<TokenCount>> {
+    let Body(request) = body.map_err(invalid)?;
+    let CountTokensRequest { model: _, system, messages, tools, tool_choice, thinking } = request;
+    check_thinking(thinking.as_ref())?;
+    let tools = prompt::tools(tools.unwrap_or_default(), tool_choice.as_ref())?;
+    let ask = Ask::messages(prompt::messages(system, messages)?).tools(tools);
+    Ok(Json(TokenCount { input_tokens: server.memory().prompt_tokens(&ask)? }))
+}
+
+/// What is asked, and of whose memory.
+fn turn(server: &Server, caller: &Caller, request: MessagesRequest) -> Result<Turn> {
+    check_supported(&request)?;
+    let user_id = request.metadata.and_then(|metadata| metadata.user_id);
+    let namespace = namespace(caller, request.user.as_deref(), user_id.as_deref())?;
+    if !request.temperature.is_none_or(|temperature| (0.0..=1.0).contains(&temperature)) {
+        return Err(ApiError::bad_request("temperature must be from 0 to 1").param("temperature"));
+    }
+    let mut sampling = server.memory().model().sampling();
+    sampling.temperature = request.temperature.unwrap_or(sampling.temperature);
+    sampling.top_p = request.top_p.unwrap_or(sampling.top_p);
+    sampling.top_k = request.top_k.unwrap_or(sampling.top_k);
+    let generation = Generation::default()
+        .max_tokens(request.max_tokens)
+        .stop(request.stop_sequences.unwrap_or_default())
+        .sampling(sampling);
+    let tools = prompt::tools(request.tools.unwrap_or_default(), request.tool_choice.as_ref())?;
+    let messages = prompt::messages(request.system, request.messages)?;
+    let k = request.k.unwrap_or(server.options().k);
+    Ok(Turn {
+        namespace,
+        session: request.session,
+        budget_tokens: request.budget_tokens,
+        residency: request.residency.unwrap_or(true),
+        ask: Ask::messages(messages).tools(tools).k(k).generation(generation),
+    })
+}
+
+/// Whose memory is asked. `metadata.user_id` is for whoever runs the model, to tell users apart: it names the memory where
+/// nothing else does, and never speaks against a key.
+fn namespace(caller: &Caller, user: Option<&str>, user_id: Option<&str>) -> Result<Namespace> {
+    let user_id = if caller.only()?.is_some() { None } else { user_id };
+    caller.namespace(user.or(user_id))
+}
+
+/// Refuses what would change the answer and is not done here.
+fn check_supported(request: &MessagesRequest) -> Result<()> {
+    let refused = |param: &str, what: &str| Err(ApiError::unsupported(param, format!("{what} not supported")));
+    check_thinking(request.thinking.as_ref())?;
+    if matches!(&request.output_config, Some(OutputConfig { format: Some(_) })) {
+        return refused("output_config.format", "output_config.format is");
+    }
+    if request.mcp_servers.as_ref().is_some_and(|servers| !servers.is_empty()) {
+        return refused("mcp_servers", "mcp_servers are");
+    }
+    if request.container.is_some() {
+        return refused("container", "container is");
+    }
+    let edits = request.context_management.iter().flat_map(|management| &management.edits).flatten();
+    for edit in edits.filter(|edit| !edit.kind.starts_with("clear_thinking_")) {
+        return refused("context_management", &format!("context_management: {} is", edit.kind));
+    }
+    Ok(())
+}
+
+fn check_thinking(thinking: Option<&Thinking>) -> Result<()> {
+    match thinking {
+        Some(Thinking { kind }) if kind != "disabled" && kind != "adaptive" => {
+            let message = format!("thinking: {kind} is not supported: the model answers without thinking aloud");
+            Err(ApiError::unsupported("thinking", message))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Anthropic's API answers with 400 to all bodies that are not what it expects.
+fn invalid(error: ApiError) -> ApiError {
+    if error.status() == StatusCode::UNPROCESSABLE_ENTITY { ApiError::bad_request(error.message()) } else { error }
+}
+
+/// Names the request where Anthropic's clients look for it.
+async fn with_request_id(request: Request, next: Next) -> Response {
+    let [ours, theirs] = REQUEST_ID;
+    let id = request.headers().get(ours).cloned();
+    let mut response = next.run(request).await;
+    if let Some(id) = id {
+        response.headers_mut().insert(theirs, id);
+    }
+    response
+}
 
 /// The paths of this module.
 pub(super) fn routes() -> OpenApiRouter<Server> {
     OpenApiRouter::new()
+        .routes(routes!(create))
+        .routes(routes!(count_tokens))
+        .layer(middleware::from_fn(with_request_id))
 }
