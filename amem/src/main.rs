@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use amem::server::Mode;
 use clap::{Parser, Subcommand};
-use command::{ask, bench, export, import, keep, key, serve};
+use command::{ask, bench, export, import, keep, key, mcp, proxy, serve};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -37,6 +37,8 @@ enum Command {
     Key(key::Args),
     /// Serves a local model with memory over HTTP; each question is answered from memories blended for it.
     KvServe(serve::Args),
+    /// Puts memory in front of a model that runs elsewhere: OpenAI's, Anthropic's, or one behind an OpenAI-compatible API.
+    Proxy(proxy::Args),
     /// Puts a backup into a data directory that has no ledger.
     Restore(keep::Restore),
     /// Serves a local model with memory over HTTP; each user's working set of memories stays in place.
@@ -75,6 +77,7 @@ async fn run(command: Command) -> Result<(), Box<dyn Error>> {
         Command::Import(args) => args.run().await,
         Command::Key(args) => args.run(),
         Command::KvServe(args) => serve::run(args, Mode::Blend).await,
+        Command::Proxy(args) => proxy::run(args).await,
         Command::Purge(args) => args.run().await,
         Command::Restore(args) => args.run(),
         Command::Serve(args) => serve::run(args, Mode::Resident).await,

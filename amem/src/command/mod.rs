@@ -7,4 +7,5 @@ pub(crate) mod import;
 pub(crate) mod keep;
 pub(crate) mod key;
 pub(crate) mod open;
+pub(crate) mod proxy;
 pub(crate) mod serve;

@@ -56,6 +56,11 @@ impl ApiError {
         Self { code: Some("invalid_api_key"), ..error }
     }
 
+    /// Who asks has no key for what is behind this server (401).
+    pub fn unauthenticated(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "authentication_error", message)
+    }
+
     /// Who asks may not do this (403).
     pub fn forbidden(message: impl Into<String>) -> Self {
         Self::new(StatusCode::FORBIDDEN, "permission_error", message)
@@ -91,6 +96,16 @@ impl ApiError {
     pub fn unavailable(message: impl Into<String>) -> Self {
         let error = Self::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded_error", message);
         Self { retry_after: Some(RETRY_AFTER), ..error }
+    }
+
+    /// What is behind this server failed (502).
+    pub fn bad_gateway(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_GATEWAY, "api_error", message)
+    }
+
+    /// What is behind this server did not answer in time (504).
+    pub fn gateway_timeout(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::GATEWAY_TIMEOUT, "timeout_error", message)
     }
 
     /// Something failed here (500). What it was is in the log, under the request's id.

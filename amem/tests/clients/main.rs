@@ -6,6 +6,7 @@
 mod common;
 #[path = "../common/front.rs"]
 mod front;
+mod proxy;
 
 mod anthropic;
 

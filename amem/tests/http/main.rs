@@ -12,6 +12,7 @@ mod chat;
 mod command;
 mod messages;
 mod models;
+mod proxy;
 
 use std::time::Duration;
 

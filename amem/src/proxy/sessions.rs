@@ -1,0 +1,111 @@
+//! Conversations that their clients name: `/v1/sessions`.
+
+use amem_core::Namespace;
+use axum::Json;
+use axum::extract::{Path, State};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::Proxy;
+use super::conversations::{Budget, Owner};
+use super::forward::budget;
+use crate::http::{ApiError, Body, Caller, Result};
+
+/// A session to open.
+#[derive(Debug, Deserialize, ToSchema)]
+struct SessionRequest {
+    /// Whose memory it tells.
+    user: Option<String>,
+    /// What its snapshot is about, before anything is asked.
+    seed_query: Option<String>,
+    /// Tokens that the snapshot holds at most, about.
+    budget_tokens: Option<usize>,
+    /// Memories that it holds at most.
+    max_turns: Option<usize>,
+}
+
+/// A session.
+#[derive(Debug, Serialize, ToSchema)]
+struct SessionState {
+    session: String,
+    user: String,
+    budget_tokens: usize,
+    /// Memories in its snapshot.
+    resident_turns: usize,
+    /// Their tokens, about.
+    resident_tokens: u64,
+}
+
+/// A session that was ended.
+#[derive(Debug, Serialize, ToSchema)]
+struct SessionEnded {
+    session: String,
+    ended: bool,
+}
+
+/// Opens a session.
+#[utoipa::path(post, path = "/v1/sessions", tag = "sessions", request_body = SessionRequest, responses(
+    (status = 200, body = SessionState), (status = 400, description = "A value is out of bounds"),
+    (status = 401, description = "A key is missing"), (status = 403, description = "This is another user's memory"),
+    (status = 422, description = "The body has another shape")))]
+async fn open(
+    State(proxy): State<Proxy>,
+    caller: Caller,
+    Body(request): Body<SessionRequest>,
+) -> Result<Json<SessionState>> {
+    let SessionRequest { user, seed_query, budget_tokens, max_turns } = request;
+    let namespace = caller.namespace(user.as_deref())?;
+    let budget = budget(proxy.budget(), None, max_turns, budget_tokens)?;
+    let session = format!("sess-{}", uuid::Uuid::now_v7().simple());
+    let owner = Owner { namespace: namespace.clone(), session: Some(session.clone()) };
+    let state = proxy.inner.conversations.get(proxy.session_key(&namespace, &session), &owner);
+    let mut state = state.lock().await;
+    state.seed(proxy.memory(), &namespace, seed_query.as_deref(), budget).await?;
+    Ok(Json(told(session, &namespace, budget, state.resident())))
+}
+
+fn told(session: String, namespace: &Namespace, budget: Budget, (turns, tokens): (usize, u64)) -> SessionState {
+    let user = namespace.as_str().to_owned();
+    SessionState { session, user, budget_tokens: budget.tokens, resident_turns: turns, resident_tokens: tokens }
+}
+
+/// A session.
+#[utoipa::path(get, path = "/v1/sessions/{session}", tag = "sessions", params(("session" = String, Path)), responses(
+    (status = 200, body = SessionState), (status = 401, description = "A key is missing"),
+    (status = 404, description = "There is no such session")))]
+async fn get(State(proxy): State<Proxy>, caller: Caller, Path(session): Path<String>) -> Result<Json<SessionState>> {
+    for (namespace, state) in proxy.inner.conversations.of_session(&session) {
+        if caller.namespace(Some(namespace.as_str())).is_ok() {
+            let state = state.lock().await;
+            let budget = state.budget.unwrap_or_else(|| proxy.budget());
+            return Ok(Json(told(session, &namespace, budget, state.resident())));
+        }
+    }
+    Err(unknown(&session))
+}
+
+/// Ends a session.
+#[utoipa::path(delete, path = "/v1/sessions/{session}", tag = "sessions", params(("session" = String, Path)), responses(
+    (status = 200, body = SessionEnded), (status = 401, description = "A key is missing"),
+    (status = 404, description = "There is no such session")))]
+async fn end(State(proxy): State<Proxy>, caller: Caller, Path(session): Path<String>) -> Result<Json<SessionEnded>> {
+    let mut ended = false;
+    for (namespace, _) in proxy.inner.conversations.of_session(&session) {
+        if caller.namespace(Some(namespace.as_str())).is_ok() {
+            proxy.inner.conversations.end(&Owner { namespace, session: Some(session.clone()) });
+            ended = true;
+        }
+    }
+    if ended { Ok(Json(SessionEnded { session, ended })) } else { Err(unknown(&session)) }
+}
+
+fn unknown(session: &str) -> ApiError {
+    ApiError::not_found(format!("there is no session {session}"))
+}
+
+/// The paths of this module.
+pub(super) fn routes() -> OpenApiRouter<Proxy> {
+    OpenApiRouter::new().routes(routes!(open)).routes(routes!(get, end))
+}
