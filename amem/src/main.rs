@@ -37,6 +37,8 @@ enum Command {
     Key(key::Args),
     /// Serves a local model with memory over HTTP; each question is answered from memories blended for it.
     KvServe(serve::Args),
+    /// Serves memory to clients of the Model Context Protocol, on standard input and output or over HTTP. No model is loaded.
+    Mcp(mcp::Args),
     /// Puts memory in front of a model that runs elsewhere: OpenAI's, Anthropic's, or one behind an OpenAI-compatible API.
     Proxy(proxy::Args),
     /// Puts a backup into a data directory that has no ledger.
@@ -77,6 +79,7 @@ async fn run(command: Command) -> Result<(), Box<dyn Error>> {
         Command::Import(args) => args.run().await,
         Command::Key(args) => args.run(),
         Command::KvServe(args) => serve::run(args, Mode::Blend).await,
+        Command::Mcp(args) => mcp::run(args).await,
         Command::Proxy(args) => proxy::run(args).await,
         Command::Purge(args) => args.run().await,
         Command::Restore(args) => args.run(),
@@ -93,7 +96,12 @@ async fn run(command: Command) -> Result<(), Box<dyn Error>> {
 /// `AMEM_LOG_FORMAT=json` each line is JSON.
 fn log_to_stderr() {
     let filter = EnvFilter::builder().with_default_directive(LevelFilter::WARN.into()).with_env_var("AMEM_LOG");
-    let log = tracing_subscriber::fmt().with_env_filter(filter.from_env_lossy()).with_writer(std::io::stderr);
+    let mut filter = filter.from_env_lossy();
+    // With more than errors this library logs what clients say, and so their texts.
+    if let Ok(directive) = "rmcp=error".parse() {
+        filter = filter.add_directive(directive);
+    }
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     if std::env::var("AMEM_LOG_FORMAT").is_ok_and(|format| format == "json") {
         log.json().init();
     } else {

@@ -6,6 +6,7 @@ pub(crate) mod export;
 pub(crate) mod import;
 pub(crate) mod keep;
 pub(crate) mod key;
+pub(crate) mod mcp;
 pub(crate) mod open;
 pub(crate) mod proxy;
 pub(crate) mod serve;

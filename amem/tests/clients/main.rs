@@ -9,6 +9,7 @@ mod front;
 mod proxy;
 
 mod anthropic;
+mod mcp;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -10,6 +10,7 @@ mod scripted;
 
 mod chat;
 mod command;
+mod mcp;
 mod messages;
 mod models;
 mod proxy;

@@ -1,0 +1,74 @@
+//! `amem mcp`: memory for clients of the Model Context Protocol.
+
+use std::error::Error;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use amem::http::{self, KeyHeader};
+use amem::mcp::{self, Access, Mcp};
+use amem_core::{Namespace, TextMemory, TextMemoryOptions};
+
+use super::open::{self, Data};
+use super::serve::{self, Door};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Whose memory it is: `default`, or over HTTP that of the request's key, if left out.
+    #[arg(long, env = "AMEM_USER", value_name = "NAME", value_parser = open::namespace)]
+    user: Option<Namespace>,
+    /// Lets the model name another user in each call.
+    #[arg(long)]
+    allow_user: bool,
+    /// Serves many clients over HTTP, at the path /mcp, rather than one on standard input and output.
+    #[arg(long)]
+    http: bool,
+    #[command(flatten)]
+    door: Door,
+    /// The port to listen on; 0 for any that is free.
+    #[arg(long, default_value_t = 8200, requires = "http")]
+    port: u16,
+    /// A name that the server is called by, beside this machine's own; may be given several times.
+    #[arg(long, value_name = "NAME", requires = "http")]
+    allow_host: Vec<String>,
+    #[command(flatten)]
+    data: Data,
+}
+
+/// Serves until the client leaves or, over HTTP, the process is told to stop. Beside the protocol nothing is written to
+/// standard output.
+pub(crate) async fn run(args: Args) -> Result<(), Box<dyn Error>> {
+    let ledger = amem_store::open_ledger(&args.data.data_dir)?;
+    let mut options = TextMemoryOptions::default();
+    options.meter_usage = true;
+    let memory = TextMemory::with_options(Arc::new(ledger), options);
+    let mcp = Mcp::new(memory, args.user.clone(), args.allow_user);
+    if args.http { over_http(mcp, args).await } else { mcp.stdio().await }
+}
+
+async fn over_http(mcp: Mcp, args: Args) -> Result<(), Box<dyn Error>> {
+    let (identity, limits) = args.door.open(KeyHeader::Authorization, args.data.keys());
+    let mut access = Access::default();
+    access.origins.clone_from(&limits.origins);
+    access.body_bytes = limits.body_bytes;
+    access.hosts = hosts(args.door.host(), args.allow_host);
+    let (router, end_streams) = mcp::router(mcp, identity, &access);
+    let router = http::layers(router, &limits);
+    let (listener, address) = http::bind(args.door.host(), args.port).await?;
+    println!("amem mcp listens on http://{address}/mcp");
+    let stop = async move {
+        serve::stopped().await;
+        end_streams();
+    };
+    Ok(http::serve(listener, router, &limits, stop).await?)
+}
+
+/// The names that the server may be called by. Whoever listens on all addresses may be called by any name, unless some
+/// are given; that no page of another's calls is seen by its origin all the same.
+fn hosts(listens_on: &str, given: Vec<String>) -> Option<Vec<String>> {
+    let is_everywhere = listens_on.parse::<IpAddr>().is_ok_and(|address| address.is_unspecified());
+    if is_everywhere && given.is_empty() {
+        return None;
+    }
+    let own = (!is_everywhere).then(|| listens_on.to_owned());
+    Some(given.into_iter().chain(own).collect())
+}

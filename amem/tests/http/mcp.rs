@@ -1,0 +1,183 @@
+//! `amem mcp` over HTTP: who may come in, and what becomes of the KV of what is forgotten there.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use amem::http::{Identity, KeyHeader, Limits};
+use amem::keys::{Grant, KeyFile};
+use amem::mcp::{Access, Mcp, router};
+use amem_core::{Namespace, RamLedger, TextMemory};
+use reqwest::blocking::Response;
+use secrecy::ExposeSecret;
+use serde_json::{Value, json};
+
+use super::client;
+use super::common::{block_on, on_disk};
+use super::front::{Front, Process};
+
+/// A server of a memory that nobody else has.
+fn serve(identity: Identity, access: &Access) -> Front {
+    let mcp = Mcp::new(TextMemory::new(Arc::new(RamLedger::new())), None, false);
+    Front::start(router(mcp, identity, access).0, Limits::default())
+}
+
+fn open() -> Identity {
+    Identity::new(KeyHeader::Authorization)
+}
+
+/// Sends a message with these headers.
+fn send(url: &str, headers: &[(&str, &str)], message: &Value) -> Response {
+    let request = client().post(url).header("accept", "application/json, text/event-stream").json(message);
+    headers.iter().fold(request, |request, (name, value)| request.header(*name, *value)).send().unwrap()
+}
+
+/// The message in an answer, which is one event of a stream.
+fn message(response: Response) -> Value {
+    assert_eq!(response.status(), 200);
+    let text = response.text().unwrap();
+    let data = text.lines().filter_map(|line| line.strip_prefix("data:")).find(|data| !data.trim().is_empty());
+    serde_json::from_str(data.unwrap_or_else(|| panic!("no message in {text:?}"))).unwrap()
+}
+
+fn initialize(url: &str, headers: &[(&str, &str)]) -> Response {
+    let parameters = json!({ "protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": { "name": "test", "version": "1" } });
+    send(url, headers, &json!({ "jsonrpc": "2.0", "id": 1, "method": "initialize", "params": parameters }))
+}
+
+/// A session, by its id.
+fn begin(url: &str, headers: &[(&str, &str)]) -> String {
+    let response = initialize(url, headers);
+    let id = response.headers()["mcp-session-id"].to_str().unwrap().to_owned();
+    assert_eq!(message(response)["result"]["serverInfo"]["name"], "amem");
+    let headers = [headers, &[("mcp-session-id", &*id)]].concat();
+    let initialized = json!({ "jsonrpc": "2.0", "method": "notifications/initialized" });
+    assert_eq!(send(url, &headers, &initialized).status(), 202);
+    id
+}
+
+/// What a tool answers, in a session of its own.
+fn call(url: &str, headers: &[(&str, &str)], tool: &str, arguments: &Value) -> Value {
+    let session = begin(url, headers);
+    let headers = [headers, &[("mcp-session-id", &*session)]].concat();
+    let parameters = json!({ "name": tool, "arguments": arguments });
+    let request = json!({ "jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": parameters });
+    message(send(url, &headers, &request))["result"].take()
+}
+
+fn ping(url: &str, headers: &[(&str, &str)], session: &str) -> u16 {
+    let headers = [headers, &[("mcp-session-id", session)]].concat();
+    send(url, &headers, &json!({ "jsonrpc": "2.0", "id": 3, "method": "ping" })).status().as_u16()
+}
+
+/// A file of keys, and what two users send by theirs.
+fn two_users(dir: &Path) -> (KeyFile, String, String) {
+    let keys = KeyFile::at(dir.join("keys.json"));
+    let bearer = |name: &str| {
+        let (_, secret) = keys.create(Grant::Namespace(Namespace::new(name).unwrap())).unwrap();
+        format!("Bearer {}", secret.expose_secret())
+    };
+    let (alice, bob) = (bearer("alice"), bearer("bob"));
+    (keys, alice, bob)
+}
+
+#[test]
+fn the_key_says_whose_memory_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let (keys, alice, bob) = two_users(dir.path());
+    let front = serve(open().keys(keys), &Access::default());
+    let url = front.url("/mcp");
+    for wrong in [&[][..], &[("authorization", "Bearer amem_0")], &[("authorization", "Bearer ")]] {
+        let refused = initialize(&url, wrong);
+        assert_eq!(
+            (refused.status().as_u16(), refused.headers()["www-authenticate"].to_str().unwrap()),
+            (401, "Bearer")
+        );
+    }
+    let (alice, bob) = ([("authorization", &*alice)], [("authorization", &*bob)]);
+    let told = call(&url, &alice, "remember", &json!({ "texts": ["The code is 4711."] }));
+    assert_eq!(told["structuredContent"]["user"], "alice");
+    let recall = json!({ "query": "code" });
+    assert_eq!(call(&url, &bob, "recall", &recall)["structuredContent"]["memories"], json!([]));
+    assert_eq!(call(&url, &bob, "recall", &json!({ "query": "code", "user": "alice" }))["isError"], true);
+    let found = call(&url, &alice, "recall", &recall);
+    assert_eq!(found["structuredContent"]["memories"][0]["text"], "The code is 4711.");
+}
+
+#[test]
+fn a_session_is_open_to_who_began_it_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (keys, alice, bob) = two_users(dir.path());
+    let front = serve(open().keys(keys), &Access::default());
+    let url = front.url("/mcp");
+    let (alice, bob) = ([("authorization", &*alice)], [("authorization", &*bob)]);
+    let session = begin(&url, &alice);
+    assert_eq!(ping(&url, &alice, &session), 200);
+    assert_eq!(ping(&url, &bob, &session), 404);
+    assert_eq!(ping(&url, &[], &session), 401);
+    assert_eq!(ping(&url, &bob, "unknown"), 404);
+    let stream = client().get(&url).header("accept", "text/event-stream").header("mcp-session-id", &session);
+    assert_eq!(stream.header(bob[0].0, bob[0].1).send().unwrap().status(), 404);
+    let end =
+        |by: (&str, &str)| client().delete(&url).header("mcp-session-id", &session).header(by.0, by.1).send().unwrap();
+    assert_eq!(end(bob[0]).status(), 404);
+    assert!(end(alice[0]).status().is_success());
+    assert_eq!(ping(&url, &alice, &session), 404);
+}
+
+#[test]
+fn pages_and_names_of_others_are_refused() {
+    let mut access = Access::default();
+    access.origins.push("https://app.example".parse().unwrap());
+    let front = serve(open(), &access);
+    let url = front.url("/mcp");
+    for (header, value, status) in [
+        ("origin", "http://localhost:3000", 200),
+        ("origin", "http://127.0.0.1:8200", 200),
+        ("origin", "https://app.example", 200),
+        ("origin", "https://app.example:8443", 403),
+        ("origin", "http://app.example", 403),
+        ("origin", "http://evil.example", 403),
+        ("origin", "http://localhost.evil.example", 403),
+        ("origin", "null", 403),
+        ("host", "localhost:1", 200),
+        ("host", "evil.example", 403),
+    ] {
+        assert_eq!(initialize(&url, &[(header, value)]).status().as_u16(), status, "{header}: {value}");
+    }
+}
+
+#[test]
+fn of_too_many_sessions_the_one_that_was_used_longest_ago_ends() {
+    let mut access = Access::default();
+    access.max_sessions = 2;
+    let front = serve(open(), &access);
+    let url = front.url("/mcp");
+    let (first, second) = (begin(&url, &[]), begin(&url, &[]));
+    assert_eq!(ping(&url, &[], &first), 200);
+    let third = begin(&url, &[]);
+    assert_eq!([&first, &second, &third].map(|session| ping(&url, &[], session)), [200, 404, 200]);
+}
+
+#[test]
+fn the_kv_of_what_is_forgotten_in_another_process_is_gone_with_the_next_question() {
+    let dir = tempfile::tempdir().unwrap();
+    let memory = on_disk(dir.path());
+    let mcp = Process::start(&["mcp", "--http"], dir.path());
+    let told = call(&mcp.url, &[], "remember", &json!({ "texts": ["Alice lives in Denver.", "Bob lives in Oslo."] }));
+    let alice = told["structuredContent"]["memories"][0]["id"].as_str().unwrap().to_owned();
+    block_on(async {
+        let answer = memory.ask("default", "Where does Alice live?").await.unwrap();
+        assert!(answer.text.contains("Denver"), "{}", answer.text);
+        let chunk = memory.stats("default").await.unwrap().chunks;
+        assert_eq!(chunk, 2);
+        assert_eq!(call(&mcp.url, &[], "forget", &json!({ "memory_id": alice }))["isError"], false);
+        memory.ask("default", "Where does Bob live?").await.unwrap();
+        assert_eq!(memory.stats("default").await.unwrap().chunks, 1);
+        let moved = told["structuredContent"]["memories"][1]["id"].as_str().unwrap();
+        let update = json!({ "memory_id": moved, "text": "Bob lives in Kyiv." });
+        assert_eq!(call(&mcp.url, &[], "update", &update)["isError"], false);
+        let answer = memory.ask("default", "Where does Bob live?").await.unwrap();
+        assert!(answer.text.contains("Kyiv"), "{}", answer.text);
+        assert_eq!(memory.stats("default").await.unwrap().chunks, 1, "that of Oslo is gone, that of Kyiv is new");
+    });
+}
