@@ -10,6 +10,7 @@ mod scripted;
 
 mod chat;
 mod command;
+mod load;
 mod mcp;
 mod messages;
 mod models;
