@@ -1,5 +1,10 @@
 //! The paged KV cache: blocks of rotated keys and of values, in the number type that the cache was made for.
 
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
+
 use amem_core::transformer::{Placement, Rope};
 use amem_core::{Dtype, Encoding, Error, KvShape, LayerKv, Result, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 use bytemuck::Pod;
@@ -21,6 +26,7 @@ pub struct Cache {
     dtype: Dtype,
     /// `[layers][kv_heads]`.
     heads: Vec<Head>,
+    turns: Turns,
 }
 
 /// One head of one layer: its blocks, each `[BLOCK_TOKENS / LANES][head_dim][LANES]` numbers of keys, so that a vector
@@ -38,6 +44,21 @@ pub(crate) trait Element: Pod + Default + Send + Sync {
 
     /// The numbers as f32: as they lie, or put into `space`.
     fn widen<'a>(from: &'a [Self], space: &'a mut [f32]) -> &'a [f32];
+
+    /// Puts the numbers of the second half between those of the first. Written as arithmetic on pairs, for compilers
+    /// make vector instructions of that, and none of copying numbers to every second place.
+    fn shuffle(from: &[Self], to: &mut [Self]);
+}
+
+/// [`Element::shuffle`] of numbers of 16 bits.
+#[inline(always)]
+fn shuffle_halves<T: Pod>(from: &[T], to: &mut [T]) {
+    let (first, second) = bytemuck::cast_slice::<T, u16>(from).split_at(from.len() / 2);
+    let pairs = bytemuck::cast_slice_mut::<T, u8>(to).as_chunks_mut::<4>().0;
+    for ((pair, &a), &b) in pairs.iter_mut().zip(first).zip(second) {
+        let (a, b) = if cfg!(target_endian = "little") { (a, b) } else { (b, a) };
+        *pair = (u32::from(a) | u32::from(b) << 16).to_ne_bytes();
+    }
 }
 
 impl Element for f32 {
@@ -49,6 +70,16 @@ impl Element for f32 {
     #[inline(always)]
     fn widen<'a>(from: &'a [Self], _: &'a mut [f32]) -> &'a [f32] {
         from
+    }
+
+    #[inline(always)]
+    fn shuffle(from: &[Self], to: &mut [Self]) {
+        let (first, second) = bytemuck::cast_slice::<f32, u32>(from).split_at(from.len() / 2);
+        let pairs = bytemuck::cast_slice_mut::<f32, u8>(to).as_chunks_mut::<8>().0;
+        for ((pair, &a), &b) in pairs.iter_mut().zip(first).zip(second) {
+            let (a, b) = if cfg!(target_endian = "little") { (a, b) } else { (b, a) };
+            *pair = (u64::from(a) | u64::from(b) << 32).to_ne_bytes();
+        }
     }
 }
 
@@ -64,6 +95,11 @@ impl Element for f16 {
         from.iter().zip(&mut *space).for_each(|(x, y)| *y = f16_to_f32(x.to_bits()));
         space
     }
+
+    #[inline(always)]
+    fn shuffle(from: &[Self], to: &mut [Self]) {
+        shuffle_halves(from, to);
+    }
 }
 
 impl Element for bf16 {
@@ -77,6 +113,11 @@ impl Element for bf16 {
         let space = &mut space[..from.len()];
         from.iter().zip(&mut *space).for_each(|(x, y)| *y = bf16_to_f32(x.to_bits()));
         space
+    }
+
+    #[inline(always)]
+    fn shuffle(from: &[Self], to: &mut [Self]) {
+        shuffle_halves(from, to);
     }
 }
 
@@ -134,7 +175,7 @@ fn key_start(slot: usize, head_dim: usize) -> usize {
 impl Cache {
     pub(crate) fn new(shape: KvShape, dtype: Dtype) -> Result<Self> {
         let heads = (0..shape.layers * shape.kv_heads).map(|_| Head::new(dtype)).collect::<Result<_>>()?;
-        Ok(Self { shape, dtype, heads })
+        Ok(Self { shape, dtype, heads, turns: Turns::new() })
     }
 
     pub(crate) fn head(&self, layer: usize, kv_head: usize) -> &Head {
@@ -232,48 +273,102 @@ fn squared_distance<T: Element>(blocks: &[Vec<T>], block: Option<u32>, slot: usi
 }
 
 impl Cpu {
-    /// Puts chunks into their slots, layer by layer.
+    /// Puts chunks into their slots. Chunk by chunk, each layer by one thread, which reads it into memory that stays in its
+    /// core's cache: so that one reads while another loads, and a file is read from front to back.
     pub(crate) fn load(
         &self,
         cache: &mut Cache,
         rope: &Rope,
-        layers: std::ops::Range<usize>,
+        layers: Range<usize>,
         placements: &[Placement<'_>],
     ) -> Result<()> {
-        let (shape, dtype) = (cache.shape, cache.dtype);
-        let positions = |p: &Placement<'_>| (p.position..).take(p.chunk.tokens().len()).collect::<Vec<u32>>();
-        let angles: Vec<Angles> = placements.iter().map(|p| Angles::new(rope, &positions(p))).collect();
-        let heads = cache.heads.chunks_exact_mut(shape.kv_heads.max(1)).enumerate();
-        let mut layers: Vec<(usize, &mut [Head], Result<()>)> =
-            heads.filter(|(layer, _)| layers.contains(layer)).map(|(layer, heads)| (layer, heads, Ok(()))).collect();
-        let work = placements.iter().map(|p| p.chunk.tokens().len()).sum::<usize>() * shape.token_numbers();
-        self.each(layers.iter_mut().collect(), work, |(layer, heads, result)| {
-            let mut space = vec![0f32; (2 * LANES + 1) * shape.head_dim];
-            *result = placements.iter().zip(&angles).try_for_each(|(placement, angles)| {
-                let kv = placement.chunk.layer(*layer)?;
-                for (kv_head, head) in heads.iter_mut().enumerate() {
-                    let load = Load { placement, kv: &kv, shape, dtype, kv_head, angles };
-                    match head {
-                        Head::F32(blocks) => self.arch.dispatch(Put { load, blocks, space: &mut space }),
-                        Head::F16(blocks) => self.arch.dispatch(Put { load, blocks, space: &mut space }),
-                        Head::Bf16(blocks) => self.arch.dispatch(Put { load, blocks, space: &mut space }),
-                    }
+        let Cache { shape, dtype, heads, turns } = cache;
+        let (shape, dtype) = (*shape, *dtype);
+        let runs: Vec<Vec<Run>> = placements.iter().map(runs_of).collect();
+        turns.prepare(self, rope, runs.iter().flatten());
+        let heads = heads.chunks_exact_mut(shape.kv_heads.max(1)).enumerate();
+        let layers: Vec<(usize, Mutex<&mut [Head]>)> = heads
+            .filter(|(layer, _)| layers.contains(layer))
+            .map(|(layer, heads)| (layer, Mutex::new(heads)))
+            .collect();
+        let units = placements.len() * layers.len();
+        let (next, failure) = (AtomicUsize::new(0), Mutex::new(None));
+        let load = |placement: usize, layer: usize, space: &mut Space| {
+            let (runs, placement) = (&runs[placement], &placements[placement]);
+            let (layer, heads) = &layers[layer];
+            let kv = placement.chunk.layer_in(*layer, &mut space.bytes)?;
+            let mut heads = heads.lock().unwrap_or_else(PoisonError::into_inner);
+            for (kv_head, head) in heads.iter_mut().enumerate() {
+                let load = Load { placement, runs, kv: &kv, shape, dtype, kv_head, turns };
+                let space = &mut space.numbers;
+                match head {
+                    Head::F32(blocks) => self.arch.dispatch(Put { load, blocks, space }),
+                    Head::F16(blocks) => self.arch.dispatch(Put { load, blocks, space }),
+                    Head::Bf16(blocks) => self.arch.dispatch(Put { load, blocks, space }),
                 }
-                Ok(())
-            });
+            }
+            Ok(())
+        };
+        let work = placements.iter().map(|p| p.chunk.tokens().len()).sum::<usize>() * shape.token_numbers();
+        let threads = self.pool.current_num_threads().min(layers.len());
+        self.each((0..threads).collect(), work, |_| {
+            let mut space = Space { bytes: Vec::new(), numbers: vec![0.0; 3 * LANES * shape.head_dim] };
+            loop {
+                let unit = next.fetch_add(1, Relaxed);
+                if unit >= units {
+                    return;
+                }
+                if let Err(error) = load(unit / layers.len(), unit % layers.len(), &mut space) {
+                    next.store(units, Relaxed);
+                    failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                }
+            }
         });
-        layers.into_iter().try_for_each(|(_, _, result)| result)
+        failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
     }
+}
+
+/// What a thread loads with.
+struct Space {
+    /// A layer of a chunk, as it is stored.
+    bytes: Vec<u8>,
+    /// Keys of [`LANES`] tokens, three times.
+    numbers: Vec<f32>,
+}
+
+/// Tokens of a chunk whose slots are side by side in a vector of [`LANES`].
+struct Run {
+    /// The first of them, in the chunk.
+    token: usize,
+    count: usize,
+    /// The slot of the first.
+    slot: usize,
+    /// The position that the slot of the first lane stands for, if there is one.
+    base: i64,
+}
+
+fn runs_of(placement: &Placement<'_>) -> Vec<Run> {
+    let (tokens, mut token) = (placement.chunk.tokens().len(), 0);
+    let mut runs = Vec::with_capacity(tokens / LANES + 2);
+    while token < tokens {
+        let slot = placement.slot as usize + token;
+        let count = (LANES - slot % LANES).min(tokens - token);
+        let base = i64::from(placement.position) + token as i64 - (slot % LANES) as i64;
+        runs.push(Run { token, count, slot, base });
+        token += count;
+    }
+    runs
 }
 
 /// One head's part of a chunk.
 struct Load<'a> {
     placement: &'a Placement<'a>,
+    runs: &'a [Run],
     kv: &'a LayerKv<'a>,
     shape: KvShape,
     dtype: Dtype,
     kv_head: usize,
-    angles: &'a Angles,
+    turns: &'a Turns,
 }
 
 /// Puts one head's part of a chunk into its blocks. A closure in its place would be compiled once, for no instruction set
@@ -281,7 +376,7 @@ struct Load<'a> {
 struct Put<'a, T> {
     load: Load<'a>,
     blocks: &'a mut Vec<Vec<T>>,
-    /// Room for 2 · [`LANES`] + 1 heads.
+    /// Room for 3 · [`LANES`] heads.
     space: &'a mut [f32],
 }
 
@@ -295,59 +390,145 @@ impl<T: Element> WithSimd for Put<'_, T> {
 }
 
 impl Load<'_> {
-    /// Goes by runs of [`LANES`] slots: keys are turned where they are read, and written across once a run's are
-    /// together.
+    /// Run by run: the keys are put side by side, and then all of a run are turned together.
     #[inline(always)]
     fn put<T: Element>(&self, blocks: &mut Vec<Vec<T>>, space: &mut [f32]) {
-        let (head_dim, tokens) = (self.shape.head_dim, self.placement.chunk.tokens().len());
+        let head_dim = self.shape.head_dim;
         // What the cache's type can hold already stays as it is.
         let as_is = matches!(self.kv.encoding(), Encoding::Plain(dtype) if dtype == self.dtype)
             && cfg!(target_endian = "little");
-        let (turned, space) = space.split_at_mut(LANES * head_dim);
-        let (across, value) = space.split_at_mut(LANES * head_dim);
-        let mut token = 0;
-        while token < tokens {
-            let slot = self.placement.slot as usize + token;
+        let (space, rest) = space.split_at_mut(LANES * head_dim);
+        let (rows, across) = rest.split_at_mut(LANES * head_dim);
+        // Of a narrower type there is room for more.
+        let [rows, across] = [rows, across].map(|part| &mut bytemuck::cast_slice_mut(part)[..LANES * head_dim]);
+        for run in self.runs {
+            let Run { token, count, slot, base } = *run;
             let (lane, in_block) = (slot % LANES, slot % BLOCK_TOKENS);
-            let count = (LANES - lane).min(tokens - token);
             let Some(&id) = self.placement.table.get(slot / BLOCK_TOKENS) else { return };
             let (keys, values) = block_mut(blocks, id, head_dim).split_at_mut(BLOCK_TOKENS * head_dim);
             let values = values[in_block * head_dim..(in_block + count) * head_dim].chunks_exact_mut(head_dim);
-            self.kv.keys_from(token, self.kv_head, &mut turned[..count * head_dim]);
-            for (index, (key, place)) in turned.chunks_exact_mut(head_dim).zip(values).enumerate() {
-                if as_is {
-                    self.copy_value(token + index, place);
-                } else {
+            let wanted = rows[lane * head_dim..(lane + count) * head_dim].chunks_exact_mut(head_dim);
+            if as_is {
+                for (index, (row, place)) in wanted.zip(values).enumerate() {
+                    self.copy(self.kv.keys(), token + index, row);
+                    self.copy(self.kv.values(), token + index, place);
+                }
+            } else {
+                self.kv.keys_from(token, self.kv_head, &mut space[..count * head_dim]);
+                space.chunks_exact(head_dim).zip(wanted).for_each(|(key, row)| T::narrow(key, row));
+                for (index, place) in values.enumerate() {
+                    let value = &mut space[..head_dim];
                     self.kv.value(token + index, self.kv_head, value);
-                    self.dtype.round(key);
                     T::narrow(value, place);
                 }
-                self.angles.row(token + index).rotate(key);
             }
-            let run = &mut keys[(in_block - lane) * head_dim..][..LANES * head_dim];
-            if count == LANES {
-                for (number, across) in across.chunks_exact_mut(LANES).enumerate() {
-                    across.iter_mut().zip(turned[number..].iter().step_by(head_dim)).for_each(|(to, &x)| *to = x);
-                }
-                T::narrow(across, run);
-            } else {
-                for (number, run) in run.chunks_exact_mut(LANES).enumerate() {
-                    let keys = turned[number..].iter().step_by(head_dim);
-                    let places = run[lane..lane + count].iter_mut().zip(keys);
-                    places.for_each(|(to, x)| T::narrow(std::slice::from_ref(x), std::slice::from_mut(to)));
-                }
-            }
-            token += count;
+            lay_across(rows, across);
+            let places = &mut keys[(in_block - lane) * head_dim..][..LANES * head_dim];
+            self.turns.turn(base, rows);
+            put_lanes(rows, places, lane..lane + count);
         }
     }
 
-    /// Copies a token's values, which the chunk holds as the cache does.
+    /// Copies a token's keys or values, which the chunk holds as the cache does.
     #[inline(always)]
-    fn copy_value<T: Element>(&self, token: usize, place: &mut [T]) {
+    fn copy<T: Element>(&self, half: &[u8], token: usize, place: &mut [T]) {
         let place: &mut [u8] = bytemuck::cast_slice_mut(place);
         let first = (token * self.shape.kv_heads + self.kv_head) * place.len();
-        if let Some(bytes) = self.kv.values().get(first..first + place.len()) {
+        if let Some(bytes) = half.get(first..first + place.len()) {
             place.copy_from_slice(bytes);
         }
     }
+}
+
+/// Turns `[LANES][n]` into `[n][LANES]`: with each round, the upper half of the rows goes between the lower half.
+#[inline(always)]
+fn lay_across<T: Element>(rows: &mut [T], space: &mut [T]) {
+    const ROUNDS: u32 = LANES.ilog2();
+    const { assert!(LANES.is_power_of_two() && ROUNDS.is_multiple_of(2)) };
+    for _ in 0..ROUNDS / 2 {
+        T::shuffle(rows, space);
+        T::shuffle(space, rows);
+    }
+}
+
+/// The cosines and sines by which keys are turned that lie side by side. They are computed once for a position, which costs
+/// about as much as loading a few layers of a key.
+pub(crate) struct Turns {
+    rope: Rope,
+    /// By the position of the first lane: `[head_dim / 2]` times the cosines of [`LANES`] positions and their sines.
+    angles: HashMap<i64, Vec<[f32; LANES]>>,
+}
+
+impl Turns {
+    /// Numbers that are kept at most, as far as one call does not need more.
+    const KEPT: usize = 16 << 20;
+
+    fn new() -> Self {
+        Self { rope: Rope { inverse_frequencies: Vec::new(), attention_factor: 1.0 }, angles: HashMap::new() }
+    }
+
+    /// Computes what these runs are turned by, as far as it is not there.
+    fn prepare<'r>(&mut self, cpu: &Cpu, rope: &Rope, runs: impl Iterator<Item = &'r Run>) {
+        let each = 2 * LANES * rope.inverse_frequencies.len();
+        if self.rope != *rope {
+            *self = Self { rope: rope.clone(), angles: HashMap::new() };
+        }
+        let needed: HashSet<i64> = runs.map(|run| run.base).collect();
+        let missing = |turns: &Self| needed.iter().filter(|base| !turns.angles.contains_key(base)).count();
+        if (self.angles.len() + missing(self)) * each > Self::KEPT {
+            self.angles.clear();
+        }
+        let missing = needed.into_iter().filter(|base| !self.angles.contains_key(base));
+        let mut missing: Vec<(i64, Vec<[f32; LANES]>)> = missing.map(|base| (base, Vec::new())).collect();
+        // A sine costs about as much as forty multiplications.
+        let work = 40 * missing.len() * each;
+        cpu.each(missing.iter_mut().collect(), work, |(base, angles)| *angles = angles_from(rope, *base));
+        self.angles.extend(missing);
+    }
+
+    /// Turns keys, `[head_dim][LANES]`.
+    #[inline(always)]
+    fn turn<T: Element>(&self, base: i64, keys: &mut [T]) {
+        let Some(angles) = self.angles.get(&base) else { return };
+        // The rest has no partner and is not turned.
+        let (low, high) = keys.as_chunks_mut::<LANES>().0.split_at_mut(angles.len() / 2);
+        for ((low, high), [cos, sin]) in low.iter_mut().zip(high).zip(angles.as_chunks::<2>().0) {
+            let [mut low_space, mut high_space, mut a, mut b] = [[0f32; LANES]; 4];
+            let (wide_low, wide_high) = (T::widen(low, &mut low_space), T::widen(high, &mut high_space));
+            for lane in 0..LANES {
+                a[lane] = wide_low[lane] * cos[lane] - wide_high[lane] * sin[lane];
+                b[lane] = wide_high[lane] * cos[lane] + wide_low[lane] * sin[lane];
+            }
+            T::narrow(&a, low);
+            T::narrow(&b, high);
+        }
+    }
+}
+
+/// Puts some lanes of `[n][LANES]` numbers into their places.
+#[inline(always)]
+fn put_lanes<T: Element>(numbers: &[T], places: &mut [T], lanes: Range<usize>) {
+    if lanes.len() == LANES {
+        return places.copy_from_slice(numbers);
+    }
+    let mut mask = [T::default(); LANES];
+    let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut mask);
+    bytes[lanes.start * size_of::<T>()..lanes.end * size_of::<T>()].fill(u8::MAX);
+    let (mask, numbers): (&[u8], &[u8]) = (bytemuck::cast_slice(&mask), bytemuck::cast_slice(numbers));
+    let places: &mut [u8] = bytemuck::cast_slice_mut(places);
+    for (numbers, places) in numbers.chunks_exact(mask.len()).zip(places.chunks_exact_mut(mask.len())) {
+        let both = numbers.iter().zip(places).zip(mask);
+        both.for_each(|((&number, place), &mask)| *place = (number & mask) | (*place & !mask));
+    }
+}
+
+/// Cosines and sines, in turn, of the positions from one on. Those below zero stand for nothing.
+fn angles_from(rope: &Rope, base: i64) -> Vec<[f32; LANES]> {
+    let positions: [u32; LANES] = std::array::from_fn(|lane| u32::try_from(base + lane as i64).unwrap_or_default());
+    let angles = Angles::new(rope, &positions);
+    let at = |frequency: usize| {
+        let both = std::array::from_fn::<_, LANES, _>(|lane| angles.row(lane).of(frequency));
+        [both.map(|(cos, _)| cos), both.map(|(_, sin)| sin)]
+    };
+    (0..rope.inverse_frequencies.len()).flat_map(at).collect()
 }

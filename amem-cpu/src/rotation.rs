@@ -61,6 +61,11 @@ impl WithSimd for Rotate<'_> {
 }
 
 impl Angle<'_> {
+    /// The cosine and the sine for one frequency.
+    pub(crate) fn of(&self, frequency: usize) -> (f32, f32) {
+        (self.cos[frequency], self.sin[frequency])
+    }
+
     /// Rotates one head: pairs (i, i + half).
     #[inline(always)]
     pub(crate) fn rotate(self, head: &mut [f32]) {

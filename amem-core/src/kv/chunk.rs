@@ -27,6 +27,21 @@ pub trait KvData: Any + Send + Sync {
     /// [`Error::DamagedKv`] when a checksum does not fit or the bytes cannot be read.
     fn layer(&self, layer: usize) -> Result<Cow<'_, [u8]>>;
 
+    /// One layer's bytes, as [`layer`](Self::layer) gives them; if they have to be read from somewhere, `buffer` may hold
+    /// them. Who reads many layers has memory allocated once, and in the processor's cache.
+    ///
+    /// # Errors
+    /// As [`layer`](Self::layer).
+    fn layer_in<'a>(&'a self, layer: usize, buffer: &'a mut Vec<u8>) -> Result<&'a [u8]> {
+        match self.layer(layer)? {
+            Cow::Borrowed(bytes) => Ok(bytes),
+            Cow::Owned(bytes) => {
+                *buffer = bytes;
+                Ok(buffer)
+            }
+        }
+    }
+
     /// All layers, one behind the other, where they lie like that in host memory and need no check: they can then be
     /// written in one piece.
     fn contiguous(&self) -> Option<&[u8]> {
@@ -242,10 +257,25 @@ impl KvChunk {
     /// [`Error::DamagedKv`] when the bytes cannot be read or are not those that were written; [`Error::WrongKv`] when
     /// there is no such layer.
     pub fn layer(&self, layer: usize) -> Result<LayerKv<'_>> {
-        if layer >= self.shape.layers {
-            return Err(no_such_layer(layer, self.shape.layers));
-        }
-        let bytes = self.data.layer(layer)?;
+        self.check_layer(layer)?;
+        self.as_layer(layer, self.data.layer(layer)?)
+    }
+
+    /// One layer's keys and values, as [`layer`](Self::layer) gives them, maybe held by `buffer`
+    /// ([`KvData::layer_in`]).
+    ///
+    /// # Errors
+    /// As [`layer`](Self::layer).
+    pub fn layer_in<'a>(&'a self, layer: usize, buffer: &'a mut Vec<u8>) -> Result<LayerKv<'a>> {
+        self.check_layer(layer)?;
+        self.as_layer(layer, Cow::Borrowed(self.data.layer_in(layer, buffer)?))
+    }
+
+    fn check_layer(&self, layer: usize) -> Result<()> {
+        if layer < self.shape.layers { Ok(()) } else { Err(no_such_layer(layer, self.shape.layers)) }
+    }
+
+    fn as_layer<'a>(&self, layer: usize, bytes: Cow<'a, [u8]>) -> Result<LayerKv<'a>> {
         let (encoding, tokens) = (self.encoding(), self.tokens.len());
         let (found, expected) = (bytes.len(), encoding.layer_bytes(&self.shape, tokens));
         if found != expected {
@@ -267,9 +297,9 @@ impl KvChunk {
     /// # Errors
     /// As [`layer`](Self::layer).
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
-        let mut bytes = Vec::with_capacity(self.size());
+        let (mut bytes, mut buffer) = (Vec::with_capacity(self.size()), Vec::new());
         for layer in 0..self.shape.layers {
-            bytes.extend_from_slice(self.layer(layer)?.bytes());
+            bytes.extend_from_slice(self.layer_in(layer, &mut buffer)?.bytes());
         }
         Ok(bytes)
     }
@@ -287,8 +317,9 @@ impl KvChunk {
         let (heads, width) = (self.shape.kv_heads, self.shape.head_dim);
         let mut bytes = Vec::with_capacity(encoding.bytes(&self.shape, self.tokens.len()));
         let [mut keys, mut values] = [(); 2].map(|()| vec![0f32; self.tokens.len() * self.shape.row()]);
+        let mut buffer = Vec::new();
         for layer in 0..self.shape.layers {
-            let layer = self.layer(layer)?;
+            let layer = self.layer_in(layer, &mut buffer)?;
             let both = keys.chunks_exact_mut(width).zip(values.chunks_exact_mut(width));
             for (index, (key, value)) in both.enumerate() {
                 layer.key(index / heads, index % heads, key);
