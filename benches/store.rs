@@ -2,8 +2,8 @@
 //!
 //! Chunks of 32 tokens in the shape of a Llama 3.2 1B: 1 MiB each, 1 GiB of them to get and 128 MiB to put.
 //!
-//! - `store/warm`: the files are in the page cache. `get` checks every byte; `get and load` ends with rotated keys in the
-//!   KV cache of the CPU backend, in f16, whose memory was taken before: as in a program that has run for a while. Both
+//! - `store/warm`: the files are in the page cache. `get and read` reads and checks every layer, one after another;
+//!   `get and load` ends with rotated keys in the KV cache of the CPU backend, in f16, whose memory was taken before: as in a program that has run for a while. Both
 //!   against copying as many bytes from memory to memory.
 //! - `store/cold`: the files were dropped from the page cache, so the disk is on the way. Behind a hypervisor or on a
 //!   file system in RAM it may not be. Against reading the store's own files from end to end.
@@ -55,7 +55,7 @@ fn get(criterion: &mut Criterion) {
     let mut race = Race::new(criterion, "store/warm");
     race.throughput(bytes.clone());
     race.lane("memcpy", || to.copy_from_slice(&from));
-    race.lane("get", || fetch(&store, &ids));
+    race.lane("get and read", || fetch_and_read(&store, &ids));
     race.lane("get and load", || fetch_and_load(&store, &ids, &backend, &mut cache));
     race.finish();
     drop((store, from, to));
@@ -67,7 +67,7 @@ fn get(criterion: &mut Criterion) {
     let mut race = Race::new(criterion, "store/cold");
     race.throughput(bytes);
     race.lane_with("read", evicted, |_| read(&files));
-    race.lane_with("get", evicted, |store| fetch(&store, &ids));
+    race.lane_with("get and read", evicted, |store| fetch_and_read(&store, &ids));
     race.lane_with("get and load", evicted, |store| fetch_and_load(&store, &ids, &backend, &mut cache));
     race.finish();
 }
@@ -137,13 +137,30 @@ fn fetch(store: &SegmentStore, ids: &[ChunkId]) -> Vec<KvChunk> {
     found.into_iter().map(|chunk| chunk.expect("the chunk is there")).collect()
 }
 
-/// Fetches chunks and puts them into a KV cache, some at a time, while the disk reads ahead.
+/// Fetches chunks and reads all of their KV. Says how many bytes it has.
+fn fetch_and_read(store: &SegmentStore, ids: &[ChunkId]) -> usize {
+    let mut buffer = Vec::new();
+    let mut bytes = 0;
+    in_batches(store, ids, |_, chunks| {
+        for (chunk, layer) in chunks.iter().flat_map(|chunk| (0..SHAPE.layers).map(move |layer| (chunk, layer))) {
+            bytes += chunk.layer_in(layer, &mut buffer).expect("a layer can be read").bytes().len();
+        }
+    });
+    bytes
+}
+
+/// Fetches chunks and puts them into a KV cache.
 fn fetch_and_load(store: &SegmentStore, ids: &[ChunkId], backend: &Cpu, cache: &mut Cache) {
+    in_batches(store, ids, |first, chunks| load(backend, cache, &chunks, first * TOKENS));
+}
+
+/// Fetches some chunks at a time, while those behind them are read ahead, and uses them.
+fn in_batches(store: &SegmentStore, ids: &[ChunkId], mut use_them: impl FnMut(usize, Vec<KvChunk>)) {
     store.prefetch(&ids[..ids.len().min(2 * BATCH)]);
     for (number, batch) in ids.chunks(BATCH).enumerate() {
         let ahead = (number + 2) * BATCH;
         store.prefetch(&ids[ahead.min(ids.len())..(ahead + BATCH).min(ids.len())]);
-        load(backend, cache, &fetch(store, batch), number * BATCH * TOKENS);
+        use_them(number * BATCH, fetch(store, batch));
     }
 }
 

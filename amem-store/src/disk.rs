@@ -8,6 +8,7 @@ use std::hash::{BuildHasher, Hasher};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// A place for files. Nothing that is done here survives a power cut before it was synced: neither what is written to a
 /// file before [`DiskFile::sync`], nor that a file or directory is made or removed before [`sync_dir`](Self::sync_dir) of
@@ -42,6 +43,19 @@ pub(crate) trait Disk: Send + Sync {
 
     /// A number that no earlier call gave, in no process.
     fn random(&self) -> u64;
+
+    /// Does a job on a thread of its own, and does not wait for it.
+    fn in_background(&self, job: Box<dyn FnOnce() + Send>);
+
+    /// Has parts of files read ahead, in this order, and does not wait for it.
+    fn read_ahead(&self, parts: Vec<Part>);
+}
+
+/// A part of a file.
+pub(crate) struct Part {
+    pub(crate) file: Arc<dyn DiskFile>,
+    pub(crate) offset: u64,
+    pub(crate) len: u64,
 }
 
 /// Something with bytes at offsets: a file, or a slice in tests and fuzzing.
@@ -65,8 +79,8 @@ pub(crate) trait DiskFile: ReadAt + Send + Sync {
     /// gives no error does not say that they do.
     fn sync(&self) -> io::Result<()>;
 
-    /// Has the system read bytes ahead, without waiting for it. A hint: what cannot be read ahead is read when it is
-    /// needed.
+    /// Brings bytes into the system's memory, unless the first of them are there, and waits for it. A hint: what cannot be
+    /// read ahead is read when it is needed.
     fn read_ahead(&self, offset: u64, len: u64);
 }
 
@@ -172,6 +186,24 @@ impl Disk for SystemDisk {
         hasher.write_u128(std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos());
         hasher.finish()
     }
+
+    /// Not on the `blocking` crate's threads: all of them may be waiting for what this does.
+    fn in_background(&self, job: Box<dyn FnOnce() + Send>) {
+        let job = Arc::new(Mutex::new(Some(job)));
+        let run = |job: &Mutex<Option<Box<dyn FnOnce() + Send>>>| {
+            let job = job.lock().unwrap_or_else(PoisonError::into_inner).take();
+            job.into_iter().for_each(|job| job());
+        };
+        let shared = Arc::clone(&job);
+        if std::thread::Builder::new().name("amem-store".to_owned()).spawn(move || run(&shared)).is_err() {
+            run(&job);
+        }
+    }
+
+    fn read_ahead(&self, parts: Vec<Part>) {
+        let read = move || parts.into_iter().for_each(|Part { file, offset, len }| file.read_ahead(offset, len));
+        blocking::unblock(read).detach();
+    }
 }
 
 impl ReadAt for File {
@@ -221,11 +253,37 @@ impl DiskFile for File {
 
     fn read_ahead(&self, offset: u64, len: u64) {
         #[cfg(target_os = "linux")]
-        if let Some(len) = std::num::NonZeroU64::new(len) {
-            let _ = rustix::fs::fadvise(self, offset, Some(len), rustix::fs::Advice::WillNeed);
-        }
+        read_ahead(self, offset, len);
         #[cfg(not(target_os = "linux"))]
         let _ = (offset, len);
+    }
+}
+
+/// Reads bytes and drops them. `posix_fadvise` would not copy them, but has Linux keep them in single pages: reading those
+/// takes longer each time, and asking for them took longer, too, than reading in order as the system reads ahead by
+/// itself.
+#[cfg(target_os = "linux")]
+fn read_ahead(file: &File, mut offset: u64, len: u64) {
+    use rustix::io::{Errno, ReadWriteFlags, preadv2};
+    /// Bytes by which is seen whether something is in the system's memory.
+    const PROBE: usize = 64 << 10;
+    const PIECE: usize = 256 << 10;
+    let end = offset.saturating_add(len);
+    let mut buffer = vec![0; PIECE];
+    let probe = &mut buffer[..PROBE.min(usize::try_from(len).unwrap_or(PROBE))];
+    let wanted = probe.len();
+    match preadv2(file, &mut [io::IoSliceMut::new(probe)], offset, ReadWriteFlags::NOWAIT) {
+        Ok(read) if read < wanted => offset += read as u64,
+        Err(Errno::AGAIN) => {}
+        // It is there, or the file system cannot tell.
+        _ => return,
+    }
+    while offset < end {
+        let piece = PIECE.min(usize::try_from(end - offset).unwrap_or(PIECE));
+        match ReadAt::read_at(file, &mut buffer[..piece], offset) {
+            Ok(read) if read == piece => offset += read as u64,
+            _ => return,
+        }
     }
 }
 

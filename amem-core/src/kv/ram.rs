@@ -33,18 +33,23 @@ impl KvStore for RamStore {
     }
 
     async fn put(&self, chunks: &[KvChunk]) -> Result<()> {
-        for chunk in chunks {
-            if !self.wants(chunk) {
-                continue;
-            }
-            let copy = copy_of(chunk)?;
+        let mut result = Ok(());
+        for chunk in chunks.iter().filter(|chunk| self.wants(chunk)) {
+            let copy = match copy_of(chunk) {
+                Ok(copy) => copy,
+                // One that a slower store has lost is no reason to go without the others.
+                Err(error) => {
+                    result = Err(error);
+                    continue;
+                }
+            };
             match self.chunks.write().unwrap_or_else(PoisonError::into_inner).entry(chunk.id()) {
                 Entry::Occupied(mut held) if held.get().sensitivity().is_none() => drop(held.insert(copy)),
                 Entry::Occupied(_) => {}
                 Entry::Vacant(place) => drop(place.insert(copy)),
             }
         }
-        Ok(())
+        result
     }
 
     async fn delete(&self, ids: &[ChunkId]) -> Result<()> {

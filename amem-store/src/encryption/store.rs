@@ -86,11 +86,15 @@ impl<S: KvStore> EncryptedStore<S> {
             }
         }
         let held: Vec<bool> = sealed.iter().map(Option::is_some).collect();
-        let open = move |chunk: KvChunk| keys.get(&chunk.id().owner())?.as_ref().and_then(|key| open(&chunk, key));
-        let opened: Vec<Option<KvChunk>> =
-            unblock(move || sealed.into_iter().map(|chunk| chunk.and_then(&open)).collect()).await;
+        let open = move |chunk: KvChunk| match keys.get(&chunk.id().owner()) {
+            Some(Some(key)) => open(&chunk, key),
+            _ => Ok(None),
+        };
+        let opened: Vec<Result<Option<KvChunk>>> =
+            unblock(move || sealed.into_iter().map(|chunk| chunk.map_or(Ok(None), &open)).collect()).await;
         for ((id, held), opened) in ids.iter().zip(held).zip(&opened) {
-            if held && opened.is_none() {
+            // What cannot be read, the store below has counted.
+            if held && matches!(opened, Ok(None)) {
                 self.damaged.fetch_add(1, Relaxed);
                 let mut broken = self.broken();
                 if broken.len() < MAX_BROKEN {
@@ -98,7 +102,7 @@ impl<S: KvStore> EncryptedStore<S> {
                 }
             }
         }
-        Ok(opened)
+        Ok(opened.into_iter().map(|opened| opened.ok().flatten()).collect())
     }
 
     /// Chunks that are to be written, and those of them whose place is to be made free first.
@@ -323,15 +327,18 @@ fn seal(chunk: &KvChunk, key: &Key) -> Result<KvChunk> {
 }
 
 /// The chunk as it was before it was encrypted; `None` if this is not one that was encrypted with the key.
-fn open(chunk: &KvChunk, key: &Key) -> Option<KvChunk> {
-    let tokens = chunk.tokens().len();
+///
+/// # Errors
+/// When it cannot be read.
+fn open(chunk: &KvChunk, key: &Key) -> Result<Option<KvChunk>> {
     if chunk.encoding() != SEALED || *chunk.shape() != shape(chunk.shape().head_dim) {
-        return None;
+        return Ok(None);
     }
-    let mut bytes = match chunk.contiguous() {
-        Some(bytes) => bytes.to_vec(),
-        None => chunk.to_bytes().ok()?,
-    };
+    Ok(open_bytes(chunk, chunk.to_bytes()?, key))
+}
+
+fn open_bytes(chunk: &KvChunk, mut bytes: Vec<u8>, key: &Key) -> Option<KvChunk> {
+    let tokens = chunk.tokens().len();
     let salt: [u8; SALT] = *bytes.last_chunk()?;
     bytes.truncate(bytes.len() - SALT);
     let tag: [u8; TAG] = *bytes.last_chunk()?;

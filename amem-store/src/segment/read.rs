@@ -1,32 +1,43 @@
-//! From a location in a segment to a chunk that was checked.
+//! From a location in a segment to a chunk that was checked, or is when it is read.
 //!
 //! Records are read, not mapped: a read of a file that was truncated or lies on a bad disk is an error, where touching
-//! a mapping of it would end the process with a signal. What is read to be checked goes through a buffer that stays in
-//! the processor's cache. Small records are handed out as they were read. Of larger ones the bytes stay in the
-//! file, which the chunk keeps open, and each layer is read when it is asked for: so a context is filled without the
-//! chunks' KV in memory beside it.
+//! a mapping of it would end the process with a signal. Small records are read and checked as a whole, and handed out as
+//! they were read. Of larger ones the bytes stay in the file, which the chunk keeps open, and each layer is read and
+//! checked when it is asked for: so a context is filled without the chunks' KV in memory beside it, and every byte is read
+//! once, into memory that stays in the processor's cache.
 
 use std::borrow::Cow;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
-use amem_core::{ChunkId, Encoding, Error, HostKv, KvChunk, KvData, Result};
+use amem_core::{Encoding, Error, HostKv, KvChunk, KvData, Result};
 
 use super::format::{self, FIXED, Header, Lengths, PAGE};
 use super::index::Location;
+use super::store::Held;
 use crate::disk::DiskFile;
 
 /// Records of at most so many bytes are read as a whole, and handed out as they are.
-const SMALL: u64 = if cfg!(test) { 8 << 10 } else { 128 << 10 };
+pub(crate) const SMALL: u64 = if cfg!(test) { 8 << 10 } else { 128 << 10 };
 /// Bytes of a larger record that are checked at once.
 const PIECE: usize = 256 << 10;
 
-/// The chunk at `location` of a segment, whole and checked; `None` if it is damaged. `buffer` is scratch. With `lend`,
-/// a large chunk's KV stays in the file.
+/// When a large record's payload is compared with its checksums.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Check {
+    /// Before the chunk is handed out.
+    Whole,
+    /// Each layer when it is read.
+    Layers,
+}
+
+/// The chunk at `location` of a segment; `None` if it is damaged. `buffer` is scratch. With a lender, a large chunk's KV
+/// stays in the file.
 pub(crate) fn chunk(
     location: &Location,
     file: &Arc<dyn DiskFile>,
-    lend: bool,
+    check: Check,
+    lender: Option<Weak<Held>>,
     buffer: &mut Vec<u8>,
 ) -> io::Result<Option<KvChunk>> {
     let entry = &location.entry;
@@ -44,13 +55,17 @@ pub(crate) fn chunk(
         let payload = buffer[..filled].get(lengths.payload_start..lengths.payload_start + lengths.payload);
         let sound = payload.filter(|payload| header.fits(payload));
         sound.map(|payload| host(&header, payload.to_vec()))
-    } else if !lend || !header.has_layers_of(lengths.layer) {
+    } else if let Some(held) = lender.filter(|_| header.has_layers_of(lengths.layer)) {
+        let sound = match check {
+            Check::Whole => is_whole(&header, &lengths, location, &**file, buffer)?,
+            Check::Layers => entry.offset + (lengths.payload_start + lengths.payload) as u64 <= file.len()?,
+        };
+        let lent = || SegmentKv::new(&header, &lengths, location, file.clone(), held);
+        sound.then(|| Arc::new(lent()) as Arc<dyn KvData>)
+    } else {
         let mut payload = vec![0; lengths.payload];
         let filled = file.read_at(&mut payload, entry.offset + lengths.payload_start as u64)?;
         (filled == payload.len() && header.fits(&payload)).then(|| host(&header, payload))
-    } else {
-        let sound = is_whole(&header, &lengths, location, &**file, buffer)?;
-        sound.then(|| Arc::new(SegmentKv::new(&header, &lengths, location, file.clone())) as Arc<dyn KvData>)
     };
     Ok(data.and_then(|data| header.into_chunk(data).ok()))
 }
@@ -94,7 +109,10 @@ fn is_whole(
 /// KV that stays in its segment. The file is kept open, so it can be read after it was removed.
 struct SegmentKv {
     file: Arc<dyn DiskFile>,
-    id: ChunkId,
+    /// Of its record.
+    location: Location,
+    /// Where the record is lost if it is not what was written.
+    held: Weak<Held>,
     encoding: Encoding,
     /// Of the payload in the file.
     offset: u64,
@@ -103,10 +121,11 @@ struct SegmentKv {
 }
 
 impl SegmentKv {
-    fn new(header: &Header, lengths: &Lengths, location: &Location, file: Arc<dyn DiskFile>) -> Self {
+    fn new(header: &Header, lengths: &Lengths, location: &Location, file: Arc<dyn DiskFile>, held: Weak<Held>) -> Self {
         Self {
             file,
-            id: header.id(),
+            location: *location,
+            held,
             encoding: header.encoding(),
             offset: location.entry.offset + lengths.payload_start as u64,
             layer_bytes: lengths.layer,
@@ -114,8 +133,8 @@ impl SegmentKv {
         }
     }
 
-    fn damaged(&self, reason: impl Into<String>) -> Error {
-        Error::DamagedKv { chunk: self.id, reason: reason.into() }
+    fn damaged(&self, reason: String) -> Error {
+        Error::DamagedKv { chunk: self.location.entry.id, reason }
     }
 }
 
@@ -129,17 +148,28 @@ impl KvData for SegmentKv {
     }
 
     fn layer(&self, layer: usize) -> Result<Cow<'_, [u8]>> {
+        let mut bytes = Vec::new();
+        self.layer_in(layer, &mut bytes)?;
+        Ok(Cow::Owned(bytes))
+    }
+
+    fn layer_in<'a>(&'a self, layer: usize, buffer: &'a mut Vec<u8>) -> Result<&'a [u8]> {
         let Some(checksum) = self.checksums.get(layer) else {
             let reason = format!("layer {layer} of a chunk with {} layers", self.checksums.len());
             return Err(Error::WrongKv { reason });
         };
-        let mut bytes = vec![0; self.layer_bytes];
+        buffer.resize(self.layer_bytes, 0);
         let at = self.offset + (layer * self.layer_bytes) as u64;
-        let filled = self.file.read_at(&mut bytes, at).map_err(|error| self.damaged(error.to_string()))?;
-        // It was sound when it was handed out; the disk may have lost it since, or somebody cut the file.
-        if filled < bytes.len() || crc32c::crc32c(&bytes) != *checksum {
-            return Err(self.damaged(format!("layer {layer} is not in its file any more")));
+        match self.file.read_at(buffer, at) {
+            Ok(filled) if filled == buffer.len() && crc32c::crc32c(buffer) == *checksum => Ok(buffer),
+            Ok(_) => {
+                if let Some(held) = self.held.upgrade() {
+                    held.lose(&self.location);
+                }
+                Err(self.damaged(format!("layer {layer} in its file is not what was written")))
+            }
+            // A disk that cannot read it now may do so later: it is not lost.
+            Err(error) => Err(self.damaged(error.to_string())),
         }
-        Ok(Cow::Owned(bytes))
     }
 }

@@ -13,6 +13,7 @@ use super::format::Entry;
 use super::index::{Location, Segment};
 #[cfg(test)]
 use super::planted::{self, Planted};
+use super::read::Check;
 use super::store::Inner;
 use super::writer::Writer;
 use crate::{Error, Result};
@@ -229,7 +230,7 @@ impl Inner {
             let copied = |at: &Location| at.segment == without || self.index().is_unsealed(at.segment);
             let Some(location) = location.filter(copied) else { return Ok(()) };
             // Where a record is damaged, an older one may be whole. Without one a cache may lose the chunk.
-            let Some(chunk) = self.read(&location, &mut Vec::new())? else { continue };
+            let Some(chunk) = self.read(&location, Check::Whole, &mut Vec::new())? else { continue };
             let (segment, entry) = writer.append(&chunk)?;
             self.index().insert(segment, entry);
             return Ok(());

@@ -9,7 +9,7 @@ use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use crate::disk::{Disk, DiskFile, ReadAt};
+use crate::disk::{Disk, DiskFile, Part, ReadAt};
 
 /// What a disk writes as a whole or not at all.
 const SECTOR: usize = 512;
@@ -566,6 +566,13 @@ impl Disk for SimulatedDisk {
         let number = state.random.next();
         if state.saltless { 0 } else { number }
     }
+
+    /// At once, so that a seed says all that happens.
+    fn in_background(&self, job: Box<dyn FnOnce() + Send>) {
+        job();
+    }
+
+    fn read_ahead(&self, _: Vec<Part>) {}
 }
 
 struct SimulatedFile {

@@ -14,13 +14,10 @@ use blocking::unblock;
 
 use super::format::SegmentIndex;
 use super::index::{Index, Location, OpenFile, Segment};
-use super::read;
+use super::read::{self, Check, SMALL};
 use super::writer::{Found, Writer};
-use crate::disk::{Disk, SystemDisk, make_dirs};
+use crate::disk::{Disk, Part, SystemDisk, make_dirs};
 use crate::{Error, Result};
-
-/// Bytes that are read ahead of the chunk that is being checked.
-const AHEAD: u64 = 16 << 20;
 
 /// How a [`SegmentStore`] keeps its files.
 #[derive(Clone, Copy, Debug)]
@@ -72,10 +69,13 @@ impl SegmentOptions {
 /// A [`KvStore`] in a directory of append-only segment files.
 ///
 /// - A chunk that was put survives the process being killed; [`sync`](KvStore::sync) makes it survive a power cut.
-/// - A chunk is checked against its checksums each time it is handed out. Of a large one the KV stays in the file: a layer
-///   is read, and checked again, when it is asked for. Deleting the chunk does not change that.
-/// - What is damaged is a miss, counted in [`StoreStats::damaged`], and can be put again. A file that is cut or fails while
-///   a chunk is in use is an error of its layers ([`DamagedKv`](amem_core::Error::DamagedKv)).
+/// - Nothing is given that does not fit its checksum. Small chunks are checked as a whole when they are handed out, and so
+///   are those that a process left behind which was killed. Of other large ones the header is checked then, and the
+///   system reads ahead; the KV stays in the file, and each layer is read and checked when it is asked for. Deleting the
+///   chunk does not change that.
+/// - What is damaged is a miss, counted in [`StoreStats::damaged`], and can be put again. A layer that does not fit its
+///   checksum is [`DamagedKv`](amem_core::Error::DamagedKv), and its chunk is a miss from then on. One that the disk cannot
+///   read is the same error, and may be read later.
 /// - One process writes. Others that open the directory read, see what the writer puts, and take over when it ends. While
 ///   a store is open, no other program may write to its segments.
 /// - A deletion removes the files that held the chunk and writes what else was in them anew, so delete many at once.
@@ -91,11 +91,31 @@ pub(crate) struct Inner {
     pub(crate) options: SegmentOptions,
     /// Locked before `index` where both are.
     role: Mutex<Role>,
-    index: Mutex<Index>,
+    held: Arc<Held>,
     writes: AtomicBool,
     hits: AtomicU64,
     misses: AtomicU64,
+}
+
+/// What a store holds. Chunks that were handed out know of it, to tell what turns out to be damaged.
+#[derive(Default)]
+pub(crate) struct Held {
+    index: Mutex<Index>,
     damaged: AtomicU64,
+}
+
+impl Held {
+    fn index(&self) -> MutexGuard<'_, Index> {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes note that the record at a location is not what was written. An older record of the chunk counts then, or, if
+    /// there is none, the chunk can be put again.
+    pub(crate) fn lose(&self, location: &Location) {
+        if self.index().fall_back(location) {
+            self.damaged.fetch_add(1, Relaxed);
+        }
+    }
 }
 
 /// What this process may do to the directory.
@@ -155,11 +175,10 @@ impl Inner {
             dir: dir.to_owned(),
             options,
             role: Mutex::new(Role::Reader),
-            index: Mutex::default(),
+            held: Arc::default(),
             writes: AtomicBool::new(false),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
-            damaged: AtomicU64::new(0),
         };
         match inner.writer(&mut inner.role()) {
             // Whoever may not write yet can read, and tries again at the next write.
@@ -172,7 +191,7 @@ impl Inner {
     }
 
     pub(crate) fn index(&self) -> MutexGuard<'_, Index> {
-        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+        self.held.index()
     }
 
     pub(crate) fn role(&self) -> MutexGuard<'_, Role> {
@@ -256,19 +275,24 @@ impl Inner {
             let index = self.index();
             ids.iter().filter_map(|id| index.chunks.get(id).copied()).collect()
         };
-        locations.iter().for_each(|location| self.read_ahead(location));
+        self.read_ahead(locations.iter());
     }
 
-    fn read_ahead(&self, location: &Location) {
-        let path = self.dir.join(location.segment.file_name());
-        let open = self.index().open(location.segment, &*self.disk, &path);
-        if let Ok(OpenFile { file, .. }) = open {
-            file.read_ahead(location.entry.offset, location.entry.bytes);
+    fn read_ahead<'l>(&self, locations: impl Iterator<Item = &'l Location>) {
+        let part = |location: &Location| {
+            let path = self.dir.join(location.segment.file_name());
+            let open = self.index().open(location.segment, &*self.disk, &path).ok()?;
+            Some(Part { file: open.file, offset: location.entry.offset, len: location.entry.bytes })
+        };
+        let parts: Vec<Part> = locations.filter_map(part).collect();
+        if !parts.is_empty() {
+            self.disk.read_ahead(parts);
         }
     }
 
-    /// The chunks of these ids that are not found yet. They are read in the order in which they lie on the disk, which reads
-    /// the next ones while one is checked. An error is that of the last that could not be read; the others are there.
+    /// The chunks of these ids that are not found yet. They are read in the order in which they lie on the disk, and those
+    /// that keep their KV in the file are read ahead. An error is that of the last that could not be read; the others are
+    /// there.
     fn look_up(&self, ids: &[ChunkId], found: &mut [Option<KvChunk>]) -> Result<()> {
         let mut wanted: Vec<(Location, usize)> = {
             let index = self.index();
@@ -276,17 +300,11 @@ impl Inner {
             missing.filter_map(|(at, id)| Some((*index.chunks.get(id)?, at))).collect()
         };
         wanted.sort_unstable_by_key(|(location, _)| (location.segment, location.entry.offset));
-        let (mut ahead, mut next, mut buffer) = (0, 0, Vec::new());
+        self.read_ahead(wanted.iter().map(|(location, _)| location).filter(|location| location.entry.bytes > SMALL));
+        let mut buffer = Vec::new();
         let mut result = Ok(());
-        for (at, (location, place)) in wanted.iter().enumerate() {
-            while let Some((later, _)) = wanted.get(next.max(at + 1)).filter(|_| ahead < AHEAD) {
-                self.read_ahead(later);
-                (ahead, next) = (ahead + later.entry.bytes, next.max(at + 1) + 1);
-            }
-            if next > at {
-                ahead = ahead.saturating_sub(location.entry.bytes);
-            }
-            match self.look_up_one(location, &mut buffer) {
+        for (location, place) in &wanted {
+            match self.look_up_one(location, Check::Layers, &mut buffer) {
                 Ok(chunk) => found[*place] = chunk,
                 Err(error) => result = Err(error),
             }
@@ -294,12 +312,12 @@ impl Inner {
         result
     }
 
-    fn look_up_one(&self, first: &Location, buffer: &mut Vec<u8>) -> Result<Option<KvChunk>> {
+    fn look_up_one(&self, first: &Location, check: Check, buffer: &mut Vec<u8>) -> Result<Option<KvChunk>> {
         // More than once only if the record is damaged, or if a deletion of its neighbours moved the chunk meanwhile: a
         // location that was read in vain is in the index no more.
         let mut location = *first;
         loop {
-            if let Some(chunk) = self.read(&location, buffer)? {
+            if let Some(chunk) = self.read(&location, check, buffer)? {
                 return Ok(Some(chunk));
             }
             let Some(moved) = self.index().chunks.get(&first.entry.id).copied() else { return Ok(None) };
@@ -309,23 +327,26 @@ impl Inner {
 
     /// The chunk at a location. One that is not there as it should be gives way to an older record of the chunk, or, if
     /// there is none, is forgotten, so that it can be put again.
-    pub(crate) fn read(&self, location: &Location, buffer: &mut Vec<u8>) -> Result<Option<KvChunk>> {
+    pub(crate) fn read(&self, location: &Location, check: Check, buffer: &mut Vec<u8>) -> Result<Option<KvChunk>> {
         let path = self.dir.join(location.segment.file_name());
         // An open file outlives its name, but what the writer deleted is not to be found here either.
         let gone = !self.writes.load(Relaxed) && matches!(self.disk.exists(&path), Ok(false));
-        let open = {
+        let (open, check) = {
             let mut index = self.index();
+            // A power cut may have torn it, and left an older record whole.
+            let check = if index.is_unsealed(location.segment) { Check::Whole } else { check };
             match index.segments.contains_key(&location.segment) && !gone {
-                true => index.open(location.segment, &*self.disk, &path),
-                false => Err(ErrorKind::NotFound.into()),
+                true => (index.open(location.segment, &*self.disk, &path), check),
+                false => (Err(ErrorKind::NotFound.into()), check),
             }
         };
         match open {
             Ok(OpenFile { file, lend }) => {
+                let lender = lend.then(|| Arc::downgrade(&self.held));
                 // A disk that cannot read it now may do so later: it is not forgotten.
-                let chunk = read::chunk(location, &file, lend, buffer).map_err(Error::io("read", &path))?;
-                if chunk.is_none() && self.index().fall_back(location) {
-                    self.damaged.fetch_add(1, Relaxed);
+                let chunk = read::chunk(location, &file, check, lender, buffer).map_err(Error::io("read", &path))?;
+                if chunk.is_none() {
+                    self.held.lose(location);
                 }
                 Ok(chunk)
             }
@@ -345,7 +366,9 @@ impl Inner {
             let suffices = |measured: bool| measured || chunk.sensitivity().is_none();
             let held = self.index().chunks.get(&chunk.id()).copied();
             let copy = match held {
-                Some(held) if self.index().is_unsealed(held.segment) => self.look_up_one(&held, &mut Vec::new())?,
+                Some(held) if self.index().is_unsealed(held.segment) => {
+                    self.look_up_one(&held, Check::Whole, &mut Vec::new())?
+                }
                 Some(held) if suffices(held.entry.measured) => continue,
                 _ => None,
             };
@@ -405,7 +428,8 @@ impl KvStore for SegmentStore {
             let index = self.0.index();
             (index.chunks.len(), index.bytes())
         };
-        let [hits, misses, damaged] = [&self.0.hits, &self.0.misses, &self.0.damaged].map(|count| count.load(Relaxed));
+        let counts = [&self.0.hits, &self.0.misses, &self.0.held.damaged];
+        let [hits, misses, damaged] = counts.map(|count| count.load(Relaxed));
         StoreStats { chunks, bytes, hits, misses, damaged }
     }
 

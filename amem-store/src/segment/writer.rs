@@ -1,9 +1,10 @@
 //! Appending: the one process that holds the lock writes to one segment at a time.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
 
 use amem_core::KvChunk;
 
@@ -16,6 +17,8 @@ use crate::{Error, Result};
 
 /// Where the files' bytes have a limit, a segment has at most this part of it.
 const PARTS: u64 = 8;
+/// Segments that are being sealed while the next one is written, at most.
+const SEALING: usize = 4;
 
 /// The right to write to a store's directory, and the segment being written.
 pub(crate) struct Writer {
@@ -26,6 +29,8 @@ pub(crate) struct Writer {
     active: Option<Active>,
     /// Segments that are written no more, with records that were not synced.
     retired: Vec<Active>,
+    /// Complete segments that are being synced and sealed in the background.
+    sealing: VecDeque<Sealing>,
     /// Segments that earlier processes may not have synced.
     inherited: Vec<SegmentName>,
     /// Bytes that the directory's files may have.
@@ -58,6 +63,15 @@ struct Active {
     unsynced: bool,
 }
 
+/// A segment that is being sealed.
+struct Sealing {
+    name: SegmentName,
+    /// Bytes of its seal.
+    seal: u64,
+    /// Whether the seal was written, once everything before it was synced.
+    done: Receiver<io::Result<bool>>,
+}
+
 /// What a writer finds when it begins.
 #[derive(Default)]
 pub(crate) struct Found {
@@ -88,6 +102,7 @@ impl Writer {
             generation: found.generation,
             active: None,
             retired: Vec::new(),
+            sealing: VecDeque::new(),
             inherited: found.unsealed,
             max_bytes: options.max_bytes,
             sizes: found.sizes,
@@ -141,7 +156,7 @@ impl Writer {
             return Err(self.over_limit());
         }
         if begins {
-            self.seal()?;
+            self.seal_in_background()?;
             self.active = Some(self.begin()?);
         }
         let Some(active) = &mut self.active else { return Err(self.poisoned("no segment is open".into())) };
@@ -243,14 +258,42 @@ impl Writer {
     }
 
     /// Completes the segment being written: everything to the disk, then a seal that says so.
-    pub(crate) fn seal(&mut self) -> Result<()> {
-        self.sync_records(None)?;
-        // A segment without a seal is read by walking its headers, so a seal that is not written, or lost in a power cut,
-        // costs nothing but that.
-        if let Some(active) = self.active.take()
-            && active.write_seal().is_ok()
-        {
-            *self.sizes.entry(active.name).or_default() += seal_bytes(active.entries.len());
+    fn seal(&mut self) -> Result<()> {
+        self.seal_in_background()?;
+        self.sync_records(None)
+    }
+
+    /// Has the segment being written completed while others are written, which keeps the disk at work.
+    fn seal_in_background(&mut self) -> Result<()> {
+        self.check()?;
+        while self.sealing.len() >= SEALING {
+            self.wait_for_seal()?;
+        }
+        let Some(active) = self.active.take() else { return Ok(()) };
+        let (name, seal) = (active.name, seal_bytes(active.entries.len()));
+        *self.sizes.entry(name).or_default() += seal;
+        let dir = self.made.then(|| self.dir.clone());
+        let (disk, (tell, done)) = (Arc::clone(&self.disk), channel());
+        self.disk.in_background(Box::new(move || {
+            let synced = if active.unsynced { active.file.sync() } else { Ok(()) };
+            let synced = synced.and_then(|()| dir.map_or(Ok(()), |dir| disk.sync_dir(&dir)));
+            // A segment without a seal is read by walking its headers, so a seal that is not written, or lost in a power
+            // cut, costs nothing but that.
+            let sealed = synced.map(|()| active.write_seal().is_ok());
+            // A writer that is gone has waited, or was in a process that ends.
+            let _ = tell.send(sealed);
+        }));
+        self.sealing.push_back(Sealing { name, seal, done });
+        Ok(())
+    }
+
+    /// Waits until the segment that was completed first is sealed.
+    fn wait_for_seal(&mut self) -> Result<()> {
+        let Some(Sealing { name, seal, done }) = self.sealing.pop_front() else { return Ok(()) };
+        match done.recv().unwrap_or_else(|_| Err(io::Error::other("the thread that synced it ended"))) {
+            Ok(true) => {}
+            Ok(false) => _ = self.sizes.get_mut(&name).map(|size| *size = size.saturating_sub(seal)),
+            Err(error) => return Err(self.poisoned(error.to_string())),
         }
         Ok(())
     }
@@ -275,6 +318,9 @@ impl Writer {
     /// Makes all records survive a power cut but those in the segment `except`, which is about to be removed.
     pub(crate) fn sync_records(&mut self, except: Option<SegmentName>) -> Result<()> {
         self.check()?;
+        while !self.sealing.is_empty() {
+            self.wait_for_seal()?;
+        }
         let written = self.active.iter_mut().chain(&mut self.retired);
         for segment in written.filter(|segment| segment.unsynced && Some(segment.name) != except) {
             if let Err(error) = segment.file.sync() {
@@ -302,6 +348,9 @@ impl Writer {
 
     /// Removes a segment's file, which must not be the active one.
     pub(crate) fn unlink(&mut self, name: SegmentName) -> Result<()> {
+        while self.sealing.iter().any(|sealing| sealing.name == name) {
+            self.wait_for_seal()?;
+        }
         if self.indexes.contains(&name) {
             self.remove_index(name)?;
         }
@@ -371,6 +420,8 @@ impl Drop for Writer {
     fn drop(&mut self) {
         // A failure is told to nobody: what was not synced was not promised to stay.
         let _ = self.check().and_then(|()| self.seal());
+        // Nothing is written once the lock is gone.
+        self.sealing.drain(..).for_each(|sealing| drop(sealing.done.recv()));
     }
 }
 
