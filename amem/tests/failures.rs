@@ -4,15 +4,15 @@
 mod common;
 
 use std::borrow::Cow;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use amem_core::testing::Probe;
 use amem_core::transformer::{Options, Transformer};
 use amem_core::{
-    Ask, ChunkId, Encoding, Error, Event, KvChunk, KvData, KvStore, Memory, RamStore, Repair, Result, SessionOptions,
-    StoreStats, StoredChunk,
+    AnswerStream, Ask, ChunkId, Encoding, Error, Event, KvChunk, KvData, KvStore, Memory, RamStore, Repair, Result,
+    SessionOptions, StoreStats, StoredChunk,
 };
 use amem_cpu::Cpu;
 use async_trait::async_trait;
@@ -214,6 +214,14 @@ fn a_dropped_answer_stops_the_work_and_the_next_one_is_right() {
 struct Fading {
     inner: RamStore,
     lost: AtomicUsize,
+    is_read_only: AtomicBool,
+}
+
+impl Fading {
+    fn check(&self) -> Result<()> {
+        let refused = || Error::ReadOnly { what: "the store".to_owned(), reason: "another process writes".to_owned() };
+        if self.is_read_only.load(Relaxed) { Err(refused()) } else { Ok(()) }
+    }
 }
 
 /// KV that is not there any more.
@@ -247,10 +255,12 @@ impl KvStore for Fading {
     }
 
     async fn put(&self, chunks: &[KvChunk]) -> Result<()> {
+        self.check()?;
         self.inner.put(chunks).await
     }
 
     async fn delete(&self, ids: &[ChunkId]) -> Result<()> {
+        self.check()?;
         self.inner.delete(ids).await
     }
 
@@ -280,9 +290,67 @@ fn kv_that_is_lost_between_being_found_and_being_used_is_computed_again() {
             assert_eq!(answer.text, expected);
             assert!(store.lost.load(Relaxed) == 0 && answer.usage.missed > 0, "it was given, lost and computed again");
         }
+        let streamed = async |mut stream: AnswerStream| {
+            let mut text = String::new();
+            loop {
+                match stream.next().await.unwrap().unwrap() {
+                    Event::Delta(delta) => text += &delta.text,
+                    Event::Done(answer) => return (text, answer),
+                    other => panic!("{other:?}"),
+                }
+            }
+        };
+        for (question, expected) in QUESTIONS {
+            store.lost.store(1, Relaxed);
+            let (text, answer) = streamed(memory.ask_stream("me", question).await.unwrap()).await;
+            assert_eq!((text.trim(), &*answer.text), (expected, expected));
+            assert!(store.lost.load(Relaxed) == 0 && answer.usage.missed > 0, "it was given, lost and computed again");
+        }
+        for conversation in [false, true] {
+            let options = SessionOptions::default().conversation(conversation);
+            let mut session = memory.session("me", options).unwrap();
+            store.lost.store(2, Relaxed);
+            assert_eq!(session.ask(QUESTIONS[1].0).await.unwrap().text, QUESTIONS[1].1);
+            assert_eq!(store.lost.load(Relaxed), 0);
+            let mut session = memory.session("me", SessionOptions::default()).unwrap();
+            store.lost.store(2, Relaxed);
+            let (text, _) = streamed(session.ask_stream(QUESTIONS[0].0).await.unwrap()).await;
+            assert_eq!((text.trim(), store.lost.load(Relaxed)), (QUESTIONS[0].1, 0));
+            assert_eq!(session.ask(QUESTIONS[2].0).await.unwrap().text, QUESTIONS[2].1, "the session goes on");
+        }
+    });
+}
+
+#[test]
+fn kv_that_a_store_loses_and_cannot_delete_is_computed_for_each_question() {
+    let store = Arc::new(Fading::default());
+    let memory = builder().kv(Arc::clone(&store) as Arc<dyn KvStore>).build().unwrap();
+    block_on(async {
+        memory.remember_all("me", NOTES).await.unwrap();
+        memory.prefill("me", |_, _| {}).await.unwrap();
+        store.is_read_only.store(true, Relaxed);
+        store.lost.store(usize::MAX, Relaxed);
+        for (question, expected) in QUESTIONS {
+            assert_eq!(memory.ask("me", question).await.unwrap().text, expected);
+        }
+    });
+}
+
+#[test]
+fn kv_that_is_lost_each_time_is_an_error_in_the_end() {
+    let store = Arc::new(Fading::default());
+    let memory = builder().kv(Arc::clone(&store) as Arc<dyn KvStore>).build().unwrap();
+    block_on(async {
+        memory.remember_all("me", NOTES).await.unwrap();
+        memory.prefill("me", |_, _| {}).await.unwrap();
+        store.lost.store(usize::MAX, Relaxed);
+        let failed = memory.ask("me", QUESTIONS[0].0).await;
+        assert!(matches!(failed, Err(Error::DamagedKv { .. })), "{failed:?}");
         let mut session = memory.session("me", SessionOptions::default()).unwrap();
-        store.lost.store(2, Relaxed);
-        assert_eq!(session.ask(QUESTIONS[1].0).await.unwrap().text, QUESTIONS[1].1);
-        assert_eq!(store.lost.load(Relaxed), 0);
+        let failed = session.ask(QUESTIONS[0].0).await;
+        assert!(matches!(failed, Err(Error::DamagedKv { .. })), "{failed:?}");
+        store.lost.store(0, Relaxed);
+        assert_eq!(memory.ask("me", QUESTIONS[0].0).await.unwrap().text, QUESTIONS[0].1);
+        assert_eq!(session.ask(QUESTIONS[0].0).await.unwrap().text, QUESTIONS[0].1);
     });
 }

@@ -131,12 +131,19 @@ impl Engine {
     /// # Errors
     /// [`Error::Overloaded`] when too many requests wait already; [`Error::BadValue`] for settings that make no sense.
     /// What goes wrong later comes with the stream.
-    pub fn submit(&self, request: Request) -> Result<OutputStream> {
+    pub fn submit(&self, mut request: Request) -> Result<OutputStream> {
         request.generation.check()?;
         let (sender, receiver) = mpsc::unbounded();
+        // What lies in memory cannot turn out to be damaged.
+        let in_memory = |piece: &Piece| !matches!(piece, Piece::Cached(chunk) if chunk.contiguous().is_none());
+        let mut loading = None;
+        if !request.pieces.iter().all(in_memory) {
+            let (loaded, receiver) = oneshot::channel();
+            (request.loaded, loading) = (Some(loaded), Some(receiver));
+        }
         let owner = request.owner.clone();
         self.0.queue.push(&owner, Job::Answer(Box::new(request::Answering { request, events: sender })))?;
-        Ok(OutputStream::new(receiver))
+        Ok(OutputStream::new(receiver, loading))
     }
 
     /// Computes texts' KV ([`Model::prefill`]) between the steps of other requests. Dropping the future ends the work

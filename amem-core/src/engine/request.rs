@@ -29,6 +29,8 @@ pub struct Request {
     pub(super) started: Instant,
     /// Called on the engine's thread before the stream ends, with the first answer's context.
     pub(super) finally: Option<Finally>,
+    /// Told when the pieces' KV was loaded; dropped if it could not be, or the request did not begin for another reason.
+    pub(super) loaded: Option<oneshot::Sender<()>>,
 }
 
 /// What takes a request's context back, and learns what came of it.
@@ -39,7 +41,7 @@ impl Request {
     pub fn new(owner: Namespace, pieces: Vec<Piece>) -> Self {
         let (repair, generation) = (Repair::default(), Generation::default());
         let (context, limit, started) = (None, usize::MAX, Instant::now());
-        Self { owner, context, pieces, repair, generation, answers: true, limit, started, finally: None }
+        Self { owner, context, pieces, repair, generation, answers: true, limit, started, finally: None, loaded: None }
     }
 
     /// Which rows of cached pieces are computed again.
@@ -138,11 +140,35 @@ pub enum Output {
 /// A request's answers as they are generated. Dropping it ends the work within one step.
 pub struct OutputStream {
     events: mpsc::UnboundedReceiver<Result<Output>>,
+    /// Told when the request's KV was loaded, where that may fail.
+    loading: Option<oneshot::Receiver<()>>,
+    /// What was received already.
+    received: Option<Result<Output>>,
 }
 
 impl OutputStream {
-    pub(super) fn new(events: mpsc::UnboundedReceiver<Result<Output>>) -> Self {
-        Self { events }
+    pub(super) fn new(events: mpsc::UnboundedReceiver<Result<Output>>, loading: Option<oneshot::Receiver<()>>) -> Self {
+        Self { events, loading, received: None }
+    }
+
+    /// Waits until the KV of the request's pieces was loaded. It may take as long as requests before it need, but for KV that
+    /// lies in memory, which is not waited for.
+    ///
+    /// # Errors
+    /// [`Error::DamagedKv`] if some of it was lost; then nothing was generated. Any other error is left to the stream.
+    pub(crate) async fn loaded(&mut self) -> Result<()> {
+        let Some(loading) = self.loading.take() else { return Ok(()) };
+        if loading.await.is_ok() {
+            return Ok(());
+        }
+        // What went wrong was told before.
+        match std::future::poll_fn(|task| Pin::new(&mut *self).poll_next(task)).await {
+            Some(Err(error @ Error::DamagedKv { .. })) => Err(error),
+            received => {
+                self.received = received;
+                Ok(())
+            }
+        }
     }
 }
 
@@ -150,6 +176,9 @@ impl Stream for OutputStream {
     type Item = Result<Output>;
 
     fn poll_next(mut self: Pin<&mut Self>, task: &mut TaskContext<'_>) -> Poll<Option<Self::Item>> {
+        if let Some(received) = self.received.take() {
+            return Poll::Ready(Some(received));
+        }
         Pin::new(&mut self.events).poll_next(task)
     }
 }

@@ -125,7 +125,11 @@ impl Scheduler<'_> {
             context.release();
         }
         match opened {
-            Ok(running) => self.running.push(running),
+            Ok(running) => {
+                // Whoever waited for it may be gone.
+                job.request.loaded.take().into_iter().for_each(|loaded| _ = loaded.send(()));
+                self.running.push(running);
+            }
             // Those who run will give room back.
             Err(Error::Full { .. }) if !self.running.is_empty() => {
                 self.stalled = true;

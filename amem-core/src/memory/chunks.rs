@@ -5,7 +5,7 @@
 //! them; a chunk whose link cannot be written down is used, but not kept.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::records::{Content, Entry};
@@ -33,6 +33,8 @@ pub(super) struct Chunks {
     id_secret: Option<[u8; 32]>,
     /// The system prefix, computed. Contexts are forked from it, so that its KV is in the KV cache once.
     base: async_lock::Mutex<Option<Box<dyn Context>>>,
+    /// Chunks whose KV turned out to be damaged, until they are put into the store anew: it may not be able to delete them.
+    damaged: Mutex<HashSet<ChunkId>>,
 }
 
 /// The KV of some records.
@@ -65,7 +67,17 @@ impl Chunks {
         id_secret: Option<[u8; 32]>,
     ) -> Self {
         let prefix = PrefixId::of(&layout.prefix);
-        Self { model, engine, kv, ledger, layout, prefix, id_secret, base: async_lock::Mutex::new(None) }
+        Self {
+            model,
+            engine,
+            kv,
+            ledger,
+            layout,
+            prefix,
+            id_secret,
+            base: async_lock::Mutex::new(None),
+            damaged: Mutex::default(),
+        }
     }
 
     fn chunk_id(&self, owner: &str, prefix: &PrefixId, tokens: &[Token]) -> ChunkId {
@@ -137,22 +149,39 @@ impl Chunks {
     async fn open_base(&self) -> Result<(Box<dyn Context>, Usage)> {
         let tokens = Arc::clone(&self.layout.prefix);
         let id = self.chunk_id("", &PrefixId::of(&[]), &tokens);
-        let (owner, mut usage) = (Namespace::new(OPERATOR)?, Usage::default());
+        let owner = Namespace::new(OPERATOR)?;
         let text = PrefillText { id, tokens };
-        let held = self.held(std::slice::from_ref(&text), &PrefixId::of(&[])).await.pop().flatten();
-        let chunk = match held {
-            Some(chunk) => chunk,
-            None => {
-                let Prefilled { chunks, usage: cost, .. } =
-                    self.engine.prefill(&owner, [].into(), vec![text], false).await?;
-                self.keep(&chunks).await;
-                usage = Usage { missed: cost.prefilled, ..cost };
-                chunks.into_iter().next().ok_or_else(|| Error::Model("a text came back without its KV".into()))?
+        let blend = async |chunk| self.engine.blend(&owner, None, vec![Piece::Cached(chunk)], Repair::None).await;
+        if let Some(held) = self.held(std::slice::from_ref(&text), &PrefixId::of(&[])).await.pop().flatten() {
+            match blend(held).await {
+                Err(Error::DamagedKv { chunk, reason }) => self.drop_damaged(chunk, &reason).await,
+                blended => return blended,
             }
-        };
-        let pieces = vec![Piece::Cached(chunk)];
-        let (context, cost) = self.engine.blend(&owner, None, pieces, Repair::None).await?;
+        }
+        let Prefilled { chunks, usage: cost, .. } = self.engine.prefill(&owner, [].into(), vec![text], false).await?;
+        self.keep(&chunks).await;
+        let usage = Usage { missed: cost.prefilled, ..cost };
+        let chunk = chunks.into_iter().next();
+        let (context, cost) =
+            blend(chunk.ok_or_else(|| Error::Model("a text came back without its KV".into()))?).await?;
         Ok((context, usage + cost))
+    }
+
+    /// Deletes a chunk whose KV was lost between being found and being used, so that it is computed again.
+    pub(super) async fn drop_damaged(&self, chunk: ChunkId, reason: &str) {
+        /// Those of a store that is read-only here stay.
+        const MOST: usize = 4096;
+        log::warn!("chunk {chunk} is computed anew: {reason}");
+        {
+            let mut damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
+            if damaged.len() >= MOST {
+                damaged.clear();
+            }
+            damaged.insert(chunk);
+        }
+        if let Err(error) = self.erase(&[chunk]).await {
+            log::warn!("a damaged chunk could not be deleted: {error}");
+        }
     }
 
     /// The KV of records: from the store, or computed. With `keep`, what was computed is put into the store.
@@ -225,7 +254,11 @@ impl Chunks {
             }
         };
         found.resize(ids.len(), None);
+        let damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
         for (text, found) in texts.iter().zip(&mut found) {
+            if damaged.contains(&text.id) {
+                *found = None;
+            }
             if let Some(reason) = found.as_ref().and_then(|chunk| self.mismatch(chunk, text, prefix)) {
                 log::warn!("what the store has as chunk {} is computed anew: {reason}", text.id);
                 *found = None;
@@ -285,8 +318,12 @@ impl Chunks {
 
     /// Puts chunks into the store. If it cannot keep them, they are computed again next time.
     async fn keep(&self, chunks: &[KvChunk]) {
-        if let Err(error) = self.kv.put(chunks).await {
-            log::warn!("{} chunks could not be kept: {error}", chunks.len());
+        match self.kv.put(chunks).await {
+            Ok(()) => {
+                let mut damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
+                chunks.iter().for_each(|chunk| _ = damaged.remove(&chunk.id()));
+            }
+            Err(error) => log::warn!("{} chunks could not be kept: {error}", chunks.len()),
         }
     }
 

@@ -70,13 +70,18 @@ pub(crate) struct Bill {
 
 impl Bill {
     /// Counts the question, with what the engine did for it, if it did anything.
-    pub(crate) fn settle(self, completion: Option<&Completion>) {
+    pub(crate) fn settle(self, completion: Result<&Completion, &Error>) {
         let mut cost = self.cost;
-        if let Some(completion) = completion {
+        if let Ok(completion) = completion {
             let resident = if cost.opened { 0 } else { completion.usage.resident };
             cost.usage += Usage { resident, ..completion.usage };
         }
-        self.meter.note_and_write(&self.namespace, Amounts { requests: 1, ..cost.amounts() });
+        // A question whose KV was lost is asked again, and counted then; what it computed is counted now.
+        let amounts = match completion {
+            Err(Error::DamagedKv { .. }) => amounts_of(&cost.usage),
+            _ => Amounts { requests: 1, ..cost.amounts() },
+        };
+        self.meter.note_and_write(&self.namespace, amounts);
     }
 }
 
@@ -181,41 +186,46 @@ impl Memory {
         namespace: impl TryInto<Namespace, Error = Error>,
         question: impl Into<Ask>,
     ) -> Result<Answer> {
-        let (namespace, ask) = (namespace.try_into()?, question.into());
-        for _ in 0..DAMAGED {
-            match self.ask_stream(&namespace, ask.clone()).await?.answer().await {
-                Err(Error::DamagedKv { chunk, reason }) => self.drop_damaged(chunk, &reason).await,
-                answer => return answer,
-            }
-        }
-        self.ask_stream(&namespace, ask).await?.answer().await
-    }
-
-    /// Deletes a chunk whose KV was lost between being found and being used, so that it is computed again.
-    pub(crate) async fn drop_damaged(&self, chunk: ChunkId, reason: &str) {
-        log::warn!("chunk {chunk} is computed anew: {reason}");
-        if let Err(error) = self.parts.chunks.erase(&[chunk]).await {
-            log::warn!("a damaged chunk could not be deleted: {error}");
-        }
+        self.ask_stream(namespace, question).await?.answer().await
     }
 
     /// As [`ask`](Self::ask), with the text as it is generated. Dropping the stream stops the work.
     ///
+    /// Where KV comes from a disk or a server, it returns once that stands in the context: what turns out to be lost is
+    /// computed again.
+    ///
     /// # Errors
-    /// As [`ask`](Self::ask). The stream ends with [`Error::DamagedKv`] if KV was lost between being found and being used;
-    /// then ask again.
+    /// As [`ask`](Self::ask); [`Error::DamagedKv`] if KV is lost again and again.
     pub async fn ask_stream(
         &self,
         namespace: impl TryInto<Namespace, Error = Error>,
         question: impl Into<Ask>,
     ) -> Result<AnswerStream> {
-        let started = Instant::now();
-        let (namespace, ask) = (namespace.try_into()?, question.into());
+        let (started, namespace, ask) = (Instant::now(), namespace.try_into()?, question.into());
+        for _ in 0..DAMAGED {
+            match self.try_ask(&namespace, ask.clone(), started).await {
+                Err(Error::DamagedKv { chunk, reason }) => self.drop_damaged(chunk, &reason).await,
+                answer => return answer,
+            }
+        }
+        self.try_ask(&namespace, ask, started).await
+    }
+
+    /// Deletes a chunk whose KV was lost between being found and being used, so that it is computed again.
+    pub(crate) async fn drop_damaged(&self, chunk: ChunkId, reason: &str) {
+        self.parts.chunks.drop_damaged(chunk, reason).await;
+    }
+
+    /// Asks once.
+    ///
+    /// # Errors
+    /// [`Error::DamagedKv`] when KV is lost before anything is generated.
+    async fn try_ask(&self, namespace: &Namespace, ask: Ask, started: Instant) -> Result<AnswerStream> {
         ask.generation.check()?;
         self.check_meter().await?;
         let asked = self.pieces(self.conversation(&ask)?);
         let tokens = asked.iter().map(|piece| piece.tokens().len()).sum();
-        let (_records, mut found) = self.find(&namespace, &ask.recall).await?;
+        let (_records, mut found) = self.find(namespace, &ask.recall).await?;
         let room = self.room(tokens, ask.generation.max_tokens)?;
         self.fit(&mut found, room)?;
         // In the order in which they were told: a later one may lean on an earlier one, or overrule it.
@@ -223,24 +233,25 @@ impl Memory {
         let entries: Vec<Arc<Entry>> = found.iter().map(|found| Arc::clone(&found.entry)).collect();
         let lease = self.parts.chunks.prefetch(&entries);
         let base = self.parts.chunks.base().await?;
-        let fetched = self.parts.chunks.fetch(&namespace, &entries, ask.recall.as_of.is_none()).await?;
+        let fetched = self.parts.chunks.fetch(namespace, &entries, ask.recall.as_of.is_none()).await?;
         drop(lease);
         self.note(&found, &fetched.chunks);
         let usage = base.usage + fetched.usage;
         let (resident, chunks) = (entries.len(), entries.len());
         let cost = Cost { usage, opened: base.is_new, resident, chunks, computed: fetched.computed };
-        let bill = self.bill(&namespace, cost);
+        let bill = self.bill(namespace, cost);
         let mut pieces: Vec<Piece> = fetched.chunks.into_iter().map(Piece::Cached).collect();
         pieces.extend(asked);
         let repair = ask.repair.unwrap_or_else(|| self.parts.repair.clone());
         let limit = self.model().info().context;
-        let request = Request::new(namespace, pieces).repair(repair).generation(ask.generation).limit(limit);
+        let request = Request::new(namespace.clone(), pieces).repair(repair).generation(ask.generation).limit(limit);
         let request = base.context.into_iter().fold(request, Request::context);
         let request = match bill {
-            Some(bill) => request.finally(Box::new(move |_, completion| bill.settle(completion.ok()))),
+            Some(bill) => request.finally(Box::new(move |_, completion| bill.settle(completion))),
             None => request,
         };
-        let output = self.engine().submit(request.started(started))?;
+        let mut output = self.engine().submit(request.started(started))?;
+        output.loaded().await?;
         let recalled = found.iter().map(Found::recollection).collect();
         Ok(AnswerStream::new(output, recalled, cost, self).with_tools(self, &ask.tools))
     }

@@ -111,7 +111,8 @@ impl User<'_> {
 
     fn ask(&self, stream: bool) {
         let messages = json!([{ "role": "user", "content": format!("Where does {} live?", self.word) }]);
-        let body = json!({ "model": "demo", "user": self.name, "messages": messages, "max_tokens": 12, "stream": stream });
+        let body =
+            json!({ "model": "demo", "user": self.name, "messages": messages, "max_tokens": 12, "stream": stream });
         if let Some(body) = self.post("/v1/chat/completions", &body) {
             if stream {
                 assert!(body.trim_end().ends_with("data: [DONE]"), "{body}");
@@ -184,8 +185,16 @@ fn what_a_killed_server_acknowledged_is_there_after_a_restart() {
     for round in 0..4 {
         let mut server = start(dir.path());
         let held = ids(&server);
-        assert!(acknowledged.iter().all(|id| held.contains(id)), "round {round}: {} of {}", held.len(), acknowledged.len());
-        assert!(held.len() <= acknowledged.len() + 2 * round, "one request of each round may not have been acknowledged");
+        assert!(
+            acknowledged.iter().all(|id| held.contains(id)),
+            "round {round}: {} of {}",
+            held.len(),
+            acknowledged.len()
+        );
+        assert!(
+            held.len() <= acknowledged.len() + 2 * round,
+            "one request of each round may not have been acknowledged"
+        );
         // Killed at another moment in each round.
         let (child, moment) = (server.child.id(), Duration::from_millis(60 + 37 * round as u64));
         let killer = std::thread::spawn(move || {

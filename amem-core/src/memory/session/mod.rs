@@ -212,32 +212,37 @@ impl Session {
     /// # Errors
     /// As [`Memory::ask`].
     pub async fn ask(&mut self, question: impl Into<Ask>) -> Result<Answer> {
-        let ask = question.into();
-        for _ in 0..DAMAGED {
-            let answer = match self.ask_stream(ask.clone()).await {
-                Ok(stream) => stream.answer().await,
-                Err(error) => Err(error),
-            };
-            self.finish_turn().await;
-            match answer {
-                Err(Error::DamagedKv { chunk, reason }) => self.memory.drop_damaged(chunk, &reason).await,
-                answer => return answer,
-            }
-        }
-        let answer = self.ask_stream(ask).await?.answer().await?;
+        let answer = match self.ask_stream(question).await {
+            Ok(stream) => stream.answer().await,
+            Err(error) => Err(error),
+        };
         self.finish_turn().await;
-        Ok(answer)
+        answer
     }
 
-    /// As [`ask`](Self::ask), with the text as it is generated. Dropping the stream ends the turn where it is.
+    /// As [`ask`](Self::ask), with the text as it is generated. Dropping the stream ends the turn where it is. It returns
+    /// when [`Memory::ask_stream`] does.
     ///
     /// # Errors
     /// As [`Memory::ask`]; [`Error::BadValue`] for a recall as of another moment, for what stands in a session is what
     /// counts now, and for a filter of its own, for what stands would not be filtered ([`SessionOptions::filter`] is for
     /// that).
     pub async fn ask_stream(&mut self, question: impl Into<Ask>) -> Result<AnswerStream> {
-        let started = Instant::now();
-        let ask = question.into();
+        let (started, ask) = (Instant::now(), question.into());
+        for _ in 0..DAMAGED {
+            match self.try_ask(ask.clone(), started).await {
+                Err(Error::DamagedKv { chunk, reason }) => self.memory.drop_damaged(chunk, &reason).await,
+                answer => return answer,
+            }
+        }
+        self.try_ask(ask, started).await
+    }
+
+    /// Asks once.
+    ///
+    /// # Errors
+    /// [`Error::DamagedKv`] when KV is lost before anything is generated.
+    async fn try_ask(&mut self, ask: Ask, started: Instant) -> Result<AnswerStream> {
         self.finish_turn().await;
         self.check_recall(&ask.recall)?;
         let Conversation { opening, mut exchanges } = self.memory.conversation(&ask)?;
@@ -567,7 +572,7 @@ impl Session {
         let conversation = self.options.conversation;
         // Called with what came of the turn, and on the way out if nothing did.
         let finally = move |context: Option<Box<dyn Context>>, completion: Result<&Completion, &Error>| {
-            bill.into_iter().for_each(|bill| bill.settle(completion.ok()));
+            bill.into_iter().for_each(|bill| bill.settle(completion));
             let Some(mut context) = context else { return };
             let answer = completion.ok().and_then(|completion| completion.choices.first());
             // A turn that was given up before its question was computed never was.
@@ -600,7 +605,8 @@ impl Session {
         };
         let request = Request::new(self.namespace.clone(), pieces).context(context).limit(self.limit);
         let request = request.repair(repair).generation(ask.generation).started(started).finally(Box::new(finally));
-        let output = self.memory.engine().submit(request)?;
+        let mut output = self.memory.engine().submit(request)?;
+        output.loaded().await?;
         let recalled = found.iter().map(Found::recollection).collect();
         Ok(AnswerStream::new(output, recalled, cost, &self.memory).with_tools(&self.memory, &ask.tools))
     }
