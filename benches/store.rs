@@ -3,8 +3,8 @@
 //! Chunks of 32 tokens in the shape of a Llama 3.2 1B: 1 MiB each, 1 GiB of them to get and 128 MiB to put.
 //!
 //! - `store/warm`: the files are in the page cache. `get and read` reads and checks every layer, one after another;
-//!   `get and load` ends with rotated keys in the KV cache of the CPU backend, in f16, whose memory was taken before: as in a program that has run for a while. Both
-//!   against copying as many bytes from memory to memory.
+//!   `get and load` ends with rotated keys in the KV cache of the CPU backend, in f16, whose memory was taken before: as
+//!   in a program that has run for a while. Both against copying as many bytes from memory to memory.
 //! - `store/cold`: the files were dropped from the page cache, so the disk is on the way. Behind a hypervisor or on a
 //!   file system in RAM it may not be. Against reading the store's own files from end to end.
 //! - `store/decode`: loading alone, from each encoding.

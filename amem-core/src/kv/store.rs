@@ -12,12 +12,13 @@ use crate::{ChunkId, KvChunk, OwnerId, Result};
 ///
 /// What it holds is a cache: a chunk can always be rebuilt from its text, so a store may lose one and must never give
 /// a wrong one. It may lose one after it was given, too: a layer that is not what was written when it is read
-/// is [`DamagedKv`](crate::Error::DamagedKv), and never other KV. It is checked by `testing::kv_store` (feature `testing`).
+/// is [`DamagedKv`](crate::Error::DamagedKv), and never other KV. It is checked by `testing::kv_store` (feature
+/// `testing`).
 #[async_trait]
 pub trait KvStore: Send + Sync {
     /// The chunks of these ids, or `None`, in the order of the ids. A damaged chunk is a miss, and so is one that cannot be
-    /// read while others can. Its KV is checked now, or layer by layer when it is read ([`KvData::layer`](crate::KvData::layer)):
-    /// whoever gets [`DamagedKv`](crate::Error::DamagedKv) then takes the chunk for a miss.
+    /// read while others can. KV is checked now, or layer by layer when it is read: whoever gets
+    /// [`DamagedKv`](crate::Error::DamagedKv) then takes the chunk for a miss.
     ///
     /// # Errors
     /// When the store itself fails, so that nothing could be read; a caller treats that as a miss too, and says so.
