@@ -6,10 +6,13 @@
 mod common;
 #[path = "../common/front.rs"]
 mod front;
-mod proxy;
+#[path = "../common/scripted.rs"]
+mod scripted;
 
 mod anthropic;
 mod mcp;
+mod openai;
+mod proxy;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -23,6 +26,16 @@ fn installed() -> PathBuf {
 /// Runs a Python script of this folder; its arguments are texts, the first one mostly a server's address.
 fn python(script: &str, arguments: &[&str]) {
     run(Command::new(installed().join("python/bin/python")).arg(here(script)).args(arguments));
+}
+
+/// Runs tests of this folder with pytest; this environment variable is a server's address.
+fn pytest(script: &str, url: &str) {
+    let mut command = Command::new(installed().join("python/bin/python"));
+    command.args(["-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "asyncio_mode=auto"]);
+    // Clients keep connections from one test to the next.
+    command.args(["-o", "asyncio_default_test_loop_scope=session", "-o", "asyncio_default_fixture_loop_scope=session"]);
+    command.arg(here(script));
+    run(command.env("AMEM_URL", url).env("PYTHONDONTWRITEBYTECODE", "1"));
 }
 
 /// Runs a script of this folder with Node. Its packages are found where they are installed.

@@ -408,6 +408,15 @@ fn a_value_that_makes_no_sense_or_is_not_supported_is_400_and_named() {
             "tool_choice",
         ),
         (json!({ "response_format": { "type": "yaml" } }), "response_format"),
+        (json!({ "response_format": { "type": "json_schema" } }), "response_format.json_schema"),
+        (
+            json!({ "response_format": { "type": "json_schema", "json_schema": { "name": "a b" } } }),
+            "response_format.json_schema.name",
+        ),
+        (
+            json!({ "response_format": { "type": "json_object" }, "tools": function(json!({ "name": "f" })) }),
+            "response_format",
+        ),
         (json!({ "functions": [{ "name": "f" }] }), "functions"),
         (json!({ "modalities": ["text", "audio"] }), "modalities"),
         (json!({ "audio": { "voice": "alloy" } }), "audio"),
@@ -510,6 +519,42 @@ fn tools_are_called_apart_from_the_text_and_answers_go_on_with_their_results() {
     assert_eq!((content(&body), body["choices"][0]["message"].get("tool_calls")), (CALL, None));
     let body = answer(&front, &request("How warm", json!({ "tools": tools(), "parallel_tool_calls": false })));
     assert_eq!(body["choices"][0]["message"]["tool_calls"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn a_call_can_be_demanded_of_any_tool_or_of_one() {
+    let script = [("How warm", "Let me see."), ("How warm", CALL), ("How warm", OTHER)];
+    let front = Front::of(Scripted::new(&script).memory().0);
+    let time = json!({ "type": "function", "function": { "name": "time" } });
+    for (choice, name) in [(json!("auto"), None), (json!("required"), Some("weather")), (time, Some("time"))] {
+        let fields = json!({ "tools": tools(), "tool_choice": choice });
+        let body = answer(&front, &request("How warm is it?", fields.clone()));
+        let calls = body["choices"][0]["message"]["tool_calls"].as_array().cloned().unwrap_or_default();
+        assert_eq!(
+            calls.iter().map(|call| call["function"]["name"].as_str()).collect::<Vec<_>>(),
+            Vec::from_iter(name.map(Some))
+        );
+        let chunks = chunks(&front, &request("How warm is it?", fields));
+        let told: Vec<&Value> =
+            chunks.iter().filter_map(|chunk| chunk["choices"][0]["delta"]["tool_calls"].as_array()).flatten().collect();
+        assert_eq!(told.len(), calls.len());
+    }
+}
+
+#[test]
+fn an_answer_has_the_form_that_is_asked_for() {
+    let (memory, question, _) = remembered(11);
+    let front = Front::of(memory);
+    let color = json!({ "enum": ["red", "blue"] });
+    let schema = json!({ "type": "object", "properties": { "color": color }, "required": ["color"],
+        "additionalProperties": false });
+    let format = json!({ "type": "json_schema", "json_schema": { "name": "color", "schema": schema, "strict": true } });
+    let body = answer(&front, &request(&question, json!({ "response_format": format })));
+    let color: Value = serde_json::from_str(content(&body)).unwrap();
+    assert!(color == json!({ "color": "red" }) || color == json!({ "color": "blue" }), "{color}");
+    assert_eq!(body["choices"][0]["finish_reason"], "stop");
+    let any = json!({ "response_format": { "type": "json_object" }, "max_tokens": 1 });
+    assert!(content(&answer(&front, &request(&question, any))).starts_with('{'));
 }
 
 #[test]

@@ -2,12 +2,13 @@
 
 use amem_core::{ConstraintSource, Tool};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use utoipa::ToSchema;
 
 use super::{invalid, unsupported};
 use crate::http::Result;
 use crate::server::Server;
+use crate::server::structured::Format;
 
 /// The form of an answer.
 #[derive(Debug, Default, Deserialize, ToSchema)]
@@ -73,27 +74,47 @@ impl ToolChoice {
     }
 }
 
+impl ResponseFormat {
+    fn read(&self) -> Result<Format> {
+        let param = "response_format";
+        match (self.r#type.as_str(), &self.json_schema) {
+            ("text", _) => Ok(Format::Text),
+            ("json_object", _) => Ok(Format::JsonObject),
+            ("json_schema", Some(JsonSchema { name, schema, strict })) => {
+                let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+                if !(1..=64).contains(&name.len()) || !name.chars().all(is_plain) {
+                    let message = "it must be 1 to 64 letters, digits, underscores and hyphens";
+                    return Err(invalid(format!("{param}.json_schema.name"), message));
+                }
+                let schema = schema.clone().unwrap_or_else(|| json!({}));
+                Ok(Format::JsonSchema { schema, strict: strict.unwrap_or(false) })
+            }
+            ("json_schema", None) => Err(invalid(format!("{param}.json_schema"), "it is missing")),
+            (other, _) => {
+                Err(invalid(param, format!("there is no type {other:?}: it is text, json_object or json_schema")))
+            }
+        }
+    }
+}
+
 /// What an answer may say; `None` if that is anything.
 ///
 /// # Errors
 /// 400 for a form that is none, and for one that answers cannot be held to.
 pub(super) async fn constraint(
-    _server: &Server,
+    server: &Server,
     format: Option<&ResponseFormat>,
     tools: &[Tool],
     choice: &ToolChoice,
 ) -> Result<Option<ConstraintSource>> {
-    if matches!(choice, ToolChoice::Required | ToolChoice::Named(_)) {
-        return Err(unsupported("tool_choice", "a call cannot be demanded here: use auto or none"));
+    let format = format.map_or(Ok(Format::Text), ResponseFormat::read)?;
+    if format != Format::Text && !tools.is_empty() {
+        let message = "not together with tools that may be called: give one of the two, or the tool_choice none";
+        return Err(unsupported("response_format", message));
     }
-    let param = "response_format";
-    let Some(format) = format else { return Ok(None) };
-    match format.r#type.as_str() {
-        "text" => Ok(None),
-        "json_object" | "json_schema" if !tools.is_empty() => {
-            Err(unsupported(param, "not together with tools that may be called: give one of the two"))
-        }
-        "json_object" | "json_schema" => Err(unsupported(param, "answers are not held to a form here: use text")),
-        other => Err(invalid(param, format!("there is no type {other:?}: it is text, json_object or json_schema"))),
+    match choice {
+        ToolChoice::Required => server.tool_constraint(tools, None).await.map(Some),
+        ToolChoice::Named(name) => server.tool_constraint(tools, Some(name)).await.map(Some),
+        ToolChoice::None | ToolChoice::Auto => server.constraint(&format).await,
     }
 }
