@@ -16,6 +16,7 @@ use secrecy::ExposeSecret;
 use super::common::{block_on, in_ram, world};
 use super::front::Front;
 use super::python;
+use super::scripted::Scripted;
 
 #[test]
 fn anthropics_sdk_reads_answers_streams_and_counts() {
@@ -25,6 +26,14 @@ fn anthropics_sdk_reads_answers_streams_and_counts() {
     let front = Front::of(memory);
     let (question, answer) = &questions[0];
     python("anthropic_messages.py", &[&front.url(""), question, answer]);
+}
+
+#[test]
+fn anthropics_sdk_calls_the_tools_that_the_model_asks_for() {
+    let call = r#"Let me see. <call>{"name": "weather", "arguments": {"place": "Rome"}}</call>"#;
+    let script = [("How warm is it in Rome?", call), ("It has 20 degrees.", "Quite warm.")];
+    let (memory, _) = Scripted::new(&script).memory();
+    python("anthropic_tools.py", &[&Front::of(memory).url("")]);
 }
 
 /// These paths for who comes after so many others, who are told that too many wait.

@@ -16,7 +16,8 @@ def raised(exception, kind, base_url=url, api_key=key, **fields):
         except anthropic.APIStatusError as error:
             assert type(error) is exception, error
             assert error.body["type"] == "error" and error.body["error"]["type"] == kind, error.body
-            assert error.body["error"]["message"] in error.message and error.request_id, error
+            assert error.body["error"]["message"] in error.message, error
+            assert error.request_id or base_url != url, error
         else:
             raise AssertionError(f"no {exception}")
 

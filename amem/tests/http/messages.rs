@@ -1,5 +1,8 @@
 //! Anthropic's API.
 
+use std::io::{BufRead, BufReader};
+use std::time::Duration;
+
 use amem::http::{Identity, KeyHeader};
 use amem::keys::{Grant, KeyFile};
 use amem::server::Options;
@@ -9,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::common::{block_on, in_ram, world};
 use super::front::Front;
+use super::scripted::Scripted;
 use super::{client, post};
 
 /// A request with one question.
@@ -172,8 +176,8 @@ fn messages_of_one_role_that_follow_each_other_are_one_message() {
         { "role": "user", "content": "Since when?" }
     ]);
     let together = json!([
-        { "role": "user", "content": "Who is Alice?\nWhere is she?" },
-        { "role": "assistant", "content": "A painter.\nIn Rome." },
+        { "role": "user", "content": "Who is Alice?\n\nWhere is she?" },
+        { "role": "assistant", "content": "A painter.\n\nIn Rome." },
         { "role": "user", "content": "Since when?" }
     ]);
     let count = |messages: &Value| {
@@ -202,7 +206,11 @@ fn what_is_not_supported_is_refused_by_its_name() {
         (json!({ "thinking": { "type": "enabled", "budget_tokens": 1024 } }), "thinking", "enabled"),
         (json!({ "mcp_servers": [{ "name": "x" }] }), "mcp_servers", "mcp_servers"),
         (json!({ "container": "x" }), "container", "container"),
-        (json!({ "output_config": { "format": { "type": "json_schema" } } }), "output_config.format", "format"),
+        (
+            json!({ "tools": [plain], "output_config": { "format": { "type": "json_schema", "schema": {} } } }),
+            "output_config.format",
+            "tools",
+        ),
         (
             json!({ "context_management": { "edits": [{ "type": "clear_tool_uses_20250919" }] } }),
             "context_management",
@@ -210,8 +218,6 @@ fn what_is_not_supported_is_refused_by_its_name() {
         ),
         (tool(json!({ "type": "web_search_20250305", "name": "web_search" })), "tools.0.type", "web_search_20250305"),
         (tool(with(plain.clone(), json!({ "strict": true }))), "tools.0.strict", "strict"),
-        (json!({ "tools": [plain], "tool_choice": { "type": "any" } }), "tool_choice", "any"),
-        (json!({ "tools": [plain], "tool_choice": { "type": "tool", "name": "look" } }), "tool_choice", "tool"),
     ];
     for (fields, param, named) in cases {
         let (status, body) = post(front.url("/v1/messages"), &with(asked("Why?"), fields));
@@ -232,10 +238,16 @@ fn a_body_that_is_not_what_is_expected_is_a_bad_request() {
         (json!({ "messages": [{ "role": "tool", "content": "x" }] }), "messages[0].role"),
         (block(json!({ "type": "audio" })), "audio"),
         (block(json!({ "type": "tool_use", "id": "1", "name": "look", "input": {} })), "tool_use"),
-        (block(json!({ "type": "tool_result", "tool_use_id": "toolu_1" })), "toolu_1"),
+        (block(json!({ "type": "tool_result", "tool_use_id": "toolu_1" })), "messages.0.content.0"),
         (json!({ "temperature": 1.5 }), "temperature"),
         (json!({ "top_p": 0 }), "top_p"),
         (json!({ "tools": [{ "name": "look" }] }), "input_schema"),
+        (json!({ "tool_choice": { "type": "any" } }), "tool_choice"),
+        (json!({ "output_config": { "format": { "type": "json_schema" } } }), "schema"),
+        (
+            json!({ "output_config": { "format": { "type": "json_schema", "schema": { "type": "?" } } } }),
+            "output_config.format",
+        ),
         (json!({ "user": "" }), "namespace"),
         (json!({ "metadata": { "user_id": "x".repeat(300) } }), "namespace"),
     ];
@@ -297,4 +309,163 @@ fn the_key_says_whose_memory_is_asked_and_the_user_id_only_where_nothing_else_do
     assert_eq!(ask(Some(&alices), json!({ "session": "none" })), refused(404, "not_found_error"));
     let (status, _) = post(front.url("/v1/messages/count_tokens"), &asked("Why?"));
     assert_eq!(status, 401);
+}
+
+/// A request with a tool, and the answer that calls it twice.
+fn weather() -> (Value, Scripted) {
+    let tool = json!({
+        "name": "weather",
+        "description": "The weather of a place",
+        "input_schema": { "type": "object", "properties": { "place": { "type": "string" } } },
+    });
+    let call = |place| format!(r#"<call>{{"name": "weather", "arguments": {{"place": "{place}"}}}}</call>"#);
+    let called = format!("Let me see. {}{}", call("Rome"), call("Oslo"));
+    let script = [("Where is it warmer?", &*called), ("Error: no such place", "In Rome.")];
+    (with(asked("Where is it warmer?"), json!({ "tools": [tool], "max_tokens": 200 })), Scripted::new(&script))
+}
+
+#[test]
+fn tools_that_the_model_calls_are_blocks_and_their_results_reach_it() {
+    let (request, model) = weather();
+    let (memory, model) = model.memory();
+    let front = Front::of(memory);
+    let (status, called) = post(front.url("/v1/messages"), &request);
+    assert_eq!((status, &called["stop_reason"]), (200, &json!("tool_use")), "{called}");
+    let content = called["content"].as_array().unwrap();
+    assert_eq!(content[0], json!({ "type": "text", "text": "Let me see." }));
+    for (block, place) in content[1..].iter().zip(["Rome", "Oslo"]) {
+        let expected = json!({ "type": "tool_use", "id": block["id"], "name": "weather", "input": { "place": place } });
+        assert_eq!(*block, expected);
+        assert!(block["id"].as_str().unwrap().starts_with("toolu_"));
+    }
+    assert_eq!(content.len(), 3);
+    assert_ne!(content[1]["id"], content[2]["id"]);
+    assert!(model.prompts()[0].contains("The weather of a place"));
+
+    let result = |block: &Value, content: Value, is_error: bool| {
+        json!({
+            "type": "tool_result", "tool_use_id": block["id"], "content": content, "is_error": is_error,
+        })
+    };
+    let results = json!([
+        result(&content[1], json!("20 degrees"), false),
+        result(&content[2], json!([{ "type": "text", "text": "no such place" }]), true),
+    ]);
+    let messages = json!([request["messages"][0],
+        { "role": "assistant", "content": content }, { "role": "user", "content": results }]);
+    let told = with(request, json!({ "messages": messages }));
+    let (status, answer) = post(front.url("/v1/messages"), &told);
+    assert_eq!((status, &answer["content"]), (200, &json!([{ "type": "text", "text": "In Rome." }])), "{answer}");
+    assert_eq!(answer["stop_reason"], "end_turn");
+    let prompt = &model.prompts()[1];
+    let place = |text: &str| prompt.find(text).unwrap_or_else(|| panic!("{text} is not in {prompt}"));
+    assert!(place("Let me see.") < place("Oslo") && place("Oslo") < place("20 degrees"));
+    assert!(place("20 degrees") < place("Error: no such place"));
+    let (_, counted) = post(front.url("/v1/messages/count_tokens"), &told);
+    assert_eq!(counted["input_tokens"], input(&answer["usage"]));
+}
+
+#[test]
+fn calls_of_tools_are_streamed_as_blocks_of_their_own_and_not_as_text() {
+    let (request, model) = weather();
+    let front = Front::of(model.memory().0);
+    let events = events(&front, &with(request, json!({ "stream": true })));
+    let mut blocks: Vec<(Value, String)> = Vec::new();
+    for (_, data) in &events {
+        match data["type"].as_str().unwrap() {
+            "content_block_start" => {
+                assert_eq!(data["index"], blocks.len());
+                blocks.push((data["content_block"].clone(), String::new()));
+            }
+            "content_block_delta" => {
+                assert_eq!(data["index"], blocks.len() - 1);
+                let (block, said) = blocks.last_mut().unwrap();
+                let (kind, key) =
+                    if block["type"] == "text" { ("text_delta", "text") } else { ("input_json_delta", "partial_json") };
+                assert_eq!(data["delta"]["type"], kind);
+                said.push_str(data["delta"][key].as_str().unwrap());
+            }
+            "content_block_stop" => assert_eq!(data["index"], blocks.len() - 1),
+            _ => {}
+        }
+    }
+    let stops = events.iter().filter(|(name, _)| name == "content_block_stop").count();
+    assert_eq!((blocks.len(), stops), (3, 3));
+    assert_eq!(blocks[0], (json!({ "type": "text", "text": "" }), "Let me see.".to_owned()));
+    for ((block, input), place) in blocks[1..].iter().zip(["Rome", "Oslo"]) {
+        assert_eq!((&block["name"], &block["input"]), (&json!("weather"), &json!({})));
+        assert_eq!(serde_json::from_str::<Value>(input).unwrap(), json!({ "place": place }));
+    }
+    assert_eq!(events[events.len() - 2].1["delta"]["stop_reason"], "tool_use");
+}
+
+#[test]
+fn a_tool_choice_is_kept() {
+    let (request, model) = weather();
+    let (memory, model) = model.memory();
+    let front = Front::of(memory);
+    let chosen = |choice: Value| {
+        let (status, answer) =
+            post(front.url("/v1/messages"), &with(request.clone(), json!({ "tool_choice": choice })));
+        assert_eq!(status, 200, "{answer}");
+        let blocks: Vec<String> =
+            answer["content"].as_array().unwrap().iter().map(|b| b["type"].as_str().unwrap().to_owned()).collect();
+        (blocks.join(" "), model.prompts().pop().unwrap().contains("The weather of a place"))
+    };
+    assert_eq!(chosen(json!({ "type": "auto" })), ("text tool_use tool_use".to_owned(), true));
+    let one = json!({ "type": "auto", "disable_parallel_tool_use": true });
+    assert_eq!(chosen(one), ("text tool_use".to_owned(), true));
+    assert_eq!(chosen(json!({ "type": "none" })), ("text".to_owned(), false), "and the model is told of no tool");
+}
+
+#[test]
+fn a_model_that_must_call_a_tool_calls_it() {
+    let call = |name: &str| format!(r#"<call>{{"name": "{name}", "arguments": {{}}}}</call>"#);
+    let (look, weather) = (call("look"), call("weather"));
+    let script = [("Why?", "I do not know."), ("Why?", &*look), ("Why?", &*weather)];
+    let front = Front::of(Scripted::new(&script).memory().0);
+    let tools: Vec<Value> = ["look", "weather"].map(|name| json!({ "name": name, "input_schema": {} })).to_vec();
+    let called = |choice: Value| {
+        let request = with(asked("Why?"), json!({ "tools": tools, "tool_choice": choice, "max_tokens": 100 }));
+        let (status, answer) = post(front.url("/v1/messages"), &request);
+        assert_eq!(status, 200, "{answer}");
+        let names = answer["content"].as_array().unwrap().iter().map(|block| block["name"].as_str().unwrap_or("text"));
+        (names.collect::<Vec<_>>().join(" "), answer["stop_reason"].as_str().unwrap().to_owned())
+    };
+    let expected = |name: &str, reason: &str| (name.to_owned(), reason.to_owned());
+    assert_eq!(called(json!({ "type": "auto" })), expected("text", "end_turn"));
+    assert_eq!(called(json!({ "type": "any" })), expected("look", "tool_use"));
+    assert_eq!(called(json!({ "type": "tool", "name": "weather" })), expected("weather", "tool_use"));
+}
+
+#[test]
+fn an_answer_is_held_to_a_json_schema() {
+    let front = Front::of(in_ram());
+    let schema = json!({
+        "type": "object", "required": ["answer"], "additionalProperties": false,
+        "properties": { "answer": { "enum": ["yes", "no"] } },
+    });
+    let format =
+        json!({ "output_config": { "format": { "type": "json_schema", "schema": schema } }, "max_tokens": 100 });
+    let (status, answer) = post(front.url("/v1/messages"), &with(asked("Why?"), format));
+    assert_eq!(status, 200, "{answer}");
+    let said: Value = serde_json::from_str(answer["content"][0]["text"].as_str().unwrap()).unwrap();
+    assert!(said == json!({ "answer": "yes" }) || said == json!({ "answer": "no" }), "{said}");
+}
+
+#[test]
+fn an_answer_ends_when_its_reader_leaves() {
+    let long = "on and ".repeat(300);
+    let (memory, _) = Scripted::new(&[("Why?", &long)]).pause(Duration::from_millis(10)).memory();
+    let front = Front::of(memory.clone());
+    let request = with(asked("Why?"), json!({ "max_tokens": 1000, "stream": true }));
+    let response = client().post(front.url("/v1/messages")).json(&request).send().unwrap();
+    let lines = BufReader::new(response).lines().map(Result::unwrap);
+    let read = lines.filter(|line| line == "event: content_block_delta").take(3).count();
+    assert_eq!(read, 3);
+    while memory.engine().stats().running > 0 {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let steps = memory.engine().stats().steps;
+    assert!(steps < 600, "the answer went on for {steps} steps");
 }

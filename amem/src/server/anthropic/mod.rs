@@ -15,7 +15,7 @@ mod request;
 mod response;
 mod stream;
 
-use amem_core::{Ask, Generation, Namespace};
+use amem_core::{Ask, ConstraintSource, Generation, Namespace, Tool};
 use axum::Json;
 use axum::extract::{Request, State};
 use axum::http::{HeaderName, StatusCode};
@@ -25,9 +25,11 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::Server;
+use super::ids;
+use super::structured::Format;
 use super::turn::Turn;
 use crate::http::{ApiError, Body, Caller, Result};
-use request::{CountTokensRequest, MessagesRequest, OutputConfig, Thinking};
+use request::{CountTokensRequest, MessagesRequest, OutputFormat, Thinking, ToolChoice};
 use response::{MessageResponse, MessageUsage, TokenCount};
 
 /// The header by which the server names a request, and the one in which Anthropic's clients look for its name.
@@ -51,15 +53,15 @@ const REQUEST_ID: [HeaderName; 2] = [HeaderName::from_static("x-request-id"), He
 async fn create(State(server): State<Server>, caller: Caller, body: Result<Body<MessagesRequest>>) -> Result<Response> {
     let Body(request) = body.map_err(invalid)?;
     let streams = request.stream.unwrap_or(false);
-    let turn = turn(&server, &caller, request)?;
+    let turn = turn(&server, &caller, request).await?;
     let model = server.memory().model().info().name.clone();
     if !streams {
         let answered = server.start(turn).await?.answer().await?;
-        return Ok(Json(MessageResponse::whole(model, answered)).into_response());
+        return Ok(Json(MessageResponse::whole(model, answered)?).into_response());
     }
     let usage = MessageUsage::begun(server.memory().prompt_tokens(&turn.ask)?);
     let running = server.start(turn).await?;
-    Ok(stream::events(running, MessageResponse::begun(model, usage)).into_response())
+    Ok(stream::events(running, MessageResponse::begun(model, usage)?).into_response())
 }
 
 /// Counts the tokens of a conversation: exactly those that the model would be fed if no memory were recalled for it.
@@ -84,7 +86,7 @@ async fn count_tokens(
 }
 
 /// What is asked, and of whose memory.
-fn turn(server: &Server, caller: &Caller, request: MessagesRequest) -> Result<Turn> {
+async fn turn(server: &Server, caller: &Caller, request: MessagesRequest) -> Result<Turn> {
     check_supported(&request)?;
     let user_id = request.metadata.and_then(|metadata| metadata.user_id);
     let namespace = namespace(caller, request.user.as_deref(), user_id.as_deref())?;
@@ -92,23 +94,57 @@ fn turn(server: &Server, caller: &Caller, request: MessagesRequest) -> Result<Tu
         return Err(ApiError::bad_request("temperature must be from 0 to 1").param("temperature"));
     }
     let mut sampling = server.memory().model().sampling();
+    sampling.seed = ids::seed()?;
     sampling.temperature = request.temperature.unwrap_or(sampling.temperature);
     sampling.top_p = request.top_p.unwrap_or(sampling.top_p);
     sampling.top_k = request.top_k.unwrap_or(sampling.top_k);
-    let generation = Generation::default()
+    let tools = prompt::tools(request.tools.unwrap_or_default(), request.tool_choice.as_ref())?;
+    let format = request.output_config.and_then(|config| config.format);
+    let mut generation = Generation::default()
         .max_tokens(request.max_tokens)
         .stop(request.stop_sequences.unwrap_or_default())
         .sampling(sampling);
-    let tools = prompt::tools(request.tools.unwrap_or_default(), request.tool_choice.as_ref())?;
+    generation.constraint = constraint(server, format, &tools, request.tool_choice.as_ref()).await?;
     let messages = prompt::messages(request.system, request.messages)?;
     let k = request.k.unwrap_or(server.options().k);
+    let one_call = request.tool_choice.as_ref().is_some_and(ToolChoice::is_one_call);
+    let ask = Ask::messages(messages).tools(tools).k(k).generation(generation);
     Ok(Turn {
-        namespace,
         session: request.session,
         budget_tokens: request.budget_tokens,
         residency: request.residency.unwrap_or(true),
-        ask: Ask::messages(messages).tools(tools).k(k).generation(generation),
+        parallel_calls: !one_call,
+        ..Turn::new(namespace, ask)
     })
+}
+
+/// What an answer may say; `None` if that is anything.
+async fn constraint(
+    server: &Server,
+    format: Option<OutputFormat>,
+    tools: &[Tool],
+    choice: Option<&ToolChoice>,
+) -> Result<Option<ConstraintSource>> {
+    let about = "output_config.format";
+    match (format, choice) {
+        (Some(_), _) if !tools.is_empty() => {
+            let message =
+                format!("{about} is not supported together with tools that may be called: give one of the two");
+            Err(ApiError::unsupported(about, message))
+        }
+        (Some(OutputFormat::JsonSchema { schema }), _) => {
+            let format = Format::JsonSchema { schema: schema.into(), strict: true };
+            server.constraint(&format).await.map_err(|error| match error.status() {
+                StatusCode::BAD_REQUEST => {
+                    ApiError::bad_request(error.message().replacen("response_format", about, 1)).param(about)
+                }
+                _ => error,
+            })
+        }
+        (None, Some(ToolChoice::Any { .. })) => server.tool_constraint(tools, None).await.map(Some),
+        (None, Some(ToolChoice::Tool { name, .. })) => server.tool_constraint(tools, Some(name)).await.map(Some),
+        (None, _) => Ok(None),
+    }
 }
 
 /// Whose memory is asked. `metadata.user_id` is for whoever runs the model, to tell users apart: it names the memory where
@@ -122,9 +158,6 @@ fn namespace(caller: &Caller, user: Option<&str>, user_id: Option<&str>) -> Resu
 fn check_supported(request: &MessagesRequest) -> Result<()> {
     let refused = |param: &str, what: &str| Err(ApiError::unsupported(param, format!("{what} not supported")));
     check_thinking(request.thinking.as_ref())?;
-    if matches!(&request.output_config, Some(OutputConfig { format: Some(_) })) {
-        return refused("output_config.format", "output_config.format is");
-    }
     if request.mcp_servers.as_ref().is_some_and(|servers| !servers.is_empty()) {
         return refused("mcp_servers", "mcp_servers are");
     }

@@ -1,17 +1,16 @@
 //! From a conversation in Anthropic's blocks to one in messages.
 
-use amem_core::{Message, Role, Tool, ToolCall};
+use amem_core::{Message, Tool, ToolCall};
 
 use super::request::{Block, Content, InputMessage, InputRole, ResultBlock, SystemBlock, ToolChoice, ToolParam};
 use crate::http::{ApiError, Result};
-
-/// What stands between two texts of one message.
-const BETWEEN: &str = "\n";
+use crate::server::conversation::Conversation;
 
 /// The messages of a conversation, the client's system message first.
 ///
 /// Messages of one role that follow each other become one. Within a message of the model's, its texts stand before its
-/// calls. The result of a call that failed begins with `Error: `, since chat templates have no other word for it.
+/// calls. The result of a call that failed begins with `Error: `, since chat templates have no other word for it. What a
+/// model thought aloud is left out: it is no part of what was said, and was mostly another model's.
 ///
 /// # Errors
 /// 400 for a conversation that does not end with a user's message, and for a block that is not supported, or not where
@@ -22,98 +21,91 @@ pub(super) fn messages(system: Option<Content<SystemBlock>>, said: Vec<InputMess
             end it with a user message";
         return Err(ApiError::unsupported("messages", message));
     }
-    let mut written = Written::default();
+    let mut told = Conversation::default();
     if let Some(system) = system {
         let blocks = system.blocks(|text| SystemBlock::Text { text });
-        blocks.into_iter().for_each(|SystemBlock::Text { text }| written.text(Role::System, &text));
+        let texts = blocks.into_iter().map(|SystemBlock::Text { text }| text);
+        told.system(texts.collect::<Vec<_>>().join(BETWEEN_BLOCKS));
     }
-    for (index, InputMessage { role, content }) in said.into_iter().enumerate() {
-        let at = format!("messages.{index}.content");
-        for (index, block) in content.blocks(|text| Block::Text { text }).into_iter().enumerate() {
-            written.block(role, block, &format!("{at}.{index}"))?;
+    let mut said = said.into_iter().enumerate().peekable();
+    while let Some((index, message)) = said.next() {
+        let role = message.role;
+        let mut turn = Said::default();
+        turn.add(message, index, &mut told)?;
+        while let Some((index, message)) = said.next_if(|(_, next)| next.role == role) {
+            turn.add(message, index, &mut told)?;
         }
-        if role == InputRole::Assistant {
-            // An answer without a text or a call is an answer all the same.
-            written.message(Role::Assistant);
+        let text = turn.texts.join(BETWEEN_MESSAGES);
+        match role {
+            InputRole::System => told.system(text),
+            InputRole::Assistant => told.assistant(&text, turn.calls)?,
+            InputRole::User if text.is_empty() && turn.has_results => {}
+            InputRole::User => told.user(text),
         }
     }
-    Ok(written.messages)
+    Ok(told.into_messages())
 }
 
-/// The messages so far.
+/// What is put between the texts of one message, and between messages that become one.
+const BETWEEN_BLOCKS: &str = "\n";
+const BETWEEN_MESSAGES: &str = "\n\n";
+
+/// Messages of one role that follow each other.
 #[derive(Default)]
-struct Written {
-    messages: Vec<Message>,
-    /// The ids that the client knows the calls of the latest answer by.
-    calls: Vec<String>,
+struct Said {
+    /// The text of each.
+    texts: Vec<String>,
+    calls: Vec<ToolCall>,
+    has_results: bool,
 }
 
-impl Written {
-    /// The last message if it is of this role, or a new one.
-    fn message(&mut self, role: Role) -> &mut Message {
-        if self.messages.last().is_none_or(|last| last.role != role) {
-            self.messages.push(Message::new(role, ""));
-            if role == Role::Assistant {
-                self.calls.clear();
-            }
-        }
-        let last = self.messages.len() - 1;
-        &mut self.messages[last]
-    }
-
-    fn text(&mut self, role: Role, text: &str) {
-        let message = self.message(role);
-        if !message.text.is_empty() {
-            message.text.push_str(BETWEEN);
-        }
-        message.text.push_str(text);
-    }
-
-    /// Adds a block that stands at this place of the request.
-    fn block(&mut self, role: InputRole, block: Block, at: &str) -> Result<()> {
-        match (role, block) {
-            (InputRole::User, Block::Text { text }) => self.text(Role::User, &text),
-            (InputRole::System, Block::Text { text }) => self.text(Role::System, &text),
-            (InputRole::Assistant, Block::Text { text }) => self.text(Role::Assistant, &text),
-            (InputRole::Assistant, Block::Thinking {} | Block::RedactedThinking {}) => {}
-            (InputRole::Assistant, Block::ToolUse { id, name, input }) => {
-                let call = ToolCall::new(call_id(self.calls.len()), name, serde_json::Value::Object(input).to_string());
-                self.message(Role::Assistant).tool_calls.push(call);
-                self.calls.push(id);
-            }
-            (InputRole::User, Block::ToolResult { tool_use_id, content, is_error }) => {
-                let call = self.calls.iter().position(|id| *id == tool_use_id).ok_or_else(|| {
-                    let message = format!("{at}: no tool_use block of the message before has the id {tool_use_id}");
-                    ApiError::bad_request(message).param(at)
-                })?;
-                if self.messages.last().is_none_or(|last| !matches!(last.role, Role::Assistant | Role::Tool)) {
-                    let message = format!("{at}: tool_result blocks must stand before anything else that a user says");
-                    return Err(ApiError::bad_request(message).param(at));
+impl Said {
+    /// Adds a message, which has this place in the request. Results of tools are told at once: they stand before whatever
+    /// else a user says.
+    fn add(&mut self, message: InputMessage, index: usize, told: &mut Conversation) -> Result<()> {
+        let InputMessage { role, content } = message;
+        let mut texts = Vec::new();
+        for (block, content) in content.blocks(|text| Block::Text { text }).into_iter().enumerate() {
+            let at = format!("messages.{index}.content.{block}");
+            match (role, content) {
+                (_, Block::Text { text }) => texts.push(text),
+                (InputRole::Assistant, Block::Thinking {} | Block::RedactedThinking {}) => {}
+                (InputRole::Assistant, Block::ToolUse { id, name, input }) => {
+                    self.calls.push(ToolCall::new(id, name, serde_json::Value::Object(input).to_string()));
                 }
-                let text = result(content, is_error.unwrap_or(false), at)?;
-                self.messages.push(Message::tool_result(call_id(call), text));
+                (InputRole::User, Block::ToolResult { tool_use_id, content, is_error }) => {
+                    if !(self.texts.is_empty() && texts.is_empty()) {
+                        let what = "tool_result blocks must stand before everything else that a user says";
+                        return Err(bad(&at, what));
+                    }
+                    let text = result(content, is_error.unwrap_or(false), &at)?;
+                    told.tool_result(&tool_use_id, text).map_err(|error| bad(&at, error.message()))?;
+                    self.has_results = true;
+                }
+                (_, Block::Image {}) => return Err(unsupported(&at, "image")),
+                (_, Block::Document {}) => return Err(unsupported(&at, "document")),
+                (_, Block::SearchResult {}) => return Err(unsupported(&at, "search_result")),
+                (_, Block::ToolUse { .. }) => {
+                    return Err(bad(&at, "a tool_use block stands in assistant messages only"));
+                }
+                (_, Block::ToolResult { .. }) => {
+                    return Err(bad(&at, "a tool_result block stands in user messages only"));
+                }
+                (_, Block::Thinking {} | Block::RedactedThinking {}) => {
+                    return Err(bad(&at, "a thinking block stands in assistant messages only"));
+                }
             }
-            (_, Block::Image {}) => return Err(unsupported(at, "image")),
-            (_, Block::Document {}) => return Err(unsupported(at, "document")),
-            (_, Block::SearchResult {}) => return Err(unsupported(at, "search_result")),
-            (_, block) => {
-                let kind = match block {
-                    Block::ToolUse { .. } => "tool_use",
-                    Block::ToolResult { .. } => "tool_result",
-                    _ => "thinking",
-                };
-                let message = format!("{at}: a block of the type {kind} cannot stand in a message of this role");
-                return Err(ApiError::bad_request(message).param(at));
-            }
+        }
+        if !texts.is_empty() {
+            self.texts.push(texts.join(BETWEEN_BLOCKS));
         }
         Ok(())
     }
 }
 
-/// What the model is told that a call is known by. Clients know it by an id that no other call has; some templates insist
-/// on nine letters and digits.
-fn call_id(index: usize) -> String {
-    format!("call{index:05}")
+/// A block that cannot stand where it does (400).
+fn bad(at: &str, what: &str) -> ApiError {
+    ApiError::bad_request(format!("{at}: {what}")).param(at)
 }
 
 /// The text of a tool's result.
@@ -130,7 +122,7 @@ fn result(content: Option<Content<ResultBlock>>, is_error: bool, at: &str) -> Re
             ResultBlock::ToolReference {} => return Err(unsupported(&at, "tool_reference")),
         }
     }
-    let text = texts.join(BETWEEN);
+    let text = texts.join(BETWEEN_BLOCKS);
     Ok(if is_error { format!("Error: {text}") } else { text })
 }
 
@@ -138,23 +130,11 @@ fn unsupported(at: &str, kind: &str) -> ApiError {
     ApiError::unsupported(at, format!("{at}: blocks of the type {kind} are not supported: send text"))
 }
 
-/// The tools that the model is told about.
+/// The tools that the model is told about: none where it may not call any.
 ///
 /// # Errors
-/// 400 for tools that the client does not run itself, and for a choice that the model cannot be held to.
+/// 400 for tools that the client does not run itself.
 pub(super) fn tools(tools: Vec<ToolParam>, choice: Option<&ToolChoice>) -> Result<Vec<Tool>> {
-    let refused = |what: &str| {
-        let message = format!("tool_choice: {what} is not supported: use auto or none");
-        Err(ApiError::unsupported("tool_choice", message))
-    };
-    match choice {
-        Some(ToolChoice::Any {}) => return refused("any"),
-        Some(ToolChoice::Tool {}) => return refused("tool"),
-        Some(ToolChoice::Auto { disable_parallel_tool_use: Some(true) }) => {
-            return refused("disable_parallel_tool_use");
-        }
-        Some(ToolChoice::Auto { .. } | ToolChoice::None {}) | None => {}
-    }
     let tools = tools.into_iter().enumerate().map(|(index, tool)| {
         let at = format!("tools.{index}");
         if let Some(kind) = tool.kind.as_deref().filter(|kind| *kind != "custom") {
@@ -172,6 +152,5 @@ pub(super) fn tools(tools: Vec<ToolParam>, choice: Option<&ToolChoice>) -> Resul
         Ok(Tool::new(tool.name, tool.description.unwrap_or_default(), schema))
     });
     let tools = tools.collect::<Result<Vec<_>>>()?;
-    // A model that must not call tools is not told of any.
     Ok(if matches!(choice, Some(ToolChoice::None {})) { Vec::new() } else { tools })
 }

@@ -44,7 +44,7 @@ pub(super) struct MessagesRequest {
     pub(super) tool_choice: Option<ToolChoice>,
     /// `disabled`, or `adaptive`: the model answers without thinking aloud.
     pub(super) thinking: Option<Thinking>,
-    /// `effort` is accepted and has no effect; `format` is not supported.
+    /// The form of the answer. `effort` is accepted and has no effect.
     pub(super) output_config: Option<OutputConfig>,
     /// Only what clears thinking, of which there is none.
     pub(super) context_management: Option<ContextManagement>,
@@ -226,7 +226,7 @@ pub(super) struct ToolParam {
     pub(super) strict: Option<bool>,
 }
 
-/// Whether the model may call tools.
+/// Whether the model may call tools. With `disable_parallel_tool_use`, what it calls beyond one tool is left out.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub(super) enum ToolChoice {
@@ -234,10 +234,23 @@ pub(super) enum ToolChoice {
     Auto { disable_parallel_tool_use: Option<bool> },
     /// It may not.
     None {},
-    /// It must call one. Not supported.
-    Any {},
-    /// It must call this one. Not supported.
-    Tool {},
+    /// It calls one, and says nothing else.
+    Any { disable_parallel_tool_use: Option<bool> },
+    /// It calls this one, and says nothing else.
+    Tool { name: String, disable_parallel_tool_use: Option<bool> },
+}
+
+impl ToolChoice {
+    /// Whether the model may call one tool at most.
+    pub(super) fn is_one_call(&self) -> bool {
+        let (ToolChoice::Auto { disable_parallel_tool_use }
+        | ToolChoice::Any { disable_parallel_tool_use }
+        | ToolChoice::Tool { disable_parallel_tool_use, .. }) = self
+        else {
+            return false;
+        };
+        disable_parallel_tool_use.unwrap_or(false)
+    }
 }
 
 /// Whether the model thinks aloud.
@@ -250,7 +263,19 @@ pub(super) struct Thinking {
 /// How the model answers.
 #[derive(Debug, Deserialize, ToSchema)]
 pub(super) struct OutputConfig {
-    pub(super) format: Option<serde_json::Value>,
+    /// The form of the answer. Not together with tools.
+    pub(super) format: Option<OutputFormat>,
+}
+
+/// The form of an answer.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub(super) enum OutputFormat {
+    /// JSON.
+    JsonSchema {
+        /// The JSON Schema that it is held to.
+        schema: Object,
+    },
 }
 
 /// What is taken out of a conversation that grows too long.

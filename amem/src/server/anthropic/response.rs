@@ -3,9 +3,11 @@
 use amem_core::{Finish, ToolCall};
 use serde::Serialize;
 use utoipa::ToSchema;
-use uuid::Uuid;
 
 use super::request::Object;
+use crate::http::Result;
+use crate::server::choice::Choice;
+use crate::server::ids;
 use crate::server::turn::{Answered, Report};
 
 /// An answer.
@@ -29,20 +31,26 @@ pub(super) struct MessageResponse {
 
 impl MessageResponse {
     /// A message of which nothing is said yet.
-    pub(super) fn begun(model: String, usage: MessageUsage) -> Self {
-        let id = format!("msg_{}", Uuid::now_v7().simple());
-        let (kind, role) = ("message", "assistant");
-        Self { id, kind, role, model, content: Vec::new(), stop_reason: None, stop_sequence: None, usage, amem: None }
+    pub(super) fn begun(model: String, usage: MessageUsage) -> Result<Self> {
+        let id = format!("msg_{}", ids::unique()?);
+        let (kind, role, content) = ("message", "assistant", Vec::new());
+        Ok(Self { id, kind, role, model, content, stop_reason: None, stop_sequence: None, usage, amem: None })
     }
 
     /// The whole message.
-    pub(super) fn whole(model: String, answered: Answered) -> Self {
-        let (stop_reason, stop_sequence) = stopped(&answered);
-        let message = Self::begun(model, MessageUsage::of(&answered));
-        let text = (!answered.answer.text.is_empty()).then(|| OutputBlock::text(answered.answer.text));
-        let calls = answered.answer.tool_calls.iter().map(OutputBlock::call);
-        let content = text.into_iter().chain(calls).collect();
-        Self { content, stop_reason: Some(stop_reason), stop_sequence, amem: Some(answered.report), ..message }
+    pub(super) fn whole(model: String, answered: Answered) -> Result<Self> {
+        let mut message = Self::begun(model, MessageUsage::of(&answered))?;
+        let Answered { choices, report, .. } = answered;
+        for choice in choices {
+            let (reason, sequence) = stopped(&choice);
+            (message.stop_reason, message.stop_sequence) = (Some(reason), sequence);
+            if !choice.text.is_empty() {
+                message.content.push(OutputBlock::Text { text: choice.text });
+            }
+            message.content.extend(choice.tool_calls.into_iter().map(OutputBlock::call));
+        }
+        message.amem = Some(report);
+        Ok(message)
     }
 }
 
@@ -57,15 +65,10 @@ pub(super) enum OutputBlock {
 }
 
 impl OutputBlock {
-    pub(super) fn text(text: impl Into<String>) -> Self {
-        OutputBlock::Text { text: text.into() }
-    }
-
-    /// A call, by an id that no other call has.
-    pub(super) fn call(call: &ToolCall) -> Self {
-        // The model's arguments were read as an object before.
+    pub(super) fn call(call: ToolCall) -> Self {
+        // They were read as an object before.
         let input = serde_json::from_str(&call.arguments).unwrap_or_default();
-        OutputBlock::ToolUse { id: format!("toolu_{}", Uuid::now_v7().simple()), name: call.name.clone(), input }
+        OutputBlock::ToolUse { id: format!("toolu_{}", call.id), name: call.name, input }
     }
 }
 
@@ -84,11 +87,11 @@ pub(super) enum StopReason {
 }
 
 /// Why an answer ended, and the text of `stop_sequences` that ended it.
-pub(super) fn stopped(answered: &Answered) -> (StopReason, Option<String>) {
-    if !answered.answer.tool_calls.is_empty() {
+pub(super) fn stopped(choice: &Choice) -> (StopReason, Option<String>) {
+    if !choice.tool_calls.is_empty() {
         return (StopReason::ToolUse, None);
     }
-    match &answered.answer.finish {
+    match &choice.finish {
         Finish::StopText(text) => (StopReason::StopSequence, Some(text.clone())),
         Finish::Length => (StopReason::MaxTokens, None),
         _ => (StopReason::EndTurn, None),
@@ -116,7 +119,7 @@ impl MessageUsage {
 
     pub(super) fn of(answered: &Answered) -> Self {
         let tokens = answered.tokens();
-        let created = answered.answer.usage.missed;
+        let created = answered.usage.missed;
         Self {
             input_tokens: tokens.prompt.saturating_sub(tokens.cached + created),
             cache_creation_input_tokens: created,

@@ -3,12 +3,13 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
+use amem_core::ToolCall;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use futures_util::{Stream, StreamExt, future, stream};
 use serde::Serialize;
 
 use super::response::{MessageResponse, MessageUsage, OutputBlock, StopReason, stopped};
-use crate::http::{ApiError, Result};
+use crate::http::Result;
 use crate::server::turn::{Answered, Progress, Report, Running};
 
 /// After so long without an event there is a `ping`.
@@ -71,10 +72,8 @@ pub(super) fn events(
     begun: MessageResponse,
 ) -> Sse<impl Stream<Item = Result<Event, Infallible>> + Send> {
     let start = StreamEvent::MessageStart { message: Box::new(begun) };
-    // A stream that ends without an answer belongs to a server that stops.
-    let end = future::ready(Err(ApiError::unavailable("the server is stopping")));
-    let events = running.chain(stream::once(end)).scan(Blocks::default(), |blocks, progress| {
-        future::ready(if blocks.ended { None } else { Some(stream::iter(blocks.events(progress))) })
+    let events = running.into_stream().scan(Blocks::default(), |blocks, progress| {
+        future::ready((!blocks.ended).then(|| stream::iter(blocks.events(progress))))
     });
     let events = stream::iter([start.sent(), StreamEvent::Ping.sent()]).chain(events.flatten());
     let ping = KeepAlive::new().interval(PING).event(StreamEvent::Ping.sent());
@@ -87,7 +86,7 @@ struct Blocks {
     /// Blocks that were begun.
     begun: usize,
     /// Whether the last of them is a text that goes on.
-    open: bool,
+    in_text: bool,
     /// Whether the last event was written.
     ended: bool,
 }
@@ -96,7 +95,8 @@ impl Blocks {
     fn events(&mut self, progress: Result<Progress>) -> Vec<Event> {
         let mut events = Vec::new();
         match progress {
-            Ok(Progress::Delta(delta)) => self.text(&delta.text, &mut events),
+            Ok(Progress::Text { shown, .. }) => self.text(shown.text, &mut events),
+            Ok(Progress::Call { call, .. }) => self.call(call, &mut events),
             Ok(Progress::Done(answered)) => self.end(*answered, &mut events),
             Err(error) => {
                 self.ended = true;
@@ -106,17 +106,24 @@ impl Blocks {
         events.iter().map(StreamEvent::sent).collect()
     }
 
-    fn text(&mut self, text: &str, events: &mut Vec<StreamEvent>) {
-        let text = if self.open { text } else { text.trim_start() };
+    fn text(&mut self, text: String, events: &mut Vec<StreamEvent>) {
         if text.is_empty() {
             return;
         }
-        if !self.open {
-            self.open = true;
-            self.begin(OutputBlock::text(""), events);
+        if !self.in_text {
+            self.begin(OutputBlock::Text { text: String::new() }, events);
+            self.in_text = true;
         }
-        let delta = BlockDelta::TextDelta { text: text.to_owned() };
-        events.push(StreamEvent::ContentBlockDelta { index: self.begun - 1, delta });
+        self.delta(BlockDelta::TextDelta { text }, events);
+    }
+
+    fn call(&mut self, mut call: ToolCall, events: &mut Vec<StreamEvent>) {
+        self.close_text(events);
+        // A block begins with an empty input, and its deltas are the input's JSON.
+        let partial_json = std::mem::replace(&mut call.arguments, "{}".to_owned());
+        self.begin(OutputBlock::call(call), events);
+        self.delta(BlockDelta::InputJsonDelta { partial_json }, events);
+        events.push(StreamEvent::ContentBlockStop { index: self.begun - 1 });
     }
 
     fn begin(&mut self, content_block: OutputBlock, events: &mut Vec<StreamEvent>) {
@@ -124,17 +131,21 @@ impl Blocks {
         self.begun += 1;
     }
 
-    fn close(&mut self, events: &mut Vec<StreamEvent>) {
-        if std::mem::take(&mut self.open) {
+    fn delta(&self, delta: BlockDelta, events: &mut Vec<StreamEvent>) {
+        events.push(StreamEvent::ContentBlockDelta { index: self.begun.saturating_sub(1), delta });
+    }
+
+    fn close_text(&mut self, events: &mut Vec<StreamEvent>) {
+        if std::mem::take(&mut self.in_text) {
             events.push(StreamEvent::ContentBlockStop { index: self.begun - 1 });
         }
     }
 
     fn end(&mut self, answered: Answered, events: &mut Vec<StreamEvent>) {
-        self.close(events);
+        self.close_text(events);
         self.ended = true;
         let usage = MessageUsage::of(&answered);
-        let (stop_reason, stop_sequence) = stopped(&answered);
+        let (stop_reason, stop_sequence) = answered.choices.first().map_or((StopReason::EndTurn, None), stopped);
         let delta = MessageEnd { stop_reason, stop_sequence };
         events.push(StreamEvent::MessageDelta { delta, usage, amem: Box::new(answered.report) });
         events.push(StreamEvent::MessageStop);
