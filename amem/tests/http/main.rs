@@ -15,6 +15,7 @@ mod mcp;
 mod messages;
 mod models;
 mod proxy;
+mod reference_defects;
 
 use std::time::Duration;
 

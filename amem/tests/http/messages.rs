@@ -454,6 +454,16 @@ fn an_answer_is_held_to_a_json_schema() {
 }
 
 #[test]
+fn an_error_after_the_start_is_the_last_event() {
+    // A model that finds no answer in its script fails.
+    let front = Front::of(Scripted::new(&[]).memory().0);
+    let events = events(&front, &with(asked("Why?"), json!({ "stream": true })));
+    let names: Vec<&str> = events.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["message_start", "ping", "error"]);
+    assert_eq!((&events[2].1["type"], &events[2].1["error"]["type"]), (&json!("error"), &json!("api_error")));
+}
+
+#[test]
 fn an_answer_ends_when_its_reader_leaves() {
     let long = "on and ".repeat(300);
     let (memory, _) = Scripted::new(&[("Why?", &long)]).pause(Duration::from_millis(10)).memory();
