@@ -29,11 +29,14 @@ pub struct Limits {
     pub origins: Vec<HeaderValue>,
     /// How long requests that are being answered are waited for when the server stops.
     pub shutdown: Duration,
+    /// How long a server goes on taking requests when it is told to stop, saying that it is not ready, so that whoever
+    /// distributes them can send them elsewhere.
+    pub drain: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { body_bytes: 16 << 20, origins: Vec::new(), shutdown: Duration::from_secs(30) }
+        Self { body_bytes: 16 << 20, origins: Vec::new(), shutdown: Duration::from_secs(30), drain: Duration::ZERO }
     }
 }
 
@@ -75,6 +78,29 @@ pub async fn bind(host: &str, port: u16) -> std::io::Result<(TcpListener, Socket
     let listener = TcpListener::bind((host, port)).await?;
     let address = listener.local_addr()?;
     Ok((listener, address))
+}
+
+/// Does some work, which a server waits for before it can begin, while these routes are answered on its listener.
+///
+/// # Errors
+/// When the listener fails.
+pub async fn meanwhile<T>(
+    listener: TcpListener,
+    router: Router,
+    work: impl Future<Output = T>,
+) -> std::io::Result<(TcpListener, T)> {
+    let listener = listener.into_std()?;
+    let other = TcpListener::from_std(listener.try_clone()?)?;
+    let (done, ended) = tokio::sync::oneshot::channel::<()>();
+    // It is dropped, rather than sent on.
+    let server = axum::serve(other, router).with_graceful_shutdown(async move { drop(ended.await) });
+    let mut server = tokio::spawn(server.into_future());
+    let result = work.await;
+    drop(done);
+    if tokio::time::timeout(Duration::from_secs(1), &mut server).await.is_err() {
+        server.abort();
+    }
+    Ok((TcpListener::from_std(listener)?, result))
 }
 
 /// Serves until `stop` resolves; then answers what is being answered, for as long as the limits allow.

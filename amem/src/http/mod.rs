@@ -4,10 +4,12 @@ mod body;
 mod caller;
 mod error;
 mod listen;
+mod metrics;
 mod path;
 
 pub use body::{Body, Params};
 pub use caller::{Caller, Identity, KeyHeader};
 pub use error::{ApiError, Result};
-pub use listen::{Limits, bind, layers, serve};
+pub use listen::{Limits, bind, layers, meanwhile, serve};
+pub use metrics::Metrics;
 pub use path::Segments;

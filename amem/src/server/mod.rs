@@ -9,7 +9,7 @@
 //! sessions/       Sessions                 working sets that stay, by name
 //! memories/       remember, recall, list, update, forget, extract, export and import
 //! users.rs  stats.rs  usage.rs             who has memories, what is held, what was used
-//! operations.rs   health, metrics
+//! operations.rs   health, ready, metrics
 //! ```
 
 mod anthropic;
@@ -38,6 +38,7 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::http::Identity;
+use operations::Operations;
 use sessions::Sessions;
 
 /// Exports and imports that are under way at a time at most.
@@ -82,6 +83,8 @@ pub struct Options {
     pub max_texts: usize,
     /// What a million tokens of input cost elsewhere, in US dollars: for estimates of what was saved.
     pub usd_per_mtok: f64,
+    /// Whether `/metrics` needs no key. Otherwise it needs one that may do everything, if keys are needed at all.
+    pub open_metrics: bool,
 }
 
 impl Default for Options {
@@ -95,6 +98,7 @@ impl Default for Options {
             session_idle: Duration::from_secs(30 * 60),
             max_texts: 1000,
             usd_per_mtok: 0.20,
+            open_metrics: false,
         }
     }
 }
@@ -114,6 +118,7 @@ struct Inner {
     started: Timestamp,
     /// Exports and imports that may begin beside those that are under way.
     transfers: Arc<Semaphore>,
+    operations: Operations,
 }
 
 impl Server {
@@ -122,7 +127,14 @@ impl Server {
         let sessions = Sessions::new(options.max_sessions, options.session_idle);
         let (structured, started) = (structured::Structured::default(), Timestamp::now());
         let transfers = Arc::new(Semaphore::new(TRANSFERS));
-        Self { inner: Arc::new(Inner { memory, identity, options, sessions, structured, started, transfers }) }
+        let operations = Operations::new();
+        let inner = Inner { memory, identity, options, sessions, structured, started, transfers, operations };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// What is answered in its place while the model is loaded.
+    pub fn starting(mode: Mode) -> Router {
+        operations::starting(mode)
     }
 
     /// The paths that it answers.
@@ -139,8 +151,9 @@ impl Server {
             .merge(stats::routes())
             .merge(usage::routes())
             .merge(operations::routes());
-        let (router, document) = routes.with_state(self).split_for_parts();
-        router.merge(utoipa_swagger_ui::SwaggerUi::new("/docs").url("/openapi.json", document))
+        let (router, document) = routes.with_state(self.clone()).split_for_parts();
+        let router = router.merge(utoipa_swagger_ui::SwaggerUi::new("/docs").url("/openapi.json", document));
+        self.operations().count(router)
     }
 
     pub(crate) fn memory(&self) -> &Memory {

@@ -1,13 +1,70 @@
-//! What whoever runs the server looks at: health, users, stats, usage, metrics.
+//! What whoever runs the server looks at: whether it is alive, whether it is ready, and numbers for Prometheus.
 
-use axum::Json;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use amem_core::{Answer, EngineStats, Namespace};
 use axum::extract::State;
+use axum::http::{HeaderMap, header};
+use axum::response::IntoResponse;
+use axum::routing::{any, get};
+use axum::{Json, Router};
+use metrics::{Counter, Histogram};
 use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::Server;
+use super::{Mode, Server};
+use crate::http::{ApiError, Metrics, Result};
+
+/// How long the ledger may take to answer a server that is ready.
+const LEDGER: Duration = Duration::from_secs(5);
+/// The content type of what Prometheus reads.
+const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// What a server counts, and whether it is about to stop.
+pub(crate) struct Operations {
+    metrics: Metrics,
+    stopping: AtomicBool,
+    ttft: Histogram,
+    reused: Counter,
+    repaired: Counter,
+    prefilled: Counter,
+    generated: Counter,
+}
+
+impl Operations {
+    pub(super) fn new() -> Self {
+        let metrics = Metrics::new();
+        let tokens =
+            |kind| metrics.counter("amem_tokens_total", &[("kind", kind)], "Tokens, by what was done for them.");
+        Self {
+            ttft: metrics.seconds("amem_time_to_first_token_seconds", "Seconds from a question to its first token."),
+            reused: tokens("reused"),
+            repaired: tokens("repaired"),
+            prefilled: tokens("prefilled"),
+            generated: tokens("generated"),
+            stopping: AtomicBool::new(false),
+            metrics,
+        }
+    }
+
+    /// Counts an answer.
+    pub(crate) fn answered(&self, answer: &Answer) {
+        let usage = &answer.usage;
+        self.ttft.record(answer.ttft.as_secs_f64());
+        self.reused.increment(usage.reused() as u64);
+        self.repaired.increment(usage.repaired as u64);
+        self.prefilled.increment(usage.prefilled as u64);
+        self.generated.increment(usage.generated as u64);
+    }
+
+    /// Counts the requests of a router.
+    pub(super) fn count(&self, router: Router) -> Router {
+        self.metrics.count(router)
+    }
+}
 
 /// How the server is.
 #[derive(Debug, Serialize, ToSchema)]
@@ -26,7 +83,75 @@ async fn health(State(server): State<Server>) -> Json<Health> {
     Json(Health { status: "ok", mode, engine: server.memory().model().info().name.clone(), auth })
 }
 
+/// That the server is ready.
+#[derive(Debug, Serialize, ToSchema)]
+struct Ready {
+    status: &'static str,
+}
+
+/// Whether the server can answer: the model is loaded, the ledger answers, and it is not about to stop.
+#[utoipa::path(get, path = "/ready", tag = "operations",
+    responses((status = 200, body = Ready), (status = 503, description = "not now")))]
+async fn ready(State(server): State<Server>) -> Result<Json<Ready>> {
+    if server.operations().stopping.load(Ordering::Relaxed) {
+        return Err(ApiError::unavailable("the server is stopping"));
+    }
+    let anybody = Namespace::new("default")?;
+    let failed = |reason: &str| {
+        tracing::warn!(reason, "the server is not ready");
+        ApiError::unavailable("the ledger does not answer")
+    };
+    match tokio::time::timeout(LEDGER, server.memory().count(&anybody)).await {
+        Ok(Ok(_)) => Ok(Json(Ready { status: "ready" })),
+        Ok(Err(error)) => Err(failed(&error.to_string())),
+        Err(_) => Err(failed("the ledger takes too long")),
+    }
+}
+
+/// Numbers for Prometheus: requests by path and status, how long they took, time to the first token, tokens, what the
+/// engine does, the bytes of KV, sessions. It holds no user's name and no text.
+#[utoipa::path(get, path = "/metrics", tag = "operations",
+    responses(
+        (status = 200, body = String, content_type = "text/plain"),
+        (status = 401, description = "no key, or a wrong one"),
+        (status = 403, description = "a key that is bound to a namespace"),
+    ))]
+async fn metrics(State(server): State<Server>, headers: HeaderMap) -> Result<impl IntoResponse> {
+    if !server.options().open_metrics {
+        server.inner.identity.operator(&headers)?;
+    }
+    let metrics = &server.operations().metrics;
+    let set = |name, text, value: f64| metrics.gauge(name, &[], text).set(value);
+    let EngineStats { waiting, running, .. } = server.memory().engine().stats();
+    set("amem_engine_waiting", "Requests that wait to begin.", waiting as f64);
+    set("amem_engine_running", "Answers that are being computed.", running as f64);
+    set("amem_sessions", "Sessions that are held.", server.sessions().count() as f64);
+    for (index, tier) in server.memory().kv().tiers().await.iter().enumerate() {
+        let tier_label = [("tier", index.to_string())];
+        metrics.gauge("amem_kv_bytes", &tier_label, "Bytes of KV in a tier, 0 for the fastest.").set(tier.bytes as f64);
+    }
+    Ok(([(header::CONTENT_TYPE, PROMETHEUS)], metrics.render()))
+}
+
 /// The paths of this module.
 pub(super) fn routes() -> OpenApiRouter<Server> {
-    OpenApiRouter::new().routes(routes!(health))
+    OpenApiRouter::new().routes(routes!(health)).routes(routes!(ready)).routes(routes!(metrics))
+}
+
+/// What is answered while a model is loaded: that the process is alive, and not ready.
+pub(super) fn starting(mode: Mode) -> Router {
+    let health = move || async move { Json(serde_json::json!({ "status": "starting", "mode": mode.name() })) };
+    let not_yet = || async { ApiError::unavailable("the model is being loaded") };
+    Router::new().route("/health", get(health)).route("/", any(not_yet)).route("/{*path}", any(not_yet))
+}
+
+impl Server {
+    pub(crate) fn operations(&self) -> &Operations {
+        &self.inner.operations
+    }
+
+    /// Says that the server is about to stop: from now on it is not ready.
+    pub fn stopping(&self) {
+        self.operations().stopping.store(true, Ordering::Relaxed);
+    }
 }

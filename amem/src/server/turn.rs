@@ -13,9 +13,6 @@ use super::sessions::{InUse, SessionName};
 use super::{Mode, Server};
 use crate::http::{ApiError, Result};
 
-/// How often a question is put again whose KV was lost between being found and being used.
-const AGAIN: usize = 8;
-
 /// A question, and how it is to be answered.
 #[derive(Clone, Debug)]
 pub(crate) struct Turn {
@@ -91,8 +88,6 @@ pub(crate) struct Running {
     /// The session, which does not end before the answer does.
     in_use: Option<InUse>,
     started: Instant,
-    /// How often the question may still be put again.
-    again: usize,
     /// One for each answer.
     listeners: Vec<Listener>,
     /// What is to be told before the stream goes on.
@@ -145,7 +140,7 @@ impl Server {
         }
         let (stream, in_use) = self.ask(&turn).await?;
         let (listeners, ready) = (turn.listeners(), VecDeque::new());
-        Ok(Running { server: self.clone(), turn, stream, in_use, started, again: AGAIN, listeners, ready })
+        Ok(Running { server: self.clone(), turn, stream, in_use, started, listeners, ready })
     }
 
     async fn ask(&self, turn: &Turn) -> Result<(AnswerStream, Option<InUse>)> {
@@ -197,17 +192,6 @@ impl Running {
                 }
                 Ok(Event::Done(answer)) => self.done(answer),
                 Ok(_) => Err(ApiError::internal(&"an event of an unknown kind")),
-                Err(Error::DamagedKv { .. }) if self.again > 0 => {
-                    self.again -= 1;
-                    self.listeners = self.turn.listeners();
-                    match self.server.ask(&self.turn).await {
-                        Ok((stream, in_use)) => {
-                            (self.stream, self.in_use) = (stream, in_use);
-                            Ok(())
-                        }
-                        Err(error) => Err(error),
-                    }
-                }
                 Err(error) => Err(error.into()),
             };
             if let Err(error) = heard {
@@ -226,8 +210,6 @@ impl Running {
 
     fn hear(&mut self, delta: amem_core::Delta) {
         let amem_core::Delta { choice, text, logprob, .. } = delta;
-        // Something was told, so it cannot be taken back.
-        self.again = 0;
         let Some(listener) = self.listeners.get_mut(choice) else { return };
         let shown = listener.push(self.server.memory().model().chat(), &text, logprob);
         if !shown.is_empty() {
@@ -236,6 +218,7 @@ impl Running {
     }
 
     fn done(&mut self, answer: Answer) -> Result<()> {
+        self.server.operations().answered(&answer);
         let report = self.report(&answer);
         let Answer { finish, others, usage, .. } = answer;
         let finishes = std::iter::once(finish).chain(others.into_iter().map(|choice| choice.finish));

@@ -14,6 +14,7 @@ mod load;
 mod mcp;
 mod messages;
 mod models;
+mod operations;
 mod proxy;
 mod reference_defects;
 
@@ -31,4 +32,11 @@ fn client() -> Client {
 fn post(url: String, body: &Value) -> (u16, Value) {
     let response = client().post(url).json(body).send().unwrap();
     (response.status().as_u16(), response.json().unwrap())
+}
+
+/// What a server says to who asks with this key, if any.
+fn get(url: &str, key: Option<&str>) -> (u16, String) {
+    let request = client().get(url);
+    let response = key.into_iter().fold(request, |request, key| request.bearer_auth(key)).send().unwrap();
+    (response.status().as_u16(), response.text().unwrap())
 }

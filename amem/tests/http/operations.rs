@@ -1,0 +1,86 @@
+//! What whoever runs a server looks at.
+
+use amem::http::{self, Identity, KeyHeader, Limits};
+use amem::keys::{Grant, KeyFile};
+use amem::server::{Mode, Options, Server};
+use amem_core::Namespace;
+use secrecy::ExposeSecret;
+use serde_json::{Value, json};
+
+use super::front::Front;
+use super::{client, common, get, post};
+
+/// The value of one line of metrics.
+fn value(metrics: &str, line: &str) -> f64 {
+    let found = metrics.lines().find_map(|found| found.strip_prefix(line)?.strip_prefix(' '));
+    found.unwrap_or_else(|| panic!("no {line} in\n{metrics}")).parse().unwrap()
+}
+
+#[test]
+fn requests_are_counted_by_the_patterns_of_paths_and_nothing_else_of_them() {
+    let front = Front::of(common::in_ram());
+    for _ in 0..3 {
+        assert_eq!(get(&front.url("/health"), None).0, 200);
+    }
+    post(front.url("/v1/memories"), &json!({ "texts": ["Zebulon lives in Denver."], "user": "zebulon" }));
+    get(&front.url("/zebulon?user=zebulon"), None);
+    let (status, metrics) = get(&front.url("/metrics"), None);
+    assert_eq!(status, 200);
+    let count = |labels: &str| value(&metrics, &format!("amem_http_requests_total{{{labels}}}"));
+    assert_eq!(count(r#"method="GET",path="/health",status="200""#), 3.0);
+    assert_eq!(count(r#"method="POST",path="/v1/memories",status="200""#), 1.0);
+    let health = r#"method="GET",path="/health""#;
+    assert_eq!(value(&metrics, &format!("amem_http_request_duration_seconds_count{{{health}}}")), 3.0);
+    let everything = format!(r#"amem_http_request_duration_seconds_bucket{{{health},le="+Inf"}}"#);
+    assert_eq!(value(&metrics, &everything), 3.0);
+    for gauge in ["amem_engine_waiting", "amem_engine_running", "amem_sessions", r#"amem_kv_bytes{tier="0"}"#] {
+        assert_eq!(value(&metrics, gauge), 0.0, "{gauge}");
+    }
+    assert!(!metrics.to_lowercase().contains("zebulon"), "{metrics}");
+}
+
+#[test]
+fn metrics_are_for_keys_that_may_do_everything_unless_they_are_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let keys = KeyFile::at(dir.path().join("keys.json"));
+    let (_, bound) = keys.create(Grant::Namespace(Namespace::new("alice").unwrap())).unwrap();
+    let identity = Identity::new(KeyHeader::Authorization).admin(Some("all".into())).keys(keys);
+    for open in [false, true] {
+        let mut options = Options::default();
+        options.open_metrics = open;
+        let front = Front::with(common::in_ram(), identity.clone(), options);
+        let status = |key: Option<&str>| get(&front.url("/metrics"), key).0;
+        let of = [status(None), status(Some("other")), status(Some(bound.expose_secret())), status(Some("all"))];
+        assert_eq!(of, if open { [200; 4] } else { [401, 401, 403, 200] });
+        assert_eq!(get(&front.url("/ready"), None).0, 200, "a load balancer has no key");
+    }
+}
+
+#[test]
+fn a_server_whose_model_is_being_loaded_is_alive_and_not_ready() {
+    let front = Front::start(Server::starting(Mode::Blend), Limits::default());
+    let (status, health) = get(&front.url("/health"), None);
+    assert_eq!((status, serde_json::from_str::<Value>(&health).unwrap()["status"].as_str()), (200, Some("starting")));
+    let response = client().get(front.url("/ready")).send().unwrap();
+    assert_eq!(response.status(), 503);
+    assert!(response.headers().contains_key("retry-after"));
+    assert_eq!(get(&front.url("/v1/models"), None).0, 503);
+}
+
+#[test]
+fn while_work_is_done_the_same_listener_answers_and_then_takes_what_it_is_given() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let (listener, address) = http::bind("127.0.0.1", 0).await.unwrap();
+        let ask = move || tokio::task::spawn_blocking(move || get(&format!("http://{address}/ready"), None).0);
+        let starting = Server::starting(Mode::Resident);
+        let (listener, asked) = http::meanwhile(listener, starting, async { ask().await.unwrap() }).await.unwrap();
+        assert_eq!(asked, 503);
+        let server = Server::new(common::in_ram(), Identity::new(KeyHeader::Authorization), Options::default());
+        let limits = Limits::default();
+        let served = http::serve(listener, server.router(), &limits, async move {
+            assert_eq!(ask().await.unwrap(), 200);
+        });
+        served.await.unwrap();
+    });
+}
