@@ -3,6 +3,7 @@
 pub(crate) mod ask;
 pub(crate) mod bench;
 pub(crate) mod export;
+pub(crate) mod hub;
 pub(crate) mod import;
 pub(crate) mod keep;
 pub(crate) mod key;

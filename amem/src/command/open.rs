@@ -6,10 +6,12 @@ use std::sync::Arc;
 
 use amem::keys::KeyFile;
 use amem_core::transformer::{ModelSource, Options, Transformer};
-use amem_core::{Memory, Model, Namespace, RamStore, Tier, Tiered};
+use amem_core::{Budget, Memory, Model, Namespace, RamStore, Repair, Tier, Tiered};
 use amem_cpu::Cpu;
-use amem_store::{DataDir, ModelDir};
+use amem_store::{DataDir, ModelDir, SegmentOptions, SegmentStore};
 use clap::Args;
+
+use super::hub::{self, HubModel};
 
 /// Where memory is kept.
 #[derive(Args)]
@@ -29,9 +31,10 @@ impl Data {
 /// Which model, and where its memory is kept.
 #[derive(Args)]
 pub(crate) struct Place {
-    /// A Hugging Face model directory; the embedded demo model if left out.
-    #[arg(long)]
-    model: Option<PathBuf>,
+    /// A Hugging Face model: its directory, or OWNER/NAME or OWNER/NAME@REVISION on the Hub, from which it is downloaded
+    /// once; the embedded demo model if left out.
+    #[arg(long, value_name = "DIR|ID", value_parser = model_name)]
+    model: Option<ModelName>,
     #[command(flatten)]
     data: Data,
     /// Changes nothing in the data directory, which may be one that cannot be written.
@@ -53,6 +56,11 @@ impl Place {
     pub(crate) fn keys(&self) -> KeyFile {
         self.data.keys()
     }
+
+    /// Whether it is the demo model's, because none was named.
+    pub(crate) fn is_demo(&self) -> bool {
+        self.model.is_none()
+    }
 }
 
 /// The namespace that an option names.
@@ -60,32 +68,92 @@ pub(crate) fn namespace(name: &str) -> Result<Namespace, amem_core::Error> {
     Namespace::new(name)
 }
 
-/// Loads the model of a directory, or the demo model.
-pub(crate) fn model(dir: Option<&Path>) -> Result<Arc<dyn Model>, Box<dyn Error>> {
-    Ok(Arc::new(match dir {
-        None => load(&amem_demo::files(), "demo")?,
-        Some(dir) => load(&ModelDir::open(dir)?, &name(dir))?,
+/// A model by its place.
+#[derive(Clone, Debug)]
+pub(crate) enum ModelName {
+    /// A directory.
+    Dir(PathBuf),
+    /// On the Hub.
+    Hub(HubModel),
+}
+
+/// The model that an option names: a directory that is there, or else one on the Hub.
+pub(crate) fn model_name(name: &str) -> Result<ModelName, hub::NotAModel> {
+    let dir = PathBuf::from(name);
+    if dir.exists() { Ok(ModelName::Dir(dir)) } else { name.parse().map(ModelName::Hub) }
+}
+
+/// How a server goes about a model and its KV.
+#[derive(Args, Default)]
+pub(crate) struct Tuning {
+    /// Tokens of KV in RAM, in place of --ram-mib.
+    #[arg(long, value_name = "TOKENS", conflicts_with = "ram_mib")]
+    hot_budget: Option<u64>,
+    /// Tokens that one context holds at most, if fewer than the model was made for.
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..))]
+    max_model_len: Option<u32>,
+    /// The share of cached tokens that are computed again in their new context, 0 to 1.
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    recompute_ratio: Option<f32>,
+    /// Where KV is kept on disk, if not in the data directory.
+    #[arg(long, value_name = "DIR")]
+    disk_dir: Option<PathBuf>,
+}
+
+fn share(text: &str) -> Result<f32, String> {
+    let share: f32 = text.parse().map_err(|error| format!("{error}"))?;
+    if (0.0..=1.0).contains(&share) { Ok(share) } else { Err("it is not between 0 and 1".to_owned()) }
+}
+
+/// Loads a model; the demo model if none is named.
+pub(crate) async fn model(
+    name: Option<&ModelName>,
+    max_model_len: Option<u32>,
+) -> Result<Arc<dyn Model>, Box<dyn Error>> {
+    let load_dir = |dir: &Path, name: &str| load(&ModelDir::open(dir)?, name, max_model_len);
+    Ok(Arc::new(match name {
+        None => load(&amem_demo::files(), "demo", max_model_len)?,
+        Some(ModelName::Dir(dir)) => load_dir(dir, &dir_name(dir))?,
+        Some(ModelName::Hub(model)) => load_dir(&hub::model(model).await?, model.name())?,
     }))
 }
 
 /// Opens a memory: its model, its ledger, its KV on disk and in RAM.
-pub(crate) async fn memory(place: &Place) -> Result<Memory, Box<dyn Error>> {
-    let model = model(place.model.as_deref())?;
-    let open = if place.read_only { amem_store::open_read_only } else { amem_store::open };
-    let DataDir { kv, ledger } = open(&place.data.data_dir)?;
-    let ram = Tier::new(Arc::new(RamStore::default()), place.ram_mib << 20);
+pub(crate) async fn memory(place: &Place, tuning: &Tuning) -> Result<Memory, Box<dyn Error>> {
+    let model = model(place.model.as_ref(), tuning.max_model_len).await?;
+    let data = &place.data.data_dir;
+    let (kv, ledger) = match (&tuning.disk_dir, place.read_only) {
+        (None, false) => parts(amem_store::open(data)?),
+        (None, true) => parts(amem_store::open_read_only(data)?),
+        (Some(dir), read_only) => {
+            let open = if read_only { amem_store::open_ledger_read_only } else { amem_store::open_ledger };
+            let ledger = open(data)?;
+            (SegmentStore::open_with(dir, SegmentOptions::default().read_only(read_only))?, ledger)
+        }
+    };
+    let info = model.info();
+    let token_bytes = (info.shape.token_numbers() * info.dtype.size()) as u64;
+    let ram = tuning.hot_budget.map_or(place.ram_mib << 20, |tokens| tokens.saturating_mul(token_bytes));
+    let ram = Tier::new(Arc::new(RamStore::default()), ram);
     let disk = Tier::new(Arc::new(kv), place.disk_mib << 20);
     let tiers = Tiered::open(vec![ram, disk]).await?;
     let memory = Memory::builder(model).kv(Arc::new(tiers)).ledger(Arc::new(ledger));
+    let repair = tuning.recompute_ratio.map(|ratio| Repair::Weighted { budget: Budget::Ratio(ratio), layers: 1..2 });
+    let memory = repair.into_iter().fold(memory, |memory, repair| memory.repair(repair));
     Ok(memory.system(&place.system).meter_usage(!place.read_only).build()?)
 }
 
-fn load(source: &dyn ModelSource, name: &str) -> Result<Transformer<Cpu>, Box<dyn Error>> {
+fn parts(data: DataDir) -> (SegmentStore, amem_store::SqliteLedger) {
+    (data.kv, data.ledger)
+}
+
+fn load(source: &dyn ModelSource, name: &str, max_model_len: Option<u32>) -> Result<Transformer<Cpu>, Box<dyn Error>> {
     let mut options = Options::default();
     options.name = name.to_owned();
+    options.context = max_model_len.map(|tokens| tokens as usize);
     Ok(Transformer::load(source, Cpu::new()?, options)?)
 }
 
-fn name(dir: &Path) -> String {
+fn dir_name(dir: &Path) -> String {
     dir.file_name().map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
 }

@@ -1,6 +1,7 @@
 //! `amem kv-serve` and `amem serve`: a local model with memory, over HTTP.
 
 use std::error::Error;
+use std::time::Duration;
 
 use amem::http::{self, Identity, KeyHeader, Limits};
 use amem::keys::KeyFile;
@@ -8,7 +9,7 @@ use amem::server::{Mode, Options, Server};
 use axum::http::{HeaderName, HeaderValue};
 use secrecy::SecretString;
 
-use super::open::{self, Place};
+use super::open::{self, Place, Tuning};
 
 /// Where a server listens, and to whom.
 #[derive(clap::Args)]
@@ -31,6 +32,10 @@ pub(crate) struct Door {
     /// MiB that a request's body may have.
     #[arg(long, default_value_t = 16)]
     max_body_mib: usize,
+    /// Seconds that the server goes on for when it is told to stop, saying that it is not ready, so that a load balancer
+    /// can send requests elsewhere.
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    drain: u64,
 }
 
 impl Door {
@@ -44,6 +49,7 @@ impl Door {
         let mut limits = Limits::default();
         limits.body_bytes = self.max_body_mib << 20;
         limits.origins.clone_from(&self.allow_origin);
+        limits.drain = Duration::from_secs(self.drain);
         (identity, limits)
     }
 
@@ -61,8 +67,10 @@ pub(crate) struct Args {
     port: u16,
     #[command(flatten)]
     place: Place,
+    #[command(flatten)]
+    tuning: Tuning,
     /// Memories that are recalled for a question.
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, visible_alias = "max-turns", default_value_t = 8)]
     k: usize,
     /// Tokens to answer with at most, if a request does not say how many.
     #[arg(long, default_value_t = 256)]
@@ -73,21 +81,43 @@ pub(crate) struct Args {
     /// US dollars that a million tokens of input cost elsewhere: for estimates of what was saved.
     #[arg(long, default_value_t = 0.20)]
     usd_per_mtok: f64,
+    /// Who may read /metrics: whoever has a key that may do everything, or everybody.
+    #[arg(long, value_enum, default_value_t = MetricsAuth::Key)]
+    metrics_auth: MetricsAuth,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum MetricsAuth {
+    Key,
+    Open,
 }
 
 /// Serves until the process is told to stop.
 pub(crate) async fn run(args: Args, mode: Mode) -> Result<(), Box<dyn Error>> {
     let (identity, limits) = args.door.open(KeyHeader::Authorization, args.place.keys());
-    let memory = open::memory(&args.place).await?;
+    if args.place.is_demo() {
+        eprintln!("no --model is given: the demo model answers, which knows no more than short notes about people");
+    }
+    let (listener, address) = http::bind(args.door.host(), args.port).await?;
+    let starting = http::layers(Server::starting(mode), &limits);
+    let (listener, memory) = http::meanwhile(listener, starting, open::memory(&args.place, &args.tuning)).await?;
+    let memory = memory?;
     let kv = memory.kv().clone();
     let mut options = Options::default();
     options.mode = mode;
     (options.k, options.max_tokens, options.budget_tokens) = (args.k, args.max_tokens, args.budget_tokens);
     options.usd_per_mtok = args.usd_per_mtok;
-    let router = http::layers(Server::new(memory, identity, options).router(), &limits);
-    let (listener, address) = http::bind(args.door.host(), args.port).await?;
+    options.open_metrics = args.metrics_auth == MetricsAuth::Open;
+    let server = Server::new(memory, identity, options);
+    let router = http::layers(server.clone().router(), &limits);
     println!("amem {} listens on http://{address}", mode.name());
-    http::serve(listener, router, &limits, stopped()).await?;
+    let drain = limits.drain;
+    let stop = async move {
+        stopped().await;
+        server.stopping();
+        tokio::time::sleep(drain).await;
+    };
+    http::serve(listener, router, &limits, stop).await?;
     Ok(kv.sync().await?)
 }
 

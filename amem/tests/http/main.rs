@@ -10,6 +10,8 @@ mod scripted;
 
 mod chat;
 mod command;
+mod flags;
+mod hub;
 mod load;
 mod mcp;
 mod messages;

@@ -24,7 +24,7 @@ use amem_demo::world::{Kind, World, WorldOptions};
 use futures_lite::StreamExt;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::open;
+use super::open::{self, ModelName};
 use report::{Asked, Pair, Report};
 
 /// Whose memory it is.
@@ -34,9 +34,9 @@ const DEMO_BUDGET_TOKENS: usize = 256;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// A Hugging Face model directory; the embedded demo model if left out.
-    #[arg(long)]
-    model: Option<PathBuf>,
+    /// A Hugging Face model directory, or a model's name on the Hub; the embedded demo model if left out.
+    #[arg(long, value_parser = open::model_name)]
+    model: Option<ModelName>,
     /// The memories, one a line; notes of a small world if left out.
     #[arg(long, requires = "queries_file")]
     memory_file: Option<PathBuf>,
@@ -44,10 +44,10 @@ pub(crate) struct Args {
     #[arg(long, requires = "memory_file")]
     queries_file: Option<PathBuf>,
     /// Memories of the small world.
-    #[arg(long, default_value_t = 200, conflicts_with = "memory_file")]
+    #[arg(long, default_value_t = 40, conflicts_with = "memory_file")]
     items: usize,
     /// Questions at most.
-    #[arg(long, default_value_t = 32)]
+    #[arg(long, default_value_t = 100)]
     queries: usize,
     /// Tokens of a session at most. If left out, 256 for the demo model, which was trained on short contexts, and as many as
     /// it can hold for any other.
@@ -69,7 +69,7 @@ pub(crate) struct Args {
 
 impl Args {
     pub(crate) async fn run(self) -> Result<(), Box<dyn Error>> {
-        let model = open::model(self.model.as_deref())?;
+        let model = open::model(self.model.as_ref(), None).await?;
         let corpus = self.corpus()?;
         let session = self.session(&model, &corpus).await?;
         let blend = self.blend(&model, &corpus).await?;

@@ -1,0 +1,306 @@
+//! Models from the Hugging Face Hub: which files of a repository a model needs, and where they lie once they are here.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fmt;
+use std::fs::File;
+use std::io::{BufReader, IsTerminal, Read, stderr};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use hf_hub::progress::{DownloadEvent, ProgressEvent, ProgressHandler};
+use hf_hub::repository::HFRepository;
+use hf_hub::{HFClient, HFError};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Deserialize;
+
+/// The index of weights that are split into several files.
+const INDEX: &str = "model.safetensors.index.json";
+/// The weights of a model that are one file.
+const SINGLE: &str = "model.safetensors";
+/// What is read of a model beside its weights.
+const TEXTS: [&str; 7] = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    INDEX,
+];
+/// Bytes of the index that are read at most.
+const MAX_INDEX_BYTES: u64 = 64 << 20;
+/// Files of weights at most.
+const MAX_SHARDS: usize = 1000;
+
+/// A model on the Hub: `OWNER/NAME`, or `OWNER/NAME@REVISION` with the name of a branch or a tag, or a commit's hash.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct HubModel {
+    owner: String,
+    name: String,
+    revision: Option<String>,
+}
+
+impl HubModel {
+    /// Its name without its owner's.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl fmt::Display for HubModel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.owner, self.name)?;
+        self.revision.as_ref().map_or(Ok(()), |revision| write!(f, "@{revision}"))
+    }
+}
+
+impl FromStr for HubModel {
+    type Err = NotAModel;
+
+    fn from_str(text: &str) -> Result<Self, NotAModel> {
+        let (id, revision) = match text.split_once('@') {
+            Some((id, revision)) => (id, Some(revision)),
+            None => (text, None),
+        };
+        let is_word = |word: &str| {
+            let letters = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+            !word.is_empty() && word.len() <= 96 && !word.starts_with('.') && word.chars().all(letters)
+        };
+        let is_revision = |revision: &str| !revision.contains("..") && revision.split('/').all(is_word);
+        match id.split_once('/') {
+            Some((owner, name)) if is_word(owner) && is_word(name) && revision.is_none_or(is_revision) => {
+                let (owner, name) = (owner.to_owned(), name.to_owned());
+                Ok(Self { owner, name, revision: revision.map(str::to_owned) })
+            }
+            _ => Err(NotAModel(text.to_owned())),
+        }
+    }
+}
+
+/// Neither a directory nor a model on the Hub.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "there is no directory {0:?}, and it is no model on the Hugging Face Hub either, whose names are OWNER/NAME or \
+         OWNER/NAME@REVISION"
+)]
+pub(crate) struct NotAModel(String);
+
+/// Why a model is not here.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum HubError {
+    /// The Hub is not to be asked, and the model is not here.
+    #[error(
+        "{model} is not in the cache ({cache}), and HF_HUB_OFFLINE is set: unset it, or give the directory of a copy \
+             of the model as --model"
+    )]
+    NotCached { model: HubModel, cache: PathBuf },
+    /// The Hub cannot be asked, and the model is not here.
+    #[error(
+        "{endpoint} cannot be reached ({source}), and {model} is not in the cache ({cache}): try again when there is \
+             a network, or give the directory of a copy of the model as --model"
+    )]
+    Unreachable { model: HubModel, endpoint: String, cache: PathBuf, source: HFError },
+    /// There is none of this name, or it is somebody's own.
+    #[error(
+        "the Hub has no model {model}, or it is not open to everybody: look at its name; for one that is not open, \
+             set HF_TOKEN to a token that may read it"
+    )]
+    Unknown { model: HubModel },
+    /// Its owner lets in whom he knows.
+    #[error("{model} is not open to everybody: ask for access on its page, and set HF_TOKEN to a token of yours")]
+    Closed { model: HubModel },
+    /// It has no such revision.
+    #[error("{model}: the model has no such branch, tag or commit")]
+    UnknownRevision { model: HubModel },
+    /// It is not a model of a kind that is read here.
+    #[error("{model} cannot be used: {reason}")]
+    Unusable { model: HubModel, reason: String },
+    /// The Hub failed.
+    #[error("{model} could not be downloaded: {source}; what has come so far is kept, so try again")]
+    Failed { model: HubModel, source: HFError },
+}
+
+/// The directory that holds a model of the Hub, downloaded if it is not here yet. The places and the token are those of
+/// all programs that use the Hub: HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT; with HF_HUB_OFFLINE the Hub is not asked.
+pub(crate) async fn model(model: &HubModel) -> Result<PathBuf, HubError> {
+    let failed = |source| HubError::Failed { model: model.clone(), source };
+    let client = HFClient::builder().retry_max_attempts(2).build().map_err(failed)?;
+    let hub = Hub { model, repository: client.model(&*model.owner, &*model.name), client: &client };
+    if is_offline() {
+        let cached = hub.cached().await;
+        return cached.ok_or_else(|| HubError::NotCached { model: model.clone(), cache: hub.cache() });
+    }
+    match hub.download().await {
+        Err(HubError::Unreachable { model, endpoint, cache, source }) => match hub.cached().await {
+            Some(dir) => {
+                tracing::warn!(%endpoint, "the Hub cannot be reached: the model is used as it is in the cache");
+                Ok(dir)
+            }
+            None => Err(HubError::Unreachable { model, endpoint, cache, source }),
+        },
+        downloaded => downloaded,
+    }
+}
+
+fn is_offline() -> bool {
+    let set = std::env::var("HF_HUB_OFFLINE").unwrap_or_default();
+    ["1", "on", "yes", "true"].contains(&set.to_ascii_lowercase().as_str())
+}
+
+struct Hub<'m> {
+    model: &'m HubModel,
+    repository: HFRepository<hf_hub::repository::RepoTypeModel>,
+    client: &'m HFClient,
+}
+
+impl Hub<'_> {
+    fn cache(&self) -> PathBuf {
+        self.client.cache_dir().to_owned()
+    }
+
+    /// The directory in the cache, if all that the model needs is there.
+    async fn cached(&self) -> Option<PathBuf> {
+        let files = self.repository.snapshot_download().maybe_revision(self.model.revision.clone());
+        let dir = files.local_files_only(true).send().await.ok()?;
+        let weights = self.weights(&dir).ok()?;
+        (dir.join("config.json").is_file() && weights.iter().all(|file| dir.join(file).is_file())).then_some(dir)
+    }
+
+    /// What the model needs, first what is small, and then the weights that it names, all of one commit.
+    async fn download(&self) -> Result<PathBuf, HubError> {
+        let texts = TEXTS.iter().map(|file| (*file).to_owned()).collect();
+        let dir = self.fetch(self.model.revision.clone(), texts, None).await?;
+        if !dir.join("config.json").is_file() {
+            return Err(self.unusable("it has no config.json"));
+        }
+        let weights = self.weights(&dir)?;
+        let commit = dir.file_name().and_then(|name| name.to_str()).map(str::to_owned);
+        let wanted = weights.iter().cloned().collect();
+        let dir = self.fetch(commit, wanted, Some(Bar::new(self.model))).await?;
+        match weights.iter().find(|file| !dir.join(file).is_file()) {
+            Some(missing) => Err(self.unusable(format!("it has no {missing}; only safetensors are read"))),
+            None => Ok(dir),
+        }
+    }
+
+    async fn fetch(
+        &self,
+        revision: Option<String>,
+        files: Vec<String>,
+        bar: Option<Arc<Bar>>,
+    ) -> Result<PathBuf, HubError> {
+        let download = self.repository.snapshot_download().maybe_revision(revision).allow_patterns(files);
+        let fetched = match bar {
+            Some(bar) => {
+                let fetched = download.progress(Arc::clone(&bar)).send().await;
+                bar.bar.finish_and_clear();
+                fetched
+            }
+            None => download.send().await,
+        };
+        fetched.map_err(|error| self.error(error))
+    }
+
+    /// The files of weights.
+    fn weights(&self, dir: &Path) -> Result<BTreeSet<String>, HubError> {
+        #[derive(Deserialize)]
+        struct Index {
+            weight_map: HashMap<String, String>,
+        }
+        let Ok(file) = File::open(dir.join(INDEX)) else { return Ok(BTreeSet::from([SINGLE.to_owned()])) };
+        let index: Result<Index, _> = serde_json::from_reader(BufReader::new(file.take(MAX_INDEX_BYTES)));
+        let index = index.map_err(|error| self.unusable(format!("{INDEX}: {error}")))?;
+        let shards: BTreeSet<String> = index.weight_map.into_values().collect();
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        let is_shard = |file: &String| file.ends_with(".safetensors") && file.chars().all(plain);
+        match shards.iter().find(|file| !is_shard(file)) {
+            Some(other) => Err(self.unusable(format!("{INDEX} names the file {other:?}"))),
+            None if shards.len() > MAX_SHARDS => Err(self.unusable(format!("{INDEX} names {} files", shards.len()))),
+            None => Ok(shards),
+        }
+    }
+
+    fn unusable(&self, reason: impl Into<String>) -> HubError {
+        HubError::Unusable { model: self.model.clone(), reason: reason.into() }
+    }
+
+    fn error(&self, source: HFError) -> HubError {
+        let model = self.model.clone();
+        if matches!(source, HFError::Request { .. }) {
+            let (endpoint, cache) = (self.client.endpoint().to_owned(), self.cache());
+            return HubError::Unreachable { model, endpoint, cache, source };
+        }
+        // The Hub's own code says more than the status: it hides what is not open behind the status of what needs a token.
+        match (code(&source), &source) {
+            (Some("RepoNotFound"), _) | (_, HFError::RepoNotFound { .. }) => HubError::Unknown { model },
+            (Some("GatedRepo"), _) | (_, HFError::AuthRequired { .. } | HFError::Forbidden { .. }) => {
+                HubError::Closed { model }
+            }
+            (_, HFError::RevisionNotFound { .. }) => HubError::UnknownRevision { model },
+            _ => HubError::Failed { model, source },
+        }
+    }
+}
+
+/// What the Hub calls an error.
+fn code(error: &HFError) -> Option<&str> {
+    let context = match error {
+        HFError::Http { context } | HFError::AuthRequired { context } | HFError::Forbidden { context } => Some(context),
+        HFError::RepoNotFound { context, .. } | HFError::RevisionNotFound { context, .. } => context.as_ref(),
+        _ => None,
+    };
+    context?.error_code.as_deref()
+}
+
+/// A progress bar on standard error, if somebody looks at it.
+struct Bar {
+    bar: ProgressBar,
+    done: Mutex<HashMap<String, u64>>,
+}
+
+impl Bar {
+    fn new(model: &HubModel) -> Arc<Self> {
+        let style = ProgressStyle::with_template("{msg} {wide_bar} {bytes} of {total_bytes}, {eta} left");
+        let bar = match (stderr().is_terminal(), style) {
+            (true, Ok(style)) => ProgressBar::new(0).with_style(style).with_message(model.to_string()),
+            _ => ProgressBar::hidden(),
+        };
+        Arc::new(Self { bar, done: Mutex::default() })
+    }
+}
+
+impl ProgressHandler for Bar {
+    fn on_progress(&self, event: &ProgressEvent) {
+        let ProgressEvent::Download(event) = event else { return };
+        match event {
+            DownloadEvent::Start { total_bytes, .. } => self.bar.set_length(*total_bytes),
+            DownloadEvent::Progress { files } => {
+                let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
+                done.extend(files.iter().map(|file| (file.filename.clone(), file.bytes_completed)));
+                self.bar.set_position(done.values().sum());
+            }
+            DownloadEvent::AggregateProgress { bytes_completed, .. } => self.bar.set_position(*bytes_completed),
+            DownloadEvent::Complete => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_on_the_hub_is_an_owner_a_name_and_perhaps_a_revision() {
+        let model: HubModel = "Qwen/Qwen2.5-0.5B-Instruct".parse().unwrap();
+        assert_eq!((model.name(), &model.revision), ("Qwen2.5-0.5B-Instruct", &None));
+        let tagged: HubModel = "org/model@refs/pr/1".parse().unwrap();
+        assert_eq!(
+            (tagged.revision.as_deref(), tagged.to_string().as_str()),
+            (Some("refs/pr/1"), "org/model@refs/pr/1")
+        );
+        for other in ["model", "a/b/c", "../b", "/etc/passwd", "a/", "a/b@", "a/b@../c", "a b/c", "a/.."] {
+            assert!(other.parse::<HubModel>().is_err(), "{other}");
+        }
+    }
+}
