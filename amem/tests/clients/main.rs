@@ -13,6 +13,7 @@ mod anthropic;
 mod mcp;
 mod openai;
 mod proxy;
+mod schemathesis;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,0 +1,14 @@
+"""Requests that schemathesis makes up from the OpenAPI document, and all its checks of what comes back.
+
+schemathesis.py URL
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+url = sys.argv[1]
+schemathesis = Path(sys.executable).with_name("schemathesis")
+options = ["--checks", "all", "--max-examples", "12", "--seed", "1", "--generation-database", "none",
+           "--request-timeout", "30", "--workers", "2", "--no-color", "--wait-for-schema", "10"]
+sys.exit(subprocess.run([schemathesis, "run", f"{url}/openapi.json", "--url", url, *options]).returncode)
