@@ -629,3 +629,44 @@ fn openais_clients_ask_anthropics_models_with_the_snapshot_in_its_place() {
     let usage = &proxied.get("/v1/usage")["per_user"]["alice"];
     assert_eq!((&usage["requests"], &usage["tokens_in"]), (&json!(3), &json!(300)));
 }
+
+#[test]
+fn a_stream_of_anthropics_is_told_to_openais_clients_as_theirs() {
+    let events = [
+        json!({ "type": "message_start", "message": { "id": "msg_1", "usage": { "input_tokens": 40, "cache_read_input_tokens": 60 } } }),
+        json!({ "type": "content_block_delta", "index": 0, "delta": { "type": "text_delta", "text": "Yes." } }),
+        json!({ "type": "message_delta", "delta": { "stop_reason": "end_turn" }, "usage": { "output_tokens": 7 } }),
+        json!({ "type": "message_stop" }),
+    ];
+    let stream: String = events.iter().map(|event| format!("event: e\ndata: {event}\n\n")).collect();
+    let upstream =
+        Upstream::new(move |_| answer(200, &[("content-type", "text/event-stream")], Body::from(stream.clone())));
+    let proxied = Setup::new(Kind::Anthropic).start(upstream);
+    let body = json!({
+        "model": "claude", "user": "alice", "stream": true, "stream_options": { "include_usage": true },
+        "messages": [{ "role": "user", "content": "Hi" }],
+    });
+    let (status, _, bytes) = proxied.send("/v1/chat/completions", &[], &body);
+    let text = String::from_utf8(bytes.to_vec()).unwrap();
+    let data: Vec<&str> = text.split("\n\n").filter_map(|event| event.strip_prefix("data: ")).collect();
+    assert_eq!((status, data.len(), data[4]), (200, 5, "[DONE]"));
+    let chunk = |index: usize| serde_json::from_str::<Value>(data[index]).unwrap();
+    assert_eq!(chunk(1)["choices"][0]["delta"]["content"], "Yes.");
+    assert_eq!(chunk(3)["usage"]["prompt_tokens_details"]["cached_tokens"], 60);
+    assert_eq!(proxied.upstream.last().json()["stream"], true);
+    assert_eq!(proxied.get("/v1/usage")["per_user"]["alice"]["tokens_in"], 100);
+}
+
+#[test]
+fn tokens_are_counted_with_what_is_remembered_and_cost_nothing() {
+    let proxied = Setup::new(Kind::Anthropic).start(Upstream::new(|_| json_answer(&json!({ "input_tokens": 9 }))));
+    proxied.remember("alice", &["Alice lives in Denver."]);
+    let body =
+        json!({ "model": "m", "user": "alice", "messages": [{ "role": "user", "content": "Where does Alice live?" }] });
+    let (status, _, answer) = proxied.send("/v1/messages/count_tokens", &[], &body);
+    assert_eq!((status, &answer[..]), (200, &b"{\"input_tokens\":9}"[..]));
+    let sent = proxied.upstream.last();
+    assert_eq!(sent.path, "/v1/messages/count_tokens");
+    assert!(sent.json()["system"][0]["text"].as_str().unwrap().contains("Denver"));
+    assert_eq!(proxied.get("/v1/usage")["per_user"]["alice"]["requests"], 0);
+}
