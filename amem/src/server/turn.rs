@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use amem_core::{Answer, AnswerStream, Ask, Error, Event, Finish, Namespace, Repair, Usage};
+use amem_core::{Answer, AnswerStream, Ask, Event, Finish, Namespace, Repair, Usage};
 use futures_util::{Stream, StreamExt};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -86,7 +86,7 @@ pub(crate) struct Running {
     turn: Turn,
     stream: AnswerStream,
     /// The session, which does not end before the answer does.
-    in_use: Option<InUse>,
+    _in_use: Option<InUse>,
     started: Instant,
     /// One for each answer.
     listeners: Vec<Listener>,
@@ -140,7 +140,7 @@ impl Server {
         }
         let (stream, in_use) = self.ask(&turn).await?;
         let (listeners, ready) = (turn.listeners(), VecDeque::new());
-        Ok(Running { server: self.clone(), turn, stream, in_use, started, listeners, ready })
+        Ok(Running { server: self.clone(), turn, stream, _in_use: in_use, started, listeners, ready })
     }
 
     async fn ask(&self, turn: &Turn) -> Result<(AnswerStream, Option<InUse>)> {
