@@ -248,6 +248,7 @@ fn a_body_that_is_not_what_is_expected_is_a_bad_request() {
             json!({ "output_config": { "format": { "type": "json_schema", "schema": { "type": "?" } } } }),
             "output_config.format",
         ),
+        (json!({ "k": 1_000_000 }), "k must be"),
         (json!({ "user": "" }), "namespace"),
         (json!({ "metadata": { "user_id": "x".repeat(300) } }), "namespace"),
     ];

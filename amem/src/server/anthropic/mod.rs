@@ -106,7 +106,10 @@ async fn turn(server: &Server, caller: &Caller, request: MessagesRequest) -> Res
         .sampling(sampling);
     generation.constraint = constraint(server, format, &tools, request.tool_choice.as_ref()).await?;
     let messages = prompt::messages(request.system, request.messages)?;
-    let k = request.k.unwrap_or(server.options().k);
+    let (k, most) = (request.k.unwrap_or(server.options().k), server.options().max_texts);
+    if k > most {
+        return Err(ApiError::bad_request(format!("k must be at most {most}")).param("k"));
+    }
     let one_call = request.tool_choice.as_ref().is_some_and(ToolChoice::is_one_call);
     let ask = Ask::messages(messages).tools(tools).k(k).generation(generation);
     Ok(Turn {
@@ -164,11 +167,11 @@ fn check_supported(request: &MessagesRequest) -> Result<()> {
     if request.container.is_some() {
         return refused("container", "container is");
     }
-    let edits = request.context_management.iter().flat_map(|management| &management.edits).flatten();
-    for edit in edits.filter(|edit| !edit.kind.starts_with("clear_thinking_")) {
-        return refused("context_management", &format!("context_management: {} is", edit.kind));
+    let mut edits = request.context_management.iter().flat_map(|management| &management.edits).flatten();
+    match edits.find(|edit| !edit.kind.starts_with("clear_thinking_")) {
+        Some(edit) => refused("context_management", &format!("context_management: {} is", edit.kind)),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 fn check_thinking(thinking: Option<&Thinking>) -> Result<()> {
