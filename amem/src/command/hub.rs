@@ -100,7 +100,7 @@ pub(crate) enum HubError {
         "{endpoint} cannot be reached ({source}), and {model} is not in the cache ({cache}): try again when there is \
              a network, or give the directory of a copy of the model as --model"
     )]
-    Unreachable { model: HubModel, endpoint: String, cache: PathBuf, source: HFError },
+    Unreachable { model: HubModel, endpoint: String, cache: PathBuf, source: Box<HFError> },
     /// There is none of this name, or it is somebody's own.
     #[error(
         "the Hub has no model {model}, or it is not open to everybody: look at its name; for one that is not open, \
@@ -118,13 +118,13 @@ pub(crate) enum HubError {
     Unusable { model: HubModel, reason: String },
     /// The Hub failed.
     #[error("{model} could not be downloaded: {source}; what has come so far is kept, so try again")]
-    Failed { model: HubModel, source: HFError },
+    Failed { model: HubModel, source: Box<HFError> },
 }
 
 /// The directory that holds a model of the Hub, downloaded if it is not here yet. The places and the token are those of
 /// all programs that use the Hub: HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT; with HF_HUB_OFFLINE the Hub is not asked.
 pub(crate) async fn model(model: &HubModel) -> Result<PathBuf, HubError> {
-    let failed = |source| HubError::Failed { model: model.clone(), source };
+    let failed = |error| HubError::Failed { model: model.clone(), source: Box::new(error) };
     let client = HFClient::builder().retry_max_attempts(2).build().map_err(failed)?;
     let hub = Hub { model, repository: client.model(&*model.owner, &*model.name), client: &client };
     if is_offline() {
@@ -229,7 +229,7 @@ impl Hub<'_> {
         let model = self.model.clone();
         if matches!(source, HFError::Request { .. }) {
             let (endpoint, cache) = (self.client.endpoint().to_owned(), self.cache());
-            return HubError::Unreachable { model, endpoint, cache, source };
+            return HubError::Unreachable { model, endpoint, cache, source: Box::new(source) };
         }
         // The Hub's own code says more than the status: it hides what is not open behind the status of what needs a token.
         match (code(&source), &source) {
@@ -238,7 +238,7 @@ impl Hub<'_> {
                 HubError::Closed { model }
             }
             (_, HFError::RevisionNotFound { .. }) => HubError::UnknownRevision { model },
-            _ => HubError::Failed { model, source },
+            _ => HubError::Failed { model, source: Box::new(source) },
         }
     }
 }

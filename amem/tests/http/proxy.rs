@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use amem::http::{self, Identity, KeyHeader, Limits};
+use amem::http::{Identity, KeyHeader, Limits};
 use amem::keys::{Grant, KeyFile};
 use amem::proxy::{Config, Kind, Options, Proxy, Secret, UpstreamConfig};
 use amem_core::{Namespace, RamLedger, TextMemory, TextMemoryOptions};
