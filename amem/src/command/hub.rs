@@ -91,16 +91,18 @@ pub(crate) struct NotAModel(String);
 pub(crate) enum HubError {
     /// The Hub is not to be asked, and the model is not here.
     #[error(
-        "{model} is not in the cache ({cache}), and HF_HUB_OFFLINE is set: unset it, or give the directory of a copy \
-             of the model as --model"
+        "{model} is not in the cache ({}), and HF_HUB_OFFLINE is set: unset it, or give the directory of a copy \
+             of the model as --model",
+        cache.display()
     )]
-    NotCached { model: HubModel, cache: PathBuf },
+    NotCached { model: HubModel, cache: Box<Path> },
     /// The Hub cannot be asked, and the model is not here.
     #[error(
-        "{endpoint} cannot be reached ({source}), and {model} is not in the cache ({cache}): try again when there is \
-             a network, or give the directory of a copy of the model as --model"
+        "{endpoint} cannot be reached ({source}), and {model} is not in the cache ({}): try again when there is \
+             a network, or give the directory of a copy of the model as --model",
+        cache.display()
     )]
-    Unreachable { model: HubModel, endpoint: String, cache: PathBuf, source: Box<HFError> },
+    Unreachable { model: HubModel, endpoint: Box<str>, cache: Box<Path>, source: Box<HFError> },
     /// There is none of this name, or it is somebody's own.
     #[error(
         "the Hub has no model {model}, or it is not open to everybody: look at its name; for one that is not open, \
@@ -155,8 +157,8 @@ struct Hub<'m> {
 }
 
 impl Hub<'_> {
-    fn cache(&self) -> PathBuf {
-        self.client.cache_dir().to_owned()
+    fn cache(&self) -> Box<Path> {
+        self.client.cache_dir().into()
     }
 
     /// The directory in the cache, if all that the model needs is there.
@@ -228,7 +230,7 @@ impl Hub<'_> {
     fn error(&self, source: HFError) -> HubError {
         let model = self.model.clone();
         if matches!(source, HFError::Request { .. }) {
-            let (endpoint, cache) = (self.client.endpoint().to_owned(), self.cache());
+            let (endpoint, cache) = (self.client.endpoint().into(), self.cache());
             return HubError::Unreachable { model, endpoint, cache, source: Box::new(source) };
         }
         // The Hub's own code says more than the status: it hides what is not open behind the status of what needs a token.
