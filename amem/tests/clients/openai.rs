@@ -74,8 +74,9 @@ fn langchains_standard_tests_of_chat_models_pass() {
         ("What is 3 + 4", &adder),
         ("weather in San Francisco", &weather),
         ("sunny", "The sun shines."),
-        ("a Chinese", &chinese),
-        ("a Japanese", &japanese),
+        ("technology company", &chinese),
+        ("Japanese company", &japanese),
+        ("than JSON", joke),
         ("a joke about cats", joke),
         ("a joke about cats", &joke_call),
     ];

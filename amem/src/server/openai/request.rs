@@ -102,7 +102,7 @@ struct StreamOptions {
     include_usage: Option<bool>,
 }
 
-/// A message.
+/// A message. Its author's `name` is not told to the model: chat templates have no words for it.
 #[derive(Debug, Deserialize, ToSchema)]
 struct ChatMessage {
     /// Who wrote it.
