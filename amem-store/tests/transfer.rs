@@ -10,7 +10,7 @@ use amem_core::{
 };
 use amem_store::{
     Became, Export, Imported, ImportedLine, MAX_LINE_BYTES, ReferenceFile, SqliteLedger, TransferError, export, import,
-    import_reference, import_reference_log,
+    import_checked, import_reference, import_reference_log,
 };
 use futures_lite::future::block_on;
 use proptest::prelude::*;
@@ -35,6 +35,22 @@ fn imported(ledger: &dyn Ledger, namespace: Option<&Namespace>, input: &[u8]) ->
     let imported = block_on(import(ledger, namespace, input, |line| told.push(line.clone()))).unwrap();
     told.sort_by_key(|line| line.line);
     (imported, told)
+}
+
+#[test]
+fn a_line_is_refused_that_the_caller_has_a_reason_against() {
+    let ledger = RamLedger::default();
+    let lines = b"{\"text\":\"short\"}\n{\"text\":\"too long\"}\n{\"text\":\"brief\"}\n";
+    let check = |new: &NewRecord| if new.text.len() > 5 { Err(format!("{} bytes", new.text.len())) } else { Ok(()) };
+    let mut refused = Vec::new();
+    let told = |line: &ImportedLine| {
+        if let Became::Refused { reason } = &line.became {
+            refused.push((line.line, reason.clone()));
+        }
+    };
+    let imported = block_on(import_checked(&ledger, Some(&ours()), &lines[..], check, told)).unwrap();
+    assert_eq!((imported.added, imported.refused), (2, 1));
+    assert_eq!(refused, [(2, "8 bytes".to_owned())]);
 }
 
 fn active(ledger: &dyn Ledger, namespace: &Namespace) -> Vec<Record> {

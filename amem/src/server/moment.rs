@@ -1,5 +1,7 @@
 //! Moments as clients write and read them.
 
+use std::ops::RangeInclusive;
+
 use amem_core::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -20,7 +22,7 @@ impl Moment {
     /// The moment. `name` is what the request calls it.
     ///
     /// # Errors
-    /// 400 for what is no moment, or lies outside the years -9999 to 9999.
+    /// 400 for what is no moment, or lies outside the years 0 to 9999.
     pub(crate) fn read(&self, name: &str) -> Result<Timestamp> {
         let read = match self {
             Self::Seconds(seconds) => of_seconds(*seconds),
@@ -43,8 +45,8 @@ pub(crate) fn read(moment: Option<&Moment>, name: &str) -> Result<Option<Timesta
 
 fn of_seconds(seconds: f64) -> Option<Timestamp> {
     let milliseconds = (seconds * 1000.0).round();
-    let bounds = bound(jiff::Timestamp::MIN)..=bound(jiff::Timestamp::MAX);
-    bounds.contains(&(milliseconds as i64)).then_some(Timestamp(milliseconds as i64)).filter(|_| seconds.is_finite())
+    // One that is too large becomes the largest integer.
+    within(Timestamp(milliseconds as i64)).filter(|_| seconds.is_finite())
 }
 
 fn of_text(text: &str) -> Option<Timestamp> {
@@ -56,11 +58,15 @@ fn of_text(text: &str) -> Option<Timestamp> {
         let local = text.parse::<jiff::civil::DateTime>().ok()?;
         jiff::tz::Offset::UTC.to_timestamp(local).ok()
     };
-    Some(Timestamp(with_offset.or_else(without)?.as_millisecond()))
+    within(Timestamp(with_offset.or_else(without)?.as_millisecond()))
 }
 
-fn bound(at: jiff::Timestamp) -> i64 {
-    at.as_millisecond()
+/// The moments that RFC 3339 can write: from the year 0 to some hours before the end of the year 9999, so that it does not
+/// end in any other time zone either.
+const WRITABLE: RangeInclusive<i64> = -62_167_219_200_000..=253_402_207_200_000;
+
+fn within(at: Timestamp) -> Option<Timestamp> {
+    WRITABLE.contains(&at.0).then_some(at)
 }
 
 /// A moment as clients read it: RFC 3339 in UTC, with milliseconds.
@@ -72,8 +78,8 @@ pub(crate) struct Said(String);
 impl From<Timestamp> for Said {
     /// What lies outside the years that can be written is written as the last or first moment of them.
     fn from(at: Timestamp) -> Self {
-        let within = at.0.clamp(bound(jiff::Timestamp::MIN), bound(jiff::Timestamp::MAX));
-        Self(format!("{:.3}", jiff::Timestamp::from_millisecond(within).unwrap_or(jiff::Timestamp::UNIX_EPOCH)))
+        let within = at.0.clamp(*WRITABLE.start(), *WRITABLE.end());
+        Self(format!("{:.3}", jiff::Timestamp::from_millisecond(within).unwrap_or_default()))
     }
 }
 
@@ -119,7 +125,7 @@ mod tests {
     #[test]
     fn a_moment_is_said_in_utc_with_milliseconds() {
         assert_eq!(Said::from(Timestamp(1_000_000_000_007)).0, "2001-09-09T01:46:40.007Z");
-        assert!(Said::from(Timestamp(i64::MAX)).0.starts_with("9999-12-3"));
-        assert!(Said::from(Timestamp(i64::MIN)).0.starts_with("-009999-01-0"));
+        assert!(Said::from(Timestamp(i64::MAX)).0.starts_with("9999-12-30T"));
+        assert!(Said::from(Timestamp(i64::MIN)).0.starts_with("0000-01-01T00:00:00"));
     }
 }

@@ -40,7 +40,7 @@ struct Stats {
 /// The KV that is held, and where.
 #[derive(Debug, Serialize, ToSchema)]
 struct Policy {
-    /// Memories whose KV is held.
+    /// Chunks of KV that are held: those of memories, and the system line's.
     chunks: usize,
     /// Tokens whose KV is in the fastest tier, where it can tell.
     hot_tokens: Option<u64>,
@@ -68,7 +68,7 @@ struct EngineView {
     running: usize,
     /// Passes of the model since the server started.
     steps: u64,
-    /// Tokens of memories that were prefilled since then.
+    /// Tokens of memories, and of the system line, that were prefilled since then.
     prefilled_tokens: u64,
     /// Seconds that this took.
     prefill_seconds: f64,

@@ -13,6 +13,7 @@ mod anthropic;
 mod mcp;
 mod openai;
 mod proxy;
+mod reference;
 mod schemathesis;
 
 use std::path::{Path, PathBuf};

@@ -14,11 +14,14 @@ mod flags;
 mod hub;
 mod load;
 mod mcp;
+mod memories;
 mod messages;
 mod models;
 mod operations;
 mod proxy;
 mod reference_defects;
+mod sessions;
+mod usage;
 
 use std::time::Duration;
 

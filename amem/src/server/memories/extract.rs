@@ -2,10 +2,12 @@
 //!
 //! The model is asked for them. What it says counts if it is a list of sentences that are grounded in the text; others in
 //! the list are left out. If that leaves nothing to use, the text's own sentences are its facts: a model may never have
-//! been trained to follow an instruction, as the demo model was not. The answer says which of the two it was.
+//! been trained to follow an instruction, as the demo model was not. The answer says which of the two it was. The model is
+//! not held to a list: one that gives none by itself does not follow the instruction, and its list would be made up.
 
 use amem_core::{
-    Amounts, Completion, Error, Generation, Message, NewRecord, Output, Piece, Request, Role, Sampling, Usage,
+    Amounts, Completion, Error, Generation, Message, Namespace, NewRecord, Output, Piece, Request, Role, Sampling,
+    Token, Usage,
 };
 use axum::Json;
 use axum::extract::State;
@@ -99,13 +101,12 @@ pub(super) async fn extract(
 }
 
 /// What the model says that the facts of these sentences are; `None` if it said nothing to use.
-async fn facts_by_model(
-    server: &Server,
-    namespace: &amem_core::Namespace,
-    sentences: &[String],
-) -> Result<Option<Vec<String>>> {
+async fn facts_by_model(server: &Server, namespace: &Namespace, sentences: &[String]) -> Result<Option<Vec<String>>> {
     let mut facts: Vec<String> = Vec::new();
-    let Some(passages) = passages(server, sentences)? else { return Ok(None) };
+    let (asked, told) = (server.clone(), sentences.to_vec());
+    // Thousands of sentences take a while to be put together.
+    let passages = tokio::task::spawn_blocking(move || passages(&asked, &told)).await;
+    let Some(passages) = passages.map_err(|error| ApiError::internal(&error))?? else { return Ok(None) };
     for Passage { text, prompt, room } in passages {
         let answer = generate(server, namespace, prompt, room).await?;
         let Some(listed) = list_in(&answer) else { return Ok(None) };
@@ -122,7 +123,7 @@ async fn facts_by_model(
 /// A part of a text, and how the model is asked about it.
 struct Passage {
     text: String,
-    prompt: Vec<amem_core::Token>,
+    prompt: Vec<Token>,
     /// Tokens for the answer.
     room: usize,
 }
@@ -162,12 +163,7 @@ fn passages(server: &Server, sentences: &[String]) -> Result<Option<Vec<Passage>
 }
 
 /// What the model says to a prompt.
-async fn generate(
-    server: &Server,
-    namespace: &amem_core::Namespace,
-    prompt: Vec<amem_core::Token>,
-    room: usize,
-) -> Result<String> {
+async fn generate(server: &Server, namespace: &Namespace, prompt: Vec<Token>, room: usize) -> Result<String> {
     let generation = Generation::default().max_tokens(room).sampling(Sampling::default());
     let limit = server.memory().model().info().context;
     let request = Request::new(namespace.clone(), vec![Piece::Fresh(prompt.into())]);

@@ -50,16 +50,16 @@ pub(super) fn is_grounded(fact: &str, text: &str) -> bool {
 /// The sentences of a text. A title or an initial ("Dr.", "J.") ends none.
 pub(super) fn sentences(text: &str) -> Vec<String> {
     let mut sentences: Vec<String> = Vec::new();
-    let mut goes_on = false;
-    for part in text.lines().flat_map(|line| line.split_sentence_bounds().chain(["\n"])) {
-        if part == "\n" {
-            goes_on = false;
-        } else if !part.trim().is_empty() {
+    for line in text.lines() {
+        let (mut is_first, mut goes_on) = (true, false);
+        for part in line.split_sentence_bounds().filter(|part| !part.trim().is_empty()) {
+            // As after what somebody says: "Why?" she asked.
+            goes_on |= !is_first && part.starts_with(char::is_lowercase);
             match sentences.last_mut().filter(|_| goes_on) {
                 Some(last) => last.push_str(part),
                 None => sentences.push(part.to_owned()),
             }
-            goes_on = ends_with_abbreviation(part.trim_end());
+            (is_first, goes_on) = (false, ends_with_abbreviation(part.trim_end()));
         }
     }
     sentences.iter().map(|sentence| sentence.trim().to_owned()).collect()

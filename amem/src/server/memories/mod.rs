@@ -11,7 +11,8 @@
 //! view.rs       a memory as clients read it
 //! ```
 //!
-//! A path's segments are percent-decoded: the user `a/b` is `a%2Fb` there, and `a%b` is `a%25b`.
+//! A path's segments are percent-decoded: the user `a/b` is `a%2Fb` there, and `a%b` is `a%25b`. Most clients cannot name a
+//! user `.` or `..` there: they take these for directories, also where they are escaped, as the URL standard says.
 
 mod change;
 mod extract;

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use amem_core::{Recall, Record, RecordId, State as RecordState};
+use amem_core::{Recall, Recollection, Record, RecordId, State as RecordState};
 use axum::Json;
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
@@ -101,68 +101,47 @@ pub(super) async fn recall(
     let memory = server.memory();
     let named = request.session.clone().map(SessionName::Given);
     let session = named.map(|name| server.session(&name, &namespace, request.budget_tokens)).transpose()?;
-    let default = session.as_ref().and_then(InUse::max_turns).unwrap_or(server.options().k);
-    let recall = request.read(default)?;
-    let budget = request.budget_tokens.unwrap_or(usize::MAX);
-    let found = match &session {
-        Some(session) => session.lock().await.recall(recall).await?,
-        None => memory.recall(&namespace, recall).await?,
-    };
-    let scores: Vec<(RecordId, f32)> = found.iter().map(|found| (found.record.id, found.score)).collect();
-    let mut found: Vec<Record> = found.into_iter().map(|found| found.record).collect();
-    let mut counter = Counter { server: &server, left: budget };
-    let (mut fitting, mut sources) = (HashSet::new(), Vec::new());
-    match &session {
-        None => {
-            for record in &found {
-                if counter.fits(&record.text)? {
-                    fitting.insert(record.id);
-                    sources.push(record.text.clone());
-                }
-            }
-        }
+    let recall = request.read(session.as_ref().and_then(InUse::max_turns).unwrap_or(server.options().k))?;
+    let (found, before, most) = match &session {
+        None => (memory.recall(&namespace, recall).await?, Vec::new(), usize::MAX),
         Some(session) => {
-            counter.left = budget.min(session.lock().await.budget_tokens());
-            // Those that were recalled before come first. What does not fit joins when there is room.
-            let told = session.told();
-            let before = memory.get_many(&namespace, &told).await?.into_iter().flatten();
-            let before = before.filter(|record| record.state == RecordState::Active);
-            let mut standing: Vec<Record> = before.collect();
-            standing.extend(found.iter().filter(|record| !told.contains(&record.id)).cloned());
-            for record in standing {
-                if counter.fits(&record.text)? {
-                    fitting.insert(record.id);
-                    session.tell(record.id);
-                    sources.push(record.text);
-                }
-            }
+            let mut locked = session.lock().await;
+            let found = locked.recall(recall).await?;
+            (found, memory.get_many(&namespace, &session.told()).await?, locked.budget_tokens())
         }
-    }
-    found.retain(|record| fitting.contains(&record.id));
-    let mut working_set = sources.join("\n");
-    let mut tokens = counter.tokens(&working_set)?;
-    // Texts have about as many tokens together as each by itself, and sometimes more.
-    while tokens > budget && sources.pop().is_some() {
-        working_set = sources.join("\n");
-        tokens = counter.tokens(&working_set)?;
-    }
-    let recalled = |record: Record| {
-        let score = scores.iter().find(|(id, _)| *id == record.id).map_or(0.0, |(_, score)| *score);
-        let (id, created_at) = (record.id.to_string(), record.created_at.into());
-        let metadata = view::metadata(record.metadata);
-        Recalled { id, text: record.text, score, key: record.key, metadata, created_at }
     };
+    let before: Vec<Record> =
+        before.into_iter().flatten().filter(|record| record.state == RecordState::Active).collect();
+    let known: HashSet<RecordId> = before.iter().map(|record| record.id).collect();
+    let new = found.iter().map(|found| &found.record).filter(|record| !known.contains(&record.id));
+    let candidates = before.iter().chain(new);
+    let working_set = WorkingSet::within(&server, candidates, request.budget_tokens.unwrap_or(most).min(most))?;
+    let standing: HashSet<RecordId> = working_set.records.iter().map(|record| record.id).collect();
+    if let Some(session) = &session {
+        session.tell(working_set.records.iter().map(|record| record.id));
+    }
+    let sources: Vec<String> = working_set.records.iter().map(|record| record.text.clone()).collect();
+    let (working_set, tokens) = (working_set.text, working_set.tokens);
     Ok(Json(RecallAnswer {
         user: namespace.as_str().to_owned(),
         query: request.query,
         session: session.as_ref().map(|session| session.name().to_string()),
-        memories: found.into_iter().map(recalled).collect(),
+        memories: found.into_iter().filter(|found| standing.contains(&found.record.id)).map(Recalled::from).collect(),
         working_set,
         tokens,
         n_turns: sources.len(),
         sources,
         memory_active_turns: memory.count(&namespace).await?,
     }))
+}
+
+impl From<Recollection> for Recalled {
+    fn from(found: Recollection) -> Self {
+        let Recollection { record, score, .. } = found;
+        let (id, created_at) = (record.id.to_string(), record.created_at.into());
+        let metadata = view::metadata(record.metadata);
+        Self { id, text: record.text, score, key: record.key, metadata, created_at }
+    }
 }
 
 impl RecallRequest {
@@ -179,22 +158,34 @@ impl RecallRequest {
     }
 }
 
-/// Counts tokens as the model does, and what is left of a budget.
-struct Counter<'s> {
-    server: &'s Server,
-    left: usize,
+/// Texts to put before a model, a line each.
+struct WorkingSet<'r> {
+    records: Vec<&'r Record>,
+    text: String,
+    tokens: usize,
 }
 
-impl Counter<'_> {
-    fn tokens(&self, text: &str) -> Result<usize> {
-        if text.is_empty() { Ok(0) } else { Ok(self.server.memory().model().chat().encode(text)?.len()) }
-    }
-
-    /// Takes a line from the budget, if it has room.
-    fn fits(&mut self, text: &str) -> Result<bool> {
-        let tokens = self.tokens(text)? + 1;
-        let left = self.left.checked_sub(tokens);
-        self.left = left.unwrap_or(self.left);
-        Ok(left.is_some())
+impl<'r> WorkingSet<'r> {
+    /// The records that have room within a number of tokens. What has no room is passed over for what is smaller.
+    fn within(server: &Server, candidates: impl Iterator<Item = &'r Record>, budget: usize) -> Result<Self> {
+        let tokens = |text: &str| -> Result<usize> {
+            if text.is_empty() { Ok(0) } else { Ok(server.memory().model().chat().encode(text)?.len()) }
+        };
+        let (mut records, mut left) = (Vec::new(), budget);
+        for record in candidates {
+            let line_break = usize::from(!records.is_empty());
+            if let Some(less) = left.checked_sub(tokens(&record.text)? + line_break) {
+                left = less;
+                records.push(record);
+            }
+        }
+        loop {
+            let text = records.iter().map(|record| &*record.text).collect::<Vec<_>>().join("\n");
+            let tokens = tokens(&text)?;
+            // Texts have about as many tokens together as each by itself, but nothing promises that.
+            if tokens <= budget || records.pop().is_none() {
+                return Ok(Self { records, text, tokens });
+            }
+        }
     }
 }

@@ -25,8 +25,7 @@ pub(super) struct RememberRequest {
     /// system an empty text, is no key.
     keys: Option<OneOrMany<Option<String>>>,
     /// What the application keeps with the texts: one object of names and plain values for all of them, or one for each.
-    #[schema(value_type = Option<OneOrMany<Option<Object>>>)]
-    metadata: Option<OneOrMany<Option<Map<String, Value>>>>,
+    metadata: Option<OneOrMany<Option<Entries>>>,
     /// When the texts were first said, if not now.
     created_at: Option<Moment>,
     /// From when on the texts no longer count.
@@ -34,6 +33,12 @@ pub(super) struct RememberRequest {
     /// After how many seconds they no longer count, in place of `expires_at`.
     ttl_seconds: Option<f64>,
 }
+
+/// Names and plain values: texts, numbers, true, false, null.
+#[derive(Clone, Debug, Default, Deserialize, ToSchema)]
+#[serde(transparent)]
+#[schema(value_type = Object)]
+struct Entries(Map<String, Value>);
 
 /// One value, or one for each text.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -95,7 +100,7 @@ impl RememberRequest {
         let new = texts.into_iter().zip(keys).zip(metadata).enumerate().map(|(index, ((text, key), metadata))| {
             let mut new = NewRecord::new(text);
             new.key = key.filter(|key| !key.is_empty());
-            new.metadata = entries(metadata.unwrap_or_default())?;
+            new.metadata = metadata.unwrap_or_default().read()?;
             (new.created_at, new.expires_at) = (created_at, expires_at);
             match new.check() {
                 Ok(_) => Ok(new),
@@ -114,9 +119,11 @@ fn same_length<T>(all: Vec<T>, length: usize, name: &str) -> Result<Vec<T>> {
     Err(ApiError::bad_request(message).param(name))
 }
 
-fn entries(all: Map<String, Value>) -> Result<Metadata> {
-    let entry = |(name, value): (&String, &Value)| Ok((name.clone(), plain(value, &format!("metadata.{name}"))?));
-    all.iter().map(entry).collect::<Result<Vec<_>>>().map(Metadata::from_iter)
+impl Entries {
+    fn read(&self) -> Result<Metadata> {
+        let entry = |(name, value): (&String, &Value)| Ok((name.clone(), plain(value, &format!("metadata.{name}"))?));
+        self.0.iter().map(entry).collect::<Result<Vec<_>>>().map(Metadata::from_iter)
+    }
 }
 
 fn expiry(expires_at: Option<&Moment>, ttl_seconds: Option<f64>) -> Result<Option<Timestamp>> {

@@ -64,12 +64,17 @@ pub(super) fn metadata(metadata: Metadata) -> Map<String, Value> {
 }
 
 fn number(number: f64) -> Value {
-    let is_whole = number.fract() == 0.0 && number.abs() <= WHOLE && !(number == 0.0 && number.is_sign_negative());
+    let is_whole =
+        number.fract() == 0.0 && number.abs() <= WHOLE as f64 && !(number == 0.0 && number.is_sign_negative());
     if is_whole { Value::from(number as i64) } else { Number::from_f64(number).map_or(Value::Null, Value::Number) }
 }
 
 /// Up to here every whole number is a float of its own.
-const WHOLE: f64 = (1u64 << 53) as f64;
+const WHOLE: u64 = 1 << 53;
+
+fn is_exact(whole: &Number) -> bool {
+    whole.as_i64().is_some_and(|whole| whole.unsigned_abs() <= WHOLE)
+}
 
 /// A plain value that a client sent. `name` is what the request calls it.
 ///
@@ -82,7 +87,7 @@ pub(super) fn plain(value: &Value, name: &str) -> Result<MetaValue> {
         Value::Bool(flag) => Ok(MetaValue::Bool(*flag)),
         Value::String(text) => Ok(MetaValue::Text(text.clone())),
         Value::Number(number) => match number.as_f64() {
-            Some(float) if number.is_f64() || float.abs() <= WHOLE => Ok(MetaValue::Number(float)),
+            Some(float) if number.is_f64() || is_exact(number) => Ok(MetaValue::Number(float)),
             _ => bad("a text: as a number, its last digits would be lost"),
         },
         Value::Array(_) | Value::Object(_) => bad("a text, a number, true, false or null"),

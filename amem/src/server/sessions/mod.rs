@@ -2,7 +2,7 @@
 
 mod routes;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -106,12 +106,11 @@ impl InUse {
         lock(&self.held.told).clone()
     }
 
-    /// Notes that a memory was recalled for a model that runs elsewhere.
-    pub(crate) fn tell(&self, id: RecordId) {
+    /// Notes that memories were recalled for a model that runs elsewhere.
+    pub(crate) fn tell(&self, ids: impl Iterator<Item = RecordId>) {
         let mut told = lock(&self.held.told);
-        if !told.contains(&id) {
-            told.push(id);
-        }
+        let known: HashSet<RecordId> = told.iter().copied().collect();
+        told.extend(ids.filter(|id| !known.contains(id)));
     }
 }
 
@@ -252,4 +251,52 @@ impl Server {
 
 fn no_session() -> ApiError {
     ApiError::not_found("there is no such session: it may have ended").param("session")
+}
+
+#[cfg(test)]
+mod tests {
+    use amem_core::Memory;
+    use amem_core::transformer::{Options, Transformer};
+    use amem_cpu::Cpu;
+
+    use super::*;
+
+    fn memory() -> Memory {
+        let model = Transformer::load(&amem_demo::files(), Cpu::new().unwrap(), Options::default()).unwrap();
+        Memory::builder(Arc::new(model)).build().unwrap()
+    }
+
+    fn hold(sessions: &Sessions, memory: &Memory, name: &str) -> Result<InUse> {
+        let namespace = Namespace::new("me").unwrap();
+        let session = memory.session(&namespace, SessionOptions::default()).unwrap();
+        sessions.hold(SessionName::Given(name.to_owned()), Held::new(session, namespace, None))
+    }
+
+    #[tokio::test]
+    async fn a_session_that_is_in_use_neither_ends_nor_makes_room() {
+        let (memory, sessions) = (memory(), Sessions::new(2, Duration::ZERO));
+        let first = hold(&sessions, &memory, "first").unwrap();
+        let second = hold(&sessions, &memory, "second").unwrap();
+        assert_eq!(hold(&sessions, &memory, "third").err().unwrap().status().as_u16(), 429);
+        assert_eq!(sessions.count(), 2, "though nobody has used them for as long as they may be idle");
+        drop(first);
+        let third = hold(&sessions, &memory, "third").unwrap();
+        assert!(sessions.get(second.name()).is_some() && sessions.count() == 2);
+        sessions.end(second.name());
+        assert!(sessions.get(second.name()).is_none());
+        assert!(second.lock().await.resident().is_empty(), "whoever uses it goes on");
+        drop((second, third));
+        assert_eq!(sessions.count(), 0);
+    }
+
+    #[test]
+    fn a_users_own_session_goes_by_the_users_name() {
+        let alice = Namespace::new("alice").unwrap();
+        let name = |text: &str| SessionName::Given(text.to_owned()).of(&alice);
+        assert_eq!(name("user:alice"), SessionName::Of(alice.clone()));
+        for other in ["user:alic", "user:alice2", "alice", "user:"] {
+            assert_eq!(name(other), SessionName::Given(other.to_owned()));
+        }
+        assert_eq!(SessionName::Of(alice).to_string(), "user:alice");
+    }
 }
