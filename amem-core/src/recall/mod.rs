@@ -2,6 +2,7 @@
 
 mod dense;
 mod hybrid;
+mod kv;
 mod lexical;
 pub(crate) mod saved;
 mod tokenise;
@@ -9,6 +10,7 @@ mod tokenise;
 use async_trait::async_trait;
 pub use dense::{Dense, Embedder};
 pub use hybrid::Hybrid;
+pub use kv::KvEmbedder;
 pub use lexical::{Language, Lexical};
 
 use crate::{Namespace, Record, RecordId, Result};
