@@ -263,7 +263,8 @@ impl Running {
     }
 }
 
-fn stopped() -> ApiError {
+/// What is told when the server stops before all is said.
+pub(crate) fn stopped() -> ApiError {
     ApiError::unavailable("the server is stopping")
 }
 
@@ -274,7 +275,7 @@ fn fed(usage: &Usage) -> usize {
 }
 
 /// Tokens as the usage objects of all APIs count them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tokens {
     /// Everything that was fed.
     pub(crate) prompt: usize,
@@ -284,10 +285,16 @@ pub(crate) struct Tokens {
     pub(crate) completion: usize,
 }
 
+impl Tokens {
+    /// Those of one prompt and its answers.
+    pub(crate) fn of(usage: &Usage) -> Self {
+        Self { prompt: fed(usage), cached: usage.reused(), completion: usage.generated }
+    }
+}
+
 impl Answered {
     /// The tokens of the prompt and of the answers.
     pub(crate) fn tokens(&self) -> Tokens {
-        let usage = &self.usage;
-        Tokens { prompt: fed(usage), cached: usage.reused(), completion: usage.generated }
+        Tokens::of(&self.usage)
     }
 }

@@ -10,6 +10,7 @@ mod scripted;
 
 mod chat;
 mod command;
+mod completions;
 mod flags;
 mod hub;
 mod load;

@@ -1,15 +1,18 @@
 //! OpenAI's API.
 //!
 //! ```text
-//! chat.rs      /v1/chat/completions      request.rs → Turn,  response.rs ← Answered
-//! models.rs    /v1/models
-//! form.rs      what an answer's form is held to
-//! sampling.rs  how tokens are drawn       stream.rs  server-sent events
+//! chat.rs         /v1/chat/completions      request.rs → Turn,  response.rs ← Answered
+//! completions.rs  /v1/completions           texts that go on as they are
+//! models.rs       /v1/models
+//! form.rs         what an answer's form is held to
+//! sampling.rs     how tokens are drawn      stream.rs  server-sent events
 //! ```
 
 mod chat;
+mod completions;
 mod form;
 mod models;
+mod prompt;
 mod request;
 mod response;
 mod sampling;
@@ -46,6 +49,7 @@ fn whole(param: &'static str, value: i64, least: i64, most: usize) -> crate::htt
 pub(super) fn routes() -> OpenApiRouter<Server> {
     OpenApiRouter::new()
         .routes(routes!(chat::create))
+        .routes(routes!(completions::create))
         .routes(routes!(models::list))
         .routes(routes!(models::get))
         // Models of the Hub have names with a slash in them.
