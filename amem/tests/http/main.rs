@@ -11,6 +11,7 @@ mod scripted;
 mod chat;
 mod command;
 mod completions;
+mod embeddings;
 mod flags;
 mod hub;
 mod load;

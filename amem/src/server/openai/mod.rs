@@ -3,6 +3,7 @@
 //! ```text
 //! chat.rs         /v1/chat/completions      request.rs → Turn,  response.rs ← Answered
 //! completions.rs  /v1/completions           texts that go on as they are
+//! embeddings.rs   /v1/embeddings            prompt.rs  texts, as text or as tokens
 //! models.rs       /v1/models
 //! form.rs         what an answer's form is held to
 //! sampling.rs     how tokens are drawn      stream.rs  server-sent events
@@ -10,6 +11,7 @@
 
 mod chat;
 mod completions;
+mod embeddings;
 mod form;
 mod models;
 mod prompt;
@@ -50,6 +52,7 @@ pub(super) fn routes() -> OpenApiRouter<Server> {
     OpenApiRouter::new()
         .routes(routes!(chat::create))
         .routes(routes!(completions::create))
+        .routes(routes!(embeddings::create))
         .routes(routes!(models::list))
         .routes(routes!(models::get))
         // Models of the Hub have names with a slash in them.
