@@ -57,13 +57,20 @@ impl Server {
     /// # Errors
     /// 400 about `response_format` for a schema that is none, is too large, or asks for what cannot be followed.
     pub(crate) async fn constraint(&self, format: &Format) -> Result<Option<ConstraintSource>> {
-        let about = "response_format";
+        self.constraint_of("response_format", format).await
+    }
+
+    /// As [`constraint`](Self::constraint), where another parameter says the form.
+    ///
+    /// # Errors
+    /// As [`constraint`](Self::constraint), about that parameter.
+    pub(crate) async fn constraint_of(&self, about: &'static str, format: &Format) -> Result<Option<ConstraintSource>> {
         let (schema, strict) = match format {
             Format::Text => return Ok(None),
             Format::JsonObject => (Map::from_iter([("type".to_owned(), json!("object"))]), true),
             Format::JsonSchema { schema: Value::Object(schema), strict } => (schema.clone(), *strict),
             Format::JsonSchema { .. } => {
-                return Err(ApiError::bad_request("response_format: the schema is no JSON object").param(about));
+                return Err(ApiError::bad_request(format!("{about}: the schema is no JSON object")).param(about));
             }
         };
         self.compile(about, vec![Part::Schema(schema, strict)]).await.map(Some)

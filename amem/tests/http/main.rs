@@ -22,7 +22,9 @@ mod models;
 mod operations;
 mod proxy;
 mod reference_defects;
+mod responses;
 mod sessions;
+mod structured;
 mod usage;
 
 use std::time::Duration;

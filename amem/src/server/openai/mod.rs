@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! chat.rs         /v1/chat/completions      request.rs → Turn,  response.rs ← Answered
+//! responses/      /v1/responses             request.rs → Turn,  object.rs, events.rs ← Answered
 //! completions.rs  /v1/completions           texts that go on as they are
 //! embeddings.rs   /v1/embeddings            prompt.rs  texts, as text or as tokens
 //! models.rs       /v1/models
@@ -17,6 +18,7 @@ mod models;
 mod prompt;
 mod request;
 mod response;
+mod responses;
 mod sampling;
 mod stream;
 
@@ -53,6 +55,7 @@ pub(super) fn routes() -> OpenApiRouter<Server> {
         .routes(routes!(chat::create))
         .routes(routes!(completions::create))
         .routes(routes!(embeddings::create))
+        .routes(routes!(responses::create))
         .routes(routes!(models::list))
         .routes(routes!(models::get))
         // Models of the Hub have names with a slash in them.

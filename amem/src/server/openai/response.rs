@@ -147,8 +147,8 @@ pub(super) struct Logprobs {
 }
 
 /// How likely a token was.
-#[derive(Debug, Serialize, ToSchema)]
-struct TokenObject {
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub(super) struct TokenObject {
     #[serde(flatten)]
     token: LikelyToken,
     /// The likeliest tokens in its place.
@@ -156,7 +156,7 @@ struct TokenObject {
 }
 
 /// A token and its log probability.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 struct LikelyToken {
     /// Its text. What is part of a character reads as U+FFFD.
     token: String,
@@ -184,6 +184,11 @@ impl Logprobs {
             top_logprobs: token.top.iter().map(|&(token, logprob)| LikelyToken::new(chat, token, logprob)).collect(),
         };
         Self { content: tokens.iter().map(likely).collect(), refusal: None }
+    }
+
+    /// Each token.
+    pub(super) fn into_content(self) -> Vec<TokenObject> {
+        self.content
     }
 }
 
