@@ -83,3 +83,8 @@ fn langchains_standard_tests_of_chat_models_pass() {
     let front = Front::of(Scripted::new(&script).memory().0);
     pytest("langchain_chat.py", &front.url("/v1"));
 }
+
+#[test]
+fn openai_for_python_completes_embeds_responds_and_parses() {
+    pytest("formats.py", &Front::of(in_ram()).url(""));
+}
