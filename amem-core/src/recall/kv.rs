@@ -13,8 +13,8 @@ const BATCH: usize = 4096;
 /// The power of a value's norm that it counts with.
 const SHARPNESS: i32 = 4;
 
-/// Embeds a text by the values that the model's first layer holds for its tokens: their mean, in which a value counts with
-/// the fourth power of its norm, as a unit vector of [`KvShape::row`](crate::KvShape::row) numbers.
+/// Embeds a text by the values that the model's first layer holds for its tokens: their mean, in which a value counts
+/// with the fourth power of its norm, as a unit vector of [`KvShape::row`](crate::KvShape::row) numbers.
 ///
 /// **It recalls less than [`Lexical`](super::Lexical) does, and adds little to it.** The first layer's values depend on
 /// the tokens alone, so texts are close that share tokens, and those that only mean the same are not. On the demo model
@@ -31,10 +31,11 @@ const SHARPNESS: i32 = 4;
 /// |      | [`Dense`](super::Dense) over this | 68.5 | 32.0 | 30.5 |
 /// |      | [`Hybrid`](super::Hybrid) of both | 91.5 | 45.2 | 47.4 |
 ///
-/// `examples/recall.rs` measures it: four worlds of 100 memories (seeds 1 to 4) and one of 1,000 (seed 5). Layer and power
-/// were chosen on other worlds of 100 (seeds 11 and 12). No other model was measured.
+/// `examples/recall.rs` measures it: four worlds of 100 memories (seeds 1 to 4) and one of 1,000 (seed 5). Layer and
+/// power were chosen on other worlds of 100 (seeds 11 and 12). No other model was measured.
 ///
-/// A text is prefilled by the engine, between the steps of other requests, as one of its owner's. Nothing of its KV is kept.
+/// A text is prefilled by the engine, between the steps of other requests, as one of its owner's. Nothing of its KV is
+/// kept.
 pub struct KvEmbedder {
     engine: Engine,
     owner: Namespace,
@@ -142,7 +143,8 @@ mod tests {
         ) {
             let texts: Vec<Arc<[Token]>> = lengths.iter().map(|length| vec![0; *length].into()).collect();
             let batches = batches(&texts);
-            prop_assert_eq!(batches.iter().flat_map(Clone::clone).collect::<Vec<_>>(), (0..texts.len()).collect::<Vec<_>>());
+            let all: Vec<usize> = batches.iter().flat_map(Clone::clone).collect();
+            prop_assert_eq!(all, (0..texts.len()).collect::<Vec<_>>());
             for batch in batches {
                 prop_assert!(batch.len() == 1 || lengths[batch].iter().sum::<usize>() <= BATCH);
             }

@@ -38,7 +38,8 @@ pub(crate) enum Format {
     },
 }
 
-/// What turns schemas into constraints: the model's vocabulary as grammars need it. It is made when it is first asked for.
+/// What turns schemas into constraints: the model's vocabulary as grammars need it. It is made when it is first asked
+/// for.
 pub(super) struct Structured {
     grammars: Mutex<Option<Arc<Grammars>>>,
     /// One schema is compiled at a time, so that no number of them takes the processor from the model.

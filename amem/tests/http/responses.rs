@@ -286,7 +286,8 @@ fn what_is_not_done_is_refused_by_its_name() {
         &json!({
             "input": "Where?", "store": false, "truncation": "disabled", "reasoning": { "effort": null }, "tools": [],
             "background": false, "include": ["reasoning.encrypted_content"], "previous_response_id": null,
-            "text": { "format": { "type": "text" }, "verbosity": "medium" }, "max_output_tokens": 4, "service_tier": "auto",
+            "text": { "format": { "type": "text" }, "verbosity": "medium" }, "max_output_tokens": 4,
+            "service_tier": "auto",
         }),
     );
 }

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use amem_core::{
-    Chat, Choice, Completion, Finish, Generation, Model, ModelInfo, Namespace, Output, OutputStream, Piece, Request,
-    Token, TokenLogprob,
+    Chat, Choice, Completion, Finish, Generation, ModelInfo, Namespace, Output, OutputStream, Piece, Request, Token,
+    TokenLogprob,
 };
 use axum::Json;
 use axum::extract::State;
@@ -257,8 +257,8 @@ impl Writer {
         })
     }
 
-    /// Chunks of the answers as they are generated: what they begin with, text as it comes, why each ended, and what was
-    /// used if that was asked for.
+    /// Chunks of the answers as they are generated: what they begin with, text as it comes, why each ended, and what
+    /// was used if that was asked for.
     fn chunks(
         self,
         outputs: Vec<OutputStream>,

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
+use amem_core::Token;
 use amem_core::recall::KvEmbedder;
-use amem_core::{Model, Token};
 use axum::Json;
 use axum::extract::State;
 use base64::Engine as _;
@@ -63,8 +63,8 @@ impl EmbeddingRequest {
     }
 }
 
-/// Embeds texts by what the model that answers holds of them. It is no model of embeddings: texts that share words are close,
-/// texts that only mean the same are not.
+/// Embeds texts by what the model that answers holds of them. It is no model of embeddings: texts that share words are
+/// close, texts that only mean the same are not.
 #[utoipa::path(post, path = "/v1/embeddings", tag = "openai", request_body = EmbeddingRequest, responses(
     (status = 200, body = EmbeddingList),
     (status = 400, description = "It makes no sense, or asks for what is not supported: `error.param` says where"),

@@ -11,8 +11,8 @@ use serde_json::{Map, Value, json};
 
 use super::Part;
 
-/// White space between two parts of JSON: a blank, or a line's end and an indent. A model that is unsure of what comes next
-/// would go on with white space for ever.
+/// White space between two parts of JSON: a blank, or a line's end and an indent. A model that is unsure of what comes
+/// next would go on with white space for ever.
 const WHITE_SPACE: &str = r"\x20|\x0A(\x20{0,16}|\x09{0,8})";
 /// Bytes of a token at most that the trie of a vocabulary can hold.
 const MAX_TOKEN_BYTES: usize = 1000;

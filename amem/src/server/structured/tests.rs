@@ -131,7 +131,10 @@ fn an_answer_is_of_its_schema_however_it_is_drawn() {
             "age": { "type": "integer", "minimum": 0, "maximum": 120 },
             "home": {
                 "type": "object",
-                "properties": { "city": { "type": "string", "minLength": 1, "maxLength": 8 }, "warm": { "type": "boolean" } },
+                "properties": {
+                    "city": { "type": "string", "minLength": 1, "maxLength": 8 },
+                    "warm": { "type": "boolean" },
+                },
                 "required": ["city", "warm"],
                 "additionalProperties": false,
             },
@@ -323,8 +326,11 @@ fn tools() -> Vec<Tool> {
         "additionalProperties": false,
         "$defs": { "place": { "type": "string", "maxLength": 6 } },
     });
-    let days = json!({ "properties": { "days": { "type": "integer", "minimum": 1, "maximum": 9 } }, "required": ["days"],
-        "additionalProperties": false });
+    let days = json!({
+        "properties": { "days": { "type": "integer", "minimum": 1, "maximum": 9 } },
+        "required": ["days"],
+        "additionalProperties": false,
+    });
     vec![Tool::new("weather", "", place.to_string()), Tool::new("wait \"é\"", "", days.to_string())]
 }
 

@@ -9,12 +9,13 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 
 use self::events::ResponseEvent;
-use self::object::{Echo, ResponseObject, output};
+use self::object::{ResponseObject, output};
 use self::request::{Asked, ResponsesRequest};
 use crate::http::{Body, Caller, Result};
 use crate::server::Server;
 
-/// Goes on with a conversation, with the memories that its last question is about. Nothing is stored, whatever `store` says.
+/// Goes on with a conversation, with the memories that its last question is about. Nothing is stored, whatever `store`
+/// says.
 #[utoipa::path(post, path = "/v1/responses", tag = "openai", request_body = ResponsesRequest, responses(
     (status = 200, description = "The answer; with `stream`, what becomes of it as server-sent events",
         content((ResponseObject = "application/json"), (ResponseEvent = "text/event-stream"))),
