@@ -91,47 +91,45 @@ pub(crate) struct NotAModel(String);
 pub(crate) enum HubError {
     /// The Hub is not to be asked, and the model is not here.
     #[error(
-        "{model} is not in the cache ({}), and HF_HUB_OFFLINE is set: unset it, or give the directory of a copy \
-             of the model as --model",
-        cache.display()
+        "{model} is not in the cache ({cache}), and HF_HUB_OFFLINE is set: unset it, or give the directory of a copy \
+             of the model as --model"
     )]
-    NotCached { model: HubModel, cache: Box<Path> },
+    NotCached { model: String, cache: PathBuf },
     /// The Hub cannot be asked, and the model is not here.
     #[error(
-        "{endpoint} cannot be reached ({source}), and {model} is not in the cache ({}): try again when there is \
-             a network, or give the directory of a copy of the model as --model",
-        cache.display()
+        "{endpoint} cannot be reached ({source}), and {model} is not in the cache ({cache}): try again when there is \
+             a network, or give the directory of a copy of the model as --model"
     )]
-    Unreachable { model: HubModel, endpoint: Box<str>, cache: Box<Path>, source: Box<HFError> },
+    Unreachable { model: String, endpoint: String, cache: PathBuf, source: Box<HFError> },
     /// There is none of this name, or it is somebody's own.
     #[error(
         "the Hub has no model {model}, or it is not open to everybody: look at its name; for one that is not open, \
              set HF_TOKEN to a token that may read it"
     )]
-    Unknown { model: HubModel },
+    Unknown { model: String },
     /// Its owner lets in whom he knows.
     #[error("{model} is not open to everybody: ask for access on its page, and set HF_TOKEN to a token of yours")]
-    Closed { model: HubModel },
+    Closed { model: String },
     /// It has no such revision.
     #[error("{model}: the model has no such branch, tag or commit")]
-    UnknownRevision { model: HubModel },
+    UnknownRevision { model: String },
     /// It is not a model of a kind that is read here.
     #[error("{model} cannot be used: {reason}")]
-    Unusable { model: HubModel, reason: String },
+    Unusable { model: String, reason: String },
     /// The Hub failed.
     #[error("{model} could not be downloaded: {source}; what has come so far is kept, so try again")]
-    Failed { model: HubModel, source: Box<HFError> },
+    Failed { model: String, source: Box<HFError> },
 }
 
 /// The directory that holds a model of the Hub, downloaded if it is not here yet. The places and the token are those of
 /// all programs that use the Hub: HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT; with HF_HUB_OFFLINE the Hub is not asked.
 pub(crate) async fn model(model: &HubModel) -> Result<PathBuf, HubError> {
-    let failed = |error| HubError::Failed { model: model.clone(), source: Box::new(error) };
+    let failed = |source| HubError::Failed { model: model.to_string(), source: Box::new(source) };
     let client = HFClient::builder().retry_max_attempts(2).build().map_err(failed)?;
     let hub = Hub { model, repository: client.model(&*model.owner, &*model.name), client: &client };
     if is_offline() {
         let cached = hub.cached().await;
-        return cached.ok_or_else(|| HubError::NotCached { model: model.clone(), cache: hub.cache() });
+        return cached.ok_or_else(|| HubError::NotCached { model: model.to_string(), cache: hub.cache() });
     }
     match hub.download().await {
         Err(HubError::Unreachable { model, endpoint, cache, source }) => match hub.cached().await {
@@ -157,8 +155,8 @@ struct Hub<'m> {
 }
 
 impl Hub<'_> {
-    fn cache(&self) -> Box<Path> {
-        self.client.cache_dir().into()
+    fn cache(&self) -> PathBuf {
+        self.client.cache_dir().to_owned()
     }
 
     /// The directory in the cache, if all that the model needs is there.
@@ -224,13 +222,13 @@ impl Hub<'_> {
     }
 
     fn unusable(&self, reason: impl Into<String>) -> HubError {
-        HubError::Unusable { model: self.model.clone(), reason: reason.into() }
+        HubError::Unusable { model: self.model.to_string(), reason: reason.into() }
     }
 
     fn error(&self, source: HFError) -> HubError {
-        let model = self.model.clone();
+        let model = self.model.to_string();
         if matches!(source, HFError::Request { .. }) {
-            let (endpoint, cache) = (self.client.endpoint().into(), self.cache());
+            let (endpoint, cache) = (self.client.endpoint().to_owned(), self.cache());
             return HubError::Unreachable { model, endpoint, cache, source: Box::new(source) };
         }
         // The Hub's own code says more than the status: it hides what is not open behind the status of what needs a token.
