@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request};
-use axum::http::{HeaderName, HeaderValue, Method, header};
+use axum::http::{HeaderName, HeaderValue, Method};
 use axum::response::{IntoResponse, Response};
 use tokio::net::TcpListener;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -18,6 +18,18 @@ use super::ApiError;
 
 /// The header that names a request.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The headers that clients in browsers may send: among them the keys of this server and of Anthropic's clients, and the
+/// state of MCP's.
+const SENT: [&str; 7] = [
+    "authorization",
+    "content-type",
+    "x-amem-key",
+    "x-api-key",
+    "mcp-session-id",
+    "mcp-protocol-version",
+    "last-event-id",
+];
 
 /// What a server takes.
 #[derive(Clone, Debug)]
@@ -47,8 +59,8 @@ pub fn layers(router: Router, limits: &Limits) -> Router {
     let cors = CorsLayer::new()
         .allow_origin(origins)
         .allow_methods([Method::GET, Method::POST, Method::PATCH, Method::DELETE])
-        .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE, HeaderName::from_static("x-amem-key")])
-        .expose_headers([REQUEST_ID]);
+        .allow_headers(SENT.map(HeaderName::from_static))
+        .expose_headers([REQUEST_ID, HeaderName::from_static("mcp-session-id")]);
     // The path as it is routed by: without users' names and, in its query, texts.
     let span = |request: &Request| {
         let id = request.extensions().get::<RequestId>().and_then(|id| id.header_value().to_str().ok());

@@ -147,6 +147,25 @@ fn pages_and_names_of_others_are_refused() {
 }
 
 #[test]
+fn a_page_of_an_origin_that_is_let_in_may_send_what_mcp_needs_and_read_its_session() {
+    let (mut access, mut limits) = (Access::default(), Limits::default());
+    let origin = "https://app.example";
+    access.origins.push(origin.parse().unwrap());
+    limits.origins.clone_from(&access.origins);
+    let mcp = Mcp::new(TextMemory::new(Arc::new(RamLedger::new())), None, false);
+    let front = Front::start(router(mcp, open(), &access).0, limits);
+    let asks = client().request(reqwest::Method::OPTIONS, front.url("/mcp")).header("origin", origin);
+    let asks = asks.header("access-control-request-method", "POST");
+    let told = asks.header("access-control-request-headers", "mcp-session-id").send().unwrap();
+    let header = |name: &str| told.headers()[name].to_str().unwrap().to_lowercase();
+    assert_eq!(header("access-control-allow-origin"), origin);
+    assert!(header("access-control-allow-headers").contains("mcp-session-id"));
+    let begun = initialize(&front.url("/mcp"), &[("origin", origin)]);
+    let exposed = begun.headers()["access-control-expose-headers"].to_str().unwrap().to_lowercase();
+    assert!(exposed.contains("mcp-session-id"), "{exposed}");
+}
+
+#[test]
 fn of_too_many_sessions_the_one_that_was_used_longest_ago_ends() {
     let mut access = Access::default();
     access.max_sessions = 2;
