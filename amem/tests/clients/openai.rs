@@ -55,9 +55,8 @@ fn langchains_standard_tests_of_chat_models_pass() {
     let pirate = call("greeting_generator", r#"{"answer_style": "Pirate"}"#);
     let adder = call("my_adder_tool", r#"{"a": 3, "b": 4}"#);
     let weather = call("get_weather", r#"{"location": "San Francisco, CA"}"#);
-    // The demo model's vocabulary has no such letters, but JSON has other ways to write them.
-    let chinese = call("unicode_customer", r#"{"customer_name": "\u4f60\u597d", "description": "a company"}"#);
-    let japanese = call("unicode_customer", r#"{"customer_name": "\u3053\u3093", "description": "a company"}"#);
+    let chinese = call("unicode_customer", r#"{"customer_name": "你好", "description": "a company"}"#);
+    let japanese = call("unicode_customer", r#"{"customer_name": "こん", "description": "a company"}"#);
     let script = [
         ("Hello!", magic.as_str()),
         ("Hello", "I am fine."),
