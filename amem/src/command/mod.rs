@@ -11,3 +11,4 @@ pub(crate) mod mcp;
 pub(crate) mod open;
 pub(crate) mod proxy;
 pub(crate) mod serve;
+pub(crate) mod shared;

@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use amem::keys::KeyFile;
 use amem_core::transformer::{ModelSource, Options, Transformer};
-use amem_core::{Budget, Memory, Model, Namespace, RamStore, Repair, Tier, Tiered};
+use amem_core::{Budget, Ledger, Memory, Model, Namespace, RamStore, Repair, Tier, Tiered};
 use amem_cpu::Cpu;
 use amem_store::{DataDir, ModelDir, SegmentOptions, SegmentStore};
 use clap::Args;
 
 use super::hub::{self, HubModel};
+use super::shared::Shared;
 
 /// Where memory is kept.
 #[derive(Args)]
@@ -98,6 +99,8 @@ pub(crate) struct Tuning {
     /// Where KV is kept on disk, if not in the data directory.
     #[arg(long, value_name = "DIR")]
     disk_dir: Option<PathBuf>,
+    #[command(flatten)]
+    shared: Shared,
 }
 
 fn share(text: &str) -> Result<f32, String> {
@@ -121,30 +124,35 @@ pub(crate) async fn model(
 /// Opens a memory: its model, its ledger, its KV on disk and in RAM.
 pub(crate) async fn memory(place: &Place, tuning: &Tuning) -> Result<Memory, Box<dyn Error>> {
     let model = model(place.model.as_ref(), tuning.max_model_len).await?;
-    let data = &place.data.data_dir;
-    let (kv, ledger) = match (&tuning.disk_dir, place.read_only) {
-        (None, false) => parts(amem_store::open(data)?),
-        (None, true) => parts(amem_store::open_read_only(data)?),
-        (Some(dir), read_only) => {
-            let open = if read_only { amem_store::open_ledger_read_only } else { amem_store::open_ledger };
-            let ledger = open(data)?;
-            (SegmentStore::open_with(dir, SegmentOptions::default().read_only(read_only))?, ledger)
-        }
-    };
+    let (kv, ledger) = stores(place, tuning).await?;
     let info = model.info();
     let token_bytes = (info.shape.token_numbers() * info.dtype.size()) as u64;
     let ram = tuning.hot_budget.map_or(place.ram_mib << 20, |tokens| tokens.saturating_mul(token_bytes));
     let ram = Tier::new(Arc::new(RamStore::default()), ram);
     let disk = Tier::new(Arc::new(kv), place.disk_mib << 20);
-    let tiers = Tiered::open(vec![ram, disk]).await?;
-    let memory = Memory::builder(model).kv(Arc::new(tiers)).ledger(Arc::new(ledger));
+    let tiers = [ram, disk].into_iter().chain(tuning.shared.tier()?).collect();
+    let memory = Memory::builder(model).kv(Arc::new(Tiered::open(tiers).await?)).ledger(ledger);
     let repair = tuning.recompute_ratio.map(|ratio| Repair::Weighted { budget: Budget::Ratio(ratio), layers: 1..2 });
     let memory = repair.into_iter().fold(memory, |memory, repair| memory.repair(repair));
     Ok(memory.system(&place.system).meter_usage(!place.read_only).build()?)
 }
 
-fn parts(data: DataDir) -> (SegmentStore, amem_store::SqliteLedger) {
-    (data.kv, data.ledger)
+/// The KV on disk and the records, each where the options say.
+async fn stores(place: &Place, tuning: &Tuning) -> Result<(SegmentStore, Arc<dyn Ledger>), Box<dyn Error>> {
+    let (data, read_only) = (&place.data.data_dir, place.read_only);
+    let shared = tuning.shared.ledger().await?;
+    if shared.is_none() && tuning.disk_dir.is_none() {
+        let open = if read_only { amem_store::open_read_only } else { amem_store::open };
+        let DataDir { kv, ledger } = open(data)?;
+        return Ok((kv, Arc::new(ledger)));
+    }
+    let ledger: Arc<dyn Ledger> = match shared {
+        Some(ledger) => ledger,
+        None if read_only => Arc::new(amem_store::open_ledger_read_only(data)?),
+        None => Arc::new(amem_store::open_ledger(data)?),
+    };
+    let dir = tuning.disk_dir.clone().unwrap_or_else(|| data.join("kv"));
+    Ok((SegmentStore::open_with(dir, SegmentOptions::default().read_only(read_only))?, ledger))
 }
 
 fn load(source: &dyn ModelSource, name: &str, max_model_len: Option<u32>) -> Result<Transformer<Cpu>, Box<dyn Error>> {
