@@ -7,5 +7,6 @@
 pub mod http;
 pub mod keys;
 pub mod mcp;
+mod memories;
 pub mod proxy;
 pub mod server;

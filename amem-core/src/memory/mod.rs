@@ -342,24 +342,18 @@ impl Memory {
         Ok(records)
     }
 
+    /// The memory of texts that this one is built on: for reading. Change records through this type, which deletes their KV
+    /// too.
+    pub fn texts(&self) -> &TextMemory {
+        &self.parts.texts
+    }
+
     /// One record, whatever its state.
     ///
     /// # Errors
     /// [`Error::UnknownRecord`]; [`Error::Ledger`] when the ledger cannot be read.
     pub async fn get(&self, namespace: impl TryInto<Namespace, Error = Error>, id: RecordId) -> Result<Record> {
         self.parts.texts.get(namespace, id).await
-    }
-
-    /// Records, whatever their state, in the order of the ids; `None` for one that is not there.
-    ///
-    /// # Errors
-    /// [`Error::Ledger`] when the ledger cannot be read.
-    pub async fn get_many(
-        &self,
-        namespace: impl TryInto<Namespace, Error = Error>,
-        ids: &[RecordId],
-    ) -> Result<Vec<Option<Record>>> {
-        self.parts.texts.get_many(namespace, ids).await
     }
 
     /// The records of a namespace, in the order in which they were added.
@@ -384,27 +378,6 @@ impl Memory {
     /// [`Error::Ledger`] when the ledger cannot be read.
     pub async fn count(&self, namespace: impl TryInto<Namespace, Error = Error>) -> Result<usize> {
         self.parts.texts.count(namespace).await
-    }
-
-    /// How many records of a namespace there are now, by their states.
-    ///
-    /// # Errors
-    /// [`Error::Ledger`] when the ledger cannot be read.
-    pub async fn record_stats(&self, namespace: impl TryInto<Namespace, Error = Error>) -> Result<RecordStats> {
-        self.parts.texts.stats(namespace).await
-    }
-
-    /// The namespaces that have records, in order of their names.
-    ///
-    /// # Errors
-    /// [`Error::Ledger`] when the ledger cannot be read.
-    pub async fn namespaces(&self) -> Result<Vec<Namespace>> {
-        self.parts.texts.namespaces().await
-    }
-
-    /// Whether records of a namespace are held in RAM, because it was asked about lately.
-    pub fn is_loaded(&self, namespace: &Namespace) -> bool {
-        self.parts.texts.holds(namespace)
     }
 
     /// All texts that a record had, oldest first.
@@ -471,11 +444,6 @@ impl Memory {
         let owned = self.parts.chunks.owned(&namespace).await?;
         let kv_bytes = owned.iter().map(|chunk| chunk.bytes).sum();
         Ok(NamespaceStats { records, chunks: owned.len(), kv_bytes })
-    }
-
-    /// Whether what is done is counted ([`MemoryBuilder::meter_usage`]).
-    pub fn is_metered(&self) -> bool {
-        self.parts.texts.meter().is_on()
     }
 
     /// The ledger, for whatever reads or writes records by itself, as an export or an import does. After records were

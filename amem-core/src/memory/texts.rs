@@ -271,8 +271,13 @@ impl TextMemory {
         self.ledger().usage(query).await
     }
 
-    /// Whether records of a namespace are held in RAM.
-    pub(super) fn holds(&self, namespace: &Namespace) -> bool {
+    /// Whether what is done is counted ([`TextMemoryOptions::meter_usage`]).
+    pub fn is_metered(&self) -> bool {
+        self.meter().is_on()
+    }
+
+    /// Whether records of a namespace are held in RAM, because it was asked about lately.
+    pub fn is_loaded(&self, namespace: &Namespace) -> bool {
         self.parts.records.holds(namespace)
     }
 

@@ -10,8 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use amem_core::{Namespace, Recall, Record, RecordId, State, TextMemory};
 
-use super::layout::{Question, estimated_tokens};
+use super::layout::Question;
 use crate::http::Result;
+use crate::memories::estimated_tokens;
 
 /// Turns that an epoch knows at most.
 const TURNS: usize = 1024;
@@ -156,6 +157,11 @@ impl Conversations {
     /// Ends a session.
     pub(super) fn end(&self, owner: &Owner) {
         self.held().by_key.retain(|_, entry| entry.owner != *owner);
+    }
+
+    /// Ends all of a user.
+    pub(super) fn end_all_of(&self, namespace: &Namespace) {
+        self.held().by_key.retain(|_, entry| entry.owner.namespace != *namespace);
     }
 }
 

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::raw::{Kept, RawObject};
 use super::upstream::Kind;
 use crate::http::{ApiError, Result};
+use crate::memories::estimated_tokens;
 
 /// Breakpoints that Anthropic takes in a request.
 const BREAKPOINTS: usize = 4;
@@ -180,11 +181,6 @@ impl Conversation {
         self.body.set("messages", &self.messages)?;
         serde_json::to_vec(&self.body).map_err(|error| ApiError::internal(&error))
     }
-}
-
-/// Tokens that so many bytes are, about.
-pub(super) fn estimated_tokens(bytes: usize) -> u64 {
-    bytes.div_ceil(4) as u64
 }
 
 fn role(message: &Value) -> &str {

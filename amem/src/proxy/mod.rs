@@ -1,5 +1,5 @@
 //! Memory in front of a model that runs elsewhere: OpenAI's and Anthropic's APIs, passed on to an upstream with what is
-//! remembered in them.
+//! remembered in them; and memory's own (`crate::memories`).
 //!
 //! ```text
 //! forward.rs         a request, from the caller to the upstream and back
@@ -9,7 +9,8 @@
 //! answer.rs          what comes back: byte for byte, and counted                          (usage.rs)
 //! translate.rs       OpenAI's format for an upstream that speaks Anthropic's
 //! secret.rs          names for upstreams that tell nobody whose they are
-//! memories.rs, sessions.rs, operations.rs   memory's own paths
+//! sessions.rs        conversations that their clients name
+//! operations.rs      health and stats
 //! ```
 
 mod answer;
@@ -17,7 +18,6 @@ mod config;
 mod conversations;
 mod forward;
 mod layout;
-mod memories;
 mod operations;
 mod raw;
 mod secret;
@@ -43,6 +43,7 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::http::Identity;
+use crate::memories::{self, AnyMemory, MemoryPaths};
 
 /// How a proxy goes about its work.
 #[derive(Clone, Debug)]
@@ -128,15 +129,28 @@ impl Proxy {
         struct Document;
         let routes = OpenApiRouter::with_openapi(Document::openapi())
             .merge(forward::routes())
-            .merge(memories::routes())
             .merge(sessions::routes())
             .merge(operations::routes());
-        let (router, document) = routes.with_state(self).split_for_parts();
+        let routes = routes.with_state(self.clone()).merge(memories::routes(self.memory_paths()));
+        let (router, document) = routes.split_for_parts();
         router.merge(utoipa_swagger_ui::SwaggerUi::new("/docs").url("/openapi.json", document))
     }
 
     fn memory(&self) -> &TextMemory {
         &self.inner.memory
+    }
+
+    fn memory_paths(&self) -> MemoryPaths {
+        let Options { max_texts, k, budget_tokens, .. } = self.inner.options;
+        MemoryPaths {
+            memory: AnyMemory::Texts(self.memory().clone()),
+            identity: self.inner.identity.clone(),
+            sessions: Arc::new(self.clone()),
+            max_texts,
+            k,
+            budget_tokens: Some(budget_tokens),
+            usd_per_mtok: None,
+        }
     }
 
     fn budget(&self) -> Budget {

@@ -1,18 +1,16 @@
-//! What whoever runs the proxy looks at: health, stats, usage.
+//! What whoever runs the proxy looks at: health and stats.
 
-use std::collections::BTreeMap;
-
-use amem_core::{Amounts, Timestamp, UsageQuery, UsageTotal};
+use amem_core::{Amounts, UsageQuery};
 use axum::Json;
 use axum::extract::State;
-use jiff::Timestamp as Moment;
-use serde::{Deserialize, Serialize};
-use utoipa::{IntoParams, ToSchema};
+use serde::Serialize;
+use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::{Proxy, Spent};
-use crate::http::{ApiError, Caller, Params, Result};
+use crate::http::{Caller, Result};
+use crate::memories::whose;
 
 /// How the proxy is.
 #[derive(Debug, Serialize, ToSchema)]
@@ -66,7 +64,7 @@ struct ServerStats {
 #[utoipa::path(get, path = "/v1/stats", tag = "operations", responses(
     (status = 200, body = Stats), (status = 401, description = "A key is missing")))]
 async fn stats(State(proxy): State<Proxy>, caller: Caller) -> Result<Json<Stats>> {
-    let only = caller.only()?.cloned();
+    let only = whose(&caller, None)?;
     let mut query = UsageQuery::all();
     query.namespace.clone_from(&only);
     let usage = proxy.memory().usage(&query).await?;
@@ -96,102 +94,7 @@ async fn stats(State(proxy): State<Proxy>, caller: Caller) -> Result<Json<Stats>
     }))
 }
 
-/// Which usage.
-#[derive(Debug, Deserialize, IntoParams)]
-#[into_params(parameter_in = Query)]
-struct UsageParams {
-    /// Whose.
-    user: Option<String>,
-    /// From this moment on: seconds since 1970, or ISO 8601.
-    since: Option<String>,
-    /// Before this moment.
-    until: Option<String>,
-}
-
-/// What was used.
-#[derive(Debug, Serialize, ToSchema)]
-struct Usage {
-    per_user: BTreeMap<String, Used>,
-    totals: Used,
-    window: Window,
-}
-
-/// The window that was asked about, in seconds since 1970.
-#[derive(Debug, Serialize, ToSchema)]
-struct Window {
-    since: Option<f64>,
-    until: Option<f64>,
-}
-
-/// What a user used.
-#[derive(Debug, Default, Serialize, ToSchema)]
-struct Used {
-    requests: u64,
-    memory_ops: u64,
-    /// Tokens of prompts that prefix caches held.
-    prefill_tokens_saved: u64,
-    /// All tokens of prompts.
-    tokens_in: u64,
-    tokens_out: u64,
-    first_ts: Option<f64>,
-    last_ts: Option<f64>,
-}
-
-impl Used {
-    fn add(&mut self, total: &UsageTotal) {
-        let Amounts { requests, memory_ops, reused_tokens, prefilled_tokens, generated_tokens, .. } = total.amounts;
-        self.requests += requests;
-        self.memory_ops += memory_ops;
-        self.prefill_tokens_saved += reused_tokens;
-        self.tokens_in += reused_tokens + prefilled_tokens;
-        self.tokens_out += generated_tokens;
-        let (first, last) = (seconds(total.first), seconds(total.last));
-        self.first_ts = Some(self.first_ts.map_or(first, |known| known.min(first)));
-        self.last_ts = Some(self.last_ts.map_or(last, |known| known.max(last)));
-    }
-}
-
-fn seconds(moment: Timestamp) -> f64 {
-    moment.0 as f64 / 1e3
-}
-
-/// A moment as clients write it.
-fn moment(name: &'static str, text: Option<&str>) -> Result<Option<Timestamp>> {
-    let Some(text) = text else { return Ok(None) };
-    let seconds = text.parse::<f64>().ok().filter(|seconds| seconds.abs() < 1e12);
-    let milliseconds = match seconds {
-        Some(seconds) => Some((seconds * 1e3) as i64),
-        None => text.parse::<Moment>().ok().map(Moment::as_millisecond),
-    };
-    let wrong =
-        || ApiError::bad_request(format!("{name} must be seconds since 1970 or ISO 8601 with a zone")).param(name);
-    milliseconds.map(|ms| Some(Timestamp(ms))).ok_or_else(wrong)
-}
-
-/// What was used, by user. It is durable.
-#[utoipa::path(get, path = "/v1/usage", tag = "operations", params(UsageParams), responses(
-    (status = 200, body = Usage), (status = 400, description = "No moment, or no user"),
-    (status = 401, description = "A key is missing"), (status = 403, description = "This is another user's")))]
-async fn usage(State(proxy): State<Proxy>, caller: Caller, Params(params): Params<UsageParams>) -> Result<Json<Usage>> {
-    let mut query = UsageQuery::all();
-    query.namespace = match &params.user {
-        Some(user) => Some(caller.namespace(Some(user))?),
-        None => caller.only()?.cloned(),
-    };
-    query.since = moment("since", params.since.as_deref())?;
-    query.until = moment("until", params.until.as_deref())?;
-    let (mut per_user, mut totals) = (BTreeMap::<String, Used>::new(), Used::default());
-    for total in proxy.memory().usage(&query).await? {
-        // What deleted users used counts, under no name.
-        let name = total.namespace.as_ref().map_or("", |namespace| namespace.as_str());
-        per_user.entry(name.to_owned()).or_default().add(&total);
-        totals.add(&total);
-    }
-    let window = Window { since: query.since.map(seconds), until: query.until.map(seconds) };
-    Ok(Json(Usage { per_user, totals, window }))
-}
-
 /// The paths of this module.
 pub(super) fn routes() -> OpenApiRouter<Proxy> {
-    OpenApiRouter::new().routes(routes!(health)).routes(routes!(stats)).routes(routes!(usage))
+    OpenApiRouter::new().routes(routes!(health)).routes(routes!(stats))
 }

@@ -2,7 +2,7 @@
 
 use amem_core::Namespace;
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
@@ -11,7 +11,8 @@ use utoipa_axum::routes;
 use super::Proxy;
 use super::conversations::{Budget, Owner};
 use super::forward::budget;
-use crate::http::{ApiError, Body, Caller, Result};
+use crate::http::{ApiError, Body, Caller, Result, Segments};
+use crate::memories::Sessions;
 
 /// A session to open.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -75,7 +76,11 @@ fn told(session: String, namespace: &Namespace, budget: Budget, (turns, tokens):
 #[utoipa::path(get, path = "/v1/sessions/{session}", tag = "sessions", params(("session" = String, Path)), responses(
     (status = 200, body = SessionState), (status = 401, description = "A key is missing"),
     (status = 404, description = "There is no such session")))]
-async fn get(State(proxy): State<Proxy>, caller: Caller, Path(session): Path<String>) -> Result<Json<SessionState>> {
+async fn get(
+    State(proxy): State<Proxy>,
+    caller: Caller,
+    Segments(session): Segments<String>,
+) -> Result<Json<SessionState>> {
     for (namespace, state) in proxy.inner.conversations.of_session(&session) {
         if caller.namespace(Some(namespace.as_str())).is_ok() {
             let state = state.lock().await;
@@ -90,7 +95,11 @@ async fn get(State(proxy): State<Proxy>, caller: Caller, Path(session): Path<Str
 #[utoipa::path(delete, path = "/v1/sessions/{session}", tag = "sessions", params(("session" = String, Path)), responses(
     (status = 200, body = SessionEnded), (status = 401, description = "A key is missing"),
     (status = 404, description = "There is no such session")))]
-async fn end(State(proxy): State<Proxy>, caller: Caller, Path(session): Path<String>) -> Result<Json<SessionEnded>> {
+async fn end(
+    State(proxy): State<Proxy>,
+    caller: Caller,
+    Segments(session): Segments<String>,
+) -> Result<Json<SessionEnded>> {
     let mut ended = false;
     for (namespace, _) in proxy.inner.conversations.of_session(&session) {
         if caller.namespace(Some(namespace.as_str())).is_ok() {
@@ -103,6 +112,12 @@ async fn end(State(proxy): State<Proxy>, caller: Caller, Path(session): Path<Str
 
 fn unknown(session: &str) -> ApiError {
     ApiError::not_found(format!("there is no session {session}"))
+}
+
+impl Sessions for Proxy {
+    fn end_all_of(&self, namespace: &Namespace) {
+        self.inner.conversations.end_all_of(namespace);
+    }
 }
 
 /// The paths of this module.

@@ -1,4 +1,4 @@
-//! A server that answers from a local model: OpenAI's and Anthropic's APIs, and memory's own.
+//! A server that answers from a local model: OpenAI's and Anthropic's APIs, and memory's own (`crate::memories`).
 //!
 //! ```text
 //! chat formats    openai/  anthropic/      what clients send, as a Turn; what came of it, as they read it
@@ -7,25 +7,22 @@
 //! choice.rs       Choice                   an answer as it comes: its text apart from the tools that it calls
 //! structured.rs   Format → constraint      answers of a form that the request fixes
 //! sessions/       Sessions                 working sets that stay, by name
-//! memories/       remember, recall, list, update, forget, extract, export and import
-//! users.rs  stats.rs  usage.rs             who has memories, what is held, what was used
+//! extract.rs      POST /v1/extract         the facts of a text, remembered one by one
+//! stats.rs        GET /v1/stats            what is held, and what was done
 //! operations.rs   health, ready, metrics
 //! ```
 
 mod anthropic;
 mod choice;
 mod conversation;
+mod extract;
 mod ids;
-mod memories;
-mod moment;
 mod openai;
 mod operations;
 mod sessions;
 mod stats;
 mod structured;
 mod turn;
-mod usage;
-mod users;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,16 +30,13 @@ use std::time::Duration;
 use amem_core::{Memory, Timestamp};
 use axum::Router;
 use axum::extract::FromRef;
-use tokio::sync::Semaphore;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::http::Identity;
+use crate::memories::{self, AnyMemory, MemoryPaths};
 use operations::Operations;
 use sessions::Sessions;
-
-/// Exports and imports that are under way at a time at most.
-const TRANSFERS: usize = 8;
 
 /// How questions are answered that name no session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,8 +110,6 @@ struct Inner {
     sessions: Sessions,
     structured: structured::Structured,
     started: Timestamp,
-    /// Exports and imports that may begin beside those that are under way.
-    transfers: Arc<Semaphore>,
     operations: Operations,
 }
 
@@ -126,9 +118,8 @@ impl Server {
     pub fn new(memory: Memory, identity: Identity, options: Options) -> Self {
         let sessions = Sessions::new(options.max_sessions, options.session_idle);
         let (structured, started) = (structured::Structured::default(), Timestamp::now());
-        let transfers = Arc::new(Semaphore::new(TRANSFERS));
         let operations = Operations::new();
-        let inner = Inner { memory, identity, options, sessions, structured, started, transfers, operations };
+        let inner = Inner { memory, identity, options, sessions, structured, started, operations };
         Self { inner: Arc::new(inner) }
     }
 
@@ -145,13 +136,12 @@ impl Server {
         let routes = OpenApiRouter::with_openapi(Document::openapi())
             .merge(openai::routes())
             .merge(anthropic::routes())
-            .merge(memories::routes())
+            .merge(extract::routes())
             .merge(sessions::routes())
-            .merge(users::routes())
             .merge(stats::routes())
-            .merge(usage::routes())
             .merge(operations::routes());
-        let (router, document) = routes.with_state(self.clone()).split_for_parts();
+        let routes = routes.with_state(self.clone()).merge(memories::routes(self.memory_paths()));
+        let (router, document) = routes.split_for_parts();
         let router = router.merge(utoipa_swagger_ui::SwaggerUi::new("/docs").url("/openapi.json", document));
         self.operations().count(router)
     }
@@ -173,8 +163,17 @@ impl Server {
         &self.inner.sessions
     }
 
-    pub(crate) fn transfers(&self) -> &Arc<Semaphore> {
-        &self.inner.transfers
+    fn memory_paths(&self) -> MemoryPaths {
+        let Options { max_texts, k, usd_per_mtok, .. } = *self.options();
+        MemoryPaths {
+            memory: AnyMemory::Kv(self.memory().clone()),
+            identity: self.inner.identity.clone(),
+            sessions: Arc::new(self.clone()),
+            max_texts,
+            k,
+            budget_tokens: None,
+            usd_per_mtok: Some(usd_per_mtok),
+        }
     }
 }
 

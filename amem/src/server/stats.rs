@@ -9,8 +9,8 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::Server;
-use super::usage::{Used, whose};
 use crate::http::{Caller, Result};
+use crate::memories::whose;
 
 /// What was done, and what is held.
 #[derive(Debug, Serialize, ToSchema)]
@@ -90,10 +90,9 @@ async fn stats(State(server): State<Server>, caller: Caller) -> Result<Json<Stat
     query.namespace = whose(&caller, None)?;
     let users = match &query.namespace {
         Some(_) => 1,
-        None => memory.namespaces().await?.len(),
+        None => memory.texts().namespaces().await?.len(),
     };
     let amounts: Amounts = memory.usage(&query).await?.iter().map(|total| total.amounts).sum();
-    let used = Used::of(&amounts, server.options().usd_per_mtok);
     let rate = amounts.reused_chunks as f64 / amounts.chunks.max(1) as f64;
     let held = memory.kv().stats().await.chunks;
     let EngineStats { waiting, running, steps, prefilled_tokens, prefill_seconds, .. } = memory.engine().stats();
@@ -102,11 +101,11 @@ async fn stats(State(server): State<Server>, caller: Caller) -> Result<Json<Stat
         chunks_blended: amounts.chunks,
         chunks_reused: amounts.reused_chunks,
         reuse_rate: (rate * 1000.0).round() / 1000.0,
-        prefill_saved_tokens: used.prefill_tokens_saved,
-        est_usd_saved: used.est_usd_saved,
+        prefill_saved_tokens: amounts.reused_tokens,
+        est_usd_saved: amounts.reused_tokens as f64 / 1e6 * server.options().usd_per_mtok,
         users,
         sessions: server.sessions().count(),
-        metered: memory.is_metered(),
+        metered: memory.texts().is_metered(),
         policy: Policy::of(held, &memory.kv().tiers().await, memory.model().info()),
         engine: EngineView { waiting, running, steps, prefilled_tokens, prefill_seconds },
     }))

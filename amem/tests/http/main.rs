@@ -8,6 +8,7 @@ mod front;
 #[path = "../common/scripted.rs"]
 mod scripted;
 
+mod both_servers;
 mod chat;
 mod command;
 mod completions;

@@ -1,8 +1,10 @@
-//! Sessions by name: working sets that stay between requests. `routes.rs` has their paths.
+//! Sessions by name: working sets that stay between requests. `routes.rs` has their paths, `recalled.rs` what is recalled
+//! in them for models that run elsewhere.
 
+mod recalled;
 mod routes;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -94,23 +96,6 @@ impl InUse {
 
     pub(crate) fn name(&self) -> &SessionName {
         &self.name
-    }
-
-    /// Memories that are recalled in it at most, if that was said.
-    pub(crate) fn max_turns(&self) -> Option<usize> {
-        self.held.max_turns
-    }
-
-    /// What was recalled in it for models that run elsewhere, in order.
-    pub(crate) fn told(&self) -> Vec<RecordId> {
-        lock(&self.held.told).clone()
-    }
-
-    /// Notes that memories were recalled for a model that runs elsewhere.
-    pub(crate) fn tell(&self, ids: impl Iterator<Item = RecordId>) {
-        let mut told = lock(&self.held.told);
-        let known: HashSet<RecordId> = told.iter().copied().collect();
-        told.extend(ids.filter(|id| !known.contains(id)));
     }
 }
 

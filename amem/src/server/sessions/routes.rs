@@ -11,8 +11,8 @@ use utoipa_axum::routes;
 
 use super::{Held, InUse, OWN, SessionName, no_session};
 use crate::http::{ApiError, Body, Caller, Result, Segments};
+use crate::memories::parse_filter;
 use crate::server::Server;
-use crate::server::memories::parse_filter;
 
 /// Memories that are recalled in a session at most.
 const MAX_TURNS: usize = 1000;

@@ -1,6 +1,6 @@
 //! Looking at what is remembered.
 
-use amem_core::{BoxError, Error, Listing, Namespace, Page, Query, Timestamp};
+use amem_core::{BoxError, Error, Listing, Namespace, Page, Query, TextMemory, Timestamp};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
@@ -10,11 +10,10 @@ use futures_util::stream;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+use super::moment::{self, Moment, Said};
 use super::view::{Counts, Memory, id};
-use super::{filter, view};
+use super::{MemoryPaths, filter, view};
 use crate::http::{ApiError, Caller, Params, Result, Segments};
-use crate::server::Server;
-use crate::server::moment::{self, Moment, Said};
 
 /// Which memories are listed.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -124,20 +123,20 @@ fn bad_cursor() -> ApiError {
         (status = 422, description = "not of this shape"),
     ))]
 pub(super) async fn list(
-    State(server): State<Server>,
+    State(paths): State<MemoryPaths>,
     caller: Caller,
     Segments(user): Segments<String>,
     Params(params): Params<ListParams>,
 ) -> Result<Response> {
     let namespace = caller.namespace(Some(&user))?;
     let listing = params.read(&namespace)?;
-    let page = match server.memory().page(&namespace, &listing).await {
+    let page = match paths.texts().page(&namespace, &listing).await {
         Err(Error::UnknownRecord { .. }) => return Err(bad_cursor()),
         page => page?,
     };
-    let counts = Counts::from(server.memory().record_stats(&namespace).await?);
+    let counts = Counts::from(paths.texts().stats(&namespace).await?);
     if params.limit.is_none() && page.next.is_some() {
-        return whole(server, namespace, listing, page, &counts);
+        return whole(paths.texts().clone(), namespace, listing, page, &counts);
     }
     let next = page.next.map(|id| id.to_string());
     let memories = page.records.into_iter().map(Memory::from).collect();
@@ -146,7 +145,7 @@ pub(super) async fn list(
 
 /// A long list, as it is written.
 struct Writing {
-    server: Server,
+    memory: TextMemory,
     namespace: Namespace,
     listing: Listing,
     /// What is written next; `None` at the end.
@@ -169,7 +168,7 @@ impl Writing {
             None => bytes.extend_from_slice(br#"],"next":null}"#),
             Some(after) => {
                 self.listing.after = Some(after);
-                self.page = Some(match self.server.memory().page(&self.namespace, &self.listing).await {
+                self.page = Some(match self.memory.page(&self.namespace, &self.listing).await {
                     // All of it was deleted meanwhile.
                     Err(Error::UnknownRecord { .. }) => Page::default(),
                     page => page.inspect_err(|error| tracing::error!(%error, "a list of memories broke off"))?,
@@ -181,12 +180,12 @@ impl Writing {
 }
 
 /// All memories in one answer.
-fn whole(server: Server, namespace: Namespace, listing: Listing, first: Page, counts: &Counts) -> Result<Response> {
+fn whole(memory: TextMemory, namespace: Namespace, listing: Listing, first: Page, counts: &Counts) -> Result<Response> {
     let json = |error: serde_json::Error| ApiError::internal(&error);
     let user = serde_json::to_string(namespace.as_str()).map_err(json)?;
     let counts = serde_json::to_string(counts).map_err(json)?;
     let lead = format!(r#"{{"user":{user},"counts":{counts},"memories":["#).into_bytes();
-    let writing = Writing { server, namespace, listing, page: Some(first), lead };
+    let writing = Writing { memory, namespace, listing, page: Some(first), lead };
     let kind = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
     Ok((kind, Body::from_stream(stream::try_unfold(writing, Writing::part))).into_response())
 }
@@ -202,13 +201,13 @@ fn whole(server: Server, namespace: Namespace, listing: Listing, first: Page, co
         (status = 404, description = "no such memory"),
     ))]
 pub(super) async fn one(
-    State(server): State<Server>,
+    State(paths): State<MemoryPaths>,
     caller: Caller,
     Segments((user, memory)): Segments<(String, String)>,
 ) -> Result<Json<Memory>> {
     let namespace = caller.namespace(Some(&user))?;
     let id = id(&memory, &namespace)?;
-    Ok(Json(server.memory().get(&namespace, id).await?.into()))
+    Ok(Json(paths.texts().get(&namespace, id).await?.into()))
 }
 
 /// All texts that a memory had.
@@ -222,13 +221,13 @@ pub(super) async fn one(
         (status = 404, description = "no such memory"),
     ))]
 pub(super) async fn history(
-    State(server): State<Server>,
+    State(paths): State<MemoryPaths>,
     caller: Caller,
     Segments((user, memory)): Segments<(String, String)>,
 ) -> Result<Json<History>> {
     let namespace = caller.namespace(Some(&user))?;
     let id = id(&memory, &namespace)?;
-    let versions = server.memory().history(&namespace, id).await?.into_iter();
+    let versions = paths.texts().history(&namespace, id).await?.into_iter();
     let version = |version: amem_core::Version| Version {
         text: version.text,
         from: version.from.into(),

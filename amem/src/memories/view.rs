@@ -5,8 +5,8 @@ use serde::Serialize;
 use serde_json::{Map, Number, Value};
 use utoipa::ToSchema;
 
+use super::moment::Said;
 use crate::http::{ApiError, Result};
-use crate::server::moment::Said;
 
 /// A memory.
 #[derive(Debug, Serialize, ToSchema)]
@@ -116,9 +116,9 @@ impl From<RecordStats> for Counts {
 
 /// What became of a text.
 #[derive(Debug, Serialize, ToSchema)]
-pub(super) struct OutcomeView {
+pub(crate) struct OutcomeView {
     /// The memory that holds it.
-    pub(super) id: String,
+    pub(crate) id: String,
     /// `added`; `duplicate` if this memory said it already, under the same key; `superseded` if it took the place of the
     /// memory that had its key.
     outcome: &'static str,

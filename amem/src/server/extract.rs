@@ -4,6 +4,9 @@
 //! the list are left out. If that leaves nothing to use, the text's own sentences are its facts: a model may never have
 //! been trained to follow an instruction, as the demo model was not. The answer says which of the two it was. The model is
 //! not held to a list: one that gives none by itself does not follow the instruction, and its list would be made up.
+//! `facts.rs` finds the facts in what it said.
+
+mod facts;
 
 use amem_core::{
     Amounts, Completion, Error, Generation, Message, Namespace, NewRecord, Output, Piece, Request, Role, Sampling,
@@ -14,11 +17,13 @@ use axum::extract::State;
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
-use super::facts::{is_grounded, list_in, sentences};
-use super::view::OutcomeView;
+use super::Server;
 use crate::http::{ApiError, Body, Caller, Result};
-use crate::server::Server;
+use crate::memories::OutcomeView;
+use facts::{is_grounded, list_in, sentences};
 
 /// Bytes of a text at most.
 const MAX_TEXT_BYTES: usize = 64 << 10;
@@ -31,7 +36,7 @@ dates as they are. Add nothing that the text does not say. Without such facts, t
 
 /// A text to find facts in.
 #[derive(Debug, Deserialize, ToSchema)]
-pub(super) struct ExtractRequest {
+struct ExtractRequest {
     /// Whose memory it is.
     user: Option<String>,
     /// The text: a note, a document, what was said.
@@ -40,7 +45,7 @@ pub(super) struct ExtractRequest {
 
 /// The facts that were found, and remembered.
 #[derive(Debug, Serialize, ToSchema)]
-pub(super) struct Extracted {
+struct Extracted {
     user: String,
     facts: Vec<String>,
     /// The id of each fact's memory, in the order of the facts.
@@ -65,7 +70,7 @@ pub(super) struct Extracted {
         (status = 429, description = "too many requests wait"),
         (status = 503, description = "no room in the KV cache or on disk, or the memory is read-only"),
     ))]
-pub(super) async fn extract(
+async fn extract(
     State(server): State<Server>,
     caller: Caller,
     Body(request): Body<ExtractRequest>,
@@ -181,4 +186,9 @@ fn amounts(usage: &Usage) -> Amounts {
     let mut amounts = Amounts::default();
     (amounts.prefilled_tokens, amounts.generated_tokens) = (usage.prefilled as u64, usage.generated as u64);
     amounts
+}
+
+/// The paths of this module.
+pub(super) fn routes() -> OpenApiRouter<Server> {
+    OpenApiRouter::new().routes(routes!(extract))
 }

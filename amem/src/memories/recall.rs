@@ -9,11 +9,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use super::{filter, view};
+use super::moment::{self, Moment, Said};
+use super::{AnyMemory, MemoryPaths, filter, view};
 use crate::http::{ApiError, Body, Caller, Result};
-use crate::server::Server;
-use crate::server::moment::{self, Moment, Said};
-use crate::server::sessions::{InUse, SessionName};
 
 /// Memories of one recall at most.
 const MAX_K: usize = 1000;
@@ -29,7 +27,7 @@ pub(super) struct RecallRequest {
     k: Option<usize>,
     /// The same, under the reference system's name for it; `k` goes before it.
     max_turns: Option<usize>,
-    /// The session that it is recalled in.
+    /// The session that it is recalled in, where a local model answers.
     session: Option<String>,
     /// Tokens of the working set at most.
     budget_tokens: Option<usize>,
@@ -54,7 +52,7 @@ pub(super) struct RecallAnswer {
     /// recalled in it so far and still count, in the order in which they first were: a text that only grows, so that a
     /// cache of prefixes holds it.
     working_set: String,
-    /// Its tokens, as the server's own model counts them.
+    /// Its tokens, as the server's own model counts them; an estimate where it has none.
     tokens: usize,
     /// Its texts.
     sources: Vec<String>,
@@ -84,7 +82,8 @@ struct Recalled {
 #[utoipa::path(post, path = "/v1/recall", tag = "memories", request_body = RecallRequest,
     responses(
         (status = 200, body = RecallAnswer),
-        (status = 400, description = "an empty query, or a filter, number or moment that makes no sense"),
+        (status = 400, description = "an empty query, a filter, number or moment that makes no sense, or a session where \
+            there is no local model"),
         (status = 401, description = "no key, or a wrong one"),
         (status = 403, description = "another user's memory"),
         (status = 404, description = "no such session"),
@@ -93,21 +92,25 @@ struct Recalled {
         (status = 429, description = "too many sessions are in use"),
     ))]
 pub(super) async fn recall(
-    State(server): State<Server>,
+    State(paths): State<MemoryPaths>,
     caller: Caller,
     Body(request): Body<RecallRequest>,
 ) -> Result<Json<RecallAnswer>> {
     let namespace = caller.namespace(request.user.as_deref())?;
-    let memory = server.memory();
-    let named = request.session.clone().map(SessionName::Given);
-    let session = named.map(|name| server.session(&name, &namespace, request.budget_tokens)).transpose()?;
-    let recall = request.read(session.as_ref().and_then(InUse::max_turns).unwrap_or(server.options().k))?;
-    let (found, before, most) = match &session {
-        None => (memory.recall(&namespace, recall).await?, Vec::new(), usize::MAX),
+    let session = match &request.session {
+        None => None,
+        Some(name) => Some(paths.sessions.working_set(name, &namespace, request.budget_tokens)?),
+    };
+    let recall = request.read(session.as_ref().and_then(|session| session.max_turns()).unwrap_or(paths.k))?;
+    let (found, before, budget) = match &session {
+        None => {
+            let budget = request.budget_tokens.or(paths.budget_tokens).unwrap_or(usize::MAX);
+            (paths.memory.recall(&namespace, recall).await?, Vec::new(), budget)
+        }
         Some(session) => {
-            let mut locked = session.lock().await;
-            let found = locked.recall(recall).await?;
-            (found, memory.get_many(&namespace, &session.told()).await?, locked.budget_tokens())
+            let (found, most) = session.recall(recall).await?;
+            let before = paths.texts().get_many(&namespace, &session.told()).await?;
+            (found, before, request.budget_tokens.unwrap_or(most).min(most))
         }
     };
     let before: Vec<Record> =
@@ -115,23 +118,23 @@ pub(super) async fn recall(
     let known: HashSet<RecordId> = before.iter().map(|record| record.id).collect();
     let new = found.iter().map(|found| &found.record).filter(|record| !known.contains(&record.id));
     let candidates = before.iter().chain(new);
-    let working_set = WorkingSet::within(&server, candidates, request.budget_tokens.unwrap_or(most).min(most))?;
+    let working_set = Texts::within(&paths.memory, candidates, budget)?;
     let standing: HashSet<RecordId> = working_set.records.iter().map(|record| record.id).collect();
     if let Some(session) = &session {
-        session.tell(working_set.records.iter().map(|record| record.id));
+        session.tell(&working_set.records.iter().map(|record| record.id).collect::<Vec<_>>());
     }
     let sources: Vec<String> = working_set.records.iter().map(|record| record.text.clone()).collect();
     let (working_set, tokens) = (working_set.text, working_set.tokens);
     Ok(Json(RecallAnswer {
         user: namespace.as_str().to_owned(),
         query: request.query,
-        session: session.as_ref().map(|session| session.name().to_string()),
+        session: session.as_ref().map(|session| session.session()),
         memories: found.into_iter().filter(|found| standing.contains(&found.record.id)).map(Recalled::from).collect(),
         working_set,
         tokens,
         n_turns: sources.len(),
         sources,
-        memory_active_turns: memory.count(&namespace).await?,
+        memory_active_turns: paths.texts().count(&namespace).await?,
     }))
 }
 
@@ -159,29 +162,26 @@ impl RecallRequest {
 }
 
 /// Texts to put before a model, a line each.
-struct WorkingSet<'r> {
+struct Texts<'r> {
     records: Vec<&'r Record>,
     text: String,
     tokens: usize,
 }
 
-impl<'r> WorkingSet<'r> {
+impl<'r> Texts<'r> {
     /// The records that have room within a number of tokens. What has no room is passed over for what is smaller.
-    fn within(server: &Server, candidates: impl Iterator<Item = &'r Record>, budget: usize) -> Result<Self> {
-        let tokens = |text: &str| -> Result<usize> {
-            if text.is_empty() { Ok(0) } else { Ok(server.memory().model().chat().encode(text)?.len()) }
-        };
+    fn within(memory: &AnyMemory, candidates: impl Iterator<Item = &'r Record>, budget: usize) -> Result<Self> {
         let (mut records, mut left) = (Vec::new(), budget);
         for record in candidates {
             let line_break = usize::from(!records.is_empty());
-            if let Some(less) = left.checked_sub(tokens(&record.text)? + line_break) {
+            if let Some(less) = left.checked_sub(memory.tokens(&record.text)? + line_break) {
                 left = less;
                 records.push(record);
             }
         }
         loop {
             let text = records.iter().map(|record| &*record.text).collect::<Vec<_>>().join("\n");
-            let tokens = tokens(&text)?;
+            let tokens = memory.tokens(&text)?;
             // Texts have about as many tokens together as each by itself, but nothing promises that.
             if tokens <= budget || records.pop().is_none() {
                 return Ok(Self { records, text, tokens });

@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
+use super::MemoryPaths;
+use super::moment::{self, Moment};
 use super::view::{Counts, OutcomeView, plain};
 use crate::http::{ApiError, Body, Caller, Result};
-use crate::server::Server;
-use crate::server::moment::{self, Moment};
 
 /// Texts to remember.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -153,14 +153,14 @@ fn expiry(expires_at: Option<&Moment>, ttl_seconds: Option<f64>) -> Result<Optio
         (status = 503, description = "the disk is full, or the memory is read-only"),
     ))]
 pub(super) async fn remember(
-    State(server): State<Server>,
+    State(paths): State<MemoryPaths>,
     caller: Caller,
     Body(request): Body<RememberRequest>,
 ) -> Result<Json<Remembered>> {
     let namespace = caller.namespace(request.user.as_deref())?;
-    let new = request.read(server.options().max_texts)?;
-    let added = server.memory().remember_all(&namespace, new).await?;
-    let counts = Counts::from(server.memory().record_stats(&namespace).await?);
+    let new = request.read(paths.max_texts)?;
+    let added = paths.memory.remember_all(&namespace, new).await?;
+    let counts = Counts::from(paths.texts().stats(&namespace).await?);
     let outcomes: Vec<OutcomeView> = added.iter().map(OutcomeView::from).collect();
     let ids: Vec<String> = outcomes.iter().map(|outcome| outcome.id.clone()).collect();
     let (user, active) = (namespace.as_str().to_owned(), counts.active);

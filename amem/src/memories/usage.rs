@@ -9,17 +9,15 @@ use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
-use utoipa_axum::router::OpenApiRouter;
-use utoipa_axum::routes;
 
-use super::Server;
+use super::MemoryPaths;
 use super::moment::{self, Moment, seconds};
 use crate::http::{ApiError, Caller, Params, Result};
 
 /// Which usage is asked for.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
-struct UsageParams {
+pub(super) struct UsageParams {
     /// Of this user only.
     user: Option<String>,
     /// From this moment on: RFC 3339, a date, or seconds since 1970; in UTC unless it says otherwise.
@@ -52,8 +50,9 @@ struct UsageAnswer {
     totals: Used,
     instance: Instance,
     window: Window,
-    /// US dollars that a million tokens of input cost elsewhere.
-    usd_per_mtok: f64,
+    /// US dollars that a million tokens of input cost elsewhere; `null` where no one price holds, because each model has
+    /// its own.
+    usd_per_mtok: Option<f64>,
     /// Whether usage is counted at present.
     metered: bool,
 }
@@ -71,13 +70,13 @@ struct Row {
 
 /// Amounts, under the names that the reference system has for them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, ToSchema)]
-pub(super) struct Used {
+struct Used {
     /// Questions that were answered, or given up by who asked.
     requests: u64,
     /// Memories that were added, changed or forgotten.
     memory_ops: u64,
     /// Tokens whose KV was used as it was, so that they were not prefilled.
-    pub(super) prefill_tokens_saved: u64,
+    prefill_tokens_saved: u64,
     /// Tokens that stood before the answers: those that were saved, repaired, and prefilled.
     tokens_in: u64,
     /// Tokens that were generated.
@@ -86,12 +85,12 @@ pub(super) struct Used {
     chunks_blended: u64,
     /// Those among them whose KV was held.
     chunks_reused: u64,
-    /// What the tokens that were saved would have cost elsewhere, in US dollars.
-    pub(super) est_usd_saved: f64,
+    /// What the tokens that were saved would have cost elsewhere, in US dollars; `null` where no one price holds.
+    est_usd_saved: Option<f64>,
 }
 
 impl Used {
-    pub(super) fn of(amounts: &Amounts, usd_per_mtok: f64) -> Self {
+    fn of(amounts: &Amounts, usd_per_mtok: Option<f64>) -> Self {
         Self {
             requests: amounts.requests,
             memory_ops: amounts.memory_ops,
@@ -100,7 +99,7 @@ impl Used {
             tokens_out: amounts.generated_tokens,
             chunks_blended: amounts.chunks,
             chunks_reused: amounts.reused_chunks,
-            est_usd_saved: amounts.reused_tokens as f64 / 1e6 * usd_per_mtok,
+            est_usd_saved: usd_per_mtok.map(|price| amounts.reused_tokens as f64 / 1e6 * price),
         }
     }
 }
@@ -129,14 +128,18 @@ struct Window {
         (status = 403, description = "another user's usage"),
         (status = 422, description = "not of this shape"),
     ))]
-async fn usage(State(server): State<Server>, caller: Caller, Params(params): Params<UsageParams>) -> Result<Response> {
+pub(super) async fn usage(
+    State(paths): State<MemoryPaths>,
+    caller: Caller,
+    Params(params): Params<UsageParams>,
+) -> Result<Response> {
     let namespace = whose(&caller, params.user.as_deref())?;
     let since = moment::read(params.since.as_ref(), "since")?;
     let until = moment::read(params.until.as_ref(), "until")?;
     let mut query = UsageQuery::all();
     (query.namespace, query.since, query.until) = (namespace, since, until);
-    let totals = server.memory().usage(&query).await?;
-    let price = server.options().usd_per_mtok;
+    let totals = paths.texts().usage(&query).await?;
+    let price = paths.usd_per_mtok;
     let row = |total: &UsageTotal| Row {
         used: Used::of(&total.amounts, price),
         first_ts: seconds(total.first),
@@ -150,7 +153,7 @@ async fn usage(State(server): State<Server>, caller: Caller, Params(params): Par
         instance: Instance { kv_token_hours: None },
         window: Window { since: since.map(seconds), until: until.map(seconds) },
         usd_per_mtok: price,
-        metered: server.memory().is_metered(),
+        metered: paths.texts().is_metered(),
     };
     match params.format.unwrap_or_default() {
         Format::Json => Ok(Json(answer).into_response()),
@@ -159,7 +162,7 @@ async fn usage(State(server): State<Server>, caller: Caller, Params(params): Par
 }
 
 /// Whose usage a caller asks for; `None` for that of all users.
-pub(super) fn whose(caller: &Caller, named: Option<&str>) -> Result<Option<Namespace>> {
+pub(crate) fn whose(caller: &Caller, named: Option<&str>) -> Result<Option<Namespace>> {
     match named {
         Some(user) => caller.namespace(Some(user)).map(Some),
         None => caller.only().map(|own| own.cloned()),
@@ -196,7 +199,8 @@ fn csv(answer: &UsageAnswer) -> Result<Response> {
             used.chunks_blended,
             used.chunks_reused,
         ];
-        let rest = [used.est_usd_saved, row.first_ts, row.last_ts].map(|number| number.to_string());
+        let saved = used.est_usd_saved.map_or_else(String::new, |dollars| dollars.to_string());
+        let rest = [saved, row.first_ts.to_string(), row.last_ts.to_string()];
         let counts = counts.iter().map(ToString::to_string);
         lines.write_record([user.to_owned()].into_iter().chain(counts).chain(rest)).map_err(|error| wrong(&error))?;
     }
@@ -206,9 +210,4 @@ fn csv(answer: &UsageAnswer) -> Result<Response> {
         (header::CONTENT_DISPOSITION, HeaderValue::from_static("attachment; filename=amem_usage.csv")),
     ];
     Ok((headers, bytes).into_response())
-}
-
-/// The paths of this module.
-pub(super) fn routes() -> OpenApiRouter<Server> {
-    OpenApiRouter::new().routes(routes!(usage))
 }

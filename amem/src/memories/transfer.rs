@@ -1,24 +1,25 @@
 //! Memories as lines of JSON, out and in.
 
 use std::io::{self, BufReader, BufWriter, Write};
+use std::sync::Arc;
 
 use amem_core::Amounts;
 use amem_store::{Became, Export, Imported, ImportedLine, TransferError};
 use axum::Json;
 use axum::body::{Body, Bytes};
-use axum::extract::{Request, State};
+use axum::extract::{FromRef, Request, State};
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::{TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::io::{StreamReader, SyncIoBridge};
 use utoipa::{IntoParams, ToSchema};
 
+use super::MemoryPaths;
 use super::view::Counts;
-use crate::http::{ApiError, Caller, Params, Result, Segments};
-use crate::server::Server;
+use crate::http::{ApiError, Caller, Identity, Params, Result, Segments};
 
 /// Bytes of an import at most.
 const MAX_IMPORT_BYTES: u64 = 1 << 30;
@@ -86,7 +87,7 @@ struct LineError {
         (status = 429, description = "too many exports and imports are under way"),
     ))]
 pub(super) async fn export(
-    State(server): State<Server>,
+    State(transfers): State<Transfers>,
     caller: Caller,
     Segments(user): Segments<String>,
     Params(params): Params<ExportParams>,
@@ -96,13 +97,13 @@ pub(super) async fn export(
         ExportedState::Active => what,
         ExportedState::All => what.all_states(),
     };
-    let permit = permit(&server)?;
+    let permit = transfers.permit()?;
     let (sender, receiver) = mpsc::channel(PARTS);
     let runtime = Handle::current();
     tokio::task::spawn_blocking(move || {
         let (_permit, _runtime) = (permit, runtime.enter());
         let out = BufWriter::with_capacity(PART_BYTES, Sender(sender.clone()));
-        let exported = amem_store::export(&**server.memory().ledger(), &what, out, |_| {});
+        let exported = amem_store::export(&**transfers.paths.texts().ledger(), &what, out, |_| {});
         match futures_lite::future::block_on(exported) {
             // The client left.
             Ok(_) | Err(TransferError::Write(_)) => {}
@@ -135,20 +136,20 @@ pub(super) async fn export(
         (status = 503, description = "the disk is full, or the memory is read-only; what was read before was imported"),
     ))]
 pub(super) async fn import(
-    State(server): State<Server>,
+    State(transfers): State<Transfers>,
     caller: Caller,
     Segments(user): Segments<String>,
     request: Request,
 ) -> Result<Json<ImportAnswer>> {
     let namespace = caller.namespace(Some(&user))?;
-    let permit = permit(&server)?;
+    let (permit, paths) = (transfers.permit()?, &transfers.paths);
     let mut left = MAX_IMPORT_BYTES;
     let body = request.into_body().into_data_stream().map_err(io::Error::other).and_then(move |part: Bytes| {
         let rest = left.checked_sub(part.len() as u64);
         left = rest.unwrap_or(0);
         std::future::ready(rest.map(|_| part).ok_or_else(|| io::Error::from(io::ErrorKind::FileTooLarge)))
     });
-    let (runtime, memory, to) = (Handle::current(), server.memory().clone(), namespace.clone());
+    let (runtime, memory, to) = (Handle::current(), paths.memory.clone(), namespace.clone());
     let work = move || {
         let (_permit, _runtime) = (permit, runtime.enter());
         let input = BufReader::new(SyncIoBridge::new(StreamReader::new(body)));
@@ -161,26 +162,41 @@ pub(super) async fn import(
                 errors.push(LineError { line: line.line, reason: reason.clone() });
             }
         };
-        let imported = amem_store::import_checked(&**memory.ledger(), Some(&to), input, check, told);
+        let imported = amem_store::import_checked(&**memory.texts().ledger(), Some(&to), input, check, told);
         futures_lite::future::block_on(imported).map(|imported| (imported, errors))
     };
     let imported = tokio::task::spawn_blocking(work).await.map_err(|error| ApiError::internal(&error))?;
     // Whatever was imported may have superseded something, also if the import broke off.
-    server.memory().delete_outdated().await;
+    paths.memory.delete_outdated().await;
     let (imported, errors) = imported.map_err(|error| broken_off(&error))?;
     let Imported { added, superseding, duplicates, left_out, refused, .. } = imported;
     let mut amounts = Amounts::default();
     amounts.memory_ops = added + superseding;
-    server.memory().record_usage(&namespace, amounts).await?;
-    let counts = server.memory().record_stats(&namespace).await?.into();
+    paths.texts().record_usage(&namespace, amounts).await?;
+    let counts = paths.texts().stats(&namespace).await?.into();
     let (user, lines) = (namespace.as_str().to_owned(), imported.lines());
     Ok(Json(ImportAnswer { user, lines, added, superseding, duplicates, left_out, refused, errors, counts }))
 }
 
-/// Exports and imports each keep a thread busy, for as long as the client takes.
-fn permit(server: &Server) -> Result<OwnedSemaphorePermit> {
-    let permit = std::sync::Arc::clone(server.transfers()).try_acquire_owned();
-    permit.map_err(|_| ApiError::overloaded("too many exports and imports are under way: try again later"))
+/// What exports and imports work on. Each keeps a thread busy, for as long as the client takes.
+#[derive(Clone)]
+pub(super) struct Transfers {
+    pub(super) paths: MemoryPaths,
+    /// Exports and imports that may begin beside those that are under way.
+    pub(super) permits: Arc<Semaphore>,
+}
+
+impl Transfers {
+    fn permit(&self) -> Result<OwnedSemaphorePermit> {
+        let permit = Arc::clone(&self.permits).try_acquire_owned();
+        permit.map_err(|_| ApiError::overloaded("too many exports and imports are under way: try again later"))
+    }
+}
+
+impl FromRef<Transfers> for Identity {
+    fn from_ref(transfers: &Transfers) -> Self {
+        transfers.paths.identity.clone()
+    }
 }
 
 fn broken_off(error: &TransferError) -> ApiError {

@@ -6,10 +6,10 @@ use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::MemoryPaths;
+use super::moment::Said;
 use super::view::{Counts, id};
 use crate::http::{ApiError, Body, Caller, Result, Segments};
-use crate::server::Server;
-use crate::server::moment::Said;
 
 /// What a memory is to say.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -82,14 +82,14 @@ pub(super) struct Deleted {
         (status = 503, description = "the disk is full, or the memory is read-only"),
     ))]
 pub(super) async fn update(
-    State(server): State<Server>,
+    State(paths): State<MemoryPaths>,
     caller: Caller,
     Segments((user, memory)): Segments<(String, String)>,
     Body(request): Body<UpdateRequest>,
 ) -> Result<Json<Updated>> {
     let namespace = caller.namespace(Some(&user))?;
     let id = id(&memory, &namespace)?;
-    let record = match server.memory().update(&namespace, id, &request.text).await {
+    let record = match paths.memory.update(&namespace, id, &request.text).await {
         Err(Error::NotActive { state: "forgotten", id }) => return Err(Error::UnknownRecord { namespace, id }.into()),
         record => record?,
     };
@@ -111,19 +111,19 @@ pub(super) async fn update(
         (status = 503, description = "the disk is full, or the memory is read-only"),
     ))]
 pub(super) async fn forget(
-    State(server): State<Server>,
+    State(paths): State<MemoryPaths>,
     caller: Caller,
     Segments((user, memory)): Segments<(String, String)>,
 ) -> Result<Json<Forgotten>> {
     let namespace = caller.namespace(Some(&user))?;
     let id = id(&memory, &namespace)?;
-    let record = server.memory().get(&namespace, id).await?;
+    let record = paths.texts().get(&namespace, id).await?;
     // Whether its KV is gone as well is not known. It is deleted with the next call if it is not.
     if matches!(record.state, RecordState::Forgotten { .. }) {
         return Err(Error::UnknownRecord { namespace, id }.into());
     }
-    server.memory().forget(&namespace, id).await?;
-    let counts = server.memory().record_stats(&namespace).await?.into();
+    paths.memory.forget_many(&namespace, &[id]).await?;
+    let counts = paths.texts().stats(&namespace).await?.into();
     let (user, id) = (namespace.as_str().to_owned(), id.to_string());
     Ok(Json(Forgotten { user, id, forgotten: true, counts }))
 }
@@ -142,13 +142,13 @@ pub(super) async fn forget(
         (status = 503, description = "the disk is full, or the memory is read-only"),
     ))]
 pub(super) async fn forget_many(
-    State(server): State<Server>,
+    State(paths): State<MemoryPaths>,
     caller: Caller,
     Segments(user): Segments<String>,
     Body(request): Body<ForgetRequest>,
 ) -> Result<Json<ForgottenMany>> {
     let namespace = caller.namespace(Some(&user))?;
-    let most = server.options().max_texts;
+    let most = paths.max_texts;
     match request.ids.len() {
         0 => return Err(ApiError::bad_request("ids is empty: give at least one id").param("ids")),
         count if count > most => {
@@ -159,8 +159,8 @@ pub(super) async fn forget_many(
         _ => {}
     }
     let ids = request.ids.iter().map(|memory| id(memory, &namespace)).collect::<Result<Vec<_>>>()?;
-    server.memory().forget_many(&namespace, &ids).await?;
-    let counts = server.memory().record_stats(&namespace).await?.into();
+    paths.memory.forget_many(&namespace, &ids).await?;
+    let counts = paths.texts().stats(&namespace).await?.into();
     let forgotten = ids.iter().map(ToString::to_string).collect();
     Ok(Json(ForgottenMany { user: namespace.as_str().to_owned(), forgotten, counts }))
 }
@@ -176,12 +176,12 @@ pub(super) async fn forget_many(
         (status = 503, description = "the disk is full, or the memory is read-only"),
     ))]
 pub(super) async fn forget_all(
-    State(server): State<Server>,
+    State(paths): State<MemoryPaths>,
     caller: Caller,
     Segments(user): Segments<String>,
 ) -> Result<Json<Deleted>> {
     let namespace = caller.namespace(Some(&user))?;
-    let deleted = server.memory().delete_namespace(&namespace).await?;
-    server.sessions().end_all_of(&namespace);
+    let deleted = paths.memory.delete_namespace(&namespace).await?;
+    paths.sessions.end_all_of(&namespace);
     Ok(Json(Deleted { user: namespace.as_str().to_owned(), deleted }))
 }

@@ -16,9 +16,9 @@
 use amem_core::{Comparison, Error, Field, Filter, MetaValue};
 use serde_json::{Map, Value};
 
+use super::moment::Moment;
 use super::view::plain;
 use crate::http::{ApiError, Result};
-use crate::server::moment::Moment;
 
 /// How deep a filter may be nested here; amem-core has a bound of its own, which is lower.
 const MAX_DEPTH: usize = 32;

@@ -4,16 +4,14 @@ use axum::Json;
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
-use utoipa_axum::router::OpenApiRouter;
-use utoipa_axum::routes;
 
-use super::Server;
+use super::MemoryPaths;
 use crate::http::{ApiError, Caller, Params, Result};
 
 /// Which users are listed.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
-struct UserParams {
+pub(super) struct UserParams {
     /// Users at most; all of them without it.
     limit: Option<usize>,
     /// `next` of the page before.
@@ -22,7 +20,7 @@ struct UserParams {
 
 /// Who has memories, in order of their names.
 #[derive(Debug, Serialize, ToSchema)]
-struct Users {
+pub(super) struct Users {
     users: Vec<User>,
     /// How many users there are in all.
     count: usize,
@@ -49,8 +47,8 @@ struct User {
         (status = 403, description = "who asks may act for one user only"),
         (status = 422, description = "not of this shape"),
     ))]
-async fn users(
-    State(server): State<Server>,
+pub(super) async fn users(
+    State(paths): State<MemoryPaths>,
     caller: Caller,
     Params(params): Params<UserParams>,
 ) -> Result<Json<Users>> {
@@ -60,20 +58,15 @@ async fn users(
     if params.limit == Some(0) {
         return Err(ApiError::bad_request("limit must be at least 1").param("limit"));
     }
-    let names = server.memory().namespaces().await?;
+    let names = paths.texts().namespaces().await?;
     let count = names.len();
     let first = params.cursor.map_or(0, |cursor| names.partition_point(|name| name.as_str() <= cursor.as_str()));
     let last = first.saturating_add(params.limit.unwrap_or(count)).min(count);
     let mut users = Vec::with_capacity(last - first);
     for name in &names[first..last] {
-        let (active_memories, loaded) = (server.memory().count(name).await?, server.memory().is_loaded(name));
+        let (active_memories, loaded) = (paths.texts().count(name).await?, paths.texts().is_loaded(name));
         users.push(User { user: name.as_str().to_owned(), active_memories, loaded });
     }
     let next = users.last().filter(|_| last < count).map(|user| user.user.clone());
     Ok(Json(Users { users, count, next }))
-}
-
-/// The paths of this module.
-pub(super) fn routes() -> OpenApiRouter<Server> {
-    OpenApiRouter::new().routes(routes!(users))
 }

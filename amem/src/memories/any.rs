@@ -1,0 +1,94 @@
+//! A memory with KV, or of texts alone.
+
+use amem_core::{Added, Memory, Namespace, NewRecord, Recall, Recollection, Record, RecordId, Result, TextMemory};
+
+/// The memory that a server has.
+///
+/// What only reads goes to [`texts`](Self::texts). What changes records has a method here, because a memory with KV deletes
+/// the KV of what no longer counts; and recalling has one, because it looks for records whose KV is to be deleted.
+#[derive(Clone)]
+pub(crate) enum AnyMemory {
+    /// A local model's, with the KV of its texts.
+    Kv(Memory),
+    /// For models that run elsewhere.
+    Texts(TextMemory),
+}
+
+impl AnyMemory {
+    /// The memory of texts: for reading.
+    pub(crate) fn texts(&self) -> &TextMemory {
+        match self {
+            Self::Kv(memory) => memory.texts(),
+            Self::Texts(memory) => memory,
+        }
+    }
+
+    /// As [`Memory::remember_all`] and [`TextMemory::remember_all`].
+    pub(crate) async fn remember_all(&self, namespace: &Namespace, new: Vec<NewRecord>) -> Result<Vec<Added>> {
+        match self {
+            Self::Kv(memory) => memory.remember_all(namespace, new).await,
+            Self::Texts(memory) => memory.remember_all(namespace, new).await,
+        }
+    }
+
+    /// As [`Memory::recall`] and [`TextMemory::recall`].
+    pub(crate) async fn recall(&self, namespace: &Namespace, recall: Recall) -> Result<Vec<Recollection>> {
+        match self {
+            Self::Kv(memory) => memory.recall(namespace, recall).await,
+            Self::Texts(memory) => memory.recall(namespace, recall).await,
+        }
+    }
+
+    /// As [`Memory::update`] and [`TextMemory::update`].
+    pub(crate) async fn update(&self, namespace: &Namespace, id: RecordId, text: &str) -> Result<Record> {
+        match self {
+            Self::Kv(memory) => memory.update(namespace, id, text).await,
+            Self::Texts(memory) => memory.update(namespace, id, text).await,
+        }
+    }
+
+    /// As [`Memory::forget_many`] and [`TextMemory::forget_many`].
+    pub(crate) async fn forget_many(&self, namespace: &Namespace, ids: &[RecordId]) -> Result<Vec<Record>> {
+        match self {
+            Self::Kv(memory) => memory.forget_many(namespace, ids).await,
+            Self::Texts(memory) => memory.forget_many(namespace, ids).await,
+        }
+    }
+
+    /// As [`Memory::delete_namespace`] and [`TextMemory::delete_namespace`].
+    pub(crate) async fn delete_namespace(&self, namespace: &Namespace) -> Result<usize> {
+        match self {
+            Self::Kv(memory) => memory.delete_namespace(namespace).await,
+            Self::Texts(memory) => memory.delete_namespace(namespace).await,
+        }
+    }
+
+    /// Deletes the KV of what no longer counts, after records were written to the ledger by another way than these methods.
+    pub(crate) async fn delete_outdated(&self) {
+        if let Self::Kv(memory) = self {
+            memory.delete_outdated().await;
+        }
+    }
+
+    /// Whether a text is one that can be remembered: a model's context must hold it, where there is a model.
+    pub(crate) fn check(&self, new: &NewRecord) -> Result<()> {
+        match self {
+            Self::Kv(memory) => memory.check(new),
+            Self::Texts(_) => new.check().map(|_| ()),
+        }
+    }
+
+    /// The tokens of a text: as the model counts them, or an estimate where there is no model.
+    pub(crate) fn tokens(&self, text: &str) -> Result<usize> {
+        match self {
+            _ if text.is_empty() => Ok(0),
+            Self::Kv(memory) => Ok(memory.model().chat().encode(text)?.len()),
+            Self::Texts(_) => Ok(estimated_tokens(text.len()) as usize),
+        }
+    }
+}
+
+/// Tokens that so many bytes are, about.
+pub(crate) fn estimated_tokens(bytes: usize) -> u64 {
+    bytes.div_ceil(4) as u64
+}
