@@ -7,7 +7,6 @@ mod front;
 #[allow(dead_code)]
 #[path = "../../amem-store/tests/common/postgres_server.rs"]
 mod postgres_server;
-#[allow(dead_code)]
 #[path = "../../amem-store/tests/common/servers.rs"]
 mod servers;
 
