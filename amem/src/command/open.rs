@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use amem::keys::KeyFile;
 use amem_core::transformer::{ModelSource, Options, Transformer};
-use amem_core::{Budget, Ledger, Memory, Model, Namespace, RamStore, Repair, Tier, Tiered};
+use amem_core::{Budget, EngineOptions, Ledger, Memory, Model, Namespace, RamStore, Repair, Tier, Tiered};
 use amem_cpu::Cpu;
 use amem_store::{DataDir, ModelDir, SegmentOptions, SegmentStore};
 use clap::Args;
@@ -99,6 +99,9 @@ pub(crate) struct Tuning {
     /// Where KV is kept on disk, if not in the data directory.
     #[arg(long, value_name = "DIR")]
     disk_dir: Option<PathBuf>,
+    /// Requests that wait to be computed at most, 1,024 if left out; one more is told to come back later (429).
+    #[arg(long, value_name = "REQUESTS", value_parser = clap::value_parser!(u32).range(1..))]
+    max_waiting: Option<u32>,
     #[command(flatten)]
     shared: Shared,
 }
@@ -131,7 +134,9 @@ pub(crate) async fn memory(place: &Place, tuning: &Tuning) -> Result<Memory, Box
     let ram = Tier::new(Arc::new(RamStore::default()), ram);
     let disk = Tier::new(Arc::new(kv), place.disk_mib << 20);
     let tiers = [ram, disk].into_iter().chain(tuning.shared.tier()?).collect();
-    let memory = Memory::builder(model).kv(Arc::new(Tiered::open(tiers).await?)).ledger(ledger);
+    let engine = EngineOptions::default();
+    let engine = tuning.max_waiting.into_iter().fold(engine, |engine, most| engine.max_waiting(most as usize));
+    let memory = Memory::builder(model).kv(Arc::new(Tiered::open(tiers).await?)).ledger(ledger).engine(engine);
     let repair = tuning.recompute_ratio.map(|ratio| Repair::Weighted { budget: Budget::Ratio(ratio), layers: 1..2 });
     let memory = repair.into_iter().fold(memory, |memory, repair| memory.repair(repair));
     Ok(memory.system(&place.system).meter_usage(!place.read_only).build()?)

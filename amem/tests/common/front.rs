@@ -71,13 +71,19 @@ pub struct Process {
 impl Process {
     /// Starts `amem` with these arguments, with its data in this directory, and waits until it listens.
     pub fn start(arguments: &[&str], data: &Path) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_amem"))
-            .args(arguments)
-            .args(["--port", "0", "--data-dir"])
-            .arg(data)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        Self::spawn(Self::command(arguments, data))
+    }
+
+    /// The command that starts it.
+    pub fn command(arguments: &[&str], data: &Path) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_amem"));
+        command.args(arguments).args(["--port", "0", "--data-dir"]).arg(data);
+        command
+    }
+
+    /// Runs a command that starts it, and waits until it listens.
+    pub fn spawn(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let url = line.trim().rsplit(' ').next().unwrap_or_default().to_owned();

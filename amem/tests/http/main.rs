@@ -16,6 +16,7 @@ mod embeddings;
 mod flags;
 mod hub;
 mod load;
+mod logs;
 mod mcp;
 mod memories;
 mod messages;
