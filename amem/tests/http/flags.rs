@@ -1,10 +1,13 @@
 //! What the servers' flags do.
 
+use std::io::Read;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use serde_json::json;
+
 use super::front::Process;
-use super::get;
+use super::{client, get};
 
 #[cfg(unix)]
 #[test]
@@ -40,4 +43,24 @@ fn the_flags_of_the_reference_system_are_taken() {
         assert_eq!(refused.status.code(), Some(2), "{flag}");
         assert!(String::from_utf8_lossy(&refused.stderr).contains(flag), "{flag}");
     }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_server_that_is_told_to_stop_finishes_what_it_has_begun() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = Process::start(&["kv-serve"], dir.path());
+    let messages = json!([{ "role": "user", "content": "Tell me a story." }]);
+    // So hot that an answer hardly ever ends by itself.
+    let body = json!({ "messages": messages, "stream": true, "n": 16, "max_tokens": 100, "temperature": 2, "seed": 1 });
+    let mut answer = client().post(server.url("/v1/chat/completions")).json(&body).send().unwrap();
+    assert_eq!(answer.status().as_u16(), 200);
+    let mut begun = [0; 64];
+    answer.read_exact(&mut begun).unwrap();
+    let id = server.child.id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
+    let mut rest = String::new();
+    answer.read_to_string(&mut rest).unwrap();
+    assert!(rest.ends_with("data: [DONE]\n\n"), "{rest}");
+    assert!(server.child.wait().unwrap().success());
 }

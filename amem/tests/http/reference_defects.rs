@@ -270,3 +270,22 @@ fn a_slow_answer_keeps_nobody_else_waiting() {
     assert_eq!(memory.engine().stats().running, 1, "it goes on all the while");
     drop(slow);
 }
+
+#[test]
+fn kv_that_is_let_go_is_freed() {
+    let ram: Arc<dyn amem_core::KvStore> = Arc::new(RamStore::default());
+    // Room for about seven of them.
+    let budget = 256 << 10;
+    let tiers = block_on(Tiered::open(vec![Tier::new(Arc::clone(&ram), budget)])).unwrap();
+    let memory = Memory::builder(super::common::MODEL.clone()).kv(Arc::new(tiers)).build().unwrap();
+    let front = Front::of(memory);
+    let all: Vec<String> = (0..24).map(|n| format!("Person{n} lives in Denver and works at Lego.")).collect();
+    remember(&front, "alice", json!({ "texts": all }));
+    for n in 0..24 {
+        ask(&front, "alice", &format!("Where does Person{n} live?"));
+    }
+    let (held, told) = (block_on(ram.stats()), client().get(front.url("/v1/stats")).send().unwrap());
+    assert!(held.bytes > 0 && held.bytes <= budget, "{} bytes are held", held.bytes);
+    let told: Value = told.json().unwrap();
+    assert_eq!(told["policy"]["tiers"][0]["bytes"], held.bytes, "and the server says so");
+}
