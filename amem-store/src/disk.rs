@@ -80,8 +80,8 @@ pub(crate) trait DiskFile: ReadAt + Send + Sync {
     fn sync(&self) -> io::Result<()>;
 
     /// Brings bytes into the system's memory, unless the first of them are there, and waits for it. A hint: what cannot be
-    /// read ahead is read when it is needed.
-    fn read_ahead(&self, offset: u64, len: u64);
+    /// read ahead is read when it is needed. `space` is scratch, to be used again for the next part.
+    fn read_ahead(&self, offset: u64, len: u64, space: &mut Vec<u8>);
 }
 
 /// Makes a directory and those above it that are missing. All that were made survive a power cut.
@@ -201,7 +201,10 @@ impl Disk for SystemDisk {
     }
 
     fn read_ahead(&self, parts: Vec<Part>) {
-        let read = move || parts.into_iter().for_each(|Part { file, offset, len }| file.read_ahead(offset, len));
+        let read = move || {
+            let mut space = Vec::new();
+            parts.into_iter().for_each(|Part { file, offset, len }| file.read_ahead(offset, len, &mut space));
+        };
         blocking::unblock(read).detach();
     }
 }
@@ -251,11 +254,11 @@ impl DiskFile for File {
         self.sync_data()
     }
 
-    fn read_ahead(&self, offset: u64, len: u64) {
+    fn read_ahead(&self, offset: u64, len: u64, space: &mut Vec<u8>) {
         #[cfg(target_os = "linux")]
-        read_ahead(self, offset, len);
+        read_ahead(self, offset, len, space);
         #[cfg(not(target_os = "linux"))]
-        let _ = (offset, len);
+        let _ = (offset, len, space);
     }
 }
 
@@ -263,14 +266,14 @@ impl DiskFile for File {
 /// takes longer each time, and asking for them took longer, too, than reading in order as the system reads ahead by
 /// itself.
 #[cfg(target_os = "linux")]
-fn read_ahead(file: &File, mut offset: u64, len: u64) {
+fn read_ahead(file: &File, mut offset: u64, len: u64, space: &mut Vec<u8>) {
     use rustix::io::{Errno, ReadWriteFlags, preadv2};
     /// Bytes by which is seen whether something is in the system's memory.
     const PROBE: usize = 64 << 10;
-    const PIECE: usize = 256 << 10;
+    const PIECE: usize = 1 << 20;
     let end = offset.saturating_add(len);
-    let mut buffer = vec![0; PIECE];
-    let probe = &mut buffer[..PROBE.min(usize::try_from(len).unwrap_or(PROBE))];
+    space.resize(PIECE, 0);
+    let probe = &mut space[..PROBE.min(usize::try_from(len).unwrap_or(PROBE))];
     let wanted = probe.len();
     match preadv2(file, &mut [io::IoSliceMut::new(probe)], offset, ReadWriteFlags::NOWAIT) {
         Ok(read) if read < wanted => offset += read as u64,
@@ -280,7 +283,7 @@ fn read_ahead(file: &File, mut offset: u64, len: u64) {
     }
     while offset < end {
         let piece = PIECE.min(usize::try_from(end - offset).unwrap_or(PIECE));
-        match ReadAt::read_at(file, &mut buffer[..piece], offset) {
+        match ReadAt::read_at(file, &mut space[..piece], offset) {
             Ok(read) if read == piece => offset += read as u64,
             _ => return,
         }
