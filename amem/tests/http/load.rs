@@ -5,10 +5,12 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use amem_core::EngineOptions;
 use reqwest::blocking::{Client, Response};
 use serde_json::{Value, json};
 
-use super::front::Process;
+use super::common::builder;
+use super::front::{Front, Process};
 
 /// Clients at once.
 const CLIENTS: usize = 64;
@@ -207,4 +209,28 @@ fn what_a_killed_server_acknowledged_is_there_after_a_restart() {
         server.child.wait().unwrap();
     }
     assert!(!acknowledged.is_empty());
+}
+
+#[test]
+fn whoever_finds_the_queue_full_is_told_when_to_come_back() {
+    let engine = EngineOptions::default().max_running(16).max_waiting(1);
+    let front = Front::of(builder().engine(engine).build().unwrap());
+    let url = front.url("/v1/chat/completions");
+    let messages = json!([{ "role": "user", "content": "Tell me a story." }]);
+    // So hot that answers hardly ever end by themselves. One request runs, one waits, and eight come at once.
+    let body = json!({ "messages": messages, "n": 16, "max_tokens": 400, "temperature": 2, "seed": 1 });
+    let statuses = std::thread::scope(|scope| {
+        let ask = || {
+            let response = Client::new().post(&url).json(&body).send().unwrap();
+            let (status, after) = (response.status().as_u16(), response.headers().get("retry-after").cloned());
+            let body: Value = response.json().unwrap();
+            assert_eq!(status == 429, after.is_some_and(|after| after == "1"), "{body}");
+            assert_eq!(status == 429, body["error"]["type"] == "rate_limit_error", "{body}");
+            status
+        };
+        let asking: Vec<_> = (0..8).map(|_| scope.spawn(ask)).collect();
+        asking.into_iter().map(|asked| asked.join().unwrap()).collect::<Vec<_>>()
+    });
+    assert!(statuses.contains(&200) && statuses.contains(&429), "{statuses:?}");
+    assert!(statuses.iter().all(|status| [200, 429].contains(status)), "{statuses:?}");
 }
