@@ -1,0 +1,1 @@
+//! Every kernel, executed by an interpreter of PTX and compared with plain loops in f64.
