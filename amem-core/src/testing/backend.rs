@@ -53,7 +53,7 @@ impl Default for Profile {
 /// With a list of all cases that failed.
 pub fn backend<B: Backend>(profile: &Profile, make: impl Fn() -> B) {
     let mut suite = Suite { backend: Arc::new(make()), profile: profile.clone(), failures: Vec::new() };
-    let checks: [(&str, Check<B>); 10] = [
+    let checks: [(&str, Check<B>); 11] = [
         ("weights", Suite::weights_are_read_as_they_are),
         ("rows", Suite::rows_are_gathered_and_joined),
         ("elements", Suite::elements_meet_their_counterparts),
@@ -61,6 +61,7 @@ pub fn backend<B: Backend>(profile: &Profile, make: impl Fn() -> B) {
         ("rotate", Suite::heads_turn_with_their_position),
         ("attention", Suite::attention_is_that_of_plain_loops),
         ("scores", Suite::scores_may_be_far_from_zero),
+        ("heaviest", Suite::the_heaviest_slots_are_chosen),
         ("fused", Suite::fused_methods_are_what_they_are_made_of),
         ("positions", Suite::only_differences_of_positions_count),
         ("laws", Suite::where_and_beside_what_a_row_stands_changes_nothing),
@@ -328,6 +329,39 @@ impl<B: Backend> Suite<B> {
             };
             if !attended.iter().enumerate().all(is_mean) {
                 self.failures.push(format!("scores far from zero, heads of {head_dim}: what comes of them is no mean"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whatever chooses, the same slots are chosen: the numbers here are sums of powers of two, which no machine rounds.
+    fn the_heaviest_slots_are_chosen(&mut self) -> Result<()> {
+        let noise = |seed: u64, count: usize| Table::noise(seed, 1, count).data.into_iter().map(|x| (8.0 * x).floor());
+        for slots in [1usize, 5, 64, 3001] {
+            let mass: Vec<f32> = noise(120, slots).map(|x| x / 4.0).collect();
+            // Every third slot is no candidate, and the last stands behind all that was read.
+            let candidates: Vec<u32> = (0..slots as u32 + 1).filter(|slot| slot % 3 != 1).collect();
+            let factors: Vec<f32> = noise(121, candidates.len()).map(f32::abs).collect();
+            let at = |slot: i64| usize::try_from(slot).ok().and_then(|slot| mass.get(slot)).copied().unwrap_or(0.0);
+            for factors in [None, Some(&factors[..])] {
+                let weight = |(index, &slot): (usize, &u32)| {
+                    let slot = i64::from(slot);
+                    let smoothed = at(slot) + (at(slot - 1) + at(slot + 1)) / 2.0;
+                    (index, smoothed * factors.map_or(1.0, |factors| factors[index]))
+                };
+                let mut ranked: Vec<(usize, f32)> = candidates.iter().enumerate().map(weight).collect();
+                ranked.retain(|(_, weight)| *weight > 0.0);
+                ranked.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+                for count in [0, 1, candidates.len() / 10, candidates.len() / 2, candidates.len(), usize::MAX] {
+                    let mut expected: Vec<usize> = ranked.iter().take(count).map(|(index, _)| *index).collect();
+                    expected.sort_unstable();
+                    let mass = self.backend.upload(slots, &mass)?;
+                    let found = self.backend.heaviest(&mass, &candidates, factors, count)?;
+                    if found != expected {
+                        let factors = factors.map_or("no factors", |_| "factors");
+                        self.failures.push(format!("the {count} heaviest of {slots} slots with {factors} are others"));
+                    }
+                }
             }
         }
         Ok(())

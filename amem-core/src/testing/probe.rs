@@ -187,6 +187,10 @@ impl<B: Backend> Backend for Probe<B> {
         self.call("attention_mass", |b| b.attention_mass(cache, layer, plan, rows, queries, mass))
     }
 
+    fn heaviest(&self, mass: &B::Tensor, slots: &[u32], factors: Option<&[f32]>, count: usize) -> Result<Vec<usize>> {
+        self.call("heaviest", |b| b.heaviest(mass, slots, factors, count))
+    }
+
     fn key_distance(&self, cache: &B::Cache, layer: usize, plan: &B::Plan, keys: &B::Tensor) -> Result<B::Tensor> {
         self.call("key_distance", |b| b.key_distance(cache, layer, plan, keys))
     }

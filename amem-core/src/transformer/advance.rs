@@ -111,7 +111,7 @@ impl<'c, B: Backend> Running<'c, B> {
             Selection::Chosen(slots) => work.repair(slots),
             Selection::Weighed { budget } => {
                 let weights: Vec<f32> = candidates.iter().map(|candidate| candidate.sensitivity).collect();
-                work.repair(select::heaviest(&candidates, &weights, budget, self.context.cached_rows()));
+                work.repair(select::chosen(&candidates, &weights, budget, self.context.cached_rows()));
             }
             Selection::Deviation { ratio, check_layer } => {
                 self.narrow(graph, cache, work, &candidates, (ratio, check_layer))?;
@@ -149,8 +149,7 @@ impl<'c, B: Backend> Running<'c, B> {
             written = written.finish(cache)?.advance_to(cache, next)?;
         }
         work.choosing += (work.fresh.len() * reading.layers.end) as u64;
-        let mass = graph.backend.read(&mass)?;
-        work.repair(reading.choose(&mass, self.context.cached_rows()));
+        work.repair(reading.choose_there(&graph.backend, &mass, self.context.cached_rows())?);
         Ok(())
     }
 
@@ -179,7 +178,7 @@ impl<'c, B: Backend> Running<'c, B> {
         distances.truncate(candidates.len());
         let written = projected.write(cache)?;
         let budget = crate::Budget::Ratio(ratio);
-        let repaired = select::heaviest(candidates, &distances, budget, self.context.cached_rows());
+        let repaired = select::chosen(candidates, &distances, budget, self.context.cached_rows());
         let goes_on = |&index: &usize| index >= candidates.len() || repaired.binary_search(&slots[index]).is_ok();
         let which: Vec<usize> = (0..slots.len()).filter(goes_on).collect();
         if !which.is_empty() {
@@ -210,22 +209,27 @@ impl<'c, B: Backend> Running<'c, B> {
     }
 
     /// Takes note of the attention that was read: rows are chosen once all of it is.
-    fn read(&mut self, cache: &mut B::Cache, read: &[f32], layers: usize) {
-        let (Some(reading), Some(work)) = (&self.reading, &mut self.work) else { return };
-        let Phase::Choose { read: before, mass } = &mut work.phase else { return };
-        mass.resize(read.len(), 0.0);
-        mass.iter_mut().zip(read).for_each(|(sum, mass)| *sum += mass);
-        *before = reading.rows.end;
+    fn read(&mut self, backend: &B, cache: &mut B::Cache, read: &B::Tensor, layers: usize) -> Result<()> {
+        let (Some(reading), Some(work)) = (&self.reading, &mut self.work) else { return Ok(()) };
+        let Phase::Choose { read: before, mass } = &mut work.phase else { return Ok(()) };
         if !reading.goes_on {
             work.choosing += (reading.rows.len() * layers) as u64;
         }
-        if reading.rows.end < work.fresh.len() {
-            return;
-        }
-        let chosen = reading.choose(mass, self.context.cached_rows());
+        let chosen = if *before == 0 && reading.rows.end == work.fresh.len() {
+            reading.choose_there(backend, read, self.context.cached_rows())?
+        } else {
+            let read = backend.read(read)?;
+            mass.resize(read.len(), 0.0);
+            mass.iter_mut().zip(read).for_each(|(sum, mass)| *sum += mass);
+            *before = reading.rows.end;
+            if reading.rows.end < work.fresh.len() {
+                return Ok(());
+            }
+            reading.choose(mass, self.context.cached_rows())
+        };
         if !reading.goes_on {
             work.repair(chosen);
-            return;
+            return Ok(());
         }
         match self.context.make_writable(cache, &chosen) {
             Ok(()) => {
@@ -234,6 +238,7 @@ impl<'c, B: Backend> Running<'c, B> {
             }
             Err(error) => self.result = Some(Err(error)),
         }
+        Ok(())
     }
 
     /// Takes note that the pass has computed its rows.
@@ -285,13 +290,25 @@ impl Work {
 }
 
 impl Reading {
+    /// Chooses by attention that lies where the backend computes, and there if it can.
+    fn choose_there<B: Backend>(&self, backend: &B, mass: &B::Tensor, cached_rows: usize) -> Result<Vec<u32>> {
+        let Ok(count) = select::count(self.budget, cached_rows) else {
+            return Ok(self.choose(&backend.read(mass)?, cached_rows));
+        };
+        let slots: Vec<u32> = self.candidates.iter().map(|candidate| candidate.slot).collect();
+        let factors: Option<Vec<f32>> =
+            self.by_sensitivity.then(|| self.candidates.iter().map(|candidate| candidate.sensitivity).collect());
+        let chosen = backend.heaviest(mass, &slots, factors.as_deref(), count)?;
+        Ok(chosen.into_iter().filter_map(|index| slots.get(index)).copied().collect())
+    }
+
     fn choose(&self, mass: &[f32], cached_rows: usize) -> Vec<u32> {
         let weight = |candidate: &Candidate| {
             let attention = select::smoothed(mass, candidate.slot);
             if self.by_sensitivity { attention * candidate.sensitivity } else { attention }
         };
         let weights: Vec<f32> = self.candidates.iter().map(weight).collect();
-        select::heaviest(&self.candidates, &weights, self.budget, cached_rows)
+        select::chosen(&self.candidates, &weights, self.budget, cached_rows)
     }
 }
 
@@ -403,7 +420,7 @@ fn read_on_the_way<'a, B: Backend>(
     }
     let readers = running.iter_mut().filter(|member| member.reading.is_some());
     for (member, mass) in readers.zip(masses) {
-        member.read(cache, &graph.backend.read(&mass)?, stop + 1);
+        member.read(&graph.backend, cache, &mass, stop + 1)?;
     }
     Ok(Some(written))
 }

@@ -13,6 +13,7 @@ use std::ops::Range;
 
 use super::graph::{AttentionWeights, MlpWeights};
 use super::rope::Rope;
+use super::select;
 use super::weights::WeightTensor;
 use crate::{Dtype, Exactness, KvChunk, KvShape, Result, Token};
 
@@ -216,6 +217,23 @@ pub trait Backend: Send + Sync + Sized + 'static {
         plan: &Self::Plan,
         keys: &Self::Tensor,
     ) -> Result<Self::Tensor>;
+
+    /// The indexes of the `count` heaviest of some slots, in ascending order; fewer if fewer have any weight. A slot's
+    /// weight is what it has in `mass`, `[1][slots]`, plus half of what its neighbours on either side have, times its
+    /// factor, if there are factors. Of equal weights the earlier slot's comes first. Waits for the device, which sends no
+    /// more than the indexes where it can choose by itself.
+    fn heaviest(
+        &self,
+        mass: &Self::Tensor,
+        slots: &[u32],
+        factors: Option<&[f32]>,
+        count: usize,
+    ) -> Result<Vec<usize>> {
+        let mass = self.read(mass)?;
+        let factor = |index: usize| factors.map_or(1.0, |factors| factors.get(index).copied().unwrap_or(0.0));
+        let weights = slots.iter().enumerate().map(|(index, &slot)| select::smoothed(&mass, slot) * factor(index));
+        Ok(select::heaviest(&weights.collect::<Vec<f32>>(), count))
+    }
 
     /// Called before the first kernel of a pass: a place to take an arena or to begin recording.
     fn begin_pass(&self) -> Result<()> {

@@ -95,34 +95,47 @@ pub(super) fn smoothed(mass: &[f32], slot: u32) -> f32 {
     at(Some(slot)) + 0.5 * (at(slot.checked_sub(1)) + at(slot.checked_add(1)))
 }
 
+/// The indexes of the `count` largest weights above zero, in ascending order. Of equal weights the earlier comes first.
+pub(super) fn heaviest(weights: &[f32], count: usize) -> Vec<usize> {
+    let mut ranked = ranked(weights);
+    ranked.truncate(count);
+    ranked.sort_unstable();
+    ranked
+}
+
+/// The indexes of all weights above zero, the heaviest first.
+fn ranked(weights: &[f32]) -> Vec<usize> {
+    let mut ranked: Vec<usize> = (0..weights.len()).filter(|&index| weights[index] > 0.0).collect();
+    ranked.sort_by(|&a, &b| weights[b].total_cmp(&weights[a]).then(a.cmp(&b)));
+    ranked
+}
+
 /// The slots of the candidates with the most weight, as many as the budget allows, in ascending order. Ties go to the
 /// earlier slot; candidates without weight are never chosen.
 ///
 /// `cached` is how many rows a ratio is a share of.
-pub(super) fn heaviest(candidates: &[Candidate], weights: &[f32], budget: Budget, cached: usize) -> Vec<u32> {
-    let mut ranked: Vec<(f32, u32)> =
-        weights.iter().copied().zip(candidates.iter().map(|c| c.slot)).filter(|(weight, _)| *weight > 0.0).collect();
-    ranked.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-    let count = match budget {
-        Budget::Ratio(ratio) => (f64::from(ratio) * cached as f64 + 1e-6) as usize,
-        Budget::Rows(rows) => rows,
-        Budget::Mass(share) => {
-            let goal = f64::from(share) * ranked.iter().map(|(weight, _)| f64::from(*weight)).sum::<f64>();
-            let mut covered = 0.0;
-            ranked
-                .iter()
-                .take_while(|(weight, _)| {
-                    let wanting = covered < goal;
-                    covered += f64::from(*weight);
-                    wanting
-                })
-                .count()
-        }
-    };
-    ranked.truncate(count);
-    let mut slots: Vec<u32> = ranked.into_iter().map(|(_, slot)| slot).collect();
-    slots.sort_unstable();
-    slots
+pub(super) fn chosen(candidates: &[Candidate], weights: &[f32], budget: Budget, cached: usize) -> Vec<u32> {
+    let count = count(budget, cached).unwrap_or_else(|share| {
+        let ranked = ranked(weights);
+        let goal = f64::from(share) * ranked.iter().map(|&index| f64::from(weights[index])).sum::<f64>();
+        let mut covered = 0.0;
+        let wanting = |index: &&usize| {
+            let wanting = covered < goal;
+            covered += f64::from(weights[**index]);
+            wanting
+        };
+        ranked.iter().take_while(wanting).count()
+    });
+    heaviest(weights, count).into_iter().map(|index| candidates[index].slot).collect()
+}
+
+/// How many rows a budget allows at most; the share of the weight to cover, for one that does not say.
+pub(super) fn count(budget: Budget, cached: usize) -> Result<usize, f32> {
+    match budget {
+        Budget::Ratio(ratio) => Ok((f64::from(ratio) * cached as f64 + 1e-6) as usize),
+        Budget::Rows(rows) => Ok(rows),
+        Budget::Mass(share) => Err(share),
+    }
 }
 
 #[cfg(test)]
@@ -142,7 +155,7 @@ mod tests {
         ) {
             let candidates = candidates(weights.len());
             for budget in [Budget::Ratio(ratio), Budget::Mass(ratio), Budget::Rows((ratio * 70.0) as usize)] {
-                let slots = heaviest(&candidates, &weights, budget, weights.len());
+                let slots = chosen(&candidates, &weights, budget, weights.len());
                 prop_assert!(slots.is_sorted());
                 let chosen = |c: &&Candidate| slots.contains(&c.slot);
                 let weight = |c: &Candidate| weights[c.index as usize];
@@ -157,7 +170,7 @@ mod tests {
             weights in prop::collection::vec(0.01f32..1.0, 1..60),
             share in 0.0f32..=1.0,
         ) {
-            let slots = heaviest(&candidates(weights.len()), &weights, Budget::Mass(share), 0);
+            let slots = chosen(&candidates(weights.len()), &weights, Budget::Mass(share), 0);
             let chosen: Vec<f32> = slots.iter().map(|slot| weights[*slot as usize / 2]).collect();
             let (total, covered): (f32, f32) = (weights.iter().sum(), chosen.iter().sum());
             let lightest = chosen.iter().copied().fold(f32::INFINITY, f32::min);
@@ -199,7 +212,7 @@ mod tests {
             (Budget::Ratio(1.0), 0, &[]),
         ];
         for (budget, cached, expected) in cases {
-            assert_eq!(heaviest(&candidates(5), &weights, budget, cached), expected, "{budget:?} of {cached}");
+            assert_eq!(chosen(&candidates(5), &weights, budget, cached), expected, "{budget:?} of {cached}");
         }
     }
 

@@ -57,6 +57,11 @@ enum Fault {
     DistanceIsNotSquared,
     DistanceIsNeverZero,
     DistanceDependsOnRows,
+    ChoosesWithoutNeighbours,
+    ChoosesWithoutFactors,
+    ChoosesTheLaterOfEquals,
+    ChoosesWhatHasNoWeight,
+    ChoosesByWeight,
     FusedQkvForgetsNorms,
     FusedQkvForgetsRotation,
     FusedQkvDependsOnRows,
@@ -67,7 +72,7 @@ enum Fault {
     FusedNormDependsOnRows,
 }
 
-const FAULTS: [(Fault, &str); 53] = [
+const FAULTS: [(Fault, &str); 58] = [
     (Fault::TakesTooFewBytes, "is accepted"),
     (Fault::TakesTooManyBytes, "is accepted"),
     (Fault::EmbedsTheNextToken, "embed"),
@@ -113,6 +118,11 @@ const FAULTS: [(Fault, &str); 53] = [
     (Fault::DistanceIsNotSquared, "heads on"),
     (Fault::DistanceIsNeverZero, "heads on"),
     (Fault::DistanceDependsOnRows, "key distance of rows"),
+    (Fault::ChoosesWithoutNeighbours, "heaviest of"),
+    (Fault::ChoosesWithoutFactors, "heaviest of"),
+    (Fault::ChoosesTheLaterOfEquals, "heaviest of"),
+    (Fault::ChoosesWhatHasNoWeight, "heaviest of"),
+    (Fault::ChoosesByWeight, "heaviest of"),
     (Fault::FusedQkvForgetsNorms, "of qkv"),
     (Fault::FusedQkvForgetsRotation, "queries of qkv"),
     (Fault::FusedQkvDependsOnRows, "qkv of"),
@@ -472,6 +482,30 @@ impl Backend for Faulty {
             Some(Fault::DistanceDependsOnRows) => off_in_company(distance, plan.rows.len()),
             _ => distance,
         })
+    }
+
+    fn heaviest(&self, mass: &Table, slots: &[u32], factors: Option<&[f32]>, count: usize) -> Result<Vec<usize>> {
+        let mass = read(mass);
+        let at = |slot: i64| usize::try_from(slot).ok().and_then(|slot| mass.get(slot)).copied().unwrap_or(0.0);
+        let weight = |(index, &slot): (usize, &u32)| {
+            let slot = i64::from(slot);
+            let neighbours = if self.has(Fault::ChoosesWithoutNeighbours) { 0.0 } else { 0.5 };
+            let factor = factors.filter(|_| !self.has(Fault::ChoosesWithoutFactors)).map_or(1.0, |all| all[index]);
+            (index, (at(slot) + neighbours * (at(slot - 1) + at(slot + 1))) * factor)
+        };
+        let mut ranked: Vec<(usize, f32)> = slots.iter().enumerate().map(weight).collect();
+        if !self.has(Fault::ChoosesWhatHasNoWeight) {
+            ranked.retain(|(_, weight)| *weight > 0.0);
+        }
+        ranked.sort_by(|a, b| {
+            let earlier = if self.has(Fault::ChoosesTheLaterOfEquals) { b.0.cmp(&a.0) } else { a.0.cmp(&b.0) };
+            b.1.total_cmp(&a.1).then(earlier)
+        });
+        ranked.truncate(count);
+        if !self.has(Fault::ChoosesByWeight) {
+            ranked.sort_unstable_by_key(|(index, _)| *index);
+        }
+        Ok(ranked.into_iter().map(|(index, _)| index).collect())
     }
 
     fn qkv(&self, x: &Table, w: &AttentionWeights<Self>, plan: &Plan) -> Result<Qkv<Table>> {
