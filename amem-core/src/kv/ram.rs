@@ -10,15 +10,31 @@ use async_trait::async_trait;
 
 use crate::{ChunkId, KvChunk, KvStore, Result, StoreStats, StoredChunk, TierStats};
 
-/// A store in RAM. It has no bound of its own: put it under a budget in [`Tiered`](crate::Tiered).
+/// A store in RAM, or in another memory that lasts as long as the process ([`with_copy`](Self::with_copy)). It has no
+/// bound of its own: put it under a budget in [`Tiered`](crate::Tiered).
 ///
 /// It copies what it is given, so that a chunk which a slower store has in a file is read once, and does not
 /// hold on to that file.
-#[derive(Default)]
 pub struct RamStore {
     chunks: RwLock<BTreeMap<ChunkId, KvChunk>>,
+    copy: Box<Copy>,
     hits: AtomicU64,
     misses: AtomicU64,
+}
+
+type Copy = dyn Fn(&KvChunk) -> Result<KvChunk> + Send + Sync;
+
+impl Default for RamStore {
+    fn default() -> Self {
+        Self::with_copy(|chunk| chunk.encoded_as(chunk.encoding()))
+    }
+}
+
+impl RamStore {
+    /// A store that holds what `copy` makes of a chunk: its KV in the memory of a device, say.
+    pub fn with_copy(copy: impl Fn(&KvChunk) -> Result<KvChunk> + Send + Sync + 'static) -> Self {
+        Self { chunks: RwLock::default(), copy: Box::new(copy), hits: AtomicU64::new(0), misses: AtomicU64::new(0) }
+    }
 }
 
 #[async_trait]
@@ -35,7 +51,7 @@ impl KvStore for RamStore {
     async fn put(&self, chunks: &[KvChunk]) -> Result<()> {
         let mut result = Ok(());
         for chunk in chunks.iter().filter(|chunk| self.wants(chunk)) {
-            let copy = match copy_of(chunk) {
+            let copy = match (self.copy)(chunk) {
                 Ok(copy) => copy,
                 // One that a slower store has lost is no reason to go without the others.
                 Err(error) => {
@@ -99,8 +115,4 @@ impl RamStore {
         let chunks = self.chunks.read().unwrap_or_else(PoisonError::into_inner);
         chunks.get(&chunk.id()).is_none_or(|held| held.sensitivity().is_none() && chunk.sensitivity().is_some())
     }
-}
-
-fn copy_of(chunk: &KvChunk) -> Result<KvChunk> {
-    chunk.encoded_as(chunk.encoding())
 }
