@@ -1,3 +1,25 @@
 //! An interpreter of PTX for tests: it runs kernels on a CPU and finds races, unwaited copies, memory that was never
 //! written, and accesses out of bounds.
+//!
+//! [`Module::parse`] reads PTX text, [`run`] executes one of its kernels on a [`Memory`] and returns [`Counts`] or the
+//! first [`Fault`]. Warps are interleaved by a seed, so that a test can try several orders. Inside a warp the lanes with
+//! the lowest program counter run first, so that diverged lanes meet again by themselves.
+//!
+//! Blocks run one after another. What is not modelled: time, weak orders of memory (a fence does nothing), races between
+//! warps of one block in global memory, and the order in which tensor cores sum.
 #![forbid(unsafe_code)]
+
+mod execute;
+mod fault;
+mod memory;
+mod parse;
+mod program;
+
+pub use execute::{Copies, Counts, Launch, Schedule, run};
+pub use fault::{Fault, FaultKind};
+pub use memory::{Memory, MemoryError};
+pub use parse::{Module, ParseError};
+pub use program::{Kernel, Parameter};
+
+/// Address of a block's first byte of shared memory. Devices keep the bytes below for themselves.
+pub(crate) const SHARED_BASE: u64 = 1024;

@@ -1,0 +1,464 @@
+//! Global memory: allocations with gaps between them, which know which of their bytes were ever written.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// The first address. Far from zero, so that no small number is an address by accident.
+const FIRST_ADDRESS: u64 = 0x7f00_0000_0000;
+
+/// Bytes at least between two allocations, so that an overrun does not land in the next one.
+const GAP: u64 = 4096;
+
+/// What an allocation's address is a multiple of, as with `cuMemAlloc`.
+const ALIGNMENT: u64 = 512;
+
+/// Freed allocations that are remembered, to tell a use after free from other wrong addresses.
+const REMEMBERED: usize = 4096;
+
+/// What never-written memory holds.
+const UNWRITTEN: u8 = 0xCD;
+
+/// Why an access to memory from outside of a kernel failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum MemoryError {
+    /// No allocation has this address, or none begins there.
+    NotAllocated {
+        /// The address.
+        address: u64,
+    },
+    /// The allocation was freed.
+    Freed {
+        /// Its name.
+        name: String,
+    },
+    /// The access runs past the allocation's end.
+    OutOfBounds {
+        /// The allocation's name.
+        name: String,
+        /// Where in it the access begins.
+        offset: usize,
+        /// Bytes accessed.
+        bytes: usize,
+        /// Bytes that it has.
+        len: usize,
+    },
+    /// A byte was never written.
+    Uninitialised {
+        /// The allocation's name.
+        name: String,
+        /// The first such byte.
+        offset: usize,
+    },
+}
+
+impl fmt::Display for MemoryError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotAllocated { address } => write!(f, "{address:#x} is in no allocation"),
+            Self::Freed { name } => write!(f, "`{name}` was freed"),
+            Self::OutOfBounds { name, offset, bytes, len } => {
+                write!(f, "{bytes} bytes at offset {offset} run past the end of `{name}`, which has {len}")
+            }
+            Self::Uninitialised { name, offset } => write!(f, "byte {offset} of `{name}` was never written"),
+        }
+    }
+}
+
+impl std::error::Error for MemoryError {}
+
+/// Which blocks of the running launch touched a run of bytes, each as its number plus one. Zero is none.
+#[derive(Clone, Copy, Default)]
+struct Touch {
+    writer: u32,
+    reader: u32,
+}
+
+/// Written by atomic instructions only.
+const ATOMIC: u32 = u32::MAX;
+/// Read by several blocks.
+const SEVERAL: u32 = u32::MAX - 1;
+
+struct Allocation {
+    address: u64,
+    name: String,
+    bytes: Vec<u8>,
+    /// A bit for each byte: was it written?
+    written: Vec<u64>,
+    /// Empty unless the running launch touched this allocation.
+    touches: Vec<Touch>,
+}
+
+impl Allocation {
+    fn offset_of(&self, address: u64, bytes: usize) -> Option<usize> {
+        let offset = usize::try_from(address.checked_sub(self.address)?).ok()?;
+        (offset.checked_add(bytes)? <= self.bytes.len()).then_some(offset)
+    }
+
+    fn mark(&mut self, offset: usize, len: usize) {
+        set_bits(&mut self.written, offset, len);
+    }
+
+    /// The first byte of a range that was never written.
+    fn first_unwritten(&self, offset: usize, len: usize) -> Option<usize> {
+        let end = offset + len;
+        let mut at = offset;
+        while at < end {
+            let bits = (64 - at % 64).min(end - at);
+            let missing = !(self.written[at / 64] >> (at % 64)) & low_bits(bits);
+            if missing != 0 {
+                return Some(at + missing.trailing_zeros() as usize);
+            }
+            at += bits;
+        }
+        None
+    }
+}
+
+fn low_bits(count: usize) -> u64 {
+    if count >= 64 { u64::MAX } else { (1 << count) - 1 }
+}
+
+fn set_bits(words: &mut [u64], start: usize, len: usize) {
+    let end = start + len;
+    let mut at = start;
+    while at < end {
+        let bits = (64 - at % 64).min(end - at);
+        words[at / 64] |= low_bits(bits) << (at % 64);
+        at += bits;
+    }
+}
+
+/// Why a kernel's access to global memory failed.
+#[derive(Debug)]
+pub(crate) enum AccessError {
+    Memory(MemoryError),
+    Race(String),
+}
+
+/// The device's global memory.
+#[derive(Default)]
+pub struct Memory {
+    /// In the order of their addresses.
+    allocations: Vec<Allocation>,
+    freed: BTreeMap<u64, (usize, String)>,
+    next: u64,
+    launch: LaunchState,
+}
+
+/// What the running launch needs to find races between its blocks.
+#[derive(Default)]
+struct LaunchState {
+    /// Several blocks run, so races between them are possible.
+    watch: bool,
+    granule: usize,
+    /// The running block's number plus one.
+    block: u32,
+}
+
+impl fmt::Debug for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes: usize = self.allocations.iter().map(|allocation| allocation.bytes.len()).sum();
+        f.debug_struct("Memory").field("allocations", &self.allocations.len()).field("bytes", &bytes).finish()
+    }
+}
+
+impl Memory {
+    /// Memory with nothing allocated.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { next: FIRST_ADDRESS, ..Self::default() }
+    }
+
+    /// Allocates memory and returns its address, which is a multiple of 512. No address is given out twice. Faults and
+    /// errors call the allocation by its name.
+    pub fn allocate(&mut self, name: &str, bytes: usize) -> u64 {
+        let address = self.next.max(FIRST_ADDRESS);
+        self.next = (address + bytes as u64 + GAP).next_multiple_of(ALIGNMENT);
+        self.allocations.push(Allocation {
+            address,
+            name: name.to_owned(),
+            bytes: vec![UNWRITTEN; bytes],
+            written: vec![0; bytes.div_ceil(64)],
+            touches: Vec::new(),
+        });
+        address
+    }
+
+    /// Frees an allocation, given its address.
+    ///
+    /// # Errors
+    /// When no allocation begins there, for example because it was freed before.
+    pub fn free(&mut self, address: u64) -> Result<(), MemoryError> {
+        let Ok(index) = self.allocations.binary_search_by_key(&address, |allocation| allocation.address) else {
+            return Err(match self.freed.get(&address) {
+                Some((_, name)) => MemoryError::Freed { name: name.clone() },
+                None => MemoryError::NotAllocated { address },
+            });
+        };
+        let allocation = self.allocations.remove(index);
+        self.freed.insert(address, (allocation.bytes.len(), allocation.name));
+        if self.freed.len() > REMEMBERED {
+            self.freed.pop_first();
+        }
+        Ok(())
+    }
+
+    /// Bytes that are allocated.
+    #[must_use]
+    pub fn allocated_bytes(&self) -> usize {
+        self.allocations.iter().map(|allocation| allocation.bytes.len()).sum()
+    }
+
+    /// Writes bytes.
+    ///
+    /// # Errors
+    /// When they do not lie in one allocation.
+    pub fn write(&mut self, address: u64, data: &[u8]) -> Result<(), MemoryError> {
+        let (index, offset) = self.find(address, data.len(), 0)?;
+        let allocation = &mut self.allocations[index];
+        allocation.bytes[offset..offset + data.len()].copy_from_slice(data);
+        allocation.mark(offset, data.len());
+        Ok(())
+    }
+
+    /// Reads bytes.
+    ///
+    /// # Errors
+    /// When they do not lie in one allocation, or one of them was never written.
+    pub fn read(&self, address: u64, out: &mut [u8]) -> Result<(), MemoryError> {
+        let (index, offset) = self.find(address, out.len(), 0)?;
+        let allocation = &self.allocations[index];
+        if let Some(offset) = allocation.first_unwritten(offset, out.len()) {
+            return Err(MemoryError::Uninitialised { name: allocation.name.clone(), offset });
+        }
+        out.copy_from_slice(&allocation.bytes[offset..offset + out.len()]);
+        Ok(())
+    }
+
+    /// Reads bytes. Those that were never written read as `0xCD`.
+    ///
+    /// # Errors
+    /// When they do not lie in one allocation.
+    pub fn read_raw(&self, address: u64, out: &mut [u8]) -> Result<(), MemoryError> {
+        let (index, offset) = self.find(address, out.len(), 0)?;
+        out.copy_from_slice(&self.allocations[index].bytes[offset..offset + out.len()]);
+        Ok(())
+    }
+
+    /// Copies bytes. A byte that was never written is not written at its target either.
+    ///
+    /// # Errors
+    /// When one of the two ranges does not lie in one allocation.
+    pub fn copy(&mut self, from: u64, to: u64, len: usize) -> Result<(), MemoryError> {
+        let (source, from) = self.find(from, len, 0)?;
+        let (target, to) = self.find(to, len, source)?;
+        let bytes = self.allocations[source].bytes[from..from + len].to_vec();
+        let written: Vec<bool> = (from..from + len).map(|at| self.allocations[source].written(at)).collect();
+        let target = &mut self.allocations[target];
+        target.bytes[to..to + len].copy_from_slice(&bytes);
+        for (at, written) in (to..).zip(written) {
+            let bit = 1 << (at % 64);
+            if written {
+                target.written[at / 64] |= bit;
+            } else {
+                target.written[at / 64] &= !bit;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets bytes.
+    ///
+    /// # Errors
+    /// When they do not lie in one allocation.
+    pub fn fill(&mut self, address: u64, byte: u8, len: usize) -> Result<(), MemoryError> {
+        let (index, offset) = self.find(address, len, 0)?;
+        let allocation = &mut self.allocations[index];
+        allocation.bytes[offset..offset + len].fill(byte);
+        allocation.mark(offset, len);
+        Ok(())
+    }
+
+    /// The allocation that a range lies in, and where. Looks at the one with the index `hint` first.
+    fn find(&self, address: u64, len: usize, hint: usize) -> Result<(usize, usize), MemoryError> {
+        if let Some(offset) = self.allocations.get(hint).and_then(|allocation| allocation.offset_of(address, len)) {
+            return Ok((hint, offset));
+        }
+        let above = self.allocations.partition_point(|allocation| allocation.address <= address);
+        let Some(allocation) = above.checked_sub(1).and_then(|index| self.allocations.get(index)) else {
+            return Err(self.missing(address));
+        };
+        match allocation.offset_of(address, len) {
+            Some(offset) => Ok((above - 1, offset)),
+            // An address within the gap behind an allocation is an overrun of it.
+            None if address - allocation.address < allocation.bytes.len() as u64 + GAP => {
+                Err(MemoryError::OutOfBounds {
+                    name: allocation.name.clone(),
+                    offset: (address - allocation.address) as usize,
+                    bytes: len,
+                    len: allocation.bytes.len(),
+                })
+            }
+            None => Err(self.missing(address)),
+        }
+    }
+
+    #[cold]
+    fn missing(&self, address: u64) -> MemoryError {
+        match self.freed.range(..=address).next_back() {
+            Some((start, (len, name))) if address - start < *len as u64 => MemoryError::Freed { name: name.clone() },
+            _ => MemoryError::NotAllocated { address },
+        }
+    }
+
+    /// A launch begins. `granule` is the size of its narrowest access.
+    pub(crate) fn begin_launch(&mut self, blocks: u64, granule: usize) {
+        self.launch = LaunchState { watch: blocks > 1, granule: granule.max(1), block: 0 };
+    }
+
+    pub(crate) fn begin_block(&mut self, number: u32) {
+        self.launch.block = number + 1;
+    }
+
+    pub(crate) fn end_launch(&mut self) {
+        self.launch = LaunchState::default();
+        for allocation in &mut self.allocations {
+            allocation.touches = Vec::new();
+        }
+    }
+
+    /// A kernel's copy reads bytes of any number, at most 16, which may lie across two words of bits.
+    pub(crate) fn load_run(&mut self, address: u64, out: &mut [u8]) -> Result<(), AccessError> {
+        let (index, offset) = self.find(address, out.len(), 0).map_err(AccessError::Memory)?;
+        let allocation = &mut self.allocations[index];
+        if let Some(at) = allocation.first_unwritten(offset, out.len()) {
+            let name = allocation.name.clone();
+            return Err(AccessError::Memory(MemoryError::Uninitialised { name, offset: at }));
+        }
+        if self.launch.watch {
+            allocation.touch(offset, out.len(), &self.launch, Access::Read)?;
+        }
+        out.copy_from_slice(&allocation.bytes[offset..offset + out.len()]);
+        Ok(())
+    }
+
+    /// A kernel reads bytes that are aligned to their number, at most 16.
+    #[inline]
+    pub(crate) fn load_bytes(&mut self, address: u64, out: &mut [u8], hint: &mut usize) -> Result<(), AccessError> {
+        let (index, offset) = self.find(address, out.len(), *hint).map_err(AccessError::Memory)?;
+        *hint = index;
+        let allocation = &mut self.allocations[index];
+        let bits = low_bits(out.len());
+        if allocation.written[offset / 64] >> (offset % 64) & bits != bits {
+            let at = allocation.first_unwritten(offset, out.len()).unwrap_or(offset);
+            let name = allocation.name.clone();
+            return Err(AccessError::Memory(MemoryError::Uninitialised { name, offset: at }));
+        }
+        if self.launch.watch {
+            allocation.touch(offset, out.len(), &self.launch, Access::Read)?;
+        }
+        out.copy_from_slice(&allocation.bytes[offset..offset + out.len()]);
+        Ok(())
+    }
+
+    /// A kernel writes bytes that are aligned to their number, at most 16.
+    #[inline]
+    pub(crate) fn store_bytes(&mut self, address: u64, data: &[u8], hint: &mut usize) -> Result<(), AccessError> {
+        let (index, offset) = self.find(address, data.len(), *hint).map_err(AccessError::Memory)?;
+        *hint = index;
+        let allocation = &mut self.allocations[index];
+        if self.launch.watch {
+            allocation.touch(offset, data.len(), &self.launch, Access::Write)?;
+        }
+        allocation.bytes[offset..offset + data.len()].copy_from_slice(data);
+        allocation.written[offset / 64] |= low_bits(data.len()) << (offset % 64);
+        Ok(())
+    }
+
+    /// A kernel changes an aligned value of 4 or 8 bytes atomically. Returns what it was before.
+    pub(crate) fn atomic(
+        &mut self,
+        address: u64,
+        size: usize,
+        change: impl FnOnce(u64) -> u64,
+    ) -> Result<u64, AccessError> {
+        let (index, offset) = self.find(address, size, 0).map_err(AccessError::Memory)?;
+        let allocation = &mut self.allocations[index];
+        if let Some(at) = allocation.first_unwritten(offset, size) {
+            let name = allocation.name.clone();
+            return Err(AccessError::Memory(MemoryError::Uninitialised { name, offset: at }));
+        }
+        if self.launch.watch {
+            allocation.touch(offset, size, &self.launch, Access::Atomic)?;
+        }
+        let mut bytes = [0; 8];
+        bytes[..size].copy_from_slice(&allocation.bytes[offset..offset + size]);
+        let old = u64::from_le_bytes(bytes);
+        allocation.bytes[offset..offset + size].copy_from_slice(&change(old).to_le_bytes()[..size]);
+        Ok(old)
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Access {
+    Read,
+    Write,
+    Atomic,
+}
+
+impl Allocation {
+    fn written(&self, at: usize) -> bool {
+        self.written[at / 64] >> (at % 64) & 1 == 1
+    }
+
+    /// Notes which block touches a range, and finds what another block did to it.
+    fn touch(&mut self, offset: usize, len: usize, launch: &LaunchState, access: Access) -> Result<(), AccessError> {
+        if self.touches.is_empty() {
+            self.touches = vec![Touch::default(); self.bytes.len().div_ceil(launch.granule)];
+        }
+        let me = launch.block;
+        let first = offset / launch.granule;
+        let last = (offset + len - 1) / launch.granule;
+        for touch in &mut self.touches[first..=last] {
+            let foreign_write = touch.writer != 0 && touch.writer != me;
+            let foreign_read = touch.reader != 0 && touch.reader != me;
+            let race = match access {
+                Access::Read => foreign_write,
+                Access::Write => foreign_write || foreign_read,
+                Access::Atomic => (foreign_write && touch.writer != ATOMIC) || foreign_read,
+            };
+            if race {
+                return Err(race_between(&self.name, offset, *touch, access));
+            }
+            match access {
+                Access::Read if touch.reader == 0 => touch.reader = me,
+                Access::Read if touch.reader != me => touch.reader = SEVERAL,
+                Access::Read => {}
+                Access::Write => touch.writer = me,
+                Access::Atomic => touch.writer = ATOMIC,
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cold]
+fn race_between(name: &str, offset: usize, touch: Touch, access: Access) -> AccessError {
+    let block = |number: u32| match number {
+        ATOMIC => "other blocks (atomically)".to_owned(),
+        SEVERAL => "several blocks".to_owned(),
+        number => format!("block number {}", number - 1),
+    };
+    let this = match access {
+        Access::Read => "read",
+        Access::Write => "written",
+        Access::Atomic => "changed atomically",
+    };
+    let other = if touch.writer == 0 {
+        format!("read by {}", block(touch.reader))
+    } else {
+        format!("written by {}", block(touch.writer))
+    };
+    AccessError::Race(format!("byte {offset} of `{name}` is {this} here and {other} in the same launch"))
+}
