@@ -1,1 +1,4 @@
 //! Every kernel, executed by an interpreter of PTX and compared with plain loops in f64.
+
+mod expand;
+mod harness;
