@@ -30,7 +30,7 @@ mod memory;
 mod model;
 pub mod recall;
 pub mod residency;
-#[cfg(feature = "testing")]
+#[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod tiered;
 #[cfg(feature = "transformer")]

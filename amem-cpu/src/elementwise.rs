@@ -44,6 +44,12 @@ fn sum(x: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
     for (sum, &x) in sums.iter_mut().zip(rest) {
         *sum = f(*sum, x);
     }
+    total_of(sums)
+}
+
+/// Partial sums added up, in an order that is the same everywhere.
+#[inline(always)]
+fn total_of(mut sums: [f32; LANES]) -> f32 {
     let mut width = LANES / 2;
     while width > 0 {
         for lane in 0..width {
@@ -89,6 +95,37 @@ impl WithSimd for Add<'_> {
     fn with_simd<S: Simd>(self, _: S) {
         for (x, &y) in self.x.iter_mut().zip(self.y) {
             *x += y;
+        }
+    }
+}
+
+/// Adds the squared distance of each row of `x` from that of `y`, times `factor`, to its sum.
+pub(crate) struct AddRowDistance<'a> {
+    pub(crate) x: &'a [f32],
+    pub(crate) y: &'a [f32],
+    pub(crate) factor: f32,
+    pub(crate) sums: &'a mut [f32],
+}
+
+impl WithSimd for AddRowDistance<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let columns = (self.x.len() / self.sums.len().max(1)).max(1);
+        let rows = self.x.chunks_exact(columns).zip(self.y.chunks_exact(columns));
+        for (total, (x, y)) in self.sums.iter_mut().zip(rows) {
+            let mut sums = [0f32; LANES];
+            let ((x, last_x), (y, last_y)) = (x.as_chunks::<LANES>(), y.as_chunks::<LANES>());
+            for (x, y) in x.iter().zip(y) {
+                for ((sum, x), y) in sums.iter_mut().zip(x).zip(y) {
+                    *sum = (x - y).mul_add(x - y, *sum);
+                }
+            }
+            for ((sum, x), y) in sums.iter_mut().zip(last_x).zip(last_y) {
+                *sum = (x - y).mul_add(x - y, *sum);
+            }
+            *total += self.factor * total_of(sums);
         }
     }
 }

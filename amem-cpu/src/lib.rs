@@ -18,7 +18,7 @@ use std::sync::Arc;
 use amem_core::transformer::{Backend, BlockTable, Numerics, Placement, Rope, Row, WeightTensor};
 use amem_core::{Dtype, Error, Exactness, KvShape, Result, Token};
 use cache::{BLOCK_TOKENS, Write};
-use elementwise::{Add, RmsNorm, SiluMul};
+use elementwise::{Add, AddRowDistance, RmsNorm, SiluMul};
 use pulp::Arch;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use rotation::{Angles, Rotate};
@@ -224,5 +224,10 @@ impl Backend for Cpu {
 
     fn key_distance(&self, cache: &Cache, layer: usize, plan: &Plan, keys: &Tensor) -> Result<Tensor> {
         Ok(Tensor { columns: 1, data: cache.distances(layer, plan, keys) })
+    }
+
+    fn add_row_distance(&self, x: &Tensor, y: &Tensor, factor: f32, sums: &mut Tensor) -> Result<()> {
+        self.arch.dispatch(AddRowDistance { x: &x.data, y: &y.data, factor, sums: &mut sums.data });
+        Ok(())
     }
 }

@@ -248,6 +248,24 @@ impl<B: Backend> Suite<B> {
                 b.add(&mut sum, &y.on(b)?)?;
                 b.read(&sum)
             });
+            for factor in [1.0, 0.3] {
+                let sums = Table::noise(11, rows, 1);
+                compare!(self, self.profile.tolerance, format!("add_row_distance {rows}×{columns}"), |b| {
+                    let mut sums = sums.on(b)?;
+                    // Activations as kernels hand them to each other, and others.
+                    b.add_row_distance(&x.on(b)?, &b.silu_mul(&y.on(b)?, &y.on(b)?)?, factor, &mut sums)?;
+                    b.read(&sums)
+                });
+            }
+            for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
+                let tolerance = self.tolerance_of(dtype);
+                compare!(self, tolerance, format!("read_as {dtype:?} {rows}×{columns}"), |b| {
+                    let bytes = b.read_as(&b.silu_mul(&x.on(b)?, &y.on(b)?)?, dtype)?;
+                    let mut numbers = vec![0.0; bytes.len() / dtype.size()];
+                    dtype.decode(&bytes, &mut numbers);
+                    Ok::<_, crate::Error>(numbers)
+                });
+            }
             // As far out as an exponential goes, and further.
             let x = x.scaled(120.0);
             compare!(self, self.profile.tolerance, format!("silu_mul {rows}×{columns}"), |b| {

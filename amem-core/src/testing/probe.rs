@@ -187,6 +187,14 @@ impl<B: Backend> Backend for Probe<B> {
         self.call("attention_mass", |b| b.attention_mass(cache, layer, plan, rows, queries, mass))
     }
 
+    fn read_as(&self, x: &B::Tensor, dtype: Dtype) -> Result<Vec<u8>> {
+        self.call("read_as", |b| b.read_as(x, dtype))
+    }
+
+    fn add_row_distance(&self, x: &B::Tensor, y: &B::Tensor, factor: f32, sums: &mut B::Tensor) -> Result<()> {
+        self.call("add_row_distance", |b| b.add_row_distance(x, y, factor, sums))
+    }
+
     fn heaviest(&self, mass: &B::Tensor, slots: &[u32], factors: Option<&[f32]>, count: usize) -> Result<Vec<usize>> {
         self.call("heaviest", |b| b.heaviest(mass, slots, factors, count))
     }

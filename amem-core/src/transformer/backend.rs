@@ -218,6 +218,25 @@ pub trait Backend: Send + Sync + Sized + 'static {
         keys: &Self::Tensor,
     ) -> Result<Self::Tensor>;
 
+    /// The numbers of `x` in a type, little-endian, rounded where it holds less. Waits for the device.
+    fn read_as(&self, x: &Self::Tensor, dtype: Dtype) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        dtype.encode(&self.read(x)?, &mut bytes);
+        Ok(bytes)
+    }
+
+    /// For each row, adds the squared distance between `x` and `y`, `[rows][columns]` each, times `factor` to `sums`,
+    /// `[rows][1]`.
+    fn add_row_distance(&self, x: &Self::Tensor, y: &Self::Tensor, factor: f32, sums: &mut Self::Tensor) -> Result<()> {
+        let (x, y, mut of_rows) = (self.read(x)?, self.read(y)?, self.read(sums)?);
+        let columns = (x.len() / of_rows.len().max(1)).max(1);
+        for ((sum, x), y) in of_rows.iter_mut().zip(x.chunks_exact(columns)).zip(y.chunks_exact(columns)) {
+            *sum += factor * x.iter().zip(y).map(|(x, y)| (x - y) * (x - y)).sum::<f32>();
+        }
+        *sums = self.upload(1, &of_rows)?;
+        Ok(())
+    }
+
     /// The indexes of the `count` heaviest of some slots, in ascending order; fewer if fewer have any weight. A slot's
     /// weight is what it has in `mass`, `[1][slots]`, plus half of what its neighbours on either side have, times its
     /// factor, if there are factors. Of equal weights the earlier slot's comes first. Waits for the device, which sends no

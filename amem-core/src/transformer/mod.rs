@@ -19,6 +19,7 @@ mod weights;
 
 use std::any::Any;
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub use backend::{Backend, BlockTable, Numerics, Placement, Qkv, Row, Span};
@@ -192,7 +193,7 @@ impl<B: Backend> Transformer<B> {
         let notes = DISTRACTORS.iter().map(|text| Ok(layout.memory(&self.chat.encode(text)?)));
         let notes = notes.collect::<Result<Vec<_>>>()?;
         let behind: Vec<&KvChunk> = chunk.iter().collect();
-        let scales = prefill::compute(&self.graph, &behind, &notes)?.scales();
+        let scales = prefill::compute(&self.graph, &behind, &notes)?.scales()?;
         let named: Vec<PrefillText> = notes.iter().map(|note| text(tokens, Arc::clone(note))).collect();
         let distractors = self.compute(&behind, PrefixId::of(tokens), &named, None)?;
         Ok(Prefix { tokens: tokens.to_vec(), chunk, distractors, scales })
@@ -216,14 +217,20 @@ impl<B: Backend> Transformer<B> {
                 Some(prefix) => {
                     let further: Vec<&KvChunk> = behind.iter().copied().chain(&prefix.distractors).collect();
                     let moved = prefill::compute(&self.graph, &further, texts)?;
-                    Some(computed.distances(&moved, &prefix.scales))
+                    Some(computed.distances(&moved, &prefix.scales)?)
                 }
             };
             let mut first = 0;
-            for (text, id) in texts.iter().zip(&mut ids) {
-                let rows = first..first + text.len();
-                first = rows.end;
-                let kv = computed.bytes(Encoding::Plain(self.graph.dtype), &self.info.shape, rows.clone());
+            let runs: Vec<Range<usize>> = texts
+                .iter()
+                .map(|text| {
+                    let rows = first..first + text.len();
+                    first = rows.end;
+                    rows
+                })
+                .collect();
+            let all_kv = computed.chunks(self.graph.dtype, &runs)?;
+            for (((text, id), rows), kv) in texts.iter().zip(&mut ids).zip(runs).zip(all_kv) {
                 let chunk = self.chunk(id, prefix, text, kv)?;
                 chunks.push(match &sensitivity {
                     Some(all) => chunk.with_sensitivity(all[rows].into())?,

@@ -1,13 +1,14 @@
 //! Computing memories: many short texts in one pass, each behind the prefix alone, and how sensitive each of their
 //! rows is to what else stands before it.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::backend::{Backend, BlockTable, Placement, Row, Span};
 use super::graph::Graph;
 use super::pass::Pass;
 use crate::model::STEP_ROWS;
-use crate::{Encoding, KvChunk, KvShape, Result, Token};
+use crate::{Dtype, KvChunk, Result, Token};
 
 /// Cuts texts into runs that go through the model together: [`STEP_ROWS`] rows, unless a single text has more.
 pub(super) fn batches(texts: &[Arc<[Token]>]) -> impl Iterator<Item = &[Arc<[Token]>]> {
@@ -25,15 +26,21 @@ pub(super) fn batches(texts: &[Arc<[Token]>]) -> impl Iterator<Item = &[Arc<[Tok
     })
 }
 
-/// Keys (before rotation) and values of some rows: for each layer `[rows][kv_heads * head_dim]`.
-pub(super) struct Computed {
-    layers: Vec<[Vec<f32>; 2]>,
+/// Keys (before rotation) and values of some rows, where they were computed: for each layer `[rows][kv_heads * head_dim]`.
+pub(super) struct Computed<'g, B: Backend> {
+    backend: &'g B,
+    layers: Vec<[B::Tensor; 2]>,
+    rows: usize,
     width: usize,
 }
 
 /// Computes texts side by side: each sees the chunks of `behind` and itself. A text that is longer than a run is computed
-/// in several passes, so that activations stay small; the device is waited for once in each.
-pub(super) fn compute<B: Backend>(graph: &Graph<B>, behind: &[&KvChunk], texts: &[Arc<[Token]>]) -> Result<Computed> {
+/// in several passes, so that activations stay small.
+pub(super) fn compute<'g, B: Backend>(
+    graph: &'g Graph<B>,
+    behind: &[&KvChunk],
+    texts: &[Arc<[Token]>],
+) -> Result<Computed<'g, B>> {
     let start: usize = behind.iter().map(|chunk| chunk.tokens().len()).sum();
     let slots = start + texts.iter().map(|text| text.len()).sum::<usize>();
     // A cache of its own: nothing of it outlives this call, so no context has to make room for it.
@@ -48,7 +55,7 @@ pub(super) fn compute<B: Backend>(graph: &Graph<B>, behind: &[&KvChunk], texts: 
         slot += chunk.tokens().len() as u32;
     }
     let tables: [BlockTable<'_>; 1] = [&table];
-    let mut computed = Computed { layers: vec![Default::default(); graph.layers.len()], width: graph.shape.row() };
+    let mut computed: Vec<[B::Tensor; 2]> = Vec::new();
     {
         let _scope = graph.begin_pass()?;
         graph.backend.load_kv(cache, &graph.rope, 0..graph.shape.layers, &placements)?;
@@ -63,15 +70,16 @@ pub(super) fn compute<B: Backend>(graph: &Graph<B>, behind: &[&KvChunk], texts: 
             pass = written.finish(cache)?;
         }
         layers.push(pass.project()?.into_kv());
-        // Everything is queued by now, so the device is waited for once.
-        for (whole, kv) in computed.layers.iter_mut().zip(layers) {
-            for (whole, half) in whole.iter_mut().zip(kv) {
-                whole.extend(graph.backend.read(&half)?);
-            }
+        if computed.is_empty() {
+            computed = layers;
+            continue;
+        }
+        for (whole, kv) in computed.iter_mut().flatten().zip(layers.into_iter().flatten()) {
+            graph.backend.concat(whole, &kv)?;
         }
     }
     scratch.keep();
-    Ok(computed)
+    Ok(Computed { backend: &graph.backend, layers: computed, rows: slots - start, width: graph.shape.row() })
 }
 
 /// The rows of texts that stand side by side behind a beginning of `start` tokens.
@@ -91,28 +99,29 @@ fn rows<B: Backend>(graph: &Graph<B>, start: u32, texts: &[Arc<[Token]>]) -> Vec
     rows
 }
 
-impl Computed {
-    fn rows(&self, layer: usize, half: usize, rows: std::ops::Range<usize>) -> &[f32] {
-        &self.layers[layer][half][rows.start * self.width..rows.end * self.width]
-    }
-
-    /// The KV of some rows, as a chunk holds it.
-    pub(super) fn bytes(&self, encoding: Encoding, shape: &KvShape, rows: std::ops::Range<usize>) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(encoding.bytes(shape, rows.len()));
-        for layer in 0..self.layers.len() {
-            let [keys, values] = [0, 1].map(|half| self.rows(layer, half, rows.clone()));
-            encoding.encode_layer(shape, keys, values, &mut bytes);
+impl<B: Backend> Computed<'_, B> {
+    /// The KV of runs of rows, as chunks hold it in this type.
+    pub(super) fn chunks(&self, dtype: Dtype, runs: &[Range<usize>]) -> Result<Vec<Vec<u8>>> {
+        let row = self.width * dtype.size();
+        let mut chunks: Vec<Vec<u8>> =
+            runs.iter().map(|run| Vec::with_capacity(2 * self.layers.len() * run.len() * row)).collect();
+        for half in self.layers.iter().flatten() {
+            let bytes = self.backend.read_as(half, dtype)?;
+            for (chunk, run) in chunks.iter_mut().zip(runs) {
+                chunk.extend_from_slice(bytes.get(run.start * row..run.end * row).unwrap_or_default());
+            }
         }
-        bytes
+        Ok(chunks)
     }
 
     /// The mean squared length of each layer's keys and values: what a distance is small or large against.
-    pub(super) fn scales(&self) -> Vec<[f32; 2]> {
-        let mean = |numbers: &Vec<f32>| {
+    pub(super) fn scales(&self) -> Result<Vec<[f32; 2]>> {
+        let mean = |half: &B::Tensor| -> Result<f32> {
+            let numbers = self.backend.read(half)?;
             let squares: f32 = numbers.iter().map(|x| x * x).sum();
-            (squares * self.width as f32 / numbers.len().max(1) as f32).max(f32::MIN_POSITIVE)
+            Ok((squares * self.width as f32 / numbers.len().max(1) as f32).max(f32::MIN_POSITIVE))
         };
-        self.layers.iter().map(|halves| halves.each_ref().map(mean)).collect()
+        self.layers.iter().map(|[keys, values]| Ok([mean(keys)?, mean(values)?])).collect()
     }
 
     /// For each row, how far its keys and values are from those of another computation: squared distances, in units of
@@ -121,22 +130,18 @@ impl Computed {
     ///
     /// A change in the second layer comes from what stands before the chunk. Changes in later layers are mostly inherited
     /// from the rows around, and computing a row again helps little as long as those are wrong.
-    pub(super) fn distances(&self, other: &Computed, scales: &[[f32; 2]]) -> Vec<f32> {
-        let rows = self.layers.first().map_or(0, |[keys, _]| keys.len() / self.width);
-        let mut distances = vec![0f32; rows];
+    pub(super) fn distances(&self, other: &Self, scales: &[[f32; 2]]) -> Result<Vec<f32>> {
+        let mut sums = self.backend.upload(1, &vec![0.0; self.rows])?;
         let mut weight = 1.0;
-        for (layer, scales) in scales.iter().enumerate().skip(1) {
-            for (half, scale) in scales.iter().enumerate() {
-                for (row, distance) in distances.iter_mut().enumerate() {
-                    let (ours, theirs) = (self.rows(layer, half, row..row + 1), other.rows(layer, half, row..row + 1));
-                    let square: f32 = ours.iter().zip(theirs).map(|(a, b)| (a - b) * (a - b)).sum();
-                    *distance += weight * square / scale;
-                }
+        for ((ours, theirs), scales) in self.layers.iter().zip(&other.layers).zip(scales).skip(1) {
+            for ((ours, theirs), scale) in ours.iter().zip(theirs).zip(scales) {
+                self.backend.add_row_distance(ours, theirs, weight / scale, &mut sums)?;
             }
             weight *= FADING;
         }
+        let mut distances = self.backend.read(&sums)?;
         distances.iter_mut().filter(|distance| !distance.is_finite()).for_each(|distance| *distance = f32::MAX);
-        distances
+        Ok(distances)
     }
 }
 
@@ -146,26 +151,32 @@ const FADING: f32 = 0.3;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::Reference;
 
-    /// Two rows of one number each in every layer: keys, then values.
-    fn computed(layers: &[[[f32; 2]; 2]]) -> Computed {
-        Computed { layers: layers.iter().map(|halves| halves.map(|half| half.to_vec())).collect(), width: 1 }
+    /// Rows of numbers in every layer: keys, then values.
+    fn computed(width: usize, layers: &[[&[f32]; 2]]) -> Computed<'static, Reference> {
+        let tensor = |numbers: &[f32]| Reference.upload(width, numbers).unwrap();
+        let layers = layers.iter().map(|halves| halves.map(tensor)).collect();
+        Computed { backend: &Reference, layers, rows: 2, width }
     }
 
     #[test]
     fn a_scale_is_the_mean_squared_length_of_the_rows() {
         // Rows of two numbers: (3, 4) is 5 long and (0, 1) is 1 long, (2, 0) is 2 long and (0, 0) has no length.
-        let layers = vec![[vec![3.0, 4.0, 0.0, 1.0], vec![2.0, 0.0, 0.0, 0.0]], [vec![0.0; 4], vec![1.0; 4]]];
-        let scales = Computed { layers, width: 2 }.scales();
-        assert_eq!(scales, [[(25.0 + 1.0) / 2.0, (4.0 + 0.0) / 2.0], [f32::MIN_POSITIVE, 2.0]]);
+        let layers = computed(2, &[[&[3.0, 4.0, 0.0, 1.0], &[2.0, 0.0, 0.0, 0.0]], [&[0.0; 4], &[1.0; 4]]]);
+        let expected = [[(25.0 + 1.0) / 2.0, (4.0 + 0.0) / 2.0], [f32::MIN_POSITIVE, 2.0]];
+        assert_eq!(layers.scales().unwrap(), expected);
     }
 
     #[test]
     fn distances_are_squared_in_units_of_the_scale_and_fade_from_the_second_layer_on() {
-        let ours = computed(&[[[9.0, 9.0]; 2], [[1.0, 1.0], [0.0, 5.0]], [[5.0, 7.0], [0.0, 1.0]], [[2.0, 0.0]; 2]]);
-        let theirs = computed(&[[[0.0, 0.0]; 2], [[3.0, 1.0], [2.0, 5.0]], [[4.0, 7.0], [10.0, 1.0]], [[0.0, 0.0]; 2]]);
+        let [nines, zeros] = [[9.0, 9.0], [0.0, 0.0]];
+        let ours = [[&nines, &nines], [&[1.0, 1.0], &[0.0, 5.0]], [&[5.0, 7.0], &[0.0, 1.0]], [&[2.0, 0.0]; 2]];
+        let theirs = [[&zeros, &zeros], [&[3.0, 1.0], &[2.0, 5.0]], [&[4.0, 7.0], &[10.0, 1.0]], [&zeros; 2]];
+        let [ours, theirs] =
+            [ours, theirs].map(|layers| computed(1, &layers.map(|halves| halves.map(|half| &half[..]))));
         let scales = [[1.0, 1.0], [2.0, 4.0], [1.0, 10.0], [0.5, 1.0]];
-        let distances = ours.distances(&theirs, &scales);
+        let distances = ours.distances(&theirs, &scales).unwrap();
         // Nothing of the first layer; 4/2 and 4/4 of the second; of the third 1/1 and 100/10, each three tenths; of the
         // fourth 4/0.5 and 4/1, each nine hundredths.
         let expected = (2.0 + 1.0) + 0.3 * (1.0 + 10.0) + 0.09 * (8.0 + 4.0);
@@ -175,10 +186,20 @@ mod tests {
 
     #[test]
     fn a_distance_that_no_number_holds_is_the_largest_there_is() {
-        let still = [[0.0, 0.0]; 2];
-        let ours = computed(&[still, [[1e30, f32::NAN], [0.0, 0.0]]]);
-        let theirs = computed(&[still, [[-1e30, 0.0], [0.0, 0.0]]]);
-        assert_eq!(ours.distances(&theirs, &[[1.0; 2]; 2]), [f32::MAX; 2]);
+        let still: [&[f32]; 2] = [&[0.0, 0.0]; 2];
+        let ours = computed(1, &[still, [&[1e30, f32::NAN], &[0.0, 0.0]]]);
+        let theirs = computed(1, &[still, [&[-1e30, 0.0], &[0.0, 0.0]]]);
+        assert_eq!(ours.distances(&theirs, &[[1.0; 2]; 2]).unwrap(), [f32::MAX; 2]);
+    }
+
+    #[test]
+    fn the_kv_of_each_run_of_rows_is_that_of_its_rows_layer_by_layer() {
+        let layers = computed(1, &[[&[1.0, 2.0], &[3.0, 4.0]], [&[5.0, 6.0], &[7.0, 8.0]]]);
+        let chunks = layers.chunks(Dtype::F32, &[1..2, 0..2]).unwrap();
+        let numbers =
+            |bytes: &[u8]| bytes.as_chunks::<4>().0.iter().map(|x| f32::from_le_bytes(*x)).collect::<Vec<_>>();
+        assert_eq!(numbers(&chunks[0]), [2.0, 4.0, 6.0, 8.0]);
+        assert_eq!(numbers(&chunks[1]), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]);
     }
 
     #[test]

@@ -57,6 +57,10 @@ enum Fault {
     DistanceIsNotSquared,
     DistanceIsNeverZero,
     DistanceDependsOnRows,
+    RowDistanceIsNotSquared,
+    RowDistanceReplaces,
+    RowDistanceForgetsTheFactor,
+    ReadsAsWhatItIsNot,
     ChoosesWithoutNeighbours,
     ChoosesWithoutFactors,
     ChoosesTheLaterOfEquals,
@@ -72,7 +76,7 @@ enum Fault {
     FusedNormDependsOnRows,
 }
 
-const FAULTS: [(Fault, &str); 58] = [
+const FAULTS: [(Fault, &str); 62] = [
     (Fault::TakesTooFewBytes, "is accepted"),
     (Fault::TakesTooManyBytes, "is accepted"),
     (Fault::EmbedsTheNextToken, "embed"),
@@ -118,6 +122,10 @@ const FAULTS: [(Fault, &str); 58] = [
     (Fault::DistanceIsNotSquared, "heads on"),
     (Fault::DistanceIsNeverZero, "heads on"),
     (Fault::DistanceDependsOnRows, "key distance of rows"),
+    (Fault::RowDistanceIsNotSquared, "add_row_distance"),
+    (Fault::RowDistanceReplaces, "add_row_distance"),
+    (Fault::RowDistanceForgetsTheFactor, "add_row_distance"),
+    (Fault::ReadsAsWhatItIsNot, "read_as"),
     (Fault::ChoosesWithoutNeighbours, "heaviest of"),
     (Fault::ChoosesWithoutFactors, "heaviest of"),
     (Fault::ChoosesTheLaterOfEquals, "heaviest of"),
@@ -482,6 +490,25 @@ impl Backend for Faulty {
             Some(Fault::DistanceDependsOnRows) => off_in_company(distance, plan.rows.len()),
             _ => distance,
         })
+    }
+
+    fn read_as(&self, x: &Table, dtype: Dtype) -> Result<Vec<u8>> {
+        let other = if self.has(Fault::ReadsAsWhatItIsNot) && dtype == Dtype::F16 { Dtype::Bf16 } else { dtype };
+        INNER.read_as(x, other)
+    }
+
+    fn add_row_distance(&self, x: &Table, y: &Table, factor: f32, sums: &mut Table) -> Result<()> {
+        let before = read(sums);
+        let factor = if self.has(Fault::RowDistanceForgetsTheFactor) { 1.0 } else { factor };
+        INNER.add_row_distance(x, y, factor, sums)?;
+        match self.0 {
+            Some(Fault::RowDistanceIsNotSquared) => {
+                *sums = map(sums, 1, |row, sum| before[row] + (sum - before[row]).max(0.0).sqrt());
+            }
+            Some(Fault::RowDistanceReplaces) => *sums = map(sums, 1, |row, sum| sum - before[row]),
+            _ => {}
+        }
+        Ok(())
     }
 
     fn heaviest(&self, mass: &Table, slots: &[u32], factors: Option<&[f32]>, count: usize) -> Result<Vec<usize>> {

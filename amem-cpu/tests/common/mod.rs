@@ -10,7 +10,6 @@ use std::sync::Arc;
 
 use amem_core::transformer::{Backend, Options, Transformer};
 use amem_core::{Chat, Dtype, Layout, Result, Sampling, Token};
-use amem_cpu::Cpu;
 use safetensors::SafeTensors;
 
 /// The files of a directory.
@@ -57,7 +56,8 @@ impl Chat for Numbers {
 
 /// The directory of a golden case.
 pub fn case(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/cases").join(name)
+    // From whichever crate the tests are.
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../amem-cpu/tests/golden/cases").join(name)
 }
 
 /// A model of the golden cases.
@@ -70,10 +70,10 @@ pub fn golden<B: Backend>(case: &str, backend: B, kv: Dtype) -> Transformer<B> {
 }
 
 /// The demo model, with a tokenizer of its own.
-pub fn demo(cpu: Cpu, kv: Dtype) -> Transformer<Cpu> {
+pub fn demo<B: Backend>(backend: B, kv: Dtype) -> Transformer<B> {
     let mut options = Options::default();
     options.kv = kv;
-    Transformer::load(&amem_demo::files(), cpu, options).unwrap()
+    Transformer::load(&amem_demo::files(), backend, options).unwrap()
 }
 
 /// A golden file's tokens and logits.
