@@ -17,7 +17,8 @@ struct Family {
     head_dims: &'static [u32],
 }
 
-const FAMILIES: &[Family] = &[];
+const FAMILIES: &[Family] =
+    &[Family { template: "attention.ptx.j2", types: &["f16", "bf16"], head_dims: &[64, 80, 96, 128, 256] }];
 
 /// A module, and the template and variables that it comes from.
 struct Expansion {

@@ -1,4 +1,5 @@
 //! Every kernel, executed by an interpreter of PTX and compared with plain loops in f64.
 
+mod attention;
 mod expand;
 mod harness;

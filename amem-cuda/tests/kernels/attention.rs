@@ -1,0 +1,573 @@
+//! Attention kernels against plain loops in f64.
+//!
+//! A case draws contexts, rows and what they see, makes work items of them as a backend would, runs the kernels, and
+//! compares every number that they wrote. Numbers that nobody may read are NaN: slots that no row sees, outputs.
+
+use std::ops::Range;
+
+use amem_ptxsim::{Counts, Kernel, Schedule};
+
+use crate::harness::{Argument, Buffer, Device, NULL, Random, SCHEDULES, Type, constant, kernel};
+
+/// Slots in a block.
+const BLOCK: u32 = 64;
+
+/// Bytes that no kernel writes: a NaN in every number type.
+const POISON: u8 = 0xff;
+
+/// What rows see.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Sight {
+    /// The last rows of a context, each up to itself.
+    Prefill,
+    /// Rows anywhere in a context, each up to itself.
+    Scattered,
+    /// All of a context.
+    Whole,
+    /// A beginning that all share, and then a text of their own that begins at some slot behind it.
+    Packed,
+    /// A few slots at the beginning, and a window that ends with the row itself.
+    Window,
+    /// Now and then nothing at all.
+    Blind,
+}
+
+/// What stands in the slots that no row sees.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Unseen {
+    Nan,
+    Infinite,
+    Large,
+}
+
+#[derive(Clone, Debug)]
+struct Case {
+    dtype: Type,
+    head_dim: u32,
+    kv_heads: u32,
+    group: u32,
+    /// `attend_rows` or `attend_short`.
+    entry: &'static str,
+    /// Slots of each context, and how many rows it has.
+    contexts: Vec<(u32, u32)>,
+    sight: Sight,
+    splits: u32,
+    /// How large scores are, after scaling.
+    score: f32,
+    unseen: Unseen,
+    with_lse: bool,
+    seed: u64,
+}
+
+impl Default for Case {
+    fn default() -> Self {
+        Self {
+            dtype: Type::Bf16,
+            head_dim: 64,
+            kv_heads: 2,
+            group: 2,
+            entry: "attend_rows",
+            contexts: vec![(150, 33)],
+            sight: Sight::Scattered,
+            splits: 1,
+            score: 4.0,
+            unseen: Unseen::Nan,
+            with_lse: true,
+            seed: 1,
+        }
+    }
+}
+
+/// The kernels that a case runs.
+#[derive(Clone, Copy)]
+struct Kernels<'a> {
+    attend: &'a Kernel,
+    combine: Option<&'a Kernel>,
+}
+
+impl Case {
+    fn module(&self) -> String {
+        match self.dtype {
+            Type::F32 => "attention_f32".into(),
+            dtype => format!("attention_{}_d{}", dtype.name(), self.head_dim),
+        }
+    }
+
+    fn kernels(&self) -> Kernels<'static> {
+        let module = self.module();
+        Kernels {
+            attend: kernel(&module, self.entry),
+            combine: (self.splits > 1).then(|| kernel(&module, "combine")),
+        }
+    }
+}
+
+/// A query row: its context, and the slots that it sees, as `shared` and `own`.
+#[derive(Clone, Debug)]
+struct Row {
+    context: usize,
+    shared: Range<u32>,
+    own: Range<u32>,
+}
+
+impl Row {
+    fn sees(&self, slot: u32) -> bool {
+        self.shared.contains(&slot) || self.own.contains(&slot)
+    }
+
+    fn sees_block(&self, block: u32) -> bool {
+        (block * BLOCK..(block + 1) * BLOCK).all(|slot| self.sees(slot))
+    }
+}
+
+/// Everything that the kernels get and what they should make of it.
+struct Problem {
+    rows: Vec<Row>,
+    /// For each context the physical blocks of its slots.
+    tables: Vec<Vec<u32>>,
+    queries: Vec<f32>,
+    keys: Vec<f32>,
+    values: Vec<f32>,
+    blocks: u32,
+}
+
+impl Problem {
+    fn new(case: &Case) -> Self {
+        let mut random = Random::new(case.seed);
+        let mut rows = Vec::new();
+        for (context, &(length, count)) in case.contexts.iter().enumerate() {
+            let shared_end = random.below(length);
+            for index in 0..count {
+                let any = random.below(length);
+                let slot = if case.sight == Sight::Prefill { length - count + index } else { any };
+                let (shared, own) = match case.sight {
+                    Sight::Prefill | Sight::Scattered => (0..0, 0..slot + 1),
+                    Sight::Whole => (0..0, 0..length),
+                    Sight::Packed => {
+                        let begin = shared_end + random.below(length - shared_end);
+                        (0..shared_end, begin..begin + 1 + random.below(length - begin))
+                    }
+                    Sight::Window => (0..slot.min(3), slot.saturating_sub(70).max(3).min(slot)..slot + 1),
+                    Sight::Blind if index % 3 == 0 => (slot..slot, 5..5),
+                    Sight::Blind => (0..0, slot..slot + 1),
+                };
+                rows.push(Row { context, shared, own });
+            }
+        }
+        // Rows of contexts may come in any order.
+        for index in (1..rows.len()).rev() {
+            rows.swap(index, random.below(index as u32 + 1) as usize);
+        }
+
+        let counts: Vec<u32> = case.contexts.iter().map(|(length, _)| length.div_ceil(BLOCK)).collect();
+        let blocks = counts.iter().sum::<u32>() + 2;
+        let mut free: Vec<u32> = (0..blocks).collect();
+        for index in (1..free.len()).rev() {
+            free.swap(index, random.below(index as u32 + 1) as usize);
+        }
+        let tables: Vec<Vec<u32>> =
+            counts.iter().map(|&count| free.split_off(free.len() - count as usize)).collect();
+
+        let size = case.head_dim as usize;
+        let amplitude = (case.score * 3.0 / (size as f32).sqrt()).sqrt();
+        let mut numbers = |count: usize, amplitude: f32| -> Vec<f32> {
+            (0..count).map(|_| case.dtype.round(random.unit() * amplitude)).collect()
+        };
+        let queries = numbers(rows.len() * (case.kv_heads * case.group) as usize * size, amplitude);
+        let cache = (blocks * case.kv_heads * BLOCK) as usize * size;
+        let mut keys = numbers(cache, amplitude);
+        let mut values = numbers(cache, 1.0);
+
+        let mut seen = vec![false; (blocks * BLOCK) as usize];
+        for row in &rows {
+            for slot in row.shared.clone().chain(row.own.clone()) {
+                let block = tables[row.context][(slot / BLOCK) as usize];
+                seen[(block * BLOCK + slot % BLOCK) as usize] = true;
+            }
+        }
+        let garbage = match case.unseen {
+            Unseen::Nan => f32::NAN,
+            Unseen::Infinite => f32::NEG_INFINITY,
+            Unseen::Large => -60000.0,
+        };
+        for (index, (key, value)) in keys.iter_mut().zip(&mut values).enumerate() {
+            let slot = index as u32 / case.head_dim;
+            let physical = slot / (case.kv_heads * BLOCK) * BLOCK + slot % BLOCK;
+            if !seen[physical as usize] {
+                (*key, *value) = (garbage, garbage);
+            }
+        }
+        Self { rows, tables, queries, keys, values, blocks }
+    }
+
+    /// A head's vector in a slot of a context.
+    fn at<'a>(&self, case: &Case, cache: &'a [f32], context: usize, slot: u32, kv_head: u32) -> &'a [f32] {
+        let block = self.tables[context][(slot / BLOCK) as usize];
+        let first = ((block * case.kv_heads + kv_head) * BLOCK + slot % BLOCK) * case.head_dim;
+        &cache[first as usize..][..case.head_dim as usize]
+    }
+
+    fn query(&self, case: &Case, row: usize, head: u32) -> &[f32] {
+        let size = case.head_dim as usize;
+        &self.queries[(row * (case.kv_heads * case.group) as usize + head as usize) * size..][..size]
+    }
+
+    /// The slots that a row sees, and their scores in powers of two.
+    fn scores(&self, case: &Case, row: usize, head: u32) -> Vec<(u32, f64)> {
+        let Row { context, shared, own } = &self.rows[row];
+        let query = self.query(case, row, head);
+        let scale = f64::from(scale_log2(case.head_dim));
+        shared
+            .clone()
+            .chain(own.clone())
+            .map(|slot| {
+                let key = self.at(case, &self.keys, *context, slot, head / case.group);
+                let dot: f64 = query.iter().zip(key).map(|(&q, &k)| f64::from(q) * f64::from(k)).sum();
+                (slot, dot * scale)
+            })
+            .collect()
+    }
+
+    /// A query's output, how large the terms of each of its sums are, and the logarithm of its weights' sum.
+    fn expected(&self, case: &Case, row: usize, head: u32) -> (Vec<f64>, Vec<f64>, f64) {
+        let size = case.head_dim as usize;
+        let (mut out, mut terms) = (vec![0f64; size], vec![0f64; size]);
+        let scores = self.scores(case, row, head);
+        let largest = scores.iter().map(|(_, score)| *score).fold(f64::NEG_INFINITY, f64::max);
+        let sum: f64 = scores.iter().map(|(_, score)| (score - largest).exp2()).sum();
+        for (slot, score) in scores {
+            let weight = (score - largest).exp2() / sum;
+            let value = self.at(case, &self.values, self.rows[row].context, slot, head / case.group);
+            for ((out, term), &v) in out.iter_mut().zip(&mut terms).zip(value) {
+                *out += weight * f64::from(v);
+                *term += weight * f64::from(v).abs();
+            }
+        }
+        (out, terms, largest + sum.log2())
+    }
+}
+
+fn scale_log2(head_dim: u32) -> f32 {
+    (std::f64::consts::LOG2_E / f64::from(head_dim).sqrt()) as f32
+}
+
+/// Work items, as a backend would make them.
+#[derive(Default)]
+struct Plan {
+    items: Vec<[u32; 16]>,
+    joins: Vec<[u32; 4]>,
+    order: Vec<u32>,
+    tables: Vec<u32>,
+    partial_rows: u32,
+}
+
+impl Plan {
+    /// Items of at most `capacity` query rows, each split into `splits` that go through a part of the blocks.
+    fn new(case: &Case, problem: &Problem, capacity: usize) -> Self {
+        let mut plan = Self::default();
+        for (context, table) in problem.tables.iter().enumerate() {
+            let first_block = plan.tables.len() as u32;
+            plan.tables.extend(table);
+            let mut rows: Vec<usize> =
+                (0..problem.rows.len()).filter(|&row| problem.rows[row].context == context).collect();
+            rows.sort_by_key(|&row| problem.rows[row].own.end);
+            for rows in rows.chunks(capacity) {
+                plan.add(case, problem, rows, first_block);
+            }
+        }
+        plan
+    }
+
+    fn add(&mut self, case: &Case, problem: &Problem, rows: &[usize], table: u32) {
+        let first = self.order.len() as u32;
+        let count = rows.len() as u32;
+        self.order.extend(rows.iter().map(|&row| row as u32));
+        let rows: Vec<&Row> = rows.iter().map(|&row| &problem.rows[row]).collect();
+        let blocks = |spans: &mut dyn Iterator<Item = &Range<u32>>| -> Range<u32> {
+            spans
+                .filter(|span| !span.is_empty())
+                .map(|span| span.start / BLOCK..span.end.div_ceil(BLOCK))
+                .reduce(|a, b| a.start.min(b.start)..a.end.max(b.end))
+                .unwrap_or(0..0)
+        };
+        let mut a = blocks(&mut rows.iter().map(|row| &row.shared));
+        let mut b = blocks(&mut rows.iter().map(|row| &row.own));
+        if a.end >= b.start {
+            (a, b) = (0..0, if b.is_empty() { a } else { a.start.min(b.start)..b.end.max(a.end) });
+        }
+        // The longest run of blocks that every row sees whole.
+        let mut full = 0..0;
+        let mut run = 0..0;
+        for block in b.clone() {
+            if rows.iter().all(|row| row.sees_block(block)) {
+                run = if run.end == block && !run.is_empty() { run.start..block + 1 } else { block..block + 1 };
+                if run.len() > full.len() {
+                    full = run.clone();
+                }
+            }
+        }
+        let all: Vec<(bool, u32)> = a.clone().map(|block| (true, block)).chain(b.map(|block| (false, block))).collect();
+        let part = all.len().div_ceil(case.splits as usize).max(1);
+        let packed = count * case.group * case.kv_heads;
+        if case.splits > 1 {
+            self.joins.push([first, count, self.partial_rows, case.splits]);
+        }
+        for split in 0..case.splits as usize {
+            let blocks = all.get(split * part..all.len().min((split + 1) * part)).unwrap_or_default();
+            let [a, b] = [true, false].map(|shared| {
+                let of: Vec<u32> = blocks.iter().filter(|block| block.0 == shared).map(|block| block.1).collect();
+                of.first().map_or([0, 0], |&first| [first, first + of.len() as u32])
+            });
+            let mut item = [0; 16];
+            item[..10].copy_from_slice(&[
+                first,
+                count,
+                table,
+                a[0],
+                a[1],
+                b[0],
+                b[1],
+                full.start,
+                full.end,
+                if case.splits > 1 { self.partial_rows } else { u32::MAX },
+            ]);
+            self.items.push(item);
+            if case.splits > 1 {
+                self.partial_rows += packed;
+            }
+        }
+    }
+}
+
+/// Runs a case's kernels, and compares what they wrote.
+fn attend(case: &Case, kernels: Kernels<'_>, schedule: Schedule) -> Result<Counts, String> {
+    let problem = Problem::new(case);
+    let heads = case.kv_heads * case.group;
+    let module = case.module();
+    let limit = |name| constant(&module, case.entry, name);
+    let plan = Plan::new(case, &problem, (limit("rows") / case.group).max(1) as usize);
+    let slices = if case.entry == "attend_short" { case.group.div_ceil(limit("rows")) } else { 1 };
+
+    let mut device = Device::new();
+    let queries = device.upload_as(case.dtype, "queries", &problem.queries);
+    let k_cache = device.upload_as(case.dtype, "k_cache", &problem.keys);
+    let v_cache = device.upload_as(case.dtype, "v_cache", &problem.values);
+    let items = device.upload("items", &plan.items);
+    let order = device.upload("order", &plan.order);
+    let spans: Vec<[u32; 4]> =
+        problem.rows.iter().map(|row| [row.shared.start, row.shared.end, row.own.start, row.own.end]).collect();
+    let spans = device.upload("spans", &spans);
+    let tables = device.upload("tables", &plan.tables);
+    // One row more than there are: it stays as it was.
+    let vectors = (problem.rows.len() as u32 + 1) * heads;
+    let out = device.upload("out", &vec![POISON; vectors as usize * case.head_dim as usize * case.dtype.bytes()]);
+    let lse = device.upload("lse", &vec![POISON; vectors as usize * 4]);
+    let lse_argument: Argument = if case.with_lse { lse.into() } else { NULL };
+    let partial_out = device.allocate("partial_out", (plan.partial_rows * case.head_dim * 4) as usize);
+    let partial_lse = device.allocate("partial_lse", plan.partial_rows as usize * 4);
+
+    let mut arguments: Vec<Argument> = vec![
+        queries.into(),
+        out.into(),
+        lse_argument,
+        k_cache.into(),
+        v_cache.into(),
+        items.into(),
+        order.into(),
+        spans.into(),
+        tables.into(),
+        case.kv_heads.into(),
+        case.group.into(),
+        scale_log2(case.head_dim).into(),
+        partial_out.into(),
+        partial_lse.into(),
+    ];
+    if case.dtype == Type::F32 {
+        arguments.push(case.head_dim.into());
+    }
+    let grid = [plan.items.len() as u32, case.kv_heads, slices];
+    let counts =
+        device.launch(kernels.attend, grid, limit("threads"), limit("shared"), &arguments, schedule)?;
+    if let Some(combine) = kernels.combine {
+        let joins = device.upload("joins", &plan.joins);
+        let mut arguments: Vec<Argument> = vec![
+            partial_out.into(),
+            partial_lse.into(),
+            out.into(),
+            lse_argument,
+            joins.into(),
+            order.into(),
+            case.kv_heads.into(),
+            case.group.into(),
+        ];
+        if case.dtype == Type::F32 {
+            arguments.push(case.head_dim.into());
+        }
+        let grid = [plan.joins.len() as u32, case.kv_heads, 1];
+        device.launch(combine, grid, constant(&module, "combine", "threads"), 0, &arguments, schedule)?;
+    }
+    compare(case, &problem, &mut device, out, lse)?;
+    Ok(counts)
+}
+
+/// Compares all of the output.
+fn compare(case: &Case, problem: &Problem, device: &mut Device, out: Buffer, lse: Buffer) -> Result<(), String> {
+    let heads = case.kv_heads * case.group;
+    let bytes: Vec<u8> = device.read(out)?;
+    let lse_bytes: Vec<u8> = device.read(lse)?;
+    let numbers = case.dtype.decode(&bytes);
+    let written = problem.rows.len() * heads as usize;
+    let size = case.head_dim as usize;
+    let kept = |bytes: &[u8]| bytes.iter().all(|&byte| byte == POISON);
+    if !kept(&bytes[written * size * case.dtype.bytes()..]) {
+        return Err("wrote behind the last row of the output".into());
+    }
+    if !kept(&lse_bytes[if case.with_lse { written * 4 } else { 0 }..]) {
+        return Err("wrote log-sum-exps that nobody asked for".into());
+    }
+    let lse: Vec<f32> = bytemuck::pod_collect_to_vec(&lse_bytes);
+    // A score is a sum of products in f32, and the weights of 16-bit types are rounded to that type.
+    let rounding = case.dtype.rounding();
+    let score = 1e-6 + f64::from(case.score) * 8.0 * f64::from(f32::EPSILON);
+    for row in 0..problem.rows.len() {
+        for head in 0..heads {
+            let vector = row * heads as usize + head as usize;
+            let (expected, terms, expected_lse) = problem.expected(case, row, head);
+            for column in 0..size {
+                let found = f64::from(numbers[vector * size + column]);
+                let allowed = rounding * (expected[column].abs() + 1.5 * terms[column]) + score * terms[column] + 1e-7;
+                let wrong = (found - expected[column]).abs();
+                if wrong.is_nan() || wrong > allowed {
+                    return Err(format!(
+                        "row {row} ({:?}) head {head} column {column}: {found} instead of {} (±{allowed})",
+                        problem.rows[row], expected[column]
+                    ));
+                }
+            }
+            if case.with_lse {
+                let found = f64::from(lse[vector]);
+                let equal = found == expected_lse || (found - expected_lse).abs() <= 2.0 * score + 1e-6;
+                if !equal {
+                    return Err(format!("row {row} head {head}: log-sum-exp {found} instead of {expected_lse}"));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// All of these, each in one order of warps and copies.
+fn check(cases: impl IntoIterator<Item = Case>) {
+    let mut failures = Vec::new();
+    for (index, case) in cases.into_iter().enumerate() {
+        if let Err(error) = attend(&case, case.kernels(), SCHEDULES[index % SCHEDULES.len()]) {
+            failures.push(format!("{case:?}: {error}"));
+        }
+    }
+    assert!(failures.is_empty(), "{} cases failed:\n{}", failures.len(), failures.join("\n"));
+}
+
+const HEAD_DIMS: [u32; 5] = [64, 80, 96, 128, 256];
+const HALVES: [Type; 2] = [Type::Bf16, Type::F16];
+const SIGHTS: [Sight; 6] =
+    [Sight::Prefill, Sight::Scattered, Sight::Whole, Sight::Packed, Sight::Window, Sight::Blind];
+
+#[test]
+fn many_rows_attend_to_what_each_of_them_sees() {
+    let cases = SIGHTS.map(|sight| Case { sight, contexts: vec![(150, 33), (64, 5)], ..Case::default() });
+    check(cases);
+}
+
+#[test]
+fn many_rows_attend_in_every_head_size_and_type() {
+    check(HEAD_DIMS.into_iter().flat_map(|head_dim| HALVES.map(|dtype| Case { dtype, head_dim, ..Case::default() })));
+}
+
+#[test]
+fn many_rows_attend_in_tiles_of_any_fill() {
+    let counts = [1, 15, 16, 17, 63, 64, 65, 100];
+    let groups = [1, 2, 3, 4, 7, 8, 1, 1];
+    check(counts.into_iter().zip(groups).map(|(count, group)| Case {
+        group,
+        kv_heads: 1 + count % 2,
+        contexts: vec![(129, count)],
+        ..Case::default()
+    }));
+}
+
+#[test]
+fn scores_far_from_zero_do_not_drown_each_other() {
+    let sights = [Sight::Prefill, Sight::Packed, Sight::Blind];
+    check(sights.map(|sight| Case { sight, score: 400.0, contexts: vec![(300, 20)], ..Case::default() }));
+}
+
+#[test]
+fn what_stands_in_slots_that_nobody_sees_changes_nothing() {
+    let unseen = [Unseen::Nan, Unseen::Infinite, Unseen::Large];
+    check(unseen.into_iter().flat_map(|unseen| {
+        [64, 80, 256].map(|head_dim| Case {
+            unseen,
+            head_dim,
+            dtype: Type::F16,
+            contexts: vec![(70, 20)],
+            sight: Sight::Window,
+            ..Case::default()
+        })
+    }));
+}
+
+/// Of a case over so many slots and of one over more: what the slots between them cost.
+fn cost_of_tiles(case: &Case) -> Counts {
+    let run = |slots| {
+        let case = Case { contexts: vec![(slots, 40)], sight: Sight::Prefill, ..case.clone() };
+        attend(&case, case.kernels(), SCHEDULES[0]).unwrap_or_else(|error| panic!("{case:?}: {error}"))
+    };
+    let (few, many) = (run(3 * BLOCK), run(5 * BLOCK));
+    Counts { bank_conflicts: many.bank_conflicts - few.bank_conflicts, ..many }
+}
+
+#[test]
+fn tiles_are_read_from_shared_memory_without_bank_conflicts() {
+    for head_dim in HEAD_DIMS {
+        let case = Case { head_dim, ..Case::default() };
+        assert_eq!(cost_of_tiles(&case).bank_conflicts, 0, "{case:?}");
+    }
+}
+
+/// Every sight, group and fill, with all else drawn at random.
+fn sweep(entry: &'static str, head_dims: &[u32], dtypes: &[Type]) {
+    let mut cases = Vec::new();
+    let mut random = Random::new(7);
+    for &head_dim in head_dims {
+        for &dtype in dtypes {
+            for sight in SIGHTS {
+                for group in [1, 2, 3, 4, 7, 8] {
+                    for (length, count) in [(1, 1), (63, 15), (64, 16), (65, 17), (200, 63), (321, 64), (400, 65), (129, 100)] {
+                        cases.push(Case {
+                            dtype,
+                            head_dim,
+                            kv_heads: 1 + random.below(3),
+                            group,
+                            entry,
+                            contexts: vec![(length, count), (1 + random.below(100), 1 + random.below(9))],
+                            sight,
+                            splits: 1,
+                            score: [0.1, 4.0, 50.0, 400.0][random.below(4) as usize],
+                            unseen: [Unseen::Nan, Unseen::Infinite, Unseen::Large][random.below(3) as usize],
+                            with_lse: random.below(4) > 0,
+                            seed: random.next(),
+                        });
+                    }
+                }
+            }
+        }
+    }
+    cases.retain(|case| case.sight != Sight::Prefill || case.contexts.iter().all(|(length, count)| count <= length));
+    check(cases);
+}
+
+#[test]
+#[ignore = "takes minutes: every sight, group and fill"]
+fn many_rows_attend_rightly_in_a_wide_sweep() {
+    sweep("attend_rows", &HEAD_DIMS, &HALVES);
+}
