@@ -1,5 +1,6 @@
 //! Every kernel, executed by an interpreter of PTX and compared with plain loops in f64.
 
 mod attention;
+mod elementwise;
 mod expand;
 mod harness;

@@ -1,0 +1,523 @@
+//! The kernels of `elementwise_<T>` and `rows`.
+
+use amem_core::{Dtype, f32_to_bf16, f32_to_f16};
+use amem_ptxsim::{Counts, Kernel, Schedule};
+
+use super::harness::{Argument, Buffer, Device, Random, SCHEDULES, Type, kernel};
+
+pub(crate) const TYPES: [Type; 3] = [Type::F16, Type::Bf16, Type::F32];
+
+/// A kernel and a check of it: the check fails if the kernel does not do what it should.
+pub(crate) struct Case {
+    pub(crate) module: String,
+    pub(crate) entry: String,
+    pub(crate) check: Box<dyn Fn(&Kernel) -> Result<(), String>>,
+}
+
+impl Case {
+    pub(crate) fn new(
+        module: &str,
+        entry: &str,
+        check: impl Fn(&Kernel, Schedule) -> Result<(), String> + 'static,
+    ) -> Self {
+        let check = move |kernel: &Kernel| SCHEDULES.into_iter().try_for_each(|schedule| check(kernel, schedule));
+        Self { module: module.to_owned(), entry: entry.to_owned(), check: Box::new(check) }
+    }
+
+    pub(crate) fn of(
+        family: &str,
+        dtype: Type,
+        entry: &str,
+        check: impl Fn(&Kernel, Schedule) -> Result<(), String> + 'static,
+    ) -> Self {
+        Self::new(&format!("{family}_{}", dtype.name()), entry, check)
+    }
+}
+
+/// Runs the cases of one kernel.
+pub(crate) fn hold(cases: Vec<Case>, entry: &str) {
+    let mut ran = 0;
+    for case in cases.iter().filter(|case| case.entry == entry) {
+        let result = (case.check)(kernel(&case.module, &case.entry));
+        assert_eq!(result, Ok(()), "{} of {}", case.entry, case.module);
+        ran += 1;
+    }
+    assert!(ran > 0);
+}
+
+/// Fails unless each number is within `slack` of what is expected, `(number, slack)`, and NaN where NaN is.
+pub(crate) fn near(what: &str, found: &[f32], expected: impl Iterator<Item = (f64, f64)>) -> Result<(), String> {
+    let mut count = 0;
+    for (at, (&found, (number, slack))) in found.iter().zip(expected).enumerate() {
+        count += 1;
+        let (distance, nan) = ((f64::from(found) - number).abs(), found.is_nan() && number.is_nan());
+        // An infinity is at no distance from itself.
+        if !(distance <= slack || nan || f64::from(found) == number) {
+            return Err(format!("{what}: number {at} is {found:e}, not {number:e} (give or take {slack:e})"));
+        }
+    }
+    if count == found.len() { Ok(()) } else { Err(format!("{what}: {} numbers, not {count}", found.len())) }
+}
+
+/// Fails unless all is equal.
+pub(crate) fn same<T: PartialEq + std::fmt::Debug>(what: &str, found: &[T], expected: &[T]) -> Result<(), String> {
+    if found.len() != expected.len() {
+        return Err(format!("{what}: {} instead of {}", found.len(), expected.len()));
+    }
+    match found.iter().zip(expected).position(|(found, expected)| found != expected) {
+        None => Ok(()),
+        Some(at) => Err(format!("{what}: number {at} is {:?}, not {:?}", found[at], expected[at])),
+    }
+}
+
+/// Fails unless the sectors that were touched are a few percent more than what has to be moved, at most.
+pub(crate) fn at_floor(counts: &Counts, floor: usize, excess: f64) -> Result<(), String> {
+    let moved = 32 * counts.global_sectors;
+    match moved as f64 <= floor as f64 * (1.0 + excess) {
+        true => Ok(()),
+        false => Err(format!("{moved} bytes moved where {floor} would do")),
+    }
+}
+
+/// A number, or the largest of its type if there is none so large.
+pub(crate) fn cut(dtype: Type, number: f64) -> f64 {
+    if dtype == Type::F16 { number.clamp(-65504.0, 65504.0) } else { number }
+}
+
+/// What rounding a number to a type and arithmetic in f32 may change: `relative` parts in a number of the size `size`.
+pub(crate) fn slack(dtype: Type, number: f64, size: f64, relative: f64) -> f64 {
+    // Half the distance of subnormal numbers.
+    let least = match dtype {
+        Type::F16 => 2f64.powi(-25),
+        Type::Bf16 => 2f64.powi(-134),
+        Type::F32 => f64::from(f32::MIN_POSITIVE),
+    };
+    let rounding = if dtype == Type::F32 { 0.0 } else { dtype.rounding() };
+    (number.abs() * rounding).max(least) + size.abs() * relative
+}
+
+/// What the numerics of a compute type let arithmetic in f32 be off by.
+pub(crate) fn relative(dtype: Type) -> f64 {
+    if dtype == Type::F32 { 1e-6 } else { 1e-5 }
+}
+
+pub(crate) fn core_type(dtype: Type) -> Dtype {
+    match dtype {
+        Type::F32 => Dtype::F32,
+        Type::F16 => Dtype::F16,
+        Type::Bf16 => Dtype::Bf16,
+    }
+}
+
+/// Numbers as a type holds them.
+pub(crate) fn rounded(dtype: Type, numbers: &[f32]) -> Vec<f32> {
+    let mut numbers = numbers.to_vec();
+    core_type(dtype).round(&mut numbers);
+    numbers
+}
+
+fn embed(kernel: &Kernel, schedule: Schedule, dtype: Type, columns: usize) -> Result<Counts, String> {
+    let mut random = Random::new(columns as u64);
+    let table = rounded(dtype, &random.units(7 * columns));
+    let tokens = [3u32, 0, 6, 3];
+    let mut device = Device::new();
+    let table_at = device.upload_as(dtype, "table", &table);
+    let tokens_at = device.upload("tokens", &tokens);
+    let out = device.allocate("out", 4 * tokens.len() * columns);
+    let arguments = [table_at.into(), tokens_at.into(), out.into(), (columns as u32).into()];
+    let counts = device.launch(kernel, [tokens.len() as u32, 1, 1], 256, 0, &arguments, schedule)?;
+    let expected: Vec<f32> = tokens.iter().flat_map(|&t| &table[t as usize * columns..][..columns]).copied().collect();
+    same("embedding", &device.read::<f32>(out)?, &expected)?;
+    Ok(counts)
+}
+
+/// Rows of different sizes, so that eps matters in one of them.
+fn rows_of(random: &mut Random, rows: usize, length: usize) -> Vec<f32> {
+    let scales = [1.0, 300.0, 2e-3];
+    (0..rows).flat_map(|row| random.units(length).into_iter().map(move |x| x * scales[row % 3])).collect()
+}
+
+const EPS: f32 = 1e-5;
+
+/// The norms of runs of `weight`'s length.
+fn normed<'a>(dtype: Type, x: &'a [f32], weight: &'a [f32]) -> impl Iterator<Item = (f64, f64)> + 'a {
+    x.chunks(weight.len()).flat_map(move |row| {
+        let square: f64 = row.iter().map(|&x| f64::from(x).powi(2)).sum();
+        let root = (square / weight.len() as f64 + f64::from(EPS)).sqrt();
+        row.iter().zip(weight).map(move |(&x, &weight)| {
+            let y = cut(dtype, f64::from(x) / root * f64::from(weight));
+            (y, slack(dtype, y, y, relative(dtype)))
+        })
+    })
+}
+
+/// Weights, some of which are so large that numbers become too large for an f16.
+fn weights(random: &mut Random, length: usize) -> Vec<f32> {
+    random.units(length).into_iter().map(|x| if x.abs() > 0.7 { 1e6 * x } else { x }).collect()
+}
+
+fn rms_norm(kernel: &Kernel, schedule: Schedule, dtype: Type, length: usize) -> Result<Counts, String> {
+    let mut random = Random::new(length as u64);
+    let (x, weight) = (rows_of(&mut random, 3, length), weights(&mut random, length));
+    let run = |rows: &[f32]| -> Result<(Vec<f32>, Counts), String> {
+        let mut device = Device::new();
+        let (x, weight) = (device.upload("x", rows), device.upload("weight", &weight));
+        let count = rows.len() / length;
+        let out = device.allocate("out", dtype.bytes() * rows.len());
+        let arguments = [x.into(), weight.into(), out.into(), (length as u32).into(), EPS.into()];
+        let counts = device.launch(kernel, [count as u32, 1, 1], 256, 0, &arguments, schedule)?;
+        Ok((device.read_as(dtype, out)?, counts))
+    };
+    let (found, counts) = run(&x)?;
+    near("norm", &found, normed(dtype, &x, &weight))?;
+    // What a row yields does not depend on the others.
+    same("a row alone", &run(&x[length..2 * length])?.0, &found[length..2 * length])?;
+    Ok(counts)
+}
+
+fn rms_norm_heads(
+    kernel: &Kernel,
+    schedule: Schedule,
+    dtype: Type,
+    (length, runs): (usize, usize),
+) -> Result<(), String> {
+    let mut random = Random::new((length * runs) as u64);
+    let (x, weight) = (rounded(dtype, &rows_of(&mut random, runs, length)), weights(&mut random, length));
+    for in_place in [false, true] {
+        let mut device = Device::new();
+        let (x_at, weight_at) = (device.upload_as(dtype, "x", &x), device.upload("weight", &weight));
+        let out = if in_place { x_at } else { device.allocate("out", x_at.bytes) };
+        let numbers = [(length as u32).into(), (runs as u32).into(), EPS.into()];
+        let arguments = [&[x_at.into(), weight_at.into(), out.into()], &numbers[..]].concat();
+        device.launch(kernel, [runs.div_ceil(8) as u32, 1, 1], 256, 0, &arguments, schedule)?;
+        near("norm of runs", &device.read_as(dtype, out)?, normed(dtype, &x, &weight))?;
+    }
+    Ok(())
+}
+
+fn add_rms_norm(kernel: &Kernel, schedule: Schedule, dtype: Type, length: usize) -> Result<Counts, String> {
+    let mut random = Random::new(length as u64 + 1);
+    let x = rows_of(&mut random, 3, length);
+    let y = rounded(dtype, &rows_of(&mut random, 3, length));
+    let weight = weights(&mut random, length);
+    let mut device = Device::new();
+    let (x_at, y_at) = (device.upload("x", &x), device.upload_as(dtype, "y", &y));
+    let (weight_at, out) = (device.upload("weight", &weight), device.allocate("out", y_at.bytes));
+    let arguments = [x_at.into(), y_at.into(), weight_at.into(), out.into(), (length as u32).into(), EPS.into()];
+    let counts = device.launch(kernel, [3, 1, 1], 256, 0, &arguments, schedule)?;
+    let sums: Vec<f32> = x.iter().zip(&y).map(|(x, y)| x + y).collect();
+    same("sum", &device.read::<f32>(x_at)?, &sums)?;
+    near("norm of a sum", &device.read_as(dtype, out)?, normed(dtype, &sums, &weight))?;
+    Ok(counts)
+}
+
+/// Grids for kernels that any grid suits.
+fn grids(count: usize, each: usize) -> [[u32; 3]; 2] {
+    [[count.div_ceil(256 * each) as u32, 1, 1], [1, 1, 1]]
+}
+
+fn add(kernel: &Kernel, schedule: Schedule, dtype: Type, count: usize) -> Result<Counts, String> {
+    let mut random = Random::new(count as u64);
+    let (x, y) = (random.units(count), rounded(dtype, &random.units(count)));
+    let expected: Vec<f32> = x.iter().zip(&y).map(|(x, y)| x + y).collect();
+    let mut all = Counts::default();
+    for grid in grids(count, 4) {
+        let mut device = Device::new();
+        let (x, y) = (device.upload("x", &x), device.upload_as(dtype, "y", &y));
+        all = device.launch(kernel, grid, 256, 0, &[x.into(), y.into(), (count as u32).into()], schedule)?;
+        same("sum", &device.read::<f32>(x)?, &expected)?;
+    }
+    Ok(all)
+}
+
+/// Inputs at which an exponential overflows or vanishes, and some between.
+const STEEP: [f32; 22] = [
+    0.0, -0.0, 1e-30, 1.0, -1.0, 20.0, -20.0, 60.0, -60.0, 80.0, -80.0, 87.0, -87.0, 89.0, -89.0, 200.0, 1000.0,
+    -1000.0, 1e4, -1e4, 3e38, -3e38,
+];
+
+fn silu_mul(kernel: &Kernel, schedule: Schedule, dtype: Type, count: usize) -> Result<Counts, String> {
+    let mut random = Random::new(count as u64);
+    let gate = random.units(count).into_iter().enumerate().map(|(i, x)| STEEP.get(i % 31).copied().unwrap_or(90.0 * x));
+    let gate = rounded(dtype, &gate.collect::<Vec<_>>());
+    // 90 times 6,000 is too large for an f16. The largest gates stay finite.
+    let up = random.units(count).into_iter().zip(&gate);
+    let up = up.map(|(x, gate)| if x > 0.5 && gate.abs() < 1e30 { 6000.0 * x } else { x });
+    let up = rounded(dtype, &up.collect::<Vec<_>>());
+    let expected = || {
+        gate.iter().zip(&up).map(|(&gate, &up)| {
+            let (gate, up) = (f64::from(gate), f64::from(up));
+            let y = cut(dtype, gate / (1.0 + (-gate).exp()) * up);
+            (y, slack(dtype, y, y, if dtype == Type::F32 { 1e-6 } else { 2e-5 }))
+        })
+    };
+    let mut all = Counts::default();
+    for grid in grids(count, 16 / dtype.bytes()) {
+        let mut device = Device::new();
+        let (gate, up) = (device.upload_as(dtype, "gate", &gate), device.upload_as(dtype, "up", &up));
+        let out = device.allocate("out", gate.bytes);
+        let arguments = [gate.into(), up.into(), out.into(), (count as u32).into()];
+        all = device.launch(kernel, grid, 256, 0, &arguments, schedule)?;
+        near("silu", &device.read_as(dtype, out)?, expected())?;
+        // In place.
+        let arguments = [gate.into(), up.into(), gate.into(), (count as u32).into()];
+        device.launch(kernel, grid, 256, 0, &arguments, schedule)?;
+        near("silu in place", &device.read_as(dtype, gate)?, expected())?;
+    }
+    Ok(all)
+}
+
+/// (cosine, sine) pairs, `[positions][head_dim / 2]`.
+pub(crate) fn angles(positions: usize, head_dim: usize) -> Vec<f32> {
+    let half = head_dim / 2;
+    let angle = |i: usize| (i / half) as f64 * 10_000f64.powf(-((i % half) as f64) / half as f64);
+    // A factor, as YaRN has one.
+    (0..positions * half).flat_map(|i| [1.1 * angle(i).cos(), 1.1 * angle(i).sin()]).map(|x| x as f32).collect()
+}
+
+/// A head, rotated, and for each number what arithmetic in f32 may change.
+pub(crate) fn turned(dtype: Type, head: &[f32], angles: &[f32]) -> Vec<(f64, f64)> {
+    let (low, high) = head.split_at(head.len() / 2);
+    let turn = |i: usize| {
+        let [a, b, cos, sin] = [low[i], high[i], angles[2 * i], angles[2 * i + 1]].map(f64::from);
+        let (x, y) = (a * cos - b * sin, b * cos + a * sin);
+        let size = a.abs() + b.abs();
+        [x, y].map(|x| (cut(dtype, x), slack(dtype, x, size, 2e-7)))
+    };
+    let pairs: Vec<_> = (0..low.len()).map(turn).collect();
+    [0, 1].iter().flat_map(|&side| pairs.iter().map(move |pair| pair[side])).collect()
+}
+
+fn rotate(
+    kernel: &Kernel,
+    schedule: Schedule,
+    dtype: Type,
+    (head_dim, heads): (usize, usize),
+) -> Result<Counts, String> {
+    let mut random = Random::new((head_dim * heads) as u64);
+    let positions = [5u32, 0, 39];
+    let mut x = random.units(positions.len() * heads * head_dim);
+    // Some become too large for an f16.
+    x.iter_mut().filter(|x| x.abs() > 0.8).for_each(|x| *x *= 65504.0);
+    let x = rounded(dtype, &x);
+    let table = angles(40, head_dim);
+    let mut device = Device::new();
+    let (x_at, table_at) = (device.upload_as(dtype, "x", &x), device.upload("angles", &table));
+    let positions_at = device.upload("positions", &positions);
+    let sizes = [(heads as u32).into(), (head_dim as u32).into()];
+    let arguments = [&[x_at.into(), table_at.into(), positions_at.into()], &sizes[..]].concat();
+    let counts = device.launch(kernel, [positions.len() as u32, 1, 1], 128, 0, &arguments, schedule)?;
+    let row_angles = |row: usize| &table[positions[row] as usize * head_dim..][..head_dim];
+    let expected = x.chunks(head_dim).enumerate().flat_map(|(i, head)| turned(dtype, head, row_angles(i / heads)));
+    near("rotation", &device.read_as(dtype, x_at)?, expected)?;
+    Ok(counts)
+}
+
+/// Numbers that round in every way there is, to `count` of them.
+fn to_round(count: usize) -> Vec<f32> {
+    let mut random = Random::new(5);
+    let special = [0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 65504.0, 65519.9, 65520.0, -1e6, 3e38, 1e-7];
+    let mut numbers = special.to_vec();
+    while numbers.len() < count {
+        // Ties of f16 and of bf16 and their neighbours, over all magnitudes.
+        let bits = random.next() as u32;
+        let tie = match random.below(4) {
+            0 => bits & !0x1fff | 0x1000,
+            1 => bits & !0xffff | 0x8000,
+            2 => (bits & !0x1fff | 0x1000) + 1,
+            _ => bits,
+        };
+        // Half of them of the magnitudes that f16 has.
+        numbers.push(f32::from_bits(if bits & 1 == 0 { tie } else { tie & 0x8fff_ffff | 0x3000_0000 }));
+    }
+    numbers.truncate(count);
+    numbers
+}
+
+fn narrow(kernel: &Kernel, schedule: Schedule, dtype: Type, count: usize) -> Result<Counts, String> {
+    let numbers = to_round(count);
+    let bits = |x: &f32| match dtype {
+        Type::F32 => x.to_bits(),
+        Type::F16 => u32::from(f32_to_f16(*x)),
+        Type::Bf16 => u32::from(f32_to_bf16(*x)),
+    };
+    // What kind of NaN it is, is not said.
+    let expected: Vec<_> = numbers.iter().map(|x| (!x.is_nan()).then(|| bits(x))).collect();
+    let mut all = Counts::default();
+    for grid in grids(count, 4) {
+        let mut device = Device::new();
+        let x = device.upload("x", &numbers);
+        let out = device.allocate("out", dtype.bytes() * count);
+        all = device.launch(kernel, grid, 256, 0, &[x.into(), out.into(), (count as u32).into()], schedule)?;
+        let bytes = device.read::<u8>(out)?;
+        let nan = dtype.decode(&bytes).into_iter().map(f32::is_nan);
+        let found: Vec<_> = bytes
+            .chunks(dtype.bytes())
+            .map(|bytes| bytes.iter().rev().fold(0, |bits, byte| bits << 8 | u32::from(*byte)))
+            .zip(nan)
+            .map(|(bits, nan)| (!nan).then_some(bits))
+            .collect();
+        same("rounding", &found, &expected)?;
+    }
+    Ok(all)
+}
+
+fn widen(kernel: &Kernel, schedule: Schedule, dtype: Type, count: usize) -> Result<(), String> {
+    // All bits that there are, in a scattered order.
+    let bytes: Vec<u8> =
+        (0..count).flat_map(|i| (i as u32).wrapping_mul(40_503).to_le_bytes()[..dtype.bytes()].to_vec()).collect();
+    let bits = |x: f32| (!x.is_nan()).then(|| x.to_bits());
+    let expected: Vec<_> = dtype.decode(&bytes).into_iter().map(bits).collect();
+    for grid in grids(count, 4) {
+        let mut device = Device::new();
+        let (x, out) = (device.upload("x", &bytes), device.allocate("out", 4 * count));
+        device.launch(kernel, grid, 256, 0, &[x.into(), out.into(), (count as u32).into()], schedule)?;
+        same("number", &device.read::<f32>(out)?.into_iter().map(bits).collect::<Vec<_>>(), &expected)?;
+    }
+    Ok(())
+}
+
+fn gather_rows(kernel: &Kernel, schedule: Schedule, words: usize) -> Result<Counts, String> {
+    let mut random = Random::new(words as u64);
+    let x: Vec<u32> = (0..9 * words).map(|_| random.next() as u32).collect();
+    let rows = [8u32, 1, 1, 0, 5];
+    let mut device = Device::new();
+    let (x_at, rows_at) = (device.upload("x", &x), device.upload("rows", &rows));
+    let out = device.allocate("out", 4 * rows.len() * words);
+    let arguments = [x_at.into(), rows_at.into(), out.into(), (words as u32).into()];
+    let counts = device.launch(kernel, [rows.len() as u32, 1, 1], 256, 0, &arguments, schedule)?;
+    let expected: Vec<u32> = rows.iter().flat_map(|&row| &x[row as usize * words..][..words]).copied().collect();
+    same("row", &device.read::<u32>(out)?, &expected)?;
+    Ok(counts)
+}
+
+/// Counts that leave something over, and such that end with a block or within one.
+const COUNTS: [usize; 6] = [1, 3, 7, 257, 1024, 4103];
+
+pub(crate) fn cases() -> Vec<Case> {
+    let mut all = Vec::new();
+    for t in TYPES {
+        let of = |entry: &str, check: Box<dyn Fn(&Kernel, Schedule) -> Result<(), String>>| {
+            Case::of("elementwise", t, entry, check)
+        };
+        for columns in [8, 40, 1032] {
+            all.push(of("embed", Box::new(move |k, s| embed(k, s, t, columns).map(drop))));
+        }
+        // In steps of the 1,024 numbers that the threads hold one four each of, and more than they hold at all.
+        for length in [1, 4, 7, 64, 257, 1028, 2052, 3076, 4100, 5124, 6148, 7172, 10_300] {
+            all.push(of("rms_norm", Box::new(move |k, s| rms_norm(k, s, t, length).map(drop))));
+            all.push(of("add_rms_norm", Box::new(move |k, s| add_rms_norm(k, s, t, length).map(drop))));
+        }
+        for size in [(2, 9), (16, 8), (20, 3), (64, 7), (80, 1), (96, 17), (128, 8), (256, 5), (257, 3), (600, 2)] {
+            all.push(of("rms_norm_heads", Box::new(move |k, s| rms_norm_heads(k, s, t, size))));
+        }
+        for size in [(2, 3), (16, 1), (20, 17), (64, 9), (80, 8), (96, 3), (128, 17), (258, 2)] {
+            all.push(of("rotate", Box::new(move |k, s| rotate(k, s, t, size).map(drop))));
+        }
+        for count in COUNTS {
+            all.push(of("add", Box::new(move |k, s| add(k, s, t, count).map(drop))));
+            all.push(of("silu_mul", Box::new(move |k, s| silu_mul(k, s, t, count).map(drop))));
+            all.push(of("narrow", Box::new(move |k, s| narrow(k, s, t, count).map(drop))));
+            all.push(of("widen", Box::new(move |k, s| widen(k, s, t, count))));
+        }
+    }
+    for words in [1, 4, 7, 257, 1024, 4100] {
+        all.push(Case::new("rows", "gather_rows", move |k, s| gather_rows(k, s, words).map(drop)));
+    }
+    all
+}
+
+#[test]
+fn embedding_copies_and_widens_the_rows_of_tokens() {
+    hold(cases(), "embed");
+}
+
+#[test]
+fn norms_are_those_of_each_row_alone() {
+    hold(cases(), "rms_norm");
+}
+
+#[test]
+fn heads_are_normed_one_by_one_and_in_place() {
+    hold(cases(), "rms_norm_heads");
+}
+
+#[test]
+fn a_sum_is_kept_and_normed() {
+    hold(cases(), "add_rms_norm");
+}
+
+#[test]
+fn sums_are_those_of_f32() {
+    hold(cases(), "add");
+}
+
+#[test]
+fn silu_is_right_where_an_exponential_overflows() {
+    hold(cases(), "silu_mul");
+}
+
+#[test]
+fn heads_are_rotated_to_their_rows_positions() {
+    hold(cases(), "rotate");
+}
+
+#[test]
+fn numbers_round_as_the_core_rounds_them() {
+    hold(cases(), "narrow");
+}
+
+#[test]
+fn numbers_widen_without_loss() {
+    hold(cases(), "widen");
+}
+
+#[test]
+fn every_16_bit_number_widens_without_loss() {
+    for dtype in [Type::F16, Type::Bf16] {
+        let module = format!("elementwise_{}", dtype.name());
+        assert_eq!(widen(kernel(&module, "widen"), SCHEDULES[0], dtype, 1 << 16), Ok(()));
+    }
+}
+
+#[test]
+fn rows_are_gathered_in_any_order() {
+    hold(cases(), "gather_rows");
+}
+
+#[test]
+fn no_kernel_moves_more_than_it_must() {
+    let s = SCHEDULES[0];
+    for t in TYPES {
+        let (size, module) = (t.bytes(), format!("elementwise_{}", t.name()));
+        let of = |entry| kernel(&module, entry);
+        let check = |what: &str, counts: Result<Counts, String>, floor: usize| {
+            let result = counts.and_then(|counts| at_floor(&counts, floor, 0.02));
+            assert_eq!(result, Ok(()), "{what} of {module}");
+        };
+        check("embed", embed(of("embed"), s, t, 4096), 4 * 4096 * (4 + size));
+        // Each of three rows reads the weights.
+        check("rms_norm", rms_norm(of("rms_norm"), s, t, 4096), 3 * 4096 * (4 + size + 4));
+        check("add_rms_norm", add_rms_norm(of("add_rms_norm"), s, t, 8192), 3 * 8192 * (8 + 2 * size + 4));
+        check("add", add(of("add"), s, t, 16384), 16384 * (8 + size));
+        check("silu_mul", silu_mul(of("silu_mul"), s, t, 16384), 16384 * 3 * size);
+        check("narrow", narrow(of("narrow"), s, t, 16384), 16384 * (4 + size));
+        let floor = 3 * (32 * 128 * 2 * size + 4 * 128);
+        check("rotate", rotate(of("rotate"), s, t, (128, 32)), floor);
+    }
+    let counts = gather_rows(kernel("rows", "gather_rows"), s, 4096).unwrap();
+    assert_eq!(at_floor(&counts, 5 * 4096 * 8, 0.02), Ok(()));
+}
+
+#[test]
+fn an_argument_is_not_written_outside_of_its_bounds() {
+    // The kernels get the middle of a buffer, and what is before and behind must stay.
+    let mut device = Device::new();
+    let x = device.upload("x", &[1f32; 64]);
+    let y = device.upload("y", &[2f32; 64]);
+    let inside = |buffer: Buffer| Argument::Pointer(buffer.address + 16);
+    let arguments = [inside(x), inside(y), 37u32.into()];
+    device.launch(kernel("elementwise_f32", "add"), [1, 1, 1], 256, 0, &arguments, SCHEDULES[0]).unwrap();
+    let expected: Vec<f32> = (0..64).map(|i| if (4..41).contains(&i) { 3.0 } else { 1.0 }).collect();
+    assert_eq!(device.read::<f32>(x).unwrap(), expected);
+}
