@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::instruction::{self, Decoded};
+use super::instruction;
 use super::lexer::Token;
 use super::operands::Names;
 use super::{PARAMETER_LIMIT, ParseError, Parser, SHARED_LIMIT, SharedVariable};
@@ -62,17 +62,15 @@ pub(crate) fn kernel<'a>(parser: &mut Parser<'a>, shared: &[SharedVariable]) -> 
     for variable in shared {
         match variable.bytes {
             Some(bytes) => {
-                let address = place(parser, &mut kernel, variable.align, bytes)?;
+                let address = place(&mut kernel, variable, bytes)?;
                 names.declare_shared(variable, address);
             }
             None => dynamic_align = dynamic_align.max(variable.align),
         }
     }
     let statics = static_variables(parser)?;
-    let addresses: Result<Vec<u64>, ParseError> = statics
-        .iter()
-        .map(|variable| place(parser, &mut kernel, variable.align, variable.bytes.unwrap_or(0)))
-        .collect();
+    let addresses: Result<Vec<u64>, ParseError> =
+        statics.iter().map(|variable| place(&mut kernel, variable, variable.bytes.unwrap_or(0))).collect();
     let mut addresses = addresses?.into_iter();
     kernel.dynamic_offset = kernel.static_shared.next_multiple_of(dynamic_align);
     for variable in shared.iter().filter(|variable| variable.bytes.is_none()) {
@@ -115,11 +113,12 @@ fn access(operation: &Operation) -> Option<(Space, usize)> {
     }
 }
 
-fn place(parser: &Parser<'_>, kernel: &mut Kernel, align: usize, bytes: usize) -> Result<u64, ParseError> {
-    let offset = kernel.static_shared.next_multiple_of(align);
+fn place(kernel: &mut Kernel, variable: &SharedVariable, bytes: usize) -> Result<u64, ParseError> {
+    let offset = kernel.static_shared.next_multiple_of(variable.align);
     let end = offset.saturating_add(bytes);
     if end > SHARED_LIMIT {
-        return Err(parser.error(format!("{end} bytes of shared memory: {SHARED_LIMIT} at most")));
+        let reason = format!("{end} bytes of shared memory: {SHARED_LIMIT} at most");
+        return Err(ParseError::new(variable.line, reason));
     }
     kernel.static_shared = end;
     Ok(SHARED_BASE + offset as u64)
@@ -291,14 +290,17 @@ fn body<'a>(
                     return Err(parser.error(format!("there are two labels `{label}`")));
                 }
             }
+            directive if directive.starts_with('.') => {
+                return Err(parser.error(format!("`{directive}` cannot be run")));
+            }
             opcode => {
-                let operands = names.operands(parser)?;
-                let operation = match instruction::decode(parser, names, opcode, line, &operands)? {
-                    Decoded::Operation(operation) => operation,
-                    Decoded::Branch { label, uniform } => {
-                        labels.branches.push((kernel.code.len(), label, labels.path.clone()));
-                        Operation::Branch { target: 0, uniform }
-                    }
+                let operation = if let "bra" | "bra.uni" = opcode {
+                    labels.branches.push((kernel.code.len(), parser.name()?, labels.path.clone()));
+                    parser.expect(';')?;
+                    Operation::Branch { target: 0, uniform: opcode == "bra.uni" }
+                } else {
+                    let operands = names.operands(parser)?;
+                    instruction::decode(parser, names, opcode, line, &operands)?
                 };
                 let line = parser.tokens.get(first).map_or(line, |spanned| spanned.line);
                 kernel.code.push(Instruction { guard, operation, line });

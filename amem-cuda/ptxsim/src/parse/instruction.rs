@@ -11,16 +11,11 @@ use crate::program::{
 
 use Type::{B16, B32, B64, Bf16, Bf16x2, F16, F16x2, F32, Pred, S16, S32, S64, U16, U32, U64};
 
-pub(crate) enum Decoded<'a> {
-    Operation(Operation),
-    Branch { label: &'a str, uniform: bool },
-}
-
 /// What an instruction's operands are taken from.
 struct Decoder<'p, 'n, 'o, 'a> {
     parser: &'p Parser<'a>,
     names: &'n mut Names<'a>,
-    operands: &'o [Operand<'a>],
+    operands: &'o [Operand],
     modifiers: Modifiers<'a>,
 }
 
@@ -31,21 +26,13 @@ pub(crate) fn decode<'a>(
     names: &mut Names<'a>,
     opcode: &'a str,
     line: u32,
-    operands: &[Operand<'a>],
-) -> Result<Decoded<'a>> {
+    operands: &[Operand],
+) -> Result<Operation> {
     let (base, modifiers) = Modifiers::split(opcode, line);
     let mut decoder = Decoder { parser, names, operands, modifiers };
-    if base == "bra" {
-        let uniform = decoder.modifiers.take("uni");
-        decoder.modifiers.finish()?;
-        return match operands {
-            [Operand::Label(label)] => Ok(Decoded::Branch { label, uniform }),
-            _ => Err(ParseError::new(line, "`bra` needs a label")),
-        };
-    }
     let operation = decoder.operation(base)?;
     decoder.modifiers.finish()?;
-    Ok(Decoded::Operation(operation))
+    Ok(operation)
 }
 
 impl<'a> Decoder<'_, '_, '_, 'a> {
@@ -61,7 +48,7 @@ impl<'a> Decoder<'_, '_, '_, 'a> {
         }
     }
 
-    fn operand(&self, index: usize) -> Result<&Operand<'a>> {
+    fn operand(&self, index: usize) -> Result<&Operand> {
         self.operands.get(index).ok_or_else(|| self.error("an operand is missing"))
     }
 
@@ -121,23 +108,23 @@ impl<'a> Decoder<'_, '_, '_, 'a> {
     }
 
     /// Registers that are written: as many as `count`, in braces unless it is one.
-    fn targets(&self, index: usize, count: usize, ty: Type) -> Result<Registers> {
-        let operand = self.operand(index)?;
+    fn targets(&mut self, index: usize, count: usize, ty: Type) -> Result<Registers> {
+        let operand = self.operands.get(index).ok_or_else(|| self.modifiers.error("an operand is missing"))?;
         let list = match operand {
             Operand::List(list) => list.as_slice(),
             other => std::slice::from_ref(other),
         };
-        let registers: Option<Vec<Register>> = list
-            .iter()
-            .map(|operand| match operand {
-                Operand::Register { index, ty: declared } if declared.bits() == ty.bits() => Some(*index),
-                _ => None,
-            })
-            .collect();
-        registers
-            .filter(|registers| registers.len() == count)
-            .and_then(|registers| Registers::new(&registers))
-            .ok_or_else(|| self.error(format!("operand {index} must be {count} registers of {} bits", ty.bits())))
+        let mut registers = Vec::new();
+        for operand in list {
+            match operand {
+                Operand::Register { index, ty: declared } if declared.bits() == ty.bits() => registers.push(*index),
+                Operand::Sink => registers.push(self.names.unnamed(self.parser)?),
+                _ => return Err(self.error(format!("operand {index} must be registers of {} bits", ty.bits()))),
+            }
+        }
+        Registers::new(&registers)
+            .filter(|registers| registers.as_slice().len() == count)
+            .ok_or_else(|| self.error(format!("operand {index} must be {count} registers")))
     }
 
     /// Values that are read: as many as `count`.

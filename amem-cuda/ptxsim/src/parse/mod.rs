@@ -120,6 +120,7 @@ struct SharedVariable {
     align: usize,
     /// None for dynamic shared memory.
     bytes: Option<usize>,
+    line: u32,
 }
 
 /// A position in the tokens.
@@ -216,6 +217,7 @@ impl<'a> Parser<'a> {
 
     /// What stands behind `.shared`.
     fn shared(&mut self, dynamic: bool) -> Result<SharedVariable, ParseError> {
+        let line = self.line();
         let mut align = None;
         let mut element = None;
         let name = loop {
@@ -240,6 +242,6 @@ impl<'a> Parser<'a> {
             (false, false) => Some(element),
         };
         self.expect(';')?;
-        Ok(SharedVariable { name, align: align.unwrap_or(element), bytes })
+        Ok(SharedVariable { name, align: align.unwrap_or(element), bytes, line })
     }
 }

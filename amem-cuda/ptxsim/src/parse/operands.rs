@@ -11,7 +11,7 @@ const REGISTER_LIMIT: usize = 16 * 1024;
 
 /// An operand as it is written. What it must be, the instruction says.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Operand<'a> {
+pub(crate) enum Operand {
     Register {
         index: Register,
         ty: Type,
@@ -21,19 +21,19 @@ pub(crate) enum Operand<'a> {
     /// An integer, negative ones as two's complement, or an address in shared memory.
     Integer(u64),
     Float(u32),
-    List(Vec<Operand<'a>>),
+    List(Vec<Operand>),
     /// `[base + offset]`
     Address {
-        base: Box<Operand<'a>>,
+        base: Box<Operand>,
         offset: i64,
     },
     /// `p|q`
-    Pair(Box<Operand<'a>>, Box<Operand<'a>>),
+    Pair(Box<Operand>, Box<Operand>),
     /// `_`: not wanted.
     Sink,
     Parameter(usize),
-    /// A name that is not declared: a label, if the instruction is a branch.
-    Label(&'a str),
+    /// A name that is not declared.
+    Unknown,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -147,6 +147,11 @@ impl<'a> Names<'a> {
         Ok((self.register_names.len() - 1) as Register)
     }
 
+    /// A register that nobody reads: the target `_`.
+    pub(crate) fn unnamed(&mut self, parser: &Parser<'a>) -> Result<Register, ParseError> {
+        self.new_register("_".to_owned(), parser)
+    }
+
     /// The register that always holds this value.
     pub(crate) fn constant(&mut self, value: u64, parser: &Parser<'a>) -> Result<Register, ParseError> {
         if let Some(register) = self.presets.get(&value) {
@@ -167,7 +172,7 @@ impl<'a> Names<'a> {
     }
 
     /// A declared register gets its index when it is first used, so that unused ones cost nothing.
-    fn resolve(&mut self, name: &'a str, parser: &Parser<'a>) -> Result<Option<Operand<'a>>, ParseError> {
+    fn resolve(&mut self, name: &'a str, parser: &Parser<'a>) -> Result<Option<Operand>, ParseError> {
         for depth in (0..self.scopes.len()).rev() {
             let scope = &self.scopes[depth];
             let (ty, declared) = match scope.names.get(name) {
@@ -211,7 +216,7 @@ impl<'a> Names<'a> {
     }
 
     /// All operands of an instruction, with the semicolon at their end.
-    pub(crate) fn operands(&mut self, parser: &mut Parser<'a>) -> Result<Vec<Operand<'a>>, ParseError> {
+    pub(crate) fn operands(&mut self, parser: &mut Parser<'a>) -> Result<Vec<Operand>, ParseError> {
         let mut operands = Vec::new();
         if parser.take(';') {
             return Ok(operands);
@@ -232,7 +237,7 @@ impl<'a> Names<'a> {
         }
     }
 
-    fn operand(&mut self, parser: &mut Parser<'a>) -> Result<Operand<'a>, ParseError> {
+    fn operand(&mut self, parser: &mut Parser<'a>) -> Result<Operand, ParseError> {
         if parser.take('[') {
             let base = Box::new(self.scalar(parser)?);
             let offset = if parser.take('+') {
@@ -259,7 +264,7 @@ impl<'a> Names<'a> {
         self.scalar(parser)
     }
 
-    fn scalar(&mut self, parser: &mut Parser<'a>) -> Result<Operand<'a>, ParseError> {
+    fn scalar(&mut self, parser: &mut Parser<'a>) -> Result<Operand, ParseError> {
         if parser.take('!') {
             return Ok(Operand::Predicate(self.guard_from(parser)?));
         }
@@ -281,7 +286,7 @@ impl<'a> Names<'a> {
                 match self.parameters.iter().position(|parameter| parameter.name == name) {
                     Some(index) => Ok(Operand::Parameter(index)),
                     None if name.starts_with('%') => Err(parser.error(format!("`{name}` is not declared"))),
-                    None => Ok(Operand::Label(name)),
+                    None => Ok(Operand::Unknown),
                 }
             }
             other => Err(parser.error(format!("{} is not an operand", other.describe()))),
@@ -299,7 +304,7 @@ impl<'a> Names<'a> {
     /// The register of an operand that is read as a value of `bits`.
     pub(crate) fn value(
         &mut self,
-        operand: &Operand<'a>,
+        operand: &Operand,
         bits: u32,
         float: bool,
         parser: &Parser<'a>,
@@ -332,7 +337,7 @@ impl<'a> Names<'a> {
 
     pub(crate) fn address(
         &mut self,
-        operand: &Operand<'a>,
+        operand: &Operand,
         bits: &[u32],
         parser: &Parser<'a>,
     ) -> Result<Address, ParseError> {
@@ -350,7 +355,7 @@ impl<'a> Names<'a> {
     /// A list of values in braces, or a single value.
     pub(crate) fn values(
         &mut self,
-        operand: &Operand<'a>,
+        operand: &Operand,
         bits: u32,
         float: bool,
         parser: &Parser<'a>,
