@@ -17,7 +17,7 @@ mod program;
 
 pub use execute::{Copies, Counts, Launch, Schedule, run};
 pub use fault::{Fault, FaultKind};
-pub use memory::{Memory, MemoryError};
+pub use memory::{GlobalAccess, Memory, MemoryError};
 pub use parse::{Module, ParseError};
 pub use program::{Kernel, Parameter};
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 
 /// The first address. Far from zero, so that no small number is an address by accident.
 const FIRST_ADDRESS: u64 = 0x7f00_0000_0000;
@@ -87,6 +88,17 @@ struct Allocation {
     written: Vec<u64>,
     /// Empty unless the running launch touched this allocation.
     touches: Vec<Touch>,
+    /// Everything in `touches` that is not empty lies in here.
+    touched: Range<usize>,
+}
+
+/// A range of global memory that a launch read or wrote.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GlobalAccess {
+    /// The bytes. Those of one range lie in one allocation.
+    pub range: Range<u64>,
+    /// Written, and perhaps read as well. Otherwise only read.
+    pub written: bool,
 }
 
 impl Allocation {
@@ -144,13 +156,12 @@ pub struct Memory {
     freed: BTreeMap<u64, (usize, String)>,
     next: u64,
     launch: LaunchState,
+    accesses: Vec<GlobalAccess>,
 }
 
 /// What the running launch needs to find races between its blocks.
 #[derive(Default)]
 struct LaunchState {
-    /// Several blocks run, so races between them are possible.
-    watch: bool,
     granule: usize,
     /// The running block's number plus one.
     block: u32,
@@ -181,6 +192,7 @@ impl Memory {
             bytes: vec![UNWRITTEN; bytes],
             written: vec![0; bytes.div_ceil(64)],
             touches: Vec::new(),
+            touched: 0..0,
         });
         address
     }
@@ -313,8 +325,8 @@ impl Memory {
     }
 
     /// A launch begins. `granule` is the size of its narrowest access.
-    pub(crate) fn begin_launch(&mut self, blocks: u64, granule: usize) {
-        self.launch = LaunchState { watch: blocks > 1, granule: granule.max(1), block: 0 };
+    pub(crate) fn begin_launch(&mut self, granule: usize) {
+        self.launch = LaunchState { granule: granule.max(1), block: 0 };
     }
 
     pub(crate) fn begin_block(&mut self, number: u32) {
@@ -322,10 +334,21 @@ impl Memory {
     }
 
     pub(crate) fn end_launch(&mut self) {
+        let granule = self.launch.granule;
         self.launch = LaunchState::default();
+        self.accesses.clear();
         for allocation in &mut self.allocations {
+            allocation.collect_accesses(granule, &mut self.accesses);
             allocation.touches = Vec::new();
+            allocation.touched = 0..0;
         }
+    }
+
+    /// The global memory that the last launch accessed, in the order of the addresses, also when the launch ended with a
+    /// fault. It is noted in units of the kernel's narrowest access.
+    #[must_use]
+    pub fn last_accesses(&self) -> &[GlobalAccess] {
+        &self.accesses
     }
 
     /// A kernel's copy reads bytes of any number, at most 16, which may lie across two words of bits.
@@ -336,9 +359,7 @@ impl Memory {
             let name = allocation.name.clone();
             return Err(AccessError::Memory(MemoryError::Uninitialised { name, offset: at }));
         }
-        if self.launch.watch {
-            allocation.touch(offset, out.len(), &self.launch, Access::Read)?;
-        }
+        allocation.touch(offset, out.len(), &self.launch, Access::Read)?;
         out.copy_from_slice(&allocation.bytes[offset..offset + out.len()]);
         Ok(())
     }
@@ -355,9 +376,7 @@ impl Memory {
             let name = allocation.name.clone();
             return Err(AccessError::Memory(MemoryError::Uninitialised { name, offset: at }));
         }
-        if self.launch.watch {
-            allocation.touch(offset, out.len(), &self.launch, Access::Read)?;
-        }
+        allocation.touch(offset, out.len(), &self.launch, Access::Read)?;
         out.copy_from_slice(&allocation.bytes[offset..offset + out.len()]);
         Ok(())
     }
@@ -368,9 +387,7 @@ impl Memory {
         let (index, offset) = self.find(address, data.len(), *hint).map_err(AccessError::Memory)?;
         *hint = index;
         let allocation = &mut self.allocations[index];
-        if self.launch.watch {
-            allocation.touch(offset, data.len(), &self.launch, Access::Write)?;
-        }
+        allocation.touch(offset, data.len(), &self.launch, Access::Write)?;
         allocation.bytes[offset..offset + data.len()].copy_from_slice(data);
         allocation.written[offset / 64] |= low_bits(data.len()) << (offset % 64);
         Ok(())
@@ -389,9 +406,7 @@ impl Memory {
             let name = allocation.name.clone();
             return Err(AccessError::Memory(MemoryError::Uninitialised { name, offset: at }));
         }
-        if self.launch.watch {
-            allocation.touch(offset, size, &self.launch, Access::Atomic)?;
-        }
+        allocation.touch(offset, size, &self.launch, Access::Atomic)?;
         let mut bytes = [0; 8];
         bytes[..size].copy_from_slice(&allocation.bytes[offset..offset + size]);
         let old = u64::from_le_bytes(bytes);
@@ -412,6 +427,21 @@ impl Allocation {
         self.written[at / 64] >> (at % 64) & 1 == 1
     }
 
+    /// Adds what the launch that ends did to this allocation.
+    fn collect_accesses(&self, granule: usize, accesses: &mut Vec<GlobalAccess>) {
+        let kind = |touch: &Touch| (touch.reader != 0 || touch.writer != 0).then_some(touch.writer != 0);
+        let mut at = self.touched.start;
+        for run in self.touches[self.touched.clone()].chunk_by(|a, b| kind(a) == kind(b)) {
+            let start = at * granule;
+            at += run.len();
+            let end = (at * granule).min(self.bytes.len());
+            if let Some(written) = run.first().and_then(kind) {
+                let range = self.address + start as u64..self.address + end as u64;
+                accesses.push(GlobalAccess { range, written });
+            }
+        }
+    }
+
     /// Notes which block touches a range, and finds what another block did to it.
     fn touch(&mut self, offset: usize, len: usize, launch: &LaunchState, access: Access) -> Result<(), AccessError> {
         if self.touches.is_empty() {
@@ -420,6 +450,10 @@ impl Allocation {
         let me = launch.block;
         let first = offset / launch.granule;
         let last = (offset + len - 1) / launch.granule;
+        self.touched = match self.touched.is_empty() {
+            true => first..last + 1,
+            false => self.touched.start.min(first)..self.touched.end.max(last + 1),
+        };
         for touch in &mut self.touches[first..=last] {
             let foreign_write = touch.writer != 0 && touch.writer != me;
             let foreign_read = touch.reader != 0 && touch.reader != me;

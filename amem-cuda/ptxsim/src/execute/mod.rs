@@ -96,8 +96,7 @@ pub fn run(launch: &Launch<'_>, memory: &mut Memory) -> Result<Counts, Fault> {
         detail,
     })?;
     let [columns, rows, layers] = launch.grid;
-    let blocks = u64::from(columns) * u64::from(rows) * u64::from(layers);
-    memory.begin_launch(blocks, launch.kernel.global_granule);
+    memory.begin_launch(launch.kernel.global_granule);
     let mut executor = Executor::new(launch, memory);
     let mut result = Ok(());
     'grid: for z in 0..layers {
