@@ -378,12 +378,12 @@ fn comparisons_hold_as_defined() {
         });
     };
     floats("eq", |a, b| a == b);
-    floats("ne", |a, b| a < b || a > b);
+    floats("ne", |a, b| a.partial_cmp(&b).is_some_and(|order| order.is_ne()));
     floats("lt", |a, b| a < b);
     floats("le", |a, b| a <= b);
     floats("gt", |a, b| a > b);
     floats("ge", |a, b| a >= b);
-    floats("equ", |a, b| !(a < b || a > b));
+    floats("equ", |a, b| a.partial_cmp(&b).is_none_or(|order| order.is_eq()));
     floats("neu", |a, b| a != b);
     floats("ltu", |a, b| a < b || a.is_nan() || b.is_nan());
     floats("leu", |a, b| a <= b || a.is_nan() || b.is_nan());
@@ -533,7 +533,8 @@ fn a_pair_of_floats_is_packed_with_the_second_lowest() {
 /// A definition of `shfl.sync` from the manual, in which lanes are numbers and may be out of range.
 #[test]
 fn lanes_are_shuffled_as_defined() {
-    let modes: [(&str, fn(i32, i32) -> i32); 4] = [
+    type Source = fn(i32, i32) -> i32;
+    let modes: [(&str, Source); 4] = [
         ("bfly", |lane, offset| lane ^ offset),
         ("up", |lane, offset| lane - offset),
         ("down", |lane, offset| lane + offset),
