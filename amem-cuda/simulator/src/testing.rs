@@ -1,0 +1,167 @@
+//! Runs tests on the simulator.
+
+use crate::counts::Counts;
+use crate::ffi::client;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Set in the process that a test's body runs in.
+const INSIDE: &str = "AMEM_SIM";
+
+/// Set by whoever wants the tests to use the device that is there.
+const DEVICE: &str = "AMEM_CUDA_DEVICE";
+
+/// Runs the body of the test that is called `test_name` with the simulator as its CUDA.
+///
+/// A library is found by its name when a process starts, so the test runs itself again, in a process that finds the
+/// simulator. `test_name` is the test's whole name with its modules, as the test program prints it, and `settings` are
+/// environment variables for it:
+///
+/// - `AMEM_SIM_SEED`: which order unordered operations run in (0). Seeds that are a multiple of 3 run an operation as late
+///   as possible, those with a remainder of 2 at once, and the others in between.
+/// - `AMEM_SIM_MEMORY`: bytes of device memory (2 GiB)
+/// - `AMEM_SIM_DEVICES`: how many devices there are (1)
+/// - `AMEM_SIM_DRIVER`: the CUDA version of the driver (13000)
+/// - `AMEM_SIM_CAPABILITY`: the device's compute capability (90)
+/// - `AMEM_SIM_POOLS`: 0 for a device without `cuMemAllocAsync` (1)
+/// - `AMEM_SIM_FAIL`: calls that fail, such as `cuMemAlloc_v2:3:2` for the third call, with `CUresult` 2. Several are
+///   separated by commas.
+///
+/// At the body's end all that is queued runs, and a fault that [`take_fault`] has not returned fails the test.
+///
+/// With the environment variable `AMEM_CUDA_DEVICE=1` the body runs at once, on the device that is there, and the
+/// settings do not count.
+///
+/// # Panics
+/// When the body does, and when the simulator found a mistake.
+#[allow(clippy::panic, reason = "a test fails by panicking")]
+pub fn in_simulator(test_name: &str, settings: &[(&str, &str)], body: impl FnOnce()) {
+    if flag(DEVICE) {
+        return body();
+    }
+    if flag(INSIDE) {
+        body();
+        if let Some(fault) = client::finish() {
+            panic!("the simulator found a fault: {fault}");
+        }
+        return;
+    }
+    if let Err(reason) = run_again(test_name, settings) {
+        panic!("{reason}");
+    }
+}
+
+/// Whether the test's body runs on the simulator, and not on a device.
+#[must_use]
+pub fn is_simulated() -> bool {
+    flag(INSIDE) && !flag(DEVICE)
+}
+
+/// The first fault. Without a fault, or on a device, there is none.
+#[must_use]
+pub fn last_fault() -> Option<String> {
+    client::last_fault()
+}
+
+/// The fault that a test expects. Runs what is queued first. A second call returns nothing.
+#[must_use]
+pub fn take_fault() -> Option<String> {
+    client::finish()
+}
+
+/// What the program has called. On a device, all counts are zero.
+#[must_use]
+pub fn counts() -> Counts {
+    client::counts().unwrap_or_default()
+}
+
+/// Counts from zero again.
+pub fn reset_counts() {
+    client::reset_counts();
+}
+
+/// Makes the `calls`-th next call of a function of the driver, or of cuBLASLt, return a status. Returns whether there is
+/// a simulator to do so.
+pub fn fail_call(function: &str, calls: u64, status: u32) -> bool {
+    client::fail(function, calls, status)
+}
+
+/// Begins anew with a seed, as a new process does: nothing is allocated and nothing has failed. Everything that the
+/// program holds of CUDA has to be dropped before, because its handles are not valid any more.
+pub fn reset(seed: u64) {
+    client::reset(seed);
+}
+
+fn flag(name: &str) -> bool {
+    std::env::var(name).is_ok_and(|value| value == "1")
+}
+
+fn run_again(test_name: &str, settings: &[(&str, &str)]) -> Result<(), String> {
+    let program = std::env::current_exe().map_err(|error| format!("the test program's path: {error}"))?;
+    let library = find_library(&program)?;
+    let folder = link_folder(&library).map_err(|error| format!("a folder for the libraries: {error}"))?;
+    let mut command = Command::new(&program);
+    command.args(["--exact", test_name, "--nocapture", "--include-ignored", "--test-threads=1"]);
+    command.env(INSIDE, "1").env("LD_LIBRARY_PATH", search_path(&folder)).env("RUST_BACKTRACE", "0");
+    command.envs(settings.iter().copied());
+    let output = command.output().map_err(|error| format!("{}: {error}", program.display()))?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let (printed, errors) = (text(&output.stdout), text(&output.stderr));
+    if !output.status.success() {
+        return Err(format!("{test_name} failed on the simulator ({}):\n{printed}{errors}", output.status));
+    }
+    if !printed.contains("1 passed") {
+        return Err(format!("no test is called {test_name}: in_simulator needs its whole name\n{printed}{errors}"));
+    }
+    Ok(())
+}
+
+/// The simulator as a shared library, which cargo puts beside the test program or one folder above.
+fn find_library(program: &Path) -> Result<PathBuf, String> {
+    let name = "libamem_cuda_simulator.so";
+    let folders = program.ancestors().skip(1).take(2);
+    let candidates: Vec<PathBuf> =
+        folders.flat_map(|folder| [folder.join(name), folder.join("deps").join(name)]).collect();
+    match candidates.iter().find(|path| path.is_file()) {
+        Some(path) => Ok(path.clone()),
+        None => Err(format!("{name} is not beside {}; build amem-cuda-simulator", program.display())),
+    }
+}
+
+/// A folder in which the library has the names that CUDA's libraries are looked up by. It stays, as the library does.
+fn link_folder(library: &Path) -> std::io::Result<PathBuf> {
+    let names = ["libcuda.so", "libcuda.so.1", "libcublasLt.so", "libcublasLt.so.12", "libcublasLt.so.13"];
+    let folder = library.with_file_name("simulated-cuda");
+    std::fs::create_dir_all(&folder)?;
+    for name in names {
+        let link = folder.join(name);
+        if std::fs::read_link(&link).is_ok_and(|target| target == library) {
+            continue;
+        }
+        // Tests in other processes make the same links at the same time, so each link appears complete or not at all.
+        let draft = folder.join(format!("{name}.{}.{:?}", std::process::id(), std::thread::current().id()));
+        make_link(library, &draft)?;
+        std::fs::rename(&draft, &link)?;
+    }
+    Ok(folder)
+}
+
+#[cfg(unix)]
+fn make_link(target: &Path, link: &Path) -> std::io::Result<()> {
+    std::os::unix::fs::symlink(target, link)
+}
+
+#[cfg(not(unix))]
+fn make_link(target: &Path, link: &Path) -> std::io::Result<()> {
+    std::fs::copy(target, link).map(|_| ())
+}
+
+/// The folder, before those where libraries are looked for anyway.
+fn search_path(folder: &Path) -> std::ffi::OsString {
+    let mut path = folder.as_os_str().to_os_string();
+    if let Some(before) = std::env::var_os("LD_LIBRARY_PATH").filter(|before| !before.is_empty()) {
+        path.push(":");
+        path.push(before);
+    }
+    path
+}
