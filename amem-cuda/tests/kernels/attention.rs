@@ -128,7 +128,6 @@ struct Problem {
     queries: Vec<f32>,
     keys: Vec<f32>,
     values: Vec<f32>,
-    blocks: u32,
 }
 
 impl Problem {
@@ -197,7 +196,7 @@ impl Problem {
                 (*key, *value) = (garbage, garbage);
             }
         }
-        Self { rows, tables, queries, keys, values, blocks }
+        Self { rows, tables, queries, keys, values }
     }
 
     /// A head's vector in a slot of a context.
@@ -403,7 +402,7 @@ fn attend(case: &Case, kernels: Kernels<'_>, schedule: Schedule) -> Result<Count
         if case.dtype == Type::F32 {
             arguments.push(case.head_dim.into());
         }
-        let grid = [plan.joins.len() as u32, case.kv_heads, 1];
+        let grid = [plan.joins.len() as u32, case.kv_heads, 1 + case.group % 3];
         device.launch(combine, grid, constant(&module, "combine", "threads"), 0, &arguments, schedule)?;
     }
     compare(case, &problem, &mut device, out, lse)?;
@@ -509,6 +508,7 @@ fn what_stands_in_slots_that_nobody_sees_changes_nothing() {
             unseen,
             head_dim,
             dtype: Type::F16,
+            entry: if head_dim == 80 { "attend_short" } else { "attend_rows" },
             contexts: vec![(70, 20)],
             sight: Sight::Window,
             ..Case::default()
@@ -527,10 +527,51 @@ fn bank_conflicts_of_tiles(case: &Case) -> u64 {
 
 #[test]
 fn tiles_are_read_from_shared_memory_without_bank_conflicts() {
-    for head_dim in HEAD_DIMS {
-        let case = Case { head_dim, ..Case::default() };
+    for (head_dim, entry) in HEAD_DIMS.into_iter().flat_map(|size| [(size, "attend_rows"), (size, "attend_short")]) {
+        let case = Case { head_dim, entry, ..Case::default() };
         assert_eq!(bank_conflicts_of_tiles(&case), 0, "{case:?}");
     }
+}
+
+#[test]
+fn few_rows_attend_to_what_each_of_them_sees() {
+    let case = Case { entry: "attend_short", contexts: vec![(150, 9), (64, 5), (400, 1)], ..Case::default() };
+    check(SIGHTS.map(|sight| Case { sight, ..case.clone() }));
+}
+
+#[test]
+fn few_rows_attend_in_every_head_size_and_type() {
+    check(HEAD_DIMS.into_iter().flat_map(|head_dim| {
+        HALVES.map(|dtype| Case { dtype, head_dim, entry: "attend_short", contexts: vec![(500, 3)], ..Case::default() })
+    }));
+}
+
+#[test]
+fn few_rows_attend_in_groups_of_any_size() {
+    check([1, 2, 3, 4, 7, 8, 16, 17, 40].map(|group| Case {
+        group,
+        kv_heads: 1 + group % 3,
+        entry: "attend_short",
+        contexts: vec![(129, 3)],
+        ..Case::default()
+    }));
+}
+
+#[test]
+fn splits_of_a_context_are_merged() {
+    let splits = [2, 3, 5, 9, 40];
+    check(splits.into_iter().zip(HEAD_DIMS).flat_map(|(splits, head_dim)| {
+        ["attend_rows", "attend_short"].map(|entry| Case {
+            splits,
+            head_dim,
+            group: splits,
+            entry,
+            contexts: vec![(300, 3)],
+            sight: SIGHTS[splits as usize % SIGHTS.len()],
+            score: 20.0,
+            ..Case::default()
+        })
+    }));
 }
 
 /// Every sight, group and fill, with all else drawn at random.
@@ -550,7 +591,7 @@ fn sweep(entry: &'static str, head_dims: &[u32], dtypes: &[Type]) {
                             entry,
                             contexts: vec![(length, count), (1 + random.below(100), 1 + random.below(9))],
                             sight,
-                            splits: 1,
+                            splits: [1, 1, 2, 5][random.below(4) as usize],
                             score: [0.1, 4.0, 50.0, 400.0][random.below(4) as usize],
                             unseen: [Unseen::Nan, Unseen::Infinite, Unseen::Large][random.below(3) as usize],
                             with_lse: random.below(4) > 0,
@@ -569,4 +610,10 @@ fn sweep(entry: &'static str, head_dims: &[u32], dtypes: &[Type]) {
 #[ignore = "takes minutes: every sight, group and fill"]
 fn many_rows_attend_rightly_in_a_wide_sweep() {
     sweep("attend_rows", &HEAD_DIMS, &HALVES);
+}
+
+#[test]
+#[ignore = "takes minutes: every sight, group and fill"]
+fn few_rows_attend_rightly_in_a_wide_sweep() {
+    sweep("attend_short", &HEAD_DIMS, &HALVES);
 }
