@@ -455,6 +455,88 @@ fn compare(case: &Case, problem: &Problem, device: &mut Device, out: Buffer, lse
     Ok(())
 }
 
+/// Adds up what a case's rows attend to, and compares it. `kernels` are attention_mass and mass_sum.
+fn mass(case: &Case, kernels: [&Kernel; 2], schedule: Schedule) -> Result<(), String> {
+    let problem = Problem::new(case);
+    let heads = case.kv_heads * case.group;
+    let module = case.module();
+    let slots = case.contexts[0].0;
+    // Every other row, backwards: those of an order that begins somewhere.
+    let chosen: Vec<usize> = (0..problem.rows.len()).rev().step_by(2).collect();
+    let order: Vec<u32> = [u32::MAX, 7].into_iter().chain(chosen.iter().map(|&row| row as u32)).collect();
+    let spans: Vec<[u32; 4]> =
+        problem.rows.iter().map(|row| [row.shared.start, row.shared.end, row.own.start, row.own.end]).collect();
+    let table: Vec<u32> = [u32::MAX].iter().chain(&problem.tables[0]).copied().collect();
+    let before: Vec<f32> = (0..slots + 3).map(|slot| slot as f32 / 16.0).collect();
+
+    let mut lse = vec![f32::NAN; problem.rows.len() * heads as usize];
+    let mut expected: Vec<f64> = before.iter().map(|&mass| f64::from(mass)).collect();
+    for &row in &chosen {
+        for head in 0..heads {
+            let scores = problem.scores(case, row, head);
+            let largest = scores.iter().map(|(_, score)| *score).fold(f64::NEG_INFINITY, f64::max);
+            let sum: f64 = scores.iter().map(|(_, score)| (score - largest).exp2()).sum();
+            lse[row * heads as usize + head as usize] = (largest + sum.log2()) as f32;
+            for (slot, score) in scores {
+                expected[slot as usize] += (score - largest).exp2() / sum;
+            }
+        }
+    }
+
+    let mut device = Device::new();
+    let partial = device.allocate("partial", (case.kv_heads * slots * 4) as usize);
+    let sums = device.upload("mass", &before);
+    let mut arguments: Vec<Argument> = vec![
+        device.upload_as(case.dtype, "queries", &problem.queries).into(),
+        device.upload("lse", &lse).into(),
+        device.upload_as(case.dtype, "k_cache", &problem.keys).into(),
+        device.upload("order", &order).into(),
+        device.upload("spans", &spans).into(),
+        device.upload("tables", &table).into(),
+        2u32.into(),
+        (chosen.len() as u32).into(),
+        1u32.into(),
+        case.kv_heads.into(),
+        case.group.into(),
+        scale_log2(case.head_dim).into(),
+        partial.into(),
+        slots.into(),
+    ];
+    if case.dtype == Type::F32 {
+        arguments.push(case.head_dim.into());
+    }
+    let [attention_mass, mass_sum] = kernels;
+    let limit = |name| constant(&module, "attention_mass", name);
+    let grid = [slots.div_ceil(BLOCK), case.kv_heads, 1];
+    device.launch(attention_mass, grid, limit("threads"), limit("shared"), &arguments, schedule)?;
+    let arguments = [partial.into(), sums.into(), case.kv_heads.into(), slots.into()];
+    let threads = constant(&module, "mass_sum", "threads");
+    device.launch(mass_sum, [slots.div_ceil(threads), 1, 1], threads, 0, &arguments, schedule)?;
+
+    let found: Vec<f32> = device.read(sums)?;
+    for (slot, (&found, expected)) in found.iter().zip(expected).enumerate() {
+        let added = expected - f64::from(before[slot]);
+        let score = 2e-6 + f64::from(case.score) * 16.0 * f64::from(f32::EPSILON);
+        let allowed = score * added + f64::from(f32::EPSILON) * 16.0 * expected;
+        let wrong = (f64::from(found) - expected).abs();
+        if wrong.is_nan() || wrong > allowed {
+            return Err(format!("slot {slot}: mass {found} instead of {expected}"));
+        }
+    }
+    Ok(())
+}
+
+fn check_mass(cases: impl IntoIterator<Item = Case>) {
+    let mut failures = Vec::new();
+    for (index, case) in cases.into_iter().enumerate() {
+        let kernels = ["attention_mass", "mass_sum"].map(|entry| kernel(&case.module(), entry));
+        if let Err(error) = mass(&case, kernels, SCHEDULES[index % SCHEDULES.len()]) {
+            failures.push(format!("{case:?}: {error}"));
+        }
+    }
+    assert!(failures.is_empty(), "{} cases failed:\n{}", failures.len(), failures.join("\n"));
+}
+
 /// All of these, each in one order of warps and copies.
 fn check(cases: impl IntoIterator<Item = Case>) {
     let mut failures = Vec::new();
@@ -571,6 +653,20 @@ fn splits_of_a_context_are_merged() {
             score: 20.0,
             ..Case::default()
         })
+    }));
+}
+
+#[test]
+fn the_mass_of_slots_is_what_rows_attend_to_them() {
+    check_mass(SIGHTS.into_iter().zip([1, 2, 3, 4, 7, 8]).map(|(sight, group)| Case {
+        sight,
+        group,
+        kv_heads: 1 + group % 3,
+        contexts: vec![(100 + 50 * group, 40)],
+        ..Case::default()
+    }));
+    check_mass(HEAD_DIMS.into_iter().flat_map(|head_dim| {
+        HALVES.map(|dtype| Case { dtype, head_dim, contexts: vec![(129, 80)], score: 100.0, ..Case::default() })
     }));
 }
 
