@@ -95,10 +95,7 @@ impl Case {
 
     fn kernels(&self) -> Kernels<'static> {
         let module = self.module();
-        Kernels {
-            attend: kernel(&module, self.entry),
-            combine: (self.splits > 1).then(|| kernel(&module, "combine")),
-        }
+        Kernels { attend: kernel(&module, self.entry), combine: (self.splits > 1).then(|| kernel(&module, "combine")) }
     }
 }
 
@@ -164,8 +161,7 @@ impl Problem {
         for index in (1..free.len()).rev() {
             free.swap(index, random.below(index as u32 + 1) as usize);
         }
-        let tables: Vec<Vec<u32>> =
-            counts.iter().map(|&count| free.split_off(free.len() - count as usize)).collect();
+        let tables: Vec<Vec<u32>> = counts.iter().map(|&count| free.split_off(free.len() - count as usize)).collect();
 
         let size = case.head_dim as usize;
         let amplitude = (case.score * 3.0 / (size as f32).sqrt()).sqrt();
@@ -345,7 +341,7 @@ fn attend(case: &Case, kernels: Kernels<'_>, schedule: Schedule) -> Result<Count
     let module = case.module();
     let limit = |name| constant(&module, case.entry, name);
     let plan = Plan::new(case, &problem, (limit("rows") / case.group).max(1) as usize);
-    let slices = if case.entry == "attend_short" { case.group.div_ceil(limit("rows")) } else { 1 };
+    let slices = case.group.div_ceil(limit("rows"));
 
     let mut device = Device::new();
     let queries = device.upload_as(case.dtype, "queries", &problem.queries);
@@ -385,8 +381,7 @@ fn attend(case: &Case, kernels: Kernels<'_>, schedule: Schedule) -> Result<Count
         arguments.push(case.head_dim.into());
     }
     let grid = [plan.items.len() as u32, case.kv_heads, slices];
-    let counts =
-        device.launch(kernels.attend, grid, limit("threads"), limit("shared"), &arguments, schedule)?;
+    let counts = device.launch(kernels.attend, grid, limit("threads"), limit("shared"), &arguments, schedule)?;
     if let Some(combine) = kernels.combine {
         let joins = device.upload("joins", &plan.joins);
         let mut arguments: Vec<Argument> = vec![
@@ -550,8 +545,7 @@ fn check(cases: impl IntoIterator<Item = Case>) {
 
 const HEAD_DIMS: [u32; 5] = [64, 80, 96, 128, 256];
 const HALVES: [Type; 2] = [Type::Bf16, Type::F16];
-const SIGHTS: [Sight; 6] =
-    [Sight::Prefill, Sight::Scattered, Sight::Whole, Sight::Packed, Sight::Window, Sight::Blind];
+const SIGHTS: [Sight; 6] = [Sight::Prefill, Sight::Scattered, Sight::Whole, Sight::Packed, Sight::Window, Sight::Blind];
 
 #[test]
 fn many_rows_attend_to_what_each_of_them_sees() {
@@ -670,6 +664,24 @@ fn the_mass_of_slots_is_what_rows_attend_to_them() {
     }));
 }
 
+#[test]
+fn exact_kernels_attend_in_any_even_head_size() {
+    let sizes = [2, 6, 20, 64, 66, 128, 130, 256];
+    check(sizes.into_iter().zip([1, 2, 3, 4, 7, 8, 17, 40]).map(|(head_dim, group)| Case {
+        dtype: Type::F32,
+        head_dim,
+        group,
+        kv_heads: 1 + group % 3,
+        entry: if group % 2 == 0 { "attend_rows" } else { "attend_short" },
+        contexts: vec![(130, 9), (64, 3)],
+        sight: SIGHTS[group as usize % SIGHTS.len()],
+        splits: 1 + group % 3,
+        unseen: [Unseen::Nan, Unseen::Infinite][group as usize % 2],
+        ..Case::default()
+    }));
+    check_mass(sizes.map(|head_dim| Case { dtype: Type::F32, head_dim, contexts: vec![(129, 41)], ..Case::default() }));
+}
+
 /// Every sight, group and fill, with all else drawn at random.
 fn sweep(entry: &'static str, head_dims: &[u32], dtypes: &[Type]) {
     let mut cases = Vec::new();
@@ -678,7 +690,9 @@ fn sweep(entry: &'static str, head_dims: &[u32], dtypes: &[Type]) {
         for &dtype in dtypes {
             for sight in SIGHTS {
                 for group in [1, 2, 3, 4, 7, 8] {
-                    for (length, count) in [(1, 1), (63, 15), (64, 16), (65, 17), (200, 63), (321, 64), (400, 65), (129, 100)] {
+                    for (length, count) in
+                        [(1, 1), (63, 15), (64, 16), (65, 17), (200, 63), (321, 64), (400, 65), (129, 100)]
+                    {
                         cases.push(Case {
                             dtype,
                             head_dim,
