@@ -6,3 +6,4 @@ mod elementwise;
 mod expand;
 mod harness;
 mod kv;
+mod select;
