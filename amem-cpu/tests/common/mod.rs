@@ -60,20 +60,21 @@ pub fn case(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../amem-cpu/tests/golden/cases").join(name)
 }
 
+/// Room for what a test needs: a device takes all of it at once.
+fn options(kv: Dtype) -> Options {
+    Options::default().kv(kv).kv_cache_bytes(64 << 20)
+}
+
 /// A model of the golden cases.
 pub fn golden<B: Backend>(case: &str, backend: B, kv: Dtype) -> Transformer<B> {
-    let mut options = Options::default();
-    options.kv = kv;
     let source = directory(&self::case(case));
-    let loaded = Transformer::with_chat(&source, backend, options, Box::new(Numbers), Sampling::default());
+    let loaded = Transformer::with_chat(&source, backend, options(kv), Box::new(Numbers), Sampling::default());
     loaded.unwrap_or_else(|error| panic!("{case}: {error}"))
 }
 
 /// The demo model, with a tokenizer of its own.
 pub fn demo<B: Backend>(backend: B, kv: Dtype) -> Transformer<B> {
-    let mut options = Options::default();
-    options.kv = kv;
-    Transformer::load(&amem_demo::files(), backend, options).unwrap()
+    Transformer::load(&amem_demo::files(), backend, options(kv)).unwrap()
 }
 
 /// A golden file's tokens and logits.

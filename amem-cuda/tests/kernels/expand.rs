@@ -19,13 +19,12 @@ struct Family {
 
 const FAMILIES: &[Family] = &[
     Family { template: "attention.ptx.j2", types: &["f16", "bf16"], head_dims: &[64, 80, 96, 128, 256] },
-const FAMILIES: &[Family] = &[
     Family { template: "attention_f32.ptx.j2", types: &[], head_dims: &[] },
+    Family { template: "distance.ptx.j2", types: &["f16", "bf16", "f32"], head_dims: &[] },
     Family { template: "elementwise.ptx.j2", types: &["f16", "bf16", "f32"], head_dims: &[] },
     Family { template: "kv.ptx.j2", types: &["f16", "bf16", "f32"], head_dims: &[] },
     Family { template: "rows.ptx.j2", types: &[], head_dims: &[] },
     Family { template: "select.ptx.j2", types: &[], head_dims: &[] },
-];
 ];
 
 /// A module, and the template and variables that it comes from.

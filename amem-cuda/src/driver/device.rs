@@ -1,0 +1,146 @@
+//! A GPU: its context, its streams, its memory and what was submitted to it.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cudarc::driver::{CudaContext, CudaStream, sys};
+use cudarc::{cublaslt, driver};
+
+use super::kernels::Modules;
+use super::matmul::Products;
+use super::memory::{Buffer, PinnedPool, Pool};
+use super::queue::Queue;
+use crate::error::{CudaError, Result};
+
+/// The oldest driver: it loads PTX 8.0.
+const OLDEST_DRIVER: i32 = 12_000;
+
+/// Major compute capability that the kernels are written for.
+const OLDEST_MAJOR: i32 = 8;
+
+/// A GPU, opened.
+pub(crate) struct Device {
+    pub(super) context: Arc<CudaContext>,
+    /// All kernels run on this.
+    pub(super) compute: Arc<CudaStream>,
+    /// Cached KV comes in on this.
+    pub(super) copies: Arc<CudaStream>,
+    /// Its multiprocessors.
+    multiprocessors: usize,
+    pub(super) pool: Mutex<Pool>,
+    pub(super) pinned: Mutex<PinnedPool>,
+    pub(super) modules: Mutex<Modules>,
+    pub(super) queue: Mutex<Queue>,
+    counters: Mutex<Counters>,
+}
+
+/// How often a backend has called its driver, since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Counters {
+    /// Kernels, products and copies that were submitted, those of graphs among them.
+    pub submitted: u64,
+    /// Launches of a graph, each of them many submissions at the price of one.
+    pub graphs: u64,
+    /// Times that the host waited for the GPU.
+    pub waits: u64,
+    /// Pieces of memory that were asked of the driver, and not found in the pool.
+    pub allocations: u64,
+}
+
+impl Device {
+    /// Opens a GPU by its number, from 0.
+    ///
+    /// # Errors
+    /// All that is missing: see [`CudaError`].
+    pub(crate) fn open(ordinal: usize) -> Result<Arc<Self>> {
+        // SAFETY: these load a shared library of the system, as any call of it would, and look at nothing else.
+        let (driver, cublas) = unsafe { (driver::sys::is_culib_present(), cublaslt::sys::is_culib_present()) };
+        if !driver {
+            return Err(CudaError::NoDriver);
+        }
+        let found = match CudaContext::device_count() {
+            Ok(found) => usize::try_from(found).unwrap_or(0),
+            Err(error) if error.0 == sys::CUresult::CUDA_ERROR_NO_DEVICE => 0,
+            Err(error) => return Err(CudaError::of("cuDeviceGetCount")(error)),
+        };
+        if ordinal >= found {
+            return Err(CudaError::NoDevice { ordinal, found });
+        }
+        let version = driver_version()?;
+        if version < OLDEST_DRIVER {
+            return Err(CudaError::OldDriver { version });
+        }
+        if !cublas {
+            return Err(CudaError::NoCublas);
+        }
+        let context = CudaContext::new(ordinal).map_err(CudaError::of("cuDevicePrimaryCtxRetain"))?;
+        // SAFETY: cudarc's tracking orders work on slices that it allocated. There are none: memory is allocated in
+        // `memory.rs`, and ordered by the rule that `driver/mod.rs` states.
+        unsafe { context.disable_event_tracking() };
+        let (major, minor) = context.compute_capability().map_err(CudaError::of("cuDeviceGetAttribute"))?;
+        if major < OLDEST_MAJOR {
+            let name = context.name().unwrap_or_else(|_| "the GPU".to_owned());
+            return Err(CudaError::OldDevice { name, major, minor });
+        }
+        let multiprocessors = context
+            .attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
+            .map_err(CudaError::of("cuDeviceGetAttribute"))?;
+        let stream = || context.new_stream().map_err(CudaError::of("cuStreamCreate"));
+        let (compute, copies) = (stream()?, stream()?);
+        Ok(Arc::new(Self {
+            multiprocessors: usize::try_from(multiprocessors).unwrap_or(1).max(1),
+            pool: Mutex::default(),
+            pinned: Mutex::default(),
+            modules: Mutex::default(),
+            queue: Mutex::new(Queue::new(Products::new()?)),
+            counters: Mutex::default(),
+            context,
+            compute,
+            copies,
+        }))
+    }
+
+    /// How many blocks of threads can run at the same time, at least.
+    pub(crate) fn multiprocessors(&self) -> usize {
+        self.multiprocessors
+    }
+
+    /// What was asked of the driver so far.
+    pub(crate) fn counters(&self) -> Counters {
+        *self.counters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn count(&self, change: impl FnOnce(&mut Counters)) {
+        change(&mut self.counters.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Makes the context current on this thread, as every call of the driver needs it.
+    pub(super) fn bind(&self) -> Result<()> {
+        self.context.bind_to_thread().map_err(CudaError::of("cuCtxSetCurrent"))
+    }
+
+    /// A buffer that holds these bytes once the compute stream gets there.
+    pub(crate) fn upload(self: &Arc<Self>, bytes: &[u8]) -> Result<Buffer> {
+        let buffer = Buffer::new(self, bytes.len())?;
+        self.write(&buffer, 0, bytes)?;
+        Ok(buffer)
+    }
+}
+
+fn driver_version() -> Result<i32> {
+    let mut version = 0;
+    // SAFETY: the library is present, and writes one i32 to where it is told.
+    unsafe { sys::cuDriverGetVersion(&raw mut version) }.result().map_err(CudaError::of("cuDriverGetVersion"))?;
+    Ok(version)
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        // Nobody is there to be told of a failure, and the driver frees all when the process ends.
+        let _ = self.wait();
+        let _ = self.trim();
+        if self.bind().is_ok() {
+            self.pinned.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! Loading PTX, and what a launch of a kernel is made of.
+
+use std::collections::HashMap;
+use std::ffi::{CStr, CString, c_void};
+use std::sync::{Arc, PoisonError};
+
+use cudarc::driver::{result, sys};
+
+use super::{Buffer, Device};
+use crate::error::{CudaError, Result};
+use crate::ptx::{self, Entry};
+
+/// A kernel that the driver has accepted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Kernel {
+    pub(super) function: Function,
+    pub(super) entry: &'static Entry,
+}
+
+impl Kernel {
+    /// Threads of a block.
+    pub(crate) fn threads(&self) -> usize {
+        self.entry.threads as usize
+    }
+
+    /// Rows of a tile, where the kernel has tiles.
+    pub(crate) fn rows(&self) -> usize {
+        self.entry.rows as usize
+    }
+}
+
+/// The driver's handle of a function. Modules are never unloaded, so it stays good as long as the context.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Function(pub(super) sys::CUfunction);
+
+// SAFETY: a handle that the driver takes from any thread.
+unsafe impl Send for Function {}
+// SAFETY: as above; there is nothing to change in it.
+unsafe impl Sync for Function {}
+
+/// The functions that were loaded, by module and name.
+#[derive(Default)]
+pub(super) struct Modules {
+    loaded: HashMap<(&'static str, &'static str), Kernel>,
+}
+
+impl Device {
+    /// A kernel of a module, which is compiled by the driver when it is first asked for.
+    ///
+    /// # Errors
+    /// [`CudaError::Refused`] with the log of the driver's compiler.
+    pub(crate) fn kernel(&self, module: &'static str, name: &'static str) -> Result<Kernel> {
+        let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kernel) = modules.loaded.get(&(module, name)) {
+            return Ok(*kernel);
+        }
+        let missing = || CudaError::Refused {
+            module: module.to_owned(),
+            code: sys::CUresult::CUDA_ERROR_NOT_FOUND,
+            log: format!("there is no kernel {name}"),
+        };
+        let text = ptx::text(module).ok_or_else(missing)?;
+        self.bind()?;
+        let handle = load(module, text)?;
+        for entry in ptx::entries(module) {
+            modules.loaded.insert((module, entry.name), function(module, handle, entry)?);
+        }
+        modules.loaded.get(&(module, name)).copied().ok_or_else(missing)
+    }
+}
+
+/// Has the driver compile a module. What it says stays readable, as it would not with cudarc's `load_module`.
+fn load(name: &str, text: &str) -> Result<sys::CUmodule> {
+    const LOG: usize = 16 << 10;
+    let source = CString::new(text).map_err(|_| CudaError::Refused {
+        module: name.to_owned(),
+        code: sys::CUresult::CUDA_ERROR_INVALID_PTX,
+        log: "the text has a zero in it".to_owned(),
+    })?;
+    let mut log = vec![0u8; LOG];
+    let mut options =
+        [sys::CUjit_option::CU_JIT_ERROR_LOG_BUFFER, sys::CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
+    // The driver takes numbers in the place of pointers.
+    let mut values = [log.as_mut_ptr().cast::<c_void>(), std::ptr::without_provenance_mut::<c_void>(LOG)];
+    let mut module = std::ptr::null_mut();
+    // SAFETY: a context is current; the text ends with a zero; there are as many values as options, and the log has the
+    // size that is stated for it. All of them outlive the call.
+    let loaded = unsafe {
+        sys::cuModuleLoadDataEx(
+            &raw mut module,
+            source.as_ptr().cast(),
+            options.len() as u32,
+            options.as_mut_ptr(),
+            values.as_mut_ptr(),
+        )
+    };
+    loaded.result().map_err(|error| CudaError::Refused {
+        module: name.to_owned(),
+        code: error.0,
+        log: CStr::from_bytes_until_nul(&log).map(|log| log.to_string_lossy().trim().to_owned()).unwrap_or_default(),
+    })?;
+    Ok(module)
+}
+
+fn function(module: &str, handle: sys::CUmodule, entry: &'static Entry) -> Result<Kernel> {
+    let refused = |code, log: &str| CudaError::Refused { module: module.to_owned(), code, log: log.to_owned() };
+    let name = CString::new(entry.name).map_err(|_| refused(sys::CUresult::CUDA_ERROR_INVALID_VALUE, "a bad name"))?;
+    // SAFETY: the module was loaded into the current context and is never unloaded.
+    let function = unsafe { result::module::get_function(handle, name) }
+        .map_err(|error| refused(error.0, &format!("it has no kernel {}", entry.name)))?;
+    // 48 KiB are free, those that a kernel has by itself included.
+    const FREE: u32 = 32 << 10;
+    if entry.shared > FREE {
+        let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        // SAFETY: the function is the current context's.
+        unsafe { result::function::set_function_attribute(function, attribute, entry.shared as i32) }.map_err(
+            |error| refused(error.0, &format!("{} needs {} bytes of shared memory", entry.name, entry.shared)),
+        )?;
+    }
+    Ok(Kernel { function: Function(function), entry })
+}
+
+/// A launch: a kernel, its grid, and its arguments in the order of its parameters.
+///
+/// Every buffer comes with the bytes that the kernel may touch of it, and is refused if it is smaller.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Launch {
+    pub(super) function: Function,
+    pub(super) grid: [u32; 3],
+    pub(super) threads: u32,
+    pub(super) shared: u32,
+    /// Each in the low bytes of a number, as the machines that CUDA runs on keep them.
+    pub(super) arguments: Vec<u64>,
+    name: &'static str,
+}
+
+impl Launch {
+    pub(crate) fn new(kernel: &Kernel, grid: [usize; 3]) -> Self {
+        let Kernel { function, entry } = *kernel;
+        let grid = grid.map(|count| u32::try_from(count).unwrap_or(u32::MAX));
+        Self { function, grid, threads: entry.threads, shared: entry.shared, arguments: Vec::new(), name: entry.name }
+    }
+
+    /// With the shared memory that the kernel needs for heads of so many numbers.
+    pub(crate) fn of_heads(mut self, kernel: &Kernel, head_dim: usize) -> Self {
+        let more = u32::try_from(head_dim).unwrap_or(u32::MAX).saturating_mul(kernel.entry.shared_per_head_dim);
+        self.shared = self.shared.saturating_add(more);
+        self
+    }
+
+    /// The next argument: a buffer, of which the kernel touches so many bytes.
+    pub(crate) fn buffer(self, buffer: &Buffer, bytes: usize) -> Result<Self> {
+        self.part(buffer, 0, bytes)
+    }
+
+    /// The next argument: so many bytes of a buffer, from an offset on.
+    pub(crate) fn part(mut self, buffer: &Buffer, offset: usize, bytes: usize) -> Result<Self> {
+        let needed = offset.saturating_add(bytes);
+        if needed > buffer.bytes() {
+            return Err(CudaError::Shape { kernel: self.name, needed, found: buffer.bytes() });
+        }
+        self.arguments.push(buffer.address() + offset as u64);
+        Ok(self)
+    }
+
+    /// The next argument: no buffer.
+    pub(crate) fn none(self) -> Self {
+        self.number(0)
+    }
+
+    /// The next argument: a count.
+    pub(crate) fn count(self, count: usize) -> Self {
+        self.number(count as u64)
+    }
+
+    /// The next argument: a real number.
+    pub(crate) fn real(self, number: f32) -> Self {
+        self.number(u64::from(number.to_bits()))
+    }
+
+    fn number(mut self, number: u64) -> Self {
+        self.arguments.push(number);
+        self
+    }
+
+    /// Submits it to the compute stream. A grid without blocks is no launch.
+    pub(crate) fn submit(self, device: &Arc<Device>) -> Result<()> {
+        if self.grid.contains(&0) {
+            return Ok(());
+        }
+        device.submit(super::queue::Command::Launch(self))
+    }
+}

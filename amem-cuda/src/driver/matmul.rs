@@ -1,0 +1,240 @@
+//! Dense products, by cuBLASLt. Its descriptors and the algorithm that its heuristic names are kept for each shape.
+
+use std::collections::HashMap;
+
+use amem_core::Dtype;
+use cudarc::cublaslt::{result, sys};
+
+use super::{Buffer, Device};
+use crate::error::{CudaError, Result};
+
+/// Memory that algorithms may use; NVIDIA's advice for Hopper.
+const WORKSPACE: usize = 32 << 20;
+
+/// `CUBLAS_OP_T`, which cudarc has in another library's bindings only.
+const TRANSPOSED: i32 = 1;
+
+/// Shapes whose algorithms are kept.
+const KEPT: usize = 4096;
+
+/// `y = x · wᵀ + bias`, of `x` `[rows][inputs]` and `w` `[outputs][inputs]`, summed in f32.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Product {
+    shape: Shape,
+    x: u64,
+    w: u64,
+    bias: u64,
+    y: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Shape {
+    rows: usize,
+    inputs: usize,
+    outputs: usize,
+    /// The type of `x` and `w`.
+    from: Dtype,
+    /// The type of `y` and the bias.
+    to: Dtype,
+    biased: bool,
+}
+
+impl Product {
+    /// A product of these buffers, of the types that are named: that of `x` and `w`, and that of the bias and `y`.
+    ///
+    /// # Errors
+    /// [`CudaError::Shape`] when one of them is too small.
+    pub(crate) fn new(
+        (rows, inputs, outputs): (usize, usize, usize),
+        (from, to): (Dtype, Dtype),
+        [x, w, y]: [&Buffer; 3],
+        bias: Option<&Buffer>,
+    ) -> Result<Self> {
+        let needs = |buffer: &Buffer, numbers: usize, dtype: Dtype| {
+            let (needed, found) = (numbers.saturating_mul(dtype.size()), buffer.bytes());
+            if needed <= found {
+                Ok(buffer.address())
+            } else {
+                Err(CudaError::Shape { kernel: "a product", needed, found })
+            }
+        };
+        Ok(Self {
+            x: needs(x, rows.saturating_mul(inputs), from)?,
+            w: needs(w, outputs.saturating_mul(inputs), from)?,
+            y: needs(y, rows.saturating_mul(outputs), to)?,
+            bias: bias.map_or(Ok(0), |bias| needs(bias, outputs, to))?,
+            shape: Shape { rows, inputs, outputs, from, to, biased: bias.is_some() },
+        })
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.shape.rows == 0
+    }
+}
+
+/// The library, and what it was found to do best.
+pub(super) struct Products {
+    handle: sys::cublasLtHandle_t,
+    /// Its address. It is taken when it is first needed, and never given back.
+    workspace: Option<u64>,
+    plans: HashMap<Shape, Plan>,
+}
+
+// SAFETY: the library's handle and descriptors may be used from any thread, one at a time. They are only reached
+// under the queue's lock.
+unsafe impl Send for Products {}
+
+/// How one shape is computed.
+struct Plan {
+    product: Descriptor,
+    /// Of `w`, `x` and `y`: the library counts columns first, so the factors change places.
+    layouts: [Layout; 3],
+    algorithm: sys::cublasLtMatmulAlgo_t,
+}
+
+struct Descriptor(sys::cublasLtMatmulDesc_t);
+struct Layout(sys::cublasLtMatrixLayout_t);
+struct Preference(sys::cublasLtMatmulPreference_t);
+
+impl Drop for Descriptor {
+    fn drop(&mut self) {
+        // SAFETY: it was created and is destroyed once. There is nobody to tell of a failure.
+        let _ = unsafe { result::destroy_matmul_desc(self.0) };
+    }
+}
+
+impl Drop for Layout {
+    fn drop(&mut self) {
+        // SAFETY: as for `Descriptor`.
+        let _ = unsafe { result::destroy_matrix_layout(self.0) };
+    }
+}
+
+impl Drop for Preference {
+    fn drop(&mut self) {
+        // SAFETY: as for `Descriptor`.
+        let _ = unsafe { result::destroy_matmul_pref(self.0) };
+    }
+}
+
+impl Drop for Products {
+    fn drop(&mut self) {
+        self.plans.clear();
+        // SAFETY: it was created and is destroyed once, after all that was made with it.
+        let _ = unsafe { result::destroy_handle(self.handle) };
+    }
+}
+
+impl Products {
+    /// The library must be present, and a context must have been made.
+    pub(super) fn new() -> Result<Self> {
+        let handle = result::create_handle().map_err(CudaError::cublas("cublasLtCreate"))?;
+        Ok(Self { handle, workspace: None, plans: HashMap::new() })
+    }
+
+    pub(super) fn execute(&mut self, device: &Device, product: &Product) -> Result<()> {
+        let workspace = match self.workspace {
+            Some(workspace) => workspace,
+            None => {
+                // SAFETY: the caller has made the context current.
+                let allocated = unsafe { cudarc::driver::result::malloc_sync(WORKSPACE) };
+                *self.workspace.insert(allocated.map_err(CudaError::of("cuMemAlloc"))?)
+            }
+        };
+        if !self.plans.contains_key(&product.shape) {
+            if self.plans.len() >= KEPT {
+                self.plans.clear();
+            }
+            self.plans.insert(product.shape, Plan::new(self.handle, &product.shape)?);
+        }
+        let Some(Plan { product: descriptor, layouts: [w, x, y], algorithm }) = self.plans.get(&product.shape) else {
+            return Ok(());
+        };
+        if product.shape.biased {
+            set(descriptor, sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &product.bias)?;
+        }
+        let (one, zero) = (1f32, 0f32);
+        let pointer = |address: u64| std::ptr::with_exposed_provenance_mut::<std::ffi::c_void>(address as usize);
+        // SAFETY: the layouts describe what `Product::new` checked the buffers for, the workspace has the size that the
+        // algorithm was chosen for, and the two factors outlive the call, which reads them.
+        unsafe {
+            result::matmul(
+                self.handle,
+                descriptor.0,
+                (&raw const one).cast(),
+                (&raw const zero).cast(),
+                pointer(product.w),
+                w.0,
+                pointer(product.x),
+                x.0,
+                pointer(product.y),
+                y.0,
+                pointer(product.y),
+                y.0,
+                algorithm,
+                pointer(workspace),
+                WORKSPACE,
+                device.compute.cu_stream().cast(),
+            )
+        }
+        .map_err(CudaError::cublas("cublasLtMatmul"))
+    }
+}
+
+impl Plan {
+    fn new(handle: sys::cublasLtHandle_t, shape: &Shape) -> Result<Self> {
+        use sys::cublasLtMatmulDescAttributes_t as Attribute;
+        let Shape { rows, inputs, outputs, from, to, biased } = *shape;
+        let real = sys::cudaDataType_t::CUDA_R_32F;
+        let product = result::create_matmul_desc(sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, real)
+            .map(Descriptor)
+            .map_err(CudaError::cublas("cublasLtMatmulDescCreate"))?;
+        set(&product, Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &TRANSPOSED)?;
+        if biased {
+            set(&product, Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS)?;
+            set(&product, Attribute::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &kind(to))?;
+        }
+        let layout = |dtype, rows: usize, columns: usize| {
+            result::create_matrix_layout(kind(dtype), rows as u64, columns as u64, rows as i64)
+                .map(Layout)
+                .map_err(CudaError::cublas("cublasLtMatrixLayoutCreate"))
+        };
+        let layouts = [layout(from, inputs, outputs)?, layout(from, inputs, rows)?, layout(to, outputs, rows)?];
+        let preference = result::create_matmul_pref()
+            .map(Preference)
+            .map_err(CudaError::cublas("cublasLtMatmulPreferenceCreate"))?;
+        let most = sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
+        // SAFETY: the preference is alive, and the attribute is a size that is read from where it is said to be.
+        unsafe {
+            result::set_matmul_pref_attribute(
+                preference.0,
+                most,
+                (&raw const WORKSPACE_BYTES).cast(),
+                size_of_val(&WORKSPACE_BYTES),
+            )
+        }
+        .map_err(CudaError::cublas("cublasLtMatmulPreferenceSetAttribute"))?;
+        let [w, x, y] = &layouts;
+        // SAFETY: everything that is named is alive.
+        let found = unsafe { result::get_matmul_algo_heuristic(handle, product.0, w.0, x.0, y.0, y.0, preference.0) }
+            .map_err(CudaError::cublas("cublasLtMatmulAlgoGetHeuristic"))?;
+        Ok(Self { product, layouts, algorithm: found.algo })
+    }
+}
+
+static WORKSPACE_BYTES: usize = WORKSPACE;
+
+fn set<T>(product: &Descriptor, attribute: sys::cublasLtMatmulDescAttributes_t, value: &T) -> Result<()> {
+    // SAFETY: the descriptor is alive, and the attribute is read from where it is said to be. Callers give each
+    // attribute a value of its type.
+    unsafe { result::set_matmul_desc_attribute(product.0, attribute, std::ptr::from_ref(value).cast(), size_of::<T>()) }
+        .map_err(CudaError::cublas("cublasLtMatmulDescSetAttribute"))
+}
+
+fn kind(dtype: Dtype) -> sys::cudaDataType_t {
+    match dtype {
+        Dtype::F16 => sys::cudaDataType_t::CUDA_R_16F,
+        Dtype::Bf16 => sys::cudaDataType_t::CUDA_R_16BF,
+        _ => sys::cudaDataType_t::CUDA_R_32F,
+    }
+}

@@ -1,0 +1,210 @@
+//! Memory of the GPU and pinned memory of the host, from pools.
+//!
+//! A pool hands out the free piece with the lowest address. So the same requests in the same order get the same
+//! addresses, whatever the order in which pieces came back: a decode step looks like the one before it, and its graph
+//! can be launched again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, PoisonError};
+
+use cudarc::driver::{result, sys};
+
+use super::Device;
+use crate::error::{CudaError, Result};
+
+/// Memory of the GPU.
+pub(crate) struct Buffer {
+    device: Arc<Device>,
+    address: u64,
+    bytes: usize,
+}
+
+impl Buffer {
+    /// So many bytes, which hold anything.
+    ///
+    /// # Errors
+    /// [`CudaError::OutOfMemory`] when the GPU has none, after what the pool kept for later was given back.
+    pub(crate) fn new(device: &Arc<Device>, bytes: usize) -> Result<Self> {
+        let address = device.allocate(size_class(bytes))?;
+        Ok(Self { device: Arc::clone(device), address, bytes })
+    }
+
+    pub(crate) fn address(&self) -> u64 {
+        self.address
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        self.device.release(self.address, size_class(self.bytes));
+    }
+}
+
+/// Pinned memory of the host: copies between it and the GPU do not wait.
+pub(crate) struct Pinned {
+    at: *mut u8,
+    class: usize,
+}
+
+// SAFETY: a `Pinned` owns the memory that it points to, as a `Box<[u8]>` does.
+unsafe impl Send for Pinned {}
+
+impl Pinned {
+    /// Its address, for copies.
+    pub(super) fn address(&self) -> u64 {
+        self.at as u64
+    }
+
+    /// Its bytes. No copy may be under way: pieces come from [`PinnedPool::take`], which gives out none that is in use.
+    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: the allocation has `class` bytes, was filled when it was made, lives as long as `self`, and is
+        // borrowed by nobody else.
+        unsafe { std::slice::from_raw_parts_mut(self.at, self.class) }
+    }
+
+    /// Its bytes, which a copy that has ended may have written.
+    pub(super) fn bytes(&self) -> &[u8] {
+        // SAFETY: as for `bytes_mut`.
+        unsafe { std::slice::from_raw_parts(self.at, self.class) }
+    }
+}
+
+/// Free pieces of the GPU's memory, by size.
+#[derive(Default)]
+pub(super) struct Pool {
+    free: BTreeMap<usize, BTreeSet<u64>>,
+}
+
+impl Pool {
+    pub(super) fn take(&mut self, class: usize) -> Option<u64> {
+        self.free.get_mut(&class)?.pop_first()
+    }
+
+    pub(super) fn put(&mut self, address: u64, class: usize) {
+        self.free.entry(class).or_default().insert(address);
+    }
+
+    /// All pieces, which are then the caller's to free.
+    pub(super) fn drain(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.free).into_values().flatten().collect()
+    }
+}
+
+/// Free pieces of pinned memory, by size and address.
+#[derive(Default)]
+pub(super) struct PinnedPool {
+    free: BTreeMap<(usize, u64), Pinned>,
+}
+
+impl PinnedPool {
+    /// A piece of at least so many bytes that no copy uses. The device's context must be current on this thread.
+    pub(super) fn take(&mut self, bytes: usize) -> Result<Pinned> {
+        let class = size_class(bytes);
+        let found = self.free.range((class, 0)..(class + 1, 0)).next().map(|(key, _)| *key);
+        if let Some(pinned) = found.and_then(|key| self.free.remove(&key)) {
+            return Ok(pinned);
+        }
+        // SAFETY: a context is current. The memory is filled below, before anything reads it.
+        let at = unsafe { result::malloc_host(class, sys::CU_MEMHOSTALLOC_PORTABLE) }
+            .map_err(CudaError::of("cuMemHostAlloc"))?
+            .cast::<u8>();
+        // SAFETY: `at` is the beginning of `class` bytes that nobody else knows of.
+        unsafe { at.write_bytes(0, class) };
+        Ok(Pinned { at, class })
+    }
+
+    /// Takes a piece back that no copy uses any more.
+    pub(super) fn put(&mut self, pinned: Pinned) {
+        self.free.insert((pinned.class, pinned.address()), pinned);
+    }
+
+    /// Frees all pieces. The device's context must be current on this thread.
+    pub(super) fn clear(&mut self) {
+        for pinned in std::mem::take(&mut self.free).into_values() {
+            // SAFETY: the piece came from `malloc_host`, is freed once, and no copy uses it. There is nobody to tell of
+            // a failure.
+            let _ = unsafe { result::free_host(pinned.at.cast()) };
+        }
+    }
+}
+
+/// What a request is rounded up to, so that requests of about the same size use the same memory: four sizes to each
+/// power of two, at least 512 bytes.
+pub(super) fn size_class(bytes: usize) -> usize {
+    const LEAST: usize = 512;
+    let bytes = bytes.max(LEAST);
+    let step = (1usize << bytes.ilog2()) / 4;
+    bytes.next_multiple_of(step.max(LEAST))
+}
+
+impl Device {
+    fn allocate(&self, class: usize) -> Result<u64> {
+        if let Some(address) = self.pool.lock().unwrap_or_else(PoisonError::into_inner).take(class) {
+            return Ok(address);
+        }
+        self.bind()?;
+        self.count(|counters| counters.allocations += 1);
+        // SAFETY: the context is current.
+        let mut allocated = unsafe { result::malloc_sync(class) };
+        if matches!(&allocated, Err(error) if error.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY) {
+            self.trim()?;
+            // SAFETY: as above.
+            allocated = unsafe { result::malloc_sync(class) };
+        }
+        allocated.map_err(|error| match error.0 {
+            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+                let (free, total) = result::mem_get_info().unwrap_or_default();
+                CudaError::OutOfMemory { bytes: class, free, total }
+            }
+            _ => CudaError::of("cuMemAlloc")(error),
+        })
+    }
+
+    fn release(&self, address: u64, class: usize) {
+        self.pool.lock().unwrap_or_else(PoisonError::into_inner).put(address, class);
+    }
+
+    /// Gives what the pool keeps back to the driver, once nothing uses it.
+    pub(crate) fn trim(&self) -> Result<()> {
+        self.wait()?;
+        for address in self.pool.lock().unwrap_or_else(PoisonError::into_inner).drain() {
+            // SAFETY: nothing that was submitted runs any more, and the pool no longer knows of the address.
+            unsafe { result::free_sync(address) }.map_err(CudaError::of("cuMemFree"))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_size_class_has_room_and_wastes_at_most_a_quarter(bytes in 1usize..1 << 40) {
+            let class = size_class(bytes);
+            prop_assert!(class >= bytes && class.is_multiple_of(512));
+            prop_assert!(class <= 512 || class - bytes <= bytes.max(2048) / 4, "{class} for {bytes}");
+            prop_assert_eq!(size_class(class), class);
+        }
+
+        #[test]
+        fn the_same_requests_get_the_same_addresses_in_whatever_order_pieces_came_back(
+            addresses in prop::collection::btree_set(1u64..1000, 1..20),
+            seed: u64,
+        ) {
+            let mut shuffled: Vec<u64> = addresses.iter().copied().collect();
+            shuffled.sort_by_key(|address| (address ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+            let mut pool = Pool::default();
+            shuffled.iter().for_each(|address| pool.put(*address, 512));
+            let taken: Vec<u64> = std::iter::from_fn(|| pool.take(512)).collect();
+            prop_assert_eq!(taken, addresses.into_iter().collect::<Vec<_>>());
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! What is submitted to the compute stream, and when.
+//!
+//! Within a short pass, a decode step above all, work is first written down. Where the host has to wait, all of it is
+//! launched at once; if the same work was launched before, as one graph ([`Graphs`]). So a decode step costs the host one
+//! launch, and the code above it knows nothing of graphs. Everything else is launched as it is submitted.
+
+use std::ffi::c_void;
+use std::sync::{Arc, PoisonError};
+
+use cudarc::driver::{result, sys};
+
+use super::graphs::Graphs;
+use super::matmul::{Product, Products};
+use super::memory::Pinned;
+use super::{Buffer, Device, Launch};
+use crate::error::{CudaError, Result};
+
+/// Pinned memory that copies may use at a time before the host waits for them.
+const IN_FLIGHT: usize = 64 << 20;
+
+/// Something to do for the compute stream. Two of them are equal if they do the same with the same memory.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Command {
+    Launch(Launch),
+    Multiply(Product),
+    /// From the host's pinned memory to the GPU.
+    Upload {
+        to: u64,
+        from: u64,
+        bytes: usize,
+    },
+    /// From the GPU to the host's pinned memory.
+    Download {
+        to: u64,
+        from: u64,
+        bytes: usize,
+    },
+    /// From the GPU to itself.
+    Copy {
+        to: u64,
+        from: u64,
+        bytes: usize,
+    },
+    /// Zeros.
+    Zero {
+        to: u64,
+        bytes: usize,
+    },
+}
+
+/// What was submitted and has not been launched, and what launches need.
+pub(super) struct Queue {
+    pub(super) products: Products,
+    graphs: Graphs,
+    /// Passes that have begun and not ended.
+    passes: usize,
+    /// Whether commands are written down.
+    recording: bool,
+    commands: Vec<Command>,
+    /// Pinned memory that copies read, until the host has waited for them.
+    in_flight: Vec<Pinned>,
+    in_flight_bytes: usize,
+}
+
+impl Queue {
+    pub(super) fn new(products: Products) -> Self {
+        Self {
+            products,
+            graphs: Graphs::default(),
+            passes: 0,
+            recording: false,
+            commands: Vec::new(),
+            in_flight: Vec::new(),
+            in_flight_bytes: 0,
+        }
+    }
+
+    /// Launches what was written down.
+    pub(super) fn flush(&mut self, device: &Device) -> Result<()> {
+        if self.commands.is_empty() {
+            return Ok(());
+        }
+        let commands = std::mem::take(&mut self.commands);
+        self.graphs.launch(device, &mut self.products, commands)
+    }
+
+    fn put(&mut self, device: &Arc<Device>, command: Command) -> Result<()> {
+        device.count(|counters| counters.submitted += 1);
+        if self.recording {
+            self.commands.push(command);
+            return Ok(());
+        }
+        device.bind()?;
+        execute(device, &mut self.products, &command)
+    }
+
+    /// Waits until the stream has done all.
+    fn wait(&mut self, device: &Device) -> Result<()> {
+        let flushed = self.flush(device);
+        device.count(|counters| counters.waits += 1);
+        device.compute.synchronize().map_err(CudaError::of("cuStreamSynchronize"))?;
+        let mut pool = device.pinned.lock().unwrap_or_else(PoisonError::into_inner);
+        self.in_flight.drain(..).for_each(|pinned| pool.put(pinned));
+        self.in_flight_bytes = 0;
+        flushed
+    }
+}
+
+impl Device {
+    pub(super) fn submit(self: &Arc<Self>, command: Command) -> Result<()> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).put(self, command)
+    }
+
+    /// Submits a product.
+    pub(crate) fn multiply(self: &Arc<Self>, product: Product) -> Result<()> {
+        if product.is_empty() { Ok(()) } else { self.submit(Command::Multiply(product)) }
+    }
+
+    /// A pass begins: what is submitted is written down until the host waits, unless [`launch_at_once`] says otherwise.
+    ///
+    /// [`launch_at_once`]: Self::launch_at_once
+    pub(crate) fn begin_pass(&self) {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.passes += 1;
+        queue.recording = true;
+    }
+
+    /// The pass is a long one: the GPU had better begin while the host submits the rest.
+    pub(crate) fn launch_at_once(&self) -> Result<()> {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.recording = false;
+        queue.flush(self)
+    }
+
+    /// A pass ends.
+    pub(crate) fn end_pass(&self) -> Result<()> {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.passes = queue.passes.saturating_sub(1);
+        queue.recording &= queue.passes > 0;
+        queue.flush(self)
+    }
+
+    /// Waits until all that was submitted to the compute stream is done.
+    pub(crate) fn wait(&self) -> Result<()> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).wait(self)
+    }
+
+    /// Writes bytes of the host into a buffer, from an offset on.
+    pub(crate) fn write(self: &Arc<Self>, buffer: &Buffer, offset: usize, bytes: &[u8]) -> Result<()> {
+        const PIECE: usize = 16 << 20;
+        check("cuMemcpyHtoD", buffer, offset, bytes.len())?;
+        for (index, piece) in bytes.chunks(PIECE).enumerate() {
+            self.bind()?;
+            let mut pinned = self.pinned.lock().unwrap_or_else(PoisonError::into_inner).take(piece.len())?;
+            pinned.bytes_mut()[..piece.len()].copy_from_slice(piece);
+            let to = buffer.address() + (offset + index * PIECE) as u64;
+            let command = Command::Upload { to, from: pinned.address(), bytes: piece.len() };
+            let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+            queue.in_flight.push(pinned);
+            queue.in_flight_bytes += piece.len();
+            queue.put(self, command)?;
+            if queue.in_flight_bytes > IN_FLIGHT {
+                queue.wait(self)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads bytes of a buffer, from an offset on. Waits for the GPU.
+    pub(crate) fn read(self: &Arc<Self>, buffer: &Buffer, offset: usize, bytes: usize) -> Result<Vec<u8>> {
+        check("cuMemcpyDtoH", buffer, offset, bytes)?;
+        if bytes == 0 {
+            return Ok(Vec::new());
+        }
+        self.bind()?;
+        let pinned = self.pinned.lock().unwrap_or_else(PoisonError::into_inner).take(bytes)?;
+        let command = Command::Download { to: pinned.address(), from: buffer.address() + offset as u64, bytes };
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        // It is not the caller's before the stream has been waited for, whatever fails.
+        let done = queue.put(self, command).and_then(|()| queue.wait(self));
+        let read = done.map(|()| pinned.bytes()[..bytes].to_vec());
+        match read {
+            Ok(_) => self.pinned.lock().unwrap_or_else(PoisonError::into_inner).put(pinned),
+            Err(_) => queue.in_flight.push(pinned),
+        }
+        read
+    }
+
+    /// Copies bytes of one buffer into another, or the same one, where they do not overlap.
+    pub(crate) fn copy(
+        self: &Arc<Self>,
+        (to, at): (&Buffer, usize),
+        (from, start): (&Buffer, usize),
+        bytes: usize,
+    ) -> Result<()> {
+        check("cuMemcpyDtoD", to, at, bytes)?;
+        check("cuMemcpyDtoD", from, start, bytes)?;
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.submit(Command::Copy { to: to.address() + at as u64, from: from.address() + start as u64, bytes })
+    }
+
+    /// Fills a buffer with zeros.
+    pub(crate) fn zero(self: &Arc<Self>, buffer: &Buffer) -> Result<()> {
+        if buffer.bytes() == 0 {
+            return Ok(());
+        }
+        self.submit(Command::Zero { to: buffer.address(), bytes: buffer.bytes() })
+    }
+}
+
+fn check(kernel: &'static str, buffer: &Buffer, offset: usize, bytes: usize) -> Result<()> {
+    let (needed, found) = (offset.saturating_add(bytes), buffer.bytes());
+    if needed <= found { Ok(()) } else { Err(CudaError::Shape { kernel, needed, found }) }
+}
+
+/// Launches one command. The device's context must be current on this thread.
+pub(super) fn execute(device: &Device, products: &mut Products, command: &Command) -> Result<()> {
+    let stream = device.compute.cu_stream();
+    match command {
+        Command::Launch(launch) => {
+            let mut arguments: Vec<*mut c_void> =
+                launch.arguments.iter().map(|argument| std::ptr::from_ref(argument).cast_mut().cast()).collect();
+            let [x, y, z] = launch.grid;
+            let (block, shared) = ((launch.threads, 1, 1), launch.shared);
+            // SAFETY: the function is the current context's, and `ptx.rs` has its number of threads and its shared
+            // memory. The arguments are as many as it has parameters, each at least as wide. Those that are addresses were
+            // checked against the kernel's needs by `Launch`, and are memory that the pool keeps allocated.
+            unsafe { result::launch_kernel(launch.function.0, (x, y, z), block, shared, stream, &mut arguments) }
+                .map_err(CudaError::of("cuLaunchKernel"))
+        }
+        Command::Multiply(product) => products.execute(device, product),
+        Command::Upload { to, from, bytes } => {
+            // SAFETY: `from` is pinned memory of at least so many bytes, which the queue keeps, unchanged, until the
+            // stream has been waited for; `to` was checked when the command was made.
+            unsafe { sys::cuMemcpyHtoDAsync_v2(*to, std::ptr::with_exposed_provenance(*from as usize), *bytes, stream) }
+                .result()
+                .map_err(CudaError::of("cuMemcpyHtoDAsync"))
+        }
+        Command::Download { to, from, bytes } => {
+            let to = std::ptr::with_exposed_provenance_mut(*to as usize);
+            // SAFETY: `to` is pinned memory of at least so many bytes, which nobody reads or frees until the stream has
+            // been waited for; `from` was checked when the command was made.
+            unsafe { sys::cuMemcpyDtoHAsync_v2(to, *from, *bytes, stream) }
+                .result()
+                .map_err(CudaError::of("cuMemcpyDtoHAsync"))
+        }
+        Command::Copy { to, from, bytes } => {
+            // SAFETY: both were checked when the command was made, and stay allocated.
+            unsafe { result::memcpy_dtod_async(*to, *from, *bytes, stream) }.map_err(CudaError::of("cuMemcpyDtoDAsync"))
+        }
+        Command::Zero { to, bytes } => {
+            // SAFETY: as above.
+            unsafe { result::memset_d8_async(*to, 0, *bytes, stream) }.map_err(CudaError::of("cuMemsetD8Async"))
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! Numbers on the GPU.
+
+use std::sync::Arc;
+
+use amem_core::transformer::WeightTensor;
+use amem_core::{Dtype, Error};
+
+use crate::driver::{Buffer, Device};
+use crate::error::Result;
+use crate::precision::Precision;
+
+/// Activations, `[rows][columns]`: in f32, or in the precision that is computed in.
+pub struct Tensor {
+    pub(crate) rows: usize,
+    pub(crate) columns: usize,
+    pub(crate) dtype: Dtype,
+    pub(crate) buffer: Buffer,
+}
+
+impl Tensor {
+    /// A tensor that holds anything.
+    pub(crate) fn new(device: &Arc<Device>, rows: usize, columns: usize, dtype: Dtype) -> Result<Self> {
+        let bytes = rows.saturating_mul(columns).saturating_mul(dtype.size());
+        Ok(Self { rows, columns, dtype, buffer: Buffer::new(device, bytes)? })
+    }
+
+    pub(crate) fn numbers(&self) -> usize {
+        self.rows * self.columns
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.numbers() * self.dtype.size()
+    }
+}
+
+/// A weight matrix `[outputs][inputs]`, in the precision that is computed in.
+pub struct Matrix {
+    pub(crate) outputs: usize,
+    pub(crate) inputs: usize,
+    pub(crate) weights: Buffer,
+    /// Whether its products are logits, which stay f32.
+    pub(crate) logits: bool,
+}
+
+/// A vector of weights: in f32 for norms, and in the precision that is computed in for biases.
+pub struct Vector {
+    pub(crate) len: usize,
+    pub(crate) exact: Buffer,
+    pub(crate) rounded: Buffer,
+}
+
+impl Vector {
+    pub(crate) fn upload(device: &Arc<Device>, precision: Precision, values: &[f32]) -> Result<Self> {
+        let mut rounded = Vec::new();
+        precision.dtype().encode(values, &mut rounded);
+        let exact = device.upload(bytemuck::cast_slice(values))?;
+        Ok(Self { len: values.len(), exact, rounded: device.upload(&rounded)? })
+    }
+}
+
+impl Matrix {
+    /// Uploads a matrix. Bytes that have the right type already go to the GPU as they lie in the file.
+    pub(crate) fn upload(
+        device: &Arc<Device>,
+        precision: Precision,
+        tensor: &WeightTensor<'_>,
+        logits: bool,
+    ) -> amem_core::Result<Self> {
+        let (outputs, inputs, from, to) = (tensor.rows, tensor.columns, tensor.dtype, precision.dtype());
+        let numbers = outputs.checked_mul(inputs).filter(|numbers| *numbers > 0);
+        let expected = numbers.and_then(|numbers| numbers.checked_mul(from.size()));
+        if expected != Some(tensor.bytes.len()) {
+            let value = format!("{} bytes for {outputs} × {inputs} numbers", tensor.bytes.len());
+            return Err(Error::BadValue { what: "weights", value, expected: "one number for each entry" });
+        }
+        if !matches!(from, Dtype::F32 | Dtype::F16 | Dtype::Bf16) {
+            return Err(Error::BadValue {
+                what: "weights",
+                value: format!("{from:?}"),
+                expected: "in F32, F16 or BF16",
+            });
+        }
+        let numbers = tensor.bytes.len() / from.size();
+        let weights = Buffer::new(device, numbers * to.size())?;
+        if from == to && cfg!(target_endian = "little") {
+            device.write(&weights, 0, tensor.bytes)?;
+        } else {
+            const PIECE: usize = 1 << 20;
+            let (mut wide, mut narrow) = (vec![0f32; PIECE], Vec::new());
+            for (index, piece) in tensor.bytes.chunks(PIECE * from.size()).enumerate() {
+                let wide = &mut wide[..piece.len() / from.size()];
+                from.decode(piece, wide);
+                narrow.clear();
+                to.encode(wide, &mut narrow);
+                device.write(&weights, index * PIECE * to.size(), &narrow)?;
+            }
+        }
+        Ok(Self { outputs, inputs, weights, logits })
+    }
+}

@@ -1,0 +1,105 @@
+//! What is missing or breaks is said by name.
+
+use amem_core::transformer::{Backend, WeightRole, WeightTensor};
+use amem_core::{Dtype, Error, KvShape};
+use amem_cuda::{CudaBackend, CudaError, CudaOptions, Precision};
+use amem_cuda_simulator::in_simulator;
+
+use crate::open;
+
+fn opened() -> Result<(), CudaError> {
+    CudaBackend::open(CudaOptions::default()).map(drop)
+}
+
+#[test]
+fn without_a_driver_there_is_no_panic_but_an_error_that_says_so() {
+    // Where there is one, this cannot be tried.
+    if std::path::Path::new("/dev/nvidiactl").exists() {
+        return;
+    }
+    let error = opened().unwrap_err();
+    assert!(matches!(error, CudaError::NoDriver), "{error}");
+    assert!(error.to_string().contains("amem-cpu"), "{error}");
+}
+
+#[test]
+fn a_machine_without_gpus_has_no_gpu_0() {
+    in_simulator("failures::a_machine_without_gpus_has_no_gpu_0", &[("AMEM_SIM_DEVICES", "0")], || {
+        assert!(matches!(opened(), Err(CudaError::NoDevice { ordinal: 0, found: 0 })));
+    });
+}
+
+#[test]
+fn a_gpu_that_is_not_there_is_named() {
+    in_simulator("failures::a_gpu_that_is_not_there_is_named", &[], || {
+        let error = CudaBackend::open(CudaOptions::default().ordinal(7)).err().unwrap();
+        assert!(matches!(error, CudaError::NoDevice { ordinal: 7, found: 1.. }), "{error}");
+    });
+}
+
+#[test]
+fn an_old_driver_is_named_with_what_is_needed() {
+    in_simulator("failures::an_old_driver_is_named_with_what_is_needed", &[("AMEM_SIM_DRIVER", "11040")], || {
+        let error = opened().unwrap_err();
+        assert!(error.to_string().contains("CUDA 11.4 and 12.0 is needed"), "{error}");
+    });
+}
+
+#[test]
+fn a_module_that_the_driver_refuses_comes_with_the_compilers_words() {
+    let settings = [("AMEM_SIM_FAIL", "cuModuleLoadDataEx:1:218")];
+    in_simulator("failures::a_module_that_the_driver_refuses_comes_with_the_compilers_words", &settings, || {
+        let gpu = open(Precision::F16);
+        let error = gpu.embed(&matrix(&gpu, 8, 8).unwrap(), &[0]).err().unwrap();
+        assert!(error.to_string().contains("elementwise_f16"), "{error}");
+    });
+}
+
+fn matrix(gpu: &CudaBackend, rows: usize, columns: usize) -> amem_core::Result<amem_cuda::Matrix> {
+    let bytes = vec![0; rows * columns * 2];
+    gpu.matrix(&WeightTensor::new(WeightRole::Embedding, Dtype::F16, rows, columns, &bytes))
+}
+
+#[test]
+fn a_gpu_without_room_is_full_and_goes_on_once_there_is_some() {
+    let settings = [("AMEM_SIM_MEMORY", "8000000")];
+    in_simulator("failures::a_gpu_without_room_is_full_and_goes_on_once_there_is_some", &settings, || {
+        let gpu = open(Precision::F16);
+        let shape = KvShape { layers: 4, kv_heads: 2, head_dim: 64 };
+        let cache = |blocks| gpu.cache(&shape, Dtype::F16, blocks);
+        let error = cache(1000).err().unwrap();
+        assert!(matches!(error, Error::Full { .. }) && error.to_string().contains("bytes"), "{error}");
+        // Half of what there is, twice: the second takes what the pool kept of the first.
+        let held = cache(30).unwrap();
+        drop(held);
+        cache(40).unwrap();
+    });
+}
+
+#[test]
+fn after_a_kernel_failed_every_call_says_that_the_gpu_is_lost() {
+    let settings = [("AMEM_SIM_FAIL", "cuStreamSynchronize:1:700")];
+    in_simulator("failures::after_a_kernel_failed_every_call_says_that_the_gpu_is_lost", &settings, || {
+        let gpu = open(Precision::F16);
+        let x = gpu.upload(8, &[1.0; 8]).unwrap();
+        let error = gpu.read(&x).unwrap_err();
+        assert!(error.to_string().contains("start it again"), "{error}");
+    });
+}
+
+#[test]
+fn arguments_that_do_not_fit_are_errors() {
+    in_simulator("failures::arguments_that_do_not_fit_are_errors", &[], || {
+        let gpu = open(Precision::Bf16);
+        let shape = KvShape { layers: 1, kv_heads: 1, head_dim: 60 };
+        let error = gpu.cache(&shape, Dtype::Bf16, 1).err().unwrap();
+        assert!(error.to_string().contains("heads of 60 numbers in bf16"), "{error}");
+        let shape = KvShape { head_dim: 64, ..shape };
+        let error = gpu.cache(&shape, Dtype::F16, 1).err().unwrap();
+        assert!(error.to_string().contains("what the backend computes in"), "{error}");
+        let x = gpu.upload(8, &[0.0; 16]).unwrap();
+        assert!(gpu.gather(&x, &[2]).is_err());
+        assert!(gpu.linear(&x, &matrix(&gpu, 8, 16).unwrap(), None).is_err());
+        assert!(gpu.embed(&matrix(&gpu, 8, 8).unwrap(), &[8]).is_err());
+    });
+}

@@ -1,0 +1,160 @@
+//! Models of random weights, of every family.
+
+use std::collections::BTreeMap;
+
+use amem_core::Sampling;
+use amem_core::transformer::{Backend, Options, Transformer};
+use amem_cpu::Cpu;
+use amem_cuda::Precision;
+use amem_cuda_simulator::in_simulator;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use safetensors::tensor::{Dtype as StoredDtype, TensorView};
+use serde_json::{Value, json};
+
+use crate::common;
+use crate::compare::compare;
+use crate::open;
+
+const VOCABULARY: usize = 128;
+
+/// What a family's configuration adds, and the tensors that it has beside Llama's.
+struct Family {
+    name: &'static str,
+    settings: Value,
+    head_dim: usize,
+    heads: usize,
+    kv_heads: usize,
+    biases: bool,
+    head_norms: bool,
+}
+
+fn families() -> [Family; 5] {
+    let llama3 = json!({
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    });
+    let yarn = json!({ "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64 });
+    let family = |name, settings, (head_dim, heads, kv_heads)| Family {
+        name,
+        settings,
+        head_dim,
+        heads,
+        kv_heads,
+        biases: name == "qwen2",
+        head_norms: name == "qwen3",
+    };
+    [
+        family("llama", json!({ "model_type": "llama", "rope_scaling": llama3 }), (64, 6, 2)),
+        family("llama with yarn", json!({ "model_type": "llama", "rope_scaling": yarn }), (80, 2, 2)),
+        family("mistral", json!({ "model_type": "mistral", "sliding_window": 23 }), (96, 4, 1)),
+        family("qwen2", json!({ "model_type": "qwen2" }), (64, 7, 1)),
+        family("qwen3", json!({ "model_type": "qwen3" }), (128, 4, 2)),
+    ]
+}
+
+impl Family {
+    fn files(&self) -> BTreeMap<String, Vec<u8>> {
+        const HIDDEN: usize = 96;
+        const INTERMEDIATE: usize = 160;
+        let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        let mut config = json!({
+            "hidden_size": HIDDEN, "num_hidden_layers": 3, "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads, "head_dim": self.head_dim, "intermediate_size": INTERMEDIATE,
+            "vocab_size": VOCABULARY, "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+            "tie_word_embeddings": false,
+        });
+        let more = self.settings.as_object().unwrap().clone();
+        config.as_object_mut().unwrap().extend(more);
+        let mut tensors: Vec<(String, Vec<usize>)> = vec![
+            ("model.embed_tokens.weight".into(), vec![VOCABULARY, HIDDEN]),
+            ("lm_head.weight".into(), vec![VOCABULARY, HIDDEN]),
+            ("model.norm.weight".into(), vec![HIDDEN]),
+        ];
+        for layer in 0..3 {
+            let mut add = |name: &str, shape: &[usize]| {
+                tensors.push((format!("model.layers.{layer}.{name}"), shape.to_vec()));
+            };
+            add("input_layernorm.weight", &[HIDDEN]);
+            add("post_attention_layernorm.weight", &[HIDDEN]);
+            for (name, outputs) in [("q", q), ("k", kv), ("v", kv)] {
+                add(&format!("self_attn.{name}_proj.weight"), &[outputs, HIDDEN]);
+                if self.biases {
+                    add(&format!("self_attn.{name}_proj.bias"), &[outputs]);
+                }
+            }
+            if self.head_norms {
+                add("self_attn.q_norm.weight", &[self.head_dim]);
+                add("self_attn.k_norm.weight", &[self.head_dim]);
+            }
+            add("self_attn.o_proj.weight", &[HIDDEN, q]);
+            add("mlp.gate_proj.weight", &[INTERMEDIATE, HIDDEN]);
+            add("mlp.up_proj.weight", &[INTERMEDIATE, HIDDEN]);
+            add("mlp.down_proj.weight", &[HIDDEN, INTERMEDIATE]);
+        }
+        let mut rng = ChaCha8Rng::seed_from_u64(self.head_dim as u64 + self.heads as u64);
+        let tensors: Vec<(String, Vec<u8>, Vec<usize>)> = tensors
+            .into_iter()
+            .map(|(name, shape)| {
+                // Norms near one, and matrices that keep the size of what they are given.
+                let inputs = *shape.last().unwrap() as f32;
+                let (middle, spread) = if shape.len() == 1 { (1.0, 0.2) } else { (0.0, (3.0 / inputs).sqrt()) };
+                let middle = if name.ends_with("bias") { 0.0 } else { middle };
+                let number = |_| middle + rng.random_range(-spread..spread);
+                let numbers: Vec<f32> = (0..shape.iter().product()).map(number).collect();
+                // Weights that every precision holds exactly, so that only arithmetic is compared.
+                let bytes = numbers.iter().flat_map(|x| ((x * 64.0).round() / 64.0).to_le_bytes()).collect();
+                (name, bytes, shape)
+            })
+            .collect();
+        let views = tensors
+            .iter()
+            .map(|(name, bytes, shape)| (name, TensorView::new(StoredDtype::F32, shape.clone(), bytes).unwrap()));
+        BTreeMap::from([
+            ("config.json".to_owned(), config.to_string().into_bytes()),
+            ("model.safetensors".to_owned(), safetensors::serialize(views, None).unwrap()),
+        ])
+    }
+
+    fn model<B: Backend>(&self, backend: B, precision: Precision) -> Transformer<B> {
+        let options = Options::default().kv(precision.dtype()).kv_cache_bytes(8 << 20);
+        let chat = Box::new(common::Numbers);
+        Transformer::with_chat(&self.files(), backend, options, chat, Sampling::default()).unwrap()
+    }
+}
+
+fn every_family(precision: Precision, tolerance: f32) {
+    for family in families() {
+        let cpu = family.model(Cpu::with_threads(2).unwrap(), precision);
+        compare(family.name, &cpu, &family.model(open(precision), precision), tolerance);
+    }
+}
+
+#[test]
+fn in_f32_every_family_gives_the_cpus_tokens() {
+    in_simulator("families::in_f32_every_family_gives_the_cpus_tokens", &[], || every_family(Precision::F32, 1e-3));
+}
+
+#[test]
+fn in_f16_every_family_gives_the_cpus_tokens() {
+    in_simulator("families::in_f16_every_family_gives_the_cpus_tokens", &[], || every_family(Precision::F16, 2e-2));
+}
+
+#[test]
+fn logits_equal_those_of_an_independent_implementation() {
+    in_simulator("families::logits_equal_those_of_an_independent_implementation", &[], || {
+        let mut checked = 0;
+        for case in std::fs::read_dir(common::case("")).unwrap() {
+            let case = case.unwrap().file_name().into_string().unwrap();
+            let (tokens, logits) = common::expected(&common::case(&case).join("golden.safetensors"));
+            let model = common::golden(&case, open(Precision::F32), Precision::F32.dtype());
+            let found = model.score(&tokens).unwrap();
+            assert_eq!(found.len(), logits.len(), "{case}");
+            let off = found.iter().zip(&logits).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            println!("{case}: {off:.1e}");
+            assert!(off <= 1e-3, "{case}: off by {off}");
+            checked += 1;
+        }
+        assert_eq!(checked, 14);
+    });
+}

@@ -1,0 +1,20 @@
+//! The backend as it is, on a simulated driver that runs its kernels on the CPU; or on a GPU, with `AMEM_CUDA_DEVICE=1`.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+#[path = "../../../amem-cpu/tests/common/mod.rs"]
+mod common;
+
+mod answers;
+mod compare;
+mod conformance;
+mod counters;
+mod failures;
+mod families;
+mod store;
+
+use amem_cuda::{CudaBackend, CudaOptions, Precision};
+
+/// The GPU that all tests compute on.
+fn open(precision: Precision) -> CudaBackend {
+    CudaBackend::open(CudaOptions::default().precision(precision)).unwrap()
+}
