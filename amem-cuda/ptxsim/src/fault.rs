@@ -10,6 +10,8 @@ pub enum FaultKind {
     Launch,
     /// Two warps touch the same shared memory with no barrier between, and one of them writes.
     SharedRace,
+    /// Two lanes of a warp touch the same shared memory with no `bar.warp.sync` between, the first to write it.
+    WarpRace,
     /// Two blocks of one launch touch the same global memory, and one of them writes.
     GlobalRace,
     /// A register is read before it is written.
@@ -51,6 +53,7 @@ impl FaultKind {
         match self {
             Self::Launch => "the launch does not fit the kernel",
             Self::SharedRace => "race in shared memory",
+            Self::WarpRace => "race within a warp in shared memory",
             Self::GlobalRace => "race between blocks in global memory",
             Self::UninitialisedRegister => "register read before it is written",
             Self::UninitialisedShared => "shared memory read before it is written",

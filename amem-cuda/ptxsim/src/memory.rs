@@ -75,10 +75,10 @@ struct Touch {
     reader: u32,
 }
 
-/// Written by atomic instructions only.
-const ATOMIC: u32 = u32::MAX;
-/// Read by several blocks.
-const SEVERAL: u32 = u32::MAX - 1;
+/// Written by atomic instructions of several blocks, or read by several blocks.
+const SEVERAL: u32 = (1 << 31) - 1;
+/// Added to a writer all of whose writes were atomic.
+const ATOMIC: u32 = 1 << 31;
 
 struct Allocation {
     address: u64,
@@ -138,6 +138,31 @@ fn set_bits(words: &mut [u64], start: usize, len: usize) {
         let bits = (64 - at % 64).min(end - at);
         words[at / 64] |= low_bits(bits) << (at % 64);
         at += bits;
+    }
+}
+
+/// A run of bits, from the lowest bit of the first word on.
+fn read_bits(words: &[u64], start: usize, len: usize) -> Vec<u64> {
+    let word = |at: usize| words.get(at).copied().unwrap_or(0);
+    let (first, shift) = (start / 64, start % 64);
+    (0..len.div_ceil(64))
+        .map(|index| match shift {
+            0 => word(first + index),
+            _ => word(first + index) >> shift | word(first + index + 1) << (64 - shift),
+        })
+        .collect()
+}
+
+fn write_bits(words: &mut [u64], start: usize, len: usize, bits: &[u64]) {
+    let mut done = 0;
+    while done < len {
+        let at = start + done;
+        // As many as lie in one word of both.
+        let count = (64 - at % 64).min(64 - done % 64).min(len - done);
+        let mask = low_bits(count) << (at % 64);
+        let value = (bits[done / 64] >> (done % 64)) << (at % 64);
+        words[at / 64] = words[at / 64] & !mask | value & mask;
+        done += count;
     }
 }
 
@@ -266,17 +291,10 @@ impl Memory {
         let (source, from) = self.find(from, len, 0)?;
         let (target, to) = self.find(to, len, source)?;
         let bytes = self.allocations[source].bytes[from..from + len].to_vec();
-        let written: Vec<bool> = (from..from + len).map(|at| self.allocations[source].written(at)).collect();
+        let written = read_bits(&self.allocations[source].written, from, len);
         let target = &mut self.allocations[target];
         target.bytes[to..to + len].copy_from_slice(&bytes);
-        for (at, written) in (to..).zip(written) {
-            let bit = 1 << (at % 64);
-            if written {
-                target.written[at / 64] |= bit;
-            } else {
-                target.written[at / 64] &= !bit;
-            }
-        }
+        write_bits(&mut target.written, to, len, &written);
         Ok(())
     }
 
@@ -423,10 +441,6 @@ enum Access {
 }
 
 impl Allocation {
-    fn written(&self, at: usize) -> bool {
-        self.written[at / 64] >> (at % 64) & 1 == 1
-    }
-
     /// Adds what the launch that ends did to this allocation.
     fn collect_accesses(&self, granule: usize, accesses: &mut Vec<GlobalAccess>) {
         let kind = |touch: &Touch| (touch.reader != 0 || touch.writer != 0).then_some(touch.writer != 0);
@@ -455,12 +469,12 @@ impl Allocation {
             false => self.touched.start.min(first)..self.touched.end.max(last + 1),
         };
         for touch in &mut self.touches[first..=last] {
-            let foreign_write = touch.writer != 0 && touch.writer != me;
+            let foreign_write = touch.writer != 0 && touch.writer & !ATOMIC != me;
             let foreign_read = touch.reader != 0 && touch.reader != me;
             let race = match access {
                 Access::Read => foreign_write,
                 Access::Write => foreign_write || foreign_read,
-                Access::Atomic => (foreign_write && touch.writer != ATOMIC) || foreign_read,
+                Access::Atomic => (foreign_write && touch.writer & ATOMIC == 0) || foreign_read,
             };
             if race {
                 return Err(race_between(&self.name, offset, *touch, access));
@@ -470,7 +484,9 @@ impl Allocation {
                 Access::Read if touch.reader != me => touch.reader = SEVERAL,
                 Access::Read => {}
                 Access::Write => touch.writer = me,
-                Access::Atomic => touch.writer = ATOMIC,
+                Access::Atomic if foreign_write => touch.writer = SEVERAL | ATOMIC,
+                Access::Atomic if touch.writer == 0 => touch.writer = me | ATOMIC,
+                Access::Atomic => {}
             }
         }
         Ok(())
@@ -479,8 +495,7 @@ impl Allocation {
 
 #[cold]
 fn race_between(name: &str, offset: usize, touch: Touch, access: Access) -> AccessError {
-    let block = |number: u32| match number {
-        ATOMIC => "other blocks (atomically)".to_owned(),
+    let block = |number: u32| match number & !ATOMIC {
         SEVERAL => "several blocks".to_owned(),
         number => format!("block number {}", number - 1),
     };

@@ -47,7 +47,7 @@ impl Machine<'_> {
             }
             demand_alignment(sources[lane], len, lane)?;
             let offset = self.shared.access(warp.number, lane, targets[lane], len, Use::Write)?;
-            self.shared.set_pending(warp.number, offset, len, true);
+            self.shared.set_pending(warp.number, lane, offset, len, true);
             if size == 0 {
                 reading &= !(1 << lane);
             }
@@ -96,7 +96,7 @@ impl Machine<'_> {
             if mask >> lane & 1 == 0 || !done || result.is_err() {
                 return true;
             }
-            self.shared.set_pending(warp.number, copy.target as usize, usize::from(copy.bytes), false);
+            self.shared.set_pending(warp.number, lane, copy.target as usize, usize::from(copy.bytes), false);
             if self.copies == Copies::Late {
                 result = self.land(copy);
             }

@@ -35,7 +35,7 @@ impl Machine<'_> {
             let mut elements = [[0u16; SIDE]; SIDE];
             for (row, elements) in elements.iter_mut().enumerate() {
                 let lane = matrix * SIDE + row;
-                let offset = self.shared.access(warp.number, lane, addresses[lane], ROW, Use::Read)?;
+                let offset = self.shared.access(warp.number, lane, addresses[lane], ROW, Use::ReadForAll)?;
                 let mut bytes = [0; ROW];
                 self.shared.load(offset, &mut bytes);
                 for (element, bytes) in elements.iter_mut().zip(bytes.chunks_exact(2)) {

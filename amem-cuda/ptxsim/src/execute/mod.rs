@@ -121,7 +121,7 @@ fn check(launch: &Launch<'_>) -> Result<(), String> {
     if x == 0 || y == 0 || z == 0 || x > i32::MAX as u32 || y > 65_535 || z > 65_535 {
         return Err(format!("a grid of {x} x {y} x {z} blocks"));
     }
-    if u64::from(x) * u64::from(y) * u64::from(z) >= 1 << 31 {
+    if u64::from(x) * u64::from(y) * u64::from(z) >= 1 << 30 {
         return Err(format!("a grid of {x} x {y} x {z} blocks takes too long to run here"));
     }
     let threads = |[x, y, z]: [u32; 3]| u64::from(x) * u64::from(y) * u64::from(z);

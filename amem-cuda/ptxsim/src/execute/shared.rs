@@ -14,15 +14,26 @@ const BANKS: usize = 32;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Use {
     Read,
+    /// A read whose data go to other lanes too.
+    ReadForAll,
     Write,
     Atomic,
+}
+
+impl Use {
+    fn reads(self) -> bool {
+        matches!(self, Self::Read | Self::ReadForAll)
+    }
 }
 
 /// What is known of a granule. Time 0 is never.
 #[derive(Clone, Copy, Default)]
 struct Granule {
     written_at: u32,
+    /// How often the writer's warp had synchronised its lanes.
+    lanes_synchronised: u32,
     writer: u8,
+    writer_lane: u8,
     atomic: bool,
     initialised: bool,
     /// The target of a copy that is in flight.
@@ -38,6 +49,8 @@ pub(super) struct Shared {
     warps: usize,
     clock: u32,
     ordered: Vec<[u32; LANES]>,
+    /// For each warp, how often it synchronised its lanes.
+    lanes_synchronised: Vec<u32>,
 }
 
 impl Shared {
@@ -51,6 +64,7 @@ impl Shared {
             warps,
             clock: 1,
             ordered: vec![[1; LANES]; warps],
+            lanes_synchronised: vec![0; warps],
         }
     }
 
@@ -59,11 +73,17 @@ impl Shared {
         self.granules.fill(Granule::default());
         self.reads.fill(0);
         self.clock = 1;
+        self.lanes_synchronised.fill(0);
         for (warp, ordered) in self.ordered.iter_mut().enumerate() {
             *ordered = [1; LANES];
             // What a warp does itself is always in order.
             ordered[warp] = u32::MAX;
         }
+    }
+
+    /// A warp's lanes see from now on what the others of them wrote.
+    pub(super) fn synchronise_lanes(&mut self, warp: usize) {
+        self.lanes_synchronised[warp] += 1;
     }
 
     /// A warp arrives at a barrier. Returns the time: all that it did before has an earlier one.
@@ -91,6 +111,7 @@ impl Shared {
             for (ordered, known) in ordered.iter_mut().zip(&known) {
                 *ordered = (*ordered).max(*known);
             }
+            self.lanes_synchronised[warp] += 1;
         }
         self.clock += 1;
     }
@@ -109,21 +130,29 @@ impl Shared {
         let first = offset / self.granule;
         let last = (offset + len - 1) / self.granule;
         let ordered = &self.ordered[warp];
+        let synchronised = self.lanes_synchronised[warp];
         for index in first..=last {
             let granule = &mut self.granules[index];
             let reads = &mut self.reads[index * self.warps..][..self.warps];
             let written_before = granule.written_at < ordered[usize::from(granule.writer) % LANES]
                 || (usage == Use::Atomic && granule.atomic);
-            let read_before = usage == Use::Read || reads.iter().zip(ordered).all(|(read, time)| read < time);
+            let read_before = usage.reads() || reads.iter().zip(ordered).all(|(read, time)| read < time);
             let readable = usage == Use::Write || granule.initialised;
-            if granule.pending || !written_before || !read_before || !readable {
+            let lanes_ordered = granule.writer as usize != warp
+                || (granule.writer_lane as usize == lane && usage != Use::ReadForAll)
+                || granule.lanes_synchronised != synchronised
+                || granule.written_at == 0
+                || (usage == Use::Atomic && granule.atomic);
+            if granule.pending || !written_before || !read_before || !readable || !lanes_ordered {
                 return Err(self.explain(warp, lane, index, usage));
             }
-            if usage == Use::Read {
+            if usage.reads() {
                 reads[warp] = self.clock;
             } else {
                 granule.written_at = self.clock;
                 granule.writer = warp as u8;
+                granule.writer_lane = lane as u8;
+                granule.lanes_synchronised = synchronised;
                 granule.atomic = usage == Use::Atomic;
                 granule.initialised = true;
             }
@@ -154,7 +183,7 @@ impl Shared {
         let granule = self.granules[index];
         let ordered = &self.ordered[warp];
         let what = match usage {
-            Use::Read => "read",
+            Use::Read | Use::ReadForAll => "read",
             Use::Write => "written",
             Use::Atomic => "changed atomically",
         };
@@ -168,11 +197,16 @@ impl Shared {
             return Violation::new(FaultKind::SharedRace, lane, detail);
         }
         let reads = &self.reads[index * self.warps..][..self.warps];
-        if usage != Use::Read
+        if !usage.reads()
             && let Some(reader) = reads.iter().zip(ordered).position(|(read, time)| read >= time)
         {
             let detail = format!("{bytes} and was read by warp {reader} with no barrier between");
             return Violation::new(FaultKind::SharedRace, lane, detail);
+        }
+        if granule.initialised {
+            let detail =
+                format!("{bytes} and was written by its lane {} with no bar.warp.sync between", granule.writer_lane);
+            return Violation::new(FaultKind::WarpRace, lane, detail);
         }
         Violation::new(FaultKind::UninitialisedShared, lane, format!("{bytes}, but was never written"))
     }
@@ -188,14 +222,17 @@ impl Shared {
         self.bytes[offset..offset + data.len()].copy_from_slice(data);
     }
 
-    /// Marks the target of a copy that begins, or has been waited for. Waiting makes the data visible to the warp that
+    /// Marks the target of a copy that begins, or has been waited for. Waiting makes the data visible to the lane that
     /// copied it, to others only a barrier behind that.
-    pub(super) fn set_pending(&mut self, warp: usize, offset: usize, len: usize, pending: bool) {
+    pub(super) fn set_pending(&mut self, warp: usize, lane: usize, offset: usize, len: usize, pending: bool) {
         let clock = self.clock;
+        let synchronised = self.lanes_synchronised[warp];
         for granule in &mut self.granules[offset / self.granule..=(offset + len - 1) / self.granule] {
             granule.pending = pending;
             granule.written_at = clock;
             granule.writer = warp as u8;
+            granule.writer_lane = lane as u8;
+            granule.lanes_synchronised = synchronised;
             granule.atomic = false;
         }
     }
@@ -205,23 +242,33 @@ impl Shared {
 pub(super) fn conflicts(addresses: &Lanes, mask: u32, bytes: usize) -> u64 {
     let lanes_at_once = (128 / bytes.max(4)).min(LANES);
     let words = bytes.div_ceil(4);
-    let mut extra = 0;
-    for group in (0..LANES).step_by(lanes_at_once) {
-        // The words of the group, those of one bank behind each other. Equal ones are read once.
-        let mut held = [[0u32; LANES]; BANKS];
-        let mut count = [0usize; BANKS];
-        for lane in (group..group + lanes_at_once).filter(|lane| mask >> lane & 1 == 1) {
-            for word in 0..words {
-                let word = (addresses[lane] / 4) as u32 + word as u32;
-                let bank = word as usize % BANKS;
-                if !held[bank][..count[bank]].contains(&word) {
-                    held[bank][count[bank]] = word;
-                    count[bank] += 1;
-                }
-            }
-        }
-        let most = count.iter().max().copied().unwrap_or(0);
-        extra += most.saturating_sub(1) as u64;
+    (0..LANES).step_by(lanes_at_once).map(|first| group_conflicts(addresses, mask, words, first, lanes_at_once)).sum()
+}
+
+/// The same of lanes that need at most 32 words together.
+fn group_conflicts(addresses: &Lanes, mask: u32, words: usize, first: usize, count: usize) -> u64 {
+    let group = || (first..first + count).filter(|lane| mask >> lane & 1 == 1);
+    let needed = |lane: usize| (addresses[lane] / 4..).take(words);
+    // Mostly every bank is asked for one word alone. Several lanes may read that one.
+    let mut held = [u64::MAX; BANKS];
+    let free = group().flat_map(needed).all(|word| {
+        let held = &mut held[word as usize % BANKS];
+        let fits = *held == word || *held == u64::MAX;
+        *held = word;
+        fits
+    });
+    if free {
+        return 0;
     }
-    extra
+    let mut all = [u64::MAX; BANKS];
+    let mut distinct = 0;
+    let mut count = [0; BANKS];
+    for word in group().flat_map(needed) {
+        if !all[..distinct].contains(&word) {
+            all[distinct] = word;
+            distinct += 1;
+            count[word as usize % BANKS] += 1;
+        }
+    }
+    count.iter().max().map_or(0, |most| most - 1)
 }

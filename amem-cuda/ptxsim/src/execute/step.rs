@@ -207,6 +207,7 @@ fn execute(machine: &mut Machine<'_>, warp: &mut Warp<'_>, mask: u32, operation:
         Operation::ActiveMask { to } => warp.write(*to, mask, &[u64::from(mask); LANES]),
         Operation::WarpBarrier { members } => {
             collective::members(warp, *members, mask)?;
+            machine.shared.synchronise_lanes(warp.number);
         }
         Operation::Trap => {
             let lane = mask.trailing_zeros() as usize;

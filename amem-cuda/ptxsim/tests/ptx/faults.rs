@@ -119,6 +119,7 @@ fn atomic_operations_of_several_warps_are_no_race_but_mixed_ones_are() {
         @%p0 st.shared.u32 [%base], %r0;
         bar.sync 0;
         red.shared.add.u32 [%base], 1;
+        bar.warp.sync -1;
         bar.sync 0; // then read
         ld.shared.u32 %r1, [%base];";
     check_without(FaultKind::SharedRace, "shared", good, "bar.sync 0; // then read");
@@ -148,6 +149,16 @@ fn blocks_of_one_launch_share_no_global_memory_that_one_of_them_writes() {
     // Atomic operations may meet each other, and nothing else.
     let good = format!("{slot} red.global.add.u32 [%in], 1;\n ld.global.u32 %r2, [%d2 + 1024];");
     check_in(setting, FaultKind::GlobalRace, "global", &good, &good.replace("[%d2 + 1024]", "[%in]"));
+    // Also when only the last block reads what it has changed itself, after others.
+    let last = "setp.eq.u32 %p0, %r0, 2;\n @%p0 ld.global.u32 %r2, [%in];";
+    let bad = format!("{slot} red.global.add.u32 [%in], 1;\n{last}");
+    check_in(
+        setting,
+        FaultKind::GlobalRace,
+        "ld.global",
+        &bad.replace("[%in], 1", "[%d2], 1").replace("[%in];", "[%d2];"),
+        &bad,
+    );
 }
 
 #[test]
@@ -229,8 +240,7 @@ fn addresses_are_multiples_of_what_is_accessed() {
         &format!("{single}{good}"),
         &format!("{single}{}", good.replace("+ 16", "+ 8")),
     );
-    let fill =
-        "setp.lt.u32 %p0, %tid, 32;\n @!%p0 bra end;\n st.shared.u32 [%tile], 1;\n st.shared.u32 [%tile + 128], 1;\n";
+    let fill = "setp.lt.u32 %p0, %tid, 32;\n @!%p0 bra end;\n st.shared.u32 [%tile], 1;\n st.shared.u32 [%tile + 128], 1;\n bar.warp.sync -1;\n";
     let rows = format!("{fill} and.b32 %r0, %tid, 7;\n mad.lo.u32 %r1, %r0, 16, %base;\n");
     let good = format!("{rows} ldmatrix.sync.aligned.m8n8.x1.shared.b16 {{%r2}}, [%r1];\n end:");
     check(FaultKind::Misaligned, "ldmatrix", &good, &good.replace("[%r1]", "[%r1 + 8]"));
@@ -270,23 +280,46 @@ fn a_copy_must_be_waited_for() {
 }
 
 #[test]
-fn waiting_for_a_copy_makes_it_visible_to_its_own_warp_only() {
-    let good = format!(
-        "{OTHER}
-        cp.async.ca.shared.global [%tile], [%src], 4;
-        cp.async.wait_all;
-        bar.sync 0;
-        ld.shared.u32 %r2, [%r1];"
-    );
-    let bad = good.replace("bar.sync 0;", "");
-    launch(&kernel(&good), &input(), SETTING).unwrap();
-    for seed in 0..8 {
-        let fault = launch(&kernel(&bad), &input(), Setting { seed, ..SETTING }).map(|_| ()).unwrap_err();
-        assert!(
-            matches!(fault.kind, FaultKind::SharedRace | FaultKind::CopyPending | FaultKind::UninitialisedShared),
-            "{fault}"
-        );
+fn waiting_for_a_copy_makes_it_visible_to_its_own_lane_only() {
+    let exchange = |other: u32, barrier: &str| {
+        format!(
+            "cp.async.ca.shared.global [%tile], [%src], 4;
+             cp.async.wait_all;
+             {barrier}
+             xor.b32 %r0, %tid, {other};
+             mad.lo.u32 %r1, %r0, 4, %base;
+             ld.shared.u32 %r2, [%r1];"
+        )
+    };
+    for (other, barrier) in [(0, ""), (1, "bar.warp.sync -1;"), (1, "bar.sync 0;"), (32, "bar.sync 0;")] {
+        launch(&kernel(&exchange(other, barrier)), &input(), SETTING).unwrap();
     }
+    check(FaultKind::WarpRace, "ld.shared", &exchange(0, ""), &exchange(1, ""));
+    for seed in 0..8 {
+        let setting = Setting { seed, ..SETTING };
+        let fault = launch(&kernel(&exchange(32, "bar.warp.sync -1;")), &input(), setting).map(|_| ()).unwrap_err();
+        // Whether the other warp is that far already depends on the order.
+        let kinds = [FaultKind::SharedRace, FaultKind::CopyPending, FaultKind::UninitialisedShared];
+        assert!(kinds.contains(&fault.kind), "{fault}");
+    }
+}
+
+#[test]
+fn lanes_of_a_warp_exchange_values_through_memory_behind_a_barrier_only() {
+    let good = "xor.b32 %r0, %tid, 1;\n mad.lo.u32 %r1, %r0, 4, %base;
+        st.shared.u32 [%tile], %tid;\n bar.warp.sync 0xffffffff;\n ld.shared.u32 %r2, [%r1];";
+    check_without(FaultKind::WarpRace, "ld.shared", good, "bar.warp.sync 0xffffffff;");
+    // A matrix is read by all lanes, whichever gave the address of a row.
+    let good = "setp.lt.u32 %p0, %tid, 8;\n @!%p0 bra filled;
+        mad.lo.u32 %r1, %tid, 16, %base;\n st.shared.v4.u32 [%r1], {%tid, %tid, %tid, %tid};\n filled:
+        setp.ge.u32 %p0, %tid, 32;\n @%p0 bra end;\n bar.warp.sync -1;
+        and.b32 %r0, %tid, 7;\n mad.lo.u32 %r1, %r0, 16, %base;
+        ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%r2}, [%r1];\n end:";
+    check_without(FaultKind::WarpRace, "ldmatrix", good, "bar.warp.sync -1;");
+    // Two lanes that write the same word.
+    let good = "st.shared.u32 [%tile], %tid;";
+    let bad = "and.b32 %r0, %tid, 62;\n mad.lo.u32 %r1, %r0, 4, %base;\n st.shared.u32 [%r1], %tid;";
+    check(FaultKind::WarpRace, "st.shared", good, bad);
 }
 
 #[test]

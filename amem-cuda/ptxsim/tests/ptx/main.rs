@@ -5,6 +5,7 @@ mod faults;
 mod harness;
 mod instructions;
 mod matrices;
+mod memory;
 mod robustness;
 mod scheduling;
 mod texts;
