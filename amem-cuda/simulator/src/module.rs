@@ -126,6 +126,17 @@ impl Machine {
         Ok(by_threads.min(by_shared).min(device::BLOCKS_PER_MULTIPROCESSOR) as i32)
     }
 
+    /// Dynamic shared memory that each of some blocks can have when they run on one multiprocessor together.
+    pub(crate) fn dynamic_shared_for(&self, handle: u64, blocks: u32, threads: u32) -> Result<usize> {
+        let kernel = self.find_function(handle)?.kernel()?;
+        if blocks == 0 || self.occupancy(handle, threads, 0)? < blocks as i32 {
+            return refuse(Status::INVALID_VALUE, format!("{blocks} blocks of {threads} threads do not fit"));
+        }
+        let each = device::SHARED_PER_MULTIPROCESSOR / blocks as usize;
+        let taken = kernel.static_shared() + device::SHARED_RESERVED;
+        Ok(each.saturating_sub(taken).min(device::SHARED_PER_BLOCK_OPT_IN - kernel.static_shared()))
+    }
+
     /// Where a launch's parameters lie in the bytes that are passed, and how many bytes that are.
     pub(crate) fn parameter_layout(&self, handle: u64) -> Result<(Vec<(usize, usize)>, usize)> {
         let kernel = self.find_function(handle)?.kernel()?;

@@ -171,7 +171,9 @@ impl Machine {
         };
         let used = |range: &crate::ffi::host::HostRange| {
             let range = range.address()..range.address() + range.len() as u64;
-            self.streams.iter().flat_map(|stream| &stream.queue).any(|op| op.work.touches_host(&range))
+            let mut queued = self.streams.iter().flat_map(|stream| &stream.queue);
+            // Nobody knows what a function of the program touches.
+            queued.any(|op| op.work.touches_host(&range) || matches!(op.work, Work::Call(_)))
         };
         if let Side::Host { range, pitch } = to
             && !used(range)

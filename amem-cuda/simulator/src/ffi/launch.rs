@@ -114,6 +114,19 @@ extern "C" fn cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(
 }
 
 #[unsafe(no_mangle)]
+extern "C" fn cuOccupancyAvailableDynamicSMemPerBlock(
+    bytes: Out<usize>,
+    function: u64,
+    blocks: i32,
+    threads: i32,
+) -> u32 {
+    call("cuOccupancyAvailableDynamicSMemPerBlock", |machine| {
+        let (blocks, threads) = (u32::try_from(blocks).unwrap_or(0), u32::try_from(threads).unwrap_or(0));
+        bytes.put(machine.dynamic_shared_for(function, blocks, threads)?)
+    })
+}
+
+#[unsafe(no_mangle)]
 extern "C" fn cuLaunchKernel(
     function: u64,
     grid_x: c_uint,
@@ -179,4 +192,21 @@ extern "C" fn cuGetProcAddress_v2(
         function.put_if_present(0);
         refuse(Status::NOT_FOUND, "look functions up with dlsym")
     })
+}
+
+/// Blocks run one after another, so that a kernel whose blocks wait for each other cannot run.
+#[unsafe(no_mangle)]
+extern "C" fn cuLaunchCooperativeKernel(
+    _function: u64,
+    _grid_x: c_uint,
+    _grid_y: c_uint,
+    _grid_z: c_uint,
+    _block_x: c_uint,
+    _block_y: c_uint,
+    _block_z: c_uint,
+    _shared: c_uint,
+    _stream: u64,
+    _parameters: Parameters,
+) -> u32 {
+    call("cuLaunchCooperativeKernel", |_| refuse(Status::NOT_SUPPORTED, "the simulator runs no cooperative kernels"))
 }
