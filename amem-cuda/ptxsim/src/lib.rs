@@ -9,11 +9,13 @@
 //! warps of one block in global memory, and the order in which tensor cores sum.
 #![forbid(unsafe_code)]
 
+mod contents;
 mod execute;
 mod fault;
 mod memory;
 mod parse;
 mod program;
+mod touches;
 
 pub use execute::{Copies, Counts, Launch, Schedule, run};
 pub use fault::{Fault, FaultKind};

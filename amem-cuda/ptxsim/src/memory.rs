@@ -1,5 +1,7 @@
 //! Global memory: allocations with gaps between them, which know which of their bytes were ever written.
 
+use crate::contents::Contents;
+use crate::touches::{Touch, Touches};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
@@ -15,9 +17,6 @@ const ALIGNMENT: u64 = 512;
 
 /// Freed allocations that are remembered, to tell a use after free from other wrong addresses.
 const REMEMBERED: usize = 4096;
-
-/// What never-written memory holds.
-const UNWRITTEN: u8 = 0xCD;
 
 /// Why an access to memory from outside of a kernel failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,13 +67,6 @@ impl fmt::Display for MemoryError {
 
 impl std::error::Error for MemoryError {}
 
-/// Which blocks of the running launch touched a run of bytes, each as its number plus one. Zero is none.
-#[derive(Clone, Copy, Default)]
-struct Touch {
-    writer: u32,
-    reader: u32,
-}
-
 /// Written by atomic instructions of several blocks, or read by several blocks.
 const SEVERAL: u32 = (1 << 31) - 1;
 /// Added to a writer all of whose writes were atomic.
@@ -83,13 +75,9 @@ const ATOMIC: u32 = 1 << 31;
 struct Allocation {
     address: u64,
     name: String,
-    bytes: Vec<u8>,
-    /// A bit for each byte: was it written?
-    written: Vec<u64>,
+    contents: Contents,
     /// Empty unless the running launch touched this allocation.
-    touches: Vec<Touch>,
-    /// Everything in `touches` that is not empty lies in here.
-    touched: Range<usize>,
+    touches: Touches,
 }
 
 /// A range of global memory that a launch read or wrote.
@@ -104,65 +92,11 @@ pub struct GlobalAccess {
 impl Allocation {
     fn offset_of(&self, address: u64, bytes: usize) -> Option<usize> {
         let offset = usize::try_from(address.checked_sub(self.address)?).ok()?;
-        (offset.checked_add(bytes)? <= self.bytes.len()).then_some(offset)
+        (offset.checked_add(bytes)? <= self.contents.len()).then_some(offset)
     }
 
-    fn mark(&mut self, offset: usize, len: usize) {
-        set_bits(&mut self.written, offset, len);
-    }
-
-    /// The first byte of a range that was never written.
-    fn first_unwritten(&self, offset: usize, len: usize) -> Option<usize> {
-        let end = offset + len;
-        let mut at = offset;
-        while at < end {
-            let bits = (64 - at % 64).min(end - at);
-            let missing = !(self.written[at / 64] >> (at % 64)) & low_bits(bits);
-            if missing != 0 {
-                return Some(at + missing.trailing_zeros() as usize);
-            }
-            at += bits;
-        }
-        None
-    }
-}
-
-fn low_bits(count: usize) -> u64 {
-    if count >= 64 { u64::MAX } else { (1 << count) - 1 }
-}
-
-fn set_bits(words: &mut [u64], start: usize, len: usize) {
-    let end = start + len;
-    let mut at = start;
-    while at < end {
-        let bits = (64 - at % 64).min(end - at);
-        words[at / 64] |= low_bits(bits) << (at % 64);
-        at += bits;
-    }
-}
-
-/// A run of bits, from the lowest bit of the first word on.
-fn read_bits(words: &[u64], start: usize, len: usize) -> Vec<u64> {
-    let word = |at: usize| words.get(at).copied().unwrap_or(0);
-    let (first, shift) = (start / 64, start % 64);
-    (0..len.div_ceil(64))
-        .map(|index| match shift {
-            0 => word(first + index),
-            _ => word(first + index) >> shift | word(first + index + 1) << (64 - shift),
-        })
-        .collect()
-}
-
-fn write_bits(words: &mut [u64], start: usize, len: usize, bits: &[u64]) {
-    let mut done = 0;
-    while done < len {
-        let at = start + done;
-        // As many as lie in one word of both.
-        let count = (64 - at % 64).min(64 - done % 64).min(len - done);
-        let mask = low_bits(count) << (at % 64);
-        let value = (bits[done / 64] >> (done % 64)) << (at % 64);
-        words[at / 64] = words[at / 64] & !mask | value & mask;
-        done += count;
+    fn unwritten(&self, offset: usize) -> MemoryError {
+        MemoryError::Uninitialised { name: self.name.clone(), offset }
     }
 }
 
@@ -194,7 +128,7 @@ struct LaunchState {
 
 impl fmt::Debug for Memory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let bytes: usize = self.allocations.iter().map(|allocation| allocation.bytes.len()).sum();
+        let bytes: usize = self.allocations.iter().map(|allocation| allocation.contents.len()).sum();
         f.debug_struct("Memory").field("allocations", &self.allocations.len()).field("bytes", &bytes).finish()
     }
 }
@@ -214,10 +148,8 @@ impl Memory {
         self.allocations.push(Allocation {
             address,
             name: name.to_owned(),
-            bytes: vec![UNWRITTEN; bytes],
-            written: vec![0; bytes.div_ceil(64)],
-            touches: Vec::new(),
-            touched: 0..0,
+            contents: Contents::new(bytes),
+            touches: Touches::default(),
         });
         address
     }
@@ -234,7 +166,7 @@ impl Memory {
             });
         };
         let allocation = self.allocations.remove(index);
-        self.freed.insert(address, (allocation.bytes.len(), allocation.name));
+        self.freed.insert(address, (allocation.contents.len(), allocation.name));
         if self.freed.len() > REMEMBERED {
             self.freed.pop_first();
         }
@@ -244,7 +176,7 @@ impl Memory {
     /// Bytes that are allocated.
     #[must_use]
     pub fn allocated_bytes(&self) -> usize {
-        self.allocations.iter().map(|allocation| allocation.bytes.len()).sum()
+        self.allocations.iter().map(|allocation| allocation.contents.len()).sum()
     }
 
     /// Writes bytes.
@@ -253,9 +185,7 @@ impl Memory {
     /// When they do not lie in one allocation.
     pub fn write(&mut self, address: u64, data: &[u8]) -> Result<(), MemoryError> {
         let (index, offset) = self.find(address, data.len(), 0)?;
-        let allocation = &mut self.allocations[index];
-        allocation.bytes[offset..offset + data.len()].copy_from_slice(data);
-        allocation.mark(offset, data.len());
+        self.allocations[index].contents.set(offset, data);
         Ok(())
     }
 
@@ -266,10 +196,10 @@ impl Memory {
     pub fn read(&self, address: u64, out: &mut [u8]) -> Result<(), MemoryError> {
         let (index, offset) = self.find(address, out.len(), 0)?;
         let allocation = &self.allocations[index];
-        if let Some(offset) = allocation.first_unwritten(offset, out.len()) {
-            return Err(MemoryError::Uninitialised { name: allocation.name.clone(), offset });
+        if let Some(at) = allocation.contents.first_unwritten(offset, out.len()) {
+            return Err(allocation.unwritten(at));
         }
-        out.copy_from_slice(&allocation.bytes[offset..offset + out.len()]);
+        allocation.contents.get(offset, out);
         Ok(())
     }
 
@@ -279,7 +209,7 @@ impl Memory {
     /// When they do not lie in one allocation.
     pub fn read_raw(&self, address: u64, out: &mut [u8]) -> Result<(), MemoryError> {
         let (index, offset) = self.find(address, out.len(), 0)?;
-        out.copy_from_slice(&self.allocations[index].bytes[offset..offset + out.len()]);
+        self.allocations[index].contents.get_raw(offset, out);
         Ok(())
     }
 
@@ -290,11 +220,8 @@ impl Memory {
     pub fn copy(&mut self, from: u64, to: u64, len: usize) -> Result<(), MemoryError> {
         let (source, from) = self.find(from, len, 0)?;
         let (target, to) = self.find(to, len, source)?;
-        let bytes = self.allocations[source].bytes[from..from + len].to_vec();
-        let written = read_bits(&self.allocations[source].written, from, len);
-        let target = &mut self.allocations[target];
-        target.bytes[to..to + len].copy_from_slice(&bytes);
-        write_bits(&mut target.written, to, len, &written);
+        let (bytes, written) = self.allocations[source].contents.get_with_state(from, len);
+        self.allocations[target].contents.set_with_state(to, &bytes, &written);
         Ok(())
     }
 
@@ -304,9 +231,7 @@ impl Memory {
     /// When they do not lie in one allocation.
     pub fn fill(&mut self, address: u64, byte: u8, len: usize) -> Result<(), MemoryError> {
         let (index, offset) = self.find(address, len, 0)?;
-        let allocation = &mut self.allocations[index];
-        allocation.bytes[offset..offset + len].fill(byte);
-        allocation.mark(offset, len);
+        self.allocations[index].contents.fill(offset, byte, len);
         Ok(())
     }
 
@@ -322,12 +247,12 @@ impl Memory {
         match allocation.offset_of(address, len) {
             Some(offset) => Ok((above - 1, offset)),
             // An address within the gap behind an allocation is an overrun of it.
-            None if address - allocation.address < allocation.bytes.len() as u64 + GAP => {
+            None if address - allocation.address < allocation.contents.len() as u64 + GAP => {
                 Err(MemoryError::OutOfBounds {
                     name: allocation.name.clone(),
                     offset: (address - allocation.address) as usize,
                     bytes: len,
-                    len: allocation.bytes.len(),
+                    len: allocation.contents.len(),
                 })
             }
             None => Err(self.missing(address)),
@@ -356,9 +281,10 @@ impl Memory {
         self.launch = LaunchState::default();
         self.accesses.clear();
         for allocation in &mut self.allocations {
-            allocation.collect_accesses(granule, &mut self.accesses);
-            allocation.touches = Vec::new();
-            allocation.touched = 0..0;
+            if !allocation.touches.is_empty() {
+                allocation.collect_accesses(granule, &mut self.accesses);
+                allocation.touches = Touches::default();
+            }
         }
     }
 
@@ -373,12 +299,11 @@ impl Memory {
     pub(crate) fn load_run(&mut self, address: u64, out: &mut [u8]) -> Result<(), AccessError> {
         let (index, offset) = self.find(address, out.len(), 0).map_err(AccessError::Memory)?;
         let allocation = &mut self.allocations[index];
-        if let Some(at) = allocation.first_unwritten(offset, out.len()) {
-            let name = allocation.name.clone();
-            return Err(AccessError::Memory(MemoryError::Uninitialised { name, offset: at }));
+        if let Some(at) = allocation.contents.first_unwritten(offset, out.len()) {
+            return Err(AccessError::Memory(allocation.unwritten(at)));
         }
         allocation.touch(offset, out.len(), &self.launch, Access::Read)?;
-        out.copy_from_slice(&allocation.bytes[offset..offset + out.len()]);
+        allocation.contents.get(offset, out);
         Ok(())
     }
 
@@ -388,14 +313,12 @@ impl Memory {
         let (index, offset) = self.find(address, out.len(), *hint).map_err(AccessError::Memory)?;
         *hint = index;
         let allocation = &mut self.allocations[index];
-        let bits = low_bits(out.len());
-        if allocation.written[offset / 64] >> (offset % 64) & bits != bits {
-            let at = allocation.first_unwritten(offset, out.len()).unwrap_or(offset);
-            let name = allocation.name.clone();
-            return Err(AccessError::Memory(MemoryError::Uninitialised { name, offset: at }));
+        if !allocation.contents.is_written(offset, out.len()) {
+            let at = allocation.contents.first_unwritten(offset, out.len()).unwrap_or(offset);
+            return Err(AccessError::Memory(allocation.unwritten(at)));
         }
         allocation.touch(offset, out.len(), &self.launch, Access::Read)?;
-        out.copy_from_slice(&allocation.bytes[offset..offset + out.len()]);
+        allocation.contents.get(offset, out);
         Ok(())
     }
 
@@ -406,8 +329,7 @@ impl Memory {
         *hint = index;
         let allocation = &mut self.allocations[index];
         allocation.touch(offset, data.len(), &self.launch, Access::Write)?;
-        allocation.bytes[offset..offset + data.len()].copy_from_slice(data);
-        allocation.written[offset / 64] |= low_bits(data.len()) << (offset % 64);
+        allocation.contents.set(offset, data);
         Ok(())
     }
 
@@ -420,15 +342,14 @@ impl Memory {
     ) -> Result<u64, AccessError> {
         let (index, offset) = self.find(address, size, 0).map_err(AccessError::Memory)?;
         let allocation = &mut self.allocations[index];
-        if let Some(at) = allocation.first_unwritten(offset, size) {
-            let name = allocation.name.clone();
-            return Err(AccessError::Memory(MemoryError::Uninitialised { name, offset: at }));
+        if let Some(at) = allocation.contents.first_unwritten(offset, size) {
+            return Err(AccessError::Memory(allocation.unwritten(at)));
         }
         allocation.touch(offset, size, &self.launch, Access::Atomic)?;
         let mut bytes = [0; 8];
-        bytes[..size].copy_from_slice(&allocation.bytes[offset..offset + size]);
+        allocation.contents.get(offset, &mut bytes[..size]);
         let old = u64::from_le_bytes(bytes);
-        allocation.bytes[offset..offset + size].copy_from_slice(&change(old).to_le_bytes()[..size]);
+        allocation.contents.set(offset, &change(old).to_le_bytes()[..size]);
         Ok(old)
     }
 }
@@ -443,32 +364,20 @@ enum Access {
 impl Allocation {
     /// Adds what the launch that ends did to this allocation.
     fn collect_accesses(&self, granule: usize, accesses: &mut Vec<GlobalAccess>) {
-        let kind = |touch: &Touch| (touch.reader != 0 || touch.writer != 0).then_some(touch.writer != 0);
-        let mut at = self.touched.start;
-        for run in self.touches[self.touched.clone()].chunk_by(|a, b| kind(a) == kind(b)) {
-            let start = at * granule;
-            at += run.len();
-            let end = (at * granule).min(self.bytes.len());
-            if let Some(written) = run.first().and_then(kind) {
-                let range = self.address + start as u64..self.address + end as u64;
-                accesses.push(GlobalAccess { range, written });
-            }
-        }
+        let address = |run: usize| self.address + (run * granule).min(self.contents.len()) as u64;
+        let runs = self.touches.collect().into_iter();
+        accesses.extend(
+            runs.map(|(runs, written)| GlobalAccess { range: address(runs.start)..address(runs.end), written }),
+        );
     }
 
     /// Notes which block touches a range, and finds what another block did to it.
     fn touch(&mut self, offset: usize, len: usize, launch: &LaunchState, access: Access) -> Result<(), AccessError> {
-        if self.touches.is_empty() {
-            self.touches = vec![Touch::default(); self.bytes.len().div_ceil(launch.granule)];
-        }
         let me = launch.block;
-        let first = offset / launch.granule;
-        let last = (offset + len - 1) / launch.granule;
-        self.touched = match self.touched.is_empty() {
-            true => first..last + 1,
-            false => self.touched.start.min(first)..self.touched.end.max(last + 1),
-        };
-        for touch in &mut self.touches[first..=last] {
+        let runs = offset / launch.granule..(offset + len - 1) / launch.granule + 1;
+        let count = self.contents.len().div_ceil(launch.granule);
+        let name = &self.name;
+        self.touches.visit(runs, count, |touch| {
             let foreign_write = touch.writer != 0 && touch.writer & !ATOMIC != me;
             let foreign_read = touch.reader != 0 && touch.reader != me;
             let race = match access {
@@ -477,7 +386,7 @@ impl Allocation {
                 Access::Atomic => (foreign_write && touch.writer & ATOMIC == 0) || foreign_read,
             };
             if race {
-                return Err(race_between(&self.name, offset, *touch, access));
+                return Err(race_between(name, offset, *touch, access));
             }
             match access {
                 Access::Read if touch.reader == 0 => touch.reader = me,
@@ -488,8 +397,8 @@ impl Allocation {
                 Access::Atomic if touch.writer == 0 => touch.writer = me | ATOMIC,
                 Access::Atomic => {}
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 }
 
