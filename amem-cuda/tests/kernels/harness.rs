@@ -35,7 +35,7 @@ pub(crate) fn text(module: &str) -> String {
 pub(crate) fn module(name: &str) -> &'static Module {
     static MODULES: OnceLock<Mutex<HashMap<String, &'static Module>>> = OnceLock::new();
     let mut modules = MODULES.get_or_init(|| Mutex::new(HashMap::new())).lock().unwrap_or_else(PoisonError::into_inner);
-    *modules.entry(name.to_owned()).or_insert_with(|| {
+    modules.entry(name.to_owned()).or_insert_with(|| {
         let module = Module::parse(&text(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
         Box::leak(Box::new(module))
     })
