@@ -133,6 +133,7 @@ impl Problem {
         let mut rows = Vec::new();
         for (context, &(length, count)) in case.contexts.iter().enumerate() {
             let shared_end = random.below(length);
+            let shared_begin = random.below(shared_end + 1) / 2;
             for index in 0..count {
                 let any = random.below(length);
                 let slot = if case.sight == Sight::Prefill { length - count + index } else { any };
@@ -141,7 +142,7 @@ impl Problem {
                     Sight::Whole => (0..0, 0..length),
                     Sight::Packed => {
                         let begin = shared_end + random.below(length - shared_end);
-                        (0..shared_end, begin..begin + 1 + random.below(length - begin))
+                        (shared_begin..shared_end, begin..begin + 1 + random.below(length - begin))
                     }
                     Sight::Window => (0..slot.min(3), slot.saturating_sub(70).max(3).min(slot)..slot + 1),
                     Sight::Blind if index % 3 == 0 => (slot..slot, 5..5),
@@ -164,7 +165,8 @@ impl Problem {
         let tables: Vec<Vec<u32>> = counts.iter().map(|&count| free.split_off(free.len() - count as usize)).collect();
 
         let size = case.head_dim as usize;
-        let amplitude = (case.score * 3.0 / (size as f32).sqrt()).sqrt();
+        // The variance of a product of two such numbers is amplitude⁴/9: that of a scaled score is (score/3)².
+        let amplitude = case.score.sqrt();
         let mut numbers = |count: usize, amplitude: f32| -> Vec<f32> {
             (0..count).map(|_| case.dtype.round(random.unit() * amplitude)).collect()
         };
@@ -404,6 +406,12 @@ fn attend(case: &Case, kernels: Kernels<'_>, schedule: Schedule) -> Result<Count
     Ok(counts)
 }
 
+/// How far a score may be off, for sums in f32: by the sum of the terms' magnitudes times a few roundings.
+fn score_error(case: &Case) -> f64 {
+    let terms = f64::from(case.head_dim).sqrt() * f64::from(case.score) / 4.0;
+    1e-6 + 4.0 * terms * f64::from(f32::EPSILON)
+}
+
 /// Compares all of the output.
 fn compare(case: &Case, problem: &Problem, device: &mut Device, out: Buffer, lse: Buffer) -> Result<(), String> {
     let heads = case.kv_heads * case.group;
@@ -422,7 +430,7 @@ fn compare(case: &Case, problem: &Problem, device: &mut Device, out: Buffer, lse
     let lse: Vec<f32> = bytemuck::pod_collect_to_vec(&lse_bytes);
     // A score is a sum of products in f32, and the weights of 16-bit types are rounded to that type.
     let rounding = case.dtype.rounding();
-    let score = 1e-6 + f64::from(case.score) * 8.0 * f64::from(f32::EPSILON);
+    let score = score_error(case);
     for row in 0..problem.rows.len() {
         for head in 0..heads {
             let vector = row * heads as usize + head as usize;
@@ -511,8 +519,7 @@ fn mass(case: &Case, kernels: [&Kernel; 2], schedule: Schedule) -> Result<(), St
     let found: Vec<f32> = device.read(sums)?;
     for (slot, (&found, expected)) in found.iter().zip(expected).enumerate() {
         let added = expected - f64::from(before[slot]);
-        let score = 2e-6 + f64::from(case.score) * 16.0 * f64::from(f32::EPSILON);
-        let allowed = score * added + f64::from(f32::EPSILON) * 16.0 * expected;
+        let allowed = 2.0 * score_error(case) * added + f64::from(f32::EPSILON) * 16.0 * expected;
         let wrong = (f64::from(found) - expected).abs();
         if wrong.is_nan() || wrong > allowed {
             return Err(format!("slot {slot}: mass {found} instead of {expected}"));
@@ -726,4 +733,80 @@ fn many_rows_attend_rightly_in_a_wide_sweep() {
 #[ignore = "takes minutes: every sight, group and fill"]
 fn few_rows_attend_rightly_in_a_wide_sweep() {
     sweep("attend_short", &HEAD_DIMS, &HALVES);
+}
+
+/// Small cases that between them need every instruction of a kernel of one module, as far as deleting it can be noticed.
+fn probes(dtype: Type, head_dim: u32, entry: &'static str) -> Vec<Case> {
+    let case = Case { dtype, head_dim, entry, kv_heads: 3, ..Case::default() };
+    let rows = if entry == "attend_rows" { 60 } else { 9 };
+    vec![
+        Case { sight: Sight::Prefill, contexts: vec![(333, rows), (70, 1)], ..case.clone() },
+        Case { sight: Sight::Packed, contexts: vec![(433, rows)], splits: 2, unseen: Unseen::Infinite, ..case.clone() },
+        Case { sight: Sight::Blind, contexts: vec![(65, rows)], group: 7, with_lse: false, ..case.clone() },
+        Case { sight: Sight::Prefill, contexts: vec![(300, rows)], group: 1, score: 400.0, ..case.clone() },
+        Case { sight: Sight::Window, contexts: vec![(400, rows)], score: 400.0, splits: 3, ..case.clone() },
+        Case { group: 17, contexts: vec![(70, 3)], ..case.clone() },
+        Case { sight: Sight::Whole, contexts: vec![(40 * BLOCK, 1)], splits: 39, unseen: Unseen::Infinite, ..case },
+    ]
+}
+
+/// A kernel, and what finds out whether a version of it is right.
+type Subject = (&'static Kernel, Box<dyn Fn(&Kernel) -> Result<(), String>>);
+
+/// The kernels of one module with their probes.
+fn subjects(dtype: Type, head_dim: u32) -> Vec<Subject> {
+    let module = Case { dtype, head_dim, ..Case::default() }.module();
+    let get = |entry| kernel(&module, entry);
+    let mut subjects: Vec<Subject> = Vec::new();
+    for entry in ["attend_rows", "attend_short"] {
+        subjects.push((
+            get(entry),
+            Box::new(move |attend| {
+                let cases = probes(dtype, head_dim, entry);
+                cases.iter().zip(SCHEDULES.iter().cycle()).try_for_each(|(case, &schedule)| {
+                    self::attend(case, Kernels { attend, ..case.kernels() }, schedule).map(drop)
+                })
+            }),
+        ));
+    }
+    subjects.push((
+        get("combine"),
+        Box::new(move |combine| {
+            probes(dtype, head_dim, "attend_short").iter().filter(|case| case.splits > 1).try_for_each(|case| {
+                attend(case, Kernels { combine: Some(combine), ..case.kernels() }, SCHEDULES[0]).map(drop)
+            })
+        }),
+    ));
+    for (index, entry) in ["attention_mass", "mass_sum"].into_iter().enumerate() {
+        let kernels = ["attention_mass", "mass_sum"].map(get);
+        subjects.push((
+            get(entry),
+            Box::new(move |kernel| {
+                let mut kernels: [&Kernel; 2] = kernels;
+                kernels[index] = kernel;
+                let mut cases = probes(dtype, head_dim, "attend_rows");
+                cases.truncate(5);
+                cases.iter_mut().for_each(|case| case.contexts = vec![(case.contexts[0].0, 120)]);
+                cases
+                    .iter()
+                    .zip(SCHEDULES.iter().cycle())
+                    .try_for_each(|(case, &schedule)| mass(case, kernels, schedule))
+            }),
+        ));
+    }
+    subjects
+}
+
+#[test]
+#[ignore = "takes minutes: runs a module's kernels once for each of their instructions"]
+fn a_kernel_that_lacks_an_instruction_is_found_out() {
+    for (kernel, probe) in subjects(Type::Bf16, 64) {
+        probe(kernel).unwrap();
+        let kept: Vec<usize> =
+            (0..kernel.instructions()).filter(|&index| probe(&kernel.without(index)).is_ok()).collect();
+        println!("{}: {} of {} can be deleted", kernel.name(), kept.len(), kernel.instructions());
+        for index in kept {
+            println!("  {}", kernel.instruction_text(index));
+        }
+    }
 }
