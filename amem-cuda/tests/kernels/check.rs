@@ -7,11 +7,17 @@ use super::harness::{SCHEDULES, Type, kernel};
 
 pub(crate) const TYPES: [Type; 3] = [Type::F16, Type::Bf16, Type::F32];
 
-/// A kernel and a check of it: the check fails if the kernel does not do what it should.
+/// Fails if the kernel does not do what it should, in this schedule.
+pub(crate) type Check = dyn Fn(&Kernel, Schedule) -> Result<(), String>;
+
+/// The same in all schedules.
+type CheckAll = dyn Fn(&Kernel) -> Result<(), String>;
+
+/// A kernel and a check of it.
 pub(crate) struct Case {
     pub(crate) module: String,
     pub(crate) entry: String,
-    pub(crate) check: Box<dyn Fn(&Kernel) -> Result<(), String>>,
+    pub(crate) check: Box<CheckAll>,
 }
 
 impl Case {

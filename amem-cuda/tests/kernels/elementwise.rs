@@ -3,7 +3,7 @@
 use amem_core::{f32_to_bf16, f32_to_f16};
 use amem_ptxsim::{Counts, Kernel, Schedule};
 
-use super::check::{Case, TYPES, angles, at_floor, cut, hold, near, relative, rounded, same, slack, turned};
+use super::check::{Case, Check, TYPES, angles, at_floor, cut, hold, near, relative, rounded, same, slack, turned};
 use super::harness::{Argument, Buffer, Device, Random, SCHEDULES, Type, kernel};
 
 fn embed(kernel: &Kernel, schedule: Schedule, dtype: Type, columns: usize) -> Result<Counts, String> {
@@ -266,9 +266,7 @@ const COUNTS: [usize; 6] = [1, 3, 7, 257, 1024, 4103];
 pub(crate) fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     for t in TYPES {
-        let of = |entry: &str, check: Box<dyn Fn(&Kernel, Schedule) -> Result<(), String>>| {
-            Case::of("elementwise", t, entry, check)
-        };
+        let of = |entry: &str, check: Box<Check>| Case::of("elementwise", t, entry, check);
         for columns in [8, 40, 1032] {
             all.push(of("embed", Box::new(move |k, s| embed(k, s, t, columns).map(drop))));
         }

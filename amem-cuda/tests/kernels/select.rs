@@ -2,7 +2,7 @@
 
 use amem_ptxsim::{Counts, Kernel, Schedule};
 
-use super::check::{Case, at_floor, hold, same};
+use super::check::{Case, Check, at_floor, hold, same};
 use super::harness::{Argument, Device, NULL, Random, SCHEDULES, kernel};
 
 const INFINITY: f32 = f32::INFINITY;
@@ -45,6 +45,25 @@ fn rows_with_ties(columns: usize) -> Vec<f32> {
 /// Rows of so many columns that have their largest number at each place there is.
 fn rows_with_each_place(columns: usize) -> Vec<f32> {
     (0..columns).flat_map(|place| (0..columns).map(move |at| if at == place { -1.0 } else { -2.0 })).collect()
+}
+
+/// Rows of 20,000 columns, whose largest number each of a thread's numbers is in turn.
+fn rows_for_each_number_of_a_thread() -> Vec<f32> {
+    let mut random = Random::new(16);
+    let mut rows = random.units(16 * 20_000);
+    for (number, row) in rows.chunks_mut(20_000).enumerate() {
+        // Threads have fours that are 4,096 apart, and take the first one of the row and the others of the later ones.
+        let four = 4096 * (number / 4) + 4 * random.below(if number < 12 { 1024 } else { 700 }) as usize;
+        row[four + number % 4] = 1.5;
+        row[19_999] = if number % 2 == 0 { 1.5 } else { 1.25 };
+    }
+    rows
+}
+
+/// Rows of numbers that are the same from a place on: in other lanes, and in other warps.
+fn rows_of_equals() -> Vec<f32> {
+    let places = (0..10).map(|power| 4usize << power);
+    places.flat_map(|place| (0..4096).map(move |at| if at < place { -1.0 } else { 1.0 })).collect()
 }
 
 /// Rows of seven in which the largest number is hard to tell.
@@ -146,13 +165,15 @@ fn weights(count: usize, kind: usize) -> Vec<f32> {
 
 pub(crate) fn cases() -> Vec<Case> {
     let mut all = Vec::new();
-    let mut of = |entry: &str, check: Box<dyn Fn(&Kernel, Schedule) -> Result<(), String>>| {
+    let mut of = |entry: &str, check: Box<Check>| {
         all.push(Case::new("select", entry, check));
     };
-    for columns in [1, 2, 5, 1027, 4096, 16_390, 24_001] {
+    for columns in [1, 2, 5, 1027, 4096, 12_001, 16_390, 24_001] {
         of("argmax", Box::new(move |k, s| argmax(k, s, &rows_with_ties(columns), columns).map(drop)));
     }
     of("argmax", Box::new(move |k, s| argmax(k, s, &rows_with_each_place(23), 23).map(drop)));
+    of("argmax", Box::new(move |k, s| argmax(k, s, &rows_for_each_number_of_a_thread(), 20_000).map(drop)));
+    of("argmax", Box::new(move |k, s| argmax(k, s, &rows_of_equals(), 4096).map(drop)));
     of("argmax", Box::new(move |k, s| argmax(k, s, &odd_rows(), 7).map(drop)));
     of("argmax", Box::new(move |k, s| argmax(k, s, &rows_of_nothing(5001), 5001).map(drop)));
     for size in [(1, 1), (7, 2), (257, 100), (1500, 700), (9, 0)] {
@@ -181,6 +202,18 @@ pub(crate) fn cases() -> Vec<Case> {
         (5, 0, 5),
     ] {
         of("top_k", Box::new(move |kernel, s| top_k(kernel, s, &weights(count, kind), k).map(drop)));
+    }
+    // With each number of weights there is, or many of them: then each byte of the last one chosen takes many values, and
+    // the last weights of all are among the first that are left out.
+    for (kind, count, step) in [(0, 7, 1), (0, 11, 1), (1, 260, 3), (2, 1203, 29)] {
+        of(
+            "top_k",
+            Box::new(move |kernel, s| {
+                let (weights, first) = (weights(count, kind), s.seed == SCHEDULES[0].seed);
+                let mut counts = (1..=if first { count } else { 1 }).step_by(step);
+                counts.try_for_each(|k| top_k(kernel, s, &weights, k).map(drop))
+            }),
+        );
     }
     all
 }
