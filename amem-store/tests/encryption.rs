@@ -14,7 +14,9 @@ use amem_core::{
     ChunkId, Error, Filter, Fingerprint, KvChunk, KvStore, Ledger, Listing, MetaValue, Metadata, Namespace, NewRecord,
     OwnerId, PrefixId, Query, RamLedger, RamStore, Revision, Timestamp, UsageEvent,
 };
-use amem_store::encryption::{EncryptedLedger, EncryptedStore, EncryptionError, Holder, Key, KeyDir, Keys, MasterKey};
+use amem_store::encryption::{
+    EncryptedLedger, EncryptedStore, EncryptionError, Holder, Key, KeyDir, Keys, MasterKey, refuse_encrypted,
+};
 use amem_store::{SegmentStore, SqliteLedger};
 use common::{assert_same, chunk, files_contain, measured};
 use futures_lite::future::block_on;
@@ -208,7 +210,8 @@ fn a_deletion_that_was_interrupted_is_finished() {
     let dir = tempfile::tempdir().unwrap();
     let keys = key_dir(&dir.path().join("keys"));
     block_on(async {
-        let sqlite = SqliteLedger::open(dir.path().join("ledger")).unwrap();
+        let path = dir.path().join("ledger");
+        let sqlite = SqliteLedger::open(&path).unwrap();
         let ledger = encrypted(sqlite.clone(), &keys);
         // What is left when a process ends right after it destroyed the key.
         let interrupted = async |namespace: &Namespace| {
@@ -226,6 +229,8 @@ fn a_deletion_that_was_interrupted_is_finished() {
         ledger.add(&kept, &["kept".into()], T0).await.unwrap();
         let before = interrupted(&ours()).await;
         assert!(texts(&ledger, &ours()).is_empty(), "without its key it is empty");
+        let reader = encrypted(SqliteLedger::open_read_only(&path).unwrap(), &keys);
+        assert_eq!(texts(&reader, &kept), ["kept"], "who cannot finish a deletion reads what is left");
         assert_eq!(ledger.namespaces().await.unwrap(), std::slice::from_ref(&kept));
         assert_eq!(sqlite.namespaces().await.unwrap().len(), 3);
         let opened = encrypted(sqlite.clone(), &keys);
@@ -375,9 +380,15 @@ fn a_ledger_opens_with_its_own_keys_only() {
     let opened = block_on(EncryptedLedger::open(sqlite.clone(), Arc::new(others.clone())));
     let Err(Error::Ledger(error)) = opened.map(drop) else { panic!("it opens with other keys") };
     assert!(matches!(error.downcast_ref(), Some(EncryptionError::OtherKeys)), "{error}");
-    assert_eq!(texts(&encrypted(sqlite, &keys), &ours()), ["text"], "and nothing is lost by trying");
+    assert_eq!(texts(&encrypted(sqlite.clone(), &keys), &ours()), ["text"], "and nothing is lost by trying");
+    let Err(Error::Ledger(error)) = block_on(refuse_encrypted(&sqlite)) else { panic!("it opens without keys") };
+    assert!(matches!(error.downcast_ref(), Some(EncryptionError::Encrypted)), "{error}");
     let plain = RamLedger::new();
+    block_on(refuse_encrypted(&plain)).unwrap();
     block_on(plain.add(&ours(), &["text".into()], T0)).unwrap();
+    // Whoever asks a server may call a namespace what it wants.
+    block_on(plain.add(&Namespace::new(format!("n{}", "0".repeat(64))).unwrap(), &["text".into()], T0)).unwrap();
+    block_on(refuse_encrypted(&plain)).unwrap();
     let Err(Error::Ledger(error)) = block_on(EncryptedLedger::open(plain, Arc::new(others))).map(drop) else {
         panic!("it opens a ledger that is not encrypted")
     };
@@ -547,5 +558,6 @@ fn a_master_key_is_read_from_a_file_that_nobody_else_may_read() {
         let refused = MasterKey::from_file(&path);
         assert!(matches!(&refused, Err(amem_store::Error::BadMasterKey { .. })), "{bad:?}: {refused:?}");
     }
-    assert!(matches!(MasterKey::from_file(dir.path().join("none")), Err(amem_store::Error::Io { .. })));
+    let missing = MasterKey::from_file(dir.path().join("none"));
+    assert!(matches!(missing, Err(amem_store::Error::BadMasterKey { .. })), "{missing:?}");
 }

@@ -56,7 +56,10 @@ impl MasterKey {
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let bad = |reason: &str| Error::BadMasterKey { path: path.to_owned(), reason: reason.to_owned() };
-        let file = File::open(path).map_err(Error::io("open the master key", path))?;
+        let file = File::open(path).map_err(|error| match error.kind() {
+            ErrorKind::NotFound => bad("it is not there; for new keys, make one (openssl rand -hex 32, chmod 600)"),
+            _ => Error::io("open the master key", path)(error),
+        })?;
         let mode = file.metadata().map_err(Error::io("read", path))?.permissions().mode();
         if mode & 0o077 != 0 {
             return Err(bad("others than its owner may use it (chmod 600)"));

@@ -140,6 +140,20 @@ fn is_name(name: &Namespace, kind: char) -> bool {
     digits.is_some_and(|digits| digits.len() == 64 && digits.bytes().all(|digit| digit.is_ascii_hexdigit()))
 }
 
+/// Refuses a ledger that is to be opened without keys, and that is encrypted: what would be added to it would stand there in
+/// clear, and whoever has the keys could not open it any more.
+///
+/// # Errors
+/// [`Error::Ledger`] with [`EncryptionError::Encrypted`] when all that it has is encrypted, or when it fails.
+pub async fn refuse_encrypted(ledger: &dyn Ledger) -> Result<()> {
+    let names = ledger.namespaces().await?;
+    // All of them: whoever asks a server may choose the name of one.
+    match !names.is_empty() && names.iter().all(|name| is_name(name, 'n') || is_name(name, 'd')) {
+        true => Err(Error::Ledger(EncryptionError::Encrypted.into())),
+        false => Ok(()),
+    }
+}
+
 impl<L: Ledger> EncryptedLedger<L> {
     /// Encrypts what `inner` keeps, with these keys, and finishes deletions that a process which ended had begun.
     ///
@@ -154,7 +168,11 @@ impl<L: Ledger> EncryptedLedger<L> {
         }
         let known = ledger.known().await?;
         for deletion in names.iter().filter(|name| is_name(name, 'd')) {
-            ledger.finish_deletion(deletion, &known).await?;
+            match ledger.finish_deletion(deletion, &known).await {
+                // Whoever opens it for writing does that. Without the key nobody reads what is left.
+                Ok(_) | Err(Error::ReadOnly { .. }) => {}
+                Err(error) => return Err(error),
+            }
         }
         if !names.iter().any(|name| known.contains_key(name)) {
             // Those whose deletion was finished just now are gone.

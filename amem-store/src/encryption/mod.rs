@@ -45,7 +45,7 @@ use amem_core::{BoxError, RecordId};
 
 pub use self::key_dir::{KeyDir, MasterKey};
 pub use self::keys::{Holder, Key, Keys};
-pub use self::ledger::EncryptedLedger;
+pub use self::ledger::{EncryptedLedger, refuse_encrypted};
 pub use self::store::EncryptedStore;
 
 /// What is wrong with an encrypted ledger. Carried by [`amem_core::Error::Ledger`].
@@ -66,6 +66,9 @@ pub enum EncryptionError {
          were destroyed"
     )]
     OtherKeys,
+    /// The ledger's records are encrypted, and it was opened without keys.
+    #[error("the ledger is encrypted: open it with the directory of keys that it was made with (amem --encrypt-keys)")]
+    Encrypted,
     /// The ledger has records that nobody encrypted.
     #[error("the ledger has records that are not encrypted: export them and import them into a new one")]
     NotEncrypted,

@@ -30,7 +30,7 @@ pub(crate) struct Args {
 
 /// Answers on standard output, as the text comes; what was reused goes to standard error.
 pub(crate) async fn run(args: Args) -> Result<(), Box<dyn Error>> {
-    let memory = open::memory(&args.place, &Tuning::default()).await?;
+    let (memory, tiers) = open::memory(&args.place, &Tuning::default()).await?;
     for added in memory.remember_all(args.user.as_str(), args.remember).await? {
         if added.is_duplicate() {
             eprintln!("known already: {}", added.record.text);
@@ -61,5 +61,5 @@ pub(crate) async fn run(args: Args) -> Result<(), Box<dyn Error>> {
             _ => {}
         }
     }
-    Ok(memory.kv().sync().await?)
+    Ok(tiers.close().await?)
 }

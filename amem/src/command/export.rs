@@ -7,7 +7,7 @@ use amem_core::{Ledger, Namespace, Timestamp};
 use amem_store::Export;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::open::Data;
+use super::open::Records;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -21,19 +21,21 @@ pub(crate) struct Args {
     #[arg(long)]
     all_states: bool,
     #[command(flatten)]
-    data: Data,
+    records: Records,
 }
 
 impl Args {
     pub(crate) async fn run(self) -> Result<(), Box<dyn Error>> {
-        let ledger = amem_store::open_ledger_read_only(&self.data.data_dir)?;
+        let ledger = self.records.open_read_only().await?;
         let mut what = self.namespace.map_or_else(Export::all, |namespace| Export::all().namespace(namespace));
         if self.all_states {
             what = what.all_states();
         }
-        let bar = if stderr().is_terminal() { bar(&ledger, &what).await? } else { ProgressBar::hidden() };
-        amem_store::export(&ledger, &what, BufWriter::new(stdout().lock()), |written| bar.set_position(written))
-            .await?;
+        let bar = if stderr().is_terminal() { bar(ledger.as_ref(), &what).await? } else { ProgressBar::hidden() };
+        amem_store::export(ledger.as_ref(), &what, BufWriter::new(stdout().lock()), |written| {
+            bar.set_position(written)
+        })
+        .await?;
         bar.finish_and_clear();
         Ok(())
     }

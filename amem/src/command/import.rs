@@ -6,10 +6,10 @@ use std::io::{BufReader, IsTerminal, Read, stderr, stdin};
 use std::path::{Path, PathBuf};
 
 use amem_core::Namespace;
-use amem_store::{Became, Imported, ImportedLine, ReferenceFile, SqliteLedger};
+use amem_store::{Became, Imported, ImportedLine, ReferenceFile};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::open::Data;
+use super::open::Records;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -26,15 +26,15 @@ pub(crate) struct Args {
     #[arg(long = "user", value_name = "NAME", requires = "reference", value_parser = super::open::namespace)]
     users: Vec<Namespace>,
     #[command(flatten)]
-    data: Data,
+    records: Records,
 }
 
 impl Args {
     /// Says on standard error what was not imported, and fails if something could not be read.
     pub(crate) async fn run(self) -> Result<(), Box<dyn Error>> {
         let imported = match (&self.reference, &self.file) {
-            (Some(dir), _) => reference(&self.data, dir, &self.users).await?,
-            (None, Some(file)) => lines(&self.data, file, self.namespace.as_ref()).await?,
+            (Some(dir), _) => reference(&self.records, dir, &self.users).await?,
+            (None, Some(file)) => lines(&self.records, file, self.namespace.as_ref()).await?,
             (None, None) => return Err("name a file to import".into()),
         };
         match imported.refused {
@@ -44,7 +44,7 @@ impl Args {
     }
 }
 
-async fn lines(data: &Data, file: &Path, namespace: Option<&Namespace>) -> Result<Imported, Box<dyn Error>> {
+async fn lines(records: &Records, file: &Path, namespace: Option<&Namespace>) -> Result<Imported, Box<dyn Error>> {
     let (input, bar): (Box<dyn Read>, ProgressBar) = if file == Path::new("-") {
         (Box::new(stdin().lock()), ProgressBar::hidden())
     } else {
@@ -56,17 +56,17 @@ async fn lines(data: &Data, file: &Path, namespace: Option<&Namespace>) -> Resul
         let style = ProgressStyle::with_template("{wide_bar} {bytes} of {total_bytes}, {eta} left")?;
         (Box::new(input), bar.with_style(style))
     };
-    let ledger = amem_store::open_ledger(&data.data_dir)?;
+    let ledger = records.open().await?;
     let told = |line: &ImportedLine| bar.suspend(|| tell(None, line));
-    let imported = amem_store::import(&ledger, namespace, BufReader::new(bar.wrap_read(input)), told).await?;
+    let imported = amem_store::import(ledger.as_ref(), namespace, BufReader::new(bar.wrap_read(input)), told).await?;
     bar.finish_and_clear();
     println!("{}", summary(&imported));
     Ok(imported)
 }
 
-async fn reference(data: &Data, dir: &Path, users: &[Namespace]) -> Result<Imported, Box<dyn Error>> {
-    let ledger: SqliteLedger = amem_store::open_ledger(&data.data_dir)?;
-    let files = amem_store::import_reference(&ledger, dir, users, |file, line| tell(Some(file), line)).await?;
+async fn reference(records: &Records, dir: &Path, users: &[Namespace]) -> Result<Imported, Box<dyn Error>> {
+    let ledger = records.open().await?;
+    let files = amem_store::import_reference(ledger.as_ref(), dir, users, |file, line| tell(Some(file), line)).await?;
     let mut all = Imported::default();
     for file in files {
         match file {

@@ -2,13 +2,12 @@
 
 use std::error::Error;
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use amem::http::{self, KeyHeader};
 use amem::mcp::{self, Access, Mcp};
 use amem_core::{Namespace, TextMemory, TextMemoryOptions};
 
-use super::open::{self, Data};
+use super::open::{self, Records};
 use super::serve::{self, Door};
 
 #[derive(clap::Args)]
@@ -31,22 +30,22 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NAME", requires = "http")]
     allow_host: Vec<String>,
     #[command(flatten)]
-    data: Data,
+    records: Records,
 }
 
 /// Serves until the client leaves or, over HTTP, the process is told to stop. Beside the protocol nothing is written to
 /// standard output.
 pub(crate) async fn run(args: Args) -> Result<(), Box<dyn Error>> {
-    let ledger = amem_store::open_ledger(&args.data.data_dir)?;
+    let ledger = args.records.open().await?;
     let mut options = TextMemoryOptions::default();
     options.meter_usage = true;
-    let memory = TextMemory::with_options(Arc::new(ledger), options);
+    let memory = TextMemory::with_options(ledger, options);
     let mcp = Mcp::new(memory, args.user.clone(), args.allow_user);
     if args.http { over_http(mcp, args).await } else { mcp.stdio().await }
 }
 
 async fn over_http(mcp: Mcp, args: Args) -> Result<(), Box<dyn Error>> {
-    let (identity, limits) = args.door.open(KeyHeader::Authorization, args.data.keys());
+    let (identity, limits) = args.door.open(KeyHeader::Authorization, args.records.data.keys());
     let mut access = Access::default();
     access.origins.clone_from(&limits.origins);
     access.body_bytes = limits.body_bytes;

@@ -2,6 +2,7 @@
 
 pub(crate) mod ask;
 pub(crate) mod bench;
+pub(crate) mod encryption;
 pub(crate) mod export;
 pub(crate) mod hub;
 pub(crate) mod import;
@@ -10,5 +11,6 @@ pub(crate) mod key;
 pub(crate) mod mcp;
 pub(crate) mod open;
 pub(crate) mod proxy;
+pub(crate) mod residency;
 pub(crate) mod serve;
 pub(crate) mod shared;

@@ -6,12 +6,14 @@ use std::sync::Arc;
 
 use amem::keys::KeyFile;
 use amem_core::transformer::{ModelSource, Options, Transformer};
-use amem_core::{Budget, EngineOptions, Ledger, Memory, Model, Namespace, RamStore, Repair, Tier, Tiered};
+use amem_core::{Budget, EngineOptions, KvStore, Ledger, Memory, Model, Namespace, RamStore, Repair, Tier};
 use amem_cpu::Cpu;
-use amem_store::{DataDir, ModelDir, SegmentOptions, SegmentStore};
+use amem_store::{ModelDir, SegmentOptions, SegmentStore};
 use clap::Args;
 
+use super::encryption::{Encryption, Protection};
 use super::hub::{self, HubModel};
+use super::residency::{Residency, Tiers};
 use super::shared::Shared;
 
 /// Where memory is kept.
@@ -29,6 +31,27 @@ impl Data {
     }
 }
 
+/// Where records are kept, and how.
+#[derive(Args)]
+pub(crate) struct Records {
+    #[command(flatten)]
+    pub(crate) data: Data,
+    #[command(flatten)]
+    encryption: Encryption,
+}
+
+impl Records {
+    /// Opens the ledger.
+    pub(crate) async fn open(&self) -> Result<Arc<dyn Ledger>, Box<dyn Error>> {
+        Ok(self.encryption.open()?.ledger(amem_store::open_ledger(&self.data.data_dir)?).await?)
+    }
+
+    /// Opens the ledger for reading.
+    pub(crate) async fn open_read_only(&self) -> Result<Arc<dyn Ledger>, Box<dyn Error>> {
+        Ok(self.encryption.open()?.ledger(amem_store::open_ledger_read_only(&self.data.data_dir)?).await?)
+    }
+}
+
 /// Which model, and where its memory is kept.
 #[derive(Args)]
 pub(crate) struct Place {
@@ -37,7 +60,7 @@ pub(crate) struct Place {
     #[arg(long, value_name = "DIR|ID", value_parser = model_name)]
     model: Option<ModelName>,
     #[command(flatten)]
-    data: Data,
+    records: Records,
     /// Changes nothing in the data directory, which may be one that cannot be written.
     #[arg(long)]
     read_only: bool,
@@ -47,6 +70,8 @@ pub(crate) struct Place {
     /// MiB of disk for KV; what is worth least makes room.
     #[arg(long, default_value_t = 16 * 1024)]
     disk_mib: u64,
+    #[command(flatten)]
+    residency: Residency,
     /// The line that memories stand under.
     #[arg(long, default_value = "Answer from the notes.")]
     system: String,
@@ -55,7 +80,7 @@ pub(crate) struct Place {
 impl Place {
     /// The keys of who may ask a server of it.
     pub(crate) fn keys(&self) -> KeyFile {
-        self.data.keys()
+        self.records.data.keys()
     }
 
     /// Whether it is the demo model's, because none was named.
@@ -124,40 +149,42 @@ pub(crate) async fn model(
     }))
 }
 
-/// Opens a memory: its model, its ledger, its KV on disk and in RAM.
-pub(crate) async fn memory(place: &Place, tuning: &Tuning) -> Result<Memory, Box<dyn Error>> {
+/// Opens a memory: its model, its ledger, its KV on disk and in RAM. The tiers of KV are to be closed at the end.
+pub(crate) async fn memory(place: &Place, tuning: &Tuning) -> Result<(Memory, Tiers), Box<dyn Error>> {
     let model = model(place.model.as_ref(), tuning.max_model_len).await?;
-    let (kv, ledger) = stores(place, tuning).await?;
+    let protection = place.records.encryption.open()?;
+    let ledger = ledger(place, tuning, &protection).await?;
     let info = model.info();
     let token_bytes = (info.shape.token_numbers() * info.dtype.size()) as u64;
     let ram = tuning.hot_budget.map_or(place.ram_mib << 20, |tokens| tokens.saturating_mul(token_bytes));
     let ram = Tier::new(Arc::new(RamStore::default()), ram);
-    let disk = Tier::new(Arc::new(kv), place.disk_mib << 20);
-    let tiers = [ram, disk].into_iter().chain(tuning.shared.tier()?).collect();
+    let disk = Tier::new(protection.store(kv(place, tuning)?), place.disk_mib << 20);
+    let tiers = [ram, disk].into_iter().chain(tuning.shared.tier(&protection)?).collect();
+    let tiers = place.residency.open(tiers, &place.records.data.data_dir, place.read_only).await?;
     let engine = EngineOptions::default();
     let engine = tuning.max_waiting.into_iter().fold(engine, |engine, most| engine.max_waiting(most as usize));
-    let memory = Memory::builder(model).kv(Arc::new(Tiered::open(tiers).await?)).ledger(ledger).engine(engine);
+    let kv = Arc::clone(&tiers.tiered) as Arc<dyn KvStore>;
+    let memory = Memory::builder(model).kv(kv).ledger(ledger).engine(engine);
+    let memory = protection.id_secret().into_iter().fold(memory, |memory, secret| memory.id_secret(secret));
     let repair = tuning.recompute_ratio.map(|ratio| Repair::Weighted { budget: Budget::Ratio(ratio), layers: 1..2 });
     let memory = repair.into_iter().fold(memory, |memory, repair| memory.repair(repair));
-    Ok(memory.system(&place.system).meter_usage(!place.read_only).build()?)
+    Ok((memory.system(&place.system).meter_usage(!place.read_only).build()?, tiers))
 }
 
-/// The KV on disk and the records, each where the options say.
-async fn stores(place: &Place, tuning: &Tuning) -> Result<(SegmentStore, Arc<dyn Ledger>), Box<dyn Error>> {
-    let (data, read_only) = (&place.data.data_dir, place.read_only);
-    let shared = tuning.shared.ledger().await?;
-    if shared.is_none() && tuning.disk_dir.is_none() {
-        let open = if read_only { amem_store::open_read_only } else { amem_store::open };
-        let DataDir { kv, ledger } = open(data)?;
-        return Ok((kv, Arc::new(ledger)));
+/// The records, where the options say.
+async fn ledger(place: &Place, tuning: &Tuning, protection: &Protection) -> Result<Arc<dyn Ledger>, Box<dyn Error>> {
+    let data = &place.records.data.data_dir;
+    match tuning.shared.ledger(protection).await? {
+        Some(ledger) => Ok(ledger),
+        None if place.read_only => Ok(protection.ledger(amem_store::open_ledger_read_only(data)?).await?),
+        None => Ok(protection.ledger(amem_store::open_ledger(data)?).await?),
     }
-    let ledger: Arc<dyn Ledger> = match shared {
-        Some(ledger) => ledger,
-        None if read_only => Arc::new(amem_store::open_ledger_read_only(data)?),
-        None => Arc::new(amem_store::open_ledger(data)?),
-    };
-    let dir = tuning.disk_dir.clone().unwrap_or_else(|| data.join("kv"));
-    Ok((SegmentStore::open_with(dir, SegmentOptions::default().read_only(read_only))?, ledger))
+}
+
+/// The KV on disk, where the options say.
+fn kv(place: &Place, tuning: &Tuning) -> Result<SegmentStore, amem_store::Error> {
+    let dir = tuning.disk_dir.clone().unwrap_or_else(|| place.records.data.data_dir.join("kv"));
+    SegmentStore::open_with(dir, SegmentOptions::default().read_only(place.read_only))
 }
 
 fn load(source: &dyn ModelSource, name: &str, max_model_len: Option<u32>) -> Result<Transformer<Cpu>, Box<dyn Error>> {

@@ -2,13 +2,12 @@
 
 use std::error::Error;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use amem::http::{self, KeyHeader};
 use amem::proxy::{Config, Kind, Options, Proxy, Secret, UpstreamConfig};
 use amem_core::{TextMemory, TextMemoryOptions};
 
-use super::open::Data;
+use super::open::Records;
 use super::serve::{Door, stopped};
 
 /// The name of the upstream that `--upstream` gives.
@@ -22,7 +21,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 8100)]
     port: u16,
     #[command(flatten)]
-    data: Data,
+    records: Records,
     /// A TOML file with upstreams, and with prices and minimum cacheable lengths of models.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -74,13 +73,13 @@ impl Args {
 
 /// Serves until the process is told to stop.
 pub(crate) async fn run(args: Args) -> Result<(), Box<dyn Error>> {
-    let (identity, limits) = args.door.open(KeyHeader::AmemKey, args.data.keys());
+    let (identity, limits) = args.door.open(KeyHeader::AmemKey, args.records.data.keys());
     let config = args.config()?;
     let mut texts = TextMemoryOptions::default();
     texts.meter_usage = true;
-    let ledger = amem_store::open_ledger(&args.data.data_dir)?;
-    let memory = TextMemory::with_options(Arc::new(ledger), texts);
-    let path = args.data.data_dir.join("proxy-secret");
+    let ledger = args.records.open().await?;
+    let memory = TextMemory::with_options(ledger, texts);
+    let path = args.records.data.data_dir.join("proxy-secret");
     let secret = Secret::in_file(&path).map_err(|error| format!("{}: {error}", path.display()))?;
     let mut options = Options::default();
     (options.k, options.max_turns, options.budget_tokens) = (args.k, args.max_turns, args.budget_tokens);

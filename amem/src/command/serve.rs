@@ -101,8 +101,7 @@ pub(crate) async fn run(args: Args, mode: Mode) -> Result<(), Box<dyn Error>> {
     let (listener, address) = http::bind(args.door.host(), args.port).await?;
     let starting = http::layers(Server::starting(mode), &limits);
     let (listener, memory) = http::meanwhile(listener, starting, open::memory(&args.place, &args.tuning)).await?;
-    let memory = memory?;
-    let kv = memory.kv().clone();
+    let (memory, tiers) = memory?;
     let mut options = Options::default();
     options.mode = mode;
     (options.k, options.max_tokens, options.budget_tokens) = (args.k, args.max_tokens, args.budget_tokens);
@@ -118,7 +117,7 @@ pub(crate) async fn run(args: Args, mode: Mode) -> Result<(), Box<dyn Error>> {
         tokio::time::sleep(drain).await;
     };
     http::serve(listener, router, &limits, stop).await?;
-    Ok(kv.sync().await?)
+    Ok(tiers.close().await?)
 }
 
 /// Resolves when the process is told to stop.

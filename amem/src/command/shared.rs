@@ -7,6 +7,8 @@ use amem_core::{Ledger, Tier};
 use clap::Args;
 use secrecy::SecretString;
 
+use super::encryption::Protection;
+
 /// What is shared with servers on other machines. Each has a data directory of its own beside it.
 #[derive(Args, Default)]
 pub(crate) struct Shared {
@@ -26,43 +28,49 @@ pub(crate) struct Shared {
 
 impl Shared {
     /// The ledger that is shared, if one is.
-    pub(crate) async fn ledger(&self) -> Result<Option<Arc<dyn Ledger>>, Box<dyn Error>> {
+    pub(crate) async fn ledger(&self, protection: &Protection) -> Result<Option<Arc<dyn Ledger>>, Box<dyn Error>> {
+        let server = self.server_name.as_deref().unwrap_or_default();
         match &self.ledger {
-            Some(url) => Ok(Some(postgres(url, self.server_name.as_deref().unwrap_or_default()).await?)),
+            Some(url) => Ok(Some(postgres(url, server, protection).await?)),
             None => Ok(None),
         }
     }
 
     /// The tier of KV that is shared, if one is.
-    pub(crate) fn tier(&self) -> Result<Option<Tier>, Box<dyn Error>> {
-        self.shared_kv.as_ref().map(redis).transpose()
+    pub(crate) fn tier(&self, protection: &Protection) -> Result<Option<Tier>, Box<dyn Error>> {
+        self.shared_kv.as_ref().map(|url| redis(url, protection)).transpose()
     }
 }
 
 #[cfg(feature = "postgres")]
-async fn postgres(url: &SecretString, server: &str) -> Result<Arc<dyn Ledger>, Box<dyn Error>> {
+async fn postgres(
+    url: &SecretString,
+    server: &str,
+    protection: &Protection,
+) -> Result<Arc<dyn Ledger>, Box<dyn Error>> {
     use secrecy::ExposeSecret;
 
     let mut options = amem_store::PostgresOptions::default();
     server.clone_into(&mut options.store);
-    Ok(Arc::new(amem_store::PostgresLedger::connect_with(url.expose_secret(), options).await?))
+    let ledger = amem_store::PostgresLedger::connect_with(url.expose_secret(), options).await?;
+    Ok(protection.ledger(ledger).await?)
 }
 
 #[cfg(not(feature = "postgres"))]
-async fn postgres(_: &SecretString, _: &str) -> Result<Arc<dyn Ledger>, Box<dyn Error>> {
+async fn postgres(_: &SecretString, _: &str, _: &Protection) -> Result<Arc<dyn Ledger>, Box<dyn Error>> {
     Err("this amem cannot use PostgreSQL: build it with the feature `postgres`".into())
 }
 
 #[cfg(feature = "redis")]
-fn redis(url: &SecretString) -> Result<Tier, Box<dyn Error>> {
+fn redis(url: &SecretString, protection: &Protection) -> Result<Tier, Box<dyn Error>> {
     use amem_store::remote::{RemoteOptions, RemoteStore};
     use secrecy::ExposeSecret;
 
     let store = RemoteStore::redis(url.expose_secret(), RemoteOptions::default())?;
-    Ok(Tier::shared(Arc::new(store)).write(amem_core::WriteMode::Back))
+    Ok(Tier::shared(protection.store(store)).write(amem_core::WriteMode::Back))
 }
 
 #[cfg(not(feature = "redis"))]
-fn redis(_: &SecretString) -> Result<Tier, Box<dyn Error>> {
+fn redis(_: &SecretString, _: &Protection) -> Result<Tier, Box<dyn Error>> {
     Err("this amem cannot use Redis: build it with the feature `redis`".into())
 }

@@ -8,6 +8,8 @@ mod front;
 #[path = "../common/scripted.rs"]
 mod scripted;
 
+#[cfg(unix)]
+mod at_rest;
 mod both_servers;
 mod chat;
 mod command;

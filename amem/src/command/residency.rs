@@ -1,0 +1,81 @@
+//! Which KV stays in a tier that is full, and what was learned about that.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use amem_core::residency::{FairShare, Gdsf, Lfu, Lru, S3Fifo, Value};
+use amem_core::{ResidencyPolicy, Tier, Tiered};
+use amem_store::ResidencyFile;
+use clap::{Args, ValueEnum};
+
+/// Which KV stays.
+#[derive(Args)]
+pub(crate) struct Residency {
+    /// What makes room in a tier that is full: what is worth least by the work that it saves (value), what was not used for
+    /// longest (lru), what was used least often (lfu), or what these two make of that: gdsf, s3-fifo.
+    #[arg(long, value_enum, value_name = "POLICY", default_value_t = Policy::Value)]
+    residency: Policy,
+    /// Gives each namespace an equal share of a tier that is full: KV makes room only where its namespace has more.
+    #[arg(long)]
+    fair_share: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Policy {
+    Value,
+    Lru,
+    Lfu,
+    Gdsf,
+    S3Fifo,
+}
+
+impl Policy {
+    fn make(self) -> Box<dyn ResidencyPolicy> {
+        match self {
+            Self::Value => Box::<Value>::default(),
+            Self::Lru => Box::<Lru>::default(),
+            Self::Lfu => Box::<Lfu>::default(),
+            Self::Gdsf => Box::<Gdsf>::default(),
+            Self::S3Fifo => Box::<S3Fifo>::default(),
+        }
+    }
+}
+
+impl Residency {
+    /// Stacks tiers, fastest first, under the policy. What it had learned before is in the data directory `data`, and is
+    /// written there again by [`Tiers::close`].
+    pub(crate) async fn open(&self, tiers: Vec<Tier>, data: &Path, read_only: bool) -> amem_core::Result<Tiers> {
+        let file = ResidencyFile::new(data.join("residency"));
+        let mut learned = file.load().into_iter();
+        let policy = self.residency;
+        let with_policy = |tier: Tier| {
+            let policy = match self.fair_share {
+                true => Box::new(FairShare::new(move || policy.make())),
+                false => policy.make(),
+            };
+            tier.policy(policy).residency(learned.next().unwrap_or_default())
+        };
+        let tiered = Arc::new(Tiered::open(tiers.into_iter().map(with_policy).collect()).await?);
+        Ok(Tiers { tiered, file: (!read_only).then_some(file) })
+    }
+}
+
+/// Tiers whose policies remember what they learned.
+pub(crate) struct Tiers {
+    pub(crate) tiered: Arc<Tiered>,
+    file: Option<ResidencyFile>,
+}
+
+impl Tiers {
+    /// Waits for what is still to be written, and saves what the policies have learned.
+    pub(crate) async fn close(self) -> amem_core::Result<()> {
+        use amem_core::KvStore;
+
+        self.tiered.sync().await?;
+        if let Some(Err(error)) = self.file.map(|file| file.save(&self.tiered.save_residency())) {
+            // The policies learn it again.
+            tracing::warn!("what was learned of the KV's use is lost: {error}");
+        }
+        Ok(())
+    }
+}
