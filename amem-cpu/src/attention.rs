@@ -10,9 +10,10 @@ use std::ops::Range;
 use amem_core::transformer::{Row, Span};
 use pulp::{Simd, WithSimd};
 
-use crate::cache::{BLOCK_TOKENS, Cache, Element, Head, LANES};
+use crate::cache::{BLOCK_TOKENS, Cache, Head, LANES};
 use crate::elementwise::softmax;
 use crate::matrix::{Tile, multiply_tile, tile_rows, tile_sizes};
+use crate::number::Element;
 use crate::{Cpu, Plan, Tensor};
 
 /// Tiles of a task. More of them share the work of widening a block, and leave fewer tasks for threads to share.
@@ -203,7 +204,7 @@ impl Attend<'_> {
         for segment in 0..2 {
             for index in covered(&tiles, segment) {
                 let Some(keys) = block(index).and_then(|block| block.get(..BLOCK_TOKENS * head_dim)) else { continue };
-                let keys = T::widen(keys, &mut space);
+                let keys = T::widen(simd, keys, &mut space);
                 for tile in &mut tiles {
                     tile.score(simd, segment, index, keys, head_dim);
                 }
@@ -217,7 +218,7 @@ impl Attend<'_> {
                     for index in covered(&tiles, segment) {
                         let values = block(index).and_then(|block| block.get(BLOCK_TOKENS * head_dim..));
                         let Some(values) = values else { continue };
-                        let values = T::widen(values, &mut space);
+                        let values = T::widen(simd, values, &mut space);
                         let mut sums = &mut *sums;
                         for tile in &tiles {
                             let (own, others) = sums.split_at_mut(tile.spans.len() * head_dim);

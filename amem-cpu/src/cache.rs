@@ -1,16 +1,17 @@
 //! The paged KV cache: blocks of rotated keys and of values, in the number type that the cache was made for.
 
 use std::collections::{HashMap, HashSet};
+use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
 use amem_core::transformer::{Placement, Rope};
-use amem_core::{Dtype, Encoding, Error, KvShape, LayerKv, Result, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
-use bytemuck::Pod;
+use amem_core::{Dtype, Encoding, Error, KvShape, LayerKv, Result};
 use half::{bf16, f16};
-use pulp::{Simd, WithSimd};
+use pulp::{Scalar, Simd, WithSimd};
 
+use crate::number::Element;
 use crate::rotation::{Angle, Angles};
 use crate::{Cpu, Plan, Tensor};
 
@@ -35,90 +36,6 @@ pub(crate) enum Head {
     F32(Vec<Vec<f32>>),
     F16(Vec<Vec<f16>>),
     Bf16(Vec<Vec<bf16>>),
-}
-
-/// A number as it stands in a cache.
-pub(crate) trait Element: Pod + Default + Send + Sync {
-    /// Rounds numbers.
-    fn narrow(from: &[f32], to: &mut [Self]);
-
-    /// The numbers as f32: as they lie, or put into `space`.
-    fn widen<'a>(from: &'a [Self], space: &'a mut [f32]) -> &'a [f32];
-
-    /// Puts the numbers of the second half between those of the first. Written as arithmetic on pairs, for compilers
-    /// make vector instructions of that, and none of copying numbers to every second place.
-    fn shuffle(from: &[Self], to: &mut [Self]);
-}
-
-/// [`Element::shuffle`] of numbers of 16 bits.
-#[inline(always)]
-fn shuffle_halves<T: Pod>(from: &[T], to: &mut [T]) {
-    let (first, second) = bytemuck::cast_slice::<T, u16>(from).split_at(from.len() / 2);
-    let pairs = bytemuck::cast_slice_mut::<T, u8>(to).as_chunks_mut::<4>().0;
-    for ((pair, &a), &b) in pairs.iter_mut().zip(first).zip(second) {
-        let (a, b) = if cfg!(target_endian = "little") { (a, b) } else { (b, a) };
-        *pair = (u32::from(a) | u32::from(b) << 16).to_ne_bytes();
-    }
-}
-
-impl Element for f32 {
-    #[inline(always)]
-    fn narrow(from: &[f32], to: &mut [Self]) {
-        to.copy_from_slice(from);
-    }
-
-    #[inline(always)]
-    fn widen<'a>(from: &'a [Self], _: &'a mut [f32]) -> &'a [f32] {
-        from
-    }
-
-    #[inline(always)]
-    fn shuffle(from: &[Self], to: &mut [Self]) {
-        let (first, second) = bytemuck::cast_slice::<f32, u32>(from).split_at(from.len() / 2);
-        let pairs = bytemuck::cast_slice_mut::<f32, u8>(to).as_chunks_mut::<8>().0;
-        for ((pair, &a), &b) in pairs.iter_mut().zip(first).zip(second) {
-            let (a, b) = if cfg!(target_endian = "little") { (a, b) } else { (b, a) };
-            *pair = (u64::from(a) | u64::from(b) << 32).to_ne_bytes();
-        }
-    }
-}
-
-impl Element for f16 {
-    #[inline(always)]
-    fn narrow(from: &[f32], to: &mut [Self]) {
-        from.iter().zip(to).for_each(|(&x, y)| *y = f16::from_bits(f32_to_f16(x)));
-    }
-
-    #[inline(always)]
-    fn widen<'a>(from: &'a [Self], space: &'a mut [f32]) -> &'a [f32] {
-        let space = &mut space[..from.len()];
-        from.iter().zip(&mut *space).for_each(|(x, y)| *y = f16_to_f32(x.to_bits()));
-        space
-    }
-
-    #[inline(always)]
-    fn shuffle(from: &[Self], to: &mut [Self]) {
-        shuffle_halves(from, to);
-    }
-}
-
-impl Element for bf16 {
-    #[inline(always)]
-    fn narrow(from: &[f32], to: &mut [Self]) {
-        from.iter().zip(to).for_each(|(&x, y)| *y = bf16::from_bits(f32_to_bf16(x)));
-    }
-
-    #[inline(always)]
-    fn widen<'a>(from: &'a [Self], space: &'a mut [f32]) -> &'a [f32] {
-        let space = &mut space[..from.len()];
-        from.iter().zip(&mut *space).for_each(|(x, y)| *y = bf16_to_f32(x.to_bits()));
-        space
-    }
-
-    #[inline(always)]
-    fn shuffle(from: &[Self], to: &mut [Self]) {
-        shuffle_halves(from, to);
-    }
 }
 
 impl Head {
@@ -232,7 +149,7 @@ impl WithSimd for Write<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
+    fn with_simd<S: Simd>(self, simd: S) {
         let Self { cache, layer, plan, keys, values } = self;
         let KvShape { kv_heads, head_dim, .. } = cache.shape;
         let mut key = vec![0f32; head_dim];
@@ -246,9 +163,9 @@ impl WithSimd for Write<'_> {
                 cache.stored_key(&keys.data[at..at + head_dim], plan.angles.row(index), &mut key);
                 let (value, slot) = (&values.data[at..at + head_dim], slot % BLOCK_TOKENS);
                 match &mut cache.heads[layer * kv_heads + kv_head] {
-                    Head::F32(blocks) => put(block_mut(blocks, block, head_dim), slot, &key, value),
-                    Head::F16(blocks) => put(block_mut(blocks, block, head_dim), slot, &key, value),
-                    Head::Bf16(blocks) => put(block_mut(blocks, block, head_dim), slot, &key, value),
+                    Head::F32(blocks) => put(simd, block_mut(blocks, block, head_dim), slot, &key, value),
+                    Head::F16(blocks) => put(simd, block_mut(blocks, block, head_dim), slot, &key, value),
+                    Head::Bf16(blocks) => put(simd, block_mut(blocks, block, head_dim), slot, &key, value),
                 }
             }
         }
@@ -257,19 +174,20 @@ impl WithSimd for Write<'_> {
 
 /// Puts a rotated key and a value into a block's slot.
 #[inline(always)]
-fn put<T: Element>(block: &mut [T], slot: usize, key: &[f32], value: &[f32]) {
+fn put<S: Simd, T: Element>(simd: S, block: &mut [T], slot: usize, key: &[f32], value: &[f32]) {
     let head_dim = key.len();
     let (keys, values) = block.split_at_mut(BLOCK_TOKENS * head_dim);
     let places = keys[key_start(slot, head_dim)..].iter_mut().step_by(LANES);
-    places.zip(key).for_each(|(to, x)| T::narrow(std::slice::from_ref(x), std::slice::from_mut(to)));
-    T::narrow(value, &mut values[slot * head_dim..(slot + 1) * head_dim]);
+    places.zip(key).for_each(|(to, x)| T::narrow(simd, std::slice::from_ref(x), std::slice::from_mut(to)));
+    T::narrow(simd, value, &mut values[slot * head_dim..(slot + 1) * head_dim]);
 }
 
 fn squared_distance<T: Element>(blocks: &[Vec<T>], block: Option<u32>, slot: usize, key: &[f32]) -> f32 {
     let block = block.and_then(|id| blocks.get(id as usize)).map(Vec::as_slice).unwrap_or_default();
     let standing = block.get(key_start(slot, key.len())..).unwrap_or_default().iter().step_by(LANES);
     let mut space = [0f32];
-    standing.zip(key).map(|(a, b)| T::widen(std::slice::from_ref(a), &mut space)[0] - b).map(|d| d * d).sum()
+    let widen = |x: &T| T::widen(Scalar::new(), std::slice::from_ref(x), &mut space)[0];
+    standing.map(widen).zip(key).map(|(a, b)| a - b).map(|d| d * d).sum()
 }
 
 impl Cpu {
@@ -294,25 +212,23 @@ impl Cpu {
         let units = placements.len() * layers.len();
         let (next, failure) = (AtomicUsize::new(0), Mutex::new(None));
         let load = |placement: usize, layer: usize, space: &mut Space| {
+            let Space { bytes, numbers } = space;
             let (runs, placement) = (&runs[placement], &placements[placement]);
             let (layer, heads) = &layers[layer];
-            let kv = placement.chunk.layer_in(*layer, &mut space.bytes)?;
+            let kv = placement.chunk.layer_in(*layer, bytes)?;
             let mut heads = heads.lock().unwrap_or_else(PoisonError::into_inner);
-            for (kv_head, head) in heads.iter_mut().enumerate() {
-                let load = Load { placement, runs, kv: &kv, shape, dtype, kv_head, turns };
-                let space = &mut space.numbers;
-                match head {
-                    Head::F32(blocks) => self.arch.dispatch(Put { load, blocks, space }),
-                    Head::F16(blocks) => self.arch.dispatch(Put { load, blocks, space }),
-                    Head::Bf16(blocks) => self.arch.dispatch(Put { load, blocks, space }),
-                }
+            let load = Load { placement, runs, kv: &kv, shape, dtype, turns };
+            match dtype {
+                Dtype::F16 => self.arch.dispatch(Put { load, heads: &mut heads, numbers, dtype: PhantomData::<f16> }),
+                Dtype::Bf16 => self.arch.dispatch(Put { load, heads: &mut heads, numbers, dtype: PhantomData::<bf16> }),
+                _ => self.arch.dispatch(Put { load, heads: &mut heads, numbers, dtype: PhantomData::<f32> }),
             }
             Ok(())
         };
         let work = placements.iter().map(|p| p.chunk.tokens().len()).sum::<usize>() * shape.token_numbers();
         let threads = self.pool.current_num_threads().min(layers.len());
         self.each((0..threads).collect(), work, |_| {
-            let mut space = Space { bytes: Vec::new(), numbers: vec![0.0; 3 * LANES * shape.head_dim] };
+            let mut space = Space { bytes: Vec::new(), numbers: vec![0.0; LANES * (3 * shape.row() + shape.head_dim)] };
             loop {
                 let unit = next.fetch_add(1, Relaxed);
                 if unit >= units {
@@ -332,7 +248,7 @@ impl Cpu {
 struct Space {
     /// A layer of a chunk, as it is stored.
     bytes: Vec<u8>,
-    /// Keys of [`LANES`] tokens, three times.
+    /// Keys of [`LANES`] tokens: of all heads three times, and of one.
     numbers: Vec<f32>,
 }
 
@@ -360,95 +276,136 @@ fn runs_of(placement: &Placement<'_>) -> Vec<Run> {
     runs
 }
 
-/// One head's part of a chunk.
+/// One layer of a chunk.
 struct Load<'a> {
     placement: &'a Placement<'a>,
     runs: &'a [Run],
     kv: &'a LayerKv<'a>,
     shape: KvShape,
     dtype: Dtype,
-    kv_head: usize,
     turns: &'a Turns,
 }
 
-/// Puts one head's part of a chunk into its blocks. A closure in its place would be compiled once, for no instruction set
-/// in particular, for nothing makes the compiler inline it.
+/// Puts one layer of a chunk into its blocks. A closure in its place would be compiled once, for no instruction set in
+/// particular, for nothing makes the compiler inline it.
 struct Put<'a, T> {
     load: Load<'a>,
-    blocks: &'a mut Vec<Vec<T>>,
-    /// Room for 3 · [`LANES`] heads.
-    space: &'a mut [f32],
+    heads: &'a mut [Head],
+    numbers: &'a mut [f32],
+    /// The type of the cache's numbers.
+    dtype: PhantomData<T>,
 }
 
 impl<T: Element> WithSimd for Put<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
-        self.load.put(self.blocks, self.space);
+    fn with_simd<S: Simd>(self, simd: S) {
+        self.load.put::<S, T>(simd, self.heads, self.numbers);
     }
 }
 
 impl Load<'_> {
-    /// Run by run: the keys are put side by side, and then all of a run are turned together.
+    /// Run by run, and all heads together: long loops cost less than many short ones. The keys are put side by side, and then
+    /// turned, on the way to their places.
     #[inline(always)]
-    fn put<T: Element>(&self, blocks: &mut Vec<Vec<T>>, space: &mut [f32]) {
-        let head_dim = self.shape.head_dim;
+    fn put<S: Simd, T: Element>(&self, simd: S, heads: &mut [Head], space: &mut [f32]) {
+        let (KvShape { head_dim, .. }, width) = (self.shape, self.shape.row());
         // What the cache's type can hold already stays as it is.
-        let as_is = matches!(self.kv.encoding(), Encoding::Plain(dtype) if dtype == self.dtype)
-            && cfg!(target_endian = "little");
-        let (space, rest) = space.split_at_mut(LANES * head_dim);
-        let (rows, across) = rest.split_at_mut(LANES * head_dim);
+        let as_is = match self.kv.encoding() {
+            Encoding::Plain(dtype) if dtype == self.dtype && cfg!(target_endian = "little") => {
+                let halves = [self.kv.keys(), self.kv.values()].map(bytemuck::try_cast_slice::<u8, T>);
+                if let [Ok(keys), Ok(values)] = halves { Some((keys, values)) } else { None }
+            }
+            _ => None,
+        };
+        let (decoded, rest) = space.split_at_mut(LANES * head_dim);
+        let (rows, rest) = rest.split_at_mut(LANES * width);
+        let (across, mixed) = rest.split_at_mut(LANES * width);
         // Of a narrower type there is room for more.
-        let [rows, across] = [rows, across].map(|part| &mut bytemuck::cast_slice_mut(part)[..LANES * head_dim]);
+        let [rows, across, mixed] =
+            [rows, across, mixed].map(|part| &mut bytemuck::cast_slice_mut::<f32, T>(part)[..LANES * width]);
         for run in self.runs {
             let Run { token, count, slot, base } = *run;
             let (lane, in_block) = (slot % LANES, slot % BLOCK_TOKENS);
             let Some(&id) = self.placement.table.get(slot / BLOCK_TOKENS) else { return };
-            let (keys, values) = block_mut(blocks, id, head_dim).split_at_mut(BLOCK_TOKENS * head_dim);
-            let values = values[in_block * head_dim..(in_block + count) * head_dim].chunks_exact_mut(head_dim);
-            let wanted = rows[lane * head_dim..(lane + count) * head_dim].chunks_exact_mut(head_dim);
-            if as_is {
-                for (index, (row, place)) in wanted.zip(values).enumerate() {
-                    self.copy(self.kv.keys(), token + index, row);
-                    self.copy(self.kv.values(), token + index, place);
+            let Some(angles) = self.turns.angles.get(&base) else { return };
+            let all = token * width..(token + count) * width;
+            let keys = match as_is {
+                Some((keys, _)) if count == LANES => &keys[all.clone()],
+                Some((keys, _)) => {
+                    rows[lane * width..(lane + count) * width].copy_from_slice(&keys[all.clone()]);
+                    &*rows
                 }
-            } else {
-                self.kv.keys_from(token, self.kv_head, &mut space[..count * head_dim]);
-                space.chunks_exact(head_dim).zip(wanted).for_each(|(key, row)| T::narrow(key, row));
-                for (index, place) in values.enumerate() {
-                    let value = &mut space[..head_dim];
-                    self.kv.value(token + index, self.kv_head, value);
-                    T::narrow(value, place);
+                None => {
+                    for kv_head in 0..self.shape.kv_heads {
+                        let decoded = &mut decoded[..count * head_dim];
+                        self.kv.keys_from(token, kv_head, decoded);
+                        for (lane, key) in (lane..).zip(decoded.chunks_exact(head_dim)) {
+                            T::narrow(simd, key, &mut rows[lane * width + kv_head * head_dim..][..head_dim]);
+                        }
+                    }
+                    &*rows
+                }
+            };
+            // `[LANES][width]` becomes `[width][LANES]`: with each of four rounds, the upper half of the rows goes between the lower
+            // half. The last one is done head by head, and what it gives is still close at hand when it is turned.
+            const { assert!(LANES == 1 << 4) };
+            T::shuffle(simd, keys.split_at(LANES / 2 * width), across);
+            T::shuffle(simd, across.split_at(LANES / 2 * width), mixed);
+            T::shuffle(simd, mixed.split_at(LANES / 2 * width), across);
+            let (first, second) = across.split_at(LANES / 2 * width);
+            for (kv_head, head) in heads.iter_mut().enumerate() {
+                let Some(blocks) = T::blocks(head) else { return };
+                let (keys, values) = block_mut(blocks, id, head_dim).split_at_mut(BLOCK_TOKENS * head_dim);
+                let half = kv_head * LANES / 2 * head_dim..(kv_head + 1) * LANES / 2 * head_dim;
+                let [mixed, turned] = [&mut *mixed, &mut *rows].map(|part| &mut part[..LANES * head_dim]);
+                T::shuffle(simd, (&first[half.clone()], &second[half]), mixed);
+                let places = &mut keys[(in_block - lane) * head_dim..][..LANES * head_dim];
+                if count == LANES {
+                    turn(simd, angles, mixed, places);
+                } else {
+                    turn(simd, angles, mixed, turned);
+                    put_lanes(turned, places, lane..lane + count);
+                }
+                let places = values[in_block * head_dim..(in_block + count) * head_dim].chunks_exact_mut(head_dim);
+                for (place, token) in places.zip(token..) {
+                    match as_is {
+                        Some((_, values)) => {
+                            place.copy_from_slice(&values[token * width + kv_head * head_dim..][..head_dim]);
+                        }
+                        None => {
+                            let value = &mut decoded[..head_dim];
+                            self.kv.value(token, kv_head, value);
+                            T::narrow(simd, value, place);
+                        }
+                    }
                 }
             }
-            lay_across(rows, across);
-            let places = &mut keys[(in_block - lane) * head_dim..][..LANES * head_dim];
-            self.turns.turn(base, rows);
-            put_lanes(rows, places, lane..lane + count);
-        }
-    }
-
-    /// Copies a token's keys or values, which the chunk holds as the cache does.
-    #[inline(always)]
-    fn copy<T: Element>(&self, half: &[u8], token: usize, place: &mut [T]) {
-        let place: &mut [u8] = bytemuck::cast_slice_mut(place);
-        let first = (token * self.shape.kv_heads + self.kv_head) * place.len();
-        if let Some(bytes) = half.get(first..first + place.len()) {
-            place.copy_from_slice(bytes);
         }
     }
 }
 
-/// Turns `[LANES][n]` into `[n][LANES]`: with each round, the upper half of the rows goes between the lower half.
+/// Turns keys, `[head_dim][LANES]`, to their positions.
 #[inline(always)]
-fn lay_across<T: Element>(rows: &mut [T], space: &mut [T]) {
-    const ROUNDS: u32 = LANES.ilog2();
-    const { assert!(LANES.is_power_of_two() && ROUNDS.is_multiple_of(2)) };
-    for _ in 0..ROUNDS / 2 {
-        T::shuffle(rows, space);
-        T::shuffle(space, rows);
+fn turn<S: Simd, T: Element>(simd: S, angles: &[[f32; LANES]], keys: &[T], to: &mut [T]) {
+    let half = angles.len() / 2;
+    let (keys, to) = (keys.as_chunks::<LANES>().0, to.as_chunks_mut::<LANES>().0);
+    let ((low, rest), (to_low, to_rest)) = (keys.split_at(half), to.split_at_mut(half));
+    let ((high, rest), (to_high, to_rest)) = (rest.split_at(half), to_rest.split_at_mut(half));
+    let (from, to) = (low.iter().zip(high), to_low.iter_mut().zip(to_high));
+    for (((low, high), (to_low, to_high)), [cos, sin]) in from.zip(to).zip(angles.as_chunks::<2>().0) {
+        let [mut low_space, mut high_space, mut a, mut b] = [[0f32; LANES]; 4];
+        let (low, high) = (T::widen(simd, low, &mut low_space), T::widen(simd, high, &mut high_space));
+        for lane in 0..LANES {
+            a[lane] = low[lane] * cos[lane] - high[lane] * sin[lane];
+            b[lane] = high[lane] * cos[lane] + low[lane] * sin[lane];
+        }
+        T::narrow(simd, &a, to_low);
+        T::narrow(simd, &b, to_high);
     }
+    // The rest has no partner and is not turned.
+    to_rest.copy_from_slice(rest);
 }
 
 /// The cosines and sines by which keys are turned that lie side by side. They are computed once for a position, which costs
@@ -485,32 +442,11 @@ impl Turns {
         cpu.each(missing.iter_mut().collect(), work, |(base, angles)| *angles = angles_from(rope, *base));
         self.angles.extend(missing);
     }
-
-    /// Turns keys, `[head_dim][LANES]`.
-    #[inline(always)]
-    fn turn<T: Element>(&self, base: i64, keys: &mut [T]) {
-        let Some(angles) = self.angles.get(&base) else { return };
-        // The rest has no partner and is not turned.
-        let (low, high) = keys.as_chunks_mut::<LANES>().0.split_at_mut(angles.len() / 2);
-        for ((low, high), [cos, sin]) in low.iter_mut().zip(high).zip(angles.as_chunks::<2>().0) {
-            let [mut low_space, mut high_space, mut a, mut b] = [[0f32; LANES]; 4];
-            let (wide_low, wide_high) = (T::widen(low, &mut low_space), T::widen(high, &mut high_space));
-            for lane in 0..LANES {
-                a[lane] = wide_low[lane] * cos[lane] - wide_high[lane] * sin[lane];
-                b[lane] = wide_high[lane] * cos[lane] + wide_low[lane] * sin[lane];
-            }
-            T::narrow(&a, low);
-            T::narrow(&b, high);
-        }
-    }
 }
 
 /// Puts some lanes of `[n][LANES]` numbers into their places.
 #[inline(always)]
 fn put_lanes<T: Element>(numbers: &[T], places: &mut [T], lanes: Range<usize>) {
-    if lanes.len() == LANES {
-        return places.copy_from_slice(numbers);
-    }
     let mut mask = [T::default(); LANES];
     let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut mask);
     bytes[lanes.start * size_of::<T>()..lanes.end * size_of::<T>()].fill(u8::MAX);

@@ -9,6 +9,7 @@ mod attention;
 mod cache;
 mod elementwise;
 mod matrix;
+mod number;
 mod rotation;
 
 use std::num::NonZero;

@@ -1,0 +1,275 @@
+//! Numbers as a KV cache holds them, and what is done with many of them at once.
+//!
+//! All of it is written as plain arithmetic that compilers make vector instructions of. Where a processor has an
+//! instruction for a whole step, that is used instead; it gives the same bits.
+
+use std::any::Any;
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::__m512;
+
+use amem_core::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
+use bytemuck::Pod;
+use half::{bf16, f16};
+use pulp::Simd;
+
+use crate::cache::Head;
+
+/// A number as it stands in a cache.
+pub(crate) trait Element: Pod + Default + Send + Sync {
+    /// Rounds numbers.
+    fn narrow<S: Simd>(simd: S, from: &[f32], to: &mut [Self]);
+
+    /// The numbers as f32: as they lie, or put into `space`.
+    fn widen<'a, S: Simd>(simd: S, from: &'a [Self], space: &'a mut [f32]) -> &'a [f32];
+
+    /// Puts the numbers of the second half between those of the first.
+    fn shuffle<S: Simd>(simd: S, halves: (&[Self], &[Self]), to: &mut [Self]);
+
+    /// A head's blocks, if these are its numbers.
+    fn blocks(head: &mut Head) -> Option<&mut Vec<Vec<Self>>>;
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    fn narrow<S: Simd>(_: S, from: &[f32], to: &mut [Self]) {
+        to.copy_from_slice(from);
+    }
+
+    #[inline(always)]
+    fn widen<'a, S: Simd>(_: S, from: &'a [Self], _: &'a mut [f32]) -> &'a [f32] {
+        from
+    }
+
+    /// Written as arithmetic on pairs, for compilers make vector instructions of that, and none of copying numbers to every
+    /// second place.
+    #[inline(always)]
+    fn shuffle<S: Simd>(_: S, (first, second): (&[Self], &[Self]), to: &mut [Self]) {
+        let [first, second] = [first, second].map(bytemuck::cast_slice::<f32, u32>);
+        let pairs = bytemuck::cast_slice_mut::<f32, u8>(to).as_chunks_mut::<8>().0;
+        for ((pair, &a), &b) in pairs.iter_mut().zip(first).zip(second) {
+            let (a, b) = if cfg!(target_endian = "little") { (a, b) } else { (b, a) };
+            *pair = (u64::from(a) | u64::from(b) << 32).to_ne_bytes();
+        }
+    }
+
+    #[inline(always)]
+    fn blocks(head: &mut Head) -> Option<&mut Vec<Vec<Self>>> {
+        if let Head::F32(blocks) = head { Some(blocks) } else { None }
+    }
+}
+
+impl Element for f16 {
+    #[inline(always)]
+    fn narrow<S: Simd>(simd: S, from: &[f32], to: &mut [Self]) {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(simd) = v4(simd) {
+            let (from, from_rest) = from.as_chunks::<16>();
+            let (to, to_rest) = to.as_chunks_mut::<16>();
+            for (from, to) in from.iter().zip(to) {
+                *to = bytemuck::cast(simd.avx512f._mm512_cvtps_ph::<NEAREST>(tame(simd, bytemuck::cast(*from))));
+            }
+            return narrow_each(from_rest, to_rest);
+        }
+        let _ = simd;
+        narrow_each(from, to);
+    }
+
+    #[inline(always)]
+    fn widen<'a, S: Simd>(simd: S, from: &'a [Self], space: &'a mut [f32]) -> &'a [f32] {
+        let space = &mut space[..from.len()];
+        #[cfg(target_arch = "x86_64")]
+        if let Some(simd) = v4(simd) {
+            let (from, from_rest) = from.as_chunks::<16>();
+            let (to, to_rest) = space.as_chunks_mut::<16>();
+            for (from, to) in from.iter().zip(to) {
+                *to = bytemuck::cast(simd.avx512f._mm512_cvtph_ps(bytemuck::cast(*from)));
+            }
+            widen_each(from_rest, to_rest);
+            return space;
+        }
+        let _ = simd;
+        widen_each(from, space);
+        space
+    }
+
+    #[inline(always)]
+    fn shuffle<S: Simd>(simd: S, halves: (&[Self], &[Self]), to: &mut [Self]) {
+        shuffle_halves(simd, halves, to);
+    }
+
+    #[inline(always)]
+    fn blocks(head: &mut Head) -> Option<&mut Vec<Vec<Self>>> {
+        if let Head::F16(blocks) = head { Some(blocks) } else { None }
+    }
+}
+
+impl Element for bf16 {
+    #[inline(always)]
+    fn narrow<S: Simd>(_: S, from: &[f32], to: &mut [Self]) {
+        from.iter().zip(to).for_each(|(&x, y)| *y = bf16::from_bits(f32_to_bf16(x)));
+    }
+
+    #[inline(always)]
+    fn widen<'a, S: Simd>(_: S, from: &'a [Self], space: &'a mut [f32]) -> &'a [f32] {
+        let space = &mut space[..from.len()];
+        from.iter().zip(&mut *space).for_each(|(x, y)| *y = bf16_to_f32(x.to_bits()));
+        space
+    }
+
+    #[inline(always)]
+    fn shuffle<S: Simd>(simd: S, halves: (&[Self], &[Self]), to: &mut [Self]) {
+        shuffle_halves(simd, halves, to);
+    }
+
+    #[inline(always)]
+    fn blocks(head: &mut Head) -> Option<&mut Vec<Vec<Self>>> {
+        if let Head::Bf16(blocks) = head { Some(blocks) } else { None }
+    }
+}
+
+/// Rounding to the nearest, ties to even.
+#[cfg(target_arch = "x86_64")]
+const NEAREST: i32 = 0;
+
+/// Numbers that become what [`f32_to_f16`] makes of them: none is so large that it would become an infinity, and those that are
+/// not a number keep no more than their sign.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn tame(simd: pulp::x86::V4, x: __m512) -> __m512 {
+    const UNORDERED: i32 = 3;
+    let (f, dq) = (simd.avx512f, simd.avx512dq);
+    let [largest, least, sign, nan] = [65504.0, -65504.0, -0.0, f32::NAN].map(|x| f._mm512_set1_ps(x));
+    // Of two that cannot be compared these give the second.
+    let limited = f._mm512_max_ps(least, f._mm512_min_ps(largest, x));
+    let is_nan = f._mm512_cmp_ps_mask::<UNORDERED>(x, x);
+    f._mm512_mask_blend_ps(is_nan, limited, dq._mm512_or_ps(dq._mm512_and_ps(x, sign), nan))
+}
+
+#[inline(always)]
+fn narrow_each(from: &[f32], to: &mut [f16]) {
+    from.iter().zip(to).for_each(|(&x, y)| *y = f16::from_bits(f32_to_f16(x)));
+}
+
+#[inline(always)]
+fn widen_each(from: &[f16], to: &mut [f32]) {
+    from.iter().zip(to).for_each(|(x, y)| *y = f16_to_f32(x.to_bits()));
+}
+
+/// [`Element::shuffle`] of numbers of 16 bits.
+#[inline(always)]
+fn shuffle_halves<S: Simd, T: Pod>(simd: S, (first, second): (&[T], &[T]), to: &mut [T]) {
+    let [first, second] = [first, second].map(bytemuck::cast_slice::<T, u16>);
+    #[cfg(target_arch = "x86_64")]
+    if let Some(simd) = v4(simd)
+        && first.len().is_multiple_of(32)
+    {
+        const FIRST: [u16; 32] = places(0);
+        const SECOND: [u16; 32] = places(16);
+        let to = bytemuck::cast_slice_mut::<T, u16>(to).as_chunks_mut::<64>().0;
+        for ((first, second), to) in first.as_chunks::<32>().0.iter().zip(second.as_chunks::<32>().0).zip(to) {
+            let [a, b] = [first, second].map(|part| bytemuck::cast(*part));
+            let both = [FIRST, SECOND].map(|places| {
+                let mixed = simd.avx512bw._mm512_permutex2var_epi16(a, bytemuck::cast(places), b);
+                bytemuck::cast::<_, [u16; 32]>(mixed)
+            });
+            *to = bytemuck::cast(both);
+        }
+        return;
+    }
+    let _ = simd;
+    let pairs = bytemuck::cast_slice_mut::<T, u8>(to).as_chunks_mut::<4>().0;
+    for ((pair, &a), &b) in pairs.iter_mut().zip(first).zip(second) {
+        let (a, b) = if cfg!(target_endian = "little") { (a, b) } else { (b, a) };
+        *pair = (u32::from(a) | u32::from(b) << 16).to_ne_bytes();
+    }
+}
+
+/// From where 32 numbers come in two vectors of 32: from one and the other in turn, from this place on.
+#[cfg(target_arch = "x86_64")]
+const fn places(first: u16) -> [u16; 32] {
+    let mut places = [0; 32];
+    let mut at = 0;
+    while at < 32 {
+        places[at] = first + at as u16 / 2 + 32 * (at as u16 % 2);
+        at += 1;
+    }
+    places
+}
+
+/// The instructions of AVX-512, if these are they. What it comes to is known when the code is compiled.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn v4<S: Simd>(simd: S) -> Option<pulp::x86::V4> {
+    (&simd as &dyn Any).downcast_ref().copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use pulp::{Arch, WithSimd};
+
+    use super::*;
+
+    /// Numbers as f16, and back.
+    struct Both<'a>(&'a [f32]);
+
+    impl WithSimd for Both<'_> {
+        type Output = (Vec<u16>, Vec<u32>);
+
+        fn with_simd<S: Simd>(self, simd: S) -> Self::Output {
+            let mut narrow = vec![f16::ZERO; self.0.len()];
+            f16::narrow(simd, self.0, &mut narrow);
+            let mut space = vec![0.0; narrow.len()];
+            let wide = f16::widen(simd, &narrow, &mut space);
+            (narrow.iter().map(|x| x.to_bits()).collect(), wide.iter().map(|x| x.to_bits()).collect())
+        }
+    }
+
+    /// Pairs of numbers, which were in two halves.
+    struct Shuffled<'a>(&'a [f16]);
+
+    impl WithSimd for Shuffled<'_> {
+        type Output = Vec<f16>;
+
+        fn with_simd<S: Simd>(self, simd: S) -> Vec<f16> {
+            let mut to = vec![f16::ZERO; self.0.len()];
+            f16::shuffle(simd, self.0.split_at(self.0.len() / 2), &mut to);
+            to
+        }
+    }
+
+    #[test]
+    fn numbers_of_every_kind_are_rounded_alike_by_all_instructions() {
+        // Every f16, what lies between it and the next, and what lies just beside that; and then numbers that no f16 is near.
+        let near = (0..=u16::MAX).flat_map(|bits| {
+            let (this, next) = (f16::from_bits(bits).to_f32(), f16::from_bits(bits.wrapping_add(1)).to_f32());
+            let between = this + (next - this) / 2.0;
+            [this, between, between.next_up(), between.next_down()]
+        });
+        let far = [f32::MAX, f32::MIN, 1e-30, f32::MIN_POSITIVE / 4.0, 70000.0, -65520.0, f32::INFINITY, -f32::NAN];
+        let signalling = [0x7f80_0001, 0xff80_0001, 0x7fff_ffff].map(f32::from_bits);
+        let numbers: Vec<f32> = near.chain(far).chain(signalling).chain([0.5; 5]).collect();
+        let expected = |x: &f32| match x.is_nan() {
+            true => f16::from_bits(0x7e00 | if x.is_sign_negative() { 0x8000 } else { 0 }),
+            false => f16::from_f32_const(x.clamp(-65504.0, 65504.0)),
+        };
+        let expected: Vec<f16> = numbers.iter().map(expected).collect();
+        for arch in [Arch::Scalar, Arch::new()] {
+            let (narrow, wide) = arch.dispatch(Both(&numbers));
+            for (((x, expected), narrow), wide) in numbers.iter().zip(&expected).zip(narrow).zip(wide) {
+                assert_eq!(narrow, expected.to_bits(), "{x:e} with {arch:?}");
+                assert_eq!(wide, expected.to_f32_const().to_bits(), "{x:e} with {arch:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn halves_of_any_length_are_put_between_each_other() {
+        for length in [1_u16, 4, 31, 32, 40, 64, 96] {
+            let numbers: Vec<f16> = (0..2 * length).map(f16::from_bits).collect();
+            let expected: Vec<f16> = (0..length).flat_map(|at| [at, length + at].map(f16::from_bits)).collect();
+            for arch in [Arch::Scalar, Arch::new()] {
+                assert_eq!(arch.dispatch(Shuffled(&numbers)), expected, "{length} numbers with {arch:?}");
+            }
+        }
+    }
+}
