@@ -12,6 +12,7 @@
 mod contents;
 mod execute;
 mod fault;
+mod kernel;
 mod memory;
 mod parse;
 mod program;
@@ -19,9 +20,9 @@ mod touches;
 
 pub use execute::{Copies, Counts, Launch, Schedule, run};
 pub use fault::{Fault, FaultKind};
+pub use kernel::{Kernel, Parameter};
 pub use memory::{GlobalAccess, Memory, MemoryError};
 pub use parse::{Module, ParseError};
-pub use program::{Kernel, Parameter};
 
 /// Address of a block's first byte of shared memory. Devices keep the bytes below for themselves.
 pub(crate) const SHARED_BASE: u64 = 1024;

@@ -6,8 +6,8 @@ use super::step::{self, Flow};
 use super::warp::{LANES, Place, Warp};
 use super::{Counts, Launch};
 use crate::fault::{Fault, FaultKind, Violation};
+use crate::kernel::Kernel;
 use crate::memory::Memory;
-use crate::program::Kernel;
 
 /// Barriers of a block.
 const BARRIERS: usize = 16;

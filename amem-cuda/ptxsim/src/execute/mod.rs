@@ -12,9 +12,9 @@ mod step;
 mod warp;
 
 use crate::fault::{Fault, FaultKind};
+use crate::kernel::Kernel;
 use crate::memory::Memory;
 use crate::parse::SHARED_LIMIT;
-use crate::program::Kernel;
 use block::Executor;
 
 /// Threads that a block may have.

@@ -5,7 +5,8 @@ use super::collective;
 use super::warp::{LANES, Lanes, Warp, lanes};
 use super::{arithmetic, copies, float};
 use crate::fault::{FaultKind, Violation};
-use crate::program::{Binary, Kernel, Logic, Operation, Register, Type};
+use crate::kernel::Kernel;
+use crate::program::{Binary, Logic, Operation, Register, Type};
 
 /// What a warp does next.
 pub(super) enum Flow {

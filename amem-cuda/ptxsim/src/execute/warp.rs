@@ -2,7 +2,8 @@
 
 use super::copies::PendingCopy;
 use crate::fault::{FaultKind, Violation};
-use crate::program::{Condition, Kernel, Predicate, Preset, Register, Special};
+use crate::kernel::Kernel;
+use crate::program::{Condition, Predicate, Preset, Register, Special};
 
 /// Lanes of a warp.
 pub(super) const LANES: usize = 32;

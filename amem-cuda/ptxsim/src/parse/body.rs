@@ -8,7 +8,8 @@ use super::lexer::Token;
 use super::operands::Names;
 use super::{PARAMETER_LIMIT, ParseError, Parser, SHARED_LIMIT, SharedVariable};
 use crate::SHARED_BASE;
-use crate::program::{AtomicOperands, Instruction, Kernel, Operation, Parameter, Space};
+use crate::kernel::{Kernel, Parameter};
+use crate::program::{AtomicOperands, Instruction, Operation, Space};
 
 /// The granule of a kernel that has no access to a space.
 const WIDEST_ACCESS: usize = 16;

@@ -8,7 +8,8 @@ mod operands;
 
 use std::fmt;
 
-use crate::program::{Kernel, Type};
+use crate::kernel::Kernel;
+use crate::program::Type;
 use lexer::{Spanned, Token};
 
 /// Shared memory that one block may have, static and dynamic together: what the largest of the devices allows.

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 
 use super::lexer::Token;
 use super::{ParseError, Parser, SharedVariable};
-use crate::program::{Address, Condition, Parameter, Predicate, Preset, Register, Registers, Special, Type};
+use crate::kernel::Parameter;
+use crate::program::{Address, Condition, Predicate, Preset, Register, Registers, Special, Type};
 
 /// Registers that a kernel may use, immediates included.
 const REGISTER_LIMIT: usize = 16 * 1024;
