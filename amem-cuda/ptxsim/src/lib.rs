@@ -6,7 +6,8 @@
 //! the lowest program counter run first, so that diverged lanes meet again by themselves.
 //!
 //! Blocks run one after another. What is not modelled: time, weak orders of memory (a fence does nothing), races between
-//! warps of one block in global memory, and the order in which tensor cores sum.
+//! warps of one block in global memory, lanes that overwrite what another lane of their warp reads, and the order in which
+//! tensor cores sum.
 #![forbid(unsafe_code)]
 
 mod contents;

@@ -157,6 +157,10 @@ proptest! {
         try_text(&words.join(" "), 0);
         try_text(&kernel(&words.join(" ")), 0);
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
 
     #[test]
     fn damaged_kernels_never_panic(
