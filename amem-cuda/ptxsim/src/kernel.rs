@@ -107,9 +107,9 @@ impl Kernel {
     }
 
     /// The same kernel with another limit of the instructions that the warps of one block execute. A block that reaches
-    /// it is taken to hang.
+    /// it is taken to hang. No limit is larger than 2^30.
     #[must_use]
     pub fn with_step_limit(&self, limit: u64) -> Self {
-        Self { step_limit: limit, ..self.clone() }
+        Self { step_limit: limit.min(1 << 30), ..self.clone() }
     }
 }

@@ -68,14 +68,18 @@ impl Shared {
         }
     }
 
-    /// Forgets everything, for the next block.
+    /// Forgets everything, for the next block. Its clock goes on, so that what was before is before everything.
     pub(super) fn reset(&mut self) {
         self.granules.fill(Granule::default());
-        self.reads.fill(0);
-        self.clock = 1;
         self.lanes_synchronised.fill(0);
+        // A block's instructions are far too few to turn it over.
+        if self.clock > u32::MAX / 2 {
+            self.clock = 0;
+            self.reads.fill(0);
+        }
+        self.clock += 1;
         for (warp, ordered) in self.ordered.iter_mut().enumerate() {
-            *ordered = [1; LANES];
+            *ordered = [self.clock; LANES];
             // What a warp does itself is always in order.
             ordered[warp] = u32::MAX;
         }
