@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use amem_ptxsim::{Counts, Kernel, Schedule};
 
-use crate::harness::{Argument, Buffer, Device, NULL, Random, SCHEDULES, Type, constant, kernel};
+use crate::harness::{Argument, Device, NULL, Random, SCHEDULES, Type, constant, kernel};
 
 /// Slots in a block.
 const BLOCK: u32 = 64;
@@ -26,6 +26,8 @@ enum Sight {
     Whole,
     /// A beginning that all share, and then a text of their own that begins at some slot behind it.
     Packed,
+    /// A part that all share, nothing for some blocks, and then texts that begin and end near each other.
+    Apart,
     /// A few slots at the beginning, and a window that ends with the row itself.
     Window,
     /// Now and then nothing at all.
@@ -93,6 +95,11 @@ impl Case {
         }
     }
 
+    /// Query rows that fit an item.
+    fn capacity(&self) -> usize {
+        (constant(&self.module(), self.entry, "rows") / self.group).max(1) as usize
+    }
+
     fn kernels(&self) -> Kernels<'static> {
         let module = self.module();
         Kernels { attend: kernel(&module, self.entry), combine: (self.splits > 1).then(|| kernel(&module, "combine")) }
@@ -143,6 +150,11 @@ impl Problem {
                     Sight::Packed => {
                         let begin = shared_end + random.below(length - shared_end);
                         (shared_begin..shared_end, begin..begin + 1 + random.below(length - begin))
+                    }
+                    Sight::Apart => {
+                        let begin = length * 2 / 3 + random.below(10).min(length / 6);
+                        let end = (length - random.below(length / 6 + 1).min(60)).max(begin + 1);
+                        (length / 5..length / 5 + 1 + random.below(length / 6 + 1), begin..end)
                     }
                     Sight::Window => (0..slot.min(3), slot.saturating_sub(70).max(3).min(slot)..slot + 1),
                     Sight::Blind if index % 3 == 0 => (slot..slot, 5..5),
@@ -336,13 +348,33 @@ impl Plan {
     }
 }
 
+/// What the kernels wrote.
+struct Written {
+    out: Vec<u8>,
+    lse: Vec<u8>,
+    counts: Counts,
+}
+
 /// Runs a case's kernels, and compares what they wrote.
 fn attend(case: &Case, kernels: Kernels<'_>, schedule: Schedule) -> Result<Counts, String> {
     let problem = Problem::new(case);
+    let plan = Plan::new(case, &problem, case.capacity());
+    let written = launch(case, &problem, &plan, kernels, schedule)?;
+    compare(case, &problem, &written)?;
+    Ok(written.counts)
+}
+
+/// Runs a case's kernels.
+fn launch(
+    case: &Case,
+    problem: &Problem,
+    plan: &Plan,
+    kernels: Kernels<'_>,
+    schedule: Schedule,
+) -> Result<Written, String> {
     let heads = case.kv_heads * case.group;
     let module = case.module();
     let limit = |name| constant(&module, case.entry, name);
-    let plan = Plan::new(case, &problem, (limit("rows") / case.group).max(1) as usize);
     let slices = case.group.div_ceil(limit("rows"));
 
     let mut device = Device::new();
@@ -402,8 +434,7 @@ fn attend(case: &Case, kernels: Kernels<'_>, schedule: Schedule) -> Result<Count
         let grid = [plan.joins.len() as u32, case.kv_heads, 1 + case.group % 3];
         device.launch(combine, grid, constant(&module, "combine", "threads"), 0, &arguments, schedule)?;
     }
-    compare(case, &problem, &mut device, out, lse)?;
-    Ok(counts)
+    Ok(Written { out: device.read(out)?, lse: device.read(lse)?, counts })
 }
 
 /// How far a score may be off, for sums in f32: by the sum of the terms' magnitudes times a few roundings.
@@ -413,21 +444,20 @@ fn score_error(case: &Case) -> f64 {
 }
 
 /// Compares all of the output.
-fn compare(case: &Case, problem: &Problem, device: &mut Device, out: Buffer, lse: Buffer) -> Result<(), String> {
+fn compare(case: &Case, problem: &Problem, written: &Written) -> Result<(), String> {
     let heads = case.kv_heads * case.group;
-    let bytes: Vec<u8> = device.read(out)?;
-    let lse_bytes: Vec<u8> = device.read(lse)?;
-    let numbers = case.dtype.decode(&bytes);
-    let written = problem.rows.len() * heads as usize;
+    let Written { out, lse, .. } = written;
+    let numbers = case.dtype.decode(out);
+    let vectors = problem.rows.len() * heads as usize;
     let size = case.head_dim as usize;
     let kept = |bytes: &[u8]| bytes.iter().all(|&byte| byte == POISON);
-    if !kept(&bytes[written * size * case.dtype.bytes()..]) {
+    if !kept(&out[vectors * size * case.dtype.bytes()..]) {
         return Err("wrote behind the last row of the output".into());
     }
-    if !kept(&lse_bytes[if case.with_lse { written * 4 } else { 0 }..]) {
+    if !kept(&lse[if case.with_lse { vectors * 4 } else { 0 }..]) {
         return Err("wrote log-sum-exps that nobody asked for".into());
     }
-    let lse: Vec<f32> = bytemuck::pod_collect_to_vec(&lse_bytes);
+    let lse: Vec<f32> = bytemuck::pod_collect_to_vec(lse);
     // A score is a sum of products in f32, and the weights of 16-bit types are rounded to that type.
     let rounding = case.dtype.rounding();
     let score = score_error(case);
@@ -553,7 +583,8 @@ fn check(cases: impl IntoIterator<Item = Case>) {
 
 const HEAD_DIMS: [u32; 5] = [64, 80, 96, 128, 256];
 const HALVES: [Type; 2] = [Type::Bf16, Type::F16];
-const SIGHTS: [Sight; 6] = [Sight::Prefill, Sight::Scattered, Sight::Whole, Sight::Packed, Sight::Window, Sight::Blind];
+const SIGHTS: [Sight; 7] =
+    [Sight::Prefill, Sight::Scattered, Sight::Whole, Sight::Packed, Sight::Apart, Sight::Window, Sight::Blind];
 
 #[test]
 fn many_rows_attend_to_what_each_of_them_sees() {
@@ -660,7 +691,7 @@ fn splits_of_a_context_are_merged() {
 
 #[test]
 fn the_mass_of_slots_is_what_rows_attend_to_them() {
-    check_mass(SIGHTS.into_iter().zip([1, 2, 3, 4, 7, 8]).map(|(sight, group)| Case {
+    check_mass(SIGHTS.into_iter().zip([1, 2, 3, 4, 7, 8, 5]).map(|(sight, group)| Case {
         sight,
         group,
         kv_heads: 1 + group % 3,
@@ -688,6 +719,27 @@ fn exact_kernels_attend_in_any_even_head_size() {
         ..Case::default()
     }));
     check_mass(sizes.map(|head_dim| Case { dtype: Type::F32, head_dim, contexts: vec![(129, 41)], ..Case::default() }));
+}
+
+#[test]
+fn what_a_row_yields_depends_on_no_row_beside_it() {
+    for (entry, dtype, head_dim) in [
+        ("attend_rows", Type::Bf16, 64),
+        ("attend_rows", Type::F16, 256),
+        ("attend_short", Type::Bf16, 80),
+        ("attend_rows", Type::F32, 20),
+    ] {
+        for sight in [Sight::Packed, Sight::Window] {
+            let contexts = vec![(300, 12)];
+            let case = Case { entry, dtype, head_dim, sight, contexts, score: 30.0, ..Case::default() };
+            let problem = Problem::new(&case);
+            let [alone, together] = [1, case.capacity()].map(|capacity| {
+                let plan = Plan::new(&case, &problem, capacity);
+                launch(&case, &problem, &plan, case.kernels(), SCHEDULES[capacity % 3]).unwrap()
+            });
+            assert!(alone.out == together.out && alone.lse == together.lse, "{case:?}");
+        }
+    }
 }
 
 /// Every sight, group and fill, with all else drawn at random.
@@ -746,8 +798,9 @@ fn probes(dtype: Type, head_dim: u32, entry: &'static str) -> Vec<Case> {
         Case { sight: Sight::Blind, contexts: vec![(65, rows)], group: 7, with_lse: false, ..case.clone() },
         Case { sight: Sight::Prefill, contexts: vec![(300, rows)], group: 1, score: 400.0, ..case.clone() },
         Case { sight: Sight::Window, contexts: vec![(400, rows)], score: 400.0, splits: 3, ..case.clone() },
+        Case { sight: Sight::Apart, contexts: vec![(800, rows)], kv_heads: 1, ..case.clone() },
         Case { group: 17, contexts: vec![(70, 3)], ..case.clone() },
-        Case { sight: Sight::Whole, contexts: vec![(40 * BLOCK, 1)], splits: 39, unseen: Unseen::Infinite, ..case },
+        Case { sight: Sight::Whole, contexts: vec![(40 * BLOCK, 1)], splits: 40, unseen: Unseen::Infinite, ..case },
     ]
 }
 
@@ -786,7 +839,7 @@ fn subjects(dtype: Type, head_dim: u32) -> Vec<Subject> {
                 let mut kernels: [&Kernel; 2] = kernels;
                 kernels[index] = kernel;
                 let mut cases = probes(dtype, head_dim, "attend_rows");
-                cases.truncate(5);
+                cases.truncate(6);
                 cases.iter_mut().for_each(|case| case.contexts = vec![(case.contexts[0].0, 120)]);
                 cases
                     .iter()
