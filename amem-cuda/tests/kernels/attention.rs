@@ -784,6 +784,12 @@ fn many_rows_attend_rightly_in_a_wide_sweep() {
 
 #[test]
 #[ignore = "takes minutes: every sight, group and fill"]
+fn exact_kernels_attend_rightly_in_a_wide_sweep() {
+    sweep("attend_rows", &[2, 20, 64, 130, 256], &[Type::F32]);
+}
+
+#[test]
+#[ignore = "takes minutes: every sight, group and fill"]
 fn few_rows_attend_rightly_in_a_wide_sweep() {
     sweep("attend_short", &HEAD_DIMS, &HALVES);
 }
