@@ -865,8 +865,10 @@ fn a_kernel_that_lacks_an_instruction_is_found_out() {
         let kept: Vec<usize> =
             (0..kernel.instructions()).filter(|&index| probe(&kernel.without(index)).is_ok()).collect();
         println!("{}: {} of {} can be deleted", kernel.name(), kept.len(), kernel.instructions());
-        for index in kept {
+        for &index in &kept {
             println!("  {}", kernel.instruction_text(index));
         }
+        // What may go: shortcuts past work that adds nothing, and values that stand in their register already.
+        assert!(kept.len() * 10 < kernel.instructions(), "{}", kernel.name());
     }
 }
