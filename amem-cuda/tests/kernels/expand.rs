@@ -23,6 +23,7 @@ const FAMILIES: &[Family] = &[
     Family { template: "distance.ptx.j2", types: &["f16", "bf16", "f32"], head_dims: &[] },
     Family { template: "elementwise.ptx.j2", types: &["f16", "bf16", "f32"], head_dims: &[] },
     Family { template: "kv.ptx.j2", types: &["f16", "bf16", "f32"], head_dims: &[] },
+    Family { template: "matvec.ptx.j2", types: &["f16", "bf16", "f32"], head_dims: &[] },
     Family { template: "rows.ptx.j2", types: &[], head_dims: &[] },
     Family { template: "select.ptx.j2", types: &[], head_dims: &[] },
 ];

@@ -7,4 +7,5 @@ mod elementwise;
 mod expand;
 mod harness;
 mod kv;
+mod matvec;
 mod select;
