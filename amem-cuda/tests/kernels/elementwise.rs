@@ -288,7 +288,7 @@ pub(crate) fn cases() -> Vec<Case> {
             all.push(of("widen", Box::new(move |k, s| widen(k, s, t, count))));
         }
     }
-    for words in [1, 4, 7, 257, 1024, 4100] {
+    for words in [1, 4, 7, 257, 1024, 2000, 9000] {
         all.push(Case::new("rows", "gather_rows", move |k, s| gather_rows(k, s, words).map(drop)));
     }
     all
