@@ -42,7 +42,7 @@ impl Settings {
         let number_of = |name: &str, default: i32| number(name, variable(name), default);
         Ok(Settings {
             seed: number("AMEM_SIM_SEED", variable("AMEM_SIM_SEED"), 0)?,
-            memory: number("AMEM_SIM_MEMORY", variable("AMEM_SIM_MEMORY"), 2 << 30)?,
+            memory: number("AMEM_SIM_MEMORY", variable("AMEM_SIM_MEMORY"), 16 << 30)?,
             devices: number_of("AMEM_SIM_DEVICES", 1)?,
             driver: number_of("AMEM_SIM_DRIVER", 13000)?,
             capability: number_of("AMEM_SIM_CAPABILITY", 90)?,

@@ -19,7 +19,7 @@ const DEVICE: &str = "AMEM_CUDA_DEVICE";
 ///
 /// - `AMEM_SIM_SEED`: which order unordered operations run in (0). Seeds that are a multiple of 3 run an operation as late
 ///   as possible, those with a remainder of 2 at once, and the others in between.
-/// - `AMEM_SIM_MEMORY`: bytes of device memory (2 GiB)
+/// - `AMEM_SIM_MEMORY`: bytes of device memory (16 GiB)
 /// - `AMEM_SIM_DEVICES`: how many devices there are (1)
 /// - `AMEM_SIM_DRIVER`: the CUDA version of the driver (13000)
 /// - `AMEM_SIM_CAPABILITY`: the device's compute capability (90)

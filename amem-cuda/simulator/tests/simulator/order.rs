@@ -1,6 +1,6 @@
 //! Wrong orders, each in a program that has it, which is caught with every seed, and in one that does not.
 
-use crate::program::{Program, always_faults, faults, never_faults, ramp};
+use crate::program::{Program, always_faults, faults, never_faults, on_simulator_alone, ramp};
 use amem_cuda_simulator::in_simulator;
 use cudarc::driver::{DevicePtr, DriverError, result, sys};
 
@@ -21,7 +21,7 @@ fn upload_and_compute(program: &Program, wait: bool) -> Result<(), DriverError> 
 
 #[test]
 fn a_kernel_that_does_not_wait_for_its_input_is_caught() {
-    in_simulator("order::a_kernel_that_does_not_wait_for_its_input_is_caught", &[], || {
+    on_simulator_alone("order::a_kernel_that_does_not_wait_for_its_input_is_caught", &[], || {
         let found = faults(24, |program| upload_and_compute(program, false));
         for fault in &found {
             // When the kernel runs first, it reads memory that was never written.
@@ -107,7 +107,7 @@ fn two_streams_may_read_the_same_memory() {
 
 #[test]
 fn page_locked_memory_that_is_reused_too_early_is_caught() {
-    in_simulator("order::page_locked_memory_that_is_reused_too_early_is_caught", &[], || {
+    on_simulator_alone("order::page_locked_memory_that_is_reused_too_early_is_caught", &[], || {
         let run = |program: &Program, wait: bool| {
             let mut staging = program.pinned(&[1.0; 64])?;
             let mut x = program.memory(64)?;
@@ -130,7 +130,7 @@ fn page_locked_memory_that_is_reused_too_early_is_caught() {
 
 #[test]
 fn page_locked_memory_that_is_read_too_early_holds_no_results() {
-    in_simulator("order::page_locked_memory_that_is_read_too_early_holds_no_results", &[], || {
+    on_simulator_alone("order::page_locked_memory_that_is_read_too_early_holds_no_results", &[], || {
         amem_cuda_simulator::reset(0);
         let program = Program::new().unwrap();
         // The memory holds the right answer of a step before.
@@ -159,7 +159,7 @@ fn a_copy_from_pageable_memory_takes_the_values_at_once() {
 
 #[test]
 fn the_host_does_not_wait_for_a_copy_from_pageable_memory() {
-    in_simulator("order::the_host_does_not_wait_for_a_copy_from_pageable_memory", &[], || {
+    on_simulator_alone("order::the_host_does_not_wait_for_a_copy_from_pageable_memory", &[], || {
         let run = |program: &Program, wait: bool| {
             let x = program.copy.clone_htod(&ramp(64))?;
             let mut y = program.memory(64)?;
@@ -195,7 +195,7 @@ fn two_copies_into_the_same_page_locked_memory_need_an_order() {
 
 #[test]
 fn memory_that_is_freed_while_another_stream_uses_it_is_caught() {
-    in_simulator("order::memory_that_is_freed_while_another_stream_uses_it_is_caught", &[], || {
+    on_simulator_alone("order::memory_that_is_freed_while_another_stream_uses_it_is_caught", &[], || {
         let run = |program: &Program, wait: bool| {
             let x = program.compute.clone_htod(&ramp(64))?;
             program.compute.synchronize()?;
@@ -238,7 +238,7 @@ fn memory_that_is_freed_at_once_must_not_be_in_use() {
 
 #[test]
 fn freed_memory_cannot_be_named_again() {
-    in_simulator("order::freed_memory_cannot_be_named_again", &[], || {
+    on_simulator_alone("order::freed_memory_cannot_be_named_again", &[], || {
         never_faults(|program| {
             let x = program.compute.clone_htod(&ramp(64))?;
             let address = x.device_ptr(&program.compute).0;

@@ -1,6 +1,6 @@
 //! Matrix products.
 
-use crate::program::{Program, always_faults, never_faults};
+use crate::program::{Program, always_faults, never_faults, on_simulator_alone};
 use amem_cuda_simulator::{counts, fail_call, in_simulator, is_simulated};
 use cudarc::cublaslt::{result as lt, sys};
 use cudarc::driver::{CudaSlice, DevicePtr};
@@ -335,7 +335,7 @@ fn what_cublaslt_does_not_do_is_refused() {
 #[test]
 fn an_algorithm_is_for_the_product_workspace_and_alignment_that_it_was_chosen_for() {
     let name = "products::an_algorithm_is_for_the_product_workspace_and_alignment_that_it_was_chosen_for";
-    in_simulator(name, &[], || {
+    on_simulator_alone(name, &[], || {
         let program = Program::new().unwrap();
         let number = DataType::CUDA_R_32F;
         let [a, b, d] = [1, 2, 3].map(|seed| Matrix::new(&program, 16, 16, 0, number, seed));
@@ -403,7 +403,7 @@ fn the_workspace_is_written_to() {
 
 #[test]
 fn products_and_heuristics_are_counted_and_can_fail() {
-    in_simulator("products::products_and_heuristics_are_counted_and_can_fail", &[], || {
+    on_simulator_alone("products::products_and_heuristics_are_counted_and_can_fail", &[], || {
         let program = Program::new().unwrap();
         let [a, b, d] = [1, 2, 3].map(|seed| Matrix::new(&program, 16, 16, 0, DataType::CUDA_R_32F, seed));
         let matrices = [&a, &b, &d, &d];

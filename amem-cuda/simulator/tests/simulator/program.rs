@@ -1,5 +1,6 @@
 //! What the programs of the tests have in common.
 
+use amem_cuda_simulator::in_simulator;
 use cudarc::driver::{
     CudaContext, CudaFunction, CudaSlice, CudaStream, DriverError, LaunchConfig, PinnedHostSlice, PushKernelArg, sys,
 };
@@ -141,6 +142,13 @@ pub(crate) fn ramp(count: usize) -> Vec<f32> {
     (0..count).map(|index| index as f32).collect()
 }
 
+/// Runs a test of what only the simulator does. With `AMEM_CUDA_DEVICE=1` there is nothing to test.
+pub(crate) fn on_simulator_alone(test_name: &str, settings: &[(&str, &str)], body: impl FnOnce()) {
+    if std::env::var("AMEM_CUDA_DEVICE").is_err() {
+        in_simulator(test_name, settings, body);
+    }
+}
+
 /// Runs a program with many seeds, each on a new device, and returns the faults.
 pub(crate) fn faults(seeds: u64, program: impl Fn(&Program) -> Result<(), DriverError>) -> Vec<Option<String>> {
     let run = |seed| {
@@ -153,7 +161,7 @@ pub(crate) fn faults(seeds: u64, program: impl Fn(&Program) -> Result<(), Driver
     (0..seeds).map(run).collect()
 }
 
-/// Fails unless a program runs without a fault with every seed.
+/// Fails unless a program runs without a fault with every seed. On a device it runs once.
 pub(crate) fn never_faults(program: impl Fn(&Program) -> Result<(), DriverError>) {
     let seeds = if amem_cuda_simulator::is_simulated() { 24 } else { 1 };
     for (seed, fault) in faults(seeds, program).into_iter().enumerate() {
@@ -161,8 +169,11 @@ pub(crate) fn never_faults(program: impl Fn(&Program) -> Result<(), DriverError>
     }
 }
 
-/// Fails unless a program has a fault with every seed, whose message contains a text.
+/// Fails unless a program has a fault with every seed, whose message contains a text. A device finds none of them.
 pub(crate) fn always_faults(text: &str, program: impl Fn(&Program) -> Result<(), DriverError>) {
+    if !amem_cuda_simulator::is_simulated() {
+        return;
+    }
     for (seed, fault) in faults(24, program).into_iter().enumerate() {
         let fault = fault.unwrap_or_else(|| panic!("seed {seed}: no fault"));
         assert!(fault.contains(text), "seed {seed}: {fault}");
