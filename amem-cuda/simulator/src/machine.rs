@@ -37,6 +37,8 @@ pub(crate) struct Machine {
     pub(crate) initialised: bool,
     /// The first fault, which makes every later call fail.
     fault: Option<String>,
+    /// What later calls fail with.
+    broken: Option<Status>,
     /// The fault, until a test has asked for it.
     unread_fault: Option<String>,
     failures: Vec<Failure>,
@@ -97,6 +99,7 @@ impl Machine {
             pace,
             initialised: false,
             fault: None,
+            broken: None,
             unread_fault: None,
             failures: settings.failures.clone(),
             contexts: Contexts::default(),
@@ -133,10 +136,13 @@ impl Machine {
             }
         }
         self.failures.retain(|failure| failure.calls > 0);
-        match failed {
-            Some(status) => refuse(Status(status), "a test asked for this failure"),
-            None => Ok(()),
+        let Some(status) = failed.map(Status) else {
+            return Ok(());
+        };
+        if function.starts_with("cu") && !function.starts_with("cublas") && status.is_sticky() {
+            self.break_device(status);
         }
+        refuse(status, "a test asked for this failure")
     }
 
     /// Makes a later call of a function fail.
@@ -148,8 +154,8 @@ impl Machine {
 
     /// Fails when an earlier operation faulted, as every call does after a device's fault.
     pub(crate) fn check_fault(&self) -> Result<()> {
-        match self.fault {
-            Some(_) => Err(Status::LAUNCH_FAILED.into()),
+        match self.broken {
+            Some(status) => Err(status.into()),
             None => Ok(()),
         }
     }
@@ -161,11 +167,17 @@ impl Machine {
             self.unread_fault = Some(message.clone());
             self.fault = Some(message);
         }
+        self.break_device(Status::LAUNCH_FAILED);
+        Status::LAUNCH_FAILED.into()
+    }
+
+    /// From here on every call fails. What is queued never runs.
+    fn break_device(&mut self, status: Status) {
+        self.broken.get_or_insert(status);
         for stream in &mut self.streams {
             stream.queue.clear();
         }
         self.queued = 0;
-        Status::LAUNCH_FAILED.into()
     }
 
     /// The first fault.

@@ -26,6 +26,8 @@ pub(crate) struct Settings {
     pub(crate) capability: i32,
     /// `AMEM_SIM_POOLS`: whether the device has memory pools, that is `cuMemAllocAsync`.
     pub(crate) pools: bool,
+    /// `AMEM_SIM_TRACE`: whether every operation is printed when it runs.
+    pub(crate) trace: bool,
     /// `AMEM_SIM_FAIL`: calls that fail, as `function:call:code`, separated by commas.
     pub(crate) failures: Vec<Failure>,
 }
@@ -47,6 +49,7 @@ impl Settings {
             driver: number_of("AMEM_SIM_DRIVER", 13000)?,
             capability: number_of("AMEM_SIM_CAPABILITY", 90)?,
             pools: number_of("AMEM_SIM_POOLS", 1)? != 0,
+            trace: number_of("AMEM_SIM_TRACE", 0)? != 0,
             failures: failures(&variable("AMEM_SIM_FAIL").unwrap_or_default())?,
         })
     }

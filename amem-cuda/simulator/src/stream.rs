@@ -214,6 +214,10 @@ impl Machine {
         };
         self.queued -= 1;
         self.time += 1000;
+        if self.settings.trace {
+            let name = self.streams.get(actor).map_or("", |stream| stream.name.as_str());
+            eprintln!("simulated CUDA: runs {} in {name}", operation.label);
+        }
         if let Err(message) = self.execute(actor, &operation) {
             let name = self.streams.get(actor).map_or_else(String::new, |stream| stream.name.clone());
             return Err(self.fault(format!("{} in {name}: {message}", operation.label)));

@@ -25,7 +25,8 @@ const DEVICE: &str = "AMEM_CUDA_DEVICE";
 /// - `AMEM_SIM_CAPABILITY`: the device's compute capability (90)
 /// - `AMEM_SIM_POOLS`: 0 for a device without `cuMemAllocAsync` (1)
 /// - `AMEM_SIM_FAIL`: calls that fail, such as `cuMemAlloc_v2:3:2` for the third call, with `CUresult` 2. Several are
-///   separated by commas.
+///   separated by commas. After a code that stands for a broken device, such as 700, every later call fails with it.
+/// - `AMEM_SIM_TRACE`: 1 to print every operation when it runs (0)
 ///
 /// At the body's end all that is queued runs, and a fault that [`take_fault`] has not returned fails the test.
 ///

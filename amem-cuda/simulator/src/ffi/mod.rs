@@ -1,5 +1,5 @@
 //! The exported functions of the simulated libraries. Everything that a C caller passes becomes a value of the types in
-//! [`pointer`] and [`host`] at once; only these two modules and [`client`] contain unsafe code.
+//! [`mod@pointer`] and [`host`] at once; only these two modules and [`client`] contain unsafe code.
 #![allow(non_snake_case, reason = "the functions have the names that CUDA gives them")]
 
 mod blas;

@@ -263,6 +263,13 @@ fn a_call_fails_when_a_test_asks_for_it() {
         assert!(fail_call("cuStreamSynchronize", 1, 999));
         assert_eq!(stream.synchronize().unwrap_err().0, sys::CUresult::CUDA_ERROR_UNKNOWN);
         stream.synchronize().unwrap();
+        // After this one a device is lost.
+        assert!(fail_call("cuStreamSynchronize", 2, 700));
+        stream.synchronize().unwrap();
+        for _ in 0..2 {
+            assert_eq!(stream.synchronize().unwrap_err().0, sys::CUresult::CUDA_ERROR_ILLEGAL_ADDRESS);
+        }
+        assert_eq!(stream.alloc_zeros::<u8>(1).unwrap_err().0, sys::CUresult::CUDA_ERROR_ILLEGAL_ADDRESS);
     });
 }
 

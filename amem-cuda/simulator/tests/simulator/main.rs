@@ -9,3 +9,4 @@ mod graph;
 mod order;
 mod products;
 mod program;
+mod random;
