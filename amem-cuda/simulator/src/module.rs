@@ -1,6 +1,6 @@
 //! Modules, their kernels, and what a launch must obey.
 
-use crate::device;
+use crate::device::{self, Limits};
 use crate::machine::{Machine, new_handle};
 use crate::operation::{Entry, Launch, Work};
 use crate::order::Actor;
@@ -98,9 +98,8 @@ impl Machine {
         let statically = self.find_function(handle)?.kernel()?.static_shared();
         match attribute {
             8 => {
-                let fits = usize::try_from(value).is_ok_and(|v| v + statically <= device::SHARED_PER_BLOCK_OPT_IN);
-                if !fits {
-                    let limit = device::SHARED_PER_BLOCK_OPT_IN;
+                let limit = self.limits().shared_per_block_opt_in();
+                if !usize::try_from(value).is_ok_and(|value| value + statically <= limit) {
                     let reason = format!(
                         "{value} bytes of dynamic and {statically} of static shared memory: a block has at most {limit}"
                     );
@@ -120,10 +119,15 @@ impl Machine {
         if threads == 0 || threads > device::MAX_THREADS_PER_BLOCK {
             return refuse(Status::INVALID_VALUE, format!("a block cannot have {threads} threads"));
         }
-        let by_threads = (device::THREADS_PER_MULTIPROCESSOR / threads) as usize;
+        let limits = self.limits();
+        let by_threads = (limits.threads_per_multiprocessor / threads) as usize;
         let shared = kernel.static_shared() + dynamic_shared + device::SHARED_RESERVED;
-        let by_shared = device::SHARED_PER_MULTIPROCESSOR / shared;
-        Ok(by_threads.min(by_shared).min(device::BLOCKS_PER_MULTIPROCESSOR) as i32)
+        let by_shared = limits.shared_per_multiprocessor / shared;
+        Ok(by_threads.min(by_shared).min(limits.blocks_per_multiprocessor) as i32)
+    }
+
+    fn limits(&self) -> Limits {
+        Limits::of(self.settings.capability)
     }
 
     /// Dynamic shared memory that each of some blocks can have when they run on one multiprocessor together.
@@ -132,9 +136,10 @@ impl Machine {
         if blocks == 0 || self.occupancy(handle, threads, 0)? < blocks as i32 {
             return refuse(Status::INVALID_VALUE, format!("{blocks} blocks of {threads} threads do not fit"));
         }
-        let each = device::SHARED_PER_MULTIPROCESSOR / blocks as usize;
+        let limits = self.limits();
+        let each = limits.shared_per_multiprocessor / blocks as usize;
         let taken = kernel.static_shared() + device::SHARED_RESERVED;
-        Ok(each.saturating_sub(taken).min(device::SHARED_PER_BLOCK_OPT_IN - kernel.static_shared()))
+        Ok(each.saturating_sub(taken).min(limits.shared_per_block_opt_in() - kernel.static_shared()))
     }
 
     /// Where a launch's parameters lie in the bytes that are passed, and how many bytes that are.

@@ -95,8 +95,17 @@ fn the_device_says_what_it_is() {
         assert_eq!(context.total_mem().unwrap(), 1 << 20);
         assert_eq!(context.mem_get_info().unwrap(), (1 << 20, 1 << 20));
         assert!(context.name().unwrap().contains("Simulated"));
-        let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
-        assert_eq!(context.attribute(attribute).unwrap(), 132);
+        let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+        assert_eq!(context.attribute(attribute).unwrap(), 99 << 10);
+        let module = context.load_module(Ptx::from_src(crate::program::PTX)).unwrap();
+        let scale = module.load_function("scale").unwrap();
+        let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        assert!(scale.set_attribute(attribute, 99 << 10).is_ok());
+        assert!(scale.set_attribute(attribute, (99 << 10) + 1).is_err());
+        // 1536 threads fit on a multiprocessor, and 100 KiB of shared memory, of which each block takes one more.
+        assert_eq!(scale.occupancy_max_active_blocks_per_multiprocessor(512, 0, None).unwrap(), 3);
+        assert_eq!(scale.occupancy_max_active_blocks_per_multiprocessor(64, 24 << 10, None).unwrap(), 4);
+        assert_eq!(scale.occupancy_max_active_blocks_per_multiprocessor(64, 0, None).unwrap(), 24);
         let mut version = 0;
         // SAFETY: the function stores the version.
         unsafe { sys::cuDriverGetVersion(&mut version) }.result().unwrap();
