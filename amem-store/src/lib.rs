@@ -3,6 +3,7 @@
 //! Start at [`open`], which gives both halves of a data directory. [`SegmentStore`] and [`SqliteLedger`] also stand
 //! alone, and [`ModelDir`] reads a model without copying it.
 
+mod crc;
 mod data_dir;
 mod disk;
 #[cfg(feature = "encryption")]

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use amem_core::{ChunkId, HostKv, KvChunk};
 
+use crate::crc::crc32c;
 use crate::segment::SegmentName;
 use crate::segment::format::{self as record, Lengths};
 use crate::{Error, Result};
@@ -138,7 +139,7 @@ pub(crate) fn encode(chunk: &KvChunk, part: usize, secret: Option<Secret>) -> Re
     let mut checksums = Vec::with_capacity(chunk.shape().layers);
     for layer in 0..chunk.shape().layers {
         let layer = chunk.layer(layer).map_err(failed)?;
-        checksums.push(crc32c::crc32c(layer.bytes()));
+        checksums.push(crc32c(layer.bytes()));
         record.extend_from_slice(layer.bytes());
     }
     let header = record::encode_header(chunk, &checksums, &lengths, NAME, 0);
@@ -172,7 +173,7 @@ pub(crate) fn encode(chunk: &KvChunk, part: usize, secret: Option<Secret>) -> Re
 
 /// Puts checksum and digest into a head of [`FIXED`] bytes or more.
 pub(crate) fn seal(head: &mut [u8], secret: Option<Secret>) {
-    let checksum = crc32c::crc32c(&head[FIELDS]);
+    let checksum = crc32c(&head[FIELDS]);
     head[8..12].copy_from_slice(&checksum.to_le_bytes());
     let digest = digest(head, secret);
     head[FIELDS.end..FIXED].copy_from_slice(digest.as_bytes());
@@ -192,7 +193,7 @@ fn parse_fixed(bytes: &[u8], id: &ChunkId) -> Option<(Head, usize)> {
     let fixed = bytes.first_chunk::<FIXED>()?;
     let u32_at = |at: usize| Some(u32::from_le_bytes(*fixed.get(at..)?.first_chunk()?));
     let size_at = |at: usize| usize::try_from(u64::from_le_bytes(*fixed.get(at..)?.first_chunk()?)).ok();
-    let sound = fixed.starts_with(MAGIC) && u32_at(8)? == crc32c::crc32c(&fixed[FIELDS]) && fixed[32..64] == id.0;
+    let sound = fixed.starts_with(MAGIC) && u32_at(8)? == crc32c(&fixed[FIELDS]) && fixed[32..64] == id.0;
     let (parts, record, part) = (u32_at(12)? as usize, size_at(16)?, size_at(24)?);
     let (tokens, flags) = (u32_at(64)?, u32_at(68)?);
     let lengths = match parts {
@@ -392,7 +393,7 @@ mod tests {
         let number =
             |at: usize, len: usize| held.head[at..at + len].iter().rev().fold(0, |n, byte| n << 8 | u64::from(*byte));
         assert_eq!(&held.head[..8], b"amemobj1");
-        assert_eq!(number(8, 4), u64::from(crc32c::crc32c(&held.head[12..72])));
+        assert_eq!(number(8, 4), u64::from(crc32c(&held.head[12..72])));
         assert_eq!((number(12, 4), number(16, 8), number(24, 8)), (held.parts.len() as u64, record.len() as u64, 500));
         assert_eq!((&held.head[32..64], number(64, 4), number(68, 4)), (&[9; 32][..], 40, 0));
         let mut digested = held.head[12..72].to_vec();

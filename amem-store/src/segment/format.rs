@@ -9,6 +9,7 @@ use amem_core::{ChunkId, Encoding, Fingerprint, KvChunk, KvShape, PrefixId, Toke
 
 #[cfg(test)]
 use super::planted::{self, Planted};
+use crate::crc::crc32c;
 
 /// Segments and records start at multiples of this.
 pub(crate) const PAGE: u64 = 4096;
@@ -106,7 +107,7 @@ pub(crate) fn encode_first_page(name: SegmentName) -> Vec<u8> {
     page.extend(0_u32.to_le_bytes());
     page.extend(name.generation.to_le_bytes());
     page.extend(name.salt.to_le_bytes());
-    page.extend(crc32c::crc32c(&page).to_le_bytes());
+    page.extend(crc32c(&page).to_le_bytes());
     page.resize(PAGE as usize, 0);
     page
 }
@@ -118,7 +119,7 @@ pub(crate) fn parse_first_page(page: &[u8]) -> FirstPage {
         fields.expect(SEGMENT_MAGIC)?;
         let version = fields.u32()?;
         fields.take(20)?;
-        (fields.u32()? == crc32c::crc32c(page.get(..32)?)).then_some(version)
+        (fields.u32()? == crc32c(page.get(..32)?)).then_some(version)
     })();
     version.map_or(FirstPage::Damaged, FirstPage::Version)
 }
@@ -185,7 +186,7 @@ impl Header {
 
     /// Whether `payload` is what was written.
     pub(crate) fn fits(&self, payload: &[u8]) -> bool {
-        let checksums = payload.chunks(self.part.max(1)).map(crc32c::crc32c);
+        let checksums = payload.chunks(self.part.max(1)).map(crc32c);
         checksums.len() == self.checksums.len()
             && checksums.zip(&self.checksums).all(|(found, expected)| self.trusts(found, *expected))
     }
@@ -284,7 +285,7 @@ pub(crate) fn encode_header(
     chunk.sensitivity().into_iter().flat_map(|s| s.iter()).for_each(|s| bytes.extend(s.to_le_bytes()));
     checksums.iter().for_each(|checksum| bytes.extend(checksum.to_le_bytes()));
     bytes[12..16].copy_from_slice(&(lengths.header as u32).to_le_bytes());
-    let checksum = crc32c::crc32c(&bytes[12..]);
+    let checksum = crc32c(&bytes[12..]);
     bytes[8..12].copy_from_slice(&checksum.to_le_bytes());
     bytes.resize(lengths.payload_start, 0);
     bytes
@@ -353,7 +354,7 @@ fn parse_fixed(bytes: &[u8], name: SegmentName, offset: u64) -> Option<FixedPart
 pub(crate) fn parse_header(bytes: &[u8], name: SegmentName, offset: u64) -> Option<(Header, Lengths)> {
     let fixed = parse_fixed(bytes.get(..bytes.len().min(FIXED))?, name, offset)?;
     let bytes = bytes.get(..fixed.lengths.header)?;
-    if crc32c::crc32c(bytes.get(12..)?) != fixed.checksum {
+    if crc32c(bytes.get(12..)?) != fixed.checksum {
         return None;
     }
     let FixedPart { rules, id, prefix, model, shape, encoding, lengths, .. } = fixed;
@@ -371,7 +372,7 @@ pub(crate) fn parse_header(bytes: &[u8], name: SegmentName, offset: u64) -> Opti
 /// What is appended to a segment when it is complete: a table of its records, then a page that vouches for it.
 pub(crate) fn encode_seal(name: SegmentName, start: u64, entries: &[Entry]) -> Vec<u8> {
     let mut bytes = encode_table(entries);
-    let table_checksum = crc32c::crc32c(&bytes);
+    let table_checksum = crc32c(&bytes);
     let page = bytes.len();
     bytes.extend(SEAL_MAGIC);
     bytes.extend(name.generation.to_le_bytes());
@@ -380,7 +381,7 @@ pub(crate) fn encode_seal(name: SegmentName, start: u64, entries: &[Entry]) -> V
     bytes.extend((entries.len() as u64).to_le_bytes());
     bytes.extend([0; 8]);
     bytes.extend(table_checksum.to_le_bytes());
-    bytes.extend(crc32c::crc32c(&bytes[page..]).to_le_bytes());
+    bytes.extend(crc32c(&bytes[page..]).to_le_bytes());
     bytes.resize(page + PAGE as usize, 0);
     bytes
 }
@@ -426,7 +427,7 @@ pub(crate) struct SegmentIndex {
 /// The bytes of an index file.
 pub(crate) fn encode_index(name: SegmentName, index: &SegmentIndex) -> Vec<u8> {
     let mut bytes = encode_table(&index.entries);
-    let table_checksum = crc32c::crc32c(&bytes);
+    let table_checksum = crc32c(&bytes);
     let page = bytes.len();
     bytes.extend(INDEX_MAGIC);
     bytes.extend(name.generation.to_le_bytes());
@@ -436,7 +437,7 @@ pub(crate) fn encode_index(name: SegmentName, index: &SegmentIndex) -> Vec<u8> {
     bytes.extend(index.len.to_le_bytes());
     bytes.extend(u32::from(index.strays).to_le_bytes());
     bytes.extend(table_checksum.to_le_bytes());
-    bytes.extend(crc32c::crc32c(&bytes[page..]).to_le_bytes());
+    bytes.extend(crc32c(&bytes[page..]).to_le_bytes());
     bytes.resize(page + PAGE as usize, 0);
     bytes
 }
@@ -451,10 +452,10 @@ pub(crate) fn parse_index(bytes: &[u8], name: SegmentName, len: u64) -> Option<S
     let (checksum, own) = (fields.u32()?, fields.u32()?);
     let entries = usize::try_from(entries).ok()?;
     let sound = same
-        && own == crc32c::crc32c(page.get(..INDEX_FIXED - 4)?)
+        && own == crc32c(page.get(..INDEX_FIXED - 4)?)
         && (of_len, seal_bytes(entries)) == (len, Some(bytes.len() as u64))
         && end <= len
-        && checksum == crc32c::crc32c(table);
+        && checksum == crc32c(table);
     if !sound {
         return None;
     }
@@ -494,7 +495,7 @@ pub(crate) fn parse_seal(page: &[u8], name: SegmentName, len: u64) -> Option<Sea
     fields.take(8)?;
     let (checksum, own) = (fields.u32()?, fields.u32()?);
     let seal = seal_bytes(entries)?;
-    let sound = own == crc32c::crc32c(page.get(..SEAL_FIXED - 4)?)
+    let sound = own == crc32c(page.get(..SEAL_FIXED - 4)?)
         && start % PAGE == 0
         && start.checked_add(seal) == Some(len)
         // A record has a page at least, so a table cannot outgrow what it describes.
@@ -505,7 +506,7 @@ pub(crate) fn parse_seal(page: &[u8], name: SegmentName, len: u64) -> Option<Sea
 impl Seal {
     /// The records that the table names; `None` if it was damaged.
     pub(crate) fn parse_table(&self, table: &[u8]) -> Option<Vec<Entry>> {
-        if table.len() != self.table || crc32c::crc32c(table) != self.checksum {
+        if table.len() != self.table || crc32c(table) != self.checksum {
             return None;
         }
         parse_table(table, self.entries, self.start)

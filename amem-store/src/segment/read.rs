@@ -15,6 +15,7 @@ use amem_core::{Encoding, Error, HostKv, KvChunk, KvData, Result};
 use super::format::{self, FIXED, Header, Lengths, PAGE};
 use super::index::Location;
 use super::store::Held;
+use crate::crc::{Crc32c, crc32c};
 use crate::disk::DiskFile;
 
 /// Records of at most so many bytes are read as a whole, and handed out as they are.
@@ -90,16 +91,16 @@ fn is_whole(
 ) -> io::Result<bool> {
     let mut at = location.entry.offset + lengths.payload_start as u64;
     for expected in header.checksums() {
-        let (mut left, mut checksum) = (lengths.layer, 0);
+        let (mut left, mut checksum) = (lengths.layer, Crc32c::new());
         while left > 0 {
             let piece = left.min(PIECE);
             if fill(file, at, piece, buffer)? != piece {
                 return Ok(false);
             }
-            checksum = crc32c::crc32c_append(checksum, &buffer[..piece]);
+            checksum.update(&buffer[..piece]);
             (at, left) = (at + piece as u64, left - piece);
         }
-        if !header.trusts(checksum, *expected) {
+        if !header.trusts(checksum.finish(), *expected) {
             return Ok(false);
         }
     }
@@ -161,7 +162,7 @@ impl KvData for SegmentKv {
         buffer.resize(self.layer_bytes, 0);
         let at = self.offset + (layer * self.layer_bytes) as u64;
         match self.file.read_at(buffer, at) {
-            Ok(filled) if filled == buffer.len() && crc32c::crc32c(buffer) == *checksum => Ok(buffer),
+            Ok(filled) if filled == buffer.len() && crc32c(buffer) == *checksum => Ok(buffer),
             Ok(_) => {
                 if let Some(held) = self.held.upgrade() {
                     held.lose(&self.location);

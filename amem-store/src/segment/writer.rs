@@ -12,6 +12,7 @@ use super::format::{self, Entry, Lengths, PAGE, SegmentIndex, SegmentName};
 #[cfg(test)]
 use super::planted::{self, Planted};
 use super::store::SegmentOptions;
+use crate::crc::crc32c;
 use crate::disk::{Disk, DiskFile, sync_entry};
 use crate::{Error, Result};
 
@@ -438,12 +439,12 @@ impl Active {
         let layers = chunk.shape().layers;
         let mut checksums = Vec::with_capacity(layers);
         if let Some(payload) = chunk.contiguous() {
-            checksums.extend(payload.chunks(payload.len().div_ceil(layers.max(1)).max(1)).map(crc32c::crc32c));
+            checksums.extend(payload.chunks(payload.len().div_ceil(layers.max(1)).max(1)).map(crc32c));
             self.file.write_all_at(payload, at).map_err(failed)?;
         } else {
             for layer in 0..layers {
                 let layer = chunk.layer(layer).map_err(damaged)?;
-                checksums.push(crc32c::crc32c(layer.bytes()));
+                checksums.push(crc32c(layer.bytes()));
                 self.file.write_all_at(layer.bytes(), at).map_err(failed)?;
                 at += layer.bytes().len() as u64;
             }
