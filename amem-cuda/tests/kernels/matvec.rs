@@ -3,89 +3,181 @@
 use amem_ptxsim::{Counts, Kernel, Schedule};
 
 use super::check::{Case, TYPES, at_floor, cut, hold, near, rounded, same, slack};
-use super::harness::{Argument, Device, NULL, Random, SCHEDULES, Type, constant, kernel};
+use super::harness::{Argument, Buffer, Device, NULL, Random, SCHEDULES, Type, constant, kernel};
 
-#[derive(Clone, Copy)]
-struct Sizes {
-    rows: usize,
-    inputs: usize,
+/// A matrix `[outputs][inputs]`, and its bias unless there is none.
+struct Matrix {
     outputs: usize,
+    inputs: usize,
+    weight: Vec<f32>,
+    bias: Option<Vec<f32>>,
 }
 
-/// A product with `out` of a type, and with a bias or none.
-fn product(
+impl Matrix {
+    fn new(random: &mut Random, dtype: Type, (outputs, inputs): (usize, usize), biased: bool) -> Self {
+        let weight = rounded(dtype, &random.units(inputs * outputs));
+        Self { outputs, inputs, weight, bias: biased.then(|| random.units(outputs)) }
+    }
+
+    fn upload(&self, device: &mut Device, dtype: Type) -> [Argument; 2] {
+        let weight = device.upload_as(dtype, "weight", &self.weight);
+        let bias = self.bias.as_ref().map_or(NULL, |bias| device.upload("bias", bias).into());
+        [weight.into(), bias]
+    }
+
+    /// Products with rows of x, and for each the sum of the sizes of what was added up.
+    fn product<'a>(&'a self, x: &'a [f32]) -> impl Iterator<Item = (f64, f64)> + 'a {
+        x.chunks(self.inputs).flat_map(move |row| {
+            (0..self.outputs).map(move |output| {
+                let bias = self.bias.as_ref().map_or(0.0, |bias| f64::from(bias[output]));
+                let weights = &self.weight[output * self.inputs..][..self.inputs];
+                let terms = || row.iter().zip(weights).map(|(x, w)| f64::from(*x) * f64::from(*w));
+                (terms().sum::<f64>() + bias, terms().map(f64::abs).sum::<f64>() + bias.abs())
+            })
+        })
+    }
+}
+
+/// Rows of very different sizes, so that what leaks from one to another shows; the sums of some are too large for an
+/// f16.
+fn rows_of(random: &mut Random, dtype: Type, rows: usize, inputs: usize) -> Vec<f32> {
+    let sizes = [1.0, 2e-3, 3e4];
+    let rows = (0..rows).flat_map(|row| random.units(inputs).into_iter().map(move |x| sizes[row % 3] * x));
+    rounded(dtype, &rows.collect::<Vec<_>>())
+}
+
+/// Multiplies rows with matrices in one launch. `extra` stands before the only matrix, in a kernel that takes more.
+fn launch(
     kernel: &Kernel,
     schedule: Schedule,
     (dtype, out_type): (Type, Type),
-    sizes: Sizes,
+    x: &[f32],
+    (matrices, extra): (&[Matrix], &[&Matrix]),
+) -> Result<(Vec<Vec<f32>>, Counts), String> {
+    let inputs = matrices[0].inputs;
+    let rows = x.len() / inputs;
+    let mut device = Device::new();
+    let x_at = device.upload_as(dtype, "x", x);
+    let mut arguments: Vec<Argument> = vec![x_at.into(), (rows as u32).into(), (inputs as u32).into()];
+    for matrix in extra {
+        arguments.extend(matrix.upload(&mut device, dtype));
+    }
+    let (mut outs, mut blocks) = (Vec::<Buffer>::new(), 0);
+    let each = constant(&format!("matvec_{}", dtype.name()), kernel.name(), "outputs");
+    for matrix in matrices {
+        let out = device.allocate("out", rows * matrix.outputs * out_type.bytes());
+        arguments.extend(matrix.upload(&mut device, dtype));
+        arguments.extend([Argument::from(out), (matrix.outputs as u32).into()]);
+        outs.push(out);
+        blocks += (matrix.outputs as u32).div_ceil(each);
+    }
+    let counts = device.launch(kernel, [blocks, 1, 1], 256, 0, &arguments, schedule)?;
+    let outs: Result<Vec<_>, _> = outs.into_iter().map(|out| device.read_as(out_type, out)).collect();
+    Ok((outs?, counts))
+}
+
+/// Products of `rows` with matrices of so many outputs.
+fn products(
+    kernel: &Kernel,
+    schedule: Schedule,
+    types: (Type, Type),
+    (rows, inputs, outputs): (usize, usize, &[usize]),
     biased: bool,
 ) -> Result<Counts, String> {
-    let Sizes { rows, inputs, outputs } = sizes;
-    let mut random = Random::new((inputs * outputs + rows) as u64);
-    // Rows of very different sizes, so that what leaks from one to another shows; the sums of some are too large for an f16.
-    let x: Vec<f32> = (0..rows)
-        .flat_map(|row| random.units(inputs).into_iter().map(move |x| [1.0, 2e-3, 3e4][row % 3] * x))
-        .collect();
-    let (x, weight) = (rounded(dtype, &x), rounded(dtype, &random.units(inputs * outputs)));
-    let bias = random.units(outputs);
-    let run = |x: &[f32]| -> Result<(Vec<f32>, Counts), String> {
-        let rows = x.len() / inputs;
-        let mut device = Device::new();
-        let (x_at, weight_at) = (device.upload_as(dtype, "x", x), device.upload_as(dtype, "weight", &weight));
-        let bias_at = if biased { device.upload("bias", &bias).into() } else { NULL };
-        let out = device.allocate("out", rows * outputs * out_type.bytes());
-        let numbers: [Argument; 3] = [rows, inputs, outputs].map(|x| (x as u32).into());
-        let arguments = [&[x_at.into(), weight_at.into(), bias_at, out.into()], &numbers[..]].concat();
-        let each = constant(&format!("matvec_{}", dtype.name()), kernel.name(), "outputs");
-        let grid = [(outputs as u32).div_ceil(each), 1, 1];
-        let counts = device.launch(kernel, grid, 256, 0, &arguments, schedule)?;
-        Ok((device.read_as(out_type, out)?, counts))
-    };
-    let (found, counts) = run(&x)?;
-    let expected = (0..rows * outputs).map(|at| {
-        let (row, output) = (&x[at / outputs * inputs..][..inputs], &weight[at % outputs * inputs..][..inputs]);
-        let terms = || row.iter().zip(output).map(|(x, w)| f64::from(*x) * f64::from(*w));
-        let (sum, size) = (terms().sum::<f64>(), terms().map(f64::abs).sum::<f64>());
-        let bias = if biased { f64::from(bias[at % outputs]) } else { 0.0 };
-        (cut(out_type, sum + bias), slack(out_type, sum + bias, size + bias.abs(), 5e-7))
-    });
-    near("product", &found, expected)?;
+    let (dtype, out_type) = types;
+    let mut random = Random::new((inputs * outputs[0] + rows) as u64);
+    let x = rows_of(&mut random, dtype, rows, inputs);
+    let matrices: Vec<Matrix> =
+        outputs.iter().map(|&outputs| Matrix::new(&mut random, dtype, (outputs, inputs), biased)).collect();
+    let (found, counts) = launch(kernel, schedule, types, &x, (&matrices, &[]))?;
+    for (matrix, found) in matrices.iter().zip(&found) {
+        let expected = matrix.product(&x).map(|(y, size)| (cut(out_type, y), slack(out_type, y, size, 5e-7)));
+        near("product", found, expected)?;
+    }
     // What a row yields does not depend on the others.
     if rows > 1 {
-        let last = (rows - 1) * inputs;
-        same("a row alone", &run(&x[last..])?.0, &found[(rows - 1) * outputs..])?;
+        let (alone, _) = launch(kernel, schedule, types, &x[(rows - 1) * inputs..], (&matrices, &[]))?;
+        for ((matrix, alone), all) in matrices.iter().zip(&alone).zip(&found) {
+            same("a row alone", alone, &all[(rows - 1) * matrix.outputs..])?;
+        }
     }
     Ok(counts)
 }
 
-/// The entries of a type's module, and the types of what they write.
+/// SiLU of one product times another.
+fn swiglu(
+    kernel: &Kernel,
+    schedule: Schedule,
+    dtype: Type,
+    (rows, inputs, outputs): (usize, usize, usize),
+    biased: bool,
+) -> Result<Counts, String> {
+    let mut random = Random::new((inputs * outputs + rows) as u64);
+    // Numbers whose sums are exact, so that it is known how the products are rounded.
+    let exact =
+        |numbers: Vec<f32>, scale: f32| -> Vec<f32> { numbers.iter().map(|x| (4.0 * x).round() * scale).collect() };
+    let scale = if rows > 4 { 64.0 } else { 0.25 };
+    let x = exact(random.units(rows * inputs), 0.25);
+    let [gate, up] = [0.25, scale].map(|scale| {
+        let matrix = Matrix::new(&mut random, dtype, (outputs, inputs), biased);
+        let bias = matrix.bias.map(|bias| exact(bias, 1.0 / 1024.0));
+        Matrix { weight: exact(matrix.weight, scale), bias, ..matrix }
+    });
+    let expected: Vec<(f64, f64)> = {
+        let round = |x: f64| f64::from(rounded(dtype, &[x as f32])[0]);
+        let pairs = gate.product(&x).zip(up.product(&x));
+        pairs.map(|((gate, _), (up, _))| (round(gate), round(up))).collect()
+    };
+    let expected = expected.into_iter().map(|(gate, up)| {
+        let y = gate / (1.0 + (-gate).exp()) * up;
+        (cut(dtype, y), slack(dtype, y, y, 2e-5))
+    });
+    let (found, counts) = launch(kernel, schedule, (dtype, dtype), &x, (&[gate], &[&up]))?;
+    near("SwiGLU", &found[0], expected)?;
+    Ok(counts)
+}
+
+/// The entries of a type's module with one matrix, and the types of what they write.
 fn entries(dtype: Type) -> Vec<(&'static str, Type)> {
     if dtype == Type::F32 { vec![("matvec", dtype)] } else { vec![("matvec", dtype), ("matvec_f32", Type::F32)] }
 }
 
+/// Rows, inputs and outputs. Inputs that are less than a piece of 32, that end within one, that give some warps nothing,
+/// and that give each warp more pieces than it has under way.
+const SIZES: [(usize, usize, usize); 9] = [
+    (1, 8, 1),
+    (2, 32, 7),
+    (3, 40, 16),
+    (4, 264, 33),
+    (8, 72, 5),
+    (5, 1032, 17),
+    (1, 2056, 24),
+    (6, 16, 2),
+    (7, 1288, 3),
+];
+
+const QKV_OUTPUTS: [&[usize]; 3] = [&[33, 16, 5], &[1, 17, 40], &[16, 20, 0]];
+
 pub(crate) fn cases() -> Vec<Case> {
     let mut all = Vec::new();
-    for dtype in TYPES {
-        for (entry, out_type) in entries(dtype) {
-            // Inputs that are less than a piece of 32, that end within one, that give some warps nothing, and that give
-            // each warp more pieces than it has under way.
-            for (rows, inputs, outputs) in [
-                (1, 8, 1),
-                (2, 32, 7),
-                (3, 40, 16),
-                (4, 264, 33),
-                (8, 72, 5),
-                (5, 1032, 17),
-                (1, 2056, 24),
-                (6, 16, 2),
-                (7, 1288, 3),
-            ] {
-                let sizes = Sizes { rows, inputs, outputs };
-                for biased in [false, true] {
-                    all.push(Case::of("matvec", dtype, entry, move |kernel, schedule| {
-                        product(kernel, schedule, (dtype, out_type), sizes, biased).map(drop)
-                    }));
-                }
+    for (t, biased) in TYPES.into_iter().flat_map(|dtype| [(dtype, false), (dtype, true)]) {
+        for (rows, inputs, outputs) in SIZES {
+            for (entry, out_type) in entries(t) {
+                all.push(Case::of("matvec", t, entry, move |k, s| {
+                    products(k, s, (t, out_type), (rows, inputs, &[outputs]), biased).map(drop)
+                }));
+            }
+            if t != Type::F32 {
+                all.push(Case::of("matvec", t, "matvec_swiglu", move |k, s| {
+                    swiglu(k, s, t, (rows, inputs, outputs), biased).map(drop)
+                }));
+            }
+        }
+        for (outputs, (rows, inputs)) in QKV_OUTPUTS.into_iter().zip([(3, 1288), (1, 24), (8, 72)]) {
+            if t != Type::F32 {
+                all.push(Case::of("matvec", t, "matvec_qkv", move |k, s| {
+                    products(k, s, (t, t), (rows, inputs, outputs), biased).map(drop)
+                }));
             }
         }
     }
@@ -103,17 +195,32 @@ fn products_may_stay_f32() {
 }
 
 #[test]
+fn three_products_may_come_from_one_launch() {
+    hold(cases(), "matvec_qkv");
+}
+
+#[test]
+fn a_swiglu_is_that_of_two_rounded_products() {
+    hold(cases(), "matvec_swiglu");
+}
+
+#[test]
 fn weights_are_read_once() {
-    let sizes = Sizes { rows: 4, inputs: 4096, outputs: 64 };
+    let (s, rows, inputs, outputs) = (SCHEDULES[0], 4, 4096, 64);
     for dtype in TYPES {
+        let module = format!("matvec_{}", dtype.name());
+        // The matrices once, and x by each block for each of them; of f32 by each of a block's warps.
+        let blocks = outputs / constant(&module, "matvec", "outputs") as usize;
+        let readers = if dtype == Type::F32 { 8 * blocks } else { blocks };
+        let floor = |matrices: usize| dtype.bytes() * inputs * matrices * (outputs + readers * rows);
         for (entry, out_type) in entries(dtype) {
-            let module = format!("matvec_{}", dtype.name());
-            let blocks = 64 / constant(&module, entry, "outputs") as usize;
-            let counts = product(kernel(&module, entry), SCHEDULES[0], (dtype, out_type), sizes, true).unwrap();
-            // The matrix once, and x by each block, of f32 by each of its warps.
-            let readers = if dtype == Type::F32 { 8 * blocks } else { blocks };
-            let floor = dtype.bytes() * sizes.inputs * (sizes.outputs + readers * sizes.rows);
-            assert_eq!(at_floor(&counts, floor, 0.02), Ok(()), "{entry} of {module}");
+            let sizes = (rows, inputs, &[outputs][..]);
+            let counts = products(kernel(&module, entry), s, (dtype, out_type), sizes, true).unwrap();
+            assert_eq!(at_floor(&counts, floor(1), 0.02), Ok(()), "{entry} of {module}");
+        }
+        if dtype != Type::F32 {
+            let counts = swiglu(kernel(&module, "matvec_swiglu"), s, dtype, (rows, inputs, outputs), true).unwrap();
+            assert_eq!(at_floor(&counts, floor(2), 0.02), Ok(()), "matvec_swiglu of {module}");
         }
     }
 }
