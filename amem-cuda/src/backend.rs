@@ -3,13 +3,15 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use amem_core::transformer::{Backend, BlockTable, Numerics, Placement, Rope, Row, WeightRole, WeightTensor};
+use amem_core::transformer::{
+    AttentionWeights, Backend, BlockTable, MlpWeights, Numerics, Placement, Qkv, Rope, Row, WeightRole, WeightTensor,
+};
 use amem_core::{Dtype, Error, Exactness, KvShape, Result, Token};
 
 use crate::angles::{Angles, Table};
 use crate::attention::Plan;
 use crate::cache::Cache;
-use crate::driver::{Counters, Device, Launch, Product};
+use crate::driver::{Counters, Device, Launch};
 use crate::error::CudaError;
 use crate::plan::BLOCK_TOKENS;
 use crate::precision::Precision;
@@ -226,19 +228,7 @@ impl Backend for CudaBackend {
     }
 
     fn linear(&self, x: &Tensor, w: &Matrix, bias: Option<&Vector>) -> Result<Tensor> {
-        let precision = self.precision.dtype();
-        let to = if w.logits { Dtype::F32 } else { precision };
-        if x.columns != w.inputs {
-            let error = CudaError::Shape { kernel: "a product", needed: w.inputs, found: x.columns };
-            return Err(error.into());
-        }
-        let x = self.narrowed(x)?;
-        let y = self.tensor(x.rows, w.outputs, to)?;
-        let bias = bias.map(|bias| if to == Dtype::F32 { &bias.exact } else { &bias.rounded });
-        let shape = (x.rows, w.inputs, w.outputs);
-        let product = Product::new(shape, (precision, to), [&x.buffer, &w.weights, &y.buffer], bias)?;
-        self.device.multiply(product)?;
-        Ok(y)
+        Ok(self.product(x, w, bias)?)
     }
 
     fn add(&self, x: &mut Tensor, y: &Tensor) -> Result<()> {
@@ -409,6 +399,21 @@ impl Backend for CudaBackend {
         if let Err(error) = self.device.end_pass() {
             log::error!("{error}");
         }
+    }
+
+    fn qkv(&self, x: &Tensor, w: &AttentionWeights<Self>, plan: &Plan) -> Result<Qkv<Tensor>> {
+        let [queries, keys, values] = self.products(x, [&w.query, &w.key, &w.value])?;
+        let normed = |y: Tensor, norm: Option<&Vector>| match norm {
+            Some(norm) => self.rms_norm(&y, norm, w.norm_eps),
+            None => Ok(y),
+        };
+        let mut queries = normed(queries, w.query_norm.as_ref())?;
+        self.rotate(&mut queries, plan)?;
+        Ok(Qkv { queries, keys: normed(keys, w.key_norm.as_ref())?, values })
+    }
+
+    fn mlp(&self, x: &Tensor, w: &MlpWeights<Self>) -> Result<Tensor> {
+        Ok(self.product(&self.gated(x, w)?, &w.down.weight, w.down.bias.as_ref())?)
     }
 
     fn add_rms_norm(&self, x: &mut Tensor, y: &Tensor, weight: &Vector, eps: f32) -> Result<Tensor> {

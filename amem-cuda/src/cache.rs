@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use amem_core::transformer::{Placement, Rope};
-use amem_core::{Dtype, Encoding, Error, KvShape};
+use amem_core::{Dtype, Encoding, Error, KvChunk, KvShape};
 
 use crate::backend::CudaBackend;
 use crate::driver::{Buffer, Launch, Staging};
@@ -183,24 +183,55 @@ fn fill(
     parts: &[Part],
     layer: usize,
 ) -> amem_core::Result<()> {
-    let mut buffer = Vec::new();
-    let mut first = 0;
-    for (index, (placement, part)) in placements.iter().zip(parts).enumerate() {
+    let head = placements.len() * size_of::<Source>();
+    let (table, mut rest) = bytes.split_at_mut(head);
+    let (mut taken, mut first) = (head, 0);
+    let mut copies: Vec<(&KvChunk, &mut [u8])> = Vec::new();
+    let entries = table.chunks_exact_mut(size_of::<Source>());
+    for ((placement, part), entry) in placements.iter().zip(parts).zip(entries) {
+        let chunk = placement.chunk;
         let address = match *part {
             Part::Resident(address) => address,
             Part::Staged(start) => {
-                let kv = placement.chunk.layer_in(layer, &mut buffer)?;
-                bytes[start..start + kv.bytes().len()].copy_from_slice(kv.bytes());
+                let (_, from_start) = std::mem::take(&mut rest).split_at_mut(start - taken);
+                let len = chunk.encoding().layer_bytes(chunk.shape(), chunk.tokens().len());
+                let (place, behind) = from_start.split_at_mut(len);
+                (rest, taken) = (behind, start + len);
+                copies.push((chunk, place));
                 address + start as u64
             }
         };
-        let tokens = placement.chunk.tokens().len() as u32;
-        let source = Source { address, tokens, first };
+        let tokens = chunk.tokens().len() as u32;
+        entry.copy_from_slice(bytemuck::bytes_of(&Source { address, tokens, first }));
         first += tokens;
-        let at = index * size_of::<Source>();
-        bytes[at..at + size_of::<Source>()].copy_from_slice(bytemuck::bytes_of(&source));
     }
-    Ok(())
+    copy_layers(copies, layer)
+}
+
+/// Copies one layer of each chunk into its place, on several threads if it is worth waking them: a link to a GPU is faster
+/// than one of them can read.
+fn copy_layers(mut copies: Vec<(&KvChunk, &mut [u8])>, layer: usize) -> amem_core::Result<()> {
+    const WORTH_A_THREAD: usize = 1 << 20;
+    const MOST_THREADS: usize = 8;
+    let copy = |copies: &mut [(&KvChunk, &mut [u8])]| -> amem_core::Result<()> {
+        let mut buffer = Vec::new();
+        for (chunk, place) in copies {
+            place.copy_from_slice(chunk.layer_in(layer, &mut buffer)?.bytes());
+        }
+        Ok(())
+    };
+    let bytes: usize = copies.iter().map(|(_, place)| place.len()).sum();
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let threads = (bytes / WORTH_A_THREAD).min(copies.len()).min(cores).min(MOST_THREADS);
+    if threads <= 1 {
+        return copy(&mut copies);
+    }
+    let share = copies.len().div_ceil(threads);
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = copies.chunks_mut(share).map(|copies| scope.spawn(|| copy(copies))).collect();
+        let panicked = |_| Err(Error::Model("a thread that reads KV panicked".into()));
+        threads.into_iter().map(|thread| thread.join().unwrap_or_else(panicked)).collect()
+    })
 }
 
 /// For each token that is loaded: whose it is, and where it goes.

@@ -23,6 +23,7 @@ mod driver;
 mod error;
 mod plan;
 mod precision;
+mod products;
 mod ptx;
 mod select;
 mod store;

@@ -49,6 +49,14 @@ impl Precision {
         }
     }
 
+    pub(crate) const fn matvec(self) -> &'static str {
+        match self {
+            Precision::Bf16 => "matvec_bf16",
+            Precision::F16 => "matvec_f16",
+            Precision::F32 => "matvec_f32",
+        }
+    }
+
     pub(crate) const fn kv(self) -> &'static str {
         match self {
             Precision::Bf16 => "kv_bf16",

@@ -18,6 +18,8 @@ pub(crate) struct Entry {
     pub(crate) shared_per_head_dim: u32,
     /// Rows of a tile, where the kernel has tiles.
     pub(crate) rows: u32,
+    /// Outputs of a block, where a block has some of them.
+    pub(crate) outputs: u32,
 }
 
 macro_rules! modules {
@@ -48,6 +50,9 @@ modules![
     "kv_bf16",
     "kv_f16",
     "kv_f32",
+    "matvec_bf16",
+    "matvec_f16",
+    "matvec_f32",
     "rows",
     "select",
 ];
@@ -78,6 +83,7 @@ fn entry(line: &'static str) -> Option<Entry> {
         shared: fact("shared").unwrap_or(0),
         shared_per_head_dim: fact("shared_per_head_dim").unwrap_or(0),
         rows: fact("rows").unwrap_or(0),
+        outputs: fact("outputs").unwrap_or(0),
     })
 }
 
@@ -89,7 +95,9 @@ mod tests {
     fn what_a_module_says_of_its_kernels_is_read() {
         let line = "// load_kv_int8: threads 128, rows 16, shared 512, shared_per_head_dim 96";
         let (name, shared_per_head_dim) = ("load_kv_int8", 96);
-        assert_eq!(entry(line), Some(Entry { name, threads: 128, shared: 512, shared_per_head_dim, rows: 16 }));
+        let expected = Entry { name, threads: 128, shared: 512, shared_per_head_dim, rows: 16, outputs: 0 };
+        assert_eq!(entry(line), Some(expected));
+        assert_eq!(entry("// matvec: threads 256, shared 0, rows 8, outputs 16").map(|entry| entry.outputs), Some(16));
         assert_eq!(entry("// combine: threads 256").map(|entry| (entry.shared, entry.rows)), Some((0, 0)));
         assert_eq!(entry("// a sentence: with threads in it"), None);
     }

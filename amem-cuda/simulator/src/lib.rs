@@ -47,4 +47,6 @@ mod stream;
 mod testing;
 
 pub use counts::Counts;
-pub use testing::{counts, fail_call, in_simulator, is_simulated, last_fault, reset, reset_counts, take_fault};
+pub use testing::{
+    counts, fail_call, in_simulator, is_simulated, last_fault, library_path, reset, reset_counts, take_fault,
+};

@@ -93,6 +93,17 @@ pub fn reset(seed: u64) {
     client::reset(seed);
 }
 
+/// What `LD_LIBRARY_PATH` has to be for another program to find the simulator as its CUDA.
+///
+/// # Errors
+/// When the library is not beside this program.
+pub fn library_path() -> Result<std::ffi::OsString, String> {
+    let program = std::env::current_exe().map_err(|error| format!("the test program's path: {error}"))?;
+    let folder =
+        link_folder(&find_library(&program)?).map_err(|error| format!("a folder for the libraries: {error}"))?;
+    Ok(search_path(&folder))
+}
+
 fn flag(name: &str) -> bool {
     std::env::var(name).is_ok_and(|value| value == "1")
 }

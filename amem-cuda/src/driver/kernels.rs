@@ -23,6 +23,11 @@ impl Kernel {
         self.entry.threads as usize
     }
 
+    /// Outputs of a block, where a block has some of them.
+    pub(crate) fn outputs(&self) -> usize {
+        self.entry.outputs as usize
+    }
+
     /// Rows of a tile, where the kernel has tiles.
     pub(crate) fn rows(&self) -> usize {
         self.entry.rows as usize

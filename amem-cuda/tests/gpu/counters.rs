@@ -53,7 +53,8 @@ fn a_decode_step_is_one_graph_and_one_wait_and_allocates_nothing() {
                 assert_eq!((graphs, waits, allocations), (1, 1, 0), "{contexts} contexts");
                 assert_eq!(submitted, first[0], "the same work as the first step");
             }
-            println!("{contexts} contexts: {} submissions in a step of 5 layers", first[0]);
+            // What the README says: nine a layer, and seven beside.
+            assert_eq!(first[0], 5 * 9 + 7, "{contexts} contexts");
         }
     });
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod ask;
 pub(crate) mod bench;
+mod device;
 pub(crate) mod encryption;
 pub(crate) mod export;
 pub(crate) mod hub;

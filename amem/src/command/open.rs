@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use amem::keys::KeyFile;
-use amem_core::transformer::{ModelSource, Options, Transformer};
-use amem_core::{Budget, EngineOptions, KvStore, Ledger, Memory, Model, Namespace, RamStore, Repair, Tier};
-use amem_cpu::Cpu;
+use amem_core::transformer::{ModelSource, Options};
+use amem_core::{Budget, EngineOptions, KvStore, Ledger, Memory, Namespace, RamStore, Repair, Tier};
 use amem_store::{ModelDir, SegmentOptions, SegmentStore};
 use clap::Args;
 
+use super::device::{Compute, Loaded};
 use super::encryption::{Encryption, Protection};
 use super::hub::{self, HubModel};
 use super::residency::{Residency, Tiers};
@@ -59,6 +59,8 @@ pub(crate) struct Place {
     /// once; the embedded demo model if left out.
     #[arg(long, value_name = "DIR|ID", value_parser = model_name)]
     model: Option<ModelName>,
+    #[command(flatten)]
+    compute: Compute,
     #[command(flatten)]
     records: Records,
     /// Changes nothing in the data directory, which may be one that cannot be written.
@@ -139,19 +141,25 @@ fn share(text: &str) -> Result<f32, String> {
 /// Loads a model; the demo model if none is named.
 pub(crate) async fn model(
     name: Option<&ModelName>,
+    compute: &Compute,
     max_model_len: Option<u32>,
-) -> Result<Arc<dyn Model>, Box<dyn Error>> {
-    let load_dir = |dir: &Path, name: &str| load(&ModelDir::open(dir)?, name, max_model_len);
-    Ok(Arc::new(match name {
-        None => load(&amem_demo::files(), "demo", max_model_len)?,
-        Some(ModelName::Dir(dir)) => load_dir(dir, &dir_name(dir))?,
-        Some(ModelName::Hub(model)) => load_dir(&hub::model(model).await?, model.name())?,
-    }))
+) -> Result<Loaded, Box<dyn Error>> {
+    let load = |source: &dyn ModelSource, name: &str| {
+        let options = Options::default().name(name);
+        let context = max_model_len.map(|tokens| tokens as usize);
+        compute.load(source, context.into_iter().fold(options, Options::context))
+    };
+    let load_dir = |dir: &Path, name: &str| load(&ModelDir::open(dir)?, name);
+    match name {
+        None => load(&amem_demo::files(), "demo"),
+        Some(ModelName::Dir(dir)) => load_dir(dir, &dir_name(dir)),
+        Some(ModelName::Hub(model)) => load_dir(&hub::model(model).await?, model.name()),
+    }
 }
 
 /// Opens a memory: its model, its ledger, its KV on disk and in RAM. The tiers of KV are to be closed at the end.
 pub(crate) async fn memory(place: &Place, tuning: &Tuning) -> Result<(Memory, Tiers), Box<dyn Error>> {
-    let model = model(place.model.as_ref(), tuning.max_model_len).await?;
+    let (model, gpu) = model(place.model.as_ref(), &place.compute, tuning.max_model_len).await?;
     let protection = place.records.encryption.open()?;
     let ledger = ledger(place, tuning, &protection).await?;
     let info = model.info();
@@ -159,7 +167,7 @@ pub(crate) async fn memory(place: &Place, tuning: &Tuning) -> Result<(Memory, Ti
     let ram = tuning.hot_budget.map_or(place.ram_mib << 20, |tokens| tokens.saturating_mul(token_bytes));
     let ram = Tier::new(Arc::new(RamStore::default()), ram);
     let disk = Tier::new(protection.store(kv(place, tuning)?), place.disk_mib << 20);
-    let tiers = [ram, disk].into_iter().chain(tuning.shared.tier(&protection)?).collect();
+    let tiers = gpu.into_iter().chain([ram, disk]).chain(tuning.shared.tier(&protection)?).collect();
     let tiers = place.residency.open(tiers, &place.records.data.data_dir, place.read_only).await?;
     let engine = EngineOptions::default();
     let engine = tuning.max_waiting.into_iter().fold(engine, |engine, most| engine.max_waiting(most as usize));
@@ -185,13 +193,6 @@ async fn ledger(place: &Place, tuning: &Tuning, protection: &Protection) -> Resu
 fn kv(place: &Place, tuning: &Tuning) -> Result<SegmentStore, amem_store::Error> {
     let dir = tuning.disk_dir.clone().unwrap_or_else(|| place.records.data.data_dir.join("kv"));
     SegmentStore::open_with(dir, SegmentOptions::default().read_only(place.read_only))
-}
-
-fn load(source: &dyn ModelSource, name: &str, max_model_len: Option<u32>) -> Result<Transformer<Cpu>, Box<dyn Error>> {
-    let mut options = Options::default();
-    options.name = name.to_owned();
-    options.context = max_model_len.map(|tokens| tokens as usize);
-    Ok(Transformer::load(source, Cpu::new()?, options)?)
 }
 
 fn dir_name(dir: &Path) -> String {

@@ -14,6 +14,7 @@ mod both_servers;
 mod chat;
 mod command;
 mod completions;
+mod device;
 mod embeddings;
 mod flags;
 mod hub;

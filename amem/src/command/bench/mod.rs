@@ -24,6 +24,7 @@ use amem_demo::world::{Kind, World, WorldOptions};
 use futures_lite::StreamExt;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::device::Compute;
 use super::open::{self, ModelName};
 use report::{Asked, Pair, Report};
 
@@ -37,6 +38,8 @@ pub(crate) struct Args {
     /// A Hugging Face model directory, or a model's name on the Hub; the embedded demo model if left out.
     #[arg(long, value_parser = open::model_name)]
     model: Option<ModelName>,
+    #[command(flatten)]
+    compute: Compute,
     /// The memories, one a line; notes of a small world if left out.
     #[arg(long, requires = "queries_file")]
     memory_file: Option<PathBuf>,
@@ -69,7 +72,7 @@ pub(crate) struct Args {
 
 impl Args {
     pub(crate) async fn run(self) -> Result<(), Box<dyn Error>> {
-        let model = open::model(self.model.as_ref(), None).await?;
+        let (model, _) = open::model(self.model.as_ref(), &self.compute, None).await?;
         let corpus = self.corpus()?;
         let session = self.session(&model, &corpus).await?;
         let blend = self.blend(&model, &corpus).await?;
