@@ -88,10 +88,9 @@ pub(crate) fn kernel<'a>(parser: &mut Parser<'a>, shared: &[SharedVariable]) -> 
             };
             *granule = (*granule).min(bytes);
         }
-        if let Operation::CopyAsync { bytes, source_bytes, .. } = instruction.operation {
-            // A source size that is known only at run time may be any number of bytes.
-            let read = if source_bytes.is_some() { 1 } else { usize::from(bytes) };
-            kernel.global_granule = kernel.global_granule.min(read);
+        if let Operation::CopyAsync { bytes, .. } = instruction.operation {
+            // It may read less, which counts as all: copies of a few bytes next to what another block writes are rare.
+            kernel.global_granule = kernel.global_granule.min(usize::from(bytes));
         }
     }
     kernel.presets = names.presets().into();
