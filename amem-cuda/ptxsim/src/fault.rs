@@ -14,6 +14,8 @@ pub enum FaultKind {
     WarpRace,
     /// Two blocks of one launch touch the same global memory, and one of them writes.
     GlobalRace,
+    /// Global memory that `ld.global.nc` reads is written in the same launch. The load may find what was there before.
+    ReadOnly,
     /// A register is read before it is written.
     UninitialisedRegister,
     /// Shared memory is read before it is written.
@@ -55,6 +57,7 @@ impl FaultKind {
             Self::SharedRace => "race in shared memory",
             Self::WarpRace => "race within a warp in shared memory",
             Self::GlobalRace => "race between blocks in global memory",
+            Self::ReadOnly => "global memory that is read as constant and written",
             Self::UninitialisedRegister => "register read before it is written",
             Self::UninitialisedShared => "shared memory read before it is written",
             Self::UninitialisedGlobal => "global memory read before it is written",

@@ -71,6 +71,8 @@ impl std::error::Error for MemoryError {}
 const SEVERAL: u32 = (1 << 31) - 1;
 /// Added to a writer all of whose writes were atomic.
 const ATOMIC: u32 = 1 << 31;
+/// Added to a reader some of whose reads were `.nc`.
+const CONSTANT: u32 = 1 << 31;
 
 struct Allocation {
     address: u64,
@@ -105,6 +107,7 @@ impl Allocation {
 pub(crate) enum AccessError {
     Memory(MemoryError),
     Race(String),
+    ReadOnly(String),
 }
 
 /// The device's global memory.
@@ -309,7 +312,13 @@ impl Memory {
 
     /// A kernel reads bytes that are aligned to their number, at most 16.
     #[inline]
-    pub(crate) fn load_bytes(&mut self, address: u64, out: &mut [u8], hint: &mut usize) -> Result<(), AccessError> {
+    pub(crate) fn load_bytes(
+        &mut self,
+        address: u64,
+        out: &mut [u8],
+        hint: &mut usize,
+        read_only: bool,
+    ) -> Result<(), AccessError> {
         let (index, offset) = self.find(address, out.len(), *hint).map_err(AccessError::Memory)?;
         *hint = index;
         let allocation = &mut self.allocations[index];
@@ -317,7 +326,8 @@ impl Memory {
             let at = allocation.contents.first_unwritten(offset, out.len()).unwrap_or(offset);
             return Err(AccessError::Memory(allocation.unwritten(at)));
         }
-        allocation.touch(offset, out.len(), &self.launch, Access::Read)?;
+        let access = if read_only { Access::ReadConstant } else { Access::Read };
+        allocation.touch(offset, out.len(), &self.launch, access)?;
         allocation.contents.get(offset, out);
         Ok(())
     }
@@ -357,6 +367,8 @@ impl Memory {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Access {
     Read,
+    /// With `.nc`.
+    ReadConstant,
     Write,
     Atomic,
 }
@@ -379,9 +391,17 @@ impl Allocation {
         let name = &self.name;
         self.touches.visit(runs, count, |touch| {
             let foreign_write = touch.writer != 0 && touch.writer & !ATOMIC != me;
-            let foreign_read = touch.reader != 0 && touch.reader != me;
+            let foreign_read = touch.reader != 0 && touch.reader & !CONSTANT != me;
+            let constant = match access {
+                Access::Read => false,
+                Access::ReadConstant => touch.writer != 0,
+                Access::Write | Access::Atomic => touch.reader & CONSTANT != 0,
+            };
+            if constant {
+                return Err(written_constant(name, offset));
+            }
             let race = match access {
-                Access::Read => foreign_write,
+                Access::Read | Access::ReadConstant => foreign_write,
                 Access::Write => foreign_write || foreign_read,
                 Access::Atomic => (foreign_write && touch.writer & ATOMIC == 0) || foreign_read,
             };
@@ -389,9 +409,10 @@ impl Allocation {
                 return Err(race_between(name, offset, *touch, access));
             }
             match access {
-                Access::Read if touch.reader == 0 => touch.reader = me,
-                Access::Read if touch.reader != me => touch.reader = SEVERAL,
-                Access::Read => {}
+                Access::Read | Access::ReadConstant => {
+                    let constant = touch.reader & CONSTANT | if access == Access::Read { 0 } else { CONSTANT };
+                    touch.reader = constant | if foreign_read { SEVERAL } else { me };
+                }
                 Access::Write => touch.writer = me,
                 Access::Atomic if foreign_write => touch.writer = SEVERAL | ATOMIC,
                 Access::Atomic if touch.writer == 0 => touch.writer = me | ATOMIC,
@@ -403,13 +424,18 @@ impl Allocation {
 }
 
 #[cold]
+fn written_constant(name: &str, offset: usize) -> AccessError {
+    AccessError::ReadOnly(format!("byte {offset} of `{name}` is read with `.nc` and written in the same launch"))
+}
+
+#[cold]
 fn race_between(name: &str, offset: usize, touch: Touch, access: Access) -> AccessError {
     let block = |number: u32| match number & !ATOMIC {
         SEVERAL => "several blocks".to_owned(),
         number => format!("block number {}", number - 1),
     };
     let this = match access {
-        Access::Read => "read",
+        Access::Read | Access::ReadConstant => "read",
         Access::Write => "written",
         Access::Atomic => "changed atomically",
     };

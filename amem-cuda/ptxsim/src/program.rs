@@ -347,6 +347,8 @@ pub(crate) enum Operation {
         access: Access,
         to: Registers,
         to_bits: u32,
+        /// `.nc`: nobody writes there while the kernel runs.
+        read_only: bool,
     },
     Store {
         access: Access,

@@ -27,12 +27,13 @@ pub(super) struct Machine<'a> {
 pub(super) fn violation(error: AccessError, lane: usize) -> Violation {
     let kind = match &error {
         AccessError::Race(_) => FaultKind::GlobalRace,
+        AccessError::ReadOnly(_) => FaultKind::ReadOnly,
         AccessError::Memory(MemoryError::Uninitialised { .. }) => FaultKind::UninitialisedGlobal,
         AccessError::Memory(MemoryError::Freed { .. }) => FaultKind::Freed,
         AccessError::Memory(_) => FaultKind::GlobalOutOfBounds,
     };
     let detail = match error {
-        AccessError::Race(detail) => detail,
+        AccessError::Race(detail) | AccessError::ReadOnly(detail) => detail,
         AccessError::Memory(error) => error.to_string(),
     };
     Violation::new(kind, lane, detail)
@@ -104,6 +105,7 @@ impl Machine<'_> {
         access: &Access,
         to: &Registers,
         to_bits: u32,
+        read_only: bool,
     ) -> Result<(), Violation> {
         let Access { space, ty, at } = *access;
         let addresses = addresses(warp, at, mask)?;
@@ -128,7 +130,7 @@ impl Machine<'_> {
                 }
                 Space::Global => {
                     demand_alignment(address, bytes, lane)?;
-                    let loaded = self.memory.load_bytes(address, &mut data[..bytes], &mut hint);
+                    let loaded = self.memory.load_bytes(address, &mut data[..bytes], &mut hint, read_only);
                     loaded.map_err(|error| violation(error, lane))?;
                 }
             }

@@ -79,7 +79,9 @@ fn execute(machine: &mut Machine<'_>, warp: &mut Warp<'_>, mask: u32, operation:
             let value = machine.load_parameter(*ty, *to_bits, *offset);
             warp.write(*to, mask, &[value; LANES]);
         }
-        Operation::Load { access, to, to_bits } => machine.load(warp, mask, access, to, *to_bits)?,
+        Operation::Load { access, to, to_bits, read_only } => {
+            machine.load(warp, mask, access, to, *to_bits, *read_only)?;
+        }
         Operation::Store { access, values } => machine.store(warp, mask, access, values)?,
         Operation::Atomic(operands) => machine.atomic(warp, mask, operands)?,
         Operation::Move { to, from } => {

@@ -162,6 +162,15 @@ fn blocks_of_one_launch_share_no_global_memory_that_one_of_them_writes() {
 }
 
 #[test]
+fn what_is_read_as_constant_is_not_written_in_the_same_launch() {
+    let good = "ld.global.u32 %r0, [%src];\n st.global.u32 [%src], %tid;\n ld.global.u32 %r1, [%src];";
+    check(FaultKind::ReadOnly, "st.global", good, &good.replace("ld.global.u32 %r0", "ld.global.nc.u32 %r0"));
+    check(FaultKind::ReadOnly, "ld.global.nc", good, &good.replace("ld.global.u32 %r1", "ld.global.nc.u32 %r1"));
+    let good = "ld.global.nc.u32 %r0, [%src];\n red.global.add.u32 [%src + 1024], 1;";
+    check(FaultKind::ReadOnly, "red.global", good, &good.replace(" + 1024", ""));
+}
+
+#[test]
 fn a_register_must_be_written_before_it_is_read() {
     check_without(
         FaultKind::UninitialisedRegister,

@@ -17,7 +17,6 @@ impl Decoder<'_, '_, '_, '_> {
             "lu",
             "wb",
             "wt",
-            "nc",
             "weak",
             "relaxed",
             "acquire",
@@ -54,6 +53,7 @@ impl Decoder<'_, '_, '_, '_> {
         self.count(2..=2)?;
         let parameter = self.modifiers.take("param");
         let space = if parameter { None } else { Some(self.space()?) };
+        let read_only = space == Some(Space::Global) && self.modifiers.take("nc");
         self.ignore_hints();
         let count = self.vector();
         let ty = self.modifiers.next_type()?;
@@ -83,7 +83,7 @@ impl Decoder<'_, '_, '_, '_> {
         }
         let to = Registers::new(&registers).filter(|to| to.as_slice().len() == count);
         let to = to.ok_or_else(|| self.error(format!("its target must be {count} registers")))?;
-        Ok(Operation::Load { access: Access { space, ty, at: self.address(1, space)? }, to, to_bits })
+        Ok(Operation::Load { access: Access { space, ty, at: self.address(1, space)? }, to, to_bits, read_only })
     }
 
     pub(super) fn load_parameter(&mut self, ty: Type) -> Result<Operation> {
