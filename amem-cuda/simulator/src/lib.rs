@@ -48,5 +48,6 @@ mod testing;
 
 pub use counts::Counts;
 pub use testing::{
-    counts, fail_call, in_simulator, is_simulated, last_fault, library_path, reset, reset_counts, take_fault,
+    counts, fail_call, in_simulator, is_simulated, last_fault, library_path, pending_failures, reset, reset_counts,
+    take_fault,
 };

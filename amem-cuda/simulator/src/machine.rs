@@ -145,6 +145,11 @@ impl Machine {
         refuse(status, "a test asked for this failure")
     }
 
+    /// How many failures that tests asked for have not happened yet.
+    pub(crate) fn pending_failures(&self) -> usize {
+        self.failures.len()
+    }
+
     /// Makes a later call of a function fail.
     pub(crate) fn fail_call(&mut self, failure: Failure) {
         if failure.calls > 0 {

@@ -87,6 +87,12 @@ pub fn fail_call(function: &str, calls: u64, status: u32) -> bool {
     client::fail(function, calls, status)
 }
 
+/// How many failures that a test asked for have not happened yet.
+#[must_use]
+pub fn pending_failures() -> usize {
+    client::pending_failures()
+}
+
 /// Begins anew with a seed, as a new process does: nothing is allocated and nothing has failed. Everything that the
 /// program holds of CUDA has to be dropped before, because its handles are not valid any more.
 pub fn reset(seed: u64) {

@@ -66,6 +66,10 @@ pub(crate) fn fail(name: &str, calls: u64, status: u32) -> bool {
     function(name.as_ptr(), calls, status) == 0
 }
 
+pub(crate) fn pending_failures() -> usize {
+    symbol::<extern "C" fn() -> usize>(c"amem_sim_pending_failures").map_or(0, |function| function())
+}
+
 pub(crate) fn reset(seed: u64) {
     if let Some(function) = symbol::<extern "C" fn(u64)>(c"amem_sim_reset") {
         function(seed);

@@ -63,6 +63,17 @@ extern "C" fn amem_sim_fail(function: Text, calls: u64, status: u32) -> u32 {
     })
 }
 
+/// How many failures that tests asked for have not happened yet.
+#[unsafe(no_mangle)]
+extern "C" fn amem_sim_pending_failures() -> usize {
+    let mut pending = 0;
+    query("amem_sim_pending_failures", |machine| {
+        pending = machine.pending_failures();
+        Ok(())
+    });
+    pending
+}
+
 /// Begins anew with a seed, as a new process does.
 #[unsafe(no_mangle)]
 extern "C" fn amem_sim_reset(seed: u64) {

@@ -50,7 +50,13 @@ fn blocking_call(function: &'static str, body: impl FnOnce(&mut Machine) -> Resu
 /// A call that works without a context and after a fault.
 fn query(function: &'static str, body: impl FnOnce(&mut Machine) -> Result<()>) -> u32 {
     let error = match guarded(|machine| {
-        machine.count_call(function)?;
+        let failed = machine.count_call(function);
+        if failed.is_err() && function == "cuStreamEndCapture" {
+            // A driver that fails to make a graph has ended the capture all the same.
+            let _ = body(machine);
+            return failed;
+        }
+        failed?;
         body(machine)
     }) {
         Ok(()) => return Status::SUCCESS.0,

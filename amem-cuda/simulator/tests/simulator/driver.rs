@@ -1,7 +1,7 @@
 //! Devices, memory, copies, kernels and errors.
 
 use crate::program::{Program, never_faults, on_simulator_alone, ramp};
-use amem_cuda_simulator::{counts, fail_call, in_simulator, last_fault, reset_counts, take_fault};
+use amem_cuda_simulator::{counts, fail_call, in_simulator, last_fault, pending_failures, reset_counts, take_fault};
 use cudarc::driver::{CudaContext, LaunchConfig, PushKernelArg, result, sys};
 use cudarc::nvrtc::Ptx;
 use std::ffi::{CStr, CString, c_void};
@@ -268,8 +268,10 @@ fn a_call_fails_when_a_test_asks_for_it() {
         assert!(stream.alloc_zeros::<u8>(1).is_ok());
         let error = stream.alloc_zeros::<u8>(1).unwrap_err();
         assert_eq!(error.0, sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY);
+        assert_eq!(pending_failures(), 0);
         assert!(stream.alloc_zeros::<u8>(1).is_ok());
         assert!(fail_call("cuStreamSynchronize", 1, 999));
+        assert_eq!(pending_failures(), 1);
         assert_eq!(stream.synchronize().unwrap_err().0, sys::CUresult::CUDA_ERROR_UNKNOWN);
         stream.synchronize().unwrap();
         // After this one a device is lost.

@@ -1,7 +1,7 @@
 //! Captures and graphs.
 
 use crate::program::{Program, always_faults, faults, never_faults, on_simulator_alone, ramp};
-use amem_cuda_simulator::{counts, in_simulator, is_simulated, reset_counts};
+use amem_cuda_simulator::{counts, fail_call, in_simulator, is_simulated, reset_counts};
 use cudarc::driver::{CudaGraph, DriverError, sys};
 
 const THREAD_LOCAL: sys::CUstreamCaptureMode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
@@ -175,6 +175,13 @@ fn what_a_capture_forbids_fails_and_spoils_the_capture() {
         // SAFETY: the call fails.
         let allocate = || code(unsafe { cudarc::driver::result::malloc_sync(64) });
         spoilt(&allocate, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
+        // A capture is over also when a test lets its end fail.
+        if fail_call("cuStreamEndCapture", 1, 999) {
+            program.compute.begin_capture(THREAD_LOCAL).unwrap();
+            let end = program.compute.end_capture(sys::CUgraphInstantiate_flags(0));
+            assert_eq!(code(end), CUDA_ERROR_UNKNOWN);
+            program.compute.synchronize().unwrap();
+        }
         // Another thread may allocate while this one captures.
         program.compute.begin_capture(THREAD_LOCAL).unwrap();
         let context = program.context.clone();
