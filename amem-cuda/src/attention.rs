@@ -231,11 +231,11 @@ impl<'a> Layer<'a> {
         let partial_rows = staged.work.partial_rows.max(1);
         let partial_out = Buffer::new(device, 4 * partial_rows * self.head_dim())?;
         let partial_lse = Buffer::new(device, 4 * partial_rows)?;
-        let Cut { group, kv_heads, .. } = self.cut;
-        let slices = group.div_ceil(16);
+        let Cut { group, kv_heads, tile_rows, .. } = self.cut;
+        // More heads than packed rows in a tile go through in slices.
         let passes = [
-            ("attend_rows", WorkList::Tiles, staged.work.tiles.len(), 1),
-            ("attend_short", WorkList::Short, staged.work.short.len(), slices),
+            ("attend_rows", WorkList::Tiles, staged.work.tiles.len(), group.div_ceil(tile_rows.max(1))),
+            ("attend_short", WorkList::Short, staged.work.short.len(), group.div_ceil(16)),
         ];
         for (name, list, items, slices) in passes {
             let kernel = device.kernel(self.module, name)?;

@@ -607,6 +607,14 @@ fn many_rows_attend_in_tiles_of_any_fill() {
         contexts: vec![(129, count)],
         ..Case::default()
     }));
+    // More query heads to a key head than packed rows in a tile: slices of them.
+    check([(64, 130, Type::Bf16), (256, 70, Type::F16), (20, 17, Type::F32)].map(|(head_dim, group, dtype)| Case {
+        dtype,
+        head_dim,
+        group,
+        contexts: vec![(70, 2)],
+        ..Case::default()
+    }));
 }
 
 #[test]
