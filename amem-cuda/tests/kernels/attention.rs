@@ -284,6 +284,10 @@ impl Plan {
                 plan.add(case, problem, rows, first_block);
             }
         }
+        // An item without rows fills a list up.
+        let mut nothing = [0; 16];
+        nothing[9] = u32::MAX;
+        plan.items.push(nothing);
         plan
     }
 
@@ -814,6 +818,7 @@ fn probes(dtype: Type, head_dim: u32, entry: &'static str) -> Vec<Case> {
         Case { sight: Sight::Window, contexts: vec![(400, rows)], score: 400.0, splits: 3, ..case.clone() },
         Case { sight: Sight::Apart, contexts: vec![(800, rows)], kv_heads: 1, ..case.clone() },
         Case { group: 17, contexts: vec![(70, 3)], ..case.clone() },
+        Case { sight: Sight::Blind, contexts: vec![(9, 1)], ..case.clone() },
         Case { sight: Sight::Whole, contexts: vec![(40 * BLOCK, 1)], splits: 40, unseen: Unseen::Infinite, ..case },
     ]
 }
