@@ -873,10 +873,13 @@ fn subjects(dtype: Type, head_dim: u32) -> Vec<Subject> {
 #[test]
 #[ignore = "takes minutes: runs a module's kernels once for each of their instructions"]
 fn a_kernel_that_lacks_an_instruction_is_found_out() {
+    // A block that does not end is found out sooner.
+    const STEPS: u64 = 300_000;
     for (kernel, probe) in subjects(Type::Bf16, 64) {
         probe(kernel).unwrap();
-        let kept: Vec<usize> =
-            (0..kernel.instructions()).filter(|&index| probe(&kernel.without(index)).is_ok()).collect();
+        let kept: Vec<usize> = (0..kernel.instructions())
+            .filter(|&index| probe(&kernel.without(index).with_step_limit(STEPS)).is_ok())
+            .collect();
         println!("{}: {} of {} can be deleted", kernel.name(), kept.len(), kernel.instructions());
         for &index in &kept {
             println!("  {}", kernel.instruction_text(index));
