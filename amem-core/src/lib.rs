@@ -47,8 +47,8 @@ pub use kv::{
 };
 pub use ledger::{
     Added, Amounts, Changes, Comparison, EventId, Field, Filter, Ledger, Listing, MetaValue, Metadata, Namespace,
-    NewRecord, Outcome, Page, Query, RamLedger, Record, RecordId, RecordStats, Revision, SavedIndex, State, Timestamp,
-    UsageEvent, UsageQuery, UsageTotal, Version,
+    NewRecord, Outcome, Page, PendingDeletion, Query, RamLedger, Record, RecordId, RecordStats, Revision, SavedIndex,
+    State, Timestamp, UsageEvent, UsageQuery, UsageTotal, Version,
 };
 pub use memory::{
     Answer, AnswerStream, Ask, Event, Memory, MemoryBuilder, NamespaceStats, Prompt, Recall, Recollection, Session,

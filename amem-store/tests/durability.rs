@@ -9,7 +9,8 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use amem_core::{
-    ChunkId, Ledger, Metadata, Namespace, NewRecord, Query, RecordId, Revision, SavedIndex, Timestamp, Version,
+    ChunkId, Ledger, Metadata, Namespace, NewRecord, PendingDeletion, Query, RecordId, Revision, SavedIndex, Timestamp,
+    Version,
 };
 use amem_store::{DataDir, Error, SqliteLedger};
 use common::{chunk, files_contain};
@@ -411,7 +412,7 @@ fn a_ledger_that_is_only_read_refuses_changes() {
         block_on(ledger.forget(&ours(), id, now)).map(drop),
         block_on(ledger.delete_namespace(&ours())).map(drop),
         block_on(ledger.link(&ours(), &[(id, ChunkId([1; 32]))], Timestamp::now())),
-        block_on(ledger.confirm_deleted(&[ChunkId([1; 32])], Timestamp::now())),
+        block_on(ledger.confirm_deleted(&[PendingDeletion { chunk: ChunkId([1; 32]), number: 1 }], Timestamp::now())),
     ] {
         assert!(matches!(refused, Err(amem_core::Error::ReadOnly { .. })), "{refused:?}");
     }

@@ -3,7 +3,6 @@
 
 mod common;
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
@@ -95,6 +94,11 @@ fn version_3() -> Vec<KvChunk> {
     version_2().into_iter().chain([chunk(5, 2), small]).collect()
 }
 
+/// The chunks that are to be deleted.
+async fn pending(ledger: &SqliteLedger, now: Timestamp) -> Vec<ChunkId> {
+    ledger.pending_deletions(now).await.unwrap().into_iter().map(|deletion| deletion.chunk).collect()
+}
+
 /// A ledger of version 1 is brought up to date, and what was forgotten then loses its key too.
 #[test]
 fn a_ledger_of_version_1_is_read() {
@@ -113,9 +117,7 @@ fn a_ledger_of_version_1_is_read() {
         assert_eq!(texts(Query::At(at(200))).await, ["green tea", "Lima"]);
         assert_eq!(texts(Query::At(at(0))).await, ["tea", "Vienna", "brief"]);
         assert_eq!(ledger.namespaces().await.unwrap(), [ours.clone(), theirs.clone()]);
-        let pending: BTreeSet<ChunkId> =
-            ledger.pending_deletions(Timestamp::now()).await.unwrap().into_iter().collect();
-        assert_eq!(pending, [ChunkId([2; 32])].into(), "that of the forgotten text");
+        assert_eq!(pending(&ledger, Timestamp::now()).await, [ChunkId([2; 32])], "that of the forgotten text");
         let all = ledger.list(&ours, Query::All).await.unwrap();
         assert!(all.iter().all(|record| record.metadata.is_empty()));
         assert_eq!(all[4].key, None);
@@ -137,7 +139,7 @@ fn a_ledger_of_version_2_is_read() {
     let path = dir.path().join("ledger.sqlite");
     fs::copy(fixtures().join("ledger-v2.sqlite"), &path).unwrap();
     let refused = SqliteLedger::open_read_only(&path).unwrap_err();
-    assert!(matches!(refused, amem_store::Error::OlderFormat { found: 2, supported: 4, .. }), "{refused}");
+    assert!(matches!(refused, amem_store::Error::OlderFormat { found: 2, supported: 5, .. }), "{refused}");
     let ours = Namespace::new("ours").unwrap();
     let at = |seconds: i64| Timestamp(1_000_000_000_000 + 1000 * seconds);
     let says = async |ledger: &SqliteLedger| {
@@ -150,7 +152,7 @@ fn a_ledger_of_version_2_is_read() {
         let history: Vec<_> = history.iter().map(|v| (v.text.as_str(), v.from, v.until)).collect();
         assert_eq!(history, [("tea", at(0), Some(at(10))), ("green tea", at(10), None)]);
         assert_eq!(ledger.list(&ours, Query::At(at(5))).await.unwrap().len(), 3);
-        assert_eq!(ledger.pending_deletions(Timestamp::now()).await.unwrap(), [ChunkId([2; 32])]);
+        assert_eq!(pending(ledger, Timestamp::now()).await, [ChunkId([2; 32])]);
         assert_eq!(ledger.verify().await.unwrap().problems, [""; 0]);
     };
     block_on(async {
@@ -182,11 +184,37 @@ fn a_ledger_of_version_3_is_read() {
             ledger.list(&ours, Query::At(last)).await.unwrap().into_iter().map(|record| record.text).collect();
         assert_eq!(texts, ["Lima", "tired", "green tea", "same", "other"]);
         // The chunks of a superseded and of a forgotten text. One that an active record links too stays.
-        let pending = |now: i64| ledger.pending_deletions(Timestamp(1_700_000_000_000 + now));
-        assert_eq!(pending(7).await.unwrap(), [ChunkId([1; 32]), ChunkId([4; 32])]);
-        assert_eq!(pending(10).await.unwrap(), [1, 3, 4].map(|n| ChunkId([n; 32])), "and of one that expired then");
+        let pending = |now: i64| pending(&ledger, Timestamp(1_700_000_000_000 + now));
+        assert_eq!(pending(7).await, [ChunkId([1; 32]), ChunkId([4; 32])]);
+        assert_eq!(pending(10).await, [1, 3, 4].map(|n| ChunkId([n; 32])), "and of one that expired then");
         assert!(ledger.usage(&UsageQuery::all()).await.unwrap().is_empty());
         assert_eq!(ledger.verify().await.unwrap().problems, Vec::<String>::new());
+    });
+}
+
+#[test]
+fn a_ledger_of_version_4_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, ours, now) = (dir.path().join("ledger.sqlite"), Namespace::new("ours").unwrap(), Timestamp::now());
+    block_on(async {
+        let ledger = SqliteLedger::open(&path).unwrap();
+        let added = ledger.add(&ours, &["Lima".into(), "Vienna".into()], now).await.unwrap();
+        let [gone, stays] = [0, 1].map(|at: usize| added[at].record.id);
+        ledger.link(&ours, &[(gone, ChunkId([1; 32])), (stays, ChunkId([2; 32]))], now).await.unwrap();
+        ledger.forget(&ours, gone, now).await.unwrap();
+        drop(ledger);
+        // As version 4 was: its deletions had no numbers.
+        let old = rusqlite::Connection::open(&path).unwrap();
+        old.execute_batch("ALTER TABLE pending_deletion DROP COLUMN number; PRAGMA user_version = 4").unwrap();
+        drop(old);
+        let refused = SqliteLedger::open_read_only(&path).unwrap_err();
+        assert!(matches!(refused, amem_store::Error::OlderFormat { found: 4, supported: 5, .. }), "{refused}");
+        let ledger = SqliteLedger::open(&path).unwrap();
+        let first = ledger.pending_deletions(now).await.unwrap();
+        assert_eq!(pending(&ledger, now).await, [ChunkId([1; 32])]);
+        ledger.forget(&ours, stays, now).await.unwrap();
+        ledger.confirm_deleted(&first, now).await.unwrap();
+        assert_eq!(pending(&ledger, now).await, [ChunkId([2; 32])]);
     });
 }
 

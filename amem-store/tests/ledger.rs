@@ -144,7 +144,7 @@ fn played(ledger: &impl Ledger, ops: &[Op]) -> Vec<String> {
                 }
                 None => continue,
             },
-            Op::Confirm { chunk } => format!("{:?}", block_on(ledger.confirm_deleted(&[ChunkId([*chunk; 32])], now))),
+            Op::Confirm { chunk } => format!("{:?}", block_on(confirm(ledger, *chunk, now))),
         };
         tell(&ids, result);
         for (n, seen) in (0..).zip(&mut seen) {
@@ -167,7 +167,8 @@ fn played(ledger: &impl Ledger, ops: &[Op]) -> Vec<String> {
             tell(&ids, format!("{:?}", block_on(ledger.stats(&name(n), now))));
         }
         tell(&ids, format!("{:?}", block_on(ledger.usage(&UsageQuery::all()))));
-        let mut pending = block_on(ledger.pending_deletions(now)).unwrap();
+        let pending = block_on(ledger.pending_deletions(now)).unwrap();
+        let mut pending: Vec<ChunkId> = pending.into_iter().map(|deletion| deletion.chunk).collect();
         pending.sort_unstable();
         tell(&ids, format!("{pending:?} {:?}", block_on(ledger.namespaces())));
         for (owner, id) in &ids {
@@ -175,6 +176,13 @@ fn played(ledger: &impl Ledger, ops: &[Op]) -> Vec<String> {
         }
     }
     told
+}
+
+/// Confirms the deletion of a chunk, if one is pending.
+async fn confirm(ledger: &impl Ledger, chunk: u8, now: Timestamp) -> amem_core::Result<()> {
+    let mut pending = ledger.pending_deletions(now).await?;
+    pending.retain(|deletion| deletion.chunk == ChunkId([chunk; 32]));
+    ledger.confirm_deleted(&pending, now).await
 }
 
 proptest! {
@@ -238,7 +246,7 @@ fn a_later_schema_and_a_file_that_is_no_ledger_are_typed_errors() {
     bytes[60..64].copy_from_slice(&9_u32.to_be_bytes());
     std::fs::write(&path, bytes).unwrap();
     let refused = SqliteLedger::open(&path).err().unwrap();
-    assert!(matches!(refused, amem_store::Error::NewerFormat { found: 9, supported: 4, .. }), "{refused}");
+    assert!(matches!(refused, amem_store::Error::NewerFormat { found: 9, supported: 5, .. }), "{refused}");
     std::fs::write(&path, "this is a text and not a ledger ".repeat(300)).unwrap();
     let refused = SqliteLedger::open(&path).err().unwrap();
     assert!(matches!(refused, amem_store::Error::NotALedger { .. }), "{refused}");

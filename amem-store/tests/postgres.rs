@@ -141,7 +141,7 @@ fn played(ledger: &impl Ledger, namespace: &Namespace, strings: &[String], ops: 
                 let Some(id) = of(record) else { continue };
                 format!("{:?}", block_on(ledger.link(namespace, &[(id, ChunkId([*chunk; 32]))], now)))
             }
-            Op::Confirm(chunk) => format!("{:?}", block_on(ledger.confirm_deleted(&[ChunkId([*chunk; 32])], now))),
+            Op::Confirm(chunk) => format!("{:?}", block_on(confirm(ledger, &[ChunkId([*chunk; 32])], now))),
             Op::Use(event) => {
                 let amounts = Amounts::from_array([1, 2, 3, 4, 5, 6, 7, u64::MAX]);
                 let mut used = UsageEvent::new(namespace.clone(), now, amounts);
@@ -158,7 +158,8 @@ fn played(ledger: &impl Ledger, namespace: &Namespace, strings: &[String], ops: 
         }
         let filtered = Listing::new(Query::All).filter(Filter::eq("a", string(1))).limit(2);
         said.push(format!("{:?}", block_on(ledger.page(namespace, &filtered))));
-        let pending: BTreeSet<ChunkId> = block_on(ledger.pending_deletions(now)).unwrap().into_iter().collect();
+        let pending = block_on(ledger.pending_deletions(now)).unwrap();
+        let pending: BTreeSet<ChunkId> = pending.into_iter().map(|deletion| deletion.chunk).collect();
         said.push(format!("{pending:?} {:?}", block_on(ledger.namespaces())));
         said.push(format!("{:?} {:?}", block_on(ledger.count(namespace, now)), block_on(ledger.stats(namespace, now))));
         said.push(format!("{:?}", block_on(ledger.usage(&UsageQuery::all()))));
@@ -169,6 +170,18 @@ fn played(ledger: &impl Ledger, namespace: &Namespace, strings: &[String], ops: 
         told.extend(said.into_iter().map(|text| ids.iter().enumerate().fold(text, named)));
     }
     told
+}
+
+/// The chunks that are to be deleted.
+async fn pending(ledger: &impl Ledger, now: Timestamp) -> Vec<ChunkId> {
+    ledger.pending_deletions(now).await.unwrap().into_iter().map(|deletion| deletion.chunk).collect()
+}
+
+/// Confirms deletions of these chunks, as far as any are pending.
+async fn confirm(ledger: &impl Ledger, chunks: &[ChunkId], now: Timestamp) -> amem_core::Result<()> {
+    let mut pending = ledger.pending_deletions(now).await?;
+    pending.retain(|deletion| chunks.contains(&deletion.chunk));
+    ledger.confirm_deleted(&pending, now).await
 }
 
 proptest! {
@@ -208,7 +221,7 @@ fn what_one_server_forgets_no_call_of_another_gives() {
     let told = block_on(one.changes(&ours(), seen.revision, T0)).unwrap().records;
     assert!(matches!(told.as_slice(), [gone] if gone.text.is_empty() && gone.key.is_none()));
     assert!(block_on(one.history(&ours(), record.id)).unwrap().iter().all(|version| version.text.is_empty()));
-    assert_eq!(block_on(one.pending_deletions(T0)).unwrap(), [ChunkId([1; 32])]);
+    assert_eq!(block_on(pending(&one, T0)), [ChunkId([1; 32])]);
     block_on(one.delete_namespace(&ours())).unwrap();
     assert!(block_on(other.changes(&ours(), seen.revision, T0)).unwrap().deleted);
 }
@@ -330,6 +343,27 @@ fn a_row_that_was_changed_by_hand_is_damaged() {
 }
 
 #[test]
+fn a_ledger_of_version_1_is_brought_up_to_date() {
+    let Some(server) = postgres_server::shared() else { return };
+    let schema = server.new_schema();
+    let record = {
+        let ledger = connect(server, &schema);
+        let [gone, record] = ["Lima", "Vienna"].map(|text| add(&ledger, text));
+        block_on(ledger.link(&ours(), &[(gone.id, ChunkId([1; 32])), (record.id, ChunkId([2; 32]))], T0)).unwrap();
+        block_on(ledger.forget(&ours(), gone.id, T0)).unwrap();
+        record
+    };
+    // As version 1 was: its deletions had no numbers.
+    let back = "ALTER TABLE pending_deletion DROP COLUMN number; UPDATE amem_ledger SET version = 1";
+    server.sql(&format!("SET search_path TO {schema}; {back}"));
+    let ledger = connect(server, &schema);
+    assert_eq!(block_on(pending(&ledger, T0)), [ChunkId([1; 32])]);
+    block_on(ledger.forget(&ours(), record.id, T0)).unwrap();
+    block_on(confirm(&ledger, &[ChunkId([1; 32])], T0)).unwrap();
+    assert_eq!(block_on(pending(&ledger, T0)), [ChunkId([2; 32])]);
+}
+
+#[test]
 fn a_later_schema_and_a_schema_of_something_else_are_refused() {
     let Some(server) = postgres_server::shared() else { return };
     let refused = |schema: &str| {
@@ -339,7 +373,7 @@ fn a_later_schema_and_a_schema_of_something_else_are_refused() {
     let ledger = connect(server, &schema);
     add(&ledger, "Vienna");
     server.sql(&format!("UPDATE {schema}.amem_ledger SET version = 9"));
-    assert!(matches!(refused(&schema), PostgresError::NewerSchema { found: 9, supported: 1, .. }));
+    assert!(matches!(refused(&schema), PostgresError::NewerSchema { found: 9, supported: 2, .. }));
     let write = block_on(ledger.add(&ours(), &["Lima".into()], T0));
     let error = cause(write);
     assert!(matches!(error, PostgresError::NewerSchema { found: 9, .. }), "one that was connected before: {error}");
@@ -378,19 +412,19 @@ fn each_store_is_told_of_deletions_until_it_has_confirmed_them() {
     // The other one may have found their KV where all look for it.
     block_on(one.link(&ours(), &chunks.map(|chunk| (record.id, chunk)), T0)).unwrap();
     block_on(one.forget(&ours(), record.id, T0)).unwrap();
-    let pending = |ledger: &PostgresLedger| block_on(ledger.pending_deletions(T0)).unwrap();
+    let pending = |ledger: &PostgresLedger| block_on(pending(ledger, T0));
     assert_eq!((pending(&one), pending(&other)), (chunks.to_vec(), chunks.to_vec()));
     assert!(pending(&reader).is_empty(), "who has no name and linked nothing keeps nothing");
-    block_on(one.confirm_deleted(&chunks, T0)).unwrap();
+    block_on(confirm(&one, &chunks, T0)).unwrap();
     assert_eq!((pending(&one), pending(&other)), (Vec::new(), chunks.to_vec()));
     // What expires is pending without a call, in each store.
     let brief = add(&one, NewRecord::new("tired").expires_at(Timestamp(T0.0 + 1000)));
     block_on(one.link(&ours(), &[(brief.id, ChunkId([3; 32]))], T0)).unwrap();
-    block_on(other.confirm_deleted(&chunks, T0)).unwrap();
+    block_on(confirm(&other, &chunks, T0)).unwrap();
     let later = Timestamp(T0.0 + 1000);
     for (ledger, expected) in [(&one, vec![ChunkId([3; 32])]), (&other, vec![ChunkId([3; 32])]), (&other, vec![])] {
-        assert_eq!(block_on(ledger.pending_deletions(later)).unwrap(), expected);
-        block_on(ledger.confirm_deleted(&expected, later)).unwrap();
+        assert_eq!(block_on(self::pending(ledger, later)), expected);
+        block_on(confirm(ledger, &expected, later)).unwrap();
     }
     block_on(one.link(&ours(), &[(record.id, chunks[0])], T0)).unwrap();
     assert_eq!(pending(&other), [chunks[0]]);

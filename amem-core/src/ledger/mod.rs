@@ -18,6 +18,16 @@ use crate::{ChunkId, Error, Result};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Revision(pub u64);
 
+/// A chunk that is to be deleted from every store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PendingDeletion {
+    /// The chunk.
+    pub chunk: ChunkId,
+    /// Tells this deletion of it from any other. Its text may have been remembered and forgotten again, and its KV put again,
+    /// since this one was named.
+    pub number: i64,
+}
+
 /// Which records of a namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -298,13 +308,14 @@ pub trait Ledger: Send + Sync {
     ///
     /// # Errors
     /// [`Error::Ledger`] when the ledger cannot be read.
-    async fn pending_deletions(&self, now: Timestamp) -> Result<Vec<ChunkId>>;
+    async fn pending_deletions(&self, now: Timestamp) -> Result<Vec<PendingDeletion>>;
 
-    /// Notes that chunks, which were pending at `now`, have been deleted from every store.
+    /// Notes that these deletions, which were pending at `now`, have been done in every store. A chunk that is to be deleted
+    /// again since then stays pending: what was deleted may have been put again before.
     ///
     /// # Errors
     /// [`Error::Ledger`] when the ledger cannot be written.
-    async fn confirm_deleted(&self, chunks: &[ChunkId], now: Timestamp) -> Result<()>;
+    async fn confirm_deleted(&self, deletions: &[PendingDeletion], now: Timestamp) -> Result<()>;
 
     /// Counts usage. An event whose id is known is not counted again, so whoever does not know whether it was recorded
     /// records it again. Amounts beyond [`Amounts::MAX`] count as so much.

@@ -7,8 +7,8 @@ use async_trait::async_trait;
 
 use super::{Amounts, Changes, EventId, Listing, Metadata, Page, UsageEvent, UsageQuery, UsageTotal};
 use crate::{
-    Added, ChunkId, Error, Ledger, Namespace, NewRecord, Outcome, Query, Record, RecordId, Result, Revision, State,
-    Timestamp, Version,
+    Added, ChunkId, Error, Ledger, Namespace, NewRecord, Outcome, PendingDeletion, Query, Record, RecordId, Result,
+    Revision, State, Timestamp, Version,
 };
 
 /// A [`Ledger`] in RAM: for tests, and for agents whose memory ends with their process.
@@ -21,7 +21,10 @@ pub struct RamLedger(Mutex<Tables>);
 struct Tables {
     /// In the order in which they were added.
     entries: Vec<Entry>,
-    pending: BTreeSet<ChunkId>,
+    /// Chunks to be deleted, and each deletion's number.
+    pending: BTreeMap<ChunkId, i64>,
+    /// The last number given.
+    deletions: i64,
     /// When namespaces were deleted, by the hash of their names: the names themselves are forgotten.
     deleted: BTreeMap<[u8; 32], Revision>,
     /// The namespace is forgotten when it is deleted.
@@ -148,7 +151,8 @@ impl Tables {
     fn queue(&mut self, chunks: BTreeSet<ChunkId>, now: Timestamp) {
         for chunk in chunks {
             if !self.entries.iter().any(|e| e.is_active(now) && e.links.contains(&chunk)) {
-                self.pending.insert(chunk);
+                self.deletions += 1;
+                self.pending.insert(chunk, self.deletions);
             }
         }
     }
@@ -300,16 +304,19 @@ impl Ledger for RamLedger {
         Ok(())
     }
 
-    async fn pending_deletions(&self, now: Timestamp) -> Result<Vec<ChunkId>> {
+    async fn pending_deletions(&self, now: Timestamp) -> Result<Vec<PendingDeletion>> {
         let mut tables = self.tables();
         tables.queue_expired(now);
-        Ok(tables.pending.iter().copied().collect())
+        Ok(tables.pending.iter().map(|(&chunk, &number)| PendingDeletion { chunk, number }).collect())
     }
 
-    async fn confirm_deleted(&self, chunks: &[ChunkId], now: Timestamp) -> Result<()> {
+    async fn confirm_deleted(&self, deletions: &[PendingDeletion], _: Timestamp) -> Result<()> {
         let mut tables = self.tables();
-        tables.queue_expired(now);
-        chunks.iter().for_each(|chunk| _ = tables.pending.remove(chunk));
+        for PendingDeletion { chunk, number } in deletions {
+            if tables.pending.get(chunk) == Some(number) {
+                tables.pending.remove(chunk);
+            }
+        }
         Ok(())
     }
 

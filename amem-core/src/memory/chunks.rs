@@ -344,7 +344,8 @@ impl Chunks {
     pub(super) async fn delete_pending(&self) -> Result<()> {
         let now = Timestamp::now();
         let pending = self.ledger.pending_deletions(now).await?;
-        if self.erase(&pending).await? { self.ledger.confirm_deleted(&pending, now).await } else { Ok(()) }
+        let chunks: Vec<ChunkId> = pending.iter().map(|deletion| deletion.chunk).collect();
+        if self.erase(&chunks).await? { self.ledger.confirm_deleted(&pending, now).await } else { Ok(()) }
     }
 
     /// Deletes chunks. False if the store is read-only here: then the process that writes to it deletes them, with its next

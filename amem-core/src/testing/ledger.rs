@@ -7,8 +7,8 @@ use futures_lite::future::block_on;
 
 use crate::{
     Added, Amounts, Changes, ChunkId, Comparison, Error, Field, Filter, Ledger, Listing, MetaValue, Metadata,
-    Namespace, NewRecord, Outcome, Query, Record, RecordId, RecordStats, Result, Revision, SavedIndex, State,
-    Timestamp, UsageEvent, UsageQuery, UsageTotal,
+    Namespace, NewRecord, Outcome, PendingDeletion, Query, Record, RecordId, RecordStats, Result, Revision, SavedIndex,
+    State, Timestamp, UsageEvent, UsageQuery, UsageTotal,
 };
 
 /// Checks a ledger against the promises of [`Ledger`]. `make` gives a fresh, empty one each time it is called.
@@ -31,6 +31,7 @@ pub fn ledger<L: Ledger>(make: impl Fn() -> L) {
         chunks_of_gone_texts_are_pending_deletions_until_confirmed(&make()).await;
         a_chunk_that_another_active_record_has_is_spared(&make()).await;
         chunks_of_texts_that_no_longer_count_are_pending_deletions(&make()).await;
+        confirming_a_deletion_confirms_no_later_one(&make()).await;
         pages_follow_one_another(&make()).await;
         a_filter_is_asked_before_the_page_is_full(&make()).await;
         records_are_counted(&make()).await;
@@ -89,7 +90,7 @@ async fn an_empty_ledger_has_nothing(ledger: &impl Ledger) {
     assert!(ledger.changes(&ours, Revision(0), T0).await.unwrap().records.is_empty(), "an empty ledger has no changes");
     assert!(ledger.add(&ours, &[], T0).await.unwrap().is_empty(), "adding nothing is no error");
     ledger.link(&ours, &[], T0).await.expect("linking nothing is no error");
-    ledger.confirm_deleted(&[chunk(1)], later(7)).await.expect("confirming what was not pending is no error");
+    confirm(ledger, &[chunk(1)], later(7)).await.expect("confirming what was not pending is no error");
     assert!(is_unknown(ledger.get(&ours, id, T0).await), "get of an unknown record says so");
     assert!(is_unknown(ledger.update(&ours, id, "text", T0).await), "update of an unknown record says so");
     assert!(is_unknown(ledger.forget(&ours, id, T0).await), "forget of an unknown record says so");
@@ -297,16 +298,16 @@ async fn chunks_of_gone_texts_are_pending_deletions_until_confirmed(ledger: &imp
     assert!(ledger.pending_deletions(T0).await.unwrap().is_empty(), "chunks of present texts stay");
     ledger.forget(&ours(), a, later(1)).await.unwrap();
     assert_eq!(pending(ledger).await, [chunk(1), chunk(2)].into(), "forgetting a record deletes all its chunks");
-    ledger.confirm_deleted(&[chunk(1)], later(7)).await.unwrap();
+    confirm(ledger, &[chunk(1)], later(7)).await.unwrap();
     assert_eq!(pending(ledger).await, [chunk(2)].into(), "a deletion is pending until it is confirmed");
-    ledger.confirm_deleted(&[chunk(1), chunk(2)], later(7)).await.expect("confirming twice is no error");
+    confirm(ledger, &[chunk(1), chunk(2)], later(7)).await.expect("confirming twice is no error");
     ledger.update(&ours(), b, "b2", later(2)).await.unwrap();
     assert_eq!(pending(ledger).await, [chunk(3)].into(), "an update deletes the chunks of the old text");
-    ledger.confirm_deleted(&[chunk(3)], later(7)).await.unwrap();
+    confirm(ledger, &[chunk(3)], later(7)).await.unwrap();
     ledger.link(&ours(), &[(b, chunk(4))], T0).await.unwrap();
     ledger.forget(&ours(), b, later(3)).await.unwrap();
     assert_eq!(pending(ledger).await, [chunk(4)].into(), "links to the old text are not links to the new one");
-    ledger.confirm_deleted(&[chunk(4)], later(7)).await.unwrap();
+    confirm(ledger, &[chunk(4)], later(7)).await.unwrap();
     ledger.link(&ours(), &[(a, chunk(5))], T0).await.expect("a record may be forgotten before its chunk is linked");
     assert_eq!(pending(ledger).await, [chunk(5)].into(), "the chunk of a forgotten text is to be deleted at once");
     let c = add(ledger, "a", later(4)).await.record.id;
@@ -318,6 +319,38 @@ async fn chunks_of_gone_texts_are_pending_deletions_until_confirmed(ledger: &imp
     assert_eq!(pending(ledger).await, [chunk(5)].into(), "a failed link links nothing");
 }
 
+async fn confirming_a_deletion_confirms_no_later_one(ledger: &impl Ledger) {
+    let link = async |text: &str, id: u8| {
+        let record = add(ledger, text, T0).await.record.id;
+        ledger.link(&ours(), &[(record, chunk(id))], T0).await.unwrap();
+        record
+    };
+    let forget = async |record| drop(ledger.forget(&ours(), record, later(5)).await.unwrap());
+    // Its KV is deleted, and then the text is remembered again, its KV put again, and all of that forgotten.
+    forget(link("again", 1).await).await;
+    let first = ledger.pending_deletions(later(7)).await.unwrap();
+    forget(link("again", 1).await).await;
+    ledger.confirm_deleted(&first, later(7)).await.unwrap();
+    let reason = "confirming a deletion leaves a later one of the same chunk pending";
+    assert_eq!(pending(ledger).await, [chunk(1)].into(), "{reason}");
+    // The same of a deletion that is pending all the time: whoever computed the chunk may put it after it was deleted.
+    let gone = link("late", 2).await;
+    forget(gone).await;
+    let first = ledger.pending_deletions(later(7)).await.unwrap();
+    ledger.link(&ours(), &[(gone, chunk(2))], later(6)).await.unwrap();
+    ledger.confirm_deleted(&first, later(7)).await.unwrap();
+    assert_eq!(pending(ledger).await, [chunk(2)].into(), "{reason}");
+    // And of one for which nothing had to be written.
+    let brief = add(ledger, NewRecord::new("brief").expires_at(later(3)), T0).await.record.id;
+    ledger.link(&ours(), &[(brief, chunk(3))], T0).await.unwrap();
+    let first = ledger.pending_deletions(later(4)).await.unwrap();
+    forget(link("brief again", 3).await).await;
+    ledger.confirm_deleted(&first, later(4)).await.unwrap();
+    assert!(pending(ledger).await.contains(&chunk(3)), "{reason}");
+    confirm(ledger, &[chunk(1), chunk(2), chunk(3)], later(7)).await.unwrap();
+    assert!(pending(ledger).await.is_empty(), "until that one is confirmed too");
+}
+
 async fn a_chunk_that_another_active_record_has_is_spared(ledger: &impl Ledger) {
     let [a, b] = [add(ledger, "x", T0).await.record.id, add(ledger, keyed("k", "x"), T0).await.record.id];
     ledger.link(&ours(), &[(a, chunk(1)), (b, chunk(1))], T0).await.unwrap();
@@ -325,14 +358,14 @@ async fn a_chunk_that_another_active_record_has_is_spared(ledger: &impl Ledger) 
     assert!(pending(ledger).await.is_empty(), "a chunk that another active record links stays");
     ledger.forget(&ours(), b, later(2)).await.unwrap();
     assert_eq!(pending(ledger).await, [chunk(1)].into(), "until that one is forgotten too");
-    ledger.confirm_deleted(&[chunk(1)], later(7)).await.unwrap();
+    confirm(ledger, &[chunk(1)], later(7)).await.unwrap();
     let [a, b] = [add(ledger, "y", T0).await.record.id, add(ledger, keyed("l", "y"), T0).await.record.id];
     ledger.link(&ours(), &[(a, chunk(2)), (b, chunk(2))], T0).await.unwrap();
     ledger.update(&ours(), a, "z", later(3)).await.unwrap();
     assert!(pending(ledger).await.is_empty(), "an update spares a chunk that another active record links");
     ledger.update(&ours(), b, "z", later(4)).await.unwrap();
     assert_eq!(pending(ledger).await, [chunk(2)].into(), "until that one has another text too");
-    ledger.confirm_deleted(&[chunk(2)], later(7)).await.unwrap();
+    confirm(ledger, &[chunk(2)], later(7)).await.unwrap();
     // Neither a record whose time is over nor one that another has replaced spares a chunk.
     for (id, over) in [(3, NewRecord::new("w").key("m").expires_at(later(5))), (4, keyed("n", "w"))] {
         let [over, lasting] = [add(ledger, over, T0).await.record.id, add(ledger, "w", T0).await.record.id];
@@ -341,7 +374,7 @@ async fn a_chunk_that_another_active_record_has_is_spared(ledger: &impl Ledger) 
         ledger.forget(&ours(), lasting, later(6)).await.unwrap();
         let expected = [chunk(id)].into();
         assert_eq!(pending(ledger).await, expected, "a chunk that no other active record links is to be deleted");
-        ledger.confirm_deleted(&[chunk(id)], later(7)).await.unwrap();
+        confirm(ledger, &[chunk(id)], later(7)).await.unwrap();
     }
 }
 
@@ -350,11 +383,11 @@ async fn chunks_of_texts_that_no_longer_count_are_pending_deletions(ledger: &imp
     ledger.link(&ours(), &[(old, chunk(1))], T0).await.unwrap();
     add(ledger, keyed("home", "Lima"), later(1)).await;
     assert_eq!(pending_at(ledger, later(1)).await, [chunk(1)].into(), "superseding a record deletes its chunks");
-    ledger.confirm_deleted(&[chunk(1)], later(1)).await.unwrap();
+    confirm(ledger, &[chunk(1)], later(1)).await.unwrap();
     ledger.link(&ours(), &[(old, chunk(2))], later(2)).await.expect("a record may be superseded before that");
     let at_once = pending_at(ledger, later(2)).await;
     assert_eq!(at_once, [chunk(2)].into(), "the chunk of a superseded text is to be deleted at once");
-    ledger.confirm_deleted(&[chunk(2)], later(2)).await.unwrap();
+    confirm(ledger, &[chunk(2)], later(2)).await.unwrap();
 
     let brief = add(ledger, NewRecord::new("tired").expires_at(later(10)), T0).await.record.id;
     ledger.link(&ours(), &[(brief, chunk(3))], later(1)).await.unwrap();
@@ -362,12 +395,12 @@ async fn chunks_of_texts_that_no_longer_count_are_pending_deletions(ledger: &imp
     assert_eq!(pending_at(ledger, later(10)).await, [chunk(3)].into(), "a record that expires deletes its chunks");
     let again = pending_at(ledger, later(11)).await;
     assert_eq!(again, [chunk(3)].into(), "the deletion of an expired record's chunk is pending until it is confirmed");
-    ledger.confirm_deleted(&[chunk(3)], later(11)).await.unwrap();
+    confirm(ledger, &[chunk(3)], later(11)).await.unwrap();
     assert!(pending_at(ledger, later(12)).await.is_empty(), "and not any longer");
     ledger.link(&ours(), &[(brief, chunk(4))], later(12)).await.expect("a record may expire before that");
     let at_once = pending_at(ledger, later(12)).await;
     assert_eq!(at_once, [chunk(4)].into(), "the chunk of an expired text is to be deleted at once");
-    ledger.confirm_deleted(&[chunk(4)], later(12)).await.unwrap();
+    confirm(ledger, &[chunk(4)], later(12)).await.unwrap();
 
     let brief = add(ledger, NewRecord::new("awake").expires_at(later(20)), later(12)).await.record.id;
     let lasting = add(ledger, keyed("mood", "awake"), later(12)).await.record.id;
@@ -375,7 +408,7 @@ async fn chunks_of_texts_that_no_longer_count_are_pending_deletions(ledger: &imp
     assert!(pending_at(ledger, later(20)).await.is_empty(), "an active record spares an expired one's chunk");
     ledger.forget(&ours(), lasting, later(21)).await.unwrap();
     assert_eq!(pending_at(ledger, later(21)).await, [chunk(5)].into(), "for as long as it counts");
-    ledger.confirm_deleted(&[chunk(5)], later(21)).await.unwrap();
+    confirm(ledger, &[chunk(5)], later(21)).await.unwrap();
 
     let [a, b] = [keyed("a", "same"), keyed("b", "same")];
     let [a, b] = [add(ledger, a, later(22)).await.record.id, add(ledger, b, later(22)).await.record.id];
@@ -739,13 +772,21 @@ fn many_threads_may_add_at_once(ledger: &impl Ledger) {
     assert_eq!(listed.len(), 50, "no text is lost, and none stands twice");
 }
 
+/// Confirms deletions of these chunks: those that are pending, or, of a chunk of which none is, one that never was.
+async fn confirm(ledger: &impl Ledger, chunks: &[ChunkId], now: Timestamp) -> Result<()> {
+    let pending = ledger.pending_deletions(now).await?;
+    let of = |chunk: &ChunkId| pending.iter().find(|deletion| deletion.chunk == *chunk).copied();
+    let deletion = |chunk: &ChunkId| of(chunk).unwrap_or(PendingDeletion { chunk: *chunk, number: 1 });
+    ledger.confirm_deleted(&chunks.iter().map(deletion).collect::<Vec<_>>(), now).await
+}
+
 async fn pending(ledger: &impl Ledger) -> BTreeSet<ChunkId> {
     pending_at(ledger, later(7)).await
 }
 
 async fn pending_at(ledger: &impl Ledger, now: Timestamp) -> BTreeSet<ChunkId> {
     let pending = ledger.pending_deletions(now).await.expect("pending deletions are listed");
-    let set: BTreeSet<_> = pending.iter().copied().collect();
+    let set: BTreeSet<_> = pending.iter().map(|deletion| deletion.chunk).collect();
     assert_eq!(set.len(), pending.len(), "a pending deletion is named once");
     set
 }

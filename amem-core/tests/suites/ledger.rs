@@ -6,8 +6,8 @@ use std::sync::Mutex;
 
 use amem_core::{
     Added, Changes, ChunkId, Error, Filter, Ledger, Listing, MetaValue, Metadata, Namespace, NewRecord, Outcome, Page,
-    Query, RamLedger, Record, RecordId, RecordStats, Result, Revision, SavedIndex, State, Timestamp, UsageEvent,
-    UsageQuery, UsageTotal, Version, testing,
+    PendingDeletion, Query, RamLedger, Record, RecordId, RecordStats, Result, Revision, SavedIndex, State, Timestamp,
+    UsageEvent, UsageQuery, UsageTotal, Version, testing,
 };
 use async_trait::async_trait;
 
@@ -70,6 +70,7 @@ enum Fault {
     SupersededSpareChunks,
     ConfirmsAll,
     ConfirmsNothing,
+    ConfirmsLaterDeletions,
     NamesDeletionsTwice,
     FiltersAfterTheLimit,
     FiltersAnything,
@@ -127,7 +128,7 @@ enum Fault {
     IndexesOfDeletedAreKept,
 }
 
-const FAULTS: [(Fault, &str); 110] = [
+const FAULTS: [(Fault, &str); 111] = [
     (Fault::KeepsBlanks, "without the blanks at their ends"),
     (Fault::AddsUpToTheBadOne, "texts are added all or none"),
     (Fault::AddsInReverse, "in the order in which they were added"),
@@ -183,6 +184,7 @@ const FAULTS: [(Fault, &str); 110] = [
     (Fault::SupersededSpareChunks, "a chunk that no other active record links is to be deleted"),
     (Fault::ConfirmsAll, "a deletion is pending until it is confirmed"),
     (Fault::ConfirmsNothing, "a deletion is pending until it is confirmed"),
+    (Fault::ConfirmsLaterDeletions, "confirming a deletion leaves a later one of the same chunk pending"),
     (Fault::NamesDeletionsTwice, "a pending deletion is named once"),
     (Fault::FiltersAfterTheLimit, "a page is full of what passes"),
     (Fault::FiltersAnything, "a filter has bounds"),
@@ -368,6 +370,13 @@ impl Faulty {
         Ok(())
     }
 
+    /// Confirms whatever deletions of these chunks are pending.
+    async fn confirm(&self, chunks: &[ChunkId], now: Timestamp) -> Result<()> {
+        let mut pending = self.inner.pending_deletions(now).await?;
+        pending.retain(|deletion| chunks.contains(&deletion.chunk));
+        self.inner.confirm_deleted(&pending, now).await
+    }
+
     /// The namespace in which a record stands, if the fault is to look there.
     async fn home(&self, fault: Fault, namespace: &Namespace, id: Option<RecordId>) -> Namespace {
         if let (true, Some(id)) = (self.has(fault), id) {
@@ -418,7 +427,7 @@ impl Ledger for Faulty {
             let links: Vec<ChunkId> =
                 self.aside.lock().unwrap().links.get(&old).into_iter().flatten().copied().collect();
             match self.fault {
-                Some(Fault::SupersedingKeepsChunks) => self.inner.confirm_deleted(&links, now).await?,
+                Some(Fault::SupersedingKeepsChunks) => self.confirm(&links, now).await?,
                 Some(Fault::SupersedingSparesNothing) => self.aside.lock().unwrap().pending.extend(links),
                 _ => {}
             }
@@ -607,7 +616,7 @@ impl Ledger for Faulty {
         let deleted = self.inner.delete_namespace(namespace).await?;
         if self.has(Fault::DeletionKeepsChunks) {
             let mut pending = self.inner.pending_deletions(now).await?;
-            pending.retain(|chunk| !before.contains(chunk));
+            pending.retain(|deletion| !before.contains(deletion));
             self.inner.confirm_deleted(&pending, now).await?;
         }
         self.drop_indexes(namespace, Fault::IndexesOutliveTheirNamespace).await?;
@@ -713,19 +722,23 @@ impl Ledger for Faulty {
                 _ => continue,
             };
             if self.has(lost) {
-                self.inner.confirm_deleted(&[chunk], now).await?;
+                self.confirm(&[chunk], now).await?;
             }
         }
         if self.has(Fault::LinksCallOffNothing) {
-            self.aside.lock().unwrap().pending.extend(pending);
+            self.aside.lock().unwrap().pending.extend(pending.iter().map(|deletion| deletion.chunk));
         }
         Ok(())
     }
 
-    async fn pending_deletions(&self, now: Timestamp) -> Result<Vec<ChunkId>> {
+    async fn pending_deletions(&self, now: Timestamp) -> Result<Vec<PendingDeletion>> {
         let asked = if self.has(Fault::ExpiryKeepsChunks) { Timestamp(0) } else { now };
-        let mut pending: BTreeSet<ChunkId> = self.inner.pending_deletions(asked).await?.into_iter().collect();
-        pending.extend(&self.aside.lock().unwrap().pending);
+        let mut pending: Vec<PendingDeletion> = self.inner.pending_deletions(asked).await?;
+        for &chunk in &self.aside.lock().unwrap().pending {
+            if pending.iter().all(|deletion| deletion.chunk != chunk) {
+                pending.push(PendingDeletion { chunk, number: 0 });
+            }
+        }
         if matches!(self.fault, Some(Fault::ExpiredSpareChunks | Fault::SupersededSpareChunks)) {
             let (links, latest) = {
                 let aside = self.aside.lock().unwrap();
@@ -739,21 +752,22 @@ impl Ledger for Faulty {
                         State::Superseded { .. } => self.has(Fault::SupersededSpareChunks),
                         _ => false,
                     };
-                    pending.retain(|chunk| !spares || !links.contains(chunk));
+                    pending.retain(|deletion| !spares || !links.contains(&deletion.chunk));
                 }
             }
         }
-        let mut pending: Vec<ChunkId> = pending.into_iter().collect();
         if self.has(Fault::NamesDeletionsTwice) {
             pending.extend_from_within(..);
         }
         Ok(pending)
     }
 
-    async fn confirm_deleted(&self, chunks: &[ChunkId], now: Timestamp) -> Result<()> {
+    async fn confirm_deleted(&self, deletions: &[PendingDeletion], now: Timestamp) -> Result<()> {
+        let chunks: Vec<ChunkId> = deletions.iter().map(|deletion| deletion.chunk).collect();
         self.aside.lock().unwrap().pending.retain(|chunk| !chunks.contains(chunk));
         match self.fault {
             Some(Fault::ConfirmsNothing) => Ok(()),
+            Some(Fault::ConfirmsLaterDeletions) => self.confirm(&chunks, now).await,
             Some(Fault::ConfirmsAll) => {
                 let all = self.inner.pending_deletions(now).await?;
                 self.inner.confirm_deleted(&all, now).await
@@ -770,9 +784,9 @@ impl Ledger for Faulty {
                         }
                     }
                 }
-                self.inner.confirm_deleted(chunks, now).await
+                self.inner.confirm_deleted(deletions, now).await
             }
-            _ => self.inner.confirm_deleted(chunks, now).await,
+            _ => self.inner.confirm_deleted(deletions, now).await,
         }
     }
 

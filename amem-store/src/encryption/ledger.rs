@@ -14,8 +14,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use amem_core::{
-    Added, Changes, ChunkId, Error, Ledger, Listing, MetaValue, Metadata, Namespace, NewRecord, Page, Query, Record,
-    RecordId, Result, Revision, SavedIndex, State, Timestamp, UsageEvent, UsageQuery, UsageTotal, Version,
+    Added, Changes, ChunkId, Error, Ledger, Listing, MetaValue, Metadata, Namespace, NewRecord, Page, PendingDeletion,
+    Query, Record, RecordId, Result, Revision, SavedIndex, State, Timestamp, UsageEvent, UsageQuery, UsageTotal,
+    Version,
 };
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -374,12 +375,12 @@ impl<L: Ledger> Ledger for EncryptedLedger<L> {
         self.inner.link(&open.name, links, now).await.map_err(|error| outer(error, namespace))
     }
 
-    async fn pending_deletions(&self, now: Timestamp) -> Result<Vec<ChunkId>> {
+    async fn pending_deletions(&self, now: Timestamp) -> Result<Vec<PendingDeletion>> {
         self.inner.pending_deletions(now).await
     }
 
-    async fn confirm_deleted(&self, chunks: &[ChunkId], now: Timestamp) -> Result<()> {
-        self.inner.confirm_deleted(chunks, now).await
+    async fn confirm_deleted(&self, deletions: &[PendingDeletion], now: Timestamp) -> Result<()> {
+        self.inner.confirm_deleted(deletions, now).await
     }
 
     async fn record_usage(&self, events: &[UsageEvent]) -> Result<()> {

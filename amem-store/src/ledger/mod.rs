@@ -21,8 +21,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use amem_core::{
-    Added, Changes, ChunkId, Ledger, Listing, Namespace, NewRecord, Page, Record, RecordId, RecordStats, Revision,
-    SavedIndex, Timestamp, UsageEvent, UsageQuery, UsageTotal, Version,
+    Added, Changes, ChunkId, Ledger, Listing, Namespace, NewRecord, Page, PendingDeletion, Record, RecordId,
+    RecordStats, Revision, SavedIndex, Timestamp, UsageEvent, UsageQuery, UsageTotal, Version,
 };
 use async_trait::async_trait;
 use blocking::unblock;
@@ -398,16 +398,16 @@ impl Ledger for SqliteLedger {
         self.write("link chunks", move |tables| tables.link(&namespace, &links, now)).await
     }
 
-    async fn pending_deletions(&self, now: Timestamp) -> amem_core::Result<Vec<ChunkId>> {
+    async fn pending_deletions(&self, now: Timestamp) -> amem_core::Result<Vec<PendingDeletion>> {
         self.read("list chunks to be deleted", move |tables| tables.pending_deletions(now)).await
     }
 
-    async fn confirm_deleted(&self, chunks: &[ChunkId], now: Timestamp) -> amem_core::Result<()> {
-        if chunks.is_empty() {
+    async fn confirm_deleted(&self, deletions: &[PendingDeletion], now: Timestamp) -> amem_core::Result<()> {
+        if deletions.is_empty() {
             return Ok(());
         }
-        let chunks = chunks.to_vec();
-        self.write("note that chunks were deleted", move |tables| tables.confirm_deleted(&chunks, now)).await
+        let deletions = deletions.to_vec();
+        self.write("note that chunks were deleted", move |tables| tables.confirm_deleted(&deletions, now)).await
     }
 
     async fn stats(&self, namespace: &Namespace, now: Timestamp) -> amem_core::Result<RecordStats> {

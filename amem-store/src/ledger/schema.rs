@@ -9,7 +9,7 @@ use super::{check, connection, publish};
 use crate::{Error, Result};
 
 /// The schema that this code reads and writes. A later one adds its migration to [`migrate`].
-pub(super) const VERSION: u32 = 4;
+pub(super) const VERSION: u32 = 5;
 /// What SQLite's header says of a file that amem made, from version 3 on: "amem".
 const APPLICATION: u32 = u32::from_be_bytes(*b"amem");
 
@@ -114,7 +114,10 @@ pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<bool> 
         ];
         checksums.iter().try_for_each(|update| change.execute(update, []).map(drop)).map_err(failed())?;
     }
-    change.execute_batch(include_str!("schema_3_to_4.sql")).map_err(failed())?;
+    if found < 4 {
+        change.execute_batch(include_str!("schema_3_to_4.sql")).map_err(failed())?;
+    }
+    change.execute_batch(include_str!("schema_4_to_5.sql")).map_err(failed())?;
     change.pragma_update(None, "application_id", APPLICATION).map_err(failed())?;
     change.pragma_update(None, "user_version", VERSION).map_err(failed())?;
     change.commit().map_err(failed())?;

@@ -46,7 +46,8 @@ CREATE INDEX kv_link_by_expiry ON kv_link (expires_at) WHERE expires_at IS NOT N
 
 -- Chunks to be deleted from every store.
 CREATE TABLE pending_deletion (
-    chunk      BLOB PRIMARY KEY
+    chunk      BLOB PRIMARY KEY,
+    number     INTEGER NOT NULL DEFAULT 0     -- random: tells a deletion from a later one of the same chunk
 ) STRICT, WITHOUT ROWID;
 
 -- Namespaces that were deleted, by the BLAKE3 hash of their names, and when: ledger.last_change at that moment.

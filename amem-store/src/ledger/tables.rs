@@ -1,8 +1,9 @@
 //! What a ledger does, each within one transaction.
 
 use amem_core::{
-    Added, Amounts, Changes, ChunkId, Error, Listing, Metadata, Namespace, NewRecord, Outcome, Page, Query, Record,
-    RecordId, RecordStats, Revision, SavedIndex, State, Timestamp, UsageEvent, UsageQuery, UsageTotal, Version,
+    Added, Amounts, Changes, ChunkId, Error, Listing, Metadata, Namespace, NewRecord, Outcome, Page, PendingDeletion,
+    Query, Record, RecordId, RecordStats, Revision, SavedIndex, State, Timestamp, UsageEvent, UsageQuery, UsageTotal,
+    Version,
 };
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, Params, Row, params};
@@ -324,19 +325,21 @@ impl Tables<'_> {
         Ok(())
     }
 
-    pub(super) fn pending_deletions(&self, now: Timestamp) -> Result<Vec<ChunkId>> {
+    pub(super) fn pending_deletions(&self, now: Timestamp) -> Result<Vec<PendingDeletion>> {
         // That a record expired is written nowhere, so its links are still there.
-        let pending = "SELECT chunk FROM pending_deletion UNION \
-                       SELECT chunk FROM kv_link expired WHERE expires_at <= ?1 AND NOT EXISTS ( \
+        let pending = "SELECT chunk, number FROM pending_deletion UNION \
+                       SELECT chunk, 0 FROM kv_link expired WHERE expires_at <= ?1 \
+                       AND chunk NOT IN (SELECT chunk FROM pending_deletion) AND NOT EXISTS ( \
                        SELECT 1 FROM kv_link other JOIN record r ON r.seq = other.record \
                        WHERE other.chunk = expired.chunk AND r.state = 0 \
                        AND (r.expires_at IS NULL OR r.expires_at > ?1)) ORDER BY chunk";
-        self.rows(pending, [now.0], |row| Ok(ChunkId(row.get(0)?)))
+        self.rows(pending, [now.0], |row| Ok(PendingDeletion { chunk: ChunkId(row.get(0)?), number: row.get(1)? }))
     }
 
-    pub(super) fn confirm_deleted(&self, chunks: &[ChunkId], now: Timestamp) -> Result<()> {
-        for chunk in chunks {
-            self.execute("DELETE FROM pending_deletion WHERE chunk = ?1", [chunk.0])?;
+    pub(super) fn confirm_deleted(&self, deletions: &[PendingDeletion], now: Timestamp) -> Result<()> {
+        for PendingDeletion { chunk, number } in deletions {
+            let confirm = "DELETE FROM pending_deletion WHERE chunk = ?1 AND number = ?2";
+            self.execute(confirm, params![chunk.0, number])?;
             self.execute("DELETE FROM kv_link WHERE chunk = ?1 AND expires_at <= ?2", params![chunk.0, now.0])?;
         }
         Ok(())
@@ -481,7 +484,8 @@ impl Tables<'_> {
 
     /// Takes a record's links away; chunks that no other active record has are to be deleted.
     fn delete_chunks(&self, record: i64, now: Timestamp) -> Result<()> {
-        let delete = "INSERT OR IGNORE INTO pending_deletion SELECT chunk FROM kv_link mine WHERE record = ?1 AND NOT EXISTS ( \
+        let delete = "INSERT OR REPLACE INTO pending_deletion (chunk, number) \
+                    SELECT chunk, random() FROM kv_link mine WHERE record = ?1 AND NOT EXISTS ( \
                     SELECT 1 FROM kv_link other JOIN record r ON r.seq = other.record \
                     WHERE other.chunk = mine.chunk AND other.record <> ?1 AND r.state = 0 \
                     AND (r.expires_at IS NULL OR r.expires_at > ?2))";
@@ -491,7 +495,7 @@ impl Tables<'_> {
 
     /// Has a chunk deleted unless an active record has it.
     fn delete_chunk(&self, chunk: &ChunkId, now: Timestamp) -> Result<()> {
-        let delete = "INSERT OR IGNORE INTO pending_deletion SELECT ?1 WHERE NOT EXISTS ( \
+        let delete = "INSERT OR REPLACE INTO pending_deletion (chunk, number) SELECT ?1, random() WHERE NOT EXISTS ( \
                     SELECT 1 FROM kv_link JOIN record r ON r.seq = kv_link.record \
                     WHERE kv_link.chunk = ?1 AND r.state = 0 AND (r.expires_at IS NULL OR r.expires_at > ?2))";
         self.execute(delete, params![chunk.0, now.0])

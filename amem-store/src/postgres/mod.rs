@@ -17,8 +17,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use amem_core::{
-    Added, Changes, ChunkId, Ledger, Listing, Namespace, NewRecord, Page, Record, RecordId, RecordStats, Revision,
-    SavedIndex, Timestamp, UsageEvent, UsageQuery, UsageTotal, Version,
+    Added, Changes, ChunkId, Ledger, Listing, Namespace, NewRecord, Page, PendingDeletion, Record, RecordId,
+    RecordStats, Revision, SavedIndex, Timestamp, UsageEvent, UsageQuery, UsageTotal, Version,
 };
 use async_trait::async_trait;
 use blocking::unblock;
@@ -333,17 +333,18 @@ impl Ledger for PostgresLedger {
         self.write("link chunks", args, link).await
     }
 
-    async fn pending_deletions(&self, now: Timestamp) -> amem_core::Result<Vec<ChunkId>> {
+    async fn pending_deletions(&self, now: Timestamp) -> amem_core::Result<Vec<PendingDeletion>> {
         let pending: Work<_, _> = |tables, now| Box::pin(tables.pending_deletions(*now));
         self.read("list chunks to be deleted", false, now, pending).await
     }
 
-    async fn confirm_deleted(&self, chunks: &[ChunkId], now: Timestamp) -> amem_core::Result<()> {
-        if chunks.is_empty() {
+    async fn confirm_deleted(&self, deletions: &[PendingDeletion], now: Timestamp) -> amem_core::Result<()> {
+        if deletions.is_empty() {
             return Ok(());
         }
-        let args = (chunks.to_vec(), now);
-        let confirm: Work<(Vec<_>, _), _> = |tables, (chunks, now)| Box::pin(tables.confirm_deleted(chunks, *now));
+        let args = (deletions.to_vec(), now);
+        let confirm: Work<(Vec<_>, _), _> =
+            |tables, (deletions, now)| Box::pin(tables.confirm_deleted(deletions, *now));
         self.write("note that chunks were deleted", args, confirm).await
     }
 

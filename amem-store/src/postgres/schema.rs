@@ -5,7 +5,7 @@ use super::options::Settings;
 use super::session::Session;
 
 /// What brings a ledger from each version to the next; the first makes one. A later version adds its own at the end.
-const MIGRATIONS: [&str; 1] = [include_str!("schema_1.sql")];
+const MIGRATIONS: [&str; 2] = [include_str!("schema_1.sql"), include_str!("schema_2.sql")];
 /// The version that this code reads and writes.
 pub(super) const VERSION: i32 = MIGRATIONS.len() as i32;
 /// What `amem_ledger` says of a ledger.
@@ -51,7 +51,7 @@ async fn version(session: &Session, settings: &Settings) -> Result<i32, Failure>
     let (application, version): (&str, i32) = (row.try_get(0)?, row.try_get(1)?);
     match version {
         1..=VERSION if application == APPLICATION => Ok(version),
-        VERSION.. if application == APPLICATION => Err(newer(settings, version).into()),
+        _ if version > VERSION && application == APPLICATION => Err(newer(settings, version).into()),
         _ => Err(not_ours().into()),
     }
 }

@@ -9,8 +9,8 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::OnceLock;
 
 use amem_core::{
-    Added, Amounts, Changes, ChunkId, Error, Listing, Namespace, NewRecord, Outcome, Page, Query, Record, RecordId,
-    RecordStats, Revision, SavedIndex, State, Timestamp, UsageEvent, UsageQuery, UsageTotal, Version,
+    Added, Amounts, Changes, ChunkId, Error, Listing, Namespace, NewRecord, Outcome, Page, PendingDeletion, Query,
+    Record, RecordId, RecordStats, Revision, SavedIndex, State, Timestamp, UsageEvent, UsageQuery, UsageTotal, Version,
 };
 use futures_util::future;
 use tokio_postgres::Row;
@@ -384,7 +384,8 @@ impl<'a> Tables<'a> {
         let pend = "INSERT INTO pending_deletion (chunk, store) SELECT DISTINCT l.chunk, s.id FROM link l \
                     CROSS JOIN store s WHERE l.namespace = $1 AND NOT EXISTS (SELECT 1 FROM link o JOIN record r \
                     ON r.namespace = o.namespace AND r.seq = o.record WHERE o.chunk = l.chunk AND o.namespace <> $1 \
-                    AND r.state = 0 AND (r.expires_at IS NULL OR r.expires_at > $2)) ON CONFLICT DO NOTHING";
+                    AND r.state = 0 AND (r.expires_at IS NULL OR r.expires_at > $2)) \
+                    ON CONFLICT (store, chunk) DO UPDATE SET number = EXCLUDED.number";
         self.execute(pend, &[&locked.id, &now]).await?;
         self.execute("DELETE FROM link WHERE namespace = $1", &[&locked.id]).await?;
         self.execute("DELETE FROM version WHERE namespace = $1", &[&locked.id]).await?;
@@ -497,34 +498,38 @@ impl<'a> Tables<'a> {
         Ok(())
     }
 
-    pub(super) async fn pending_deletions(&self, now: Timestamp) -> Result<Vec<ChunkId>> {
+    pub(super) async fn pending_deletions(&self, now: Timestamp) -> Result<Vec<PendingDeletion>> {
         // That a record expired is written nowhere, so its links are still there.
-        let pending = "SELECT p.chunk FROM pending_deletion p JOIN store s ON s.id = p.store WHERE s.name = $1 UNION \
-                       SELECT l.chunk FROM link l WHERE l.expires_at <= $2 AND NOT EXISTS (SELECT 1 FROM link o \
+        let pending = "WITH own AS (SELECT p.chunk, p.number FROM pending_deletion p JOIN store s ON s.id = p.store \
+                       WHERE s.name = $1) SELECT chunk, number FROM own UNION \
+                       SELECT l.chunk, 0 FROM link l WHERE l.expires_at <= $2 \
+                       AND NOT EXISTS (SELECT 1 FROM own WHERE own.chunk = l.chunk) AND NOT EXISTS (SELECT 1 FROM link o \
                        JOIN record r ON r.namespace = o.namespace AND r.seq = o.record WHERE o.chunk = l.chunk \
                        AND r.state = 0 AND (r.expires_at IS NULL OR r.expires_at > $2)) ORDER BY chunk";
         let rows = self.rows(pending, &[&self.settings.options.store.as_bytes(), &now.0]).await?;
         let chunks = rows.iter().map(|row| {
             let chunk: &[u8] = get(row, 0)?;
             let chunk = chunk.try_into().map_err(|_| Failure::Damaged("a chunk's name has a wrong length".to_owned()));
-            Ok(ChunkId(chunk?))
+            Ok(PendingDeletion { chunk: ChunkId(chunk?), number: get(row, 1)? })
         });
         chunks.collect()
     }
 
-    pub(super) async fn confirm_deleted(&self, chunks: &[ChunkId], now: Timestamp) -> Result<()> {
+    pub(super) async fn confirm_deleted(&self, deletions: &[PendingDeletion], now: Timestamp) -> Result<()> {
         self.begin_change().await?;
-        let chunks: Vec<&[u8]> = chunks.iter().map(|chunk| chunk.0.as_slice()).collect();
+        let chunks: Vec<&[u8]> = deletions.iter().map(|deletion| deletion.chunk.0.as_slice()).collect();
+        let numbers: Vec<i64> = deletions.iter().map(|deletion| deletion.number).collect();
+        let store = self.settings.options.store.as_bytes();
         // What expired is still to be deleted from the other stores.
         let expired = "WITH gone AS (DELETE FROM link WHERE chunk = ANY($1) AND expires_at <= $2 RETURNING chunk) \
                        INSERT INTO pending_deletion (chunk, store) SELECT DISTINCT g.chunk, s.id FROM gone g \
-                       CROSS JOIN store s WHERE NOT EXISTS (SELECT 1 FROM link o JOIN record r \
+                       CROSS JOIN store s WHERE s.name <> $3 AND NOT EXISTS (SELECT 1 FROM link o JOIN record r \
                        ON r.namespace = o.namespace AND r.seq = o.record WHERE o.chunk = g.chunk AND r.state = 0 \
                        AND (r.expires_at IS NULL OR r.expires_at > $2)) ON CONFLICT DO NOTHING";
-        self.execute(expired, &[&chunks, &now.0]).await?;
-        let confirm = "DELETE FROM pending_deletion p USING store s \
-                       WHERE p.store = s.id AND s.name = $1 AND p.chunk = ANY($2)";
-        self.execute(confirm, &[&self.settings.options.store.as_bytes(), &chunks]).await?;
+        self.execute(expired, &[&chunks, &now.0, &store]).await?;
+        let confirm = "DELETE FROM pending_deletion p USING store s, unnest($2::bytea[], $3::bigint[]) d(chunk, number) \
+                       WHERE p.store = s.id AND s.name = $1 AND p.chunk = d.chunk AND p.number = d.number";
+        self.execute(confirm, &[&store, &chunks, &numbers]).await?;
         Ok(())
     }
 
@@ -760,7 +765,8 @@ impl<'a> Tables<'a> {
                     CROSS JOIN store s WHERE NOT EXISTS (SELECT 1 FROM link o JOIN record r \
                     ON r.namespace = o.namespace AND r.seq = o.record WHERE o.chunk = c.chunk \
                     AND NOT (o.namespace = $2 AND o.record = ANY($3)) \
-                    AND r.state = 0 AND (r.expires_at IS NULL OR r.expires_at > $4)) ON CONFLICT DO NOTHING";
+                    AND r.state = 0 AND (r.expires_at IS NULL OR r.expires_at > $4)) \
+                    ON CONFLICT (store, chunk) DO UPDATE SET number = EXCLUDED.number";
         self.execute(pend, &[&chunks, &locked.id, &records, &now.0]).await?;
         Ok(())
     }

@@ -78,7 +78,7 @@ impl Purge {
         let DataDir { kv, ledger } = amem_store::open(&self.data.data_dir)?;
         let now = Timestamp::now();
         let pending = ledger.pending_deletions(now).await?;
-        kv.delete(&pending).await?;
+        kv.delete(&pending.iter().map(|deletion| deletion.chunk).collect::<Vec<_>>()).await?;
         ledger.confirm_deleted(&pending, now).await?;
         kv.purge().await?;
         if !ledger.wipe().await? {
