@@ -230,7 +230,7 @@ fn copy_layers(mut copies: Vec<(&KvChunk, &mut [u8])>, layer: usize) -> amem_cor
     std::thread::scope(|scope| {
         let threads: Vec<_> = copies.chunks_mut(share).map(|copies| scope.spawn(|| copy(copies))).collect();
         let panicked = |_| Err(Error::Model("a thread that reads KV panicked".into()));
-        threads.into_iter().map(|thread| thread.join().unwrap_or_else(panicked)).collect()
+        threads.into_iter().try_for_each(|thread| thread.join().unwrap_or_else(panicked))
     })
 }
 
