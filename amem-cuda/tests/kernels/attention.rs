@@ -223,14 +223,13 @@ impl Problem {
 
     /// The slots that a row sees, and their scores in powers of two.
     fn scores(&self, case: &Case, row: usize, head: u32) -> Vec<(u32, f64)> {
-        let Row { context, shared, own } = &self.rows[row];
+        let seen = &self.rows[row];
         let query = self.query(case, row, head);
         let scale = f64::from(scale_log2(case.head_dim));
-        shared
-            .clone()
-            .chain(own.clone())
+        (0..seen.shared.end.max(seen.own.end))
+            .filter(|&slot| seen.sees(slot))
             .map(|slot| {
-                let key = self.at(case, &self.keys, *context, slot, head / case.group);
+                let key = self.at(case, &self.keys, seen.context, slot, head / case.group);
                 let dot: f64 = query.iter().zip(key).map(|(&q, &k)| f64::from(q) * f64::from(k)).sum();
                 (slot, dot * scale)
             })
