@@ -394,11 +394,8 @@ impl Backend for CudaBackend {
         Ok(())
     }
 
-    fn end_pass(&self) {
-        // Nobody can be told here. A kernel that failed is found by whoever waits next.
-        if let Err(error) = self.device.end_pass() {
-            log::error!("{error}");
-        }
+    fn end_pass(&self) -> Result<()> {
+        Ok(self.device.end_pass()?)
     }
 
     fn qkv(&self, x: &Tensor, w: &AttentionWeights<Self>, plan: &Plan) -> Result<Qkv<Tensor>> {

@@ -207,7 +207,9 @@ impl<B: Backend> Backend for Probe<B> {
         self.call("begin_pass", B::begin_pass)
     }
 
-    fn end_pass(&self) {
-        self.inner.end_pass();
+    fn end_pass(&self) -> Result<()> {
+        // A pass ends whatever happens.
+        let ended = self.inner.end_pass();
+        self.call("end_pass", |_| ended)
     }
 }

@@ -38,14 +38,17 @@ pub(super) struct Member<'c, B: Backend> {
 pub(super) fn advance<B: Backend>(graph: &Graph<B>, members: Vec<Member<'_, B>>) -> Vec<Result<Progress>> {
     let mut cache = graph.cache();
     let mut running: Vec<Running<'_, B>> = members.into_iter().map(Running::new).collect();
-    let done = graph.begin_pass().and_then(|_scope| {
+    let done = graph.begin_pass().and_then(|scope| {
         for member in &mut running {
             member.choose_alone(graph, &mut cache);
         }
         for member in &mut running {
             member.take_slots(&mut cache);
         }
-        pass(graph, &mut cache, &mut running)
+        pass(graph, &mut cache, &mut running)?;
+        scope.end()?;
+        running.iter_mut().for_each(Running::computed);
+        Ok(())
     });
     if let Err(error) = done {
         // One pass computes for all: none of them knows how far it got.
@@ -356,7 +359,6 @@ fn pass<B: Backend>(graph: &Graph<B>, cache: &mut B::Cache, running: &mut [Runni
             running[slots[*row].0].context.add_logits(logits);
         }
     }
-    running.iter_mut().for_each(Running::computed);
     Ok(())
 }
 

@@ -259,8 +259,11 @@ pub trait Backend: Send + Sync + Sized + 'static {
         Ok(())
     }
 
-    /// Called after the last kernel of a pass, after a failed one too.
-    fn end_pass(&self) {}
+    /// Called after the last kernel of a pass, after a failed one too. What a backend has put off until now may fail
+    /// here, and then the pass has failed.
+    fn end_pass(&self) -> Result<()> {
+        Ok(())
+    }
 
     /// A layer's queries, keys and values of normed rows `[rows][hidden]`.
     fn qkv(&self, x: &Self::Tensor, w: &AttentionWeights<Self>, plan: &Self::Plan) -> Result<Qkv<Self::Tensor>> {

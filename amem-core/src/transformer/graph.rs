@@ -77,11 +77,21 @@ pub(super) struct Graph<B: Backend> {
 }
 
 /// A pass that has begun.
-pub(super) struct PassScope<'g, B: Backend>(&'g B);
+pub(super) struct PassScope<'g, B: Backend>(Option<&'g B>);
+
+impl<B: Backend> PassScope<'_, B> {
+    /// Ends the pass. Until it has ended nobody knows whether what it wrote is there.
+    pub(super) fn end(mut self) -> Result<()> {
+        self.0.take().map_or(Ok(()), B::end_pass)
+    }
+}
 
 impl<B: Backend> Drop for PassScope<'_, B> {
     fn drop(&mut self) {
-        self.0.end_pass();
+        // The pass has failed before, which its caller is told.
+        if let Some(Err(error)) = self.0.map(B::end_pass) {
+            log::warn!("a failed pass does not end: {error}");
+        }
     }
 }
 
@@ -161,9 +171,9 @@ impl<B: Backend> Graph<B> {
         })
     }
 
-    /// Begins a pass. It ends when what is returned is dropped, however that comes about.
+    /// Begins a pass. It ends with [`PassScope::end`], and also when what is returned is dropped.
     pub(super) fn begin_pass(&self) -> Result<PassScope<'_, B>> {
-        let scope = PassScope(&self.backend);
+        let scope = PassScope(Some(&self.backend));
         self.backend.begin_pass()?;
         Ok(scope)
     }

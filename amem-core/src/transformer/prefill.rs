@@ -57,11 +57,12 @@ pub(super) fn compute<'g, B: Backend>(
     let tables: [BlockTable<'_>; 1] = [&table];
     let mut computed: Vec<[B::Tensor; 2]> = Vec::new();
     {
-        let _scope = graph.begin_pass()?;
+        let scope = graph.begin_pass()?;
         graph.backend.load_kv(cache, &graph.rope, 0..graph.shape.layers, &placements)?;
+        scope.end()?;
     }
     for run in rows(graph, start as u32, texts).chunks(STEP_ROWS) {
-        let _scope = graph.begin_pass()?;
+        let scope = graph.begin_pass()?;
         let mut layers = Vec::new();
         let mut pass = Pass::start(graph, run.to_vec(), &tables)?;
         while pass.layer() + 1 < graph.layers.len() {
@@ -72,11 +73,12 @@ pub(super) fn compute<'g, B: Backend>(
         layers.push(pass.project()?.into_kv());
         if computed.is_empty() {
             computed = layers;
-            continue;
+        } else {
+            for (whole, kv) in computed.iter_mut().flatten().zip(layers.into_iter().flatten()) {
+                graph.backend.concat(whole, &kv)?;
+            }
         }
-        for (whole, kv) in computed.iter_mut().flatten().zip(layers.into_iter().flatten()) {
-            graph.backend.concat(whole, &kv)?;
-        }
+        scope.end()?;
     }
     scratch.keep();
     Ok(Computed { backend: &graph.backend, layers: computed, rows: slots - start, width: graph.shape.row() })

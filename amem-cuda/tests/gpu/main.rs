@@ -11,6 +11,7 @@ mod counters;
 mod failures;
 mod families;
 mod store;
+mod sweep;
 
 use amem_cuda::{CudaBackend, CudaOptions, Precision};
 
