@@ -120,10 +120,11 @@ impl Vectors {
         let (pairs, _) = bytes.as_chunks();
         let numbers: Vec<f16> = pairs.iter().map(|pair| f16::from_le_bytes(*pair)).collect();
         let places: HashMap<RecordId, usize> = ids.iter().enumerate().map(|(place, id)| (*id, place)).collect();
-        // A unit vector's numbers are at most 1, and so are those of one without direction.
-        let sound = bytes.len() == 2 * dimensions * ids.len()
-            && places.len() == ids.len()
-            && numbers.iter().all(|x| x.to_bits() & 0x7fff <= f16::ONE.to_bits());
+        // A unit vector's numbers are at most 1, and so are those of one without direction. A loop that may end early would not
+        // become vector instructions.
+        let largest = numbers.iter().fold(0, |largest, x| largest.max(x.to_bits() & 0x7fff));
+        let sound =
+            bytes.len() == 2 * dimensions * ids.len() && places.len() == ids.len() && largest <= f16::ONE.to_bits();
         sound.then_some(Self { ids, numbers, places })
     }
 }

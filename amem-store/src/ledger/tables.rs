@@ -427,19 +427,18 @@ impl Tables<'_> {
 
     /// The index that was kept last. A damaged one is none, for it can be built again.
     pub(super) fn saved_index(&self, namespace: &Namespace, name: &str) -> Result<Option<SavedIndex>> {
-        let select =
-            "SELECT namespace, name, revision, bytes, checksum FROM saved_index WHERE namespace = ?1 AND name = ?2";
-        let mut found = self.rows(select, [namespace.as_str(), name], |row| {
-            let mut values = [ValueRef::Null; 4];
-            for (column, value) in values.iter_mut().enumerate() {
-                *value = row.get_ref(column)?;
-            }
-            let [.., ValueRef::Integer(revision), ValueRef::Blob(bytes)] = values else { return Ok(None) };
-            let sound = row.get::<_, i64>(4)? == checksum_of(values);
-            let revision = Revision(revision.unsigned_abs());
-            Ok(sound.then(|| SavedIndex { revision, bytes: bytes.to_vec() }))
+        let select = "SELECT seq, revision, checksum FROM saved_index WHERE namespace = ?1 AND name = ?2";
+        let found = self.rows(select, [namespace.as_str(), name], |row| {
+            Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?))
         })?;
-        Ok(found.pop().flatten())
+        let Some(&(seq, revision, checksum)) = found.first() else { return Ok(None) };
+        // Read straight into its place: SQLite would give all of it, which may be large, in memory of its own.
+        let blob = self.0.blob_open("main", "saved_index", "bytes", seq, true)?;
+        let mut bytes = vec![0; blob.len()];
+        blob.read_at_exact(&mut bytes, 0)?;
+        let [namespace, name] = [namespace.as_str(), name].map(|text| ValueRef::Text(text.as_bytes()));
+        let sound = checksum == checksum_of([namespace, name, ValueRef::Integer(revision), ValueRef::Blob(&bytes)]);
+        Ok(sound.then(|| SavedIndex { revision: Revision(revision.unsigned_abs()), bytes }))
     }
 
     /// The active record of the namespace that says this under this key.
