@@ -142,8 +142,11 @@ pub(crate) fn turned(dtype: Type, head: &[f32], angles: &[f32]) -> Vec<(f64, f64
 
 /// The cases of all kernels that this module is for.
 fn cases() -> Vec<Case> {
-    use super::{elementwise, kv, matvec, select};
-    [elementwise::cases(), kv::cases(), matvec::cases(), select::cases()].into_iter().flatten().collect()
+    use super::{distance, elementwise, kv, matvec, select};
+    [distance::cases(), elementwise::cases(), kv::cases(), matvec::cases(), select::cases()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 /// What is left is what nothing depends on: the last `ret`, a step towards more speed, a value that stands there anyway.

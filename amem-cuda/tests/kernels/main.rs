@@ -3,6 +3,7 @@
 
 mod attention;
 mod check;
+mod distance;
 mod elementwise;
 mod expand;
 mod harness;
