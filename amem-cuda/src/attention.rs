@@ -82,6 +82,12 @@ impl Plan {
         rows: &[Row],
         tables: &[BlockTable<'_>],
     ) -> amem_core::Result<Self> {
+        // What the kernels that rotate have room for.
+        const WIDEST: usize = 512;
+        let head_dim = 2 * rope.inverse_frequencies.len();
+        if head_dim > WIDEST {
+            return Err(CudaError::HeadDim { head_dim, dtype: backend.precision().name() }.into());
+        }
         let short = rows.len() <= SHORT_PASS;
         if !short {
             backend.device().launch_at_once()?;
