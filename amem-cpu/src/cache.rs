@@ -315,7 +315,11 @@ impl Load<'_> {
         let as_is = match self.kv.encoding() {
             Encoding::Plain(dtype) if dtype == self.dtype && cfg!(target_endian = "little") => {
                 let halves = [self.kv.keys(), self.kv.values()].map(bytemuck::try_cast_slice::<u8, T>);
-                if let [Ok(keys), Ok(values)] = halves { Some((keys, values)) } else { None }
+                let numbers = self.placement.chunk.tokens().len() * width;
+                match halves {
+                    [Ok(keys), Ok(values)] if keys.len() == numbers && values.len() == numbers => Some((keys, values)),
+                    _ => None,
+                }
             }
             _ => None,
         };
