@@ -263,7 +263,9 @@ impl<'a> Layer<'a> {
         let joins = staged.work.joins.len();
         if joins > 0 {
             let kernel = device.kernel(self.module, "combine")?;
-            let launch = Launch::new(&kernel, [joins, kv_heads, 1])
+            // A warp for each packed row, four to a block.
+            let most = staged.work.joins.iter().map(|join| join.rows as usize * group).max().unwrap_or(1);
+            let launch = Launch::new(&kernel, [joins, kv_heads, most.div_ceil(4)])
                 .buffer(&partial_out, 4 * partial_rows * self.head_dim())?
                 .buffer(&partial_lse, 4 * partial_rows)?
                 .buffer(&out.buffer, out.bytes())?;

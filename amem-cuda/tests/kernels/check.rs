@@ -1,7 +1,5 @@
 //! What checks of kernels have in common.
 
-use std::collections::BTreeSet;
-
 use amem_core::Dtype;
 use amem_ptxsim::{Counts, Kernel, Schedule};
 
@@ -138,37 +136,4 @@ pub(crate) fn turned(dtype: Type, head: &[f32], angles: &[f32]) -> Vec<(f64, f64
     };
     let pairs: Vec<_> = (0..low.len()).map(turn).collect();
     [0, 1].iter().flat_map(|&side| pairs.iter().map(move |pair| pair[side])).collect()
-}
-
-/// The cases of all kernels that this module is for.
-fn cases() -> Vec<Case> {
-    use super::{distance, elementwise, kv, matvec, select};
-    [distance::cases(), elementwise::cases(), kv::cases(), matvec::cases(), select::cases()]
-        .into_iter()
-        .flatten()
-        .collect()
-}
-
-/// What is left is what nothing depends on: the last `ret`, a step towards more speed, a value that stands there anyway.
-#[test]
-#[ignore = "takes minutes: runs the cases once for each instruction of their kernels"]
-fn a_kernel_that_lacks_an_instruction_is_found_out() {
-    // A block that does not end is found out sooner.
-    const STEPS: u64 = 300_000;
-    let cases = cases();
-    let names: BTreeSet<(&str, &str)> = cases.iter().map(|case| (&*case.module, &*case.entry)).collect();
-    for (module, entry) in names {
-        let kernel = kernel(module, entry);
-        let own: Vec<&Case> = cases.iter().filter(|case| (&*case.module, &*case.entry) == (module, entry)).collect();
-        let runs = || own.iter().zip(SCHEDULES.into_iter().cycle());
-        let passes = |kernel: &Kernel| runs().all(|(case, schedule)| (case.check)(kernel, schedule).is_ok());
-        assert!(passes(kernel), "{entry} of {module}");
-        let kept: Vec<usize> =
-            (0..kernel.instructions()).filter(|&index| passes(&kernel.without(index).with_step_limit(STEPS))).collect();
-        println!("{entry} of {module}: {} of {} can be deleted", kept.len(), kernel.instructions());
-        for &index in &kept {
-            println!("  {} {}", kernel.instruction_line(index), kernel.instruction_text(index));
-        }
-        assert!(kept.len() * 100 <= 8 * kernel.instructions(), "the cases of {entry} of {module} find out too little");
-    }
 }

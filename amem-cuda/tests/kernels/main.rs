@@ -9,4 +9,5 @@ mod expand;
 mod harness;
 mod kv;
 mod matvec;
+mod mutations;
 mod select;
