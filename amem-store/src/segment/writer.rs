@@ -281,6 +281,9 @@ impl Writer {
             // A segment without a seal is read by walking its headers, so a seal that is not written, or lost in a power
             // cut, costs nothing but that.
             let sealed = synced.map(|()| active.write_seal().is_ok());
+            // A file that is removed while it is open keeps its room on the disk, and the writer may remove this one as
+            // soon as it is told.
+            drop(active);
             // A writer that is gone has waited, or was in a process that ends.
             let _ = tell.send(sealed);
         }));
