@@ -328,10 +328,9 @@ fn memories_are_prefilled_between_the_steps_of_answers() {
         named.iter().map(|t| t.id).collect::<Vec<_>>()
     );
     assert_eq!((usage.prefilled, engine.stats().prefilled_tokens), (1200, 1200));
-    assert!(
-        engine.stats().running == 1 && engine.stats().prefill_seconds >= time.as_secs_f64(),
-        "the answer goes on meanwhile"
-    );
+    assert_eq!(engine.stats().running, 1, "the answer goes on meanwhile");
+    // A sum of seconds is rounded where a sum of durations is not.
+    assert!(engine.stats().prefill_seconds + 1e-6 >= time.as_secs_f64());
     drop(go_on);
     let (alone, _) = prefill(&*model, &PREFIX, &texts, true);
     assert!(chunks.iter().zip(&alone).all(|(a, b)| a.to_bytes().unwrap() == b.to_bytes().unwrap()));
