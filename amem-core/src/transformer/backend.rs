@@ -1,7 +1,8 @@
 //! The kernels under the forward pass.
 //!
 //! A backend owns its buffers and says nothing of models: the graph, blend and sampling are written once, above it.
-//! Work may be queued on a device: only [`Backend::read`] has to wait. What a pass needs to know of its rows (slots,
+//! Work may be queued on a device: only what hands numbers to the host has to wait ([`Backend::read`],
+//! [`read_as`](Backend::read_as), [`heaviest`](Backend::heaviest)). What a pass needs to know of its rows (slots,
 //! positions, what each row sees) goes up once, as a [plan](Backend::plan), and not with each kernel.
 //!
 //! Two laws let cached and fresh KV mix without a trace. What a row yields depends on that row and on what it sees,

@@ -51,7 +51,7 @@ impl Staging {
             // What the old place holds may still be copied or read.
             device.copies.synchronize().map_err(CudaError::of("cuStreamSynchronize"))?;
             device.wait()?;
-            self.places[index] = None;
+            self.give_back(index);
             self.places[index] = Some(Place::new(&device, bytes)?);
         }
         let Some(place) = &mut self.places[index] else { return Ok(()) };
@@ -69,14 +69,20 @@ impl Staging {
         device.launch_behind(&place.copied, launches, &place.used)?;
         Ok(())
     }
+
+    /// Lets go of a place that no copy uses any more. Its pinned memory goes back to the pool.
+    fn give_back(&mut self, index: usize) {
+        if let Some(pinned) = self.places[index].take().and_then(|place| place.pinned) {
+            self.device.pinned.lock().unwrap_or_else(PoisonError::into_inner).put(pinned);
+        }
+    }
 }
 
 impl Drop for Staging {
     fn drop(&mut self) {
         // Copies may still read the pinned memory. Whom would a failure be told?
         let _ = self.device.copies.synchronize();
-        let mut pool = self.device.pinned.lock().unwrap_or_else(PoisonError::into_inner);
-        self.places.iter_mut().flatten().filter_map(|place| place.pinned.take()).for_each(|pinned| pool.put(pinned));
+        (0..self.places.len()).for_each(|index| self.give_back(index));
     }
 }
 
