@@ -12,8 +12,8 @@ use pulp::{Simd, WithSimd};
 
 use crate::cache::{BLOCK_TOKENS, Cache, Head, LANES};
 use crate::elementwise::softmax;
-use crate::matrix::{Tile, multiply_tile, tile_rows, tile_sizes};
 use crate::number::Element;
+use crate::products::{Tile, multiply_tile, tile_rows, tile_sizes};
 use crate::{Cpu, Plan, Tensor};
 
 /// Tiles of a task. More of them share the work of widening a block, and leave fewer tasks for threads to share.

@@ -226,7 +226,7 @@ impl Cpu {
             Ok(())
         };
         let work = placements.iter().map(|p| p.chunk.tokens().len()).sum::<usize>() * shape.token_numbers();
-        let threads = self.pool.current_num_threads().min(layers.len());
+        let threads = self.threads.count().min(layers.len());
         self.each((0..threads).collect(), work, |_| {
             let mut space = Space { bytes: Vec::new(), numbers: vec![0.0; LANES * (3 * shape.row() + shape.head_dim)] };
             loop {

@@ -1,31 +1,38 @@
 //! amem's [`Backend`] for CPUs.
 //!
-//! One source for every kernel, compiled for each instruction set that [`pulp`] knows and chosen at run time; lanes run
-//! across outputs or have a fixed tree of sums, so AVX-512, AVX2, NEON and plain scalar code give the same bits. Every
-//! output is computed by one thread in one order, so the number of threads changes nothing either.
-#![forbid(unsafe_code)]
+//! Kernels are chosen when a [`Cpu`] is made, by the [`Instructions`] that the machine has and by the [`Arithmetic`] that is
+//! asked for. Those of [`Arithmetic::Exact`] have one source, which [`pulp`] compiles for each instruction set: lanes run across
+//! outputs or have a fixed tree of sums, so AVX-512, AVX2, NEON and plain scalar code give the same bits.
+//! [`Arithmetic::Fast`] has kernels of its own for what a machine does better. In both, every output is computed by one thread
+//! in one order, so the number of threads changes nothing.
+#![deny(unsafe_code)]
 
 mod attention;
 mod cache;
 mod elementwise;
-mod matrix;
+mod isa;
 mod number;
+mod options;
+mod pages;
+mod products;
 mod rotation;
+mod threads;
 
-use std::num::NonZero;
 use std::ops::Range;
-use std::sync::Arc;
 
 use amem_core::transformer::{Backend, BlockTable, Numerics, Placement, Rope, Row, WeightTensor};
 use amem_core::{Dtype, Error, Exactness, KvShape, Result, Token};
 use cache::{BLOCK_TOKENS, Write};
 use elementwise::{Add, AddRowDistance, RmsNorm, SiluMul};
+use isa::Isa;
 use pulp::Arch;
-use rayon::{ThreadPool, ThreadPoolBuilder};
 use rotation::{Angles, Rotate};
+use threads::Threads;
 
 pub use cache::Cache;
-pub use matrix::Matrix;
+pub use isa::Instructions;
+pub use options::{Arithmetic, CpuOptions, WeightFormat};
+pub use products::Matrix;
 
 /// Activations, `[rows][columns]`.
 #[derive(Clone, Debug)]
@@ -51,7 +58,10 @@ pub struct Plan {
 #[derive(Clone)]
 pub struct Cpu {
     arch: Arch,
-    pool: Arc<ThreadPool>,
+    isa: Isa,
+    arithmetic: Arithmetic,
+    weights: WeightFormat,
+    threads: Threads,
 }
 
 impl Cpu {
@@ -60,7 +70,7 @@ impl Cpu {
     /// # Errors
     /// When no thread can be started.
     pub fn new() -> Result<Self> {
-        Self::with_threads(std::thread::available_parallelism().map_or(1, NonZero::get))
+        Self::open(CpuOptions::default())
     }
 
     /// A backend with this many threads, at least one.
@@ -68,35 +78,41 @@ impl Cpu {
     /// # Errors
     /// When they cannot be started.
     pub fn with_threads(threads: usize) -> Result<Self> {
-        Self::start(Arch::new(), threads)
+        Self::open(CpuOptions::default().threads(threads))
     }
 
-    /// A backend that uses no SIMD instructions: the reference that the others are checked against.
+    /// A backend with these options.
     ///
     /// # Errors
-    /// When its threads cannot be started.
-    pub fn portable(threads: usize) -> Result<Self> {
-        Self::start(Arch::Scalar, threads)
+    /// [`Error::BadValue`] for instructions that the machine lacks, and for weights of few bits in exact arithmetic;
+    /// [`Error::Model`] when threads cannot be started.
+    pub fn open(options: CpuOptions) -> Result<Self> {
+        let CpuOptions { threads, arithmetic, weights, instructions } = options;
+        let instructions = instructions.unwrap_or_else(Instructions::detected);
+        let isa = Isa::of(instructions).ok_or_else(|| Error::BadValue {
+            what: "instructions",
+            value: format!("{instructions:?}"),
+            expected: "a set that this machine has",
+        })?;
+        if arithmetic == Arithmetic::Exact && weights != WeightFormat::AsStored {
+            let value = format!("{weights:?}");
+            return Err(Error::BadValue { what: "weights", value, expected: "AsStored, in exact arithmetic" });
+        }
+        Ok(Self { arch: isa.arch, isa, arithmetic, weights, threads: Threads::start(threads)? })
     }
 
-    fn start(arch: Arch, threads: usize) -> Result<Self> {
-        let pool = ThreadPoolBuilder::new()
-            .num_threads(threads.max(1))
-            .thread_name(|index| format!("amem-cpu-{index}"))
-            .build()
-            .map_err(|error| Error::Model(error.into()))?;
-        Ok(Self { arch, pool: Arc::new(pool) })
+    /// The instructions that it uses.
+    pub fn instructions(&self) -> Instructions {
+        self.isa.instructions
+    }
+
+    fn is_fast(&self) -> bool {
+        self.arithmetic == Arithmetic::Fast
     }
 
     /// Does `task` for each part, on several threads if the work (in multiplications) is worth waking them for.
     fn each<T: Send>(&self, parts: Vec<T>, work: usize, task: impl Fn(T) + Send + Sync) {
-        use rayon::prelude::*;
-        const WORTH_A_THREAD: usize = 100_000;
-        if self.pool.current_num_threads() == 1 || parts.len() == 1 || work < WORTH_A_THREAD {
-            parts.into_iter().for_each(task);
-        } else {
-            self.pool.install(|| parts.into_par_iter().for_each(task));
-        }
+        self.threads.each(parts, work, task);
     }
 }
 
@@ -108,11 +124,18 @@ impl Backend for Cpu {
     type Plan = Plan;
 
     fn numerics(&self) -> Numerics {
-        Numerics { name: "exact f32".to_owned(), exactness: Exactness::Bits }
+        let name = match (self.arithmetic, self.weights) {
+            (Arithmetic::Exact, _) => "exact f32",
+            (Arithmetic::Fast, WeightFormat::Int8) => "fast, int8 weights",
+            (Arithmetic::Fast, WeightFormat::Int4) => "fast, int4 weights",
+            (Arithmetic::Fast, WeightFormat::AsStored) if self.isa.has_bf16() => "fast, bf16 products",
+            (Arithmetic::Fast, WeightFormat::AsStored) => "fast",
+        };
+        Numerics { name: name.to_owned(), exactness: Exactness::Bits }
     }
 
     fn matrix(&self, tensor: &WeightTensor<'_>) -> Result<Matrix> {
-        Matrix::pack(tensor.dtype, tensor.rows, tensor.columns, tensor.bytes)
+        self.pack(tensor)
     }
 
     fn vector(&self, values: &[f32]) -> Result<Vec<f32>> {
@@ -221,6 +244,10 @@ impl Backend for Cpu {
     ) -> Result<()> {
         self.mass(cache, layer, plan, rows, queries, mass);
         Ok(())
+    }
+
+    fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        self.threads.run(work)
     }
 
     fn key_distance(&self, cache: &Cache, layer: usize, plan: &Plan, keys: &Tensor) -> Result<Tensor> {

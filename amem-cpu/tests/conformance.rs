@@ -3,18 +3,48 @@
 
 mod common;
 
-use amem_core::Dtype;
 use amem_core::testing::{self, Profile};
-use amem_cpu::Cpu;
+use amem_core::{Dtype, Error};
+use amem_cpu::{Arithmetic, Cpu, CpuOptions, Instructions, WeightFormat};
 
-#[test]
-fn with_the_best_instructions_it_is_a_backend() {
-    testing::backend(&Profile::default(), || Cpu::with_threads(2).unwrap());
+fn available() -> impl Iterator<Item = Instructions> {
+    Instructions::ALL.into_iter().filter(|set| set.is_available())
 }
 
 #[test]
-fn with_portable_instructions_it_is_a_backend() {
-    testing::backend(&Profile::default(), || Cpu::portable(1).unwrap());
+fn in_exact_arithmetic_it_is_a_backend_with_all_instructions() {
+    for instructions in available() {
+        testing::backend(&Profile::default(), || common::exact(Some(instructions), 2));
+    }
+}
+
+#[test]
+fn in_fast_arithmetic_it_is_a_backend_with_all_instructions() {
+    for instructions in available() {
+        let make = || Cpu::open(CpuOptions::default().threads(2).instructions(instructions)).unwrap();
+        let mut profile = Profile::default();
+        profile.weights = vec![Dtype::F32, Dtype::F16];
+        testing::backend(&profile, make);
+        // Activations are rounded to the eight bits of bf16, each by up to 1/512 of itself.
+        profile.weights = vec![Dtype::Bf16];
+        profile.tolerance = 2e-2;
+        testing::backend(&profile, make);
+    }
+}
+
+#[test]
+fn instructions_that_the_machine_lacks_are_refused() {
+    for instructions in Instructions::ALL {
+        let opened = Cpu::open(CpuOptions::default().threads(1).instructions(instructions));
+        match instructions.is_available() {
+            true => assert_eq!(opened.unwrap().instructions(), instructions),
+            false => assert!(matches!(opened, Err(Error::BadValue { .. }))),
+        }
+    }
+    let exact = CpuOptions::default().arithmetic(Arithmetic::Exact);
+    for weights in [WeightFormat::Int8, WeightFormat::Int4] {
+        assert!(matches!(Cpu::open(exact.clone().weights(weights)), Err(Error::BadValue { .. })));
+    }
 }
 
 #[test]

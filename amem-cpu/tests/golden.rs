@@ -11,7 +11,6 @@ use amem_core::{
     AnswerStream, Ask, Chat, Constraint, ConstraintSource, Dtype, Event, Generation, Layout, Memory, Recall, Repair,
     Result, Sampling, SessionOptions, Token, TokenLogprob, TokenMask, Usage,
 };
-use amem_cpu::Cpu;
 use futures_lite::StreamExt;
 use futures_lite::future::block_on;
 
@@ -33,7 +32,7 @@ fn logits_equal_those_of_an_independent_implementation() {
     let mut count = 0;
     for case in all_cases() {
         let (tokens, logits) = common::expected(&common::case(&case).join("golden.safetensors"));
-        let model = common::golden(&case, Cpu::with_threads(2).unwrap(), Dtype::F32);
+        let model = common::golden(&case, common::exact(None, 2), Dtype::F32);
         let error = worst(&model.score(&tokens).unwrap(), &logits);
         println!("{case}: {error:.2e}");
         count += 1;
@@ -54,7 +53,7 @@ fn the_demo_models_logits_equal_those_of_an_independent_implementation() {
     let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/demo-model/model");
     let files = common::directory(&model);
     let chat = Box::new(common::Numbers);
-    let model = Transformer::with_chat(&files, Cpu::new().unwrap(), options, chat, Sampling::default()).unwrap();
+    let model = Transformer::with_chat(&files, common::exact(None, 2), options, chat, Sampling::default()).unwrap();
     let all = model.score(&tokens).unwrap();
     let error = worst(&all[all.len() - logits.len()..], &logits);
     println!("demo: {error:.2e}");
@@ -160,7 +159,7 @@ fn a_memory_that_is_repaired_in_full_answers_with_the_golden_logits() {
         let mut options = Options::default();
         options.kv = Dtype::F32;
         let chat = Box::new(Verbatim { prefix: tokens[..4].into() });
-        let (files, backend) = (common::directory(&common::case(&case)), Cpu::with_threads(2).unwrap());
+        let (files, backend) = (common::directory(&common::case(&case)), common::exact(None, 2));
         let model = Transformer::with_chat(&files, backend, options, chat, Sampling::default()).unwrap();
         block_on(async {
             let memory = Memory::builder(Arc::new(model)).build().unwrap();

@@ -5,7 +5,7 @@ mod common;
 
 use amem_core::transformer::Transformer;
 use amem_core::{Budget, Dtype, Model, Piece, Repair};
-use amem_cpu::Cpu;
+use amem_cpu::{Cpu, CpuOptions, Instructions, WeightFormat};
 use common::prompts::{PREFIX, bits, prefill, text};
 
 /// What a model makes of a prompt with memories: their KV and sensitivity, and the logits, to the bit.
@@ -23,20 +23,33 @@ fn everything(model: &Transformer<Cpu>) -> (Vec<Vec<u8>>, Vec<u32>, Vec<u32>) {
 }
 
 #[test]
-fn all_instruction_sets_and_any_number_of_threads_give_the_same_bits() {
-    let portable = || Cpu::portable(1).unwrap();
-    let with_threads = |threads| Cpu::with_threads(threads).unwrap();
+fn in_exact_arithmetic_all_instruction_sets_and_any_number_of_threads_give_the_same_bits() {
+    let available = || Instructions::ALL.into_iter().filter(|set| set.is_available());
     for case in ["llama3", "llama-bf16", "qwen3-tied-f16", "mistral-sliding", "llama-yarn"] {
         let on = |cpu| everything(&common::golden(case, cpu, Dtype::Bf16));
-        let expected = on(portable());
-        for threads in [1, 2, 3] {
-            assert!(on(with_threads(threads)) == expected, "{case} with {threads} threads");
+        let expected = on(common::exact(Some(Instructions::Portable), 1));
+        for instructions in available() {
+            assert!(on(common::exact(Some(instructions), 2)) == expected, "{case} with {instructions:?}");
         }
     }
     // Only the demo model has enough to do for several threads.
     let on = |cpu| everything(&common::demo(cpu, Dtype::F16));
-    let expected = on(portable());
+    let expected = on(common::exact(Some(Instructions::Portable), 1));
     for threads in [1, 2, 3] {
-        assert!(on(with_threads(threads)) == expected, "the demo model with {threads} threads");
+        assert!(on(common::exact(None, threads)) == expected, "the demo model with {threads} threads");
+    }
+}
+
+#[test]
+fn fast_arithmetic_does_not_depend_on_the_number_of_threads() {
+    for weights in [WeightFormat::AsStored, WeightFormat::Int8, WeightFormat::Int4] {
+        let on = |threads| {
+            let options = CpuOptions::default().weights(weights).threads(threads);
+            everything(&common::demo(Cpu::open(options).unwrap(), Dtype::F16))
+        };
+        let expected = on(1);
+        for threads in [2, 3] {
+            assert!(on(threads) == expected, "{weights:?} with {threads} threads");
+        }
     }
 }

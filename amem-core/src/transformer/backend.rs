@@ -255,6 +255,11 @@ pub trait Backend: Send + Sync + Sized + 'static {
         Ok(select::heaviest(&weights.collect::<Vec<f32>>(), count))
     }
 
+    /// Runs what calls kernels: on the backend's own threads where that makes the calls cheaper.
+    fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        work()
+    }
+
     /// Called before the first kernel of a pass: a place to take an arena or to begin recording.
     fn begin_pass(&self) -> Result<()> {
         Ok(())

@@ -273,7 +273,8 @@ impl<B: Backend> Model for Transformer<B> {
         check_tokens(prefix, &self.info)?;
         let prefix = self.prefix(prefix)?;
         let behind: Vec<&KvChunk> = prefix.chunk.iter().collect();
-        let chunks = self.compute(&behind, PrefixId::of(&prefix.tokens), texts, measure.then_some(&*prefix))?;
+        let compute = || self.compute(&behind, PrefixId::of(&prefix.tokens), texts, measure.then_some(&*prefix));
+        let chunks = self.graph.backend.run(compute)?;
         let tokens: usize = texts.iter().map(|text| text.tokens.len()).sum();
         let work = tokens * self.info.shape.layers * if measure { 2 } else { 1 };
         Ok((chunks, Usage { prefilled: tokens, work_prefilling: work as u64, ..Usage::default() }))
@@ -299,7 +300,8 @@ impl<B: Backend> Model for Transformer<B> {
                 }
             }
         }
-        let advanced = if members.is_empty() { Vec::new() } else { advance::advance(&self.graph, members) };
+        let advance = || advance::advance(&self.graph, members);
+        let advanced = if at.is_empty() { Vec::new() } else { self.graph.backend.run(advance) };
         for (index, result) in at.into_iter().zip(advanced) {
             results[index] = Some(result);
         }

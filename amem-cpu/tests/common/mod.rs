@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use amem_core::transformer::{Backend, Options, Transformer};
 use amem_core::{Chat, Dtype, Layout, Result, Sampling, Token};
+use amem_cpu::{Arithmetic, Cpu, CpuOptions, Instructions};
 use safetensors::SafeTensors;
 
 /// The files of a directory.
@@ -20,6 +21,13 @@ pub fn directory(path: &Path) -> BTreeMap<String, Vec<u8>> {
         (path.file_name().unwrap().to_str().unwrap().to_owned(), std::fs::read(&path).unwrap())
     };
     entries.map(file).collect()
+}
+
+/// A CPU that computes exactly, with the best instructions of the machine or with these.
+pub fn exact(instructions: Option<Instructions>, threads: usize) -> Cpu {
+    let mut options = CpuOptions::default().arithmetic(Arithmetic::Exact).threads(threads);
+    options.instructions = instructions;
+    Cpu::open(options).unwrap()
 }
 
 /// A text of numbers, each of them a token.

@@ -1,0 +1,158 @@
+//! Products of bf16 with bf16, for machines that multiply them in pairs: AVX-512 BF16.
+//!
+//! `vdpbf16ps` adds the products of two inputs to an f32 at a time. Activations are rounded to bf16, to the nearest and ties to
+//! even. The floor: a core of Zen 5 issues two of them per cycle, 64 multiplications and additions each.
+
+use std::arch::x86_64::{__m512, __m512bh, _mm512_dpbf16_ps, _mm512_set1_epi32};
+
+use amem_core::Result;
+use bytemuck::{Pod, Zeroable};
+use pulp::{Simd, WithSimd};
+
+use super::{Columns, MOST_ROWS, PANEL, load_panel, store_panel, tile_heights, with_rows};
+use crate::isa::Avx512Bf16;
+use crate::pages::Pages;
+use crate::{Cpu, Tensor};
+
+/// Pairs of inputs of a panel that are multiplied at a time: 32 KiB of it.
+const BLOCK: usize = 256;
+
+/// Two inputs' weights for each output of a panel: the first in the lower half.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C, align(64))]
+pub(super) struct Pairs([u32; PANEL]);
+
+impl Pairs {
+    /// The weights of one output.
+    pub(super) fn of(&self, output: usize) -> [f32; 2] {
+        [self.0[output] << 16, self.0[output] & 0xffff_0000].map(f32::from_bits)
+    }
+}
+
+/// Some rows of `x`: `[inputs / 2][rows]` pairs of bf16, the first in the lower half.
+pub(super) struct PairTile {
+    rows: usize,
+    data: Vec<u32>,
+}
+
+impl Cpu {
+    pub(super) fn pairs(&self, (outputs, inputs): (usize, usize), bytes: &[u8]) -> Result<Pages<Pairs>> {
+        let pairs = inputs.div_ceil(2);
+        self.packed(outputs, pairs, 1, bytes, |rows: &[[u8; 2]], panel: &mut [Pairs]| {
+            const PART: usize = 64;
+            for start in (0..pairs).step_by(PART) {
+                let end = pairs.min(start + PART);
+                for (output, row) in rows.chunks_exact(inputs).enumerate() {
+                    let row = &row[2 * start..inputs.min(2 * end)];
+                    for (to, pair) in panel[start..end].iter_mut().zip(row.chunks(2)) {
+                        let [low, high] = [pair.first(), pair.get(1)].map(|x| x.copied().unwrap_or_default());
+                        to.0[output] = u32::from(u16::from_le_bytes(low)) | u32::from(u16::from_le_bytes(high)) << 16;
+                    }
+                }
+            }
+        })
+    }
+
+    /// The rows of `x` in tiles, rounded.
+    pub(super) fn pair_tiles(&self, x: &Tensor, _: Avx512Bf16) -> Vec<PairTile> {
+        let mut rest = x.data.as_slice();
+        let mut tiles: Vec<(&[f32], PairTile)> = tile_heights(x.rows(), MOST_ROWS)
+            .map(|rows| {
+                let (own, others) = rest.split_at(rows * x.columns);
+                rest = others;
+                (own, PairTile { rows, data: Vec::new() })
+            })
+            .collect();
+        self.each(tiles.iter_mut().collect(), x.data.len(), |(rows, tile)| {
+            self.arch.dispatch(Round { x: rows, inputs: x.columns, tile });
+        });
+        tiles.into_iter().map(|(_, tile)| tile).collect()
+    }
+}
+
+/// Fills a tile.
+struct Round<'a> {
+    x: &'a [f32],
+    inputs: usize,
+    tile: &'a mut PairTile,
+}
+
+impl WithSimd for Round<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Self { x, inputs, tile: PairTile { rows, data } } = self;
+        *data = vec![0; inputs.div_ceil(2) * *rows];
+        let mut rounded = vec![0u32; inputs.div_ceil(2)];
+        for (index, row) in x.chunks_exact(inputs).enumerate() {
+            let (pairs, last) = row.as_chunks::<2>();
+            for (to, [low, high]) in rounded.iter_mut().zip(pairs) {
+                *to = round(*low) | round(*high) << 16;
+            }
+            if let ([last], Some(to)) = (last, rounded.last_mut()) {
+                *to = round(*last);
+            }
+            if *rows == 1 {
+                return data.copy_from_slice(&rounded);
+            }
+            data[index..].iter_mut().step_by(*rows).zip(&rounded).for_each(|(to, pair)| *to = *pair);
+        }
+    }
+}
+
+/// A number as bf16, rounded to the nearest, ties to even.
+#[inline(always)]
+fn round(x: f32) -> u32 {
+    let bits = x.to_bits();
+    let rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    // What is no number must not become infinite by rounding.
+    if x.is_nan() { bits >> 16 | 0x40 } else { rounded }
+}
+
+impl Avx512Bf16 {
+    /// All rows times some panels.
+    pub(super) fn columns(self, w: &Pages<Pairs>, tiles: &[PairTile], columns: &mut Columns<'_>) {
+        // SAFETY: `self` is made only where the machine has AVX-512 F, BW, CD, DQ, VL and BF16.
+        #[allow(unsafe_code)]
+        unsafe {
+            multiply_columns(w, tiles, columns);
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512bf16")]
+fn multiply_columns(w: &Pages<Pairs>, tiles: &[PairTile], columns: &mut Columns<'_>) {
+    let Columns { matrix, panel: first, rows, .. } = columns;
+    let pairs = matrix.inputs.div_ceil(2);
+    let width = rows.first().map_or(0, |row| row.len());
+    for start in (0..pairs).step_by(BLOCK) {
+        let end = pairs.min(start + BLOCK);
+        for (panel, column) in (*first..).zip((0..width).step_by(PANEL)) {
+            let block = &w[panel * pairs + start..panel * pairs + end];
+            let mut rest = &mut rows[..];
+            for tile in tiles {
+                let (rows, others) = rest.split_at_mut(tile.rows);
+                rest = others;
+                let x = &tile.data[start * tile.rows..end * tile.rows];
+                with_rows!(tile.rows, |ROWS| multiply::<ROWS>(x, block, rows, column));
+            }
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512bf16")]
+fn multiply<const ROWS: usize>(x: &[u32], block: &[Pairs], rows: &mut [&mut [f32]], column: usize) {
+    let loaded = load_panel::<ROWS>(rows, column);
+    let mut sums: [[__m512; 2]; ROWS] = std::array::from_fn(|row| bytemuck::cast(loaded[row]));
+    for (x, w) in x.as_chunks::<ROWS>().0.iter().zip(block) {
+        let [low, high]: [__m512bh; 2] = bytemuck::cast(w.0);
+        for (sums, &x) in sums.iter_mut().zip(x) {
+            let x: __m512bh = bytemuck::cast(_mm512_set1_epi32(x as i32));
+            sums[0] = _mm512_dpbf16_ps(sums[0], low, x);
+            sums[1] = _mm512_dpbf16_ps(sums[1], high, x);
+        }
+    }
+    store_panel(&sums.map(bytemuck::cast::<_, [f32; PANEL]>), rows, column);
+}

@@ -1,0 +1,225 @@
+//! Products in f32: one source for all instruction sets, and the same bits from all of them.
+
+use half::slice::HalfFloatSliceExt;
+use pulp::{Arch, Simd, WithSimd};
+
+use crate::number::Element;
+
+use super::{Columns, MOST_ROWS, Matrix, PANEL, Weights, load_panel, store_panel, tile_heights, with_rows};
+use crate::{Cpu, Tensor};
+
+/// Inputs of a panel that are multiplied at a time: 32 KiB of it.
+const BLOCK: usize = 256;
+
+impl Matrix {
+    /// The part of a panel for some inputs, as f32: unpacked into `space` where it must be.
+    #[inline(always)]
+    fn block<'a>(&'a self, panel: usize, inputs: std::ops::Range<usize>, space: &'a mut [f32]) -> &'a [f32] {
+        let start = panel * self.inputs * PANEL;
+        let at = start + inputs.start * PANEL..start + inputs.end * PANEL;
+        let space = &mut space[..at.len()];
+        match &self.weights {
+            Weights::F32(w) => return &w[at],
+            Weights::F16(w) => w[at].convert_to_f32_slice(space),
+            Weights::Bf16(w) => {
+                for (x, w) in space.iter_mut().zip(&w[at]) {
+                    *x = f32::from_bits(u32::from(w.to_bits()) << 16);
+                }
+            }
+            // Other kinds have products of their own.
+            #[cfg(target_arch = "x86_64")]
+            _ => space.fill(0.0),
+        }
+        space
+    }
+}
+
+/// Some rows of `x`, input by input: `[inputs][rows]`.
+pub(crate) struct Tile {
+    pub(crate) rows: usize,
+    pub(crate) data: Vec<f32>,
+}
+
+impl Tile {
+    /// A tile of rows that are all `inputs` long.
+    pub(crate) fn of<'a>(rows: impl ExactSizeIterator<Item = &'a [f32]>, inputs: usize) -> Self {
+        let count = rows.len();
+        let mut data = vec![0f32; count * inputs];
+        for (index, row) in rows.enumerate() {
+            for (to, &x) in data[index..].iter_mut().step_by(count).zip(row) {
+                *to = x;
+            }
+        }
+        Self { rows: count, data }
+    }
+}
+
+/// How many rows the accumulators of a machine hold: with two vectors each, they must leave registers to spare.
+pub(crate) fn tile_rows(arch: Arch) -> usize {
+    struct Lanes;
+    impl WithSimd for Lanes {
+        type Output = usize;
+        fn with_simd<S: Simd>(self, _: S) -> usize {
+            if S::F32_LANES >= 16 { 8 } else { 4 }
+        }
+    }
+    arch.dispatch(Lanes)
+}
+
+/// Cuts `count` rows into tiles of `most`, then smaller powers of two.
+pub(crate) fn tile_sizes(mut count: usize, most: usize) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let size = [most, 4, 2, 1].into_iter().find(|&size| size <= count)?;
+        count -= size;
+        Some(size)
+    })
+}
+
+impl Cpu {
+    /// The rows of `x` in tiles.
+    pub(super) fn tiles(&self, x: &Tensor) -> Vec<Tile> {
+        let most = if tile_rows(self.arch) == 8 { MOST_ROWS } else { MOST_ROWS / 2 };
+        let mut rest = x.data.as_slice();
+        let mut tiles: Vec<(&[f32], Tile)> = tile_heights(x.rows(), most)
+            .map(|rows| {
+                let (own, others) = rest.split_at(rows * x.columns);
+                rest = others;
+                (own, Tile { rows, data: Vec::new() })
+            })
+            .collect();
+        self.each(tiles.iter_mut().collect(), x.data.len(), |(rows, tile)| {
+            *tile = Tile::of(rows.chunks_exact(x.columns), x.columns);
+        });
+        tiles.into_iter().map(|(_, tile)| tile).collect()
+    }
+}
+
+/// All rows times some panels.
+pub(super) struct PanelProducts<'a, 'b> {
+    pub(super) tiles: &'a [Tile],
+    pub(super) columns: &'a mut Columns<'b>,
+}
+
+impl WithSimd for PanelProducts<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        if let [tile] = self.tiles
+            && tile.rows <= FEW_ROWS
+        {
+            return match &self.columns.matrix.weights {
+                Weights::F16(w) => few_rows(simd, w, tile, self.columns),
+                Weights::Bf16(w) => few_rows(simd, w, tile, self.columns),
+                Weights::F32(w) => few_rows(simd, w, tile, self.columns),
+                #[cfg(target_arch = "x86_64")]
+                _ => {}
+            };
+        }
+        let Columns { matrix, panel: first, rows, .. } = self.columns;
+        let mut space = [0f32; BLOCK * PANEL];
+        let width = rows.first().map_or(0, |row| row.len());
+        for start in (0..matrix.inputs).step_by(BLOCK) {
+            let end = matrix.inputs.min(start + BLOCK);
+            for (panel, column) in (*first..).zip((0..width).step_by(PANEL)) {
+                let block = matrix.block(panel, start..end, &mut space);
+                let mut rest = &mut rows[..];
+                for tile in self.tiles {
+                    let (rows, others) = rest.split_at_mut(tile.rows);
+                    rest = others;
+                    let x = &tile.data[start * tile.rows..end * tile.rows];
+                    with_rows!(tile.rows, |ROWS| multiply::<S, ROWS>(simd, x, block, rows, column));
+                }
+            }
+        }
+    }
+}
+
+/// So few rows that unpacking weights on the way to the product costs less than going through memory with them.
+const FEW_ROWS: usize = 4;
+
+#[inline(always)]
+fn few_rows<S: Simd, T: Element>(simd: S, w: &[T], tile: &Tile, columns: &mut Columns<'_>) {
+    let Columns { matrix, panel: first, rows, .. } = columns;
+    let width = rows.first().map_or(0, |row| row.len());
+    for (panel, column) in (*first..).zip((0..width).step_by(PANEL)) {
+        let w = &w[panel * matrix.inputs * PANEL..(panel + 1) * matrix.inputs * PANEL];
+        match tile.rows {
+            1 => stream::<S, T, 1>(simd, &tile.data, w, rows, column),
+            2 => stream::<S, T, 2>(simd, &tile.data, w, rows, column),
+            3 => stream::<S, T, 3>(simd, &tile.data, w, rows, column),
+            _ => stream::<S, T, FEW_ROWS>(simd, &tile.data, w, rows, column),
+        }
+    }
+}
+
+#[inline(always)]
+fn stream<S: Simd, T: Element, const ROWS: usize>(simd: S, x: &[f32], w: &[T], rows: &mut [&mut [f32]], column: usize) {
+    let mut sums = [[0f32; PANEL]; ROWS];
+    for (x, w) in x.as_chunks::<ROWS>().0.iter().zip(w.as_chunks::<PANEL>().0) {
+        let mut space = [0f32; PANEL];
+        let w: &[f32] = T::widen(simd, w, &mut space);
+        for (sums, x) in sums.iter_mut().zip(x) {
+            sums.iter_mut().zip(w).for_each(|(sum, w)| *sum = x.mul_add(*w, *sum));
+        }
+    }
+    store_panel(&sums, rows, column);
+}
+
+#[inline(always)]
+fn multiply<S: Simd, const ROWS: usize>(simd: S, x: &[f32], block: &[f32], rows: &mut [&mut [f32]], column: usize) {
+    let mut sums = load_panel::<ROWS>(rows, column);
+    multiply_tile::<S, ROWS, PANEL>(simd, x, block, PANEL, sums.as_flattened_mut(), PANEL);
+    store_panel(&sums, rows, column);
+}
+/// `y += xᵀ · b` for `x` `[inputs][ROWS]`, `b` `[inputs][b_stride]` and `y` `[ROWS][y_stride]`, of which the first WIDTH
+/// columns count. WIDTH is a multiple of 16. The last row of `b` may end after its WIDTH columns.
+#[inline(always)]
+pub(crate) fn multiply_tile<S: Simd, const ROWS: usize, const WIDTH: usize>(
+    simd: S,
+    x: &[f32],
+    b: &[f32],
+    b_stride: usize,
+    y: &mut [f32],
+    y_stride: usize,
+) {
+    // Two vectors side by side hide the latency of the multiplications, where WIDTH has room for two.
+    let vectors = if WIDTH >= 2 * S::F32_LANES { 2 } else { 1 };
+    let width = vectors * S::F32_LANES;
+    for column in (0..WIDTH).step_by(width) {
+        let (b, y) = (b.get(column..).unwrap_or_default(), &mut y[column..]);
+        match vectors {
+            2 => multiply_strip::<S, ROWS, 2>(simd, x, b, b_stride, y, y_stride),
+            _ => multiply_strip::<S, ROWS, 1>(simd, x, b, b_stride, y, y_stride),
+        }
+    }
+}
+
+#[inline(always)]
+fn multiply_strip<S: Simd, const ROWS: usize, const VECTORS: usize>(
+    simd: S,
+    x: &[f32],
+    b: &[f32],
+    b_stride: usize,
+    y: &mut [f32],
+    y_stride: usize,
+) {
+    let width = VECTORS * S::F32_LANES;
+    let mut sums = [[simd.splat_f32s(0.0); VECTORS]; ROWS];
+    for (row, sums) in sums.iter_mut().enumerate() {
+        sums.copy_from_slice(S::as_simd_f32s(&y[row * y_stride..][..width]).0);
+    }
+    let (x, _) = x.as_chunks::<ROWS>();
+    for (x, b) in x.iter().zip(b.chunks(b_stride)) {
+        let b = &S::as_simd_f32s(&b[..width]).0[..VECTORS];
+        for (sums, &x) in sums.iter_mut().zip(x) {
+            let x = simd.splat_f32s(x);
+            for (sum, &b) in sums.iter_mut().zip(b) {
+                *sum = simd.mul_add_f32s(x, b, *sum);
+            }
+        }
+    }
+    for (row, sums) in sums.iter().enumerate() {
+        S::as_mut_simd_f32s(&mut y[row * y_stride..][..width]).0.copy_from_slice(sums);
+    }
+}

@@ -1,0 +1,282 @@
+//! Weights and the product with them.
+//!
+//! A matrix is packed into panels of [`PANEL`] outputs, input by input. A product is cut into runs of panels, which threads
+//! share. Of each run a block of inputs is taken at a time: it stays in a core's cache, and so do those inputs of all rows of
+//! `x`, which meet it in tiles of [`MOST_ROWS`] rows. Each output adds its products up in the order of the inputs, whatever the
+//! tile, so rows do not notice their neighbours.
+
+#[cfg(target_arch = "x86_64")]
+mod bf16_pairs;
+mod float;
+
+use amem_core::transformer::WeightTensor;
+use amem_core::{Dtype, Error, Result};
+use bytemuck::Pod;
+use half::{bf16, f16};
+
+use crate::pages::Pages;
+use crate::{Cpu, Tensor};
+
+pub(crate) use float::{Tile, multiply_tile, tile_rows, tile_sizes};
+
+/// Outputs in a panel.
+const PANEL: usize = 32;
+/// Rows of a tile at most.
+const MOST_ROWS: usize = 12;
+
+/// A weight matrix, packed: `[panels][inputs][PANEL]`, the last panel filled up with zeros.
+pub struct Matrix {
+    outputs: usize,
+    inputs: usize,
+    weights: Weights,
+}
+
+enum Weights {
+    F32(Pages<f32>),
+    F16(Pages<f16>),
+    Bf16(Pages<bf16>),
+    /// Inputs in pairs: `[panels][inputs / 2][PANEL][2]`.
+    #[cfg(target_arch = "x86_64")]
+    Bf16Pairs(Pages<bf16_pairs::Pairs>, crate::isa::Avx512Bf16),
+}
+
+impl Cpu {
+    /// Packs a matrix for the kernels that will read it.
+    pub(crate) fn pack(&self, tensor: &WeightTensor<'_>) -> Result<Matrix> {
+        let WeightTensor { dtype, rows: outputs, columns: inputs, bytes, .. } = *tensor;
+        let expected = outputs.checked_mul(inputs).and_then(|n| n.checked_mul(dtype.size()));
+        if expected != Some(bytes.len()) || outputs == 0 || inputs == 0 {
+            let reason = format!("a matrix of {outputs} × {inputs} numbers does not have {} bytes", bytes.len());
+            return Err(Error::BadValue { what: "weights", value: reason, expected: "one number for each entry" });
+        }
+        let shape = (outputs, inputs);
+        let weights = match dtype {
+            Dtype::F32 => Weights::F32(self.panels(shape, bytes, f32::from_le_bytes)?),
+            Dtype::F16 => Weights::F16(self.panels(shape, bytes, f16::from_le_bytes)?),
+            #[cfg(target_arch = "x86_64")]
+            Dtype::Bf16 if let Some(isa) = self.isa.bf16.filter(|_| self.is_fast()) => {
+                Weights::Bf16Pairs(self.pairs(shape, bytes)?, isa)
+            }
+            Dtype::Bf16 => Weights::Bf16(self.panels(shape, bytes, bf16::from_le_bytes)?),
+            other => {
+                let value = format!("{other:?}");
+                return Err(Error::BadValue { what: "weights", value, expected: "in F32, F16 or BF16" });
+            }
+        };
+        Ok(Matrix { outputs, inputs, weights })
+    }
+
+    /// Numbers input by input, in panels.
+    fn panels<T: Pod + Send + Sync, const SIZE: usize>(
+        &self,
+        (outputs, inputs): (usize, usize),
+        bytes: &[u8],
+        read: impl Fn([u8; SIZE]) -> T + Send + Sync,
+    ) -> Result<Pages<T>> {
+        self.packed(outputs, inputs, PANEL, bytes, |rows: &[[u8; SIZE]], panel: &mut [T]| {
+            // In parts of rows that stay in the cache with what is made of them.
+            const PART: usize = 64;
+            for start in (0..inputs).step_by(PART) {
+                let part = start..inputs.min(start + PART);
+                let to = &mut panel[part.start * PANEL..part.end * PANEL];
+                for (output, row) in rows.chunks_exact(inputs).enumerate() {
+                    for (to, &number) in to[output..].iter_mut().step_by(PANEL).zip(&row[part.clone()]) {
+                        *to = read(number);
+                    }
+                }
+            }
+        })
+    }
+
+    /// Memory of `panel_inputs` times `width` numbers for each panel, filled panel by panel on all threads from the rows of
+    /// the panel's outputs.
+    fn packed<T: Pod + Send + Sync, const SIZE: usize>(
+        &self,
+        outputs: usize,
+        units: usize,
+        width: usize,
+        bytes: &[u8],
+        fill: impl Fn(&[[u8; SIZE]], &mut [T]) + Send + Sync,
+    ) -> Result<Pages<T>> {
+        let numbers = bytes.as_chunks::<SIZE>().0;
+        let (panels, row) = (outputs.div_ceil(PANEL), numbers.len() / outputs.max(1));
+        let mut packed = Pages::zeros(panels.saturating_mul(units).saturating_mul(width))?;
+        let rows = numbers.chunks(PANEL * row);
+        let parts = packed.chunks_exact_mut(units * width).zip(rows).collect();
+        self.each(parts, numbers.len(), |(panel, rows)| fill(rows, panel));
+        Ok(packed)
+    }
+}
+
+impl Matrix {
+    pub(crate) fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    /// Appends one row, as an embedding table is read. A row that is not there reads as zeros.
+    pub(crate) fn read_row(&self, index: usize, row: &mut Vec<f32>) {
+        let (panel, lane) = (index / PANEL, index % PANEL);
+        if index >= self.outputs {
+            return row.resize(row.len() + self.inputs, 0.0);
+        }
+        let start = panel * PANEL * self.inputs + lane;
+        match &self.weights {
+            Weights::F32(w) => row.extend(w[start..].iter().step_by(PANEL).take(self.inputs)),
+            Weights::F16(w) => row.extend(w[start..].iter().step_by(PANEL).take(self.inputs).map(|x| x.to_f32())),
+            Weights::Bf16(w) => row.extend(w[start..].iter().step_by(PANEL).take(self.inputs).map(|x| x.to_f32())),
+            #[cfg(target_arch = "x86_64")]
+            Weights::Bf16Pairs(w, _) => {
+                let pairs = self.inputs.div_ceil(2);
+                let numbers = w[panel * pairs..(panel + 1) * pairs].iter().flat_map(|pairs| pairs.of(lane));
+                row.extend(numbers.take(self.inputs));
+            }
+        }
+    }
+}
+
+/// What is to be multiplied: the rows of `x` as a kind of kernels wants them.
+enum Input {
+    F32(Vec<Tile>),
+    #[cfg(target_arch = "x86_64")]
+    Bf16Pairs(Vec<bf16_pairs::PairTile>),
+}
+
+/// Some columns of the rows of a product, which one task computes.
+struct Columns<'a> {
+    matrix: &'a Matrix,
+    bias: Option<&'a [f32]>,
+    /// The first of its panels.
+    panel: usize,
+    /// Its columns of each row.
+    rows: Vec<&'a mut [f32]>,
+}
+
+impl Cpu {
+    /// `x · wᵀ + bias`.
+    pub(crate) fn multiply(&self, x: &Tensor, w: &Matrix, bias: Option<&[f32]>) -> Tensor {
+        let [product] = self.multiply_each(x, [(w, bias)]);
+        product
+    }
+
+    /// `x · wᵀ + bias` for several matrices of one kind of numbers.
+    pub(crate) fn multiply_each<const N: usize>(
+        &self,
+        x: &Tensor,
+        weights: [(&Matrix, Option<&[f32]>); N],
+    ) -> [Tensor; N] {
+        let rows = x.rows();
+        let mut products = weights.map(|(w, _)| Tensor { columns: w.outputs, data: vec![0f32; rows * w.outputs] });
+        if rows == 0 {
+            return products;
+        }
+        let mut inputs: Vec<(std::mem::Discriminant<Weights>, Input)> = Vec::new();
+        for (w, _) in weights {
+            let kind = std::mem::discriminant(&w.weights);
+            if !inputs.iter().any(|(known, _)| *known == kind) {
+                inputs.push((kind, self.input(x, w)));
+            }
+        }
+        let outputs: usize = weights.iter().map(|(w, _)| w.outputs).sum();
+        let work = rows * x.columns * outputs;
+        // Enough tasks that threads end at about the same time, each with enough panels to be worth its while.
+        let panels = outputs.div_ceil(PANEL);
+        let each = panels.div_ceil(8 * self.threads.count()).max(if rows == 1 { 4 } else { 1 });
+        let mut tasks = Vec::new();
+        for ((matrix, bias), product) in weights.into_iter().zip(&mut products) {
+            tasks.extend(columns(matrix, bias, &mut product.data, each));
+        }
+        self.each(tasks, work, |mut columns| {
+            let kind = std::mem::discriminant(&columns.matrix.weights);
+            let Some((_, input)) = inputs.iter().find(|(known, _)| *known == kind) else { return };
+            self.columns(input, &mut columns);
+            if let Some(bias) = columns.bias {
+                let bias = &bias[columns.panel * PANEL..];
+                for row in columns.rows {
+                    row.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+                }
+            }
+        });
+        products
+    }
+
+    fn input(&self, x: &Tensor, w: &Matrix) -> Input {
+        match &w.weights {
+            #[cfg(target_arch = "x86_64")]
+            Weights::Bf16Pairs(_, isa) => Input::Bf16Pairs(self.pair_tiles(x, *isa)),
+            _ => Input::F32(self.tiles(x)),
+        }
+    }
+
+    fn columns(&self, input: &Input, columns: &mut Columns<'_>) {
+        match (&columns.matrix.weights, input) {
+            #[cfg(target_arch = "x86_64")]
+            (Weights::Bf16Pairs(w, isa), Input::Bf16Pairs(tiles)) => isa.columns(w, tiles, columns),
+            (_, Input::F32(tiles)) => self.arch.dispatch(float::PanelProducts { tiles, columns }),
+            #[cfg(target_arch = "x86_64")]
+            _ => {}
+        }
+    }
+}
+
+/// Cuts a product into tasks of `each` panels.
+fn columns<'a>(
+    matrix: &'a Matrix,
+    bias: Option<&'a [f32]>,
+    product: &'a mut [f32],
+    each: usize,
+) -> impl Iterator<Item = Columns<'a>> {
+    let rows = product.len() / matrix.outputs;
+    let count = matrix.outputs.div_ceil(PANEL * each);
+    let mut tasks: Vec<Columns<'a>> =
+        (0..count).map(|task| Columns { matrix, bias, panel: task * each, rows: Vec::with_capacity(rows) }).collect();
+    for row in product.chunks_exact_mut(matrix.outputs) {
+        for (task, part) in tasks.iter_mut().zip(row.chunks_mut(PANEL * each)) {
+            task.rows.push(part);
+        }
+    }
+    tasks.into_iter()
+}
+
+/// How many rows each tile has, when `count` rows are cut into tiles of at most `most`, about equally high.
+fn tile_heights(count: usize, most: usize) -> impl Iterator<Item = usize> {
+    let tiles = count.div_ceil(most);
+    (0..tiles).map(move |tile| count * (tile + 1) / tiles - count * tile / tiles)
+}
+
+/// The numbers of a panel in some rows' columns; zeros where the last panel is not full.
+fn load_panel<const ROWS: usize>(rows: &[&mut [f32]], first: usize) -> [[f32; PANEL]; ROWS] {
+    let mut sums = [[0f32; PANEL]; ROWS];
+    for (sums, row) in sums.iter_mut().zip(rows) {
+        let row = row.get(first..).unwrap_or_default();
+        match row.first_chunk::<PANEL>() {
+            Some(row) => *sums = *row,
+            None => sums[..row.len()].copy_from_slice(row),
+        }
+    }
+    sums
+}
+
+/// Puts them back.
+fn store_panel<const ROWS: usize>(sums: &[[f32; PANEL]; ROWS], rows: &mut [&mut [f32]], first: usize) {
+    for (sums, row) in sums.iter().zip(rows) {
+        let row = row.get_mut(first..).unwrap_or_default();
+        match row.first_chunk_mut::<PANEL>() {
+            Some(row) => *row = *sums,
+            None => row.copy_from_slice(&sums[..row.len()]),
+        }
+    }
+}
+
+/// Runs `$body` with `$rows` as a constant, for each number of rows that a tile may have.
+macro_rules! with_rows {
+    ($count:expr, |$rows:ident| $body:expr) => {
+        $crate::products::with_rows!(@each $count, $rows, $body, 1 2 3 4 5 6 7 8 9 10 11 12)
+    };
+    (@each $count:expr, $rows:ident, $body:expr, $($n:literal)*) => {
+        match $count {
+            $($n => { const $rows: usize = $n; $body })*
+            _ => {}
+        }
+    };
+}
+use with_rows;
