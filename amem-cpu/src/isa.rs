@@ -44,7 +44,7 @@ pub(crate) struct Avx512Vnni(());
 
 /// A proof that the machine has AVX-512 with BF16.
 #[cfg(target_arch = "x86_64")]
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Avx512Bf16(());
 
 /// The instructions that kernels may use.
@@ -54,7 +54,6 @@ pub(crate) struct Isa {
     /// For kernels of one source.
     pub(crate) arch: Arch,
     #[cfg(target_arch = "x86_64")]
-    #[allow(dead_code)]
     pub(crate) vnni: Option<Avx512Vnni>,
     #[cfg(target_arch = "x86_64")]
     pub(crate) bf16: Option<Avx512Bf16>,

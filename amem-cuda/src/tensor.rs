@@ -59,7 +59,8 @@ impl Vector {
 }
 
 impl Matrix {
-    /// Uploads a matrix. Bytes that have the right type already go to the GPU as they lie in the file.
+    /// Uploads a matrix. Bytes that have the right type already go to the GPU as they lie in the file; others are decoded
+    /// into the precision that is computed in, quantised ones too.
     pub(crate) fn upload(
         device: &Arc<Device>,
         precision: Precision,
@@ -67,28 +68,19 @@ impl Matrix {
         logits: bool,
     ) -> amem_core::Result<Self> {
         let (outputs, inputs, from, to) = (tensor.rows, tensor.columns, tensor.dtype, precision.dtype());
-        let numbers = outputs.checked_mul(inputs).filter(|numbers| *numbers > 0);
-        let expected = numbers.and_then(|numbers| numbers.checked_mul(from.size()));
-        if expected != Some(tensor.bytes.len()) {
+        if !tensor.is_complete() {
             let value = format!("{} bytes for {outputs} × {inputs} numbers", tensor.bytes.len());
             return Err(Error::BadValue { what: "weights", value, expected: "one number for each entry" });
         }
-        if !matches!(from, Dtype::F32 | Dtype::F16 | Dtype::Bf16) {
-            return Err(Error::BadValue {
-                what: "weights",
-                value: format!("{from:?}"),
-                expected: "in F32, F16 or BF16",
-            });
-        }
-        let numbers = tensor.bytes.len() / from.size();
-        let weights = Buffer::new(device, numbers * to.size())?;
-        if from == to && cfg!(target_endian = "little") {
+        let weights = Buffer::new(device, (outputs * inputs).saturating_mul(to.size()))?;
+        if from.plain() == Some(to) && cfg!(target_endian = "little") {
             device.write(&weights, 0, tensor.bytes)?;
         } else {
+            // A whole number of blocks of any type.
             const PIECE: usize = 1 << 20;
             let (mut wide, mut narrow) = (vec![0f32; PIECE], Vec::new());
-            for (index, piece) in tensor.bytes.chunks(PIECE * from.size()).enumerate() {
-                let wide = &mut wide[..piece.len() / from.size()];
+            for (index, piece) in tensor.bytes.chunks(PIECE / from.block() * from.block_bytes()).enumerate() {
+                let wide = &mut wide[..piece.len() / from.block_bytes() * from.block()];
                 from.decode(piece, wide);
                 narrow.clear();
                 to.encode(wide, &mut narrow);

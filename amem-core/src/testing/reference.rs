@@ -127,8 +127,7 @@ impl Backend for Reference {
     }
 
     fn matrix(&self, tensor: &WeightTensor<'_>) -> Result<Table> {
-        let numbers = tensor.rows.checked_mul(tensor.columns).filter(|numbers| *numbers > 0);
-        if numbers.and_then(|numbers| numbers.checked_mul(tensor.dtype.size())) != Some(tensor.bytes.len()) {
+        if !tensor.is_complete() {
             let value = format!("{} bytes", tensor.bytes.len());
             return Err(Error::BadValue { what: "weights", value, expected: "one number for each entry" });
         }

@@ -102,10 +102,11 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// What it computes with.
     fn numerics(&self) -> Numerics;
 
-    /// Packs a matrix. What it is for stands in [`WeightTensor::role`].
+    /// Packs a matrix. What it is for stands in [`WeightTensor::role`]. Blocks of a type that the backend has no kernel
+    /// for are decoded into one that it has.
     ///
     /// # Errors
-    /// [`Error::BadValue`](crate::Error::BadValue) when there are not as many bytes as numbers need,
+    /// [`Error::BadValue`](crate::Error::BadValue) when there are not as many bytes as the shape needs,
     /// [`Error::Full`](crate::Error::Full) when there is no memory for it.
     fn matrix(&self, tensor: &WeightTensor<'_>) -> Result<Self::Matrix>;
 

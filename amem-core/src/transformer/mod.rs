@@ -15,6 +15,7 @@ mod select;
 mod settings;
 mod source;
 mod text;
+mod weight_type;
 mod weights;
 
 use std::any::Any;
@@ -28,6 +29,7 @@ pub use graph::{AttentionWeights, Linear, MlpWeights};
 pub use rope::Rope;
 pub use source::ModelSource;
 pub use text::HfChat;
+pub use weight_type::WeightType;
 pub use weights::{WeightLayer, WeightRole, WeightTensor, Weights};
 
 use crate::model::STEP_ROWS;

@@ -9,7 +9,7 @@ use safetensors::SafeTensors;
 
 use super::config::unsupported;
 use super::settings::{Settings, bad_model};
-use super::{Config, ModelSource};
+use super::{Config, ModelSource, WeightType};
 use crate::{Dtype, Fingerprint, Result};
 
 const SINGLE: &str = "model.safetensors";
@@ -52,24 +52,29 @@ pub struct WeightTensor<'a> {
     /// The layer that it belongs to, if it belongs to one.
     pub layer: Option<usize>,
     /// How its numbers are written, little-endian.
-    pub dtype: Dtype,
+    pub dtype: WeightType,
     /// Outputs of a projection, tokens of an embedding, 1 for a vector.
     pub rows: usize,
     /// Inputs of a projection, numbers of a vector.
     pub columns: usize,
-    /// `rows * columns` numbers.
+    /// `rows * columns` numbers, row after row: [`WeightType::matrix_bytes`].
     pub bytes: &'a [u8],
 }
 
 impl<'a> WeightTensor<'a> {
     /// A tensor outside of any layer.
-    pub fn new(role: WeightRole, dtype: Dtype, rows: usize, columns: usize, bytes: &'a [u8]) -> Self {
-        Self { role, layer: None, dtype, rows, columns, bytes }
+    pub fn new(role: WeightRole, dtype: impl Into<WeightType>, rows: usize, columns: usize, bytes: &'a [u8]) -> Self {
+        Self { role, layer: None, dtype: dtype.into(), rows, columns, bytes }
+    }
+
+    /// Whether it has as many bytes as its shape needs, and not none.
+    pub fn is_complete(&self) -> bool {
+        !self.bytes.is_empty() && self.dtype.matrix_bytes(self.rows, self.columns) == Some(self.bytes.len())
     }
 
     /// Its numbers, widened without loss: `[rows][columns]`.
     pub fn to_f32(&self) -> Vec<f32> {
-        let mut numbers = vec![0.0; self.bytes.len() / self.dtype.size()];
+        let mut numbers = vec![0.0; self.bytes.len() / self.dtype.block_bytes() * self.dtype.block()];
         self.dtype.decode(self.bytes, &mut numbers);
         numbers
     }
@@ -254,9 +259,9 @@ impl<'a> Tensors<'a> {
             return Err(bad_model(&raw.file, reason));
         }
         let dtype = match raw.dtype {
-            safetensors::Dtype::F32 => Dtype::F32,
-            safetensors::Dtype::F16 => Dtype::F16,
-            safetensors::Dtype::BF16 => Dtype::Bf16,
+            safetensors::Dtype::F32 => WeightType::F32,
+            safetensors::Dtype::F16 => WeightType::F16,
+            safetensors::Dtype::BF16 => WeightType::Bf16,
             other => return unsupported(format!("tensor {name} in {other:?}"), "F32, F16 and BF16 are"),
         };
         let (rows, columns) = match shape {
@@ -329,7 +334,7 @@ mod tests {
         assert_eq!(weights.layers.len(), 5);
         assert!(weights.lm_head.is_none());
         let q = weights.layers[4].q;
-        assert_eq!((q.dtype, q.rows, q.columns, q.bytes.len()), (Dtype::F16, 256, 128, 256 * 128 * 2));
+        assert_eq!((q.dtype, q.rows, q.columns, q.bytes.len()), (WeightType::F16, 256, 128, 256 * 128 * 2));
         assert!(weights.norm.to_f32().iter().all(|number| number.is_finite()));
         assert_eq!((weights.norm.rows, weights.norm.columns), (1, 128));
     }

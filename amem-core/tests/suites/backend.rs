@@ -239,9 +239,7 @@ impl Backend for Faulty {
     }
 
     fn matrix(&self, tensor: &WeightTensor<'_>) -> Result<Table> {
-        let wanted =
-            tensor.rows.checked_mul(tensor.columns).and_then(|numbers| numbers.checked_mul(tensor.dtype.size()));
-        let Some(wanted) = wanted else { return INNER.matrix(tensor) };
+        let Some(wanted) = tensor.dtype.matrix_bytes(tensor.rows, tensor.columns) else { return INNER.matrix(tensor) };
         let mut bytes = tensor.bytes.to_vec();
         match self.0 {
             Some(Fault::TakesTooFewBytes) => bytes.resize(wanted.max(bytes.len()), 0),

@@ -27,7 +27,6 @@ impl Matrix {
                 }
             }
             // Other kinds have products of their own.
-            #[cfg(target_arch = "x86_64")]
             _ => space.fill(0.0),
         }
         space
@@ -112,7 +111,6 @@ impl WithSimd for PanelProducts<'_, '_> {
                 Weights::F16(w) => few_rows(simd, w, tile, self.columns),
                 Weights::Bf16(w) => few_rows(simd, w, tile, self.columns),
                 Weights::F32(w) => few_rows(simd, w, tile, self.columns),
-                #[cfg(target_arch = "x86_64")]
                 _ => {}
             };
         }

@@ -7,15 +7,18 @@
 
 #[cfg(target_arch = "x86_64")]
 mod bf16_pairs;
+mod blocks;
 mod float;
+mod quantized;
 
-use amem_core::transformer::WeightTensor;
-use amem_core::{Dtype, Error, Result};
+use amem_core::transformer::{WeightRole, WeightTensor, WeightType};
+use amem_core::{Error, Result};
 use bytemuck::Pod;
 use half::{bf16, f16};
 
 use crate::pages::Pages;
-use crate::{Cpu, Tensor};
+use crate::{Cpu, Tensor, WeightFormat};
+use quantized::{ByteTile, Layout, Quantized};
 
 pub(crate) use float::{Tile, multiply_tile, tile_rows, tile_sizes};
 
@@ -38,30 +41,36 @@ enum Weights {
     /// Inputs in pairs: `[panels][inputs / 2][PANEL][2]`.
     #[cfg(target_arch = "x86_64")]
     Bf16Pairs(Pages<bf16_pairs::Pairs>, crate::isa::Avx512Bf16),
+    Quantized(Quantized),
 }
 
 impl Cpu {
     /// Packs a matrix for the kernels that will read it.
     pub(crate) fn pack(&self, tensor: &WeightTensor<'_>) -> Result<Matrix> {
-        let WeightTensor { dtype, rows: outputs, columns: inputs, bytes, .. } = *tensor;
-        let expected = outputs.checked_mul(inputs).and_then(|n| n.checked_mul(dtype.size()));
-        if expected != Some(bytes.len()) || outputs == 0 || inputs == 0 {
+        let (outputs, inputs, bytes) = (tensor.rows, tensor.columns, tensor.bytes);
+        if !tensor.is_complete() {
             let reason = format!("a matrix of {outputs} × {inputs} numbers does not have {} bytes", bytes.len());
             return Err(Error::BadValue { what: "weights", value: reason, expected: "one number for each entry" });
         }
         let shape = (outputs, inputs);
-        let weights = match dtype {
-            Dtype::F32 => Weights::F32(self.panels(shape, bytes, f32::from_le_bytes)?),
-            Dtype::F16 => Weights::F16(self.panels(shape, bytes, f16::from_le_bytes)?),
+        let embeds = matches!(tensor.role, WeightRole::Embedding | WeightRole::LmHead | WeightRole::TiedEmbedding);
+        let weights = match (self.weights, tensor.dtype) {
+            (WeightFormat::Int4, _) if !embeds => Weights::Quantized(self.quantize(Layout::INT4, tensor)?),
+            (WeightFormat::Int4 | WeightFormat::Int8, _) => Weights::Quantized(self.quantize(Layout::INT8, tensor)?),
+            (_, WeightType::F32) => Weights::F32(self.panels(shape, bytes, f32::from_le_bytes)?),
+            (_, WeightType::F16) => Weights::F16(self.panels(shape, bytes, f16::from_le_bytes)?),
             #[cfg(target_arch = "x86_64")]
-            Dtype::Bf16 if let Some(isa) = self.isa.bf16.filter(|_| self.is_fast()) => {
+            (_, WeightType::Bf16) if let Some(isa) = self.isa.bf16.filter(|_| self.is_fast()) => {
                 Weights::Bf16Pairs(self.pairs(shape, bytes)?, isa)
             }
-            Dtype::Bf16 => Weights::Bf16(self.panels(shape, bytes, bf16::from_le_bytes)?),
-            other => {
-                let value = format!("{other:?}");
-                return Err(Error::BadValue { what: "weights", value, expected: "in F32, F16 or BF16" });
-            }
+            (_, WeightType::Bf16) => Weights::Bf16(self.panels(shape, bytes, bf16::from_le_bytes)?),
+            (_, quantized) => match Layout::of(quantized).filter(|_| self.is_fast()) {
+                Some(layout) => Weights::Quantized(self.take_blocks(layout, tensor)?),
+                None => {
+                    let numbers: Vec<u8> = tensor.to_f32().iter().flat_map(|number| number.to_ne_bytes()).collect();
+                    Weights::F32(self.panels(shape, &numbers, f32::from_ne_bytes)?)
+                }
+            },
         };
         Ok(Matrix { outputs, inputs, weights })
     }
@@ -113,6 +122,15 @@ impl Matrix {
         self.inputs
     }
 
+    fn input_kind(&self) -> InputKind {
+        match &self.weights {
+            Weights::F32(_) | Weights::F16(_) | Weights::Bf16(_) => InputKind::F32,
+            #[cfg(target_arch = "x86_64")]
+            Weights::Bf16Pairs(_, isa) => InputKind::Bf16Pairs(*isa),
+            Weights::Quantized(w) => InputKind::Bytes(w.layout().group),
+        }
+    }
+
     /// Appends one row, as an embedding table is read. A row that is not there reads as zeros.
     pub(crate) fn read_row(&self, index: usize, row: &mut Vec<f32>) {
         let (panel, lane) = (index / PANEL, index % PANEL);
@@ -130,15 +148,27 @@ impl Matrix {
                 let numbers = w[panel * pairs..(panel + 1) * pairs].iter().flat_map(|pairs| pairs.of(lane));
                 row.extend(numbers.take(self.inputs));
             }
+            Weights::Quantized(w) => w.read_row(index, self.inputs, row),
         }
     }
 }
 
-/// What is to be multiplied: the rows of `x` as a kind of kernels wants them.
+/// How a kind of kernels wants the rows of `x`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum InputKind {
+    F32,
+    #[cfg(target_arch = "x86_64")]
+    Bf16Pairs(crate::isa::Avx512Bf16),
+    /// With so many inputs in a group.
+    Bytes(usize),
+}
+
+/// The rows of `x`, so.
 enum Input {
     F32(Vec<Tile>),
     #[cfg(target_arch = "x86_64")]
     Bf16Pairs(Vec<bf16_pairs::PairTile>),
+    Bytes(Vec<ByteTile>),
 }
 
 /// Some columns of the rows of a product, which one task computes.
@@ -169,11 +199,11 @@ impl Cpu {
         if rows == 0 {
             return products;
         }
-        let mut inputs: Vec<(std::mem::Discriminant<Weights>, Input)> = Vec::new();
+        let mut inputs: Vec<(InputKind, Input)> = Vec::new();
         for (w, _) in weights {
-            let kind = std::mem::discriminant(&w.weights);
+            let kind = w.input_kind();
             if !inputs.iter().any(|(known, _)| *known == kind) {
-                inputs.push((kind, self.input(x, w)));
+                inputs.push((kind, self.input(x, kind)));
             }
         }
         let outputs: usize = weights.iter().map(|(w, _)| w.outputs).sum();
@@ -186,7 +216,7 @@ impl Cpu {
             tasks.extend(columns(matrix, bias, &mut product.data, each));
         }
         self.each(tasks, work, |mut columns| {
-            let kind = std::mem::discriminant(&columns.matrix.weights);
+            let kind = columns.matrix.input_kind();
             let Some((_, input)) = inputs.iter().find(|(known, _)| *known == kind) else { return };
             self.columns(input, &mut columns);
             if let Some(bias) = columns.bias {
@@ -199,11 +229,12 @@ impl Cpu {
         products
     }
 
-    fn input(&self, x: &Tensor, w: &Matrix) -> Input {
-        match &w.weights {
+    fn input(&self, x: &Tensor, kind: InputKind) -> Input {
+        match kind {
+            InputKind::F32 => Input::F32(self.tiles(x)),
             #[cfg(target_arch = "x86_64")]
-            Weights::Bf16Pairs(_, isa) => Input::Bf16Pairs(self.pair_tiles(x, *isa)),
-            _ => Input::F32(self.tiles(x)),
+            InputKind::Bf16Pairs(isa) => Input::Bf16Pairs(self.pair_tiles(x, isa)),
+            InputKind::Bytes(group) => Input::Bytes(self.byte_tiles(x, group)),
         }
     }
 
@@ -211,8 +242,8 @@ impl Cpu {
         match (&columns.matrix.weights, input) {
             #[cfg(target_arch = "x86_64")]
             (Weights::Bf16Pairs(w, isa), Input::Bf16Pairs(tiles)) => isa.columns(w, tiles, columns),
+            (Weights::Quantized(w), Input::Bytes(tiles)) => self.byte_columns(w, tiles, columns),
             (_, Input::F32(tiles)) => self.arch.dispatch(float::PanelProducts { tiles, columns }),
-            #[cfg(target_arch = "x86_64")]
             _ => {}
         }
     }

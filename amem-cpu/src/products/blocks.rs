@@ -1,0 +1,202 @@
+//! How weights become codes: plain numbers are rounded, and the blocks of GGUF files are taken as they are.
+
+use amem_core::Result;
+use amem_core::transformer::{WeightTensor, WeightType};
+use half::f16;
+use pulp::{Simd, WithSimd};
+
+use super::quantized::{Group, Layout, Quantized};
+use crate::Cpu;
+
+impl Layout {
+    /// How the blocks of a type are kept. Their codes stay what they are; scales are those of the file, or, where a file has
+    /// them in two parts, the product of these as f16.
+    pub(super) fn of(weights: WeightType) -> Option<Self> {
+        let layout = |group, four_bits, offset, mins| Some(Self { group, four_bits, offset, mins });
+        match weights {
+            WeightType::Q8_0 => layout(32, false, 128, false),
+            WeightType::Q4_0 => layout(32, true, 8, false),
+            WeightType::Q4K => layout(32, true, 0, true),
+            WeightType::Q6K => layout(16, false, 32, false),
+            _ => None,
+        }
+    }
+}
+
+impl Cpu {
+    /// Rounds a matrix to codes.
+    pub(super) fn quantize(&self, layout: Layout, tensor: &WeightTensor<'_>) -> Result<Quantized> {
+        let (outputs, inputs) = (tensor.rows, tensor.columns);
+        let row_bytes = tensor.bytes.len() / outputs;
+        let row = |output: usize, numbers: &mut Vec<f32>| {
+            numbers.resize(inputs, 0.0);
+            tensor.dtype.decode(&tensor.bytes[output * row_bytes..(output + 1) * row_bytes], numbers);
+        };
+        // Scales are at most this.
+        let mut tops = vec![0f32; outputs];
+        self.each(tops.chunks_mut(64).enumerate().collect(), outputs * inputs, |(part, tops): (usize, &mut [f32])| {
+            let mut numbers = Vec::new();
+            for (output, top) in (part * 64..).zip(tops) {
+                row(output, &mut numbers);
+                *top = self.arch.dispatch(Largest(&numbers));
+            }
+        });
+        let levels = if layout.four_bits { 7.0 } else { 127.0 };
+        let largest = tops.into_iter().fold(0.0, f32::max) / levels;
+        Quantized::pack(self, layout, (outputs, inputs), largest, |output, groups| {
+            let mut numbers = Vec::new();
+            row(output, &mut numbers);
+            self.arch.dispatch(RoundRow { numbers: &numbers, layout, groups });
+        })
+    }
+
+    /// Takes over the blocks of a GGUF file.
+    pub(super) fn take_blocks(&self, layout: Layout, tensor: &WeightTensor<'_>) -> Result<Quantized> {
+        let &WeightTensor { dtype, rows: outputs, columns: inputs, bytes, .. } = tensor;
+        let row_bytes = bytes.len() / outputs;
+        let blocks = bytes.chunks_exact(dtype.block_bytes());
+        let largest = blocks.map(|block| largest_scale(dtype, block)).fold(0.0, f32::max);
+        Quantized::pack(self, layout, (outputs, inputs), largest, |output, groups| {
+            let row = &bytes[output * row_bytes..(output + 1) * row_bytes];
+            let groups = groups.chunks_exact_mut(dtype.block() / layout.group);
+            row.chunks_exact(dtype.block_bytes()).zip(groups).for_each(|(block, groups)| take(dtype, block, groups));
+        })
+    }
+}
+
+/// The f16 at a place of a block.
+fn half_at(block: &[u8], at: usize) -> f32 {
+    block.get(at..).and_then(<[u8]>::first_chunk).map_or(0.0, |bytes| f16::from_le_bytes(*bytes).to_f32())
+}
+
+/// No scale of a block is larger.
+fn largest_scale(dtype: WeightType, block: &[u8]) -> f32 {
+    match dtype {
+        WeightType::Q4K => 63.0 * half_at(block, 0).abs().max(half_at(block, 2).abs()),
+        WeightType::Q6K => 128.0 * half_at(block, 208).abs(),
+        _ => half_at(block, 0).abs(),
+    }
+}
+
+/// The groups of a block. The formats are those of [`WeightType`].
+fn take(dtype: WeightType, block: &[u8], groups: &mut [Group<'_>]) {
+    match (dtype, groups) {
+        (WeightType::Q8_0, [group]) => {
+            group.scale = half_at(block, 0);
+            group.codes.iter_mut().zip(&block[2..]).for_each(|(code, byte)| *code = byte ^ 0x80);
+        }
+        (WeightType::Q4_0, [group]) => {
+            group.scale = half_at(block, 0);
+            let (low, high) = group.codes.split_at_mut(16);
+            for ((low, high), byte) in low.iter_mut().zip(high).zip(&block[2..]) {
+                (*low, *high) = (byte & 15, byte >> 4);
+            }
+        }
+        (WeightType::Q4K, groups) => {
+            let (scale, min) = (half_at(block, 0), half_at(block, 2));
+            let packed = &block[4..16];
+            for (index, group) in groups.iter_mut().enumerate() {
+                // Eight scales and eight minima of six bits; the upper two bits of the last four are with the first four.
+                let (scale_bits, min_bits) = match index {
+                    0..4 => (packed[index] & 63, packed[index + 4] & 63),
+                    _ => (
+                        packed[index + 4] & 15 | packed[index - 4] >> 6 << 4,
+                        packed[index + 4] >> 4 | packed[index] >> 6 << 4,
+                    ),
+                };
+                (group.scale, group.min) = (scale * f32::from(scale_bits), min * f32::from(min_bits));
+                let shift = index % 2 * 4;
+                let bytes = &block[16 + index / 2 * 32..];
+                group.codes.iter_mut().zip(bytes).for_each(|(code, byte)| *code = byte >> shift & 15);
+            }
+        }
+        (WeightType::Q6K, groups) => {
+            let scale = half_at(block, 208);
+            for (index, group) in groups.iter_mut().enumerate() {
+                group.scale = scale * f32::from(block[192 + index] as i8);
+                for (at, code) in (index * 16..).zip(group.codes.iter_mut()) {
+                    // Each half of the block has 64 bytes with lower four bits and 32 bytes with upper two.
+                    let (half, at) = (at / 128, at % 128);
+                    let (quarter, byte) = (at / 32, at % 32);
+                    let low = block[half * 64 + quarter % 2 * 32 + byte] >> (quarter / 2 * 4) & 15;
+                    let high = block[128 + half * 32 + byte] >> (2 * quarter) & 3;
+                    *code = low | high << 4;
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
+/// The largest magnitude.
+struct Largest<'a>(&'a [f32]);
+
+impl WithSimd for Largest<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> f32 {
+        let mut tops = [0f32; 32];
+        let (chunks, rest) = self.0.as_chunks::<32>();
+        for chunk in chunks {
+            tops.iter_mut().zip(chunk).for_each(|(top, x)| *top = if x.abs() > *top { x.abs() } else { *top });
+        }
+        tops.iter().copied().chain(rest.iter().map(|x| x.abs())).fold(0.0, f32::max)
+    }
+}
+
+/// Rounds a row to codes, group by group.
+struct RoundRow<'a, 'g> {
+    numbers: &'a [f32],
+    layout: Layout,
+    groups: &'a mut [Group<'g>],
+}
+
+impl WithSimd for RoundRow<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Self { numbers, layout, groups } = self;
+        let offset = f32::from(layout.offset);
+        for (numbers, group) in numbers.chunks(layout.group).zip(groups) {
+            if layout.four_bits {
+                group.scale = scale_of_four_bits(numbers);
+            } else {
+                let top = numbers.iter().fold(0f32, |top, x| if x.abs() > top { x.abs() } else { top });
+                group.scale = top / 127.0;
+            }
+            let most = if layout.four_bits { 15.0 } else { 255.0 };
+            let inverse = if group.scale == 0.0 { 0.0 } else { 1.0 / group.scale };
+            for (code, x) in group.codes.iter_mut().zip(numbers) {
+                // Half to even; a number that is none becomes a code all the same.
+                *code = (x * inverse + offset).round_ties_even().clamp(0.0, most) as u8;
+            }
+        }
+    }
+}
+
+/// The scale by which a group loses least: of some that spread the sixteen codes differently, from -8 to 7 times the scale,
+/// the one with the least squared error.
+#[inline(always)]
+fn scale_of_four_bits(numbers: &[f32]) -> f32 {
+    let top = numbers.iter().fold(0f32, |top, &x| if x.abs() > top.abs() { x } else { top });
+    if top == 0.0 || !top.is_finite() {
+        return 0.0;
+    }
+    let (mut best, mut least) = (0.0, f32::INFINITY);
+    for spread in [-9.0, -8.5, -8.0, -7.5, -7.0, -6.5, 6.5, 7.0, 7.5] {
+        let (scale, inverse) = (top / spread, spread / top);
+        let error: f32 = numbers
+            .iter()
+            .map(|x| {
+                let rounded = (x * inverse).round_ties_even().clamp(-8.0, 7.0) * scale;
+                (x - rounded) * (x - rounded)
+            })
+            .sum();
+        if error < least {
+            (best, least) = (scale, error);
+        }
+    }
+    best
+}
