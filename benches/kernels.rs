@@ -11,7 +11,7 @@
 use std::thread;
 
 use amem_benches::{Race, random_numbers};
-use amem_core::transformer::{Backend, Rope, Row, Span, WeightRole, WeightTensor};
+use amem_core::transformer::{Attention, Backend, Rope, Row, Span, WeightRole, WeightTensor};
 use amem_core::{Dtype, KvShape};
 use amem_cpu::{Cache, Cpu, Matrix, Plan, Tensor};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -65,7 +65,9 @@ fn attention(criterion: &mut Criterion) {
             let bytes = 2 * dtype.size() * SHAPE.row() * SLOTS;
             let one = Throughput::Bytes(bytes as u64);
             race.throughput(if count == 1 { one } else { Throughput::Elements(operations as u64) });
-            race.lane(name, || backend.attend(cache, 0, &plan, &queries).expect("the shapes agree"));
+            race.lane(name, || {
+                backend.attend(cache, Attention::new(0, SHAPE.head_dim), &plan, &queries).expect("the shapes agree")
+            });
         }
         race.finish();
     }

@@ -172,7 +172,7 @@ fn load(backend: &Cpu, cache: &mut Cache, chunks: &[KvChunk], slot: usize) {
     let slots = (slot as u32..).step_by(TOKENS);
     let placement = |(chunk, slot)| Placement { chunk, table: &table, slot, position: slot };
     let placements: Vec<Placement<'_>> = chunks.iter().zip(slots).map(placement).collect();
-    backend.load_kv(cache, &rope, 0..SHAPE.layers, &placements).expect("the chunks can be read");
+    backend.load_kv(cache, &rope, &(0..SHAPE.layers).collect::<Vec<_>>(), &placements).expect("the chunks can be read");
 }
 
 fn segments(dir: &Path) -> Vec<PathBuf> {

@@ -7,9 +7,10 @@
 
 use std::ops::Range;
 
-use amem_core::transformer::{Row, Span};
+use amem_core::transformer::{Attention, Row, Span};
 use pulp::{Simd, WithSimd};
 
+use crate::activation::tanh;
 use crate::cache::{BLOCK_TOKENS, Cache, Head, LANES};
 use crate::elementwise::softmax;
 use crate::number::Element;
@@ -36,13 +37,13 @@ struct Task<'a> {
 
 impl Cpu {
     /// See [`Backend::attend`](amem_core::transformer::Backend::attend).
-    pub(crate) fn attention(&self, cache: &Cache, layer: usize, plan: &Plan, queries: &Tensor) -> Tensor {
+    pub(crate) fn attention(&self, cache: &Cache, attention: Attention, plan: &Plan, queries: &Tensor) -> Tensor {
         let head_dim = cache.shape.head_dim;
-        let tasks = self.tasks(cache, layer, plan, 0..plan.rows.len(), queries);
+        let tasks = self.tasks(cache, attention.layer, plan, 0..plan.rows.len(), queries);
         let work = work(&plan.rows, queries);
         let mut sums: Vec<Vec<f32>> = tasks.iter().map(|task| vec![0f32; task.queries.len() * head_dim]).collect();
         self.each(tasks.iter().zip(&mut sums).collect(), work, |(task, sums)| {
-            self.arch.dispatch(Attend { task, rows: &plan.rows, queries, result: Output::Sums(sums) });
+            self.arch.dispatch(Attend { task, attention, rows: &plan.rows, queries, result: Output::Sums(sums) });
         });
         let mut data = vec![0f32; queries.data.len()];
         for (task, sums) in tasks.iter().zip(&sums) {
@@ -57,21 +58,21 @@ impl Cpu {
     pub(crate) fn mass(
         &self,
         cache: &Cache,
-        layer: usize,
+        attention: Attention,
         plan: &Plan,
         rows: Range<usize>,
         queries: &Tensor,
         mass: &mut Tensor,
     ) {
         let asking = plan.rows.get(rows.clone()).unwrap_or_default();
-        let tasks = self.tasks(cache, layer, plan, rows, queries);
+        let tasks = self.tasks(cache, attention.layer, plan, rows, queries);
         // A sum for each run of tasks: enough to keep threads busy, and not one for every token of a long question.
         const SUMS: usize = 64;
         let runs: Vec<&[Task<'_>]> = tasks.chunks(tasks.len().div_ceil(SUMS).max(1)).collect();
         let mut masses = vec![vec![0f32; mass.data.len()]; runs.len()];
         self.each(runs.into_iter().zip(&mut masses).collect(), work(asking, queries), |(run, mass)| {
             for task in run {
-                self.arch.dispatch(Attend { task, rows: &plan.rows, queries, result: Output::Mass(mass) });
+                self.arch.dispatch(Attend { task, attention, rows: &plan.rows, queries, result: Output::Mass(mass) });
             }
         });
         for part in &masses {
@@ -120,6 +121,7 @@ fn work(rows: &[Row], queries: &Tensor) -> usize {
 /// One task: what its queries see, their scores and what becomes of them.
 struct Attend<'a> {
     task: &'a Task<'a>,
+    attention: Attention,
     rows: &'a [Row],
     queries: &'a Tensor,
     result: Output<'a>,
@@ -136,7 +138,7 @@ enum Output<'a> {
 /// Queries that go through the registers together.
 struct QueryTile<'a> {
     spans: Vec<&'a Span>,
-    /// Times 1/√head_dim.
+    /// Times the scale of their scores.
     queries: Tile,
     /// What they see of shared slots and of their own.
     segments: [Segment; 2],
@@ -196,9 +198,9 @@ impl WithSimd for Attend<'_> {
 impl Attend<'_> {
     #[inline(always)]
     fn run<S: Simd, T: Element>(self, simd: S, blocks: &[Vec<T>]) {
-        let Self { task, rows, queries, result } = self;
+        let Self { task, attention, rows, queries, result } = self;
         let head_dim = task.head_dim;
-        let mut tiles = tiles(task, rows, queries, if S::F32_LANES >= 16 { 8 } else { 4 });
+        let mut tiles = tiles((task, attention.scale), rows, queries, if S::F32_LANES >= 16 { 8 } else { 4 });
         let mut space = vec![0f32; BLOCK_TOKENS * head_dim];
         let block = |slots: usize| task.table.get(slots).and_then(|id| blocks.get(*id as usize));
         for segment in 0..2 {
@@ -211,7 +213,7 @@ impl Attend<'_> {
             }
         }
         let mut seen = Vec::new();
-        tiles.iter_mut().for_each(|tile| tile.weigh(&mut seen));
+        tiles.iter_mut().for_each(|tile| tile.weigh(attention.soft_cap, &mut seen));
         match result {
             Output::Sums(sums) => {
                 for segment in 0..2 {
@@ -243,7 +245,7 @@ impl Attend<'_> {
 }
 
 /// A task's queries, cut into tiles of at most so many.
-fn tiles<'a>(task: &'a Task<'_>, rows: &'a [Row], queries: &Tensor, most: usize) -> Vec<QueryTile<'a>> {
+fn tiles<'a>((task, scale): (&'a Task<'_>, f32), rows: &'a [Row], queries: &Tensor, most: usize) -> Vec<QueryTile<'a>> {
     let mut rest = task.queries.as_slice();
     let tile = |size| {
         let (taken, others) = rest.split_at(size);
@@ -251,16 +253,15 @@ fn tiles<'a>(task: &'a Task<'_>, rows: &'a [Row], queries: &Tensor, most: usize)
         let spans: Vec<&Span> = taken.iter().map(|query| &rows[query.row].sees).collect();
         let segments =
             [Segment::over(spans.iter().map(|span| &span.shared)), Segment::over(spans.iter().map(|span| &span.own))];
-        QueryTile { spans, queries: scaled(taken, queries, task.head_dim), segments }
+        QueryTile { spans, queries: scaled(taken, queries, task.head_dim, scale), segments }
     };
     tile_sizes(task.queries.len(), most).map(tile).collect()
 }
 
-/// Queries, times 1/√head_dim.
-fn scaled(taken: &[Query], queries: &Tensor, head_dim: usize) -> Tile {
+/// Queries, times the scale of their scores.
+fn scaled(taken: &[Query], queries: &Tensor, head_dim: usize, scale: f32) -> Tile {
     let query = |query: &Query| &queries.data[query.row * queries.columns + query.head * head_dim..][..head_dim];
     let mut tile = Tile::of(taken.iter().map(query), head_dim);
-    let scale = 1.0 / (head_dim as f32).sqrt();
     tile.data.iter_mut().for_each(|x| *x *= scale);
     tile
 }
@@ -293,15 +294,19 @@ impl QueryTile<'_> {
         }
     }
 
-    /// Turns each query's scores into weights: gathers those that it sees in `seen`, takes the softmax, puts them back.
+    /// Turns each query's scores into weights: gathers those that it sees in `seen`, caps them, takes the softmax, puts
+    /// them back.
     #[inline(always)]
-    fn weigh(&mut self, seen: &mut Vec<f32>) {
+    fn weigh(&mut self, soft_cap: Option<f32>, seen: &mut Vec<f32>) {
         let queries = self.spans.len();
         for (query, span) in self.spans.iter().enumerate() {
             let sees = [&span.shared, &span.own];
             seen.clear();
             for (segment, range) in self.segments.iter().zip(sees) {
                 seen.extend_from_slice(&segment.scores[query * segment.stride..][segment.locate(range)]);
+            }
+            if let Some(cap) = soft_cap {
+                seen.iter_mut().for_each(|score| *score = cap * tanh(*score / cap));
             }
             softmax(seen);
             let mut weights = seen.iter();

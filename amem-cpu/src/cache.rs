@@ -197,7 +197,7 @@ impl Cpu {
         &self,
         cache: &mut Cache,
         rope: &Rope,
-        layers: Range<usize>,
+        layers: &[usize],
         placements: &[Placement<'_>],
     ) -> Result<()> {
         let Cache { shape, dtype, heads, turns } = cache;

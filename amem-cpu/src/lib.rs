@@ -7,6 +7,7 @@
 //! in one order, so the number of threads changes nothing.
 #![deny(unsafe_code)]
 
+mod activation;
 mod attention;
 mod cache;
 mod elementwise;
@@ -20,7 +21,7 @@ mod threads;
 
 use std::ops::Range;
 
-use amem_core::transformer::{Backend, BlockTable, Numerics, Placement, Rope, Row, WeightTensor};
+use amem_core::transformer::{Attention, Backend, BlockTable, Numerics, Placement, Rope, Row, WeightTensor};
 use amem_core::{Dtype, Error, Exactness, KvShape, Result, Token};
 use cache::{BLOCK_TOKENS, Write};
 use elementwise::{Add, AddRowDistance, RmsNorm, SiluMul};
@@ -219,30 +220,24 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn load_kv(
-        &self,
-        cache: &mut Cache,
-        rope: &Rope,
-        layers: Range<usize>,
-        placements: &[Placement<'_>],
-    ) -> Result<()> {
+    fn load_kv(&self, cache: &mut Cache, rope: &Rope, layers: &[usize], placements: &[Placement<'_>]) -> Result<()> {
         self.load(cache, rope, layers, placements)
     }
 
-    fn attend(&self, cache: &Cache, layer: usize, plan: &Plan, queries: &Tensor) -> Result<Tensor> {
-        Ok(self.attention(cache, layer, plan, queries))
+    fn attend(&self, cache: &Cache, attention: Attention, plan: &Plan, queries: &Tensor) -> Result<Tensor> {
+        Ok(self.attention(cache, attention, plan, queries))
     }
 
     fn attention_mass(
         &self,
         cache: &Cache,
-        layer: usize,
+        attention: Attention,
         plan: &Plan,
         rows: Range<usize>,
         queries: &Tensor,
         mass: &mut Tensor,
     ) -> Result<()> {
-        self.mass(cache, layer, plan, rows, queries, mass);
+        self.mass(cache, attention, plan, rows, queries, mass);
         Ok(())
     }
 

@@ -25,10 +25,9 @@ impl Angles {
         sin.reserve_exact(half * positions.len());
         for &position in positions {
             for &frequency in &rope.inverse_frequencies {
-                // The product in f32, as the models were trained; its sine in f64, so that all machines agree on it.
-                let (s, c) = f64::from(position as f32 * frequency).sin_cos();
-                cos.push(c as f32 * rope.attention_factor);
-                sin.push(s as f32 * rope.attention_factor);
+                let (c, s) = rope.cos_sin(position, frequency);
+                cos.push(c);
+                sin.push(s);
             }
         }
         Self { half, cos, sin }

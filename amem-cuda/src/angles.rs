@@ -70,9 +70,7 @@ fn pairs(rope: &Rope, positions: usize) -> Vec<[f32; 2]> {
             scope.spawn(move || {
                 for (position, row) in (index * share..).zip(rows.chunks_exact_mut(half)) {
                     for (pair, &frequency) in row.iter_mut().zip(&rope.inverse_frequencies) {
-                        // The product in f32, as the models were trained; its sine in f64, as on every other backend.
-                        let (sin, cos) = f64::from(position as f32 * frequency).sin_cos();
-                        *pair = [cos as f32 * rope.attention_factor, sin as f32 * rope.attention_factor];
+                        *pair = rope.cos_sin(position as u32, frequency).into();
                     }
                 }
             });

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::Arc;
 
-use amem_core::transformer::{BlockTable, Rope, Row};
+use amem_core::transformer::{Attention, Backend, BlockTable, Rope, Row};
 use amem_core::{Dtype, Error, KvShape};
 
 use crate::angles::Table;
@@ -183,7 +183,7 @@ impl Staged {
 struct Layer<'a> {
     backend: &'a CudaBackend,
     cache: &'a Cache,
-    layer: usize,
+    attention: Attention,
     plan: &'a Plan,
     module: &'static str,
     cut: Cut,
@@ -193,11 +193,13 @@ impl<'a> Layer<'a> {
     fn new(
         backend: &'a CudaBackend,
         cache: &'a Cache,
-        layer: usize,
+        attention: Attention,
         plan: &'a Plan,
         queries: &Tensor,
     ) -> amem_core::Result<Self> {
         plan.check(cache)?;
+        backend.check_attention(&attention)?;
+        let layer = attention.layer;
         let KvShape { layers, kv_heads, head_dim } = cache.shape;
         let group = queries.columns / cache.shape.row().max(1);
         if group * cache.shape.row() != queries.columns || queries.rows != plan.rows.len() || layer >= layers {
@@ -211,7 +213,7 @@ impl<'a> Layer<'a> {
         let module = backend.attention_module(head_dim)?;
         let tile_rows = backend.device().kernel(module, "attend_rows")?.rows();
         let cut = Cut { group, kv_heads, tile_rows, parallel: backend.device().multiprocessors() };
-        Ok(Self { backend, cache, layer, plan, module, cut })
+        Ok(Self { backend, cache, attention, plan, module, cut })
     }
 
     fn head_dim(&self) -> usize {
@@ -227,7 +229,7 @@ impl<'a> Layer<'a> {
 
     /// The factor of scores, for exponentials to the base 2.
     fn scale(&self) -> f32 {
-        (std::f64::consts::LOG2_E / (self.head_dim() as f64).sqrt()) as f32
+        (std::f64::consts::LOG2_E * f64::from(self.attention.scale)) as f32
     }
 
     fn attend(&self, staged: &Staged, queries: &Tensor, lse: Option<&Tensor>) -> amem_core::Result<Tensor> {
@@ -249,7 +251,8 @@ impl<'a> Layer<'a> {
                 .buffer(&queries.buffer, queries.bytes())?
                 .buffer(&out.buffer, out.bytes())?;
             let launch = optional(launch, lse)?;
-            let launch = self.cache.argument(self.cache.argument(launch, self.layer, 0)?, self.layer, 1)?;
+            let launch =
+                self.cache.argument(self.cache.argument(launch, self.attention.layer, 0)?, self.attention.layer, 1)?;
             let launch = staged.lists.argument(launch, list as usize)?;
             let launch = staged.lists.argument(launch, WorkList::Order as usize)?;
             let launch = self.plan.lists.argument(launch, List::Spans as usize)?;
@@ -293,7 +296,7 @@ impl Layer<'_> {
         let launch = Launch::new(&kernel, [slots.div_ceil(BLOCK_TOKENS), kv_heads, 1])
             .buffer(&queries.buffer, queries.bytes())?
             .buffer(&lse.buffer, lse.bytes())?;
-        let launch = self.cache.argument(launch, self.layer, 0)?;
+        let launch = self.cache.argument(launch, self.attention.layer, 0)?;
         let launch = staged.lists.argument(launch, WorkList::Order as usize)?;
         let launch = self.plan.lists.argument(launch, List::Spans as usize)?;
         let launch = self.plan.lists.argument(launch, List::Tables as usize)?;
@@ -323,11 +326,11 @@ impl CudaBackend {
     pub(crate) fn attention(
         &self,
         cache: &Cache,
-        layer: usize,
+        attention: Attention,
         plan: &Plan,
         queries: &Tensor,
     ) -> amem_core::Result<Tensor> {
-        let layer = Layer::new(self, cache, layer, plan, queries)?;
+        let layer = Layer::new(self, cache, attention, plan, queries)?;
         let queries = self.narrowed(queries)?;
         layer.attend(&*plan.staged(self, layer.cut)?, &queries, None)
     }
@@ -335,13 +338,13 @@ impl CudaBackend {
     /// Adds what some rows of a plan attend to, summed over rows and heads.
     pub(crate) fn attention_mass_of(
         &self,
-        (cache, layer): (&Cache, usize),
+        (cache, attention): (&Cache, Attention),
         plan: &Plan,
         rows: Range<usize>,
         queries: &Tensor,
         mass: &mut Tensor,
     ) -> amem_core::Result<()> {
-        let layer = Layer::new(self, cache, layer, plan, queries)?;
+        let layer = Layer::new(self, cache, attention, plan, queries)?;
         let of_rows = plan.rows.get(rows.clone()).unwrap_or_default();
         let Some(row) = of_rows.first() else { return Ok(()) };
         if of_rows.iter().any(|other| other.context != row.context) {

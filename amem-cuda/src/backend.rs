@@ -4,7 +4,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use amem_core::transformer::{
-    AttentionWeights, Backend, BlockTable, MlpWeights, Numerics, Placement, Qkv, Rope, Row, WeightRole, WeightTensor,
+    Attention, AttentionWeights, Backend, BlockTable, MlpWeights, Numerics, Placement, Qkv, Rope, Row, WeightRole,
+    WeightTensor,
 };
 use amem_core::{Dtype, Error, Exactness, KvShape, Result, Token};
 
@@ -317,30 +318,34 @@ impl Backend for CudaBackend {
         Ok(())
     }
 
-    fn load_kv(
-        &self,
-        cache: &mut Cache,
-        rope: &Rope,
-        layers: Range<usize>,
-        placements: &[Placement<'_>],
-    ) -> Result<()> {
+    fn load_kv(&self, cache: &mut Cache, rope: &Rope, layers: &[usize], placements: &[Placement<'_>]) -> Result<()> {
         cache.load(self, rope, layers, placements)
     }
 
-    fn attend(&self, cache: &Cache, layer: usize, plan: &Plan, queries: &Tensor) -> Result<Tensor> {
-        self.attention(cache, layer, plan, queries)
+    fn check_attention(&self, attention: &Attention) -> Result<()> {
+        match attention.soft_cap {
+            None => Ok(()),
+            Some(_) => Err(Error::UnsupportedModel {
+                what: "attention whose scores are capped, on a GPU".to_owned(),
+                supported: "attention without attn_logit_softcapping is; the CPU backend has both",
+            }),
+        }
+    }
+
+    fn attend(&self, cache: &Cache, attention: Attention, plan: &Plan, queries: &Tensor) -> Result<Tensor> {
+        self.attention(cache, attention, plan, queries)
     }
 
     fn attention_mass(
         &self,
         cache: &Cache,
-        layer: usize,
+        attention: Attention,
         plan: &Plan,
         rows: Range<usize>,
         queries: &Tensor,
         mass: &mut Tensor,
     ) -> Result<()> {
-        self.attention_mass_of((cache, layer), plan, rows, queries, mass)
+        self.attention_mass_of((cache, attention), plan, rows, queries, mass)
     }
 
     fn key_distance(&self, cache: &Cache, layer: usize, plan: &Plan, keys: &Tensor) -> Result<Tensor> {

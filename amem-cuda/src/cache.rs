@@ -1,6 +1,5 @@
 //! The paged KV cache, and bringing stored KV into it.
 
-use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use amem_core::transformer::{Placement, Rope};
@@ -89,7 +88,7 @@ impl Cache {
         &self,
         backend: &CudaBackend,
         rope: &Rope,
-        layers: Range<usize>,
+        layers: &[usize],
         placements: &[Placement<'_>],
     ) -> amem_core::Result<()> {
         let mut kinds: Vec<Encoding> = placements.iter().map(|placement| placement.chunk.encoding()).collect();
@@ -98,7 +97,7 @@ impl Cache {
         for kind in kinds {
             let of_kind: Vec<&Placement<'_>> =
                 placements.iter().filter(|placement| placement.chunk.encoding() == kind).collect();
-            self.load_kind(backend, rope, layers.clone(), kind, &of_kind)?;
+            self.load_kind(backend, rope, layers, kind, &of_kind)?;
         }
         Ok(())
     }
@@ -107,7 +106,7 @@ impl Cache {
         &self,
         backend: &CudaBackend,
         rope: &Rope,
-        layers: Range<usize>,
+        layers: &[usize],
         encoding: Encoding,
         placements: &[&Placement<'_>],
     ) -> amem_core::Result<()> {
@@ -128,7 +127,7 @@ impl Cache {
         let lists = device.upload(bytemuck::cast_slice(&lists))?;
         let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
         let head = placements.len() * size_of::<Source>();
-        for layer in layers {
+        for &layer in layers {
             let (parts, end) = parts(backend, placements, head, layer);
             let launch = |staged: &Buffer| {
                 let launch = Launch::new(&kernel, [count.div_ceil(kernel.rows().max(1)), 1, 1])

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use super::reference::Reference;
 use crate::transformer::{
-    AttentionWeights, Backend, Linear, MlpWeights, Placement, Qkv, Rope, Row, Span, WeightRole, WeightTensor,
+    Attention, AttentionWeights, Backend, Linear, MlpWeights, Placement, Qkv, Rope, Row, Span, WeightRole, WeightTensor,
 };
-use crate::{ChunkId, Dtype, Encoding, Exactness, HostKv, KvChunk, KvShape, PrefixId, Result};
+use crate::{ChunkId, Dtype, Encoding, Error, Exactness, HostKv, KvChunk, KvShape, PrefixId, Result};
 
 /// What a backend can do, as far as the suite has to know.
 #[derive(Clone, Debug)]
@@ -300,14 +300,19 @@ impl<B: Backend> Suite<B> {
         for head_dim in self.profile.head_dims.clone() {
             for heads in [1, 3] {
                 let x = Table::noise(11, positions.len(), heads * head_dim);
-                let rope = Rope { attention_factor: 1.25, ..Rope::plain(10_000.0, head_dim) };
+                let mut rope = Rope { attention_factor: 1.25, ..Rope::plain(10_000.0, head_dim) };
                 let rows: Vec<Row> =
                     (0..).zip(positions).map(|(slot, position)| row(0, slot, position, 0..0, 0)).collect();
-                compare!(self, self.profile.tolerance, format!("rotate {heads} heads of {head_dim}"), |b| {
-                    let mut turned = x.on(b)?;
-                    b.rotate(&mut turned, &b.plan(&rope, &rows, &[&table(b, 5, 0)])?)?;
-                    b.read(&turned)
-                });
+                for turning in [head_dim / 2, head_dim / 4, 0] {
+                    // Pairs of frequency 0 stay, and are not stretched by the factor.
+                    rope.inverse_frequencies.iter_mut().skip(turning).for_each(|frequency| *frequency = 0.0);
+                    let case = format!("rotate {turning} pairs of {heads} heads of {head_dim}");
+                    compare!(self, self.profile.tolerance, case, |b| {
+                        let mut turned = x.on(b)?;
+                        b.rotate(&mut turned, &b.plan(&rope, &rows, &[&table(b, 5, 0)])?)?;
+                        b.read(&turned)
+                    });
+                }
             }
         }
         Ok(())
@@ -320,7 +325,21 @@ impl<B: Backend> Suite<B> {
                     let shape = KvShape { layers: 2, kv_heads, head_dim };
                     let case = format!("{} heads on {kv_heads} of {head_dim}, {dtype:?}", group * kv_heads);
                     let tolerance = self.tolerance_of(dtype);
-                    compare!(self, tolerance, case, |b| attention(b, shape, dtype, group));
+                    let plain = |layer| Attention::new(layer, head_dim);
+                    compare!(self, tolerance, &case, |b| attention(b, (shape, dtype, group), plain));
+                    let capped = |layer| plain(layer).scale(0.9).soft_cap(Some(1.5));
+                    match self.backend.check_attention(&capped(0)) {
+                        Ok(()) => compare!(self, tolerance, format!("{case}, scaled and capped"), |b| {
+                            attention(b, (shape, dtype, group), capped)
+                        }),
+                        Err(Error::UnsupportedModel { .. }) => {
+                            let scaled = |layer| plain(layer).scale(0.9);
+                            compare!(self, tolerance, format!("{case}, scaled"), |b| {
+                                attention(b, (shape, dtype, group), scaled)
+                            });
+                        }
+                        Err(error) => return Err(error),
+                    }
                 }
             }
         }
@@ -546,7 +565,7 @@ impl<B: Backend> Suite<B> {
             let shared: Vec<usize> = (0..SHARED as usize).collect();
             let own: Vec<usize> = (first..first + tokens).collect();
             let beginning = chunk(shape, Encoding::Plain(dtype), &[[keys.gather(&shared), values.gather(&shared)]])?;
-            cache.load(context, 0..1, &beginning, 0, 0)?;
+            cache.load(context, &[0], &beginning, 0, 0)?;
             let slots = SHARED..SHARED + tokens as u32;
             let rows: Vec<Row> = slots.map(|slot| row(context, slot, slot, 0..0, 0)).collect();
             let numbers = [&keys, &values, &queries].map(|table| table.gather(&own));
@@ -636,7 +655,7 @@ impl<'b, B: Backend> Cached<'b, B> {
         self.backend.plan(&self.rope, rows, &tables)
     }
 
-    fn load(&mut self, context: usize, layers: Range<usize>, chunk: &KvChunk, slot: u32, position: u32) -> Result<()> {
+    fn load(&mut self, context: usize, layers: &[usize], chunk: &KvChunk, slot: u32, position: u32) -> Result<()> {
         let placement = Placement { chunk, table: &self.tables[context], slot, position };
         self.backend.load_kv(&mut self.cache, &self.rope, layers, &[placement])
     }
@@ -645,7 +664,7 @@ impl<'b, B: Backend> Cached<'b, B> {
         let plan = self.plan(rows)?;
         let mut queries = queries.on(self.backend)?;
         self.backend.rotate(&mut queries, &plan)?;
-        self.backend.read(&self.backend.attend(&self.cache, 0, &plan, &queries)?)
+        self.backend.read(&self.backend.attend(&self.cache, Attention::new(0, self.shape.head_dim), &plan, &queries)?)
     }
 
     /// What rows of the first layer attend to, once their keys and values stand in the cache.
@@ -665,7 +684,14 @@ impl<'b, B: Backend> Cached<'b, B> {
         let mut mass = backend.upload(SLOTS, &[0.0; SLOTS])?;
         let mut queries = queries.on(backend)?;
         backend.rotate(&mut queries, &plan)?;
-        backend.attention_mass(&self.cache, 0, &plan, asked, &queries, &mut mass)?;
+        backend.attention_mass(
+            &self.cache,
+            Attention::new(0, self.shape.head_dim),
+            &plan,
+            asked,
+            &queries,
+            &mut mass,
+        )?;
         let distances = backend.key_distance(&self.cache, 0, &plan, &keys.on(backend)?)?;
         Ok([backend.read(&mass)?, backend.read(&distances)?])
     }
@@ -697,7 +723,11 @@ fn chunk(shape: KvShape, encoding: Encoding, layers: &[[Table; 2]]) -> Result<Kv
 
 /// All that attention does to two contexts in one cache: one of loaded chunks and written rows, one whose slots are far
 /// apart. Everything that comes of it, one after the other.
-fn attention<B: Backend>(backend: &B, shape: KvShape, dtype: Dtype, group: usize) -> Result<Vec<f32>> {
+fn attention<B: Backend>(
+    backend: &B,
+    (shape, dtype, group): (KvShape, Dtype, usize),
+    of: impl Fn(usize) -> Attention,
+) -> Result<Vec<f32>> {
     let mut cached = Cached::new(backend, shape, dtype, Rope::plain(10_000.0, shape.head_dim))?;
     let chunks = [
         (0, 0, 37, 0, Encoding::Plain(dtype)),
@@ -716,7 +746,7 @@ fn attention<B: Backend>(backend: &B, shape: KvShape, dtype: Dtype, group: usize
             chunk(shape, encoding, &layers)
         };
         // The second layer of one chunk, then the first layer of another: neither touches the other layer.
-        cached.load(context, 1..2, &of_layers(0)?, slot, position)?;
+        cached.load(context, &[1], &of_layers(0)?, slot, position)?;
         of_first.push((context, of_layers(1)?, slot, position));
     }
     // Several at once, as long as they share no slot.
@@ -730,7 +760,7 @@ fn attention<B: Backend>(backend: &B, shape: KvShape, dtype: Dtype, group: usize
                 position: *position,
             })
             .collect();
-        backend.load_kv(&mut cached.cache, &cached.rope, 0..1, &placements)?;
+        backend.load_kv(&mut cached.cache, &cached.rope, &[0], &placements)?;
     }
     let rows = [
         row(0, 38, 38, 0..0, 0),
@@ -757,10 +787,10 @@ fn attention<B: Backend>(backend: &B, shape: KvShape, dtype: Dtype, group: usize
         backend.write_kv(&mut cached.cache, layer, &plan, &keys, &values)?;
         // Keys that were just written are no distance away.
         all.extend(backend.read(&backend.key_distance(&cached.cache, layer, &plan, &keys)?)?);
-        all.extend(backend.read(&backend.attend(&cached.cache, layer, &plan, &queries)?)?);
+        all.extend(backend.read(&backend.attend(&cached.cache, of(layer), &plan, &queries)?)?);
         for (rows, slots) in [(0..4, 43), (1..5, 20), (6..8, 330)] {
             let mut mass = backend.upload(slots, &vec![0.5; slots])?;
-            backend.attention_mass(&cached.cache, layer, &plan, rows, &queries, &mut mass)?;
+            backend.attention_mass(&cached.cache, of(layer), &plan, rows, &queries, &mut mass)?;
             all.extend(backend.read(&mass)?);
         }
     }
@@ -777,9 +807,9 @@ fn attention<B: Backend>(backend: &B, shape: KvShape, dtype: Dtype, group: usize
     let copied = cached.plan(&copied)?;
     for layer in [1, 0] {
         let queries = queries_of(layer)?;
-        all.extend(backend.read(&backend.attend(&cached.cache, layer, &plan, &queries)?)?);
+        all.extend(backend.read(&backend.attend(&cached.cache, of(layer), &plan, &queries)?)?);
         let of_copied = backend.gather(&queries, &[0, 1, 2, 3, 4, 5])?;
-        all.extend(backend.read(&backend.attend(&cached.cache, layer, &copied, &of_copied)?)?);
+        all.extend(backend.read(&backend.attend(&cached.cache, of(layer), &copied, &of_copied)?)?);
     }
     Ok(all)
 }

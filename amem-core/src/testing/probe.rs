@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::transformer::{Backend, BlockTable, Numerics, Placement, Rope, Row, WeightTensor};
+use crate::transformer::{Attention, Backend, BlockTable, Numerics, Placement, Rope, Row, WeightTensor};
 use crate::{Dtype, Error, KvShape, Result, Token};
 
 /// Another backend, watched. Clones watch the same one.
@@ -156,18 +156,16 @@ impl<B: Backend> Backend for Probe<B> {
         self.call("write_kv", |b| b.write_kv(cache, layer, plan, keys, values))
     }
 
-    fn load_kv(
-        &self,
-        cache: &mut B::Cache,
-        rope: &Rope,
-        layers: Range<usize>,
-        placements: &[Placement<'_>],
-    ) -> Result<()> {
+    fn load_kv(&self, cache: &mut B::Cache, rope: &Rope, layers: &[usize], placements: &[Placement<'_>]) -> Result<()> {
         self.call("load_kv", |b| b.load_kv(cache, rope, layers, placements))
     }
 
-    fn attend(&self, cache: &B::Cache, layer: usize, plan: &B::Plan, queries: &B::Tensor) -> Result<B::Tensor> {
-        let attended = self.call("attend", |b| b.attend(cache, layer, plan, queries))?;
+    fn check_attention(&self, attention: &Attention) -> Result<()> {
+        self.inner.check_attention(attention)
+    }
+
+    fn attend(&self, cache: &B::Cache, attention: Attention, plan: &B::Plan, queries: &B::Tensor) -> Result<B::Tensor> {
+        let attended = self.call("attend", |b| b.attend(cache, attention, plan, queries))?;
         if self.watches_attention.load(SeqCst) {
             let numbers = self.inner.read(&attended)?;
             self.attended.lock().unwrap_or_else(PoisonError::into_inner).push(numbers);
@@ -178,13 +176,13 @@ impl<B: Backend> Backend for Probe<B> {
     fn attention_mass(
         &self,
         cache: &B::Cache,
-        layer: usize,
+        attention: Attention,
         plan: &B::Plan,
         rows: Range<usize>,
         queries: &B::Tensor,
         mass: &mut B::Tensor,
     ) -> Result<()> {
-        self.call("attention_mass", |b| b.attention_mass(cache, layer, plan, rows, queries, mass))
+        self.call("attention_mass", |b| b.attention_mass(cache, attention, plan, rows, queries, mass))
     }
 
     fn read_as(&self, x: &B::Tensor, dtype: Dtype) -> Result<Vec<u8>> {

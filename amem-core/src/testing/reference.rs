@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::transformer::{Backend, BlockTable, Numerics, Placement, Rope, Row, WeightTensor};
+use crate::transformer::{Attention, Backend, BlockTable, Numerics, Placement, Rope, Row, WeightTensor};
 use crate::{Dtype, Error, Exactness, KvShape, Result, Token};
 
 /// Arithmetic in f64, one number after the other.
@@ -61,6 +61,9 @@ fn rotate(row: &mut [f64], rope: &Rope, position: u32) {
     let half = rope.inverse_frequencies.len();
     for head in row.chunks_exact_mut(2 * half) {
         for (pair, &frequency) in rope.inverse_frequencies.iter().enumerate() {
+            if frequency == 0.0 {
+                continue;
+            }
             let (sin, cos) = f64::from(position as f32 * frequency).sin_cos();
             let (a, b) = (head[pair], head[pair + half]);
             head[pair] = (a * cos - b * sin) * f64::from(rope.attention_factor);
@@ -97,14 +100,15 @@ impl Cache {
     }
 
     /// For each query head of a row, the slots that it sees and their weights.
-    fn weights(&self, layer: usize, plan: &Plan, row: &Row, queries: &[f64]) -> Result<Vec<Vec<(u32, f64)>>> {
+    fn weights(&self, attention: Attention, plan: &Plan, row: &Row, queries: &[f64]) -> Result<Vec<Vec<(u32, f64)>>> {
         let (head_dim, group) = (self.shape.head_dim, queries.len() / self.shape.row());
         let seen: Vec<u32> = row.sees.shared.clone().chain(row.sees.own.clone()).collect();
         let weights = |(head, query): (usize, &[f64])| {
             let first = head / group * head_dim;
             let score = |&slot: &u32| {
-                let [key, _] = self.get(layer, slot_of(&plan.tables[row.context], slot)?)?;
-                Ok(dot(query, &key[first..first + head_dim]) / (head_dim as f64).sqrt())
+                let [key, _] = self.get(attention.layer, slot_of(&plan.tables[row.context], slot)?)?;
+                let score = dot(query, &key[first..first + head_dim]) * f64::from(attention.scale);
+                Ok(attention.soft_cap.map(f64::from).map_or(score, |cap| cap * (score / cap).tanh()))
             };
             let scores = seen.iter().map(score).collect::<Result<Vec<f64>>>()?;
             let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -226,16 +230,10 @@ impl Backend for Reference {
         Ok(())
     }
 
-    fn load_kv(
-        &self,
-        cache: &mut Cache,
-        rope: &Rope,
-        layers: Range<usize>,
-        placements: &[Placement<'_>],
-    ) -> Result<()> {
+    fn load_kv(&self, cache: &mut Cache, rope: &Rope, layers: &[usize], placements: &[Placement<'_>]) -> Result<()> {
         let KvShape { kv_heads, head_dim, .. } = cache.shape;
         for placement in placements {
-            for layer in layers.clone() {
+            for &layer in layers {
                 let kv = placement.chunk.layer(layer)?;
                 for token in 0..placement.chunk.tokens().len() {
                     let [mut key, mut value] = [(); 2].map(|()| vec![0f32; kv_heads * head_dim]);
@@ -251,14 +249,14 @@ impl Backend for Reference {
         Ok(())
     }
 
-    fn attend(&self, cache: &Cache, layer: usize, plan: &Plan, queries: &Table) -> Result<Table> {
+    fn attend(&self, cache: &Cache, attention: Attention, plan: &Plan, queries: &Table) -> Result<Table> {
         let (head_dim, group) = (cache.shape.head_dim, queries.columns / cache.shape.row());
         let mut data = Vec::new();
         for (row, queries) in plan.rows.iter().zip(queries.rows()) {
-            for (head, weights) in cache.weights(layer, plan, row, queries)?.into_iter().enumerate() {
+            for (head, weights) in cache.weights(attention, plan, row, queries)?.into_iter().enumerate() {
                 let mut sum = vec![0.0; head_dim];
                 for (slot, weight) in weights {
-                    let [_, values] = cache.get(layer, slot_of(&plan.tables[row.context], slot)?)?;
+                    let [_, values] = cache.get(attention.layer, slot_of(&plan.tables[row.context], slot)?)?;
                     let values = &values[head / group * head_dim..][..head_dim];
                     sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += weight * value);
                 }
@@ -271,14 +269,14 @@ impl Backend for Reference {
     fn attention_mass(
         &self,
         cache: &Cache,
-        layer: usize,
+        attention: Attention,
         plan: &Plan,
         rows: Range<usize>,
         queries: &Table,
         mass: &mut Table,
     ) -> Result<()> {
         for (row, queries) in plan.rows.iter().zip(queries.rows()).take(rows.end).skip(rows.start) {
-            for (slot, weight) in cache.weights(layer, plan, row, queries)?.concat() {
+            for (slot, weight) in cache.weights(attention, plan, row, queries)?.concat() {
                 if let Some(mass) = mass.data.get_mut(slot as usize) {
                     *mass += weight;
                 }

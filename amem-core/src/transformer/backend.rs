@@ -58,6 +58,37 @@ pub struct Placement<'a> {
     pub position: u32,
 }
 
+/// The attention of one layer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Attention {
+    /// The layer.
+    pub layer: usize,
+    /// What the products of queries and keys are multiplied by.
+    pub scale: f32,
+    /// If there is a cap `c`, a score `s` (a product times the scale) becomes `c · tanh(s / c)` before the softmax.
+    pub soft_cap: Option<f32>,
+}
+
+impl Attention {
+    /// Scaled by 1/√head_dim, without a cap.
+    pub fn new(layer: usize, head_dim: usize) -> Self {
+        Self { layer, scale: 1.0 / (head_dim as f32).sqrt(), soft_cap: None }
+    }
+
+    /// With this scale.
+    #[must_use]
+    pub fn scale(self, scale: f32) -> Self {
+        Self { scale, ..self }
+    }
+
+    /// With this cap, or without one.
+    #[must_use]
+    pub fn soft_cap(self, cap: Option<f32>) -> Self {
+        Self { soft_cap: cap, ..self }
+    }
+}
+
 /// What a backend computes with. It is part of a model's fingerprint: KV computed with other numerics is other KV.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Numerics {
@@ -174,8 +205,8 @@ pub trait Backend: Send + Sync + Sized + 'static {
         values: &Self::Tensor,
     ) -> Result<()>;
 
-    /// Puts some layers of chunks into their slots: decoded, rounded and rotated as [`write_kv`](Self::write_kv) does
-    /// it. No two of them share a slot.
+    /// Puts some layers of chunks, given in order, into their slots: decoded, rounded and rotated as
+    /// [`write_kv`](Self::write_kv) does it. No two chunks share a slot.
     ///
     /// # Errors
     /// [`Error::DamagedKv`](crate::Error::DamagedKv) for a chunk that cannot be read; slots of other contexts are as
@@ -184,16 +215,25 @@ pub trait Backend: Send + Sync + Sized + 'static {
         &self,
         cache: &mut Self::Cache,
         rope: &Rope,
-        layers: Range<usize>,
+        layers: &[usize],
         placements: &[Placement<'_>],
     ) -> Result<()>;
 
-    /// Softmax attention of rotated queries `[rows][heads * head_dim]`, each over the slots that its row sees, scaled
-    /// by 1/√head_dim; query heads share key heads in consecutive groups (GQA).
+    /// Whether [`attend`](Self::attend) and [`attention_mass`](Self::attention_mass) do this kind of attention, in any
+    /// layer. A model that needs another kind is not loaded.
+    ///
+    /// # Errors
+    /// [`Error::UnsupportedModel`](crate::Error::UnsupportedModel) for what they refuse too.
+    fn check_attention(&self, _: &Attention) -> Result<()> {
+        Ok(())
+    }
+
+    /// Softmax attention of rotated queries `[rows][heads * head_dim]`, each over the slots that its row sees; query
+    /// heads share key heads in consecutive groups (GQA).
     fn attend(
         &self,
         cache: &Self::Cache,
-        layer: usize,
+        attention: Attention,
         plan: &Self::Plan,
         queries: &Self::Tensor,
     ) -> Result<Self::Tensor>;
@@ -203,7 +243,7 @@ pub trait Backend: Send + Sync + Sized + 'static {
     fn attention_mass(
         &self,
         cache: &Self::Cache,
-        layer: usize,
+        attention: Attention,
         plan: &Self::Plan,
         rows: Range<usize>,
         queries: &Self::Tensor,

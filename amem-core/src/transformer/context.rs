@@ -141,7 +141,8 @@ impl<B: Backend> PagedContext<B> {
         if placements.is_empty() {
             return Ok(());
         }
-        graph.backend.load_kv(&mut cache, &graph.rope, 0..self.info.shape.layers, &placements)
+        let layers: Vec<usize> = (0..self.info.shape.layers).collect();
+        graph.backend.load_kv(&mut cache, &graph.rope, &layers, &placements)
     }
 
     /// Notes what a chunk's rows are worth where they stand now.

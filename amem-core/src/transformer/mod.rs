@@ -23,7 +23,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-pub use backend::{Backend, BlockTable, Numerics, Placement, Qkv, Row, Span};
+pub use backend::{Attention, Backend, BlockTable, Numerics, Placement, Qkv, Row, Span};
 pub use config::{Config, Family};
 pub use graph::{AttentionWeights, Linear, MlpWeights};
 pub use rope::Rope;

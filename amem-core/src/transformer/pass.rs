@@ -12,7 +12,7 @@
 
 use std::ops::Range;
 
-use super::backend::{Backend, BlockTable, Qkv, Row};
+use super::backend::{Attention, Backend, BlockTable, Qkv, Row};
 use super::graph::Graph;
 use crate::{Result, Token};
 
@@ -53,6 +53,11 @@ impl<'a, B: Backend> Pass<'a, B> {
     /// The layer that comes next.
     pub(super) fn layer(&self) -> usize {
         self.layer
+    }
+
+    /// How the next layer attends.
+    fn attention(&self) -> Attention {
+        Attention::new(self.layer, self.graph.shape.head_dim)
     }
 
     /// Queries, keys and values of the next layer.
@@ -113,7 +118,7 @@ impl<'a, B: Backend> Written<'a, B> {
     /// Adds up the attention that the slots of one context get from some of its rows.
     pub(super) fn attention_mass(&self, cache: &B::Cache, rows: Range<usize>, mass: &mut B::Tensor) -> Result<()> {
         let pass = &self.pass;
-        pass.graph.backend.attention_mass(cache, pass.layer, &pass.plan, rows, &self.queries, mass)
+        pass.graph.backend.attention_mass(cache, pass.attention(), &pass.plan, rows, &self.queries, mass)
     }
 
     /// Goes on with some rows only, given by their indexes in order.
@@ -145,7 +150,7 @@ impl<'a, B: Backend> Written<'a, B> {
         let Self { mut pass, queries } = self;
         let (graph, backend) = (pass.graph, &pass.graph.backend);
         let layer = &graph.layers[pass.layer];
-        let attended = backend.attend(cache, pass.layer, &pass.plan, &queries)?;
+        let attended = backend.attend(cache, pass.attention(), &pass.plan, &queries)?;
         let output = &layer.attention.output;
         let output = backend.linear(&attended, &output.weight, output.bias.as_ref())?;
         let x = backend.add_rms_norm(&mut pass.hidden, &output, &layer.post_norm, graph.norm_eps)?;

@@ -58,7 +58,7 @@ pub(super) fn compute<'g, B: Backend>(
     let mut computed: Vec<[B::Tensor; 2]> = Vec::new();
     {
         let scope = graph.begin_pass()?;
-        graph.backend.load_kv(cache, &graph.rope, 0..graph.shape.layers, &placements)?;
+        graph.backend.load_kv(cache, &graph.rope, &(0..graph.shape.layers).collect::<Vec<_>>(), &placements)?;
         scope.end()?;
     }
     for run in rows(graph, start as u32, texts).chunks(STEP_ROWS) {

@@ -13,7 +13,7 @@ const FILE: &str = "config.json";
 const MAX_POSITION: usize = 1 << 28;
 
 /// How a head is rotated to a position: the numbers `i` and `i + head_dim/2` turn by `position *
-/// inverse_frequencies[i]` radians, and both are multiplied by `attention_factor`.
+/// inverse_frequencies[i]` radians, and both are multiplied by `attention_factor`. A pair of frequency 0 stays as it is.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
     /// Radians from one position to the next, `[head_dim / 2]`.
@@ -26,6 +26,16 @@ impl Rope {
     /// Plain RoPE: `theta ^ (-2i / head_dim)`.
     pub fn plain(theta: f64, head_dim: usize) -> Self {
         Self::of(&plain(theta, head_dim), 1.0)
+    }
+
+    /// The cosine and the sine by which a pair of this frequency turns to a position, both times the attention factor.
+    pub fn cos_sin(&self, position: u32, inverse_frequency: f32) -> (f32, f32) {
+        if inverse_frequency == 0.0 {
+            return (1.0, 0.0);
+        }
+        // The product in f32, as the models were trained; its sine in f64, so that all machines agree on it.
+        let (sin, cos) = f64::from(position as f32 * inverse_frequency).sin_cos();
+        (cos as f32 * self.attention_factor, sin as f32 * self.attention_factor)
     }
 
     /// The rope settings of `config.json`, in either spelling: `rope_theta` and `rope_scaling`, or `rope_parameters`.

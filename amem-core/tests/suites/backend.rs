@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use amem_core::testing::{self, Profile, Reference};
 use amem_core::transformer::{
-    AttentionWeights, Backend, BlockTable, MlpWeights, Numerics, Placement, Qkv, Rope, Row, WeightTensor,
+    Attention, AttentionWeights, Backend, BlockTable, MlpWeights, Numerics, Placement, Qkv, Rope, Row, WeightTensor,
 };
 use amem_core::{Dtype, KvShape, Result, Token};
 
@@ -28,6 +28,7 @@ enum Fault {
     RotatesBackwards,
     RotatesNeighbours,
     ForgetsTheAttentionFactor,
+    StretchesPairsThatStay,
     RotatesToSlots,
     RoundsNothing,
     WritesRotated,
@@ -46,6 +47,9 @@ enum Fault {
     SeesItselfNot,
     SeesOneTable,
     AttendsUnscaled,
+    AttendsWithAScaleOfItsOwn,
+    AttendsUncapped,
+    CapsBeforeTheScale,
     AttendsFirstLayer,
     GroupsHeadsInTurn,
     OverflowsInAttention,
@@ -53,6 +57,7 @@ enum Fault {
     MassReplaces,
     MassOfAllRows,
     MassOfOneHead,
+    MassIsUncapped,
     MassDependsOnRows,
     DistanceIsNotSquared,
     DistanceIsNeverZero,
@@ -76,7 +81,7 @@ enum Fault {
     FusedNormDependsOnRows,
 }
 
-const FAULTS: [(Fault, &str); 62] = [
+const FAULTS: [(Fault, &str); 67] = [
     (Fault::TakesTooFewBytes, "is accepted"),
     (Fault::TakesTooManyBytes, "is accepted"),
     (Fault::EmbedsTheNextToken, "embed"),
@@ -93,6 +98,7 @@ const FAULTS: [(Fault, &str); 62] = [
     (Fault::RotatesBackwards, "rotate"),
     (Fault::RotatesNeighbours, "rotate"),
     (Fault::ForgetsTheAttentionFactor, "rotate"),
+    (Fault::StretchesPairsThatStay, "rotate"),
     (Fault::RotatesToSlots, "packed and in a context of their own"),
     (Fault::RoundsNothing, "packed and in a context of their own"),
     (Fault::WritesRotated, "packed and in a context of their own"),
@@ -111,6 +117,9 @@ const FAULTS: [(Fault, &str); 62] = [
     (Fault::SeesItselfNot, "heads on"),
     (Fault::SeesOneTable, "heads on"),
     (Fault::AttendsUnscaled, "heads on"),
+    (Fault::AttendsWithAScaleOfItsOwn, "capped"),
+    (Fault::AttendsUncapped, "capped"),
+    (Fault::CapsBeforeTheScale, "capped"),
     (Fault::AttendsFirstLayer, "was never written"),
     (Fault::GroupsHeadsInTurn, "heads on"),
     (Fault::OverflowsInAttention, "scores far from zero"),
@@ -118,6 +127,7 @@ const FAULTS: [(Fault, &str); 62] = [
     (Fault::MassReplaces, "heads on"),
     (Fault::MassOfAllRows, "heads on"),
     (Fault::MassOfOneHead, "heads on"),
+    (Fault::MassIsUncapped, "capped"),
     (Fault::MassDependsOnRows, "attention mass of rows"),
     (Fault::DistanceIsNotSquared, "heads on"),
     (Fault::DistanceIsNeverZero, "heads on"),
@@ -349,6 +359,11 @@ impl Backend for Faulty {
                 let rope = Rope { attention_factor: 1.0, ..plan.rope.clone() };
                 INNER.rotate(x, &self.planned(&rope, plan.rows.clone(), plan.tables.clone()).inner)
             }
+            Some(Fault::StretchesPairsThatStay) => {
+                let mut rope = plan.rope.clone();
+                rope.inverse_frequencies.iter_mut().for_each(|frequency| *frequency += f32::MIN_POSITIVE);
+                INNER.rotate(x, &self.planned(&rope, plan.rows.clone(), plan.tables.clone()).inner)
+            }
             Some(Fault::RotatesToSlots) => INNER.rotate(x, &self.replanned(plan, |row| row.position = row.slot).inner),
             _ => INNER.rotate(x, &plan.inner),
         }
@@ -400,28 +415,39 @@ impl Backend for Faulty {
         }
     }
 
-    fn load_kv(&self, cache: &mut Kept, rope: &Rope, layers: Range<usize>, placed: &[Placement<'_>]) -> Result<()> {
+    fn load_kv(&self, cache: &mut Kept, rope: &Rope, layers: &[usize], placed: &[Placement<'_>]) -> Result<()> {
         let mut placed = placed.to_vec();
-        let mut layers = layers;
+        let mut layers = layers.to_vec();
         match self.0 {
             Some(Fault::LoadsTheFirstPlacement) => placed.truncate(1),
             Some(Fault::LoadsAtTheSlot) => placed.iter_mut().for_each(|placement| placement.position = placement.slot),
-            Some(Fault::LoadsAllLayers) => layers = 0..cache.shape.layers,
-            Some(Fault::LoadsOnlyTheFirstLayer) => layers.end = layers.end.min(1),
+            Some(Fault::LoadsAllLayers) => layers = (0..cache.shape.layers).collect(),
+            Some(Fault::LoadsOnlyTheFirstLayer) => layers.retain(|layer| *layer == 0),
             _ => {}
         }
-        INNER.load_kv(&mut cache.inner, rope, layers, &placed)
+        INNER.load_kv(&mut cache.inner, rope, &layers, &placed)
     }
 
-    fn attend(&self, cache: &Kept, layer: usize, plan: &Plan, queries: &Table) -> Result<Table> {
+    fn attend(&self, cache: &Kept, attention: Attention, plan: &Plan, queries: &Table) -> Result<Table> {
         let seen = self.seen(plan);
         let columns = read(queries).len() / plan.rows.len();
         let attended = match self.0 {
-            Some(Fault::AttendsUnscaled) => {
-                let scale = (cache.shape.head_dim as f32).sqrt();
-                INNER.attend(&cache.inner, layer, &seen.inner, &map(queries, columns, |_, query| query * scale))
+            Some(Fault::AttendsUnscaled) => INNER.attend(&cache.inner, attention.scale(1.0), &seen.inner, queries),
+            Some(Fault::AttendsWithAScaleOfItsOwn) => {
+                let scale = 1.0 / (cache.shape.head_dim as f32).sqrt();
+                INNER.attend(&cache.inner, attention.scale(scale), &seen.inner, queries)
             }
-            Some(Fault::AttendsFirstLayer) => INNER.attend(&cache.inner, 0, &seen.inner, queries),
+            Some(Fault::AttendsUncapped) => INNER.attend(&cache.inner, attention.soft_cap(None), &seen.inner, queries),
+            Some(Fault::CapsBeforeTheScale) => {
+                // scale · c · tanh(product / c) is c' · tanh(score / c') for c' = scale · c.
+                let cap = attention.soft_cap.map(|cap| cap * attention.scale);
+                INNER.attend(&cache.inner, attention.soft_cap(cap), &seen.inner, queries)
+            }
+            Some(Fault::AttendsFirstLayer) => {
+                let mut first = attention;
+                first.layer = 0;
+                INNER.attend(&cache.inner, first, &seen.inner, queries)
+            }
             Some(Fault::GroupsHeadsInTurn) => {
                 // Query head h belongs to key head h modulo the number of key heads.
                 let KvShape { kv_heads, head_dim, .. } = cache.shape;
@@ -433,11 +459,11 @@ impl Backend for Faulty {
                 };
                 let mut grouped = vec![0.0; numbers.len()];
                 numbers.iter().enumerate().for_each(|(index, number)| grouped[place(index)] = *number);
-                let attended = INNER.attend(&cache.inner, layer, &seen.inner, &INNER.upload(columns, &grouped)?)?;
+                let attended = INNER.attend(&cache.inner, attention, &seen.inner, &INNER.upload(columns, &grouped)?)?;
                 let attended = read(&attended);
                 Ok(map(queries, columns, |index, _| attended[place(index)]))
             }
-            _ => INNER.attend(&cache.inner, layer, &seen.inner, queries),
+            _ => INNER.attend(&cache.inner, attention, &seen.inner, queries),
         }?;
         Ok(match self.0 {
             Some(Fault::OverflowsInAttention) if read(queries).iter().any(|query| query.abs() > 100.0) => {
@@ -451,7 +477,7 @@ impl Backend for Faulty {
     fn attention_mass(
         &self,
         cache: &Kept,
-        layer: usize,
+        attention: Attention,
         plan: &Plan,
         rows: Range<usize>,
         queries: &Table,
@@ -464,7 +490,7 @@ impl Backend for Faulty {
                 let context = plan.rows[rows.start].context;
                 let first = plan.rows.iter().position(|row| row.context == context).unwrap();
                 let last = plan.rows.iter().rposition(|row| row.context == context).unwrap();
-                return INNER.attention_mass(&cache.inner, layer, &plan.inner, first..last + 1, queries, mass);
+                return INNER.attention_mass(&cache.inner, attention, &plan.inner, first..last + 1, queries, mass);
             }
             Some(Fault::MassDependsOnRows) if plan.rows.len() > rows.len() => {
                 *mass = map(mass, slots, |_, mass| mass + 1e-6);
@@ -472,7 +498,8 @@ impl Backend for Faulty {
             _ => {}
         }
         let before = read(mass);
-        INNER.attention_mass(&cache.inner, layer, &plan.inner, rows, queries, mass)?;
+        let attention = if self.has(Fault::MassIsUncapped) { attention.soft_cap(None) } else { attention };
+        INNER.attention_mass(&cache.inner, attention, &plan.inner, rows, queries, mass)?;
         if self.has(Fault::MassOfOneHead) {
             let heads = (read(queries).len() / plan.rows.len() / cache.shape.head_dim) as f32;
             *mass = map(mass, slots, |slot, mass| before[slot] + (mass - before[slot]) / heads);

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use amem_core::transformer::{Backend, Placement, Rope, Row, Span, WeightRole, WeightTensor};
+use amem_core::transformer::{Attention, Backend, Placement, Rope, Row, Span, WeightRole, WeightTensor};
 use amem_core::{ChunkId, Dtype, Encoding, HostKv, KvChunk, KvShape, KvStore, PrefixId};
 use amem_cuda::{CudaBackend, Matrix, Tensor};
 use futures_lite::future::block_on;
@@ -109,7 +109,9 @@ fn attention(gpu: &CudaBackend, ceilings: &Ceilings, name: &str, contexts: usize
     let standing = Standing::new(gpu, contexts, slots);
     let plan = standing.plan(gpu, rows);
     let queries = activations(gpu, rows.len(), HEADS * SHAPE.head_dim);
-    let seconds = seconds(gpu, 20, || drop(gpu.attend(&standing.cache, 0, &plan, &queries).unwrap()));
+    let seconds = seconds(gpu, 20, || {
+        drop(gpu.attend(&standing.cache, Attention::new(0, SHAPE.head_dim), &plan, &queries).unwrap())
+    });
     let seen: f64 = rows.iter().map(|row| row.sees.own.len() as f64).sum();
     let operations = 4.0 * seen * (HEADS * SHAPE.head_dim) as f64;
     // Keys and values once for each context, queries and results once.
@@ -158,7 +160,7 @@ pub(crate) fn table(gpu: &CudaBackend, ceilings: &Ceilings, quick: bool) {
     let table = standing.tables[0].clone();
     let placement = Placement { chunk: &held, table: &table, slot: 0, position: 3 };
     let rope = standing.rope.clone();
-    let time = seconds(gpu, 20, || gpu.load_kv(&mut standing.cache, &rope, 0..1, &[placement]).unwrap());
+    let time = seconds(gpu, 20, || gpu.load_kv(&mut standing.cache, &rope, &[0], &[placement]).unwrap());
     let bytes = (2 * held.size()) as f64;
     lines.push(Line {
         name: format!("gather and rotate {tokens} tokens"),
