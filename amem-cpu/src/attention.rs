@@ -45,13 +45,13 @@ impl Cpu {
         self.each(tasks.iter().zip(&mut sums).collect(), work, |(task, sums)| {
             self.arch.dispatch(Attend { task, attention, rows: &plan.rows, queries, result: Output::Sums(sums) });
         });
-        let mut data = vec![0f32; queries.data.len()];
+        let mut attended = self.tensor(queries.rows(), queries.columns);
         for (task, sums) in tasks.iter().zip(&sums) {
             for (query, sum) in task.queries.iter().zip(sums.chunks_exact(head_dim)) {
-                data[query.row * queries.columns + query.head * head_dim..][..head_dim].copy_from_slice(sum);
+                attended.data[query.row * queries.columns + query.head * head_dim..][..head_dim].copy_from_slice(sum);
             }
         }
-        Tensor { columns: queries.columns, data }
+        attended
     }
 
     /// See [`Backend::attention_mass`](amem_core::transformer::Backend::attention_mass).

@@ -60,9 +60,10 @@ fn total_of(mut sums: [f32; LANES]) -> f32 {
     sums[0]
 }
 
-/// Root-mean-square norm of each run of `weight`'s length, in place.
+/// Root-mean-square norm of each run of `weight`'s length.
 pub(crate) struct RmsNorm<'a> {
-    pub(crate) x: &'a mut [f32],
+    pub(crate) x: &'a [f32],
+    pub(crate) y: &'a mut [f32],
     pub(crate) weight: &'a [f32],
     pub(crate) eps: f32,
 }
@@ -72,11 +73,12 @@ impl WithSimd for RmsNorm<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        for x in self.x.chunks_exact_mut(self.weight.len().max(1)) {
+        let length = self.weight.len().max(1);
+        for (x, y) in self.x.chunks_exact(length).zip(self.y.chunks_exact_mut(length)) {
             let square = sum(x, |sum, x| x.mul_add(x, sum));
             let scale = 1.0 / (square / x.len() as f32 + self.eps).sqrt();
-            for (x, &w) in x.iter_mut().zip(self.weight) {
-                *x = *x * scale * w;
+            for ((x, y), &w) in x.iter().zip(y).zip(self.weight) {
+                *y = *x * scale * w;
             }
         }
     }

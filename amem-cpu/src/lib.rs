@@ -9,6 +9,7 @@
 
 mod activation;
 mod attention;
+mod buffers;
 mod cache;
 mod elementwise;
 mod isa;
@@ -21,8 +22,11 @@ mod threads;
 
 use std::ops::Range;
 
-use amem_core::transformer::{Attention, Backend, BlockTable, Numerics, Placement, Rope, Row, WeightTensor};
+use amem_core::transformer::{
+    Attention, AttentionWeights, Backend, BlockTable, MlpWeights, Numerics, Placement, Qkv, Rope, Row, WeightTensor,
+};
 use amem_core::{Dtype, Error, Exactness, KvShape, Result, Token};
+use buffers::{Buffers, Numbers};
 use cache::{BLOCK_TOKENS, Write};
 use elementwise::{Add, AddRowDistance, RmsNorm, SiluMul};
 use isa::Isa;
@@ -39,7 +43,7 @@ pub use products::Matrix;
 #[derive(Clone, Debug)]
 pub struct Tensor {
     columns: usize,
-    data: Vec<f32>,
+    data: Numbers,
 }
 
 impl Tensor {
@@ -63,6 +67,7 @@ pub struct Cpu {
     arithmetic: Arithmetic,
     weights: WeightFormat,
     threads: Threads,
+    buffers: Buffers,
 }
 
 impl Cpu {
@@ -99,7 +104,14 @@ impl Cpu {
             let value = format!("{weights:?}");
             return Err(Error::BadValue { what: "weights", value, expected: "AsStored, in exact arithmetic" });
         }
-        Ok(Self { arch: isa.arch, isa, arithmetic, weights, threads: Threads::start(threads)? })
+        Ok(Self {
+            arch: isa.arch,
+            isa,
+            arithmetic,
+            weights,
+            threads: Threads::start(threads)?,
+            buffers: Buffers::default(),
+        })
     }
 
     /// The instructions that it uses.
@@ -109,6 +121,18 @@ impl Cpu {
 
     fn is_fast(&self) -> bool {
         self.arithmetic == Arithmetic::Fast
+    }
+
+    /// A tensor of so many rows, whatever their numbers are.
+    fn tensor(&self, rows: usize, columns: usize) -> Tensor {
+        Tensor { columns, data: self.buffers.take(rows * columns) }
+    }
+
+    /// Numbers of the host as a tensor.
+    fn tensor_of(&self, columns: usize, numbers: &[f32]) -> Tensor {
+        let mut data = self.buffers.take(numbers.len());
+        data.copy_from_slice(numbers);
+        Tensor { columns, data }
     }
 
     /// Does `task` for each part, on several threads if the work (in multiplications) is worth waking them for.
@@ -163,18 +187,21 @@ impl Backend for Cpu {
     }
 
     fn upload(&self, columns: usize, numbers: &[f32]) -> Result<Tensor> {
-        Ok(Tensor { columns, data: numbers.to_vec() })
+        Ok(self.tensor_of(columns, numbers))
     }
 
     fn embed(&self, table: &Matrix, tokens: &[Token]) -> Result<Tensor> {
-        let mut data = Vec::with_capacity(tokens.len() * table.inputs());
-        tokens.iter().for_each(|&token| table.read_row(token as usize, &mut data));
-        Ok(Tensor { columns: table.inputs(), data })
+        let mut x = self.tensor(tokens.len(), table.inputs());
+        let rows: Vec<_> = x.data.chunks_exact_mut(table.inputs()).zip(tokens).collect();
+        self.each(rows, tokens.len() * table.inputs(), |(row, &token)| table.read_row(token as usize, row));
+        Ok(x)
     }
 
     fn rms_norm(&self, x: &Tensor, weight: &Vec<f32>, eps: f32) -> Result<Tensor> {
-        let mut y = x.clone();
-        self.arch.dispatch(RmsNorm { x: &mut y.data, weight, eps });
+        let mut y = self.tensor(x.rows(), x.columns);
+        let part = whole_rows(x.columns);
+        let parts = y.data.chunks_mut(part).zip(x.data.chunks(part)).collect();
+        self.each(parts, 2 * x.data.len(), |(y, x)| self.arch.dispatch(RmsNorm { x, y, weight, eps }));
         Ok(y)
     }
 
@@ -183,16 +210,18 @@ impl Backend for Cpu {
     }
 
     fn add(&self, x: &mut Tensor, y: &Tensor) -> Result<()> {
-        self.arch.dispatch(Add { x: &mut x.data, y: &y.data });
+        let parts = x.data.chunks_mut(PART).zip(y.data.chunks(PART)).collect();
+        self.each(parts, y.data.len(), |(x, y)| self.arch.dispatch(Add { x, y }));
         Ok(())
     }
 
     fn silu_mul(&self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-        let mut y = gate.clone();
-        const PART: usize = 1 << 14;
-        let parts = y.data.chunks_mut(PART).zip(up.data.chunks(PART)).collect();
-        // An exponential costs about as much as sixteen multiplications.
-        self.each(parts, 16 * gate.data.len(), |(y, up)| self.arch.dispatch(SiluMul { y, up }));
+        let mut y = self.tensor(gate.rows(), gate.columns);
+        let parts = y.data.chunks_mut(PART).zip(gate.data.chunks(PART)).zip(up.data.chunks(PART)).collect();
+        self.each(parts, SILU_WORK * gate.data.len(), |((y, gate), up)| {
+            y.copy_from_slice(gate);
+            self.arch.dispatch(SiluMul { y, up });
+        });
         Ok(y)
     }
 
@@ -202,17 +231,23 @@ impl Backend for Cpu {
     }
 
     fn gather(&self, x: &Tensor, rows: &[usize]) -> Result<Tensor> {
-        let row = |&row: &usize| x.data.get(row * x.columns..(row + 1) * x.columns).unwrap_or_default();
-        Ok(Tensor { columns: x.columns, data: rows.iter().flat_map(row).copied().collect() })
+        let mut y = self.tensor(rows.len(), x.columns);
+        for (to, &row) in y.data.chunks_exact_mut(x.columns.max(1)).zip(rows) {
+            match x.data.get(row * x.columns..(row + 1) * x.columns) {
+                Some(row) => to.copy_from_slice(row),
+                None => to.fill(0.0),
+            }
+        }
+        Ok(y)
     }
 
     fn concat(&self, x: &mut Tensor, y: &Tensor) -> Result<()> {
-        x.data.extend_from_slice(&y.data);
+        x.data.append(&y.data);
         Ok(())
     }
 
     fn read(&self, x: &Tensor) -> Result<Vec<f32>> {
-        Ok(x.data.clone())
+        Ok(x.data.to_vec())
     }
 
     fn write_kv(&self, cache: &mut Cache, layer: usize, plan: &Plan, keys: &Tensor, values: &Tensor) -> Result<()> {
@@ -246,11 +281,56 @@ impl Backend for Cpu {
     }
 
     fn key_distance(&self, cache: &Cache, layer: usize, plan: &Plan, keys: &Tensor) -> Result<Tensor> {
-        Ok(Tensor { columns: 1, data: cache.distances(layer, plan, keys) })
+        Ok(self.tensor_of(1, &cache.distances(layer, plan, keys)))
     }
 
     fn add_row_distance(&self, x: &Tensor, y: &Tensor, factor: f32, sums: &mut Tensor) -> Result<()> {
-        self.arch.dispatch(AddRowDistance { x: &x.data, y: &y.data, factor, sums: &mut sums.data });
+        let part = whole_rows(x.columns);
+        let rows = part / x.columns.max(1);
+        let parts = x.data.chunks(part).zip(y.data.chunks(part)).zip(sums.data.chunks_mut(rows.max(1))).collect();
+        self.each(parts, x.data.len(), |((x, y), sums)| self.arch.dispatch(AddRowDistance { x, y, factor, sums }));
         Ok(())
     }
+
+    fn qkv(&self, x: &Tensor, w: &AttentionWeights<Self>, plan: &Plan) -> Result<Qkv<Tensor>> {
+        let weights = [&w.query, &w.key, &w.value].map(|w| (&w.weight, w.bias.as_deref()));
+        let [mut queries, mut keys, values] = self.multiply_each(x, weights);
+        for (x, norm) in [(&mut queries, &w.query_norm), (&mut keys, &w.key_norm)] {
+            if let Some(norm) = norm {
+                *x = self.rms_norm(x, norm, w.norm_eps)?;
+            }
+        }
+        self.rotate(&mut queries, plan)?;
+        Ok(Qkv { queries, keys, values })
+    }
+
+    fn add_rms_norm(&self, x: &mut Tensor, y: &Tensor, weight: &Vec<f32>, eps: f32) -> Result<Tensor> {
+        let mut normed = self.tensor(x.rows(), x.columns);
+        let part = whole_rows(x.columns);
+        let parts = normed.data.chunks_mut(part).zip(x.data.chunks_mut(part)).zip(y.data.chunks(part)).collect();
+        self.each(parts, 3 * y.data.len(), |((normed, x), y)| {
+            self.arch.dispatch(Add { x, y });
+            self.arch.dispatch(RmsNorm { x, y: normed, weight, eps });
+        });
+        Ok(normed)
+    }
+
+    fn mlp(&self, x: &Tensor, w: &MlpWeights<Self>) -> Result<Tensor> {
+        let weights = [&w.gate, &w.up].map(|w| (&w.weight, w.bias.as_deref()));
+        let [mut gate, up] = self.multiply_each(x, weights);
+        let parts = gate.data.chunks_mut(PART).zip(up.data.chunks(PART)).collect();
+        self.each(parts, SILU_WORK * up.data.len(), |(y, up)| self.arch.dispatch(SiluMul { y, up }));
+        self.linear(&gate, &w.down.weight, w.down.bias.as_ref())
+    }
+}
+
+/// Numbers that one thread takes at a time where each costs little: what fits a core's nearest cache.
+const PART: usize = 1 << 12;
+
+/// What an exponential and a division cost, in multiplications.
+const SILU_WORK: usize = 16;
+
+/// About as many, in whole rows.
+fn whole_rows(columns: usize) -> usize {
+    columns.max(1) * (PART / columns.max(1)).max(1)
 }

@@ -106,7 +106,10 @@ fn products_are_those_of_plain_loops_with_the_same_numbers_and_the_same_bits_fro
                             let found = f64::from(product[row * outputs + output]);
                             // Only sums of groups are rounded.
                             let near = (found - expected).abs() <= 1e-6 * size;
-                            assert!(near, "{dtype} {format:?} {outputs}×{inputs}, {instructions:?}: {found} for {expected}");
+                            assert!(
+                                near,
+                                "{dtype} {format:?} {outputs}×{inputs}, {instructions:?}: {found} for {expected}"
+                            );
                         }
                     }
                     products.push(product.iter().map(|x| x.to_bits()).collect());
@@ -122,8 +125,7 @@ fn inputs_that_fill_no_group_and_activations_of_any_size_are_rounded_to_a_hundre
     for (format, tolerance) in [(WeightFormat::Int8, 0.01), (WeightFormat::Int4, 0.1)] {
         for (outputs, inputs) in [(3, 1), (33, 100), (64, 129), (5, 260)] {
             let mut next = noise(11);
-            let mut numbers =
-                |count: usize| (0..count).map(|_| (next() % 2001) as f32 / 1e3 - 1.0).collect::<Vec<_>>();
+            let mut numbers = |count: usize| (0..count).map(|_| (next() % 2001) as f32 / 1e3 - 1.0).collect::<Vec<_>>();
             let (w, x) = (numbers(outputs * inputs), numbers(3 * inputs));
             let bytes: Vec<u8> = w.iter().flat_map(|x| x.to_le_bytes()).collect();
             let cpu = cpu(Instructions::detected(), format);

@@ -3,7 +3,7 @@
 //! `vdpbf16ps` adds the products of two inputs to an f32 at a time. Activations are rounded to bf16, to the nearest and ties to
 //! even. The floor: a core of Zen 5 issues two of them per cycle, 64 multiplications and additions each.
 
-use std::arch::x86_64::{__m512, __m512bh, _mm512_dpbf16_ps, _mm512_set1_epi32};
+use std::arch::x86_64::{__m512bh, _mm512_dpbf16_ps, _mm512_set1_epi32, _mm512_setzero_ps};
 
 use amem_core::Result;
 use bytemuck::{Pod, Zeroable};
@@ -55,7 +55,7 @@ impl Cpu {
 
     /// The rows of `x` in tiles, rounded.
     pub(super) fn pair_tiles(&self, x: &Tensor, _: Avx512Bf16) -> Vec<PairTile> {
-        let mut rest = x.data.as_slice();
+        let mut rest = &x.data[..];
         let mut tiles: Vec<(&[f32], PairTile)> = tile_heights(x.rows(), MOST_ROWS)
             .map(|rows| {
                 let (own, others) = rest.split_at(rows * x.columns);
@@ -135,7 +135,7 @@ fn multiply_columns(w: &Pages<Pairs>, tiles: &[PairTile], columns: &mut Columns<
                 let (rows, others) = rest.split_at_mut(tile.rows);
                 rest = others;
                 let x = &tile.data[start * tile.rows..end * tile.rows];
-                with_rows!(tile.rows, |ROWS| multiply::<ROWS>(x, block, rows, column));
+                with_rows!(tile.rows, |ROWS| multiply::<ROWS>(x, block, (rows, column), start > 0));
             }
         }
     }
@@ -143,9 +143,11 @@ fn multiply_columns(w: &Pages<Pairs>, tiles: &[PairTile], columns: &mut Columns<
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512bf16")]
-fn multiply<const ROWS: usize>(x: &[u32], block: &[Pairs], rows: &mut [&mut [f32]], column: usize) {
-    let loaded = load_panel::<ROWS>(rows, column);
-    let mut sums: [[__m512; 2]; ROWS] = std::array::from_fn(|row| bytemuck::cast(loaded[row]));
+fn multiply<const ROWS: usize>(x: &[u32], block: &[Pairs], (rows, column): (&mut [&mut [f32]], usize), begun: bool) {
+    let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
+    if begun {
+        sums.iter_mut().zip(&*rows).for_each(|(sums, row)| *sums = bytemuck::cast(load_panel(row, column)));
+    }
     for (x, w) in x.as_chunks::<ROWS>().0.iter().zip(block) {
         let [low, high]: [__m512bh; 2] = bytemuck::cast(w.0);
         for (sums, &x) in sums.iter_mut().zip(x) {
@@ -154,5 +156,5 @@ fn multiply<const ROWS: usize>(x: &[u32], block: &[Pairs], rows: &mut [&mut [f32
             sums[1] = _mm512_dpbf16_ps(sums[1], high, x);
         }
     }
-    store_panel(&sums.map(bytemuck::cast::<_, [f32; PANEL]>), rows, column);
+    sums.iter().zip(rows).for_each(|(sums, row)| store_panel(&bytemuck::cast(*sums), row, column));
 }

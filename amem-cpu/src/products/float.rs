@@ -1,6 +1,5 @@
 //! Products in f32: one source for all instruction sets, and the same bits from all of them.
 
-use half::slice::HalfFloatSliceExt;
 use pulp::{Arch, Simd, WithSimd};
 
 use crate::number::Element;
@@ -14,22 +13,22 @@ const BLOCK: usize = 256;
 impl Matrix {
     /// The part of a panel for some inputs, as f32: unpacked into `space` where it must be.
     #[inline(always)]
-    fn block<'a>(&'a self, panel: usize, inputs: std::ops::Range<usize>, space: &'a mut [f32]) -> &'a [f32] {
+    fn block<'a, S: Simd>(
+        &'a self,
+        simd: S,
+        panel: usize,
+        inputs: std::ops::Range<usize>,
+        space: &'a mut [f32],
+    ) -> &'a [f32] {
         let start = panel * self.inputs * PANEL;
         let at = start + inputs.start * PANEL..start + inputs.end * PANEL;
-        let space = &mut space[..at.len()];
         match &self.weights {
-            Weights::F32(w) => return &w[at],
-            Weights::F16(w) => w[at].convert_to_f32_slice(space),
-            Weights::Bf16(w) => {
-                for (x, w) in space.iter_mut().zip(&w[at]) {
-                    *x = f32::from_bits(u32::from(w.to_bits()) << 16);
-                }
-            }
+            Weights::F32(w) => &w[at],
+            Weights::F16(w) => Element::widen(simd, &w[at], space),
+            Weights::Bf16(w) => Element::widen(simd, &w[at], space),
             // Other kinds have products of their own.
-            _ => space.fill(0.0),
+            _ => &[],
         }
-        space
     }
 }
 
@@ -78,7 +77,7 @@ impl Cpu {
     /// The rows of `x` in tiles.
     pub(super) fn tiles(&self, x: &Tensor) -> Vec<Tile> {
         let most = if tile_rows(self.arch) == 8 { MOST_ROWS } else { MOST_ROWS / 2 };
-        let mut rest = x.data.as_slice();
+        let mut rest = &x.data[..];
         let mut tiles: Vec<(&[f32], Tile)> = tile_heights(x.rows(), most)
             .map(|rows| {
                 let (own, others) = rest.split_at(rows * x.columns);
@@ -120,13 +119,13 @@ impl WithSimd for PanelProducts<'_, '_> {
         for start in (0..matrix.inputs).step_by(BLOCK) {
             let end = matrix.inputs.min(start + BLOCK);
             for (panel, column) in (*first..).zip((0..width).step_by(PANEL)) {
-                let block = matrix.block(panel, start..end, &mut space);
+                let block = matrix.block(simd, panel, start..end, &mut space);
                 let mut rest = &mut rows[..];
                 for tile in self.tiles {
                     let (rows, others) = rest.split_at_mut(tile.rows);
                     rest = others;
                     let x = &tile.data[start * tile.rows..end * tile.rows];
-                    with_rows!(tile.rows, |ROWS| multiply::<S, ROWS>(simd, x, block, rows, column));
+                    with_rows!(tile.rows, |ROWS| multiply::<S, ROWS>(simd, x, block, (rows, column), start > 0));
                 }
             }
         }
@@ -161,14 +160,23 @@ fn stream<S: Simd, T: Element, const ROWS: usize>(simd: S, x: &[f32], w: &[T], r
             sums.iter_mut().zip(w).for_each(|(sum, w)| *sum = x.mul_add(*w, *sum));
         }
     }
-    store_panel(&sums, rows, column);
+    sums.iter().zip(rows).for_each(|(sums, row)| store_panel(sums, row, column));
 }
 
 #[inline(always)]
-fn multiply<S: Simd, const ROWS: usize>(simd: S, x: &[f32], block: &[f32], rows: &mut [&mut [f32]], column: usize) {
-    let mut sums = load_panel::<ROWS>(rows, column);
+fn multiply<S: Simd, const ROWS: usize>(
+    simd: S,
+    x: &[f32],
+    block: &[f32],
+    (rows, column): (&mut [&mut [f32]], usize),
+    begun: bool,
+) {
+    let mut sums = [[0f32; PANEL]; ROWS];
+    if begun {
+        sums.iter_mut().zip(&*rows).for_each(|(sums, row)| *sums = load_panel(row, column));
+    }
     multiply_tile::<S, ROWS, PANEL>(simd, x, block, PANEL, sums.as_flattened_mut(), PANEL);
-    store_panel(&sums, rows, column);
+    sums.iter().zip(rows).for_each(|(sums, row)| store_panel(sums, row, column));
 }
 /// `y += xᵀ · b` for `x` `[inputs][ROWS]`, `b` `[inputs][b_stride]` and `y` `[ROWS][y_stride]`, of which the first WIDTH
 /// columns count. WIDTH is a multiple of 16. The last row of `b` may end after its WIDTH columns.

@@ -131,24 +131,26 @@ impl Matrix {
         }
     }
 
-    /// Appends one row, as an embedding table is read. A row that is not there reads as zeros.
-    pub(crate) fn read_row(&self, index: usize, row: &mut Vec<f32>) {
+    /// One row, as an embedding table is read. A row that is not there reads as zeros.
+    pub(crate) fn read_row(&self, index: usize, row: &mut [f32]) {
+        fn copy(row: &mut [f32], numbers: impl Iterator<Item = f32>) {
+            row.iter_mut().zip(numbers).for_each(|(to, x)| *to = x);
+        }
         let (panel, lane) = (index / PANEL, index % PANEL);
         if index >= self.outputs {
-            return row.resize(row.len() + self.inputs, 0.0);
+            return row.fill(0.0);
         }
         let start = panel * PANEL * self.inputs + lane;
         match &self.weights {
-            Weights::F32(w) => row.extend(w[start..].iter().step_by(PANEL).take(self.inputs)),
-            Weights::F16(w) => row.extend(w[start..].iter().step_by(PANEL).take(self.inputs).map(|x| x.to_f32())),
-            Weights::Bf16(w) => row.extend(w[start..].iter().step_by(PANEL).take(self.inputs).map(|x| x.to_f32())),
+            Weights::F32(w) => copy(row, w[start..].iter().step_by(PANEL).copied()),
+            Weights::F16(w) => copy(row, w[start..].iter().step_by(PANEL).map(|x| x.to_f32())),
+            Weights::Bf16(w) => copy(row, w[start..].iter().step_by(PANEL).map(|x| x.to_f32())),
             #[cfg(target_arch = "x86_64")]
             Weights::Bf16Pairs(w, _) => {
                 let pairs = self.inputs.div_ceil(2);
-                let numbers = w[panel * pairs..(panel + 1) * pairs].iter().flat_map(|pairs| pairs.of(lane));
-                row.extend(numbers.take(self.inputs));
+                copy(row, w[panel * pairs..(panel + 1) * pairs].iter().flat_map(|pairs| pairs.of(lane)));
             }
-            Weights::Quantized(w) => w.read_row(index, self.inputs, row),
+            Weights::Quantized(w) => copy(row, w.row(index)),
         }
     }
 }
@@ -195,7 +197,7 @@ impl Cpu {
         weights: [(&Matrix, Option<&[f32]>); N],
     ) -> [Tensor; N] {
         let rows = x.rows();
-        let mut products = weights.map(|(w, _)| Tensor { columns: w.outputs, data: vec![0f32; rows * w.outputs] });
+        let mut products = weights.map(|(w, _)| self.tensor(rows, w.outputs));
         if rows == 0 {
             return products;
         }
@@ -274,27 +276,27 @@ fn tile_heights(count: usize, most: usize) -> impl Iterator<Item = usize> {
     (0..tiles).map(move |tile| count * (tile + 1) / tiles - count * tile / tiles)
 }
 
-/// The numbers of a panel in some rows' columns; zeros where the last panel is not full.
-fn load_panel<const ROWS: usize>(rows: &[&mut [f32]], first: usize) -> [[f32; PANEL]; ROWS] {
-    let mut sums = [[0f32; PANEL]; ROWS];
-    for (sums, row) in sums.iter_mut().zip(rows) {
-        let row = row.get(first..).unwrap_or_default();
-        match row.first_chunk::<PANEL>() {
-            Some(row) => *sums = *row,
-            None => sums[..row.len()].copy_from_slice(row),
+/// What a panel has come to so far in a row, whose column it begins with: zeros where the panel is wider than the row.
+#[inline(always)]
+fn load_panel(row: &[f32], column: usize) -> [f32; PANEL] {
+    let row = row.get(column..).unwrap_or_default();
+    match row.first_chunk::<PANEL>() {
+        Some(row) => *row,
+        None => {
+            let mut sums = [0f32; PANEL];
+            sums[..row.len()].copy_from_slice(row);
+            sums
         }
     }
-    sums
 }
 
-/// Puts them back.
-fn store_panel<const ROWS: usize>(sums: &[[f32; PANEL]; ROWS], rows: &mut [&mut [f32]], first: usize) {
-    for (sums, row) in sums.iter().zip(rows) {
-        let row = row.get_mut(first..).unwrap_or_default();
-        match row.first_chunk_mut::<PANEL>() {
-            Some(row) => *row = *sums,
-            None => row.copy_from_slice(&sums[..row.len()]),
-        }
+/// Puts it back.
+#[inline(always)]
+fn store_panel(sums: &[f32; PANEL], row: &mut [f32], column: usize) {
+    let row = row.get_mut(column..).unwrap_or_default();
+    match row.first_chunk_mut::<PANEL>() {
+        Some(row) => *row = *sums,
+        None => row.copy_from_slice(&sums[..row.len()]),
     }
 }
 

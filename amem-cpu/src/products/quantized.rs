@@ -133,11 +133,11 @@ impl Quantized {
         self.layout
     }
 
-    /// Appends the numbers of one output.
-    pub(super) fn read_row(&self, output: usize, inputs: usize, row: &mut Vec<f32>) {
+    /// The numbers of one output.
+    pub(super) fn row(&self, output: usize) -> impl Iterator<Item = f32> {
         let (panel, lane) = (output / PANEL, output % PANEL);
         let offset = f32::from(self.layout.offset);
-        let number = |input: usize| {
+        (0..self.groups * self.layout.group).map(move |input| {
             let group = panel * self.groups + input / self.layout.group;
             let at = input % self.layout.group;
             let code = |unit: usize, byte: usize| {
@@ -150,8 +150,7 @@ impl Quantized {
             let of =
                 |scales: &Pages<Scales>| scales.get(group).map_or(0.0, |scales| scales.0[lane].to_f32() * self.unit);
             of(&self.scales) * (f32::from(code) - offset) - self.mins.as_ref().map_or(0.0, of)
-        };
-        row.extend((0..inputs).map(number));
+        })
     }
 
     /// The groups of a panel, from one on.
@@ -197,7 +196,7 @@ struct RowGroup {
 impl Cpu {
     /// The rows of `x` in tiles, rounded to bytes in groups of so many inputs.
     pub(super) fn byte_tiles(&self, x: &Tensor, group: usize) -> Vec<ByteTile> {
-        let mut rest = x.data.as_slice();
+        let mut rest = &x.data[..];
         let mut tiles: Vec<(&[f32], ByteTile)> = tile_heights(x.rows(), MOST_ROWS)
             .map(|rows| {
                 let (own, others) = rest.split_at(rows * x.columns);
@@ -297,7 +296,7 @@ impl WithSimd for Portable<'_, '_> {
                 let (rows, others) = rest.split_at_mut(tile.rows);
                 rest = others;
                 for (index, row) in rows.iter_mut().enumerate() {
-                    multiply_row(&groups, tile, index, std::slice::from_mut(row), column);
+                    multiply_row(&groups, tile, index, row, column);
                 }
             }
         }
@@ -305,9 +304,9 @@ impl WithSimd for Portable<'_, '_> {
 }
 
 #[inline(always)]
-fn multiply_row(w: &Groups<'_>, tile: &ByteTile, index: usize, rows: &mut [&mut [f32]], column: usize) {
+fn multiply_row(w: &Groups<'_>, tile: &ByteTile, index: usize, row: &mut [f32], column: usize) {
     let Groups { layout, codes, scales, mins, unit } = *w;
-    let mut totals = load_panel::<1>(rows, column);
+    let mut totals = [0f32; PANEL];
     let (mut wide, mut wide_mins) = ([0f32; PANEL], [0f32; PANEL]);
     for (group, codes) in codes.chunks_exact(layout.units()).enumerate() {
         let x = tile.groups[group * tile.rows + index];
@@ -324,18 +323,18 @@ fn multiply_row(w: &Groups<'_>, tile: &ByteTile, index: usize, rows: &mut [&mut 
             }
         }
         scales[group].0.convert_to_f32_slice(&mut wide);
-        for ((total, sum), scale) in totals[0].iter_mut().zip(sums).zip(wide) {
+        for ((total, sum), scale) in totals.iter_mut().zip(sums).zip(wide) {
             *total = (sum as f32).mul_add(scale * unit * x.scale, *total);
         }
         if let Some(mins) = mins {
             mins[group].0.convert_to_f32_slice(&mut wide_mins);
             let sum = x.sum as f32 * x.scale;
-            for (total, min) in totals[0].iter_mut().zip(wide_mins) {
+            for (total, min) in totals.iter_mut().zip(wide_mins) {
                 *total = (min * unit).mul_add(-sum, *total);
             }
         }
     }
-    store_panel(&totals, rows, column);
+    store_panel(&totals, row, column);
 }
 
 /// The product with AVX-512 VNNI.
@@ -360,10 +359,11 @@ mod vnni {
                     rest = others;
                     let x = &tile.bytes[start * w.layout.group / 4 * tile.rows..end * w.layout.group / 4 * tile.rows];
                     let x_groups = &tile.groups[start * tile.rows..end * tile.rows];
+                    let (to, begun) = ((rows, column), start > 0);
                     if w.layout.four_bits {
-                        with_rows!(tile.rows, |ROWS| multiply::<ROWS, true>(&groups, x, x_groups, rows, column));
+                        with_rows!(tile.rows, |ROWS| multiply::<ROWS, true>(&groups, x, x_groups, to, begun));
                     } else {
-                        with_rows!(tile.rows, |ROWS| multiply::<ROWS, false>(&groups, x, x_groups, rows, column));
+                        with_rows!(tile.rows, |ROWS| multiply::<ROWS, false>(&groups, x, x_groups, to, begun));
                     }
                 }
             }
@@ -383,14 +383,17 @@ mod vnni {
         w: &Groups<'_>,
         x: &[[i8; 4]],
         x_groups: &[RowGroup],
-        rows: &mut [&mut [f32]],
-        column: usize,
+        (rows, column): (&mut [&mut [f32]], usize),
+        begun: bool,
     ) {
         let Groups { layout, codes, scales, mins, unit } = *w;
         let unit = _mm512_set1_ps(unit);
         let offset = -i32::from(layout.offset);
         let low = _mm512_set1_epi8(15);
-        let mut totals: [[__m512; 2]; ROWS] = load_panel::<ROWS>(rows, column).map(bytemuck::cast);
+        let mut totals = [[_mm512_setzero_ps(); 2]; ROWS];
+        if begun {
+            totals.iter_mut().zip(&*rows).for_each(|(totals, row)| *totals = bytemuck::cast(load_panel(row, column)));
+        }
         let groups = codes.chunks_exact(layout.units()).zip(x.chunks_exact(layout.group / 4 * ROWS));
         for (index, ((codes, x), x_groups)) in groups.zip(x_groups.as_chunks::<ROWS>().0).enumerate() {
             let mut sums: [[__m512i; 2]; ROWS] =
@@ -438,6 +441,6 @@ mod vnni {
                 }
             }
         }
-        store_panel(&totals.map(bytemuck::cast::<_, [f32; PANEL]>), rows, column);
+        totals.iter().zip(rows).for_each(|(totals, row)| store_panel(&bytemuck::cast(*totals), row, column));
     }
 }
