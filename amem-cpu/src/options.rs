@@ -21,7 +21,7 @@ pub enum WeightFormat {
     /// As the model's files have them.
     #[default]
     AsStored,
-    /// In 8 bits, with a scale for each 128 inputs of an output; activations are rounded to 8 bits for the products.
+    /// In 8 bits, with a scale for each 32 inputs of an output; activations are rounded to 8 bits for the products.
     Int8,
     /// In 4 bits, with a scale for each 32 inputs of an output; embeddings and output matrices in 8 bits. Activations are
     /// rounded to 8 bits for the products.

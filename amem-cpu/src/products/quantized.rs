@@ -5,8 +5,8 @@
 //! rounding, and then the groups as f32 in their order: all instruction sets give the same bits.
 //!
 //! The floor: `vpdpbusd` multiplies and adds 64 pairs of bytes, and a core of Zen 5 issues two per cycle. A group costs a
-//! conversion, a multiplication and a multiply-add for each vector of sums beside it: of groups of 32 inputs a sixth of the
-//! time, of 128 a twentieth.
+//! conversion, a multiplication and a multiply-add for each vector of sums beside it: with 32 inputs in a group, a fifth of
+//! the time.
 
 use amem_core::Result;
 use bytemuck::{Pod, Zeroable};
@@ -14,12 +14,14 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 use pulp::{Simd, WithSimd};
 
-use super::{Columns, MOST_ROWS, PANEL, load_panel, store_panel, tile_heights, with_rows};
+use super::{Columns, PANEL, load_panel, store_panel, tile_heights, with_rows};
 use crate::pages::Pages;
 use crate::{Cpu, Tensor};
 
 /// Inputs of a panel that are multiplied at a time: 32 KiB of codes of 8 bits.
 const BLOCK: usize = 1024;
+/// Rows of a tile at most: with more, the sums of a group and those of all groups do not fit the registers together.
+const BYTE_ROWS: usize = 8;
 
 /// How a kind of quantised weights is laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +37,7 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    pub(super) const INT8: Self = Self { group: 128, four_bits: false, offset: 128, mins: false };
+    pub(super) const INT8: Self = Self { group: 32, four_bits: false, offset: 128, mins: false };
     pub(super) const INT4: Self = Self { group: 32, four_bits: true, offset: 8, mins: false };
 
     /// Codes of a group for one output, in units of four bytes.
@@ -197,7 +199,7 @@ impl Cpu {
     /// The rows of `x` in tiles, rounded to bytes in groups of so many inputs.
     pub(super) fn byte_tiles(&self, x: &Tensor, group: usize) -> Vec<ByteTile> {
         let mut rest = &x.data[..];
-        let mut tiles: Vec<(&[f32], ByteTile)> = tile_heights(x.rows(), MOST_ROWS)
+        let mut tiles: Vec<(&[f32], ByteTile)> = tile_heights(x.rows(), BYTE_ROWS)
             .map(|rows| {
                 let (own, others) = rest.split_at(rows * x.columns);
                 rest = others;

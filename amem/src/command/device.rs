@@ -1,12 +1,13 @@
 //! What computes.
 
 use std::error::Error;
+use std::num::NonZero;
 use std::str::FromStr;
 use std::sync::Arc;
 
 use amem_core::transformer::{ModelSource, Options, Transformer};
 use amem_core::{Model, Tier};
-use amem_cpu::Cpu;
+use amem_cpu::{Arithmetic, Cpu, CpuOptions, WeightFormat};
 use clap::{Args, ValueEnum};
 
 /// What a model is computed on, and in what.
@@ -16,9 +17,17 @@ pub(crate) struct Compute {
     #[arg(long, value_name = "DEVICE", env = "AMEM_DEVICE", default_value = "cpu")]
     device: Device,
     /// The number type that a GPU computes in. Auto takes f16 for a model that says so in its config.json, bf16 for others.
-    /// A CPU computes in exact f32.
     #[arg(long, value_enum, default_value_t)]
     dtype: Dtype,
+    /// How a CPU keeps weight matrices. Fewer bits take less memory and less time, and answers change a little.
+    #[arg(long, value_enum, default_value_t)]
+    weights: Weights,
+    /// Compute on the CPU in f32 throughout, with the same bits on every machine; slower.
+    #[arg(long)]
+    exact: bool,
+    /// Threads that a CPU computes with; one for each core unless said otherwise.
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZero<usize>>,
     /// MiB of KV of all contexts together; one full context always has room. A GPU takes them at the start.
     #[arg(long, default_value_t = 4096)]
     kv_cache_mib: u64,
@@ -58,6 +67,18 @@ enum Dtype {
     F32,
 }
 
+/// How weight matrices are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Weights {
+    /// As the model's files have them.
+    #[default]
+    AsStored,
+    /// In 8 bits.
+    Int8,
+    /// In 4 bits, embeddings and output matrix in 8.
+    Int4,
+}
+
 /// A model, and the tier of KV in the memory of what computes it, if it has one.
 pub(crate) type Loaded = (Arc<dyn Model>, Option<Tier>);
 
@@ -69,9 +90,25 @@ impl Compute {
             Device::Cpu if self.dtype != Dtype::Auto || self.gpu_kv_mib > 0 => {
                 Err("--dtype and --gpu-kv-mib are for a GPU: name one with --device cuda".into())
             }
-            Device::Cpu => Ok((Arc::new(Transformer::load(source, Cpu::new()?, options)?), None)),
+            Device::Cpu => Ok((Arc::new(Transformer::load(source, self.cpu()?, options)?), None)),
+            Device::Cuda(_) if self.weights != Weights::AsStored || self.exact || self.threads.is_some() => {
+                Err("--weights, --exact and --threads are for the CPU".into())
+            }
             Device::Cuda(ordinal) => self.load_on_gpu(ordinal, source, options),
         }
+    }
+
+    fn cpu(&self) -> amem_core::Result<Cpu> {
+        let mut options = CpuOptions::default().weights(match self.weights {
+            Weights::AsStored => WeightFormat::AsStored,
+            Weights::Int8 => WeightFormat::Int8,
+            Weights::Int4 => WeightFormat::Int4,
+        });
+        options.threads = self.threads.map(NonZero::get);
+        if self.exact {
+            options.arithmetic = Arithmetic::Exact;
+        }
+        Cpu::open(options)
     }
 
     #[cfg(feature = "cuda")]

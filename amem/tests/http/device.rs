@@ -32,6 +32,26 @@ fn a_memory_is_answered_from_by_a_gpu() {
 }
 
 #[test]
+fn weights_of_few_bits_answer_from_memory_too() {
+    let dir = tempfile::tempdir().unwrap();
+    for flags in [&["--weights", "int8", "--threads", "1"][..], &["--weights", "int4"], &["--exact"]] {
+        // What one arithmetic has computed is not taken for another's, so the directory may be the same.
+        let server = Process::spawn(Process::command(&[&["kv-serve"], flags].concat(), dir.path()));
+        let note = json!({ "user": "you", "texts": ["Alice lives in Denver."] });
+        assert_eq!(post(server.url("/v1/memories"), &note).0, 200);
+        let messages = json!([{ "role": "user", "content": "Where does Alice live?" }]);
+        let (status, answer) =
+            post(server.url("/v1/chat/completions"), &json!({ "user": "you", "messages": messages }));
+        assert_eq!(
+            (status, &answer["choices"][0]["message"]["content"]),
+            (200, &json!("Alice lives in Denver.")),
+            "{flags:?}"
+        );
+        server.stop();
+    }
+}
+
+#[test]
 fn a_device_that_is_not_there_is_said_before_anything_else_is_done() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
@@ -39,6 +59,8 @@ fn a_device_that_is_not_there_is_said_before_anything_else_is_done() {
         (&["--device", "cuda:7"][..], "there is no GPU 7"),
         (&["--device", "cuda", "--dtype", "f16", "--kv-cache-mib", "1000000"], "the GPU has no room"),
         (&["--dtype", "f16"], "--device cuda"),
+        (&["--device", "cuda", "--weights", "int8"], "for the CPU"),
+        (&["--exact", "--weights", "int8"], "in exact arithmetic"),
     ];
     for (flags, expected) in cases {
         let refused = on_gpu(&[&["kv-serve"], flags].concat(), &data).output().unwrap();
