@@ -9,19 +9,22 @@ use pulp::Arch;
 pub enum Instructions {
     /// What every machine of the architecture has; NEON on aarch64.
     Portable,
-    /// AVX2 and FMA.
+    /// AVX2, FMA and F16C.
     Avx2,
+    /// The same with AVX-VNNI: dot products of bytes.
+    AvxVnni,
     /// AVX-512 F, BW, CD, DQ and VL.
     Avx512,
-    /// The same with VNNI: dot products of bytes.
+    /// These with VNNI: dot products of bytes.
     Avx512Vnni,
-    /// The same with VNNI and BF16: dot products of bytes and of bf16.
+    /// These with VNNI and BF16: dot products of bytes and of bf16.
     Avx512Bf16,
 }
 
 impl Instructions {
     /// All sets, the smallest first.
-    pub const ALL: [Self; 5] = [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Vnni, Self::Avx512Bf16];
+    pub const ALL: [Self; 6] =
+        [Self::Portable, Self::Avx2, Self::AvxVnni, Self::Avx512, Self::Avx512Vnni, Self::Avx512Bf16];
 
     /// The largest set that this machine has.
     pub fn detected() -> Self {
@@ -37,6 +40,16 @@ impl Instructions {
     }
 }
 
+/// A proof that the machine has AVX2, FMA and F16C.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Avx2(());
+
+/// A proof that the machine has these and AVX-VNNI.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AvxVnni(());
+
 /// A proof that the machine has AVX-512 with VNNI.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy, Debug)]
@@ -47,14 +60,26 @@ pub(crate) struct Avx512Vnni(());
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Avx512Bf16(());
 
+/// Instructions for products of bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Bytes {
+    Portable,
+    #[cfg(target_arch = "x86_64")]
+    Avx2(Avx2),
+    #[cfg(target_arch = "x86_64")]
+    AvxVnni(AvxVnni),
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni(Avx512Vnni),
+}
+
 /// The instructions that kernels may use.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Isa {
     pub(crate) instructions: Instructions,
     /// For kernels of one source.
     pub(crate) arch: Arch,
-    #[cfg(target_arch = "x86_64")]
-    pub(crate) vnni: Option<Avx512Vnni>,
+    /// What multiplies bytes.
+    pub(crate) bytes: Bytes,
     #[cfg(target_arch = "x86_64")]
     pub(crate) bf16: Option<Avx512Bf16>,
 }
@@ -64,17 +89,25 @@ impl Isa {
     /// `None` where the machine lacks them.
     pub(crate) fn of(instructions: Instructions) -> Option<Self> {
         use pulp::x86::{V3, V4};
-        let vnni = || is_x86_feature_detected!("avx512vnni").then_some(Avx512Vnni(()));
-        let bf16 = || is_x86_feature_detected!("avx512bf16").then_some(Avx512Bf16(()));
-        let avx512 = || V4::try_new().map(Arch::V4);
-        let (arch, vnni, bf16) = match instructions {
-            Instructions::Portable => (Arch::Scalar, None, None),
-            Instructions::Avx2 => (Arch::V3(V3::try_new()?), None, None),
-            Instructions::Avx512 => (avx512()?, None, None),
-            Instructions::Avx512Vnni => (avx512()?, Some(vnni()?), None),
-            Instructions::Avx512Bf16 => (avx512()?, Some(vnni()?), Some(bf16()?)),
+        let avx2 = || {
+            let has_halves = is_x86_feature_detected!("f16c");
+            V3::try_new().filter(|_| has_halves).map(|arch| (Arch::V3(arch), Avx2(())))
         };
-        Some(Self { instructions, arch, vnni, bf16 })
+        let avx512 = || V4::try_new().map(Arch::V4);
+        let vnni = || is_x86_feature_detected!("avx512vnni").then_some(Bytes::Avx512Vnni(Avx512Vnni(())));
+        let bf16 = || is_x86_feature_detected!("avx512bf16").then_some(Avx512Bf16(()));
+        let (arch, bytes, bf16) = match instructions {
+            Instructions::Portable => (Arch::Scalar, Bytes::Portable, None),
+            Instructions::Avx2 => avx2().map(|(arch, avx2)| (arch, Bytes::Avx2(avx2), None))?,
+            Instructions::AvxVnni if is_x86_feature_detected!("avxvnni") => {
+                avx2().map(|(arch, _)| (arch, Bytes::AvxVnni(AvxVnni(())), None))?
+            }
+            Instructions::AvxVnni => return None,
+            Instructions::Avx512 => (avx512()?, avx2().map_or(Bytes::Portable, |(_, avx2)| Bytes::Avx2(avx2)), None),
+            Instructions::Avx512Vnni => (avx512()?, vnni()?, None),
+            Instructions::Avx512Bf16 => (avx512()?, vnni()?, Some(bf16()?)),
+        };
+        Some(Self { instructions, arch, bytes, bf16 })
     }
 }
 
@@ -82,7 +115,11 @@ impl Isa {
 impl Isa {
     /// `None` where the machine lacks them.
     pub(crate) fn of(instructions: Instructions) -> Option<Self> {
-        (instructions == Instructions::Portable).then(|| Self { instructions, arch: Arch::new() })
+        (instructions == Instructions::Portable).then(|| Self {
+            instructions,
+            arch: Arch::new(),
+            bytes: Bytes::Portable,
+        })
     }
 }
 

@@ -8,13 +8,19 @@
 //! conversion, a multiplication and a multiply-add for each vector of sums beside it: with 32 inputs in a group, a fifth of
 //! the time.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+
 use amem_core::Result;
 use bytemuck::{Pod, Zeroable};
 use half::f16;
-use half::slice::HalfFloatSliceExt;
 use pulp::{Simd, WithSimd};
 
-use super::{Columns, PANEL, load_panel, store_panel, tile_heights, with_rows};
+use super::{Columns, PANEL, tile_heights};
+use crate::isa::Bytes;
 use crate::pages::Pages;
 use crate::{Cpu, Tensor};
 
@@ -214,16 +220,15 @@ impl Cpu {
 
     /// All rows times some panels.
     pub(super) fn byte_columns(&self, w: &Quantized, tiles: &[ByteTile], columns: &mut Columns<'_>) {
-        #[cfg(target_arch = "x86_64")]
-        if self.isa.vnni.is_some() {
-            // SAFETY: the proof is made only where the machine has AVX-512 F, BW, CD, DQ, VL and VNNI.
-            #[allow(unsafe_code)]
-            unsafe {
-                vnni::multiply_columns(w, tiles, columns);
-            }
-            return;
+        match self.isa.bytes {
+            #[cfg(target_arch = "x86_64")]
+            Bytes::Avx512Vnni(isa) => isa.byte_columns(w, tiles, columns),
+            #[cfg(target_arch = "x86_64")]
+            Bytes::AvxVnni(isa) => isa.byte_columns(w, tiles, columns),
+            #[cfg(target_arch = "x86_64")]
+            Bytes::Avx2(isa) => isa.byte_columns(w, tiles, columns),
+            Bytes::Portable => self.arch.dispatch(portable::Product { w, tiles, columns }),
         }
-        self.arch.dispatch(Portable { w, tiles, columns });
     }
 }
 
@@ -274,175 +279,4 @@ fn round(x: &[f32], to: &mut [i8]) -> RowGroup {
         sum += i32::from(*to);
     }
     RowGroup { scale: largest / 127.0 + sane, sum }
-}
-
-/// The product without instructions for it.
-struct Portable<'a, 'b> {
-    w: &'a Quantized,
-    tiles: &'a [ByteTile],
-    columns: &'a mut Columns<'b>,
-}
-
-impl WithSimd for Portable<'_, '_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
-        let Self { w, tiles, columns } = self;
-        let Columns { panel: first, rows, .. } = columns;
-        let width = rows.first().map_or(0, |row| row.len());
-        for (panel, column) in (*first..).zip((0..width).step_by(PANEL)) {
-            let groups = w.groups(panel, 0..w.groups);
-            let mut rest = &mut rows[..];
-            for tile in tiles {
-                let (rows, others) = rest.split_at_mut(tile.rows);
-                rest = others;
-                for (index, row) in rows.iter_mut().enumerate() {
-                    multiply_row(&groups, tile, index, row, column);
-                }
-            }
-        }
-    }
-}
-
-#[inline(always)]
-fn multiply_row(w: &Groups<'_>, tile: &ByteTile, index: usize, row: &mut [f32], column: usize) {
-    let Groups { layout, codes, scales, mins, unit } = *w;
-    let mut totals = [0f32; PANEL];
-    let (mut wide, mut wide_mins) = ([0f32; PANEL], [0f32; PANEL]);
-    for (group, codes) in codes.chunks_exact(layout.units()).enumerate() {
-        let x = tile.groups[group * tile.rows + index];
-        let mut bytes = tile.bytes[group * layout.group / 4 * tile.rows + index..].iter().step_by(tile.rows);
-        let mut sums = [-i32::from(layout.offset) * x.sum; PANEL];
-        for codes in codes {
-            let halves: &[(u8, u8)] = if layout.four_bits { &[(0, 15), (4, 15)] } else { &[(0, 255)] };
-            for (shift, mask) in halves {
-                let x = bytes.next().copied().unwrap_or_default().map(i32::from);
-                for (sum, codes) in sums.iter_mut().zip(&codes.0) {
-                    let code = |at: usize| i32::from(codes[at] >> shift & mask);
-                    *sum += code(0) * x[0] + code(1) * x[1] + code(2) * x[2] + code(3) * x[3];
-                }
-            }
-        }
-        scales[group].0.convert_to_f32_slice(&mut wide);
-        for ((total, sum), scale) in totals.iter_mut().zip(sums).zip(wide) {
-            *total = (sum as f32).mul_add(scale * unit * x.scale, *total);
-        }
-        if let Some(mins) = mins {
-            mins[group].0.convert_to_f32_slice(&mut wide_mins);
-            let sum = x.sum as f32 * x.scale;
-            for (total, min) in totals.iter_mut().zip(wide_mins) {
-                *total = (min * unit).mul_add(-sum, *total);
-            }
-        }
-    }
-    store_panel(&totals, row, column);
-}
-
-/// The product with AVX-512 VNNI.
-#[cfg(target_arch = "x86_64")]
-mod vnni {
-    use std::arch::x86_64::*;
-
-    use super::*;
-
-    #[target_feature(enable = "avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni")]
-    pub(super) fn multiply_columns(w: &Quantized, tiles: &[ByteTile], columns: &mut Columns<'_>) {
-        let Columns { panel: first, rows, .. } = columns;
-        let width = rows.first().map_or(0, |row| row.len());
-        let block = (BLOCK / w.layout.group).max(1);
-        for start in (0..w.groups).step_by(block) {
-            let end = w.groups.min(start + block);
-            for (panel, column) in (*first..).zip((0..width).step_by(PANEL)) {
-                let groups = w.groups(panel, start..end);
-                let mut rest = &mut rows[..];
-                for tile in tiles {
-                    let (rows, others) = rest.split_at_mut(tile.rows);
-                    rest = others;
-                    let x = &tile.bytes[start * w.layout.group / 4 * tile.rows..end * w.layout.group / 4 * tile.rows];
-                    let x_groups = &tile.groups[start * tile.rows..end * tile.rows];
-                    let (to, begun) = ((rows, column), start > 0);
-                    if w.layout.four_bits {
-                        with_rows!(tile.rows, |ROWS| multiply::<ROWS, true>(&groups, x, x_groups, to, begun));
-                    } else {
-                        with_rows!(tile.rows, |ROWS| multiply::<ROWS, false>(&groups, x, x_groups, to, begun));
-                    }
-                }
-            }
-        }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni")]
-    fn wide(scales: &Scales, unit: __m512) -> [__m512; 2] {
-        let halves: [__m256i; 2] = bytemuck::cast(scales.0);
-        halves.map(|half| _mm512_mul_ps(_mm512_cvtph_ps(half), unit))
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni")]
-    fn multiply<const ROWS: usize, const FOUR_BITS: bool>(
-        w: &Groups<'_>,
-        x: &[[i8; 4]],
-        x_groups: &[RowGroup],
-        (rows, column): (&mut [&mut [f32]], usize),
-        begun: bool,
-    ) {
-        let Groups { layout, codes, scales, mins, unit } = *w;
-        let unit = _mm512_set1_ps(unit);
-        let offset = -i32::from(layout.offset);
-        let low = _mm512_set1_epi8(15);
-        let mut totals = [[_mm512_setzero_ps(); 2]; ROWS];
-        if begun {
-            totals.iter_mut().zip(&*rows).for_each(|(totals, row)| *totals = bytemuck::cast(load_panel(row, column)));
-        }
-        let groups = codes.chunks_exact(layout.units()).zip(x.chunks_exact(layout.group / 4 * ROWS));
-        for (index, ((codes, x), x_groups)) in groups.zip(x_groups.as_chunks::<ROWS>().0).enumerate() {
-            let mut sums: [[__m512i; 2]; ROWS] =
-                std::array::from_fn(|row| [_mm512_set1_epi32(offset * x_groups[row].sum); 2]);
-            if FOUR_BITS {
-                for (codes, x) in codes.iter().zip(x.as_chunks::<ROWS>().0.as_chunks::<2>().0) {
-                    let both: [__m512i; 2] = bytemuck::cast(codes.0);
-                    let lower = both.map(|codes| _mm512_and_si512(codes, low));
-                    let upper = both.map(|codes| _mm512_and_si512(_mm512_srli_epi16::<4>(codes), low));
-                    for ((sums, &first), &second) in sums.iter_mut().zip(&x[0]).zip(&x[1]) {
-                        let first = _mm512_set1_epi32(i32::from_ne_bytes(bytemuck::cast(first)));
-                        let second = _mm512_set1_epi32(i32::from_ne_bytes(bytemuck::cast(second)));
-                        for half in 0..2 {
-                            sums[half] = _mm512_dpbusd_epi32(sums[half], lower[half], first);
-                            sums[half] = _mm512_dpbusd_epi32(sums[half], upper[half], second);
-                        }
-                    }
-                }
-            } else {
-                for (codes, x) in codes.iter().zip(x.as_chunks::<ROWS>().0) {
-                    let both: [__m512i; 2] = bytemuck::cast(codes.0);
-                    for (sums, &x) in sums.iter_mut().zip(x) {
-                        let x = _mm512_set1_epi32(i32::from_ne_bytes(bytemuck::cast(x)));
-                        for half in 0..2 {
-                            sums[half] = _mm512_dpbusd_epi32(sums[half], both[half], x);
-                        }
-                    }
-                }
-            }
-            let scales = wide(&scales[index], unit);
-            for ((totals, sums), x) in totals.iter_mut().zip(&sums).zip(x_groups) {
-                let of_row = _mm512_set1_ps(x.scale);
-                for half in 0..2 {
-                    let scale = _mm512_mul_ps(scales[half], of_row);
-                    totals[half] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[half]), scale, totals[half]);
-                }
-            }
-            if let Some(mins) = mins {
-                let mins = wide(&mins[index], unit);
-                for (totals, x) in totals.iter_mut().zip(x_groups) {
-                    let sum = _mm512_set1_ps(x.sum as f32 * x.scale);
-                    for half in 0..2 {
-                        totals[half] = _mm512_fnmadd_ps(mins[half], sum, totals[half]);
-                    }
-                }
-            }
-        }
-        totals.iter().zip(rows).for_each(|(totals, row)| store_panel(&bytemuck::cast(*totals), row, column));
-    }
 }
