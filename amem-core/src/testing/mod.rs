@@ -12,6 +12,8 @@
 
 #[cfg(feature = "transformer")]
 mod backend;
+#[cfg(feature = "transformer")]
+mod gguf;
 mod kv_store;
 mod ledger;
 mod model;
@@ -24,6 +26,8 @@ mod residency;
 
 #[cfg(feature = "transformer")]
 pub use backend::{Profile, backend};
+#[cfg(feature = "transformer")]
+pub use gguf::{GgufWriter, gguf, quantised};
 pub use kv_store::kv_store;
 pub use ledger::ledger;
 pub use model::model;

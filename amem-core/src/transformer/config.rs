@@ -76,6 +76,13 @@ impl Config {
     /// [`Error::UnsupportedModel`] for a model that this engine would compute wrongly, [`Error::BadModel`] for a file
     /// that is missing, is no JSON, or holds numbers that make no sense.
     pub fn parse(source: &dyn ModelSource) -> Result<Self> {
+        Self::read(source).map_err(|error| match source.gguf() {
+            Some(gguf) => gguf.blame(error),
+            None => error,
+        })
+    }
+
+    fn read(source: &dyn ModelSource) -> Result<Self> {
         let file = Settings::read(source, FILE)?.ok_or_else(|| bad_model(FILE, "it is missing"))?;
         let family = family(&file)?;
         refuse_what_the_graph_lacks(&file)?;

@@ -6,6 +6,7 @@ mod config;
 mod context;
 #[cfg(test)]
 mod fixtures;
+mod gguf;
 mod graph;
 mod paged;
 mod pass;
@@ -25,6 +26,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 pub use backend::{Attention, Backend, BlockTable, Numerics, Placement, Qkv, Row, Span};
 pub use config::{Config, Family};
+pub use gguf::{Gguf, GgufBytes};
 pub use graph::{AttentionWeights, Linear, MlpWeights};
 pub use rope::Rope;
 pub use source::ModelSource;

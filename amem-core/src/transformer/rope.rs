@@ -60,6 +60,7 @@ impl Rope {
             None | Some("default") => Ok(Self::plain(theta, head_dim)),
             Some("linear") => linear(&scaling, theta, head_dim),
             Some("llama3") => llama3(&scaling, theta, head_dim),
+            Some("factors") => divided(&scaling, theta, head_dim),
             Some("yarn") => yarn(&scaling, theta, head_dim, context),
             Some(kind @ ("dynamic" | "longrope")) => unsupported(
                 format!("{kind} rope scaling"),
@@ -90,6 +91,21 @@ fn linear(scaling: &Settings<'_>, theta: f64, head_dim: usize) -> Result<Rope> {
     let factor = required(scaling, "factor", 1e-3..=1e6)?;
     let slowed: Vec<f64> = plain(theta, head_dim).iter().map(|f| f / factor).collect();
     Ok(Rope::of(&slowed, 1.0))
+}
+
+/// Each pair is slowed by a factor of its own: how GGUF files say what `llama3` computes.
+fn divided(scaling: &Settings<'_>, theta: f64, head_dim: usize) -> Result<Rope> {
+    let factors = scaling.list("factors")?;
+    if factors.len() != head_dim / 2 {
+        let reason =
+            format!("there are {} RoPE factors for heads of {head_dim} numbers: one for each two", factors.len());
+        return Err(bad_model(FILE, reason));
+    }
+    let slowed = plain(theta, head_dim).into_iter().zip(factors).map(|(frequency, factor)| {
+        let factor = factor.as_f64().filter(|factor| (1e-3..=1e6).contains(factor));
+        factor.map(|factor| frequency / factor).ok_or_else(|| bad_model(FILE, "a RoPE factor is not from 0.001 to 1e6"))
+    });
+    Ok(Rope::of(&slowed.collect::<Result<Vec<_>>>()?, 1.0))
 }
 
 /// Slow pairs are squeezed by `factor`, fast ones are left alone, those between are blended by how many turns they make

@@ -2,12 +2,19 @@
 
 use std::collections::BTreeMap;
 
+use super::Gguf;
+
 /// The files of one model, by their names in its directory.
 pub trait ModelSource: Send + Sync {
     /// The whole content of a file, or `None` if the model has no such file. Always the same bytes.
     ///
     /// Names may come from other files of the model; whoever opens paths refuses names that are no plain file names.
     fn file(&self, name: &str) -> Option<&[u8]>;
+
+    /// The model as a GGUF file, if it is one. Weights, tokenizer and chat template are taken from there then.
+    fn gguf(&self) -> Option<&Gguf> {
+        None
+    }
 }
 
 impl<const N: usize> ModelSource for [(&str, &[u8]); N] {

@@ -4,10 +4,12 @@
 //! wrong shape fails at once and by name. Values are not looked at: a NaN in a weight comes out in the logits.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use safetensors::SafeTensors;
 
 use super::config::unsupported;
+use super::gguf::{self, Gguf};
 use super::settings::{Settings, bad_model};
 use super::{Config, ModelSource, WeightType};
 use crate::{Dtype, Fingerprint, Result};
@@ -138,9 +140,13 @@ impl<'a> Weights<'a> {
     /// F32, F16 or BF16.
     pub fn open(source: &'a dyn ModelSource, config: &Config) -> Result<Self> {
         let tensors = Tensors::open(source)?;
+        Self::of(tensors, config)
+    }
+
+    fn of(tensors: Tensors<'a>, config: &Config) -> Result<Self> {
         let (vocabulary, hidden) = (config.vocabulary, config.hidden);
         let embedding = if config.tied { WeightRole::TiedEmbedding } else { WeightRole::Embedding };
-        Ok(Self {
+        let weights = Self {
             embedding: tensors.tensor("model.embed_tokens.weight", embedding, &[vocabulary, hidden])?,
             layers: (0..config.layers).map(|layer| tensors.layer(layer, config)).collect::<Result<_>>()?,
             norm: tensors.tensor("model.norm.weight", WeightRole::Vector, &[hidden])?,
@@ -148,7 +154,9 @@ impl<'a> Weights<'a> {
                 tensors.tensor("lm_head.weight", WeightRole::LmHead, &[vocabulary, hidden])
             })?,
             tensors,
-        })
+        };
+        weights.tensors.refuse_unused()?;
+        Ok(weights)
     }
 
     /// What the model's KV depends on: what it is computed with (the [numerics](super::Numerics)' name and the KV cache's
@@ -167,9 +175,9 @@ impl<'a> Weights<'a> {
         for number in [&[c.norm_eps, c.rope.attention_factor], c.rope.inverse_frequencies.as_slice()].concat() {
             hash.update(&number.to_le_bytes());
         }
-        for (name, tensor) in &self.tensors.0 {
+        for (name, tensor) in &self.tensors.named {
             hash.update(&(name.len() as u64).to_le_bytes());
-            hash.update(format!("{name}{:?}{:?}", tensor.dtype, tensor.shape).as_bytes());
+            hash.update(format!("{name}{}{:?}", tensor.type_name, tensor.shape).as_bytes());
             hash.update(tensor.bytes);
         }
         Fingerprint(*hash.finalize().as_bytes())
@@ -179,17 +187,27 @@ impl<'a> Weights<'a> {
 /// A tensor as a file declares it.
 struct Raw<'a> {
     file: String,
-    dtype: safetensors::Dtype,
+    /// `None` for a type that no weight has.
+    dtype: Option<WeightType>,
+    /// What the file calls the type.
+    type_name: String,
     shape: Vec<usize>,
     bytes: &'a [u8],
+    used: AtomicBool,
 }
 
-/// Every tensor by name.
-struct Tensors<'a>(BTreeMap<String, Raw<'a>>);
+/// Every tensor by the name that its file has for it.
+struct Tensors<'a> {
+    named: BTreeMap<String, Raw<'a>>,
+    gguf: Option<&'a Gguf>,
+}
 
 impl<'a> Tensors<'a> {
     fn open(source: &'a dyn ModelSource) -> Result<Self> {
-        let mut tensors = Self(BTreeMap::new());
+        if let Some(gguf) = source.gguf() {
+            return Ok(Self::of_gguf(gguf));
+        }
+        let mut tensors = Self { named: BTreeMap::new(), gguf: None };
         if source.file(SINGLE).is_some() {
             tensors.add(source, SINGLE)?;
             return Ok(tensors);
@@ -202,11 +220,39 @@ impl<'a> Tensors<'a> {
             tensors.add(source, file)?;
         }
         for (name, file) in &places {
-            if tensors.0.get(name).is_none_or(|tensor| tensor.file != *file) {
+            if tensors.named.get(name).is_none_or(|tensor| tensor.file != *file) {
                 return Err(bad_model(file, format!("tensor {name} is missing, which {INDEX} says is here")));
             }
         }
         Ok(tensors)
+    }
+
+    fn of_gguf(gguf: &'a Gguf) -> Self {
+        let named = gguf.tensors().map(|tensor| {
+            let raw = Raw {
+                file: tensor.file.to_owned(),
+                dtype: tensor.dtype,
+                type_name: tensor.type_name.to_owned(),
+                shape: tensor.shape.to_vec(),
+                bytes: tensor.bytes,
+                used: AtomicBool::new(false),
+            };
+            (tensor.name.to_owned(), raw)
+        });
+        Self { named: named.collect(), gguf: Some(gguf) }
+    }
+
+    /// Tensors of a GGUF file are all there to be computed with. What the forward pass does not know would be missing from
+    /// it.
+    fn refuse_unused(&self) -> Result<()> {
+        let unused = |(_, raw): &(&String, &Raw<'_>)| !raw.used.load(Ordering::Relaxed);
+        match self.named.iter().find(unused).filter(|_| self.gguf.is_some()) {
+            Some((name, raw)) => unsupported(
+                format!("tensor {name} of {}", raw.file),
+                "models of its architecture that have no such tensor are",
+            ),
+            None => Ok(()),
+        }
     }
 
     fn add(&mut self, source: &'a dyn ModelSource, file: &str) -> Result<()> {
@@ -214,9 +260,21 @@ impl<'a> Tensors<'a> {
         // The crate checks that every tensor's bytes lie in the file, do not overlap, and fit its shape and type.
         let parsed = SafeTensors::deserialize(bytes).map_err(|error| bad_model(file, error.to_string()))?;
         for (name, view) in parsed.iter() {
-            let shape = view.shape().to_vec();
-            let raw = Raw { file: file.to_owned(), dtype: view.dtype(), shape, bytes: view.data() };
-            if let Some(other) = self.0.insert(name.to_owned(), raw) {
+            let dtype = match view.dtype() {
+                safetensors::Dtype::F32 => Some(WeightType::F32),
+                safetensors::Dtype::F16 => Some(WeightType::F16),
+                safetensors::Dtype::BF16 => Some(WeightType::Bf16),
+                _ => None,
+            };
+            let raw = Raw {
+                file: file.to_owned(),
+                dtype,
+                type_name: format!("{:?}", view.dtype()),
+                shape: view.shape().to_vec(),
+                bytes: view.data(),
+                used: AtomicBool::new(false),
+            };
+            if let Some(other) = self.named.insert(name.to_owned(), raw) {
                 return Err(bad_model(file, format!("tensor {name} is in {} too", other.file)));
             }
         }
@@ -253,22 +311,26 @@ impl<'a> Tensors<'a> {
     }
 
     fn tensor(&self, name: &str, role: WeightRole, shape: &[usize]) -> Result<WeightTensor<'a>> {
-        let raw = self.0.get(name).ok_or_else(|| bad_model(SINGLE, format!("tensor {name} is missing")))?;
+        let (name, file) = match self.gguf {
+            Some(gguf) => (gguf.name_of(name), gguf.file_name()),
+            None => (name.to_owned(), SINGLE),
+        };
+        let raw = self.named.get(&name).ok_or_else(|| bad_model(file, format!("tensor {name} is missing")))?;
         if raw.shape != shape {
-            let reason = format!("tensor {name} has shape {:?} and config.json asks for {shape:?}", raw.shape);
+            let reason = format!("tensor {name} has shape {:?} and the configuration asks for {shape:?}", raw.shape);
             return Err(bad_model(&raw.file, reason));
         }
-        let dtype = match raw.dtype {
-            safetensors::Dtype::F32 => WeightType::F32,
-            safetensors::Dtype::F16 => WeightType::F16,
-            safetensors::Dtype::BF16 => WeightType::Bf16,
-            other => return unsupported(format!("tensor {name} in {other:?}"), "F32, F16 and BF16 are"),
+        raw.used.store(true, Ordering::Relaxed);
+        let supported = if self.gguf.is_some() { gguf::TYPES_READ } else { "F32, F16 and BF16 are" };
+        let Some(dtype) = raw.dtype else {
+            return unsupported(format!("tensor {name} of {} in {}", raw.file, raw.type_name), supported);
         };
+        let bytes = self.gguf.map_or(raw.bytes, |gguf| gguf.rows(&name, raw.bytes));
         let (rows, columns) = match shape {
             [rows, columns] => (*rows, *columns),
             _ => (1, shape.iter().product()),
         };
-        Ok(WeightTensor::new(role, dtype, rows, columns, raw.bytes))
+        Ok(WeightTensor::new(role, dtype, rows, columns, bytes))
     }
 }
 
@@ -380,7 +442,7 @@ mod tests {
             (json!({ "tie_word_embeddings": false }), "tensor lm_head.weight is missing"),
             (
                 json!({ "intermediate_size": 190 }),
-                "mlp.gate_proj.weight has shape [192, 128] and config.json asks for [190, 128]",
+                "mlp.gate_proj.weight has shape [192, 128] and the configuration asks for [190, 128]",
             ),
             (json!({ "model_type": "qwen2" }), "tensor model.layers.0.self_attn.q_proj.bias is missing"),
         ];

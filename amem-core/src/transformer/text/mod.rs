@@ -44,12 +44,20 @@ pub struct HfChat {
 }
 
 impl HfChat {
-    /// Reads `tokenizer.json`, `tokenizer_config.json`, `chat_template.jinja` and `generation_config.json`.
+    /// Reads `tokenizer.json`, `tokenizer_config.json`, `chat_template.jinja` and `generation_config.json`, or what a GGUF
+    /// file has in their place.
     ///
     /// # Errors
     /// [`Error::BadModel`](crate::Error::BadModel) when a file is damaged, there is no chat template, or it cannot
     /// express a conversation to which questions and memories are only ever appended.
     pub fn open(source: &dyn ModelSource, config: &Config) -> Result<Self> {
+        match source.gguf() {
+            Some(gguf) => Self::read(&gguf.chat_files()?, config).map_err(|error| gguf.blame(error)),
+            None => Self::read(source, config),
+        }
+    }
+
+    fn read(source: &dyn ModelSource, config: &Config) -> Result<Self> {
         let tokens = Tokens::open(source, config.vocabulary)?;
         let settings = Settings::read(source, TOKENIZER_CONFIG)?;
         let template = Template::open(source, settings.as_ref())?;

@@ -1,0 +1,356 @@
+//! A GGUF file's tokenizer and chat template, in the words of Hugging Face's files.
+//!
+//! Two kinds of tokenizers are read: `gpt2`, BPE over bytes with its list of merges, and `llama`, sentencepiece's BPE,
+//! whose merges follow from the scores of its pieces. How a text is cut before BPE is not in the file: it has a name,
+//! `tokenizer.ggml.pre`, which stands for what the makers' own tokenizer does.
+//!
+//! `add_bos_token` is not looked at: as with a model's directory, a conversation begins with what its template writes.
+
+use std::collections::{BTreeMap, HashMap};
+
+use serde_json::{Map, Value, json};
+
+use super::header::Metadata;
+use crate::Result;
+use crate::transformer::config::unsupported;
+use crate::transformer::settings::bad_model;
+
+const MODEL: &str = "tokenizer.ggml.model";
+const PRE: &str = "tokenizer.ggml.pre";
+const TOKENS: &str = "tokenizer.ggml.tokens";
+const TYPES: &str = "tokenizer.ggml.token_type";
+const MERGES: &str = "tokenizer.ggml.merges";
+const SCORES: &str = "tokenizer.ggml.scores";
+const ADD_SPACE: &str = "tokenizer.ggml.add_space_prefix";
+const TEMPLATE: &str = "tokenizer.chat_template";
+
+/// Tokens that have a meaning of their own: `tokenizer_config.json`'s key, and GGUF's.
+const SPECIAL: [(&str, &str); 4] = [
+    ("bos_token", "tokenizer.ggml.bos_token_id"),
+    ("eos_token", "tokenizer.ggml.eos_token_id"),
+    ("unk_token", "tokenizer.ggml.unknown_token_id"),
+    ("pad_token", "tokenizer.ggml.padding_token_id"),
+];
+/// Tokens that end a text.
+const STOPS: [&str; 3] = ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"];
+
+/// The values of `tokenizer.ggml.token_type`.
+mod token_type {
+    pub(super) const UNKNOWN: u64 = 2;
+    pub(super) const CONTROL: u64 = 3;
+    pub(super) const USER_DEFINED: u64 = 4;
+    pub(super) const UNUSED: u64 = 5;
+    pub(super) const BYTE: u64 = 6;
+}
+
+/// A piece of sentencepiece's has some tens of bytes. All ways to cut one in two are looked at.
+const MAX_PIECE: usize = 512;
+const MAX_TOKENS: usize = u32::MAX as usize;
+
+/// The tokens that end a text, by id.
+pub(super) fn stops(metadata: &Metadata<'_>) -> Result<Vec<u32>> {
+    let ids = STOPS.iter().map(|key| metadata.whole(key, 0..=MAX_TOKENS));
+    let ids = ids.collect::<Result<Vec<_>>>()?;
+    Ok(ids.into_iter().flatten().map(|id| id as u32).collect())
+}
+
+/// `tokenizer.json`, `tokenizer_config.json` and `generation_config.json`.
+pub(super) fn files(metadata: &Metadata<'_>) -> Result<BTreeMap<String, Vec<u8>>> {
+    let vocabulary = Vocabulary::read(metadata)?;
+    let tokenizer = match metadata.word(MODEL)? {
+        "gpt2" => vocabulary.byte_level(metadata)?,
+        "llama" => vocabulary.sentence_pieces(metadata)?,
+        other => {
+            let other: String = other.chars().take(60).collect();
+            return unsupported(format!("{}: {MODEL} {other}", metadata.file), "gpt2 and llama are");
+        }
+    };
+    let files = [
+        ("tokenizer.json", tokenizer),
+        ("tokenizer_config.json", vocabulary.settings(metadata)?),
+        ("generation_config.json", sampling(metadata)?),
+    ];
+    Ok(files.into_iter().map(|(name, value)| (name.to_owned(), value.to_string().into_bytes())).collect())
+}
+
+/// The tokens, by id.
+struct Vocabulary<'a> {
+    tokens: Vec<&'a str>,
+    types: Vec<u64>,
+    ids: HashMap<&'a str, usize>,
+}
+
+impl<'a> Vocabulary<'a> {
+    fn read(metadata: &Metadata<'a>) -> Result<Self> {
+        let tokens = metadata.texts(TOKENS)?.ok_or_else(|| metadata.missing(TOKENS))?;
+        let types = metadata.wholes(TYPES)?.ok_or_else(|| metadata.missing(TYPES))?;
+        if types.len() != tokens.len() || tokens.is_empty() {
+            return Err(metadata.wrong(TYPES, format!("as long as {TOKENS}, which has {} entries", tokens.len())));
+        }
+        let mut ids = HashMap::new();
+        for (id, token) in tokens.iter().enumerate().filter(|(_, token)| !token.is_empty()) {
+            if let Some(first) = ids.insert(*token, id) {
+                let shown: String = token.chars().take(60).collect();
+                let reason = format!("{TOKENS} has {shown:?} twice, as {first} and as {id}: convert the model anew");
+                return Err(bad_model(metadata.file, reason));
+            }
+        }
+        Ok(Self { tokens, types, ids })
+    }
+
+    fn is(&self, id: usize, kinds: &[u64]) -> bool {
+        self.types.get(id).is_some_and(|kind| kinds.contains(kind))
+    }
+
+    /// Tokens that texts do not consist of: control tokens, and those that were added and are no control tokens.
+    fn added(&self) -> Value {
+        let entry = |(id, content): (usize, &&str)| {
+            let special = self.is(id, &[token_type::CONTROL, token_type::UNKNOWN]);
+            let added = special || self.is(id, &[token_type::USER_DEFINED]);
+            (added && !content.is_empty()).then(|| {
+                json!({ "id": id, "content": content, "special": special, "single_word": false, "lstrip": false,
+                        "rstrip": false, "normalized": false })
+            })
+        };
+        self.tokens.iter().enumerate().filter_map(entry).collect()
+    }
+
+    fn vocab(&self) -> Value {
+        let entries = self.tokens.iter().enumerate().filter(|(_, token)| !token.is_empty());
+        Value::Object(entries.map(|(id, token)| ((*token).to_owned(), json!(id))).collect())
+    }
+
+    /// GPT-2's kind.
+    fn byte_level(&self, metadata: &Metadata<'_>) -> Result<Value> {
+        let pre = metadata.word(PRE)?;
+        let Some(pre) = PRE_TOKENIZERS.iter().find(|known| known.names.contains(&pre)) else {
+            let pre: String = pre.chars().take(60).collect();
+            return unsupported(
+                format!("{}: {PRE} {pre}", metadata.file),
+                "llama-bpe, qwen2, smollm, gpt-2, dbrx, tekken, gpt-4o, default and their like are",
+            );
+        };
+        let add_space = metadata.flag(ADD_SPACE)?.unwrap_or(false);
+        let Some(pre_tokenizer) = pre.cut.pre_tokenizer(add_space) else {
+            return unsupported(
+                format!("{}: {ADD_SPACE} with this {PRE}", metadata.file),
+                "gpt-2 and smollm with it are",
+            );
+        };
+        let merges = metadata.texts(MERGES)?.ok_or_else(|| metadata.missing(MERGES))?;
+        let wrong = |merge: &str| {
+            let shown: String = merge.chars().take(60).collect();
+            bad_model(metadata.file, format!("{MERGES} has {shown:?}: it must be two parts with a space between"))
+        };
+        let merges = merges.into_iter().map(|merge| {
+            let parts = merge.split_once(' ').filter(|(left, right)| !left.is_empty() && !right.is_empty());
+            parts.map(|(left, right)| json!([left, right])).ok_or_else(|| wrong(merge))
+        });
+        let level = json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true });
+        Ok(json!({
+            "version": "1.0",
+            "added_tokens": self.added(),
+            "normalizer": pre.composes.then(|| json!({ "type": "NFC" })),
+            "pre_tokenizer": pre_tokenizer,
+            "decoder": level,
+            "model": { "type": "BPE", "vocab": self.vocab(), "merges": merges.collect::<Result<Vec<_>>>()?,
+                       "ignore_merges": pre.ignores_merges }
+        }))
+    }
+
+    /// Sentencepiece's kind: `▁` for spaces, one of them in front of every text, and bytes for characters that are no
+    /// pieces.
+    fn sentence_pieces(&self, metadata: &Metadata<'_>) -> Result<Value> {
+        let scores = metadata.reals(SCORES)?.ok_or_else(|| metadata.missing(SCORES))?;
+        if scores.len() != self.tokens.len() {
+            return Err(metadata.wrong(SCORES, format!("as long as {TOKENS}, which has {}", self.tokens.len())));
+        }
+        if let Some(piece) = self.tokens.iter().find(|piece| piece.len() > MAX_PIECE) {
+            let reason = format!("{TOKENS} has a piece of {} bytes: {MAX_PIECE} is the most", piece.len());
+            return Err(bad_model(metadata.file, reason));
+        }
+        let unknown = self.tokens.iter().enumerate().find(|(id, _)| self.is(*id, &[token_type::UNKNOWN]));
+        let replace = |from: &str, to: &str| json!({ "type": "Replace", "pattern": { "String": from }, "content": to });
+        let (mut normalizers, mut decoders) = (Vec::new(), vec![replace("▁", " ")]);
+        decoders.extend([json!({ "type": "ByteFallback" }), json!({ "type": "Fuse" })]);
+        if metadata.flag(ADD_SPACE)?.unwrap_or(true) {
+            normalizers.push(json!({ "type": "Prepend", "prepend": "▁" }));
+            decoders.push(json!({ "type": "Strip", "content": " ", "start": 1, "stop": 0 }));
+        }
+        normalizers.push(replace(" ", "▁"));
+        Ok(json!({
+            "version": "1.0",
+            "added_tokens": self.added(),
+            "normalizer": { "type": "Sequence", "normalizers": normalizers },
+            "pre_tokenizer": null,
+            "decoder": { "type": "Sequence", "decoders": decoders },
+            "model": { "type": "BPE", "unk_token": unknown.map(|(_, token)| token), "fuse_unk": true,
+                       "byte_fallback": true, "vocab": self.vocab(), "merges": self.merges(&scores) }
+        }))
+    }
+
+    /// Sentencepiece joins the two neighbours whose joint piece scores best. Each way to cut a piece into two pieces is a
+    /// merge, those of the best score first; of one score the longer left part goes first, as in Hugging Face's
+    /// converter.
+    fn merges(&self, scores: &[f32]) -> Vec<Value> {
+        let is_text =
+            |id: usize| !self.is(id, &[token_type::CONTROL, token_type::UNKNOWN, token_type::UNUSED, token_type::BYTE]);
+        let mut merges = Vec::new();
+        for (id, (piece, score)) in self.tokens.iter().zip(scores).enumerate().filter(|(id, _)| is_text(*id)) {
+            // Pieces that a user has added are never split, whatever their score.
+            let score = if self.is(id, &[token_type::USER_DEFINED]) { f32::INFINITY } else { *score };
+            let cuts = piece.char_indices().skip(1).filter_map(|(at, _)| {
+                let (left, right) = piece.split_at(at);
+                let ids = (*self.ids.get(left)?, *self.ids.get(right)?);
+                (is_text(ids.0) && is_text(ids.1)).then_some((ids, left, right))
+            });
+            let mut cuts: Vec<_> = cuts.collect();
+            cuts.sort_by_key(|(ids, ..)| *ids);
+            merges.extend(cuts.into_iter().map(|(_, left, right)| (score, left, right)));
+        }
+        let length = |part: &str| std::cmp::Reverse(part.chars().count());
+        merges.sort_by_cached_key(|(score, left, right)| (Descending(*score), length(left), length(right)));
+        merges.into_iter().map(|(_, left, right)| json!([left, right])).collect()
+    }
+
+    fn settings(&self, metadata: &Metadata<'_>) -> Result<Value> {
+        let mut settings = Map::new();
+        if let Some(template) = metadata.text(TEMPLATE)? {
+            settings.insert("chat_template".to_owned(), json!(template));
+        }
+        for (ours, theirs) in SPECIAL {
+            let Some(id) = metadata.whole(theirs, 0..=MAX_TOKENS)? else { continue };
+            if let Some(token) = self.tokens.get(id) {
+                settings.insert(ours.to_owned(), json!(token));
+            }
+        }
+        Ok(Value::Object(settings))
+    }
+}
+
+/// Scores, the best first.
+#[derive(PartialEq)]
+struct Descending(f32);
+
+impl Eq for Descending {}
+
+impl PartialOrd for Descending {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Descending {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        other.0.total_cmp(&self.0)
+    }
+}
+
+/// How the model's makers would draw tokens.
+fn sampling(metadata: &Metadata<'_>) -> Result<Value> {
+    let mut settings = Map::new();
+    for (ours, theirs) in [("temperature", "temp"), ("top_p", "top_p"), ("min_p", "min_p")] {
+        if let Some(number) = metadata.real(&format!("general.sampling.{theirs}"))? {
+            settings.insert(ours.to_owned(), json!(number));
+        }
+    }
+    if let Some(top_k) = metadata.whole("general.sampling.top_k", 0..=MAX_TOKENS)? {
+        settings.insert("top_k".to_owned(), json!(top_k));
+    }
+    if !settings.is_empty() {
+        settings.insert("do_sample".to_owned(), json!(true));
+    }
+    if let Some(penalty) = metadata.real("general.sampling.penalty_repeat")? {
+        settings.insert("repetition_penalty".to_owned(), json!(penalty));
+    }
+    Ok(Value::Object(settings))
+}
+
+/// What a name of `tokenizer.ggml.pre` stands for.
+struct PreTokenizer {
+    names: &'static [&'static str],
+    cut: Cut,
+    /// A word that is a token as a whole is one, whatever the merges say.
+    ignores_merges: bool,
+    /// Characters are composed first (NFC). llama.cpp does not do it; the makers' tokenizers do.
+    composes: bool,
+}
+
+/// How a text is cut into words.
+enum Cut {
+    /// As GPT-2 does it.
+    Gpt2,
+    /// Each digit apart, then as GPT-2.
+    Digits,
+    /// By patterns, one after the other: what matches is a word, and what is between matches as well.
+    Patterns(&'static [&'static str]),
+}
+
+impl Cut {
+    fn pre_tokenizer(&self, add_space: bool) -> Option<Value> {
+        let level = |add_space: bool, use_regex: bool| json!({ "type": "ByteLevel", "add_prefix_space": add_space, "trim_offsets": true, "use_regex": use_regex });
+        let digits = json!({ "type": "Digits", "individual_digits": true });
+        let steps = match self {
+            Self::Gpt2 => vec![level(add_space, true)],
+            // The space belongs in front of the text, not of each digit in it.
+            Self::Digits if add_space => vec![level(true, true), digits],
+            Self::Digits => vec![digits, level(false, true)],
+            Self::Patterns(_) if add_space => return None,
+            Self::Patterns(patterns) => {
+                let split = |pattern: &&str| json!({ "type": "Split", "pattern": { "Regex": pattern }, "behavior": "Isolated", "invert": false });
+                patterns.iter().map(split).chain([level(false, false)]).collect()
+            }
+        };
+        Some(json!({ "type": "Sequence", "pretokenizers": steps }))
+    }
+}
+
+const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const O200K: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+const PRE_TOKENIZERS: [PreTokenizer; 9] = [
+    PreTokenizer {
+        names: &["llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral"],
+        cut: Cut::Patterns(&[LLAMA3]),
+        ignores_merges: true,
+        composes: false,
+    },
+    PreTokenizer {
+        names: &["dbrx", "smaug-bpe"],
+        cut: Cut::Patterns(&[LLAMA3]),
+        ignores_merges: false,
+        composes: false,
+    },
+    PreTokenizer { names: &["qwen2"], cut: Cut::Patterns(&[QWEN2]), ignores_merges: false, composes: true },
+    PreTokenizer {
+        names: &["deepseek-r1-qwen", "megrez"],
+        cut: Cut::Patterns(&[QWEN2]),
+        ignores_merges: false,
+        composes: false,
+    },
+    PreTokenizer {
+        names: &["smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"],
+        cut: Cut::Digits,
+        ignores_merges: false,
+        composes: false,
+    },
+    PreTokenizer {
+        names: &["gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "granite-docling"],
+        cut: Cut::Gpt2,
+        ignores_merges: false,
+        composes: false,
+    },
+    PreTokenizer { names: &["tekken"], cut: Cut::Patterns(&[TEKKEN]), ignores_merges: true, composes: false },
+    PreTokenizer { names: &["gpt-4o", "llama4"], cut: Cut::Patterns(&[O200K]), ignores_merges: false, composes: false },
+    // llama.cpp's own, for tokenizers that nobody has named.
+    PreTokenizer {
+        names: &["default"],
+        cut: Cut::Patterns(&[r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]"]),
+        ignores_merges: false,
+        composes: false,
+    },
+];
