@@ -126,6 +126,22 @@ pub enum Error {
         /// The most that is read, in bytes.
         limit: u64,
     },
+    /// A GGUF file is damaged, or holds a model that cannot be run.
+    #[error("cannot open the model {}: {source}", path.display())]
+    Model {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: amem_core::Error,
+    },
+    /// A directory has more than one GGUF model in it.
+    #[error("{} has several models in it: name one of {}", path.display(), names.join(", "))]
+    SeveralModels {
+        /// The directory.
+        path: PathBuf,
+        /// The files, of models in several parts the first ones.
+        names: Vec<String>,
+    },
     /// A file of keys was wrapped under another master key.
     #[cfg(feature = "encryption")]
     #[error(

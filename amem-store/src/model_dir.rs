@@ -5,7 +5,7 @@ use std::fmt;
 use std::fs::{self, File};
 use std::path::Path;
 
-use amem_core::transformer::ModelSource;
+use amem_core::transformer::{Gguf, GgufBytes, ModelSource};
 
 use crate::map::Map;
 use crate::{Error, Result};
@@ -13,13 +13,15 @@ use crate::{Error, Result};
 /// The largest text file that is read: tokenizers of large vocabularies have some tens of megabytes.
 const TEXT_LIMIT: u64 = 256 << 20;
 
-/// A model's directory as model hubs lay it out. Weights (`*.safetensors`) are mapped, so opening one costs next to
-/// nothing and processes share the pages; configuration, tokenizer and chat template (`*.json`, `*.jinja`) are read.
+/// A model's directory as model hubs lay it out, or a GGUF file. Weights (`*.safetensors`, `*.gguf`) are mapped, so opening
+/// one costs next to nothing and processes share the pages; configuration, tokenizer and chat template (`*.json`,
+/// `*.jinja`) are read.
 ///
 /// Symbolic links are followed, for hub caches are made of them. While a directory is open its weight files must not be
 /// written to; replacing them by others (a rename) is fine.
 pub struct ModelDir {
     files: BTreeMap<String, Contents>,
+    gguf: Option<(Vec<String>, Gguf)>,
 }
 
 enum Contents {
@@ -28,23 +30,34 @@ enum Contents {
 }
 
 impl ModelDir {
-    /// Opens a directory. Files of other kinds, and subdirectories, are passed over.
+    /// Opens a directory or a GGUF file. Of a directory, files of other kinds and subdirectories are passed over; if it has
+    /// no `config.json`, the GGUF file in it is opened. A model in several parts (`…-00001-of-00003.gguf`) is named by any of
+    /// them.
     ///
     /// # Errors
-    /// When the directory or one of its files cannot be read, or a text file is larger than any tokenizer's.
+    /// When the directory or one of its files cannot be read, a text file is larger than any tokenizer's, a GGUF file is
+    /// damaged or holds a model that cannot be run, or there are several of them.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let mut files = BTreeMap::new();
+        if fs::metadata(path).is_ok_and(|metadata| metadata.is_file()) {
+            return Self::open_gguf(path);
+        }
+        let (mut files, mut models) = (BTreeMap::new(), Vec::new());
         for file in fs::read_dir(path).map_err(Error::io("list the model directory", path))? {
             let file = file.map_err(Error::io("list the model directory", path))?;
             let (Ok(name), path) = (file.file_name().into_string(), file.path()) else { continue };
             let weights = name.ends_with(".safetensors");
             let text = name.ends_with(".json") || name.ends_with(".jinja");
-            if !weights && !text {
+            let model = name.ends_with(".gguf");
+            if !weights && !text && !model {
                 continue;
             }
             let metadata = fs::metadata(&path).map_err(Error::io("read", &path))?;
             if !metadata.is_file() {
+                continue;
+            }
+            if model {
+                models.push(name);
                 continue;
             }
             let contents = if weights {
@@ -57,26 +70,80 @@ impl ModelDir {
             };
             files.insert(name, contents);
         }
-        Ok(Self { files })
+        // Hubs keep both formats in one directory.
+        if files.contains_key("config.json") || models.is_empty() {
+            return Ok(Self { files, gguf: None });
+        }
+        models.retain(|name| part(name).is_none_or(|part| part.number == 1));
+        models.sort_unstable();
+        match models.as_slice() {
+            [model] => Self::open_gguf(&path.join(model)),
+            _ => Err(Error::SeveralModels { path: path.to_owned(), names: models }),
+        }
+    }
+
+    fn open_gguf(path: &Path) -> Result<Self> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let names = match part(&name) {
+            Some(Part { stem, count, .. }) => {
+                (1..=count).map(|number| format!("{stem}-{number:05}-of-{count:05}.gguf")).collect()
+            }
+            None => vec![name],
+        };
+        let mapped = names.iter().map(|name| {
+            let path = path.with_file_name(name);
+            let mapped = File::open(&path).and_then(|file| Map::new(&file)).map_err(Error::io("map", &path))?;
+            Ok((name.clone(), Box::new(mapped) as GgufBytes))
+        });
+        let gguf = Gguf::open_parts(mapped.collect::<Result<_>>()?);
+        let gguf = gguf.map_err(|source| Error::Model { path: path.to_owned(), source })?;
+        Ok(Self { files: BTreeMap::new(), gguf: Some((names, gguf)) })
     }
 
     /// The names of the files, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.files.keys().map(String::as_str)
+        let parts = self.gguf.iter().flat_map(|(names, _)| names);
+        self.files.keys().chain(parts).map(String::as_str)
     }
+}
+
+/// A file of a model in several parts, by its name.
+struct Part<'a> {
+    stem: &'a str,
+    number: usize,
+    count: usize,
+}
+
+/// llama.cpp's names for parts: `stem-00001-of-00003.gguf`.
+fn part(name: &str) -> Option<Part<'_>> {
+    let (rest, count) = name.strip_suffix(".gguf")?.rsplit_once("-of-")?;
+    let (stem, number) = rest.rsplit_once('-')?;
+    let whole = |digits: &str| {
+        let plain = digits.len() == 5 && digits.bytes().all(|digit| digit.is_ascii_digit());
+        plain.then(|| digits.parse().ok()).flatten()
+    };
+    let (number, count) = (whole(number)?, whole(count)?);
+    (1..=count).contains(&number).then_some(Part { stem, number, count })
 }
 
 impl fmt::Debug for ModelDir {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("ModelDir").field(&self.files.keys()).finish()
+        f.debug_tuple("ModelDir").field(&self.names().collect::<Vec<_>>()).finish()
     }
 }
 
 impl ModelSource for ModelDir {
     fn file(&self, name: &str) -> Option<&[u8]> {
+        if let Some((_, gguf)) = &self.gguf {
+            return gguf.file(name);
+        }
         Some(match self.files.get(name)? {
             Contents::Mapped(map) => map.bytes(),
             Contents::Read(bytes) => bytes,
         })
+    }
+
+    fn gguf(&self) -> Option<&Gguf> {
+        self.gguf.as_ref().map(|(_, gguf)| gguf)
     }
 }

@@ -1,9 +1,11 @@
 //! Model directories as hubs lay them out.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
-use amem_core::transformer::ModelSource;
 use std::fs::{self, File};
+use std::path::Path;
 
+use amem_core::testing::{GgufWriter, gguf};
+use amem_core::transformer::{Config, ModelSource, WeightType, Weights};
 use amem_store::{Error, ModelDir};
 
 #[test]
@@ -36,4 +38,67 @@ fn what_cannot_be_a_model_is_a_typed_error() {
     fs::remove_file(dir.path().join("config.json")).unwrap();
     File::create(dir.path().join("tokenizer.json")).unwrap().set_len(1 << 40).unwrap();
     assert!(matches!(ModelDir::open(dir.path()), Err(Error::TooLarge { .. })));
+}
+
+/// The demo model as a GGUF file.
+fn demo() -> GgufWriter {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/demo-model/model");
+    gguf(&ModelDir::open(dir).unwrap(), WeightType::Q8_0)
+}
+
+fn layers(model: &ModelDir) -> usize {
+    Weights::open(model, &Config::parse(model).unwrap()).unwrap().layers.len()
+}
+
+#[test]
+fn a_gguf_file_is_opened_by_its_name_and_by_that_of_its_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("demo-q8_0.gguf");
+    fs::write(&file, demo().bytes()).unwrap();
+    fs::write(dir.path().join("README.md"), "text").unwrap();
+    for path in [&file, dir.path()] {
+        let model = ModelDir::open(path).unwrap();
+        assert_eq!(model.names().collect::<Vec<_>>(), ["demo-q8_0.gguf"]);
+        assert_eq!(layers(&model), 5);
+    }
+
+    fs::write(dir.path().join("other.gguf"), "").unwrap();
+    let error = ModelDir::open(dir.path()).unwrap_err();
+    assert!(matches!(error, Error::SeveralModels { .. }));
+    assert!(error.to_string().ends_with("name one of demo-q8_0.gguf, other.gguf"), "{error}");
+    let error = ModelDir::open(dir.path().join("other.gguf")).unwrap_err();
+    assert!(matches!(error, Error::Model { .. }) && error.to_string().contains("other.gguf"), "{error}");
+
+    // Beside a model in the hub's own layout, GGUF files are passed over.
+    fs::write(dir.path().join("config.json"), "{}").unwrap();
+    assert_eq!(ModelDir::open(dir.path()).unwrap().names().collect::<Vec<_>>(), ["config.json"]);
+}
+
+#[test]
+fn a_model_in_parts_is_opened_by_any_of_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let whole = demo();
+    let name = |number: u8| dir.path().join(format!("demo-{number:05}-of-00002.gguf"));
+    for number in 1..=2 {
+        let mut part = whole.clone().value("split.no", 2, vec![number - 1, 0]).value("split.count", 2, vec![2, 0]);
+        for layer in 0..5 {
+            for tensor in
+                ["attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down"]
+            {
+                if (layer < 3) != (number == 1) {
+                    part = part.without_tensor(&format!("blk.{layer}.{tensor}.weight"));
+                }
+            }
+        }
+        if number == 2 {
+            part = part.without_tensor("token_embd.weight").without_tensor("output_norm.weight");
+        }
+        fs::write(name(number), part.bytes()).unwrap();
+    }
+    for path in [dir.path(), &name(1), &name(2)] {
+        let model = ModelDir::open(path).unwrap();
+        assert_eq!((layers(&model), model.names().count()), (5, 2));
+    }
+    fs::remove_file(name(2)).unwrap();
+    assert!(matches!(ModelDir::open(dir.path()), Err(Error::Io { .. })));
 }

@@ -81,7 +81,7 @@ impl FromStr for HubModel {
 /// Neither a directory nor a model on the Hub.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "there is no directory {0:?}, and it is no model on the Hugging Face Hub either, whose names are OWNER/NAME or \
+    "there is no directory or file {0:?}, and it is no model on the Hugging Face Hub either, whose names are OWNER/NAME or \
          OWNER/NAME@REVISION"
 )]
 pub(crate) struct NotAModel(String);

@@ -55,9 +55,9 @@ impl Records {
 /// Which model, and where its memory is kept.
 #[derive(Args)]
 pub(crate) struct Place {
-    /// A Hugging Face model: its directory, or OWNER/NAME or OWNER/NAME@REVISION on the Hub, from which it is downloaded
-    /// once; the embedded demo model if left out.
-    #[arg(long, value_name = "DIR|ID", value_parser = model_name)]
+    /// A model: its directory, in Hugging Face's layout or with a GGUF file in it; a GGUF file; or OWNER/NAME or
+    /// OWNER/NAME@REVISION on the Hugging Face Hub, from which it is downloaded once. The embedded demo model if left out.
+    #[arg(long, value_name = "DIR|FILE|ID", value_parser = model_name)]
     model: Option<ModelName>,
     #[command(flatten)]
     compute: Compute,
@@ -99,13 +99,13 @@ pub(crate) fn namespace(name: &str) -> Result<Namespace, amem_core::Error> {
 /// A model by its place.
 #[derive(Clone, Debug)]
 pub(crate) enum ModelName {
-    /// A directory.
+    /// A directory, or a GGUF file.
     Dir(PathBuf),
     /// On the Hub.
     Hub(HubModel),
 }
 
-/// The model that an option names: a directory that is there, or else one on the Hub.
+/// The model that an option names: a directory or file that is there, or else one on the Hub.
 pub(crate) fn model_name(name: &str) -> Result<ModelName, hub::NotAModel> {
     let dir = PathBuf::from(name);
     if dir.exists() { Ok(ModelName::Dir(dir)) } else { name.parse().map(ModelName::Hub) }
@@ -196,5 +196,7 @@ fn kv(place: &Place, tuning: &Tuning) -> Result<SegmentStore, amem_store::Error>
 }
 
 fn dir_name(dir: &Path) -> String {
-    dir.file_name().map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
+    let gguf = dir.extension().is_some_and(|extension| extension == "gguf");
+    let name = if gguf { dir.file_stem() } else { dir.file_name() };
+    name.map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
 }

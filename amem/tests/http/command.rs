@@ -1,7 +1,10 @@
 //! `amem kv-serve` and `amem serve` as processes.
 
+use std::path::Path;
 use std::process::Command;
 
+use amem_core::testing::gguf;
+use amem_core::transformer::WeightType;
 use serde_json::{Value, json};
 
 use super::front::{Front, Process};
@@ -70,4 +73,30 @@ fn a_bench_counts_what_each_way_computed_and_draws_it() {
     }
     assert_eq!(report["costs"][2]["same_answers"], 1.0, "so few memories are blended without a difference");
     assert!(std::fs::read_to_string(&chart).unwrap().contains("session, prefilled"));
+}
+
+#[test]
+fn a_gguf_file_is_served_by_its_name_as_a_directory_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("demo.gguf");
+    let model = gguf(&amem_demo::files(), WeightType::Q8_0).bytes();
+    std::fs::write(&file, &model).unwrap();
+    let ask = |path: &Path| {
+        Command::new(env!("CARGO_BIN_EXE_amem"))
+            .args(["ask", "--remember", "Alice lives in Denver.", "Where does Alice live?", "--model"])
+            .arg(path)
+            .arg("--data-dir")
+            .arg(dir.path().join("data"))
+            .output()
+            .unwrap()
+    };
+    for path in [&file, dir.path()] {
+        let output = ask(path);
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success() && out.contains("Denver"), "{out}\n{err}");
+    }
+    std::fs::write(&file, &model[..model.len() / 2]).unwrap();
+    let output = ask(&file);
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && err.contains("demo.gguf") && err.contains("cut off"), "{err}");
 }
