@@ -5,6 +5,8 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use amem_core::testing::GgufWriter;
+use amem_core::transformer::WeightType;
 use amem_core::{ChunkId, Encoding, Fingerprint, HostKv, KvChunk, KvShape, PrefixId};
 use amem_fuzz::tiny_tensors;
 use safetensors::tensor::{Dtype, TensorView, serialize};
@@ -30,6 +32,15 @@ fn main() -> io::Result<()> {
     }
     for (name, kind, size) in [("f32", Dtype::F32, 4), ("bf16", Dtype::BF16, 2)] {
         seed("weights", name, &weights(kind, size)?)?;
+    }
+    for (name, architecture, dtype, width) in [
+        ("f32", "llama", WeightType::F32, 4),
+        ("q8_0", "qwen3", WeightType::Q8_0, 32),
+        ("q4_0", "qwen2", WeightType::Q4_0, 32),
+    ] {
+        let model = model(architecture, dtype, width);
+        seed("gguf", name, &byte_level(model.clone()).bytes())?;
+        seed("gguf", &format!("{name}_pieces"), &pieces(model).bytes())?;
     }
     for version in ["v1", "v2", "v3"] {
         for entry in std::fs::read_dir(root.join("../amem-store/tests/fixtures").join(version))? {
@@ -149,4 +160,67 @@ fn weights(kind: Dtype, size: usize) -> io::Result<Vec<u8>> {
     });
     let views = views.collect::<io::Result<BTreeMap<_, _>>>()?;
     serialize(views, None).map_err(io::Error::other)
+}
+
+/// A model of one layer whose hidden states, feed-forward block and vocabulary are as wide as this.
+fn model(architecture: &str, dtype: WeightType, width: usize) -> GgufWriter {
+    let key = |name: &str| format!("{architecture}.{name}");
+    let half = width / 2;
+    let mut file = GgufWriter::new()
+        .text("general.architecture", architecture)
+        .whole(&key("context_length"), 16)
+        .whole(&key("embedding_length"), width as u32)
+        .whole(&key("block_count"), 1)
+        .whole(&key("feed_forward_length"), width as u32)
+        .whole(&key("attention.head_count"), 2)
+        .whole(&key("attention.head_count_kv"), 1)
+        .whole(&key("attention.key_length"), half as u32)
+        .real(&key("rope.freq_base"), 1e4)
+        .real(&key("attention.layer_norm_rms_epsilon"), 1e-5);
+    let ones = |count: usize| vec![1.0; count];
+    let mut vectors =
+        vec![("output_norm.weight", width), ("blk.0.attn_norm.weight", width), ("blk.0.ffn_norm.weight", width)];
+    match architecture {
+        "qwen2" => {
+            vectors.extend([("blk.0.attn_q.bias", width), ("blk.0.attn_k.bias", half), ("blk.0.attn_v.bias", half)])
+        }
+        "qwen3" => vectors.extend([("blk.0.attn_q_norm.weight", half), ("blk.0.attn_k_norm.weight", half)]),
+        _ => vectors.push(("rope_freqs.weight", half / 2)),
+    }
+    for (name, len) in vectors {
+        file = file.tensor(name, WeightType::F32, &[len], &ones(len));
+    }
+    for (name, rows) in [
+        ("token_embd", width),
+        ("output", width),
+        ("blk.0.attn_q", width),
+        ("blk.0.attn_k", half),
+        ("blk.0.attn_v", half),
+        ("blk.0.attn_output", width),
+        ("blk.0.ffn_gate", width),
+        ("blk.0.ffn_up", width),
+        ("blk.0.ffn_down", width),
+    ] {
+        file = file.tensor(&format!("{name}.weight"), dtype, &[rows, width], &ones(rows * width));
+    }
+    file.text("tokenizer.chat_template", "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}")
+}
+
+/// With a tokenizer of bytes.
+fn byte_level(file: GgufWriter) -> GgufWriter {
+    file.text("tokenizer.ggml.model", "gpt2")
+        .text("tokenizer.ggml.pre", "llama-bpe")
+        .texts("tokenizer.ggml.tokens", &["a", "b", "ab", "<|user|>"])
+        .wholes("tokenizer.ggml.token_type", &[1, 1, 1, 3])
+        .texts("tokenizer.ggml.merges", &["a b"])
+        .whole("tokenizer.ggml.eos_token_id", 3)
+}
+
+/// With a tokenizer of pieces.
+fn pieces(file: GgufWriter) -> GgufWriter {
+    file.text("tokenizer.ggml.model", "llama")
+        .texts("tokenizer.ggml.tokens", &["<unk>", "</s>", "▁a", "▁"])
+        .wholes("tokenizer.ggml.token_type", &[2, 3, 1, 1])
+        .reals("tokenizer.ggml.scores", &[0.0, 0.0, -1.0, -2.0])
+        .whole("tokenizer.ggml.eos_token_id", 1)
 }
