@@ -1,6 +1,11 @@
 //! The hyperbolic tangent and what is made of it. Written as what [`crate::elementwise`] holds.
 
-use crate::elementwise::exp;
+use amem_core::transformer::Activation;
+use amem_core::{Error, Result};
+use pulp::{Simd, WithSimd};
+
+use crate::elementwise::{SiluMul, exp};
+use crate::{Cpu, EXPONENTIAL, PART, Tensor};
 
 /// `tanh(x)` to within 3 units in the last place.
 ///
@@ -15,6 +20,90 @@ pub(crate) fn tanh(x: f32) -> f32 {
     let near = (p * square).mul_add(x, x);
     let far = 1.0 - 2.0 / (exp(2.0 * x.abs()) + 1.0);
     if x.abs() < 0.625 { near } else { far.copysign(x) }
+}
+
+/// `y = gelu(y) · up`, GELU approximated with a tangent.
+struct GeluMul<'a> {
+    y: &'a mut [f32],
+    up: &'a [f32],
+}
+
+impl WithSimd for GeluMul<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        /// √(2/π).
+        const FACTOR: f32 = 0.797_884_56;
+        for (y, &up) in self.y.iter_mut().zip(self.up) {
+            let x = *y;
+            let cube = 0.044_715 * x * x * x;
+            *y = 0.5 * x * (1.0 + tanh(FACTOR * (x + cube))) * up;
+        }
+    }
+}
+
+/// `x = cap · tanh(x / cap)`.
+struct SoftCap<'a> {
+    x: &'a mut [f32],
+    cap: f32,
+}
+
+impl WithSimd for SoftCap<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        for x in self.x {
+            *x = self.cap * tanh(*x / self.cap);
+        }
+    }
+}
+
+/// `x *= factor`.
+struct Scale<'a> {
+    x: &'a mut [f32],
+    factor: f32,
+}
+
+impl WithSimd for Scale<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        self.x.iter_mut().for_each(|x| *x *= self.factor);
+    }
+}
+
+impl Cpu {
+    /// `y = activation(y) · up`.
+    pub(crate) fn gate(&self, activation: Activation, y: &mut Tensor, up: &Tensor) -> Result<()> {
+        let work = EXPONENTIAL * y.data.len();
+        let parts = y.data.chunks_mut(PART).zip(up.data.chunks(PART)).collect();
+        match activation {
+            Activation::Silu => self.each(parts, work, |(y, up)| self.arch.dispatch(SiluMul { y, up })),
+            Activation::GeluTanh => self.each(parts, work, |(y, up)| self.arch.dispatch(GeluMul { y, up })),
+            other => {
+                let value = format!("{other:?}");
+                return Err(Error::BadValue { what: "activation", value, expected: "Silu or GeluTanh" });
+            }
+        }
+        Ok(())
+    }
+
+    /// See [`Backend::soft_cap`](amem_core::transformer::Backend::soft_cap).
+    pub(crate) fn cap(&self, x: &mut Tensor, cap: f32) {
+        let work = EXPONENTIAL * x.data.len();
+        let parts = x.data.chunks_mut(PART).collect();
+        self.each(parts, work, |x| self.arch.dispatch(SoftCap { x, cap }));
+    }
+
+    /// See [`Backend::scale`](amem_core::transformer::Backend::scale).
+    pub(crate) fn multiply_by(&self, x: &mut Tensor, factor: f32) {
+        let work = x.data.len();
+        let parts = x.data.chunks_mut(PART).collect();
+        self.each(parts, work, |x| self.arch.dispatch(Scale { x, factor }));
+    }
 }
 
 #[cfg(test)]

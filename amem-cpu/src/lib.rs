@@ -12,6 +12,7 @@ mod attention;
 mod buffers;
 mod cache;
 mod elementwise;
+mod experts;
 mod isa;
 mod number;
 mod options;
@@ -23,12 +24,13 @@ mod threads;
 use std::ops::Range;
 
 use amem_core::transformer::{
-    Attention, AttentionWeights, Backend, BlockTable, MlpWeights, Numerics, Placement, Qkv, Rope, Row, WeightTensor,
+    Activation, Attention, AttentionWeights, Backend, BlockTable, MlpWeights, Numerics, Placement, Qkv, Rope, Row,
+    WeightTensor,
 };
 use amem_core::{Dtype, Error, Exactness, KvShape, Result, Token};
 use buffers::{Buffers, Numbers};
 use cache::{BLOCK_TOKENS, Write};
-use elementwise::{Add, AddRowDistance, RmsNorm, SiluMul};
+use elementwise::{Add, AddRowDistance, RmsNorm};
 use isa::Isa;
 use pulp::Arch;
 use rotation::{Angles, Rotate};
@@ -190,6 +192,10 @@ impl Backend for Cpu {
         Ok(self.tensor_of(columns, numbers))
     }
 
+    fn columns(&self, x: &Tensor) -> usize {
+        x.columns
+    }
+
     fn embed(&self, table: &Matrix, tokens: &[Token]) -> Result<Tensor> {
         let mut x = self.tensor(tokens.len(), table.inputs());
         let rows: Vec<_> = x.data.chunks_exact_mut(table.inputs()).zip(tokens).collect();
@@ -216,13 +222,29 @@ impl Backend for Cpu {
     }
 
     fn silu_mul(&self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-        let mut y = self.tensor(gate.rows(), gate.columns);
-        let parts = y.data.chunks_mut(PART).zip(gate.data.chunks(PART)).zip(up.data.chunks(PART)).collect();
-        self.each(parts, SILU_WORK * gate.data.len(), |((y, gate), up)| {
-            y.copy_from_slice(gate);
-            self.arch.dispatch(SiluMul { y, up });
-        });
+        let mut y = gate.clone();
+        self.gate(Activation::Silu, &mut y, up)?;
         Ok(y)
+    }
+
+    fn gelu_mul(&self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+        let mut y = gate.clone();
+        self.gate(Activation::GeluTanh, &mut y, up)?;
+        Ok(y)
+    }
+
+    fn scale(&self, x: &mut Tensor, factor: f32) -> Result<()> {
+        self.multiply_by(x, factor);
+        Ok(())
+    }
+
+    fn soft_cap(&self, x: &mut Tensor, cap: f32) -> Result<()> {
+        self.cap(x, cap);
+        Ok(())
+    }
+
+    fn sum_rows(&self, x: &Tensor, picked: &[(usize, f32)], each: usize) -> Result<Tensor> {
+        self.sums(x, picked, each)
     }
 
     fn rotate(&self, x: &mut Tensor, plan: &Plan) -> Result<()> {
@@ -318,8 +340,7 @@ impl Backend for Cpu {
     fn mlp(&self, x: &Tensor, w: &MlpWeights<Self>) -> Result<Tensor> {
         let weights = [&w.gate, &w.up].map(|w| (&w.weight, w.bias.as_deref()));
         let [mut gate, up] = self.multiply_each(x, weights);
-        let parts = gate.data.chunks_mut(PART).zip(up.data.chunks(PART)).collect();
-        self.each(parts, SILU_WORK * up.data.len(), |(y, up)| self.arch.dispatch(SiluMul { y, up }));
+        self.gate(w.activation, &mut gate, &up)?;
         self.linear(&gate, &w.down.weight, w.down.bias.as_ref())
     }
 }
@@ -328,7 +349,7 @@ impl Backend for Cpu {
 const PART: usize = 1 << 12;
 
 /// What an exponential and a division cost, in multiplications.
-const SILU_WORK: usize = 16;
+const EXPONENTIAL: usize = 16;
 
 /// About as many, in whole rows.
 fn whole_rows(columns: usize) -> usize {

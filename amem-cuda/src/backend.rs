@@ -158,7 +158,7 @@ impl Backend for CudaBackend {
     }
 
     fn matrix(&self, tensor: &WeightTensor<'_>) -> Result<Matrix> {
-        let logits = matches!(tensor.role, WeightRole::LmHead | WeightRole::TiedEmbedding);
+        let logits = matches!(tensor.role, WeightRole::LmHead | WeightRole::TiedEmbedding | WeightRole::Router);
         Matrix::upload(&self.device, self.precision, tensor, logits)
     }
 
@@ -186,6 +186,10 @@ impl Backend for CudaBackend {
         let buffer = self.device.upload(bytemuck::cast_slice(numbers))?;
         let rows = numbers.len().checked_div(columns).unwrap_or(0);
         Ok(Tensor { rows, columns, dtype: Dtype::F32, buffer })
+    }
+
+    fn columns(&self, x: &Tensor) -> usize {
+        x.columns
     }
 
     fn embed(&self, table: &Matrix, tokens: &[Token]) -> Result<Tensor> {

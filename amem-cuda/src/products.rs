@@ -1,6 +1,6 @@
 //! Products with weights: of few rows by kernels that read each weight once, of many by cuBLASLt.
 
-use amem_core::transformer::{Backend, Linear, MlpWeights};
+use amem_core::transformer::{Activation, Backend, Linear, MlpWeights};
 use amem_core::{Dtype, Result};
 
 use crate::backend::CudaBackend;
@@ -54,9 +54,12 @@ impl CudaBackend {
         Ok(made)
     }
 
-    /// `silu(gate) · up` of a feed-forward block's rows.
+    /// `silu(gate) · up` of a feed-forward block's rows, or what its activation is.
     pub(crate) fn gated(&self, x: &Tensor, w: &MlpWeights<Self>) -> Result<Tensor> {
         let product = |linear: &Linear<Self>| self.product(x, &linear.weight, linear.bias.as_ref());
+        if w.activation != Activation::Silu {
+            return self.gelu_mul(&product(&w.gate)?, &product(&w.up)?);
+        }
         if !self.fuses(x) || w.up.weight.outputs != w.gate.weight.outputs {
             return self.silu_mul(&product(&w.gate)?, &product(&w.up)?);
         }

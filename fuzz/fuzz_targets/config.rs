@@ -7,7 +7,10 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|bytes: &[u8]| {
     let Ok(config) = Config::parse(&[("config.json", bytes)]) else { return };
     let shape = config.kv_shape();
-    assert_eq!(config.rope().inverse_frequencies.len(), shape.head_dim / 2);
-    assert!(config.rope().inverse_frequencies.iter().all(|frequency| frequency.is_finite()));
+    for layer in 0..shape.layers {
+        let frequencies = &config.rope(layer).expect("each layer has one").inverse_frequencies;
+        assert_eq!(frequencies.len(), shape.head_dim / 2);
+        assert!(frequencies.iter().all(|frequency| frequency.is_finite()));
+    }
     assert!(shape.token_numbers() > 0 && config.vocabulary() > 0 && config.hidden() > 0);
 });

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use super::reference::Reference;
 use crate::transformer::{
-    Attention, AttentionWeights, Backend, Linear, MlpWeights, Placement, Qkv, Rope, Row, Span, WeightRole, WeightTensor,
+    Activation, Attention, AttentionWeights, Backend, Linear, MlpWeights, Placement, Qkv, Rope, Row, Span, WeightRole,
+    WeightTensor,
 };
 use crate::{ChunkId, Dtype, Encoding, Error, Exactness, HostKv, KvChunk, KvShape, PrefixId, Result};
 
@@ -222,6 +223,20 @@ impl<B: Backend> Suite<B> {
             compare!(self, self.profile.activations, format!("gather {rows:?}"), |b| b
                 .read(&b.gather(&x.on(b)?, rows)?));
         }
+        let of_tensor = self.backend.columns(&x.on(&*self.backend)?);
+        if of_tensor != columns {
+            self.failures.push(format!("columns: {of_tensor} numbers in a row of {columns}"));
+        }
+        let picked = [(4, 0.5), (0, -2.0), (0, 0.25), (2, 1.0), (1, 0.0), (3, 3.0)];
+        for each in [1, 2, 3] {
+            compare!(self, self.profile.tolerance, format!("sum_rows of {each} each"), |b| {
+                b.read(&b.sum_rows(&x.on(b)?, &picked, each)?)
+            });
+            let backend = Arc::clone(&self.backend);
+            let summed = |picked: &[(usize, f32)]| backend.read(&backend.sum_rows(&x.on(&*backend)?, picked, each)?);
+            let by_one = picked.chunks(each).map(summed).collect::<Result<Vec<_>>>()?.concat();
+            self.same(format!("sum_rows of {each} each at once and one by one"), &summed(&picked)?, &by_one);
+        }
         compare!(self, self.profile.activations, "concat", |b| {
             let mut joined = x.on(b)?;
             b.concat(&mut joined, &y.on(b)?)?;
@@ -271,6 +286,21 @@ impl<B: Backend> Suite<B> {
             compare!(self, self.profile.tolerance, format!("silu_mul {rows}×{columns}"), |b| {
                 b.read(&b.silu_mul(&x.on(b)?, &y.on(b)?)?)
             });
+            for x in [&x, &y] {
+                compare!(self, self.profile.tolerance, format!("gelu_mul {rows}×{columns}"), |b| {
+                    b.read(&b.gelu_mul(&x.on(b)?, &y.on(b)?)?)
+                });
+                compare!(self, self.profile.tolerance, format!("soft_cap {rows}×{columns}"), |b| {
+                    let mut capped = x.on(b)?;
+                    b.soft_cap(&mut capped, 30.0)?;
+                    b.read(&capped)
+                });
+                compare!(self, self.profile.tolerance, format!("scale {rows}×{columns}"), |b| {
+                    let mut scaled = x.on(b)?;
+                    b.scale(&mut scaled, 0.3)?;
+                    b.read(&scaled)
+                });
+            }
         }
         Ok(())
     }
@@ -412,7 +442,9 @@ impl<B: Backend> Suite<B> {
         let rows: Vec<Row> = (0..7).map(|slot| row(0, slot, slot, 0..0, 0)).collect();
         let x = Table::noise(60, rows.len(), hidden);
         let y = Table::noise(61, rows.len(), hidden);
-        for (dtype, normed, biased) in [(Dtype::F32, false, true), (Dtype::F32, true, false)] {
+        let (dtype, silu, gelu) = (Dtype::F32, Activation::Silu, Activation::GeluTanh);
+        // Heads normed, all heads of a row normed together, none.
+        for (normed, biased, activation) in [(None, true, silu), (Some(1), false, gelu), (Some(heads), false, silu)] {
             if !self.profile.weights.contains(&dtype) {
                 continue;
             }
@@ -422,13 +454,16 @@ impl<B: Backend> Suite<B> {
                 let bias = biased.then(|| Table::noise(seed + 1, 1, outputs).vector(backend)).transpose()?;
                 Ok(Linear { weight, bias })
             };
-            let norm = |seed| normed.then(|| Table::noise(seed, 1, head_dim).vector(backend)).transpose();
+            let norm = |seed, heads: usize| {
+                let length = normed.map(|normed| head_dim * heads.min(normed));
+                length.map(|length| Table::noise(seed, 1, length).vector(backend)).transpose()
+            };
             let w = AttentionWeights {
                 query: linear(70, heads * head_dim, hidden, biased)?,
                 key: linear(72, kv_heads * head_dim, hidden, biased)?,
                 value: linear(74, kv_heads * head_dim, hidden, biased)?,
-                query_norm: norm(76)?,
-                key_norm: norm(77)?,
+                query_norm: norm(76, heads)?,
+                key_norm: norm(77, kv_heads)?,
                 output: linear(78, hidden, heads * head_dim, biased)?,
                 norm_eps: 1e-5,
             };
@@ -447,12 +482,15 @@ impl<B: Backend> Suite<B> {
             let pairs = pairs.map(read).into_iter().collect::<Result<Vec<_>>>()?;
 
             let mlp = MlpWeights {
+                activation,
                 gate: linear(80, self.size(40), hidden, biased)?,
                 up: linear(82, self.size(40), hidden, biased)?,
                 down: linear(84, hidden, self.size(40), biased)?,
             };
             let apply = |x: &B::Tensor, l: &Linear<B>| backend.linear(x, &l.weight, l.bias.as_ref());
-            let gated = backend.silu_mul(&apply(&x, &mlp.gate)?, &apply(&x, &mlp.up)?)?;
+            let (gate, up) = (apply(&x, &mlp.gate)?, apply(&x, &mlp.up)?);
+            let gated =
+                if activation == silu { backend.silu_mul(&gate, &up)? } else { backend.gelu_mul(&gate, &up)? };
             let made = backend.read(&apply(&gated, &mlp.down)?)?;
             let fused = backend.read(&backend.mlp(&x, &mlp)?)?;
 

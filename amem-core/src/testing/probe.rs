@@ -49,7 +49,8 @@ impl<B> Probe<B> {
     }
 
     /// The methods that were called since this was last asked, in order. Those that only answer from the host
-    /// ([`Backend::numerics`], [`Backend::block_tokens`]) are not among them.
+    /// ([`Backend::numerics`], [`Backend::block_tokens`],
+    /// [`Backend::columns`], [`Backend::check_attention`]) are not among them.
     pub fn take_calls(&self) -> Vec<&'static str> {
         std::mem::take(&mut self.calls.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -107,6 +108,10 @@ impl<B: Backend> Backend for Probe<B> {
 
     fn upload(&self, columns: usize, numbers: &[f32]) -> Result<B::Tensor> {
         self.call("upload", |b| b.upload(columns, numbers))
+    }
+
+    fn columns(&self, x: &B::Tensor) -> usize {
+        self.inner.columns(x)
     }
 
     fn embed(&self, table: &B::Matrix, tokens: &[Token]) -> Result<B::Tensor> {
@@ -199,6 +204,22 @@ impl<B: Backend> Backend for Probe<B> {
 
     fn key_distance(&self, cache: &B::Cache, layer: usize, plan: &B::Plan, keys: &B::Tensor) -> Result<B::Tensor> {
         self.call("key_distance", |b| b.key_distance(cache, layer, plan, keys))
+    }
+
+    fn gelu_mul(&self, gate: &B::Tensor, up: &B::Tensor) -> Result<B::Tensor> {
+        self.call("gelu_mul", |b| b.gelu_mul(gate, up))
+    }
+
+    fn scale(&self, x: &mut B::Tensor, factor: f32) -> Result<()> {
+        self.call("scale", |b| b.scale(x, factor))
+    }
+
+    fn soft_cap(&self, x: &mut B::Tensor, cap: f32) -> Result<()> {
+        self.call("soft_cap", |b| b.soft_cap(x, cap))
+    }
+
+    fn sum_rows(&self, x: &B::Tensor, picked: &[(usize, f32)], each: usize) -> Result<B::Tensor> {
+        self.call("sum_rows", |b| b.sum_rows(x, picked, each))
     }
 
     fn begin_pass(&self) -> Result<()> {

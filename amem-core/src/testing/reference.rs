@@ -169,6 +169,10 @@ impl Backend for Reference {
         Ok(Table { columns, data: exact(numbers) })
     }
 
+    fn columns(&self, x: &Table) -> usize {
+        x.columns
+    }
+
     fn embed(&self, table: &Table, tokens: &[Token]) -> Result<Table> {
         let rows: Vec<usize> = tokens.iter().map(|&token| token as usize).collect();
         self.gather(table, &rows)
@@ -200,6 +204,35 @@ impl Backend for Reference {
     fn silu_mul(&self, gate: &Table, up: &Table) -> Result<Table> {
         let data = gate.data.iter().zip(&up.data).map(|(x, up)| x / (1.0 + (-x).exp()) * up).collect();
         Ok(Table { columns: gate.columns, data })
+    }
+
+    fn gelu_mul(&self, gate: &Table, up: &Table) -> Result<Table> {
+        let factor = (2.0 / std::f64::consts::PI).sqrt();
+        let gelu = |x: f64| x / 2.0 * (1.0 + (factor * (x + 0.044715 * x.powi(3))).tanh());
+        let data = gate.data.iter().zip(&up.data).map(|(x, up)| gelu(*x) * up).collect();
+        Ok(Table { columns: gate.columns, data })
+    }
+
+    fn scale(&self, x: &mut Table, factor: f32) -> Result<()> {
+        x.data.iter_mut().for_each(|x| *x *= f64::from(factor));
+        Ok(())
+    }
+
+    fn soft_cap(&self, x: &mut Table, cap: f32) -> Result<()> {
+        let cap = f64::from(cap);
+        x.data.iter_mut().for_each(|x| *x = cap * (*x / cap).tanh());
+        Ok(())
+    }
+
+    fn sum_rows(&self, x: &Table, picked: &[(usize, f32)], each: usize) -> Result<Table> {
+        let all: Vec<&[f64]> = x.rows().collect();
+        let mut data = Vec::new();
+        for picked in picked.chunks_exact(each) {
+            for column in 0..x.columns {
+                data.push(picked.iter().map(|&(row, weight)| f64::from(weight) * all[row][column]).sum());
+            }
+        }
+        Ok(Table { columns: x.columns, data })
     }
 
     fn rotate(&self, x: &mut Table, plan: &Plan) -> Result<()> {

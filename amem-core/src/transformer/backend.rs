@@ -12,7 +12,7 @@
 
 use std::ops::Range;
 
-use super::graph::{AttentionWeights, MlpWeights};
+use super::graph::{Activation, AttentionWeights, MlpWeights};
 use super::rope::Rope;
 use super::select;
 use super::weights::WeightTensor;
@@ -40,6 +40,18 @@ pub struct Span {
     pub shared: Range<u32>,
     /// The slots up to and with the row's own.
     pub own: Range<u32>,
+}
+
+impl Span {
+    /// The last `tokens` slots of what is seen: what is left of it in a window.
+    #[must_use]
+    pub fn last(&self, tokens: usize) -> Self {
+        let Self { mut shared, mut own } = self.clone();
+        let hidden = (shared.len() + own.len()).saturating_sub(tokens);
+        shared.start += hidden.min(shared.len()) as u32;
+        own.start += hidden.saturating_sub(self.shared.len()) as u32;
+        Self { shared, own }
+    }
 }
 
 /// The blocks that hold a context's slots, in order: slot `s` lies in block `s / block_tokens`.
@@ -165,6 +177,9 @@ pub trait Backend: Send + Sync + Sized + 'static {
 
     /// Numbers of the host, in rows of `columns`.
     fn upload(&self, columns: usize, numbers: &[f32]) -> Result<Self::Tensor>;
+
+    /// Numbers in a row of `x`.
+    fn columns(&self, x: &Self::Tensor) -> usize;
 
     /// The rows of `table` for these tokens.
     fn embed(&self, table: &Self::Matrix, tokens: &[Token]) -> Result<Self::Tensor>;
@@ -301,6 +316,45 @@ pub trait Backend: Send + Sync + Sized + 'static {
         work()
     }
 
+    /// `gelu(gate) · up`, element by element: GELU as [`Activation::GeluTanh`] has it.
+    fn gelu_mul(&self, gate: &Self::Tensor, up: &Self::Tensor) -> Result<Self::Tensor> {
+        let columns = self.columns(gate);
+        let (mut gate, up) = (self.read(gate)?, self.read(up)?);
+        gate.iter_mut().zip(&up).for_each(|(gate, up)| *gate = (gelu((*gate).into()) * f64::from(*up)) as f32);
+        self.upload(columns, &gate)
+    }
+
+    /// `x *= factor`.
+    fn scale(&self, x: &mut Self::Tensor, factor: f32) -> Result<()> {
+        let mut numbers = self.read(x)?;
+        numbers.iter_mut().for_each(|x| *x *= factor);
+        *x = self.upload(self.columns(x), &numbers)?;
+        Ok(())
+    }
+
+    /// `x = cap · tanh(x / cap)`.
+    fn soft_cap(&self, x: &mut Self::Tensor, cap: f32) -> Result<()> {
+        let (mut numbers, cap) = (self.read(x)?, f64::from(cap));
+        numbers.iter_mut().for_each(|x| *x = (cap * (f64::from(*x) / cap).tanh()) as f32);
+        *x = self.upload(self.columns(x), &numbers)?;
+        Ok(())
+    }
+
+    /// Sums of rows of `x`: one for each `each` of `picked`, which are rows by their indexes and what they count. They are
+    /// added up in their order.
+    fn sum_rows(&self, x: &Self::Tensor, picked: &[(usize, f32)], each: usize) -> Result<Self::Tensor> {
+        let columns = self.columns(x);
+        let numbers = self.read(x)?;
+        let mut sums = vec![0.0; picked.len() / each.max(1) * columns];
+        for (sum, picked) in sums.chunks_exact_mut(columns.max(1)).zip(picked.chunks_exact(each.max(1))) {
+            for &(row, weight) in picked {
+                let row = numbers.get(row * columns..(row + 1) * columns).unwrap_or_default();
+                sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += weight * x);
+            }
+        }
+        self.upload(columns, &sums)
+    }
+
     /// Called before the first kernel of a pass: a place to take an arena or to begin recording.
     fn begin_pass(&self) -> Result<()> {
         Ok(())
@@ -342,6 +396,33 @@ pub trait Backend: Send + Sync + Sized + 'static {
     fn mlp(&self, x: &Self::Tensor, w: &MlpWeights<Self>) -> Result<Self::Tensor> {
         let gate = self.linear(x, &w.gate.weight, w.gate.bias.as_ref())?;
         let up = self.linear(x, &w.up.weight, w.up.bias.as_ref())?;
-        self.linear(&self.silu_mul(&gate, &up)?, &w.down.weight, w.down.bias.as_ref())
+        let gated = match w.activation {
+            Activation::Silu => self.silu_mul(&gate, &up)?,
+            Activation::GeluTanh => self.gelu_mul(&gate, &up)?,
+        };
+        self.linear(&gated, &w.down.weight, w.down.bias.as_ref())
+    }
+}
+
+/// GELU, approximated with a tangent.
+fn gelu(x: f64) -> f64 {
+    const FACTOR: f64 = std::f64::consts::FRAC_2_SQRT_PI * std::f64::consts::FRAC_1_SQRT_2;
+    0.5 * x * (1.0 + (FACTOR * (x + 0.044715 * x * x * x)).tanh())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Span;
+
+    #[test]
+    fn a_window_leaves_the_last_slots_of_what_is_seen() {
+        let span = Span { shared: 2..5, own: 9..13 };
+        let left = |tokens| (span.last(tokens).shared, span.last(tokens).own);
+        assert_eq!(left(9), (2..5, 9..13));
+        assert_eq!(left(7), (2..5, 9..13));
+        assert_eq!(left(6), (3..5, 9..13));
+        assert_eq!(left(4), (5..5, 9..13));
+        assert_eq!(left(3), (5..5, 10..13));
+        assert_eq!(left(1), (5..5, 12..13));
     }
 }

@@ -141,8 +141,7 @@ impl<B: Backend> PagedContext<B> {
         if placements.is_empty() {
             return Ok(());
         }
-        let layers: Vec<usize> = (0..self.info.shape.layers).collect();
-        graph.backend.load_kv(&mut cache, &graph.rope, &layers, &placements)
+        graph.load_kv(&mut cache, &placements)
     }
 
     /// Notes what a chunk's rows are worth where they stand now.
@@ -195,7 +194,7 @@ impl<B: Backend> PagedContext<B> {
     /// The rows of these slots, as the context with this index in a pass.
     pub(super) fn rows(&self, context: usize, slots: &[u32]) -> impl Iterator<Item = Row> {
         let row = move |&slot: &u32| {
-            let sees = Span { shared: 0..0, own: self.graph.first_seen(0, slot)..slot + 1 };
+            let sees = Span { shared: 0..0, own: 0..slot + 1 };
             Row { token: self.tokens[slot as usize], context, slot, position: slot, sees }
         };
         slots.iter().map(row)

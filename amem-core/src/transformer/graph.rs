@@ -2,11 +2,12 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::backend::Backend;
-use super::config::Config;
+use super::backend::{Attention, Backend, BlockTable, Placement, Row};
+use super::config::{Config, LayerKind};
+use super::experts::Experts;
 use super::paged::BlockPool;
 use super::rope::Rope;
-use super::weights::{WeightLayer, WeightTensor, Weights};
+use super::weights::{WeightFeedForward, WeightLayer, WeightMlp, WeightTensor, Weights};
 use crate::model::STEP_ROWS;
 use crate::{Dtype, KvShape, Result};
 
@@ -26,18 +27,30 @@ pub struct AttentionWeights<B: Backend> {
     pub key: Linear<B>,
     /// `[kv_heads * head_dim][hidden]`.
     pub value: Linear<B>,
-    /// Norm of each head of the queries, `[head_dim]`.
+    /// Norm of each head of the queries, `[head_dim]`, or of all of them together, `[heads * head_dim]`.
     pub query_norm: Option<B::Vector>,
-    /// Norm of each head of the keys, `[head_dim]`.
+    /// Norm of each head of the keys, `[head_dim]`, or of all of them together, `[kv_heads * head_dim]`.
     pub key_norm: Option<B::Vector>,
     /// `[hidden][heads * head_dim]`.
     pub output: Linear<B>,
-    /// What is added to the mean square in the norms of heads.
+    /// What is added to the mean square in these norms.
     pub norm_eps: f32,
+}
+
+/// The function of the gate in a feed-forward block. Fingerprints hold the numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Activation {
+    /// `x / (1 + e^-x)`.
+    Silu = 0,
+    /// `x / 2 · (1 + tanh(√(2/π) · (x + 0.044715 x³)))`: GELU, as it is approximated with a tangent.
+    GeluTanh = 1,
 }
 
 /// A gated feed-forward block.
 pub struct MlpWeights<B: Backend> {
+    /// The function of the gate.
+    pub activation: Activation,
     /// `[intermediate][hidden]`.
     pub gate: Linear<B>,
     /// `[intermediate][hidden]`.
@@ -46,12 +59,26 @@ pub struct MlpWeights<B: Backend> {
     pub down: Linear<B>,
 }
 
+/// What stands behind attention in a layer.
+pub(super) enum FeedForward<B: Backend> {
+    Mlp(MlpWeights<B>),
+    Experts(Experts<B>),
+}
+
 /// One transformer layer.
 pub(super) struct Layer<B: Backend> {
-    pub(super) input_norm: B::Vector,
+    /// Its kind: an index into the graph's.
+    pub(super) kind: usize,
+    /// Norm of what attention takes.
+    pub(super) attention_norm: Option<B::Vector>,
     pub(super) attention: AttentionWeights<B>,
-    pub(super) post_norm: B::Vector,
-    pub(super) mlp: MlpWeights<B>,
+    /// Norm of what attention gives.
+    pub(super) attention_output_norm: Option<B::Vector>,
+    /// Norm of what the feed-forward block takes.
+    pub(super) mlp_norm: Option<B::Vector>,
+    pub(super) feed_forward: FeedForward<B>,
+    /// Norm of what the feed-forward block gives.
+    pub(super) mlp_output_norm: Option<B::Vector>,
 }
 
 /// A model on a backend: its weights and its KV cache.
@@ -60,10 +87,18 @@ pub(super) struct Graph<B: Backend> {
     pub(super) shape: KvShape,
     /// The number type of the KV cache.
     pub(super) dtype: Dtype,
-    /// How far a row sees back, itself included; no limit if `None`.
-    pub(super) window: Option<u32>,
-    pub(super) rope: Rope,
+    /// The kinds of layers: how they rotate, and how far a row sees back in them.
+    pub(super) kinds: Vec<LayerKind>,
+    /// How the first layer attends; the others do alike.
+    pub(super) attention: Attention,
     pub(super) norm_eps: f32,
+    /// What the embedding of a token is multiplied by.
+    pub(super) embedding_scale: f32,
+    /// What attention and feed-forward blocks give is multiplied by.
+    pub(super) residual_scale: f32,
+    /// What logits are multiplied by.
+    pub(super) logit_scale: f32,
+    pub(super) logit_cap: Option<f32>,
     pub(super) embedding: B::Matrix,
     pub(super) layers: Vec<Layer<B>>,
     pub(super) final_norm: B::Vector,
@@ -126,29 +161,12 @@ impl<B: Backend> Graph<B> {
         context: usize,
         cache_bytes: u64,
     ) -> Result<Self> {
-        let vector = |tensor: &WeightTensor<'_>| backend.vector(&tensor.to_f32());
-        let linear = |weight: &WeightTensor<'_>, bias: &Option<WeightTensor<'_>>| -> Result<Linear<B>> {
-            Ok(Linear { weight: backend.matrix(weight)?, bias: bias.as_ref().map(vector).transpose()? })
-        };
-        let layer = |layer: &WeightLayer<'_>| -> Result<Layer<B>> {
-            let attention = AttentionWeights {
-                query: linear(&layer.q, &layer.q_bias)?,
-                key: linear(&layer.k, &layer.k_bias)?,
-                value: linear(&layer.v, &layer.v_bias)?,
-                query_norm: layer.q_norm.as_ref().map(vector).transpose()?,
-                key_norm: layer.k_norm.as_ref().map(vector).transpose()?,
-                output: linear(&layer.o, &layer.o_bias)?,
-                norm_eps: config.norm_eps,
-            };
-            let mlp = MlpWeights {
-                gate: linear(&layer.gate, &None)?,
-                up: linear(&layer.up, &None)?,
-                down: linear(&layer.down, &None)?,
-            };
-            let (input_norm, post_norm) = (vector(&layer.input_norm)?, vector(&layer.post_norm)?);
-            Ok(Layer { input_norm, attention, post_norm, mlp })
-        };
-        let layers = weights.layers.iter().map(layer).collect::<Result<_>>()?;
+        let attention = Attention::new(0, config.head_dim).scale(config.score_scale).soft_cap(config.score_cap);
+        backend.check_attention(&attention)?;
+        let loader = Loader { backend: &backend, config };
+        let layers = weights.layers.iter().enumerate();
+        let layers = layers.map(|(index, layer)| loader.layer(index, layer)).collect::<Result<_>>()?;
+        let final_norm = loader.norm(&weights.norm)?;
         let shape = config.kv_shape();
         let block_tokens = backend.block_tokens().max(1);
         let block_bytes = (block_tokens * shape.token_numbers() * dtype.size()) as u64;
@@ -157,12 +175,16 @@ impl<B: Backend> Graph<B> {
         Ok(Self {
             shape,
             dtype,
-            window: config.window.map(|window| window as u32),
-            rope: config.rope.clone(),
+            kinds: config.kinds.clone(),
+            attention,
             norm_eps: config.norm_eps,
+            embedding_scale: config.embedding_scale,
+            residual_scale: config.residual_scale,
+            logit_scale: config.logit_scale,
+            logit_cap: config.logit_cap,
             embedding: backend.matrix(&weights.embedding)?,
             layers,
-            final_norm: vector(&weights.norm)?,
+            final_norm,
             lm_head: weights.lm_head.as_ref().map(|tensor| backend.matrix(tensor)).transpose()?,
             cache: Mutex::new(cache),
             scratch: Mutex::new(None),
@@ -194,8 +216,142 @@ impl<B: Backend> Graph<B> {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The first slot that a row sees, if it could see all from `start` on.
-    pub(super) fn first_seen(&self, start: u32, own: u32) -> u32 {
-        start.max(self.window.map_or(0, |window| (own + 1).saturating_sub(window)))
+    /// A plan of these rows for each kind of layer.
+    pub(super) fn plans(&self, rows: &[Row], tables: &[BlockTable<'_>]) -> Result<Vec<B::Plan>> {
+        let plan = |kind: &LayerKind| match kind.window {
+            None => self.backend.plan(&kind.rope, rows, tables),
+            Some(window) => {
+                let within = |row: &Row| Row { sees: row.sees.last(window), ..row.clone() };
+                self.backend.plan(&kind.rope, &rows.iter().map(within).collect::<Vec<_>>(), tables)
+            }
+        };
+        self.kinds.iter().map(plan).collect()
+    }
+
+    /// Puts all layers of chunks into their slots.
+    pub(super) fn load_kv(&self, cache: &mut B::Cache, placements: &[Placement<'_>]) -> Result<()> {
+        let mut ropes: Vec<(&Rope, Vec<usize>)> = Vec::new();
+        for (index, layer) in self.layers.iter().enumerate() {
+            let rope = &self.kinds[layer.kind].rope;
+            match ropes.iter_mut().find(|(known, _)| *known == rope) {
+                Some((_, layers)) => layers.push(index),
+                None => ropes.push((rope, vec![index])),
+            }
+        }
+        ropes.iter().try_for_each(|(rope, layers)| self.backend.load_kv(cache, rope, layers, placements))
+    }
+}
+
+/// What turns the tensors of files into weights on a backend.
+struct Loader<'l, B> {
+    backend: &'l B,
+    config: &'l Config,
+}
+
+impl<B: Backend> Loader<'_, B> {
+    fn layer(&self, index: usize, layer: &WeightLayer<'_>) -> Result<Layer<B>> {
+        let config = self.config;
+        let norm = |tensor: &Option<WeightTensor<'_>>| tensor.as_ref().map(|tensor| self.norm(tensor)).transpose();
+        // Queries and keys are turned in pairs (i, i + head_dim/2). Where only the first part of a head is rotated, its
+        // pairs stand closer together in the file: so the outputs are put into another order, in queries and keys alike,
+        // which changes none of their products.
+        let order = (config.rotated < config.head_dim).then(|| rotated_first(config.head_dim, config.rotated));
+        let in_order = |tensor: &WeightTensor<'_>| order.as_ref().map(|order| tensor.in_order(order));
+        let turned = |weight: &WeightTensor<'_>, bias: &Option<WeightTensor<'_>>| -> Result<Linear<B>> {
+            let moved = in_order(weight);
+            let weight = match &moved {
+                Some(bytes) => &WeightTensor { bytes, ..*weight },
+                None => weight,
+            };
+            let bias = bias.as_ref().map(|bias| self.backend.vector(&self.turned(bias, order.as_deref())));
+            Ok(Linear { weight: self.backend.matrix(weight)?, bias: bias.transpose()? })
+        };
+        let head_norm = |tensor: &Option<WeightTensor<'_>>| {
+            let numbers = tensor.as_ref().map(|tensor| self.offset(self.turned(tensor, order.as_deref())));
+            numbers.map(|numbers| self.backend.vector(&numbers)).transpose()
+        };
+        Ok(Layer {
+            kind: config.kind_of[index],
+            attention_norm: norm(&layer.attention_norm)?,
+            attention: AttentionWeights {
+                query: turned(&layer.q, &layer.q_bias)?,
+                key: turned(&layer.k, &layer.k_bias)?,
+                value: self.linear(&layer.v, &layer.v_bias)?,
+                query_norm: head_norm(&layer.q_norm)?,
+                key_norm: head_norm(&layer.k_norm)?,
+                output: self.linear(&layer.o, &layer.o_bias)?,
+                norm_eps: config.norm_eps,
+            },
+            attention_output_norm: norm(&layer.attention_output_norm)?,
+            mlp_norm: norm(&layer.mlp_norm)?,
+            feed_forward: match &layer.feed_forward {
+                WeightFeedForward::Mlp(mlp) => FeedForward::Mlp(self.mlp(mlp)?),
+                WeightFeedForward::Experts { router, experts } => {
+                    let settings = config.experts_of(index);
+                    FeedForward::Experts(Experts {
+                        router: self.backend.matrix(router)?,
+                        experts: experts.iter().map(|mlp| self.mlp(mlp)).collect::<Result<_>>()?,
+                        chosen: settings.map_or(1, |settings| settings.chosen),
+                        normalised: settings.is_some_and(|settings| settings.normalised),
+                    })
+                }
+            },
+            mlp_output_norm: norm(&layer.mlp_output_norm)?,
+        })
+    }
+
+    fn norm(&self, tensor: &WeightTensor<'_>) -> Result<B::Vector> {
+        self.backend.vector(&self.offset(tensor.to_f32()))
+    }
+
+    fn offset(&self, mut weights: Vec<f32>) -> Vec<f32> {
+        if self.config.norm_offset != 0.0 {
+            weights.iter_mut().for_each(|weight| *weight += self.config.norm_offset);
+        }
+        weights
+    }
+
+    /// A vector, its heads in another order.
+    fn turned(&self, tensor: &WeightTensor<'_>, order: Option<&[usize]>) -> Vec<f32> {
+        let numbers = tensor.to_f32();
+        let Some(order) = order else { return numbers };
+        let heads = numbers.chunks_exact(order.len());
+        heads.flat_map(|head| order.iter().map(|&index| head[index])).collect()
+    }
+
+    fn linear(&self, weight: &WeightTensor<'_>, bias: &Option<WeightTensor<'_>>) -> Result<Linear<B>> {
+        let bias = bias.as_ref().map(|bias| self.backend.vector(&bias.to_f32())).transpose()?;
+        Ok(Linear { weight: self.backend.matrix(weight)?, bias })
+    }
+
+    fn mlp(&self, mlp: &WeightMlp<'_>) -> Result<MlpWeights<B>> {
+        Ok(MlpWeights {
+            activation: self.config.activation,
+            gate: self.linear(&mlp.gate, &mlp.gate_bias)?,
+            up: self.linear(&mlp.up, &mlp.up_bias)?,
+            down: self.linear(&mlp.down, &mlp.down_bias)?,
+        })
+    }
+}
+
+/// For each number of a head, where it stands in the file: pairs that are (i, i + rotated/2) there come to stand half a
+/// head apart, and what is not rotated comes behind them in both halves.
+fn rotated_first(head_dim: usize, rotated: usize) -> Vec<usize> {
+    let (half, pairs) = (head_dim / 2, rotated / 2);
+    let rest = half - pairs;
+    let low = (0..pairs).chain(rotated..rotated + rest);
+    low.chain(pairs..rotated).chain(rotated + rest..head_dim).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pairs_of_a_part_of_a_head_come_to_stand_half_a_head_apart() {
+        // Of ten numbers six are rotated: (0, 3), (1, 4) and (2, 5).
+        assert_eq!(rotated_first(10, 6), [0, 1, 2, 6, 7, 3, 4, 5, 8, 9]);
+        assert_eq!(rotated_first(8, 2), [0, 2, 3, 4, 1, 5, 6, 7]);
+        assert_eq!(rotated_first(6, 6), [0, 1, 2, 3, 4, 5]);
     }
 }

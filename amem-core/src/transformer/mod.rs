@@ -4,6 +4,7 @@ mod advance;
 mod backend;
 mod config;
 mod context;
+mod experts;
 #[cfg(test)]
 mod fixtures;
 mod gguf;
@@ -27,12 +28,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub use backend::{Attention, Backend, BlockTable, Numerics, Placement, Qkv, Row, Span};
 pub use config::{Config, Family};
 pub use gguf::{Gguf, GgufBytes};
-pub use graph::{AttentionWeights, Linear, MlpWeights};
+pub use graph::{Activation, AttentionWeights, Linear, MlpWeights};
 pub use rope::Rope;
 pub use source::ModelSource;
 pub use text::HfChat;
 pub use weight_type::WeightType;
-pub use weights::{WeightLayer, WeightRole, WeightTensor, Weights};
+pub use weights::{WeightFeedForward, WeightLayer, WeightMlp, WeightRole, WeightTensor, Weights};
 
 use crate::model::STEP_ROWS;
 use crate::{
@@ -54,7 +55,8 @@ pub struct Options {
     pub kv: Dtype,
     /// Bytes of KV that all contexts together may take. One full context always has room.
     pub kv_cache_bytes: u64,
-    /// Tokens that one context holds at most, if fewer than the model was made for.
+    /// Tokens that one context holds at most, if fewer than the model was made for. A model with LongRoPE (Phi-3 and
+    /// Phi-4 of 128k) rotates as it did before its context was extended, if this is not more than what it held then.
     pub context: Option<usize>,
 }
 
@@ -90,7 +92,7 @@ impl Options {
     }
 }
 
-/// A model of the Llama, Mistral, Qwen2 or Qwen3 families on a [`Backend`].
+/// A model of one of the [families](Family) on a [`Backend`].
 pub struct Transformer<B: Backend> {
     graph: Arc<Graph<B>>,
     info: Arc<ModelInfo>,
@@ -135,7 +137,7 @@ impl<B: Backend> Transformer<B> {
         chat: Box<dyn Chat>,
         sampling: Sampling,
     ) -> Result<Self> {
-        let config = Config::parse(source)?;
+        let config = Config::parse_for(source, options.context)?;
         let weights = Weights::open(source, &config)?;
         let (numerics, dtype) = (backend.numerics(), options.kv);
         let context = options.context.unwrap_or(config.context).min(config.context);

@@ -13,7 +13,7 @@
 use std::ops::Range;
 
 use super::backend::{Attention, Backend, BlockTable, Qkv, Row};
-use super::graph::Graph;
+use super::graph::{FeedForward, Graph};
 use crate::{Result, Token};
 
 /// Rows before a layer.
@@ -21,10 +21,11 @@ pub(super) struct Pass<'a, B: Backend> {
     graph: &'a Graph<B>,
     tables: &'a [BlockTable<'a>],
     rows: Vec<Row>,
-    plan: B::Plan,
+    /// One for each kind of layer.
+    plans: Vec<B::Plan>,
     /// The residual stream, `[rows][hidden]`.
     hidden: B::Tensor,
-    /// What the last layer's feed-forward block has to add to it.
+    /// What the last block has to add to it.
     pending: Option<B::Tensor>,
     layer: usize,
 }
@@ -45,9 +46,12 @@ impl<'a, B: Backend> Pass<'a, B> {
     /// Rows before the first layer. Their contexts are indexes into `tables`.
     pub(super) fn start(graph: &'a Graph<B>, rows: Vec<Row>, tables: &'a [BlockTable<'a>]) -> Result<Self> {
         let tokens: Vec<Token> = rows.iter().map(|row| row.token).collect();
-        let hidden = graph.backend.embed(&graph.embedding, &tokens)?;
-        let plan = graph.backend.plan(&graph.rope, &rows, tables)?;
-        Ok(Self { graph, tables, rows, plan, hidden, pending: None, layer: 0 })
+        let mut hidden = graph.backend.embed(&graph.embedding, &tokens)?;
+        if graph.embedding_scale != 1.0 {
+            graph.backend.scale(&mut hidden, graph.embedding_scale)?;
+        }
+        let plans = graph.plans(&rows, tables)?;
+        Ok(Self { graph, tables, rows, plans, hidden, pending: None, layer: 0 })
     }
 
     /// The layer that comes next.
@@ -57,18 +61,46 @@ impl<'a, B: Backend> Pass<'a, B> {
 
     /// How the next layer attends.
     fn attention(&self) -> Attention {
-        Attention::new(self.layer, self.graph.shape.head_dim)
+        let mut attention = self.graph.attention;
+        attention.layer = self.layer;
+        attention
+    }
+
+    /// The plan of the next layer.
+    fn plan(&self) -> &B::Plan {
+        &self.plans[self.graph.layers[self.layer].kind]
+    }
+
+    /// Adds to the hidden state what is still to be added, and norms it, where a norm stands before what comes next.
+    fn joined(&mut self, norm: Option<&B::Vector>) -> Result<Option<B::Tensor>> {
+        let (backend, eps) = (&self.graph.backend, self.graph.norm_eps);
+        match (self.pending.take(), norm) {
+            (Some(pending), Some(norm)) => backend.add_rms_norm(&mut self.hidden, &pending, norm, eps).map(Some),
+            (Some(pending), None) => backend.add(&mut self.hidden, &pending).map(|()| None),
+            (None, Some(norm)) => backend.rms_norm(&self.hidden, norm, eps).map(Some),
+            (None, None) => Ok(None),
+        }
+    }
+
+    /// Takes note of what a block gives, to be added to the hidden state.
+    fn leave(&mut self, output: B::Tensor, norm: Option<&B::Vector>) -> Result<()> {
+        let (backend, graph) = (&self.graph.backend, self.graph);
+        let mut output = match norm {
+            Some(norm) => backend.rms_norm(&output, norm, graph.norm_eps)?,
+            None => output,
+        };
+        if graph.residual_scale != 1.0 {
+            backend.scale(&mut output, graph.residual_scale)?;
+        }
+        self.pending = Some(output);
+        Ok(())
     }
 
     /// Queries, keys and values of the next layer.
     pub(super) fn project(mut self) -> Result<Projected<'a, B>> {
         let (backend, layer) = (&self.graph.backend, &self.graph.layers[self.layer]);
-        let eps = self.graph.norm_eps;
-        let x = match self.pending.take() {
-            Some(pending) => backend.add_rms_norm(&mut self.hidden, &pending, &layer.input_norm, eps)?,
-            None => backend.rms_norm(&self.hidden, &layer.input_norm, eps)?,
-        };
-        let qkv = backend.qkv(&x, &layer.attention, &self.plan)?;
+        let x = self.joined(layer.attention_norm.as_ref())?;
+        let qkv = backend.qkv(x.as_ref().unwrap_or(&self.hidden), &layer.attention, self.plan())?;
         Ok(Projected { pass: self, qkv })
     }
 
@@ -93,7 +125,7 @@ impl<'a, B: Backend> Projected<'a, B> {
     /// How far the keys of each row are from those that stand in its slot. Waits for the device.
     pub(super) fn key_distance(&self, cache: &B::Cache) -> Result<Vec<f32>> {
         let (backend, pass) = (&self.pass.graph.backend, &self.pass);
-        backend.read(&backend.key_distance(cache, pass.layer, &pass.plan, &self.qkv.keys)?)
+        backend.read(&backend.key_distance(cache, pass.layer, pass.plan(), &self.qkv.keys)?)
     }
 
     /// Puts keys and values into the cache, over what stood there.
@@ -104,7 +136,7 @@ impl<'a, B: Backend> Projected<'a, B> {
     /// As [`write`](Self::write), and returns them too.
     pub(super) fn write_and_keep(self, cache: &mut B::Cache) -> Result<(Written<'a, B>, [B::Tensor; 2])> {
         let Self { pass, qkv: Qkv { queries, keys, values } } = self;
-        pass.graph.backend.write_kv(cache, pass.layer, &pass.plan, &keys, &values)?;
+        pass.graph.backend.write_kv(cache, pass.layer, pass.plan(), &keys, &values)?;
         Ok((Written { pass, queries }, [keys, values]))
     }
 }
@@ -118,7 +150,7 @@ impl<'a, B: Backend> Written<'a, B> {
     /// Adds up the attention that the slots of one context get from some of its rows.
     pub(super) fn attention_mass(&self, cache: &B::Cache, rows: Range<usize>, mass: &mut B::Tensor) -> Result<()> {
         let pass = &self.pass;
-        pass.graph.backend.attention_mass(cache, pass.attention(), &pass.plan, rows, &self.queries, mass)
+        pass.graph.backend.attention_mass(cache, pass.attention(), pass.plan(), rows, &self.queries, mass)
     }
 
     /// Goes on with some rows only, given by their indexes in order.
@@ -131,7 +163,7 @@ impl<'a, B: Backend> Written<'a, B> {
         let queries = backend.gather(&queries, which)?;
         pass.hidden = backend.gather(&pass.hidden, which)?;
         pass.rows = which.iter().filter_map(|&index| pass.rows.get(index).cloned()).collect();
-        pass.plan = backend.plan(&pass.graph.rope, &pass.rows, pass.tables)?;
+        pass.plans = pass.graph.plans(&pass.rows, pass.tables)?;
         Ok(Self { pass, queries })
     }
 
@@ -141,7 +173,7 @@ impl<'a, B: Backend> Written<'a, B> {
         backend.concat(&mut self.queries, &other.queries)?;
         backend.concat(&mut self.pass.hidden, &other.pass.hidden)?;
         self.pass.rows.extend(other.pass.rows);
-        self.pass.plan = backend.plan(&self.pass.graph.rope, &self.pass.rows, self.pass.tables)?;
+        self.pass.plans = self.pass.graph.plans(&self.pass.rows, self.pass.tables)?;
         Ok(self)
     }
 
@@ -150,11 +182,17 @@ impl<'a, B: Backend> Written<'a, B> {
         let Self { mut pass, queries } = self;
         let (graph, backend) = (pass.graph, &pass.graph.backend);
         let layer = &graph.layers[pass.layer];
-        let attended = backend.attend(cache, pass.attention(), &pass.plan, &queries)?;
+        let attended = backend.attend(cache, pass.attention(), pass.plan(), &queries)?;
         let output = &layer.attention.output;
         let output = backend.linear(&attended, &output.weight, output.bias.as_ref())?;
-        let x = backend.add_rms_norm(&mut pass.hidden, &output, &layer.post_norm, graph.norm_eps)?;
-        pass.pending = Some(backend.mlp(&x, &layer.mlp)?);
+        pass.leave(output, layer.attention_output_norm.as_ref())?;
+        let x = pass.joined(layer.mlp_norm.as_ref())?;
+        let x = x.as_ref().unwrap_or(&pass.hidden);
+        let output = match &layer.feed_forward {
+            FeedForward::Mlp(mlp) => backend.mlp(x, mlp)?,
+            FeedForward::Experts(experts) => experts.apply(backend, x)?,
+        };
+        pass.leave(output, layer.mlp_output_norm.as_ref())?;
         pass.layer += 1;
         Ok(pass)
     }
@@ -172,11 +210,15 @@ impl<'a, B: Backend> Written<'a, B> {
         }
         let mut pass = self.keep(wanted)?.finish(cache)?;
         let (graph, backend) = (pass.graph, &pass.graph.backend);
-        let x = match pass.pending.take() {
-            Some(pending) => backend.add_rms_norm(&mut pass.hidden, &pending, &graph.final_norm, graph.norm_eps)?,
-            None => backend.rms_norm(&pass.hidden, &graph.final_norm, graph.norm_eps)?,
-        };
-        let logits = backend.linear(&x, graph.lm_head.as_ref().unwrap_or(&graph.embedding), None)?;
+        let x = pass.joined(Some(&graph.final_norm))?;
+        let x = x.as_ref().unwrap_or(&pass.hidden);
+        let mut logits = backend.linear(x, graph.lm_head.as_ref().unwrap_or(&graph.embedding), None)?;
+        if graph.logit_scale != 1.0 {
+            backend.scale(&mut logits, graph.logit_scale)?;
+        }
+        if let Some(cap) = graph.logit_cap {
+            backend.soft_cap(&mut logits, cap)?;
+        }
         backend.read(&logits)
     }
 }

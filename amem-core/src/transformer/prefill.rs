@@ -58,10 +58,10 @@ pub(super) fn compute<'g, B: Backend>(
     let mut computed: Vec<[B::Tensor; 2]> = Vec::new();
     {
         let scope = graph.begin_pass()?;
-        graph.backend.load_kv(cache, &graph.rope, &(0..graph.shape.layers).collect::<Vec<_>>(), &placements)?;
+        graph.load_kv(cache, &placements)?;
         scope.end()?;
     }
-    for run in rows(graph, start as u32, texts).chunks(STEP_ROWS) {
+    for run in rows(start as u32, texts).chunks(STEP_ROWS) {
         let scope = graph.begin_pass()?;
         let mut layers = Vec::new();
         let mut pass = Pass::start(graph, run.to_vec(), &tables)?;
@@ -85,16 +85,13 @@ pub(super) fn compute<'g, B: Backend>(
 }
 
 /// The rows of texts that stand side by side behind a beginning of `start` tokens.
-fn rows<B: Backend>(graph: &Graph<B>, start: u32, texts: &[Arc<[Token]>]) -> Vec<Row> {
+fn rows(start: u32, texts: &[Arc<[Token]>]) -> Vec<Row> {
     let mut rows = Vec::new();
     let mut first = start;
     for text in texts {
         for (index, &token) in text.iter().enumerate() {
             let (slot, position) = (first + index as u32, start + index as u32);
-            // A row far into a text may not see the shared beginning any more, nor all of its own text.
-            let seen = graph.first_seen(0, position);
-            let own = first + seen.saturating_sub(start)..slot + 1;
-            rows.push(Row { token, context: 0, slot, position, sees: Span { shared: seen.min(start)..start, own } });
+            rows.push(Row { token, context: 0, slot, position, sees: Span { shared: 0..start, own: first..slot + 1 } });
         }
         first += text.len() as u32;
     }

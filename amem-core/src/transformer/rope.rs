@@ -1,7 +1,7 @@
 //! Rotary position embedding: how fast each pair of a head's numbers turns from one position to the next.
 //!
 //! The formulas are those of Hugging Face transformers (`modeling_rope_utils.py`): plain RoPE, linear scaling, Llama
-//! 3's and YaRN. They are evaluated in f64 and rounded once.
+//! 3's, YaRN and LongRoPE. They are evaluated in f64 and rounded once.
 
 use std::f64::consts::PI;
 
@@ -18,7 +18,7 @@ const MAX_POSITION: usize = 1 << 28;
 pub struct Rope {
     /// Radians from one position to the next, `[head_dim / 2]`.
     pub inverse_frequencies: Vec<f32>,
-    /// What cosine and sine are multiplied by: 1, except for YaRN.
+    /// What cosine and sine are multiplied by: 1, except for YaRN and LongRoPE.
     pub attention_factor: f32,
 }
 
@@ -38,42 +38,80 @@ impl Rope {
         (cos as f32 * self.attention_factor, sin as f32 * self.attention_factor)
     }
 
-    /// The rope settings of `config.json`, in either spelling: `rope_theta` and `rope_scaling`, or `rope_parameters`.
-    pub(super) fn parse(file: &Settings<'_>, head_dim: usize, context: usize) -> Result<Self> {
-        let parameters = file.object("rope_parameters")?;
-        let theta = match &parameters {
-            Some(parameters) if parameters.get("rope_theta").is_some() => parameters.real("rope_theta", 1.1..=1e12)?,
-            _ => file.real("rope_theta", 1.1..=1e12)?,
+    /// No rotation at all.
+    pub(super) fn none(head_dim: usize) -> Self {
+        Self { inverse_frequencies: vec![0.0; head_dim / 2], attention_factor: 1.0 }
+    }
+
+    /// The rope settings of `config.json`, in either spelling: `rope_theta` and `rope_scaling`, or `rope_parameters`. If
+    /// layers differ, those of one of their kinds, by the name that `layer_types` has for it.
+    pub(super) fn parse(file: &Settings<'_>, spec: &RopeSpec, kind: Option<&str>) -> Result<Self> {
+        const THETA: std::ops::RangeInclusive<f64> = 1.1..=1e12;
+        let parameters = match (file.object("rope_parameters")?, kind) {
+            (Some(all), Some(kind)) if all.get(kind).is_some() => all.object(kind)?,
+            (all, _) => all,
         };
-        let theta = theta.unwrap_or(10_000.0);
-        let Some(scaling) = parameters.map_or_else(|| file.object("rope_scaling"), |found| Ok(Some(found)))? else {
-            return Ok(Self::plain(theta, head_dim));
-        };
-        if scaling.real("partial_rotary_factor", 0.0..=1.0)?.is_some_and(|share| share != 1.0) {
-            return unsupported("partial_rotary_factor", "rotation of whole heads is");
+        let local = kind == Some("sliding_attention");
+        let (key, default) = if local { ("rope_local_base_freq", 10_000.0) } else { ("rope_theta", spec.theta) };
+        let mut theta = file.real(key, THETA)?;
+        if let Some(parameters) = &parameters {
+            theta = parameters.real("rope_theta", THETA)?.or(theta);
         }
+        let theta = theta.unwrap_or(default);
+        let scaling = match parameters {
+            None if !local => file.object("rope_scaling")?,
+            parameters => parameters,
+        };
+        let Some(scaling) = scaling else { return Ok(spec.rope(&plain(theta, spec.rotated), 1.0)) };
         let kind = match scaling.text("rope_type")? {
             Some(kind) => Some(kind),
             None => scaling.text("type")?,
         };
         match kind {
-            None | Some("default") => Ok(Self::plain(theta, head_dim)),
-            Some("linear") => linear(&scaling, theta, head_dim),
-            Some("llama3") => llama3(&scaling, theta, head_dim),
-            Some("factors") => divided(&scaling, theta, head_dim),
-            Some("yarn") => yarn(&scaling, theta, head_dim, context),
-            Some(kind @ ("dynamic" | "longrope")) => unsupported(
-                format!("{kind} rope scaling"),
-                "scalings whose frequencies do not change with the length of the context are (default, linear, \
-                 llama3, yarn), for cached keys must turn alike in every context",
+            None | Some("default") => Ok(spec.rope(&plain(theta, spec.rotated), 1.0)),
+            Some("linear") => linear(&scaling, theta, spec),
+            Some("llama3") => llama3(&scaling, theta, spec),
+            Some("factors") => divided(&scaling, theta, spec),
+            Some("yarn") if scaling.get("long_factor").is_none() => yarn(&scaling, theta, spec),
+            // It had other names before.
+            Some("longrope" | "su" | "yarn") => longrope(file, &scaling, theta, spec),
+            Some("dynamic") => unsupported(
+                "dynamic rope scaling",
+                "scalings whose frequencies do not change while a context grows are (default, linear, llama3, yarn, \
+                 longrope), for cached keys must turn alike in every context",
             ),
             Some(other) => unsupported(
                 format!("rope scaling {}", other.chars().take(60).collect::<String>()),
-                "default, linear, llama3 and yarn are",
+                "default, linear, llama3, yarn and longrope are",
             ),
         }
     }
+}
 
+/// What a rope is made for.
+pub(super) struct RopeSpec {
+    /// Numbers in a head.
+    pub(super) head_dim: usize,
+    /// How many of them are rotated, from the first on.
+    pub(super) rotated: usize,
+    /// The base, where the file does not say it.
+    pub(super) theta: f64,
+    /// The file's `max_position_embeddings`.
+    pub(super) positions: usize,
+    /// Tokens that a context will have at most.
+    pub(super) context: usize,
+}
+
+impl RopeSpec {
+    /// With these frequencies for the pairs that are rotated. The other pairs of a head stay as they are.
+    fn rope(&self, inverse_frequencies: &[f64], attention_factor: f64) -> Rope {
+        let mut rope = Rope::of(inverse_frequencies, attention_factor);
+        rope.inverse_frequencies.resize(self.head_dim / 2, 0.0);
+        rope
+    }
+}
+
+impl Rope {
     fn of(inverse_frequencies: &[f64], attention_factor: f64) -> Self {
         Self {
             inverse_frequencies: inverse_frequencies.iter().map(|f| *f as f32).collect(),
@@ -82,35 +120,35 @@ impl Rope {
     }
 }
 
-fn plain(theta: f64, head_dim: usize) -> Vec<f64> {
-    (0..head_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / head_dim as f64)).collect()
+fn plain(theta: f64, rotated: usize) -> Vec<f64> {
+    (0..rotated / 2).map(|i| theta.powf(-2.0 * i as f64 / rotated as f64)).collect()
 }
 
 /// Positions are squeezed together by `factor`.
-fn linear(scaling: &Settings<'_>, theta: f64, head_dim: usize) -> Result<Rope> {
+fn linear(scaling: &Settings<'_>, theta: f64, spec: &RopeSpec) -> Result<Rope> {
     let factor = required(scaling, "factor", 1e-3..=1e6)?;
-    let slowed: Vec<f64> = plain(theta, head_dim).iter().map(|f| f / factor).collect();
-    Ok(Rope::of(&slowed, 1.0))
+    let slowed: Vec<f64> = plain(theta, spec.rotated).iter().map(|f| f / factor).collect();
+    Ok(spec.rope(&slowed, 1.0))
 }
 
 /// Each pair is slowed by a factor of its own: how GGUF files say what `llama3` computes.
-fn divided(scaling: &Settings<'_>, theta: f64, head_dim: usize) -> Result<Rope> {
+fn divided(scaling: &Settings<'_>, theta: f64, spec: &RopeSpec) -> Result<Rope> {
     let factors = scaling.list("factors")?;
-    if factors.len() != head_dim / 2 {
+    if factors.len() != spec.rotated / 2 {
         let reason =
-            format!("there are {} RoPE factors for heads of {head_dim} numbers: one for each two", factors.len());
+            format!("there are {} RoPE factors for {} numbers: one for each two", factors.len(), spec.rotated);
         return Err(bad_model(FILE, reason));
     }
-    let slowed = plain(theta, head_dim).into_iter().zip(factors).map(|(frequency, factor)| {
+    let slowed = plain(theta, spec.rotated).into_iter().zip(factors).map(|(frequency, factor)| {
         let factor = factor.as_f64().filter(|factor| (1e-3..=1e6).contains(factor));
         factor.map(|factor| frequency / factor).ok_or_else(|| bad_model(FILE, "a RoPE factor is not from 0.001 to 1e6"))
     });
-    Ok(Rope::of(&slowed.collect::<Result<Vec<_>>>()?, 1.0))
+    Ok(spec.rope(&slowed.collect::<Result<Vec<_>>>()?, 1.0))
 }
 
 /// Slow pairs are squeezed by `factor`, fast ones are left alone, those between are blended by how many turns they make
 /// within the original context.
-fn llama3(scaling: &Settings<'_>, theta: f64, head_dim: usize) -> Result<Rope> {
+fn llama3(scaling: &Settings<'_>, theta: f64, spec: &RopeSpec) -> Result<Rope> {
     let factor = required(scaling, "factor", 1e-3..=1e6)?;
     let low = required(scaling, "low_freq_factor", 1e-3..=1e6)?;
     let high = required(scaling, "high_freq_factor", 1e-3..=1e6)?;
@@ -124,11 +162,41 @@ fn llama3(scaling: &Settings<'_>, theta: f64, head_dim: usize) -> Result<Rope> {
         let kept = ((turns - low) / (high - low)).clamp(0.0, 1.0);
         (1.0 - kept) * frequency / factor + kept * frequency
     };
-    Ok(Rope::of(&plain(theta, head_dim).iter().map(scaled).collect::<Vec<_>>(), 1.0))
+    Ok(spec.rope(&plain(theta, spec.rotated).iter().map(scaled).collect::<Vec<_>>(), 1.0))
+}
+
+/// LongRoPE: each pair is slowed by a factor of its own, which was found for long contexts or for such as the model was
+/// trained with at first. Which of the two, a context's limit decides and not what stands in it, so that keys turn alike
+/// in every context.
+fn longrope(file: &Settings<'_>, scaling: &Settings<'_>, theta: f64, spec: &RopeSpec) -> Result<Rope> {
+    const ORIGINAL: &str = "original_max_position_embeddings";
+    let original = match scaling.whole(ORIGINAL, 1..=MAX_POSITION)? {
+        Some(original) => original,
+        None => file.whole(ORIGINAL, 1..=MAX_POSITION)?.unwrap_or(spec.positions),
+    };
+    let factor = scaling.real("factor", 1e-3..=1e6)?.unwrap_or(spec.positions as f64 / original as f64);
+    let attention_factor = match scaling.real("attention_factor", 1e-3..=1e3)? {
+        Some(given) => given,
+        None if factor <= 1.0 || original <= 1 => 1.0,
+        None => (1.0 + factor.ln() / (original as f64).ln()).sqrt(),
+    };
+    let key = if spec.context > original { "long_factor" } else { "short_factor" };
+    let factors = scaling.list(key)?;
+    if factors.len() != spec.rotated / 2 {
+        let reason = format!("{key} has {} numbers for {} pairs that are rotated", factors.len(), spec.rotated / 2);
+        return Err(bad_model(FILE, reason));
+    }
+    let slowed = |(frequency, factor): (f64, &serde_json::Value)| match factor.as_f64() {
+        Some(number @ 1e-3..=1e6) => Ok(frequency / number),
+        _ => Err(scaling.wrong(key, factor, "numbers from 0.001 to 1000000")),
+    };
+    let slowed = plain(theta, spec.rotated).into_iter().zip(factors).map(slowed).collect::<Result<Vec<_>>>()?;
+    Ok(spec.rope(&slowed, attention_factor))
 }
 
 /// YaRN: like Llama 3's, but blended linearly over the index of the pair, and attention is sharpened.
-fn yarn(scaling: &Settings<'_>, theta: f64, head_dim: usize, context: usize) -> Result<Rope> {
+fn yarn(scaling: &Settings<'_>, theta: f64, spec: &RopeSpec) -> Result<Rope> {
+    let context = spec.positions;
     let original = scaling.whole("original_max_position_embeddings", 1..=MAX_POSITION)?.unwrap_or(context) as f64;
     let factor = scaling.real("factor", 1e-3..=1e6)?.unwrap_or(context as f64 / original);
     let fast = scaling.real("beta_fast", 0.0..=1e6)?.filter(|beta| *beta > 0.0).unwrap_or(32.0);
@@ -136,7 +204,7 @@ fn yarn(scaling: &Settings<'_>, theta: f64, head_dim: usize, context: usize) -> 
     let truncate = scaling.get("truncate").is_none() || scaling.flag("truncate")?;
 
     // The index of the pair that makes so many turns within the original context.
-    let dim = head_dim as f64;
+    let dim = spec.rotated as f64;
     let pair = |turns: f64| dim * (original / (turns * 2.0 * PI)).ln() / (2.0 * theta.ln());
     let (mut first, mut last) = (pair(fast), pair(slow));
     if truncate {
@@ -150,8 +218,8 @@ fn yarn(scaling: &Settings<'_>, theta: f64, head_dim: usize, context: usize) -> 
         let squeezed = ((i as f64 - first) / (last - first)).clamp(0.0, 1.0);
         frequency / factor * squeezed + frequency * (1.0 - squeezed)
     };
-    let frequencies: Vec<f64> = plain(theta, head_dim).iter().enumerate().map(blended).collect();
-    Ok(Rope::of(&frequencies, yarn_attention_factor(scaling, factor)?))
+    let frequencies: Vec<f64> = plain(theta, spec.rotated).iter().enumerate().map(blended).collect();
+    Ok(spec.rope(&frequencies, yarn_attention_factor(scaling, factor)?))
 }
 
 fn yarn_attention_factor(scaling: &Settings<'_>, factor: f64) -> Result<f64> {
@@ -180,7 +248,7 @@ mod tests {
     /// A rope of heads of 16 numbers.
     fn rope(mut settings: Value) -> crate::Result<Rope> {
         settings["head_dim"] = json!(16);
-        Ok(Config::parse(&demo_with(settings))?.rope)
+        Ok(Config::parse(&demo_with(settings))?.kinds.remove(0).rope)
     }
 
     /// The numbers were computed apart from this code, from the formulas of the papers (RoFormer, position
@@ -252,6 +320,36 @@ mod tests {
         }
     }
 
+    /// As above: the numbers were computed from the paper's formula (LongRoPE), apart from this code.
+    #[test]
+    fn long_and_short_factors_slow_the_pairs_that_are_rotated() {
+        let scaling = json!({ "type": "longrope", "short_factor": [1.0, 1.1, 1.3, 1.4, 1.7, 2.0],
+                              "long_factor": [1.0, 1.5, 2.5, 4.0, 7.0, 11.0] });
+        let settings = json!({
+            "model_type": "phi3", "head_dim": 16, "partial_rotary_factor": 0.75, "rope_theta": 10000.0,
+            "original_max_position_embeddings": 4096, "max_position_embeddings": 131_072, "rope_scaling": scaling
+        });
+        let short = [1.0, 1.958576991e-1, 3.570452949e-2, 7.142857143e-3, 1.267314524e-3, 2.320794417e-4, 0.0, 0.0];
+        let long = [1.0, 1.436289793e-1, 1.856635533e-2, 2.5e-3, 3.077763843e-4, 4.219626212e-5, 0.0, 0.0];
+        for (context, expected) in [(None, long), (Some(4097), long), (Some(4096), short), (Some(1), short)] {
+            let config = Config::parse_for(&demo_with(settings.clone()), context).unwrap();
+            let rope = config.rope(0).unwrap();
+            assert_eq!(rope.inverse_frequencies.len(), 8);
+            for (found, expected) in rope.inverse_frequencies.iter().zip(expected) {
+                assert!((f64::from(*found) - expected).abs() <= 1e-6 * expected, "{context:?}: {rope:?}");
+            }
+            assert!((f64::from(rope.attention_factor) - 1.190_238_07).abs() < 1e-6, "{rope:?}");
+        }
+    }
+
+    #[test]
+    fn a_pair_that_is_not_rotated_stays_as_it_is() {
+        let rope = Rope { inverse_frequencies: vec![0.5, 0.0], attention_factor: 2.0 };
+        assert_eq!(rope.cos_sin(7, 0.0), (1.0, 0.0));
+        let (cos, sin) = rope.cos_sin(1, 0.5);
+        assert!((cos - 2.0 * 0.5f32.cos()).abs() < 1e-6 && (sin - 2.0 * 0.5f32.sin()).abs() < 1e-6);
+    }
+
     #[test]
     fn both_spellings_say_the_same() {
         let scaling = json!({ "rope_type": "linear", "factor": 2.0 });
@@ -262,7 +360,7 @@ mod tests {
 
     #[test]
     fn scalings_that_move_with_the_length_are_refused() {
-        for kind in ["dynamic", "longrope", "a new one"] {
+        for kind in ["dynamic", "a new one"] {
             let error = rope(json!({ "rope_scaling": { "rope_type": kind, "factor": 2.0 } })).unwrap_err();
             assert!(matches!(error, crate::Error::UnsupportedModel { .. }), "{error}");
         }
@@ -285,6 +383,8 @@ mod tests {
             json!({ "rope_scaling": llama3(4.0, 4.0, json!(8192)) }),
             json!({ "rope_scaling": llama3(1.0, 4.0, json!(0)) }),
             json!({ "rope_scaling": llama3(1.0, 4.0, json!(1e300)) }),
+            json!({ "rope_scaling": { "type": "longrope", "long_factor": [1.0], "short_factor": [1.0] } }),
+            json!({ "rope_scaling": { "type": "longrope", "long_factor": vec![0.0; 8], "short_factor": vec![0.0; 8] } }),
         ];
         for case in cases {
             let error = rope(case.clone()).expect_err(&case.to_string());

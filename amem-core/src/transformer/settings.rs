@@ -30,6 +30,11 @@ impl<'a> Settings<'a> {
         self.map.get(key).filter(|value| !value.is_null())
     }
 
+    /// Whether a setting is there, be it `null`.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.map.contains_key(key)
+    }
+
     /// A whole number.
     pub(super) fn whole(&self, key: &str, bounds: RangeInclusive<usize>) -> Result<Option<usize>> {
         let Some(value) = self.get(key) else { return Ok(None) };

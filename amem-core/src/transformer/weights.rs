@@ -8,16 +8,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use safetensors::SafeTensors;
 
-use super::config::unsupported;
+use super::config::{Experts, Family, LayerKind, Norms, QkNorm, unsupported};
 use super::gguf::{self, Gguf};
 use super::settings::{Settings, bad_model};
-use super::{Config, ModelSource, WeightType};
+use super::{Config, ModelSource, Rope, WeightType};
 use crate::{Dtype, Fingerprint, Result};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
-/// What a tensor is for. Together with its layer it names a tensor within a model, whatever its file calls it.
+/// What a tensor is for. Together with its layer, and with its expert if it is one's, it names a tensor within a model, whatever its file calls it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum WeightRole {
@@ -35,6 +35,8 @@ pub enum WeightRole {
     Value,
     /// A projection of attention: back to hidden states.
     AttentionOutput,
+    /// From hidden states to the scores of experts, `[experts][hidden]`.
+    Router,
     /// The feed-forward block's gate.
     Gate,
     /// What the gate is multiplied with.
@@ -53,6 +55,8 @@ pub struct WeightTensor<'a> {
     pub role: WeightRole,
     /// The layer that it belongs to, if it belongs to one.
     pub layer: Option<usize>,
+    /// The expert that it belongs to, if it belongs to one.
+    pub expert: Option<usize>,
     /// How its numbers are written, little-endian.
     pub dtype: WeightType,
     /// Outputs of a projection, tokens of an embedding, 1 for a vector.
@@ -66,12 +70,29 @@ pub struct WeightTensor<'a> {
 impl<'a> WeightTensor<'a> {
     /// A tensor outside of any layer.
     pub fn new(role: WeightRole, dtype: impl Into<WeightType>, rows: usize, columns: usize, bytes: &'a [u8]) -> Self {
-        Self { role, layer: None, dtype: dtype.into(), rows, columns, bytes }
+        Self { role, layer: None, expert: None, dtype: dtype.into(), rows, columns, bytes }
     }
 
     /// Whether it has as many bytes as its shape needs, and not none.
     pub fn is_complete(&self) -> bool {
         !self.bytes.is_empty() && self.dtype.matrix_bytes(self.rows, self.columns) == Some(self.bytes.len())
+    }
+
+    /// Some of its rows.
+    fn cut(self, rows: std::ops::Range<usize>) -> Option<Self> {
+        let row = self.dtype.matrix_bytes(1, self.columns)?;
+        let bytes = self.bytes.get(rows.start.checked_mul(row)?..rows.end.checked_mul(row)?)?;
+        Some(Self { rows: rows.len(), bytes, ..self })
+    }
+
+    /// Its bytes with the rows in another order: of each run of `order`'s length, first the one that `order` begins with.
+    pub(super) fn in_order(&self, order: &[usize]) -> Vec<u8> {
+        let row = self.bytes.len() / self.rows.max(1);
+        let mut bytes = Vec::with_capacity(self.bytes.len());
+        for run in self.bytes.chunks_exact((row * order.len()).max(1)) {
+            order.iter().for_each(|&index| bytes.extend_from_slice(&run[index * row..(index + 1) * row]));
+        }
+        bytes
     }
 
     /// Its numbers, widened without loss: `[rows][columns]`.
@@ -82,11 +103,42 @@ impl<'a> WeightTensor<'a> {
     }
 }
 
-/// The tensors of one layer. In their shapes, `q` is `heads * head_dim` and `kv` is `kv_heads * head_dim`.
+/// The tensors of a feed-forward block.
 #[derive(Clone, Copy, Debug)]
+pub struct WeightMlp<'a> {
+    /// The gate, `[intermediate][hidden]`.
+    pub gate: WeightTensor<'a>,
+    /// What is gated, `[intermediate][hidden]`.
+    pub up: WeightTensor<'a>,
+    /// Back to the hidden state, `[hidden][intermediate]`.
+    pub down: WeightTensor<'a>,
+    /// Added to the gate, `[intermediate]`.
+    pub gate_bias: Option<WeightTensor<'a>>,
+    /// Added to what is gated, `[intermediate]`.
+    pub up_bias: Option<WeightTensor<'a>>,
+    /// Added to what comes out, `[hidden]`.
+    pub down_bias: Option<WeightTensor<'a>>,
+}
+
+/// What stands behind attention in a layer.
+#[derive(Clone, Debug)]
+pub enum WeightFeedForward<'a> {
+    /// One block for all rows.
+    Mlp(WeightMlp<'a>),
+    /// Blocks of which each row goes through some.
+    Experts {
+        /// What chooses, `[experts][hidden]`.
+        router: WeightTensor<'a>,
+        /// The blocks.
+        experts: Vec<WeightMlp<'a>>,
+    },
+}
+
+/// The tensors of one layer. In their shapes, `q` is `heads * head_dim` and `kv` is `kv_heads * head_dim`.
+#[derive(Clone, Debug)]
 pub struct WeightLayer<'a> {
-    /// Norm before attention, `[hidden]`.
-    pub input_norm: WeightTensor<'a>,
+    /// Norm of what attention takes, `[hidden]`.
+    pub attention_norm: Option<WeightTensor<'a>>,
     /// Queries, `[q][hidden]`.
     pub q: WeightTensor<'a>,
     /// Keys, `[kv][hidden]`.
@@ -103,18 +155,18 @@ pub struct WeightLayer<'a> {
     pub v_bias: Option<WeightTensor<'a>>,
     /// Added to the output of attention, `[hidden]`.
     pub o_bias: Option<WeightTensor<'a>>,
-    /// Norm of each head of the queries, `[head_dim]`.
+    /// Norm of each head of the queries, `[head_dim]`, or of all of them together, `[q]`.
     pub q_norm: Option<WeightTensor<'a>>,
-    /// Norm of each head of the keys, `[head_dim]`.
+    /// Norm of each head of the keys, `[head_dim]`, or of all of them together, `[kv]`.
     pub k_norm: Option<WeightTensor<'a>>,
-    /// Norm before the feed-forward part, `[hidden]`.
-    pub post_norm: WeightTensor<'a>,
-    /// The gate, `[intermediate][hidden]`.
-    pub gate: WeightTensor<'a>,
-    /// What is gated, `[intermediate][hidden]`.
-    pub up: WeightTensor<'a>,
-    /// Back to the hidden state, `[hidden][intermediate]`.
-    pub down: WeightTensor<'a>,
+    /// Norm of what attention gives, `[hidden]`.
+    pub attention_output_norm: Option<WeightTensor<'a>>,
+    /// Norm of what the feed-forward part takes, `[hidden]`.
+    pub mlp_norm: Option<WeightTensor<'a>>,
+    /// The feed-forward part.
+    pub feed_forward: WeightFeedForward<'a>,
+    /// Norm of what the feed-forward part gives, `[hidden]`.
+    pub mlp_output_norm: Option<WeightTensor<'a>>,
 }
 
 /// All tensors of a model, borrowed from its files.
@@ -139,17 +191,14 @@ impl<'a> Weights<'a> {
     /// the configuration says; [`Error::UnsupportedModel`](crate::Error::UnsupportedModel) for numbers that are no
     /// F32, F16 or BF16.
     pub fn open(source: &'a dyn ModelSource, config: &Config) -> Result<Self> {
-        let tensors = Tensors::open(source)?;
-        Self::of(tensors, config)
-    }
-
-    fn of(tensors: Tensors<'a>, config: &Config) -> Result<Self> {
+        let mut tensors = Tensors::open(source)?;
+        tensors.prefix = PREFIXES.into_iter().find(|prefix| tensors.has(prefix, EMBEDDING)).unwrap_or(PREFIXES[0]);
         let (vocabulary, hidden) = (config.vocabulary, config.hidden);
         let embedding = if config.tied { WeightRole::TiedEmbedding } else { WeightRole::Embedding };
         let weights = Self {
-            embedding: tensors.tensor("model.embed_tokens.weight", embedding, &[vocabulary, hidden])?,
+            embedding: tensors.of_text(EMBEDDING, embedding, &[vocabulary, hidden])?,
             layers: (0..config.layers).map(|layer| tensors.layer(layer, config)).collect::<Result<_>>()?,
-            norm: tensors.tensor("model.norm.weight", WeightRole::Vector, &[hidden])?,
+            norm: tensors.of_text("norm.weight", WeightRole::Vector, &[hidden])?,
             lm_head: optional(!config.tied, || {
                 tensors.tensor("lm_head.weight", WeightRole::LmHead, &[vocabulary, hidden])
             })?,
@@ -168,12 +217,21 @@ impl<'a> Weights<'a> {
         hash.update(numerics.as_bytes());
         hash.update(&[dtype.code()]);
         let c = config;
-        for size in [c.hidden, c.layers, c.heads, c.kv_heads, c.head_dim, c.intermediate, c.window.unwrap_or(0)] {
+        let first = c.kinds.first().cloned().unwrap_or(LayerKind { rope: Rope::none(c.head_dim), window: None });
+        let window = first.window.unwrap_or(0);
+        for size in [c.hidden, c.layers, c.heads, c.kv_heads, c.head_dim, c.intermediate, window] {
             hash.update(&(size as u64).to_le_bytes());
         }
-        hash.update(&[c.qkv_bias, c.o_bias, c.qk_norm].map(u8::from));
-        for number in [&[c.norm_eps, c.rope.attention_factor], c.rope.inverse_frequencies.as_slice()].concat() {
+        hash.update(&[c.qkv_bias.into(), c.o_bias.into(), c.qk_norm as u8]);
+        for number in [&[c.norm_eps, first.rope.attention_factor], first.rope.inverse_frequencies.as_slice()].concat() {
             hash.update(&number.to_le_bytes());
+        }
+        let further = c.further_settings();
+        if !further.is_empty() {
+            // No tensor's name is as long as this says.
+            hash.update(&u64::MAX.to_le_bytes());
+            hash.update(&(further.len() as u64).to_le_bytes());
+            hash.update(&further);
         }
         for (name, tensor) in &self.tensors.named {
             hash.update(&(name.len() as u64).to_le_bytes());
@@ -196,9 +254,15 @@ struct Raw<'a> {
     used: AtomicBool,
 }
 
+/// What stands before the names of a text model's tensors: it may be a part of a model that knows images too.
+const PREFIXES: [&str; 3] = ["model.", "language_model.model.", "model.language_model."];
+const EMBEDDING: &str = "embed_tokens.weight";
+
 /// Every tensor by the name that its file has for it.
 struct Tensors<'a> {
     named: BTreeMap<String, Raw<'a>>,
+    /// One of [`PREFIXES`].
+    prefix: &'static str,
     gguf: Option<&'a Gguf>,
 }
 
@@ -207,7 +271,7 @@ impl<'a> Tensors<'a> {
         if let Some(gguf) = source.gguf() {
             return Ok(Self::of_gguf(gguf));
         }
-        let mut tensors = Self { named: BTreeMap::new(), gguf: None };
+        let mut tensors = Self { named: BTreeMap::new(), prefix: PREFIXES[0], gguf: None };
         if source.file(SINGLE).is_some() {
             tensors.add(source, SINGLE)?;
             return Ok(tensors);
@@ -239,7 +303,7 @@ impl<'a> Tensors<'a> {
             };
             (tensor.name.to_owned(), raw)
         });
-        Self { named: named.collect(), gguf: Some(gguf) }
+        Self { named: named.collect(), prefix: PREFIXES[0], gguf: Some(gguf) }
     }
 
     /// Tensors of a GGUF file are all there to be computed with. What the forward pass does not know would be missing from
@@ -281,32 +345,59 @@ impl<'a> Tensors<'a> {
         Ok(())
     }
 
+    fn has(&self, prefix: &str, name: &str) -> bool {
+        self.named.contains_key(&format!("{prefix}{name}"))
+    }
+
+    /// A tensor of the text model.
+    fn of_text(&self, name: &str, role: WeightRole, shape: &[usize]) -> Result<WeightTensor<'a>> {
+        self.tensor(&format!("{}{name}", self.prefix), role, shape)
+    }
+
     fn layer(&self, layer: usize, config: &Config) -> Result<WeightLayer<'a>> {
-        let (hidden, intermediate) = (config.hidden, config.intermediate);
+        let hidden = config.hidden;
         let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
-        let tensor = |name: &str, role, shape: &[usize]| {
-            let tensor = self.tensor(&format!("model.layers.{layer}.{name}"), role, shape)?;
-            Ok(WeightTensor { layer: Some(layer), ..tensor })
+        let of = OfLayer { tensors: self, layer };
+        let (before, after) = (config.norms != Norms::After, config.norms != Norms::Before);
+        let attention_norm = optional(before, || of.norm("input_layernorm", hidden))?;
+        let [q_proj, k_proj, v_proj] = match config.family {
+            Family::Phi3 => of.fused(
+                "self_attn.qkv_proj",
+                [(WeightRole::Query, q), (WeightRole::Key, kv), (WeightRole::Value, kv)],
+                hidden,
+            )?,
+            _ => [
+                of.matrix("self_attn.q_proj", WeightRole::Query, q, hidden)?,
+                of.matrix("self_attn.k_proj", WeightRole::Key, kv, hidden)?,
+                of.matrix("self_attn.v_proj", WeightRole::Value, kv, hidden)?,
+            ],
         };
-        let matrix = |name: &str, role, rows, columns| tensor(&format!("{name}.weight"), role, &[rows, columns]);
-        let norm = |name: &str, len| tensor(&format!("{name}.weight"), WeightRole::Vector, &[len]);
-        let bias = |name: &str, len| tensor(&format!("{name}.bias"), WeightRole::Vector, &[len]);
+        let normed = match config.qk_norm {
+            QkNorm::None => None,
+            QkNorm::Heads => Some((config.head_dim, config.head_dim)),
+            QkNorm::Rows => Some((q, kv)),
+        };
+        // What Llama calls the norm behind attention is the one before the feed-forward part.
+        let mlp_norm = if after { "pre_feedforward_layernorm" } else { "post_attention_layernorm" };
         Ok(WeightLayer {
-            input_norm: norm("input_layernorm", hidden)?,
-            q: matrix("self_attn.q_proj", WeightRole::Query, q, hidden)?,
-            k: matrix("self_attn.k_proj", WeightRole::Key, kv, hidden)?,
-            v: matrix("self_attn.v_proj", WeightRole::Value, kv, hidden)?,
-            o: matrix("self_attn.o_proj", WeightRole::AttentionOutput, hidden, q)?,
-            q_bias: optional(config.qkv_bias, || bias("self_attn.q_proj", q))?,
-            k_bias: optional(config.qkv_bias, || bias("self_attn.k_proj", kv))?,
-            v_bias: optional(config.qkv_bias, || bias("self_attn.v_proj", kv))?,
-            o_bias: optional(config.o_bias, || bias("self_attn.o_proj", hidden))?,
-            q_norm: optional(config.qk_norm, || norm("self_attn.q_norm", config.head_dim))?,
-            k_norm: optional(config.qk_norm, || norm("self_attn.k_norm", config.head_dim))?,
-            post_norm: norm("post_attention_layernorm", hidden)?,
-            gate: matrix("mlp.gate_proj", WeightRole::Gate, intermediate, hidden)?,
-            up: matrix("mlp.up_proj", WeightRole::Up, intermediate, hidden)?,
-            down: matrix("mlp.down_proj", WeightRole::Down, hidden, intermediate)?,
+            attention_norm,
+            q: q_proj,
+            k: k_proj,
+            v: v_proj,
+            o: of.matrix("self_attn.o_proj", WeightRole::AttentionOutput, hidden, q)?,
+            q_bias: optional(config.qkv_bias, || of.bias("self_attn.q_proj", q))?,
+            k_bias: optional(config.qkv_bias, || of.bias("self_attn.k_proj", kv))?,
+            v_bias: optional(config.qkv_bias, || of.bias("self_attn.v_proj", kv))?,
+            o_bias: optional(config.o_bias, || of.bias("self_attn.o_proj", hidden))?,
+            q_norm: normed.map(|(q, _)| of.norm("self_attn.q_norm", q)).transpose()?,
+            k_norm: normed.map(|(_, kv)| of.norm("self_attn.k_norm", kv)).transpose()?,
+            attention_output_norm: optional(after, || of.norm("post_attention_layernorm", hidden))?,
+            mlp_norm: optional(before, || of.norm(mlp_norm, hidden))?,
+            feed_forward: match config.experts_of(layer) {
+                Some(experts) => of.experts(config, experts)?,
+                None => WeightFeedForward::Mlp(of.mlp(config)?),
+            },
+            mlp_output_norm: optional(after, || of.norm("post_feedforward_layernorm", hidden))?,
         })
     }
 
@@ -331,6 +422,99 @@ impl<'a> Tensors<'a> {
             _ => (1, shape.iter().product()),
         };
         Ok(WeightTensor::new(role, dtype, rows, columns, bytes))
+    }
+}
+
+/// The tensors of one layer.
+struct OfLayer<'t, 'a> {
+    tensors: &'t Tensors<'a>,
+    layer: usize,
+}
+
+impl<'a> OfLayer<'_, 'a> {
+    fn tensor(&self, name: &str, role: WeightRole, shape: &[usize]) -> Result<WeightTensor<'a>> {
+        let tensor = self.tensors.of_text(&format!("layers.{}.{name}", self.layer), role, shape)?;
+        Ok(WeightTensor { layer: Some(self.layer), ..tensor })
+    }
+
+    fn matrix(&self, name: &str, role: WeightRole, rows: usize, columns: usize) -> Result<WeightTensor<'a>> {
+        self.tensor(&format!("{name}.weight"), role, &[rows, columns])
+    }
+
+    fn norm(&self, name: &str, len: usize) -> Result<WeightTensor<'a>> {
+        self.tensor(&format!("{name}.weight"), WeightRole::Vector, &[len])
+    }
+
+    fn bias(&self, name: &str, len: usize) -> Result<WeightTensor<'a>> {
+        self.tensor(&format!("{name}.bias"), WeightRole::Vector, &[len])
+    }
+
+    /// Several matrices that stand in one tensor, row after row.
+    fn fused<const N: usize>(
+        &self,
+        name: &str,
+        parts: [(WeightRole, usize); N],
+        columns: usize,
+    ) -> Result<[WeightTensor<'a>; N]> {
+        let whole = self.matrix(name, WeightRole::Vector, parts.iter().map(|(_, rows)| rows).sum(), columns)?;
+        let mut first = 0;
+        let cut = parts.map(|(role, rows)| {
+            let part = whole.cut(first..first + rows).map(|part| WeightTensor { role, ..part });
+            first += rows;
+            part.unwrap_or(WeightTensor { role, rows: 0, bytes: &[], ..whole })
+        });
+        match cut.iter().all(WeightTensor::is_complete) {
+            true => Ok(cut),
+            false => Err(bad_model(SINGLE, format!("tensor {name} of layer {} cannot be cut", self.layer))),
+        }
+    }
+
+    fn mlp(&self, config: &Config) -> Result<WeightMlp<'a>> {
+        let (hidden, intermediate) = (config.hidden, config.intermediate);
+        if config.family == Family::Phi3 {
+            let parts = [(WeightRole::Gate, intermediate), (WeightRole::Up, intermediate)];
+            let [gate, up] = self.fused("mlp.gate_up_proj", parts, hidden)?;
+            let down = self.matrix("mlp.down_proj", WeightRole::Down, hidden, intermediate)?;
+            return Ok(WeightMlp { gate, up, down, gate_bias: None, up_bias: None, down_bias: None });
+        }
+        let names = ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"];
+        let bias = |name, len| optional(config.mlp_bias, || self.bias(name, len));
+        Ok(WeightMlp {
+            gate_bias: bias(names[0], intermediate)?,
+            up_bias: bias(names[1], intermediate)?,
+            down_bias: bias(names[2], hidden)?,
+            ..self.gated(names, hidden, intermediate)?
+        })
+    }
+
+    /// A feed-forward block without biases, by the names of its gate, of what is gated, and of the way back.
+    fn gated(&self, names: [&str; 3], hidden: usize, intermediate: usize) -> Result<WeightMlp<'a>> {
+        let [gate, up, down] = names;
+        Ok(WeightMlp {
+            gate: self.matrix(gate, WeightRole::Gate, intermediate, hidden)?,
+            up: self.matrix(up, WeightRole::Up, intermediate, hidden)?,
+            down: self.matrix(down, WeightRole::Down, hidden, intermediate)?,
+            gate_bias: None,
+            up_bias: None,
+            down_bias: None,
+        })
+    }
+
+    fn experts(&self, config: &Config, experts: &Experts) -> Result<WeightFeedForward<'a>> {
+        let (block, names) = match config.family {
+            Family::Mixtral => ("block_sparse_moe", ["w1", "w3", "w2"]),
+            _ => ("mlp", ["gate_proj", "up_proj", "down_proj"]),
+        };
+        let expert = |index: usize| {
+            let names = names.map(|name| format!("{block}.experts.{index}.{name}"));
+            let mlp = self.gated(names.each_ref().map(String::as_str), config.hidden, experts.intermediate)?;
+            let of_expert = |tensor| WeightTensor { expert: Some(index), ..tensor };
+            Ok(WeightMlp { gate: of_expert(mlp.gate), up: of_expert(mlp.up), down: of_expert(mlp.down), ..mlp })
+        };
+        Ok(WeightFeedForward::Experts {
+            router: self.matrix(&format!("{block}.gate"), WeightRole::Router, experts.count, config.hidden)?,
+            experts: (0..experts.count).map(expert).collect::<Result<_>>()?,
+        })
     }
 }
 
@@ -410,6 +594,17 @@ mod tests {
     }
 
     #[test]
+    fn rows_of_a_tensor_are_cut_and_put_in_another_order() {
+        let bytes: Vec<u8> = (0u8..24).collect();
+        let tensor = WeightTensor::new(WeightRole::Query, Dtype::F16, 4, 3, &bytes);
+        let part = tensor.cut(1..3).unwrap();
+        assert_eq!((part.rows, part.columns, part.bytes), (2, 3, &bytes[6..18]));
+        assert!(tensor.cut(3..5).is_none());
+        let swapped = [&bytes[6..12], &bytes[..6], &bytes[18..], &bytes[12..18]].concat();
+        assert_eq!(tensor.in_order(&[1, 0]), swapped);
+    }
+
+    #[test]
     fn shards_hold_the_same_model() {
         let (whole, parts) = (demo(), sharded());
         let config = Config::parse(&whole).unwrap();
@@ -417,6 +612,57 @@ mod tests {
             open(&whole).unwrap().fingerprint(&config, "f32", Dtype::F16),
             open(&parts).unwrap().fingerprint(&config, "f32", Dtype::F16)
         );
+    }
+
+    /// Computed apart from this code, from what a fingerprint is made of. Where it changes, no stored chunk is found again.
+    #[test]
+    fn the_fingerprint_of_a_model_stays_what_it_was() {
+        let files = demo();
+        let config = Config::parse(&files).unwrap();
+        let fingerprint = open(&files).unwrap().fingerprint(&config, "f32", Dtype::F16);
+        let hex: String = fingerprint.0.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, "935881ff0addf4a837d4d54eec250db376ea933e528898f1f1f7d60543e217b3");
+    }
+
+    #[test]
+    fn every_setting_of_a_family_is_part_of_the_fingerprint() {
+        let files = demo();
+        let config = Config::parse(&files).unwrap();
+        let weights = open(&files).unwrap();
+        let experts = Experts { count: 4, chosen: 2, normalised: true, intermediate: 8, layers: vec![true; 5] };
+        let other = LayerKind { rope: Rope::plain(9.0, 64), window: Some(3) };
+        let with = |change: &dyn Fn(&mut Config)| {
+            let mut changed = config.clone();
+            change(&mut changed);
+            weights.fingerprint(&changed, "f32", Dtype::F16)
+        };
+        let all = [
+            with(&|_| {}),
+            with(&|c| c.kinds.push(other.clone())),
+            with(&|c| (c.kinds, c.kind_of) = (vec![c.kinds[0].clone(), other.clone()], vec![0, 1, 0, 0, 0])),
+            with(&|c| (c.kinds, c.kind_of) = (vec![c.kinds[0].clone(), other.clone()], vec![0, 0, 1, 0, 0])),
+            with(&|c| c.kinds[0].window = Some(3)),
+            with(&|c| c.rotated = 32),
+            with(&|c| c.score_scale = 0.5),
+            with(&|c| c.score_cap = Some(0.5)),
+            with(&|c| c.embedding_scale = 0.5),
+            with(&|c| c.residual_scale = 0.5),
+            with(&|c| c.activation = crate::transformer::Activation::GeluTanh),
+            with(&|c| c.norms = Norms::After),
+            with(&|c| c.norms = Norms::Around),
+            with(&|c| c.norm_offset = 0.5),
+            with(&|c| c.mlp_bias = true),
+            with(&|c| c.qk_norm = QkNorm::Heads),
+            with(&|c| c.qk_norm = QkNorm::Rows),
+            with(&|c| c.experts = Some(experts.clone())),
+            with(&|c| c.experts = Some(Experts { count: 5, ..experts.clone() })),
+            with(&|c| c.experts = Some(Experts { chosen: 1, ..experts.clone() })),
+            with(&|c| c.experts = Some(Experts { normalised: false, ..experts.clone() })),
+            with(&|c| c.experts = Some(Experts { intermediate: 9, ..experts.clone() })),
+            with(&|c| c.experts = Some(Experts { layers: vec![false; 5], ..experts.clone() })),
+        ];
+        let distinct: std::collections::HashSet<[u8; 32]> = all.iter().map(|fingerprint| fingerprint.0).collect();
+        assert_eq!(distinct.len(), all.len());
     }
 
     #[test]
@@ -445,6 +691,11 @@ mod tests {
                 "mlp.gate_proj.weight has shape [192, 128] and the configuration asks for [190, 128]",
             ),
             (json!({ "model_type": "qwen2" }), "tensor model.layers.0.self_attn.q_proj.bias is missing"),
+            (json!({ "model_type": "phi3" }), "tensor model.layers.0.self_attn.qkv_proj.weight is missing"),
+            (json!({ "model_type": "gemma2" }), "tensor model.layers.0.pre_feedforward_layernorm.weight is missing"),
+            (json!({ "model_type": "mixtral" }), "tensor model.layers.0.block_sparse_moe.gate.weight is missing"),
+            (json!({ "model_type": "qwen3_moe" }), "tensor model.layers.0.self_attn.q_norm.weight is missing"),
+            (json!({ "mlp_bias": true }), "tensor model.layers.0.mlp.gate_proj.bias is missing"),
         ];
         for (settings, expected) in cases {
             let found = error(&demo_with(settings));

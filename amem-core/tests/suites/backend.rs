@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use amem_core::testing::{self, Profile, Reference};
 use amem_core::transformer::{
-    Attention, AttentionWeights, Backend, BlockTable, MlpWeights, Numerics, Placement, Qkv, Rope, Row, WeightTensor,
+    Activation, Attention, AttentionWeights, Backend, BlockTable, MlpWeights, Numerics, Placement, Qkv, Rope, Row,
+    WeightTensor,
 };
 use amem_core::{Dtype, KvShape, Result, Token};
 
@@ -24,6 +25,15 @@ enum Fault {
     LinearDependsOnRows,
     GatesWithoutSilu,
     GatesTheWrongHalf,
+    GatesWithAnotherGelu,
+    GatesTheWrongHalfByGelu,
+    ScalesNothing,
+    CapsHard,
+    CapsUnscaled,
+    SumsUnweighted,
+    SumsOneOfEach,
+    SumsDependOnRows,
+    MiscountsColumns,
     RotatesNothing,
     RotatesBackwards,
     RotatesNeighbours,
@@ -72,6 +82,8 @@ enum Fault {
     ChoosesWhatHasNoWeight,
     ChoosesByWeight,
     FusedQkvForgetsNorms,
+    FusedQkvNormsHeads,
+    FusedMlpForgetsTheActivation,
     FusedQkvForgetsRotation,
     FusedQkvDependsOnRows,
     FusedMlpSwapsGateAndUp,
@@ -81,7 +93,7 @@ enum Fault {
     FusedNormDependsOnRows,
 }
 
-const FAULTS: [(Fault, &str); 67] = [
+const FAULTS: [(Fault, &str); 78] = [
     (Fault::TakesTooFewBytes, "is accepted"),
     (Fault::TakesTooManyBytes, "is accepted"),
     (Fault::EmbedsTheNextToken, "embed"),
@@ -94,6 +106,15 @@ const FAULTS: [(Fault, &str); 67] = [
     (Fault::LinearDependsOnRows, "at once and one by one"),
     (Fault::GatesWithoutSilu, "silu_mul"),
     (Fault::GatesTheWrongHalf, "silu_mul"),
+    (Fault::GatesWithAnotherGelu, "gelu_mul"),
+    (Fault::GatesTheWrongHalfByGelu, "gelu_mul"),
+    (Fault::ScalesNothing, "scale "),
+    (Fault::CapsHard, "soft_cap"),
+    (Fault::CapsUnscaled, "soft_cap"),
+    (Fault::SumsUnweighted, "sum_rows"),
+    (Fault::SumsOneOfEach, "sum_rows"),
+    (Fault::SumsDependOnRows, "sum_rows"),
+    (Fault::MiscountsColumns, "columns"),
     (Fault::RotatesNothing, "rotate"),
     (Fault::RotatesBackwards, "rotate"),
     (Fault::RotatesNeighbours, "rotate"),
@@ -142,6 +163,8 @@ const FAULTS: [(Fault, &str); 67] = [
     (Fault::ChoosesWhatHasNoWeight, "heaviest of"),
     (Fault::ChoosesByWeight, "heaviest of"),
     (Fault::FusedQkvForgetsNorms, "of qkv"),
+    (Fault::FusedQkvNormsHeads, "of qkv"),
+    (Fault::FusedMlpForgetsTheActivation, "mlp"),
     (Fault::FusedQkvForgetsRotation, "queries of qkv"),
     (Fault::FusedQkvDependsOnRows, "qkv of"),
     (Fault::FusedMlpSwapsGateAndUp, "mlp"),
@@ -289,6 +312,10 @@ impl Backend for Faulty {
         INNER.upload(columns, numbers)
     }
 
+    fn columns(&self, x: &Table) -> usize {
+        INNER.columns(x) + usize::from(self.has(Fault::MiscountsColumns))
+    }
+
     fn embed(&self, table: &Table, tokens: &[Token]) -> Result<Table> {
         let mut tokens = tokens.to_vec();
         if self.has(Fault::EmbedsTheNextToken) {
@@ -329,6 +356,47 @@ impl Backend for Faulty {
             }
             _ => INNER.silu_mul(gate, up),
         }
+    }
+
+    fn gelu_mul(&self, gate: &Table, up: &Table) -> Result<Table> {
+        match self.0 {
+            Some(Fault::GatesTheWrongHalfByGelu) => INNER.gelu_mul(up, gate),
+            Some(Fault::GatesWithAnotherGelu) => {
+                // The approximation with a logistic function.
+                let ups = read(up);
+                Ok(map(gate, INNER.columns(up), |index, x| x / (1.0 + (-1.702 * x).exp()) * ups[index]))
+            }
+            _ => INNER.gelu_mul(gate, up),
+        }
+    }
+
+    fn scale(&self, x: &mut Table, factor: f32) -> Result<()> {
+        if self.has(Fault::ScalesNothing) { Ok(()) } else { INNER.scale(x, factor) }
+    }
+
+    fn soft_cap(&self, x: &mut Table, cap: f32) -> Result<()> {
+        let columns = INNER.columns(x);
+        match self.0 {
+            Some(Fault::CapsHard) => *x = map(x, columns, |_, x| x.clamp(-cap, cap)),
+            Some(Fault::CapsUnscaled) => *x = map(x, columns, |_, x| cap * x.tanh()),
+            _ => return INNER.soft_cap(x, cap),
+        }
+        Ok(())
+    }
+
+    fn sum_rows(&self, x: &Table, picked: &[(usize, f32)], each: usize) -> Result<Table> {
+        let mut picked = picked.to_vec();
+        match self.0 {
+            Some(Fault::SumsUnweighted) => picked.iter_mut().for_each(|(_, weight)| *weight = 1.0),
+            Some(Fault::SumsOneOfEach) => {
+                let all = picked.iter_mut().enumerate();
+                all.filter(|(index, _)| index % each > 0).for_each(|(_, (_, weight))| *weight = 0.0);
+            }
+            _ => {}
+        }
+        let sums = INNER.sum_rows(x, &picked, each)?;
+        let rows = picked.len() / each;
+        Ok(if self.has(Fault::SumsDependOnRows) { off_in_company(sums, rows) } else { sums })
     }
 
     fn rotate(&self, x: &mut Table, plan: &Plan) -> Result<()> {
@@ -565,6 +633,9 @@ impl Backend for Faulty {
         let project = |linear: &amem_core::transformer::Linear<Self>, norm: Option<&Vec<f64>>| {
             let y = self.linear(x, &linear.weight, linear.bias.as_ref())?;
             match norm.filter(|_| norms) {
+                Some(norm) if self.has(Fault::FusedQkvNormsHeads) => {
+                    self.rms_norm(&y, &norm[..plan.rope.inverse_frequencies.len() * 2].to_vec(), w.norm_eps)
+                }
                 Some(norm) => self.rms_norm(&y, norm, w.norm_eps),
                 None => Ok(y),
             }
@@ -594,7 +665,9 @@ impl Backend for Faulty {
     fn mlp(&self, x: &Table, w: &MlpWeights<Self>) -> Result<Table> {
         let [gate, up] = [&w.gate, &w.up].map(|linear| self.linear(x, &linear.weight, linear.bias.as_ref()));
         let (gate, up) = if self.has(Fault::FusedMlpSwapsGateAndUp) { (up?, gate?) } else { (gate?, up?) };
-        let y = self.linear(&self.silu_mul(&gate, &up)?, &w.down.weight, w.down.bias.as_ref())?;
+        let silu = w.activation == Activation::Silu || self.has(Fault::FusedMlpForgetsTheActivation);
+        let gated = if silu { self.silu_mul(&gate, &up)? } else { self.gelu_mul(&gate, &up)? };
+        let y = self.linear(&gated, &w.down.weight, w.down.bias.as_ref())?;
         let one = INNER.linear(&INNER.gather(&gate, &[0])?, &w.down.weight, None)?;
         let rows = read(&y).len() / read(&one).len();
         Ok(if self.has(Fault::FusedMlpDependsOnRows) { off_in_company(y, rows) } else { y })
