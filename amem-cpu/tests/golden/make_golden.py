@@ -3,6 +3,7 @@
 
     python make_golden.py            make everything again, in place
     python make_golden.py --check    recompute from the committed files, write nothing
+    python make_golden.py CASE ...   make these cases again
 
 What it writes (see README.md):
 
@@ -68,6 +69,31 @@ SMALL = dict(
 def rope(theta=10000.0, kind="default", **rest):
     return {"rope_theta": theta, "rope_type": kind, **rest}
 
+
+def layers(kinds):
+    """A config change: which layers have a window (s) and which have none (f)."""
+    names = dict(s="sliding_attention", f="full_attention")
+    return dict(layer_types=[names[kind] for kind in kinds])
+
+
+GEMMA = dict(
+    hidden_size=40,
+    intermediate_size=56,
+    head_dim=16,
+    tie_word_embeddings=True,
+    initializer_range=0.02,
+)
+
+MOE = dict(hidden_size=32, intermediate_size=40)
+
+LONGROPE = rope(
+    100.0,
+    "longrope",
+    partial_rotary_factor=0.75,
+    original_max_position_embeddings=64,
+    short_factor=[1.0, 1.1, 1.3, 1.4, 1.7, 2.0],
+    long_factor=[1.0, 1.5, 2.5, 4.0, 7.0, 11.0],
+)
 
 # One entry per case:
 #   model     model_type
@@ -245,6 +271,243 @@ CASES = {
         spelling="new",
         mistakes=[dict(rope_parameters=rope())],
     ),
+    # A window in the layers from max_window_layers on.
+    "qwen2-sliding": dict(
+        model="qwen2",
+        config=dict(
+            num_hidden_layers=3,
+            use_sliding_window=True,
+            sliding_window=16,
+            max_window_layers=1,
+            rope_parameters=rope(),
+        ),
+        n=64,
+        spelling="classic",
+        mistakes=[dict(sliding_window=15), dict(sliding_window=17), layers("fff"), layers("sss")],
+    ),
+    # Norms around both blocks, all four of them offset by 1; capped scores and logits; a window in every other layer.
+    "gemma2": dict(
+        model="gemma2",
+        config=dict(
+            GEMMA,
+            num_hidden_layers=3,
+            query_pre_attn_scalar=24,
+            attn_logit_softcapping=2.0,
+            final_logit_softcapping=5.0,
+            sliding_window=16,
+            rope_parameters=rope(),
+        ),
+        n=64,
+        spelling="classic",
+        drop=["tie_word_embeddings"],
+        mistakes=[
+            dict(query_pre_attn_scalar=16),
+            dict(attn_logit_softcapping=None),
+            dict(attn_logit_softcapping=2.5),
+            dict(final_logit_softcapping=None),
+            dict(final_logit_softcapping=6.0),
+            dict(hidden_activation="silu"),
+            dict(sliding_window=15),
+            dict(sliding_window=17),
+            layers("fff"),
+            layers("fsf"),
+            dict(rope_parameters=rope(500.0)),
+        ],
+    ),
+    # Rotation differs between layers with a window and those without, and only the latter's is scaled.
+    "gemma3": dict(
+        model="gemma3_text",
+        config=dict(
+            GEMMA,
+            num_hidden_layers=4,
+            query_pre_attn_scalar=24,
+            sliding_window=16,
+            sliding_window_pattern=3,
+            rope_parameters={
+                "full_attention": rope(100000.0, "linear", factor=4.0),
+                "sliding_attention": rope(100.0),
+            },
+        ),
+        n=64,
+        spelling="classic",
+        drop=["tie_word_embeddings"],
+        extra=dict(sliding_window_pattern=3),
+        mistakes=[
+            dict(query_pre_attn_scalar=16),
+            dict(hidden_activation="silu"),
+            dict(sliding_window=15),
+            dict(sliding_window=17),
+            layers("ffff"),
+            layers("sfss"),
+            dict(rope_parameters=dict(full_attention=rope(100.0), sliding_attention=rope(100.0))),
+            dict(rope_parameters=dict(full_attention=rope(100000.0), sliding_attention=rope(100.0))),
+            dict(
+                rope_parameters=dict(
+                    full_attention=rope(100000.0, "linear", factor=4.0),
+                    sliding_attention=rope(100.0, "linear", factor=4.0),
+                )
+            ),
+        ],
+    ),
+    "gemma3-bf16": dict(
+        model="gemma3_text",
+        config=dict(
+            GEMMA,
+            num_hidden_layers=3,
+            query_pre_attn_scalar=16,
+            final_logit_softcapping=4.0,
+            sliding_window=20,
+            layer_types=["full_attention", "sliding_attention", "sliding_attention"],
+            rope_parameters={"full_attention": rope(1e6), "sliding_attention": rope(1e4)},
+        ),
+        n=48,
+        dtype="bfloat16",
+        spelling="new",
+        mistakes=[dict(sliding_window=21), layers("ssf"), dict(final_logit_softcapping=None)],
+    ),
+    # Fused tensors and a window.
+    "phi3": dict(
+        model="phi3",
+        config=dict(sliding_window=16, rope_parameters=rope()),
+        n=64,
+        spelling="classic",
+        mistakes=[dict(sliding_window=w) for w in (None, 15, 17)] + [dict(rope_parameters=rope(500.0))],
+    ),
+    # Three quarters of a head are rotated, and what is not rotated is not stretched. As contexts may be longer than the
+    # original ones, the long factors hold.
+    "phi3-longrope": dict(
+        model="phi3",
+        config=dict(
+            hidden_size=64,
+            intermediate_size=40,
+            tie_word_embeddings=True,
+            original_max_position_embeddings=64,
+            rope_parameters=LONGROPE,
+        ),
+        n=96,
+        spelling="classic-type",
+        mistakes=[
+            dict(rope_parameters=rope(100.0, partial_rotary_factor=0.75)),
+            dict(rope_parameters={**LONGROPE, "long_factor": LONGROPE["short_factor"]}),
+            dict(rope_parameters={**LONGROPE, "attention_factor": 1.0}),
+        ],
+    ),
+    # As above, and what is computed, with 16 tokens to spare, fits into the original contexts: the short factors hold.
+    "phi3-longrope-short": dict(
+        model="phi3",
+        config=dict(
+            hidden_size=64,
+            intermediate_size=40,
+            tie_word_embeddings=True,
+            original_max_position_embeddings=64,
+            rope_parameters=LONGROPE,
+        ),
+        n=48,
+        spelling="new",
+        mistakes=[
+            dict(rope_parameters=rope(100.0, partial_rotary_factor=0.75)),
+            dict(rope_parameters={**LONGROPE, "short_factor": LONGROPE["long_factor"]}),
+            dict(rope_parameters={**LONGROPE, "attention_factor": 1.0}),
+        ],
+    ),
+    # Every second layer has no rotation.
+    "smollm3": dict(
+        model="smollm3",
+        config=dict(
+            num_hidden_layers=4,
+            no_rope_layer_interval=2,
+            tie_word_embeddings=True,
+            rope_parameters=rope(1000.0),
+        ),
+        n=64,
+        spelling="classic",
+        mistakes=[
+            dict(no_rope_layers=[1, 1, 1, 1]),
+            dict(no_rope_layers=[0, 1, 0, 1]),
+            dict(rope_parameters=rope()),
+        ],
+    ),
+    # Norms behind the blocks only, and on all heads of queries and keys together.
+    "olmo2": dict(
+        model="olmo2",
+        config=dict(rope_parameters=rope()),
+        n=64,
+        spelling="classic",
+        mistakes=[dict(rope_parameters=rope(500.0)), dict(rms_norm_eps=1e-2)],
+    ),
+    "granite": dict(
+        model="granite",
+        config=dict(
+            attention_bias=True,
+            mlp_bias=True,
+            tie_word_embeddings=True,
+            embedding_multiplier=4.0,
+            residual_multiplier=0.6,
+            attention_multiplier=0.5,
+            logits_scaling=2.0,
+            rope_parameters=rope(),
+        ),
+        n=64,
+        spelling="classic",
+        mistakes=[
+            dict(embedding_multiplier=1.0),
+            dict(residual_multiplier=1.0),
+            dict(attention_multiplier=12**-0.5),
+            dict(logits_scaling=1.0),
+        ],
+    ),
+    # Experts: two of five for each row.
+    "mixtral": dict(
+        model="mixtral",
+        config=dict(
+            MOE,
+            intermediate_size=24,
+            num_local_experts=5,
+            num_experts_per_tok=2,
+            sliding_window=16,
+            rope_parameters=rope(),
+        ),
+        n=64,
+        spelling="classic",
+        mistakes=[dict(num_experts_per_tok=1), dict(num_experts_per_tok=3), dict(sliding_window=None)],
+    ),
+    # Experts in the first and the last layer, three of six for each row, weights as the router has them.
+    "qwen3-moe": dict(
+        model="qwen3_moe",
+        config=dict(
+            MOE,
+            num_hidden_layers=3,
+            head_dim=16,
+            moe_intermediate_size=16,
+            num_experts=6,
+            num_experts_per_tok=3,
+            norm_topk_prob=False,
+            mlp_only_layers=[1],
+            rope_parameters=rope(),
+        ),
+        n=64,
+        spelling="classic",
+        mistakes=[dict(norm_topk_prob=True), dict(num_experts_per_tok=2)],
+    ),
+    # Experts in every second layer; the weights of those that are chosen sum up to 1.
+    "qwen3-moe-normalised": dict(
+        model="qwen3_moe",
+        config=dict(
+            MOE,
+            head_dim=16,
+            moe_intermediate_size=16,
+            num_experts=4,
+            num_experts_per_tok=2,
+            norm_topk_prob=True,
+            decoder_sparse_step=2,
+            tie_word_embeddings=True,
+            rope_parameters=rope(),
+        ),
+        n=48,
+        dtype="bfloat16",
+        spelling="new",
+        mistakes=[dict(norm_topk_prob=False), dict(num_experts_per_tok=1)],
+    ),
     "llama-sharded": dict(
         model="llama",
         config=dict(rope_parameters=rope()),
@@ -300,7 +563,8 @@ def randomise(model, name):
     for key, p in sorted(model.named_parameters()):
         r = rng_for(name, key)
         if "norm" in key:
-            value = r.uniform(0.4, 1.6, p.shape)
+            # Gemma's norms add 1 to what is stored.
+            value = r.uniform(0.4, 1.6, p.shape) - (1.0 if "gemma" in name else 0.0)
         elif key.endswith("bias"):
             value = r.normal(0.0, 0.5, p.shape)
         elif "embed_tokens" in key:
@@ -312,7 +576,12 @@ def randomise(model, name):
 
 def load(folder, dtype=torch.float32, config=None):
     return AutoModelForCausalLM.from_pretrained(
-        folder, config=config, dtype=dtype, attn_implementation="eager", local_files_only=True
+        folder,
+        config=config,
+        dtype=dtype,
+        attn_implementation="eager",
+        experts_implementation="eager",
+        local_files_only=True,
     ).eval()
 
 
@@ -331,7 +600,7 @@ def changed_config(folder, change):
     None removes a key."""
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     for key, value in change.items():
-        if key == "rope_parameters" and "rope_type" not in value:
+        if key == "rope_parameters" and not {"rope_type", "full_attention"} & value.keys():
             value = {**config.rope_parameters, **value}
             value = {k: v for k, v in value.items() if v is not None}
         setattr(config, key, value)
@@ -345,6 +614,13 @@ def respell(config, spelling, drop=(), extra=None):
     if spelling != "new":
         config["torch_dtype"] = config.pop("dtype")
         scaling = config.pop("rope_parameters")
+        if "sliding_attention" in scaling:
+            config["rope_local_base_freq"] = scaling["sliding_attention"]["rope_theta"]
+            scaling = scaling["full_attention"]
+        if "partial_rotary_factor" in scaling:
+            config["partial_rotary_factor"] = scaling.pop("partial_rotary_factor")
+        if config["model_type"] == "phi3":
+            scaling.pop("original_max_position_embeddings", None)
         config["rope_theta"] = scaling.pop("rope_theta")
         if scaling["rope_type"] == "default":
             scaling = None
@@ -428,6 +704,7 @@ def chat():
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--check", action="store_true", help="recompute only, write nothing")
+    parser.add_argument("case", nargs="*", help="the cases to make; all of them, and the demo model's, if none is named")
     args = parser.parse_args()
 
     torch.set_num_threads(1)
@@ -436,12 +713,14 @@ def main():
     transformers.utils.logging.disable_progress_bar()
 
     cases = HERE / "cases"
-    if not args.check:
+    if not args.check and not args.case:
         shutil.rmtree(cases, ignore_errors=True)
-    for name, case in CASES.items():
+    for name in args.case or CASES:
         if not args.check:
-            write_case(cases / name, name, case)
-        check_case(cases / name, name, case)
+            write_case(cases / name, name, CASES[name])
+        check_case(cases / name, name, CASES[name])
+    if args.case:
+        return
 
     fresh = demo()
     if not args.check:
