@@ -54,7 +54,23 @@ fn the_reference_is_a_backend() {
 
 #[test]
 fn every_family_is_a_model() {
-    for case in ["llama3", "mistral-sliding", "qwen2-tied-bf16", "qwen3"] {
+    let cases = [
+        "llama3",
+        "mistral-sliding",
+        "qwen2-tied-bf16",
+        "qwen2-sliding",
+        "qwen3",
+        "gemma2",
+        "gemma3",
+        "phi3",
+        "phi3-longrope",
+        "smollm3",
+        "olmo2",
+        "granite",
+        "mixtral",
+        "qwen3-moe",
+    ];
+    for case in cases {
         testing::model(|| common::golden(case, Cpu::with_threads(1).unwrap(), Dtype::F16));
     }
     testing::model(|| common::demo(Cpu::with_threads(2).unwrap(), Dtype::F16));
@@ -62,5 +78,7 @@ fn every_family_is_a_model() {
 
 #[test]
 fn on_the_reference_it_is_a_model_too() {
-    testing::model(|| common::golden("qwen3", testing::Reference, Dtype::Bf16));
+    for case in ["qwen3", "gemma2", "mixtral"] {
+        testing::model(|| common::golden(case, testing::Reference, Dtype::Bf16));
+    }
 }

@@ -24,7 +24,7 @@ fn worst(ours: &[f32], theirs: &[f32]) -> f32 {
     ours.iter().zip(theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
-/// A model in f32 for this text, whose contexts hold a little more: with LongRoPE their length makes a difference.
+/// A model in f32 for this text. See [`common::golden_for`].
 fn load(files: &BTreeMap<String, Vec<u8>>, text: &[Token], chat: Box<dyn Chat>) -> Transformer<Cpu> {
     let options = Options::default().kv(Dtype::F32).context(text.len() + 16);
     Transformer::with_chat(files, common::exact(None, 2), options, chat, Sampling::default()).unwrap()

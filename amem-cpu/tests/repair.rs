@@ -25,9 +25,12 @@ struct Subject {
     memories: Vec<KvChunk>,
 }
 
-/// Norms of heads, biases, a window on attention, and a third layer.
+/// Norms of heads, biases, a window on attention, a third layer; windows, caps and rotation in some layers.
 static SUBJECTS: LazyLock<Vec<Mutex<Subject>>> = LazyLock::new(|| {
-    ["qwen3", "qwen2", "mistral-sliding", "llama3"].into_iter().map(|case| Mutex::new(Subject::new(case))).collect()
+    ["qwen3", "qwen2", "mistral-sliding", "llama3", "qwen2-sliding", "gemma2", "smollm3"]
+        .into_iter()
+        .map(|case| Mutex::new(Subject::new(case)))
+        .collect()
 });
 
 impl Subject {

@@ -75,9 +75,17 @@ fn options(kv: Dtype) -> Options {
 
 /// A model of the golden cases.
 pub fn golden<B: Backend>(case: &str, backend: B, kv: Dtype) -> Transformer<B> {
+    open_golden(case, backend, options(kv)).unwrap_or_else(|error| panic!("{case}: {error}"))
+}
+
+/// A model of the golden cases, for a text of so many tokens: with LongRoPE the length of contexts makes a difference.
+pub fn golden_for<B: Backend>(case: &str, backend: B, kv: Dtype, tokens: usize) -> Result<Transformer<B>> {
+    open_golden(case, backend, options(kv).context(tokens + 16))
+}
+
+fn open_golden<B: Backend>(case: &str, backend: B, options: Options) -> Result<Transformer<B>> {
     let source = directory(&self::case(case));
-    let loaded = Transformer::with_chat(&source, backend, options(kv), Box::new(Numbers), Sampling::default());
-    loaded.unwrap_or_else(|error| panic!("{case}: {error}"))
+    Transformer::with_chat(&source, backend, options, Box::new(Numbers), Sampling::default())
 }
 
 /// The demo model, with a tokenizer of its own.

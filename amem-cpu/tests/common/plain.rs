@@ -19,8 +19,18 @@ pub struct Plain {
     hidden: usize,
     eps: f64,
     theta: f64,
-    /// How many tokens a token sees, itself included.
-    window: usize,
+    /// For each layer, how many tokens a token sees, itself included.
+    windows: Vec<usize>,
+    /// For each layer, whether keys and queries are rotated.
+    rotates: Vec<bool>,
+    /// Gemma 2: norms around both blocks and offset by one, caps, another activation, embeddings that are scaled.
+    gemma: Option<Gemma>,
+}
+
+struct Gemma {
+    query_pre_attn_scalar: f64,
+    attn_logit_softcapping: f64,
+    final_logit_softcapping: f64,
 }
 
 /// For each layer and slot: the rotated key and the value.
@@ -49,18 +59,33 @@ impl Plain {
             (name.to_owned(), numbers.into_iter().map(f64::from).collect())
         });
         let (heads, hidden) = (count("num_attention_heads"), count("hidden_size"));
-        let windowed = config["model_type"] == "mistral";
+        let layers = count("num_hidden_layers");
+        let window = |layer: usize| match config["model_type"].as_str().unwrap() {
+            "mistral" => count("sliding_window"),
+            "qwen2" if config["use_sliding_window"] == true && layer >= count("max_window_layers") => {
+                count("sliding_window")
+            }
+            "gemma2" if layer % 2 == 0 => count("sliding_window"),
+            _ => usize::MAX,
+        };
+        let gemma = (config["model_type"] == "gemma2").then(|| Gemma {
+            query_pre_attn_scalar: number("query_pre_attn_scalar").unwrap(),
+            attn_logit_softcapping: number("attn_logit_softcapping").unwrap(),
+            final_logit_softcapping: number("final_logit_softcapping").unwrap(),
+        });
         let theta = number("rope_theta").or(config["rope_parameters"]["rope_theta"].as_f64());
         Self {
             weights: weights.collect(),
-            layers: count("num_hidden_layers"),
+            layers,
             heads,
             kv_heads: count("num_key_value_heads"),
             head_dim: number("head_dim").map_or(hidden / heads, |head_dim| head_dim as usize),
             hidden,
             eps: number("rms_norm_eps").unwrap(),
             theta: theta.unwrap(),
-            window: number("sliding_window").filter(|_| windowed).map_or(usize::MAX, |window| window as usize),
+            windows: (0..layers).map(window).collect(),
+            rotates: (0..layers).map(|layer| config["no_rope_layers"][layer] != 0).collect(),
+            gemma,
         }
     }
 
@@ -81,7 +106,7 @@ impl Plain {
                     stored.value(token, head, &mut value[numbers]);
                 }
                 let [mut key, value] = [key, value].map(|row| row.into_iter().map(f64::from).collect::<Row>());
-                self.rotate(&mut key, (first + token) as f64);
+                self.rotate(layer, &mut key, (first + token) as f64);
                 kv.0[layer][first + token] = Some([key, value]);
             }
         }
@@ -102,10 +127,19 @@ impl Plain {
 
     fn norm(&self, weight: &[f64], x: &[f64]) -> Row {
         let scale = 1.0 / (dot(x, x) / x.len() as f64 + self.eps).sqrt();
-        x.iter().zip(weight).map(|(x, weight)| x * scale * weight).collect()
+        let offset = if self.gemma.is_some() { 1.0 } else { 0.0 };
+        x.iter().zip(weight).map(|(x, weight)| x * scale * (weight + offset)).collect()
     }
 
-    fn rotate(&self, heads: &mut [f64], position: f64) {
+    /// What a block gives, normed where such a norm is.
+    fn left(&self, layer: usize, norm: &str, y: Row) -> Row {
+        if self.gemma.is_some() { self.norm(self.weight(layer, norm).unwrap(), &y) } else { y }
+    }
+
+    fn rotate(&self, layer: usize, heads: &mut [f64], position: f64) {
+        if !self.rotates[layer] {
+            return;
+        }
         let half = self.head_dim / 2;
         for head in heads.chunks_exact_mut(self.head_dim) {
             for pair in 0..half {
@@ -124,7 +158,7 @@ impl Plain {
         if let Some(norm) = self.weight(layer, &format!("self_attn.{name}_norm.weight")) {
             heads = heads.chunks_exact(self.head_dim).flat_map(|head| self.norm(norm, head)).collect();
         }
-        self.rotate(&mut heads, position as f64);
+        self.rotate(layer, &mut heads, position as f64);
         heads
     }
 
@@ -137,7 +171,7 @@ impl Plain {
     /// The key and the value of this slot in a layer, the key as it was before it was rotated.
     pub fn unrotated(&self, kv: &PlainKv, layer: usize, slot: usize) -> [Row; 2] {
         let [mut key, value] = kv.0[layer][slot].clone().unwrap();
-        self.rotate(&mut key, -(slot as f64));
+        self.rotate(layer, &mut key, -(slot as f64));
         [key, value]
     }
 
@@ -146,7 +180,10 @@ impl Plain {
     /// attention that it pays to every slot, summed over the heads.
     pub fn run(&self, kv: &mut PlainKv, tokens: &[(usize, Token)], upto: usize) -> (Vec<Row>, Vec<Vec<Row>>) {
         let embedding = &self.weights["model.embed_tokens.weight"];
-        let embed = |token: Token| embedding[token as usize * self.hidden..][..self.hidden].to_vec();
+        let scale = if self.gemma.is_some() { (self.hidden as f64).sqrt() } else { 1.0 };
+        let embed = |token: Token| -> Row {
+            embedding[token as usize * self.hidden..][..self.hidden].iter().map(|x| x * scale).collect()
+        };
         let mut hidden: Vec<Row> = tokens.iter().map(|(_, token)| embed(*token)).collect();
         let mut attention = Vec::new();
         for layer in 0..upto {
@@ -159,7 +196,7 @@ impl Plain {
             }
             let mut paid = Vec::new();
             for (((slot, _), hidden), queries) in tokens.iter().zip(&mut hidden).zip(&queries) {
-                let first = (slot + 1).saturating_sub(self.window);
+                let first = (slot + 1).saturating_sub(self.windows[layer]);
                 let mut by_slot = vec![0.0; kv.0[layer].len()];
                 let mut attended = Vec::new();
                 for (head, query) in queries.chunks_exact(self.head_dim).enumerate() {
@@ -167,7 +204,13 @@ impl Plain {
                     let half = |slot: usize, half: usize| {
                         &kv.0[layer][slot].as_ref().unwrap()[half][of_head..of_head + self.head_dim]
                     };
-                    let score = |slot: usize| dot(query, half(slot, 0)) / (self.head_dim as f64).sqrt();
+                    let score = |slot: usize| match &self.gemma {
+                        None => dot(query, half(slot, 0)) / (self.head_dim as f64).sqrt(),
+                        Some(gemma) => {
+                            let score = dot(query, half(slot, 0)) / gemma.query_pre_attn_scalar.sqrt();
+                            gemma.attn_logit_softcapping * (score / gemma.attn_logit_softcapping).tanh()
+                        }
+                    };
                     let exponentials: Row = (first..=*slot).map(|slot| score(slot).exp()).collect();
                     let total: f64 = exponentials.iter().sum();
                     let mut sum = vec![0.0; self.head_dim];
@@ -179,11 +222,21 @@ impl Plain {
                     attended.extend(sum);
                 }
                 paid.push(by_slot);
-                add(hidden, &self.linear(layer, "self_attn.o_proj", &attended));
-                let x = self.norm(self.weight(layer, "post_attention_layernorm.weight").unwrap(), hidden);
+                let attended = self.linear(layer, "self_attn.o_proj", &attended);
+                add(hidden, &self.left(layer, "post_attention_layernorm.weight", attended));
+                let before = if self.gemma.is_some() { "pre_feedforward" } else { "post_attention" };
+                let x = self.norm(self.weight(layer, &format!("{before}_layernorm.weight")).unwrap(), hidden);
                 let (gate, up) = (self.linear(layer, "mlp.gate_proj", &x), self.linear(layer, "mlp.up_proj", &x));
-                let gated: Row = gate.iter().zip(&up).map(|(gate, up)| gate / (1.0 + (-gate).exp()) * up).collect();
-                add(hidden, &self.linear(layer, "mlp.down_proj", &gated));
+                let act = |x: f64| match self.gemma {
+                    None => x / (1.0 + (-x).exp()),
+                    Some(_) => {
+                        let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
+                        x / 2.0 * (1.0 + inner.tanh())
+                    }
+                };
+                let gated: Row = gate.iter().zip(&up).map(|(gate, up)| act(*gate) * up).collect();
+                let given = self.linear(layer, "mlp.down_proj", &gated);
+                add(hidden, &self.left(layer, "post_feedforward_layernorm.weight", given));
             }
             attention.push(paid);
         }
@@ -194,6 +247,10 @@ impl Plain {
     pub fn logits(&self, hidden: &[f64]) -> Row {
         let x = self.norm(&self.weights["model.norm.weight"], hidden);
         let head = self.weights.get("lm_head.weight").unwrap_or(&self.weights["model.embed_tokens.weight"]);
-        head.chunks_exact(self.hidden).map(|weights| dot(weights, &x)).collect()
+        let cap = |logit: f64| match &self.gemma {
+            None => logit,
+            Some(gemma) => gemma.final_logit_softcapping * (logit / gemma.final_logit_softcapping).tanh(),
+        };
+        head.chunks_exact(self.hidden).map(|weights| cap(dot(weights, &x))).collect()
     }
 }

@@ -164,7 +164,14 @@ fn logits_equal_those_of_an_independent_implementation() {
         for case in std::fs::read_dir(common::case("")).unwrap() {
             let case = case.unwrap().file_name().into_string().unwrap();
             let (tokens, logits) = common::expected(&common::case(&case).join("golden.safetensors"));
-            let model = common::golden(&case, open(Precision::F32), Precision::F32.dtype());
+            let loaded = common::golden_for(&case, open(Precision::F32), Precision::F32.dtype(), tokens.len());
+            if case == "gemma2" {
+                // It caps scores, for which there are no kernels.
+                let error = loaded.err().expect("what would be computed wrongly is refused");
+                assert!(matches!(error, amem_core::Error::UnsupportedModel { .. }), "{error}");
+                continue;
+            }
+            let model = loaded.unwrap_or_else(|error| panic!("{case}: {error}"));
             let found = model.score(&tokens).unwrap();
             assert_eq!(found.len(), logits.len(), "{case}");
             let off = found.iter().zip(&logits).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
@@ -172,6 +179,6 @@ fn logits_equal_those_of_an_independent_implementation() {
             assert!(off <= 1e-4, "{case}: off by {off}");
             checked += 1;
         }
-        assert_eq!(checked, 14);
+        assert_eq!(checked, 26);
     });
 }
