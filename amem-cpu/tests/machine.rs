@@ -25,7 +25,8 @@ fn everything(model: &Transformer<Cpu>) -> (Vec<Vec<u8>>, Vec<u32>, Vec<u32>) {
 #[test]
 fn in_exact_arithmetic_all_instruction_sets_and_any_number_of_threads_give_the_same_bits() {
     let available = || Instructions::ALL.into_iter().filter(|set| set.is_available());
-    for case in ["llama3", "llama-bf16", "qwen3-tied-f16", "mistral-sliding", "llama-yarn"] {
+    let cases = ["llama3", "llama-bf16", "qwen3-tied-f16", "mistral-sliding", "llama-yarn", "gemma2", "qwen3-moe"];
+    for case in cases {
         let on = |cpu| everything(&common::golden(case, cpu, Dtype::Bf16));
         let expected = on(common::exact(Some(Instructions::Portable), 1));
         for instructions in available() {
