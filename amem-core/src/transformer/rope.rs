@@ -135,8 +135,7 @@ fn linear(scaling: &Settings<'_>, theta: f64, spec: &RopeSpec) -> Result<Rope> {
 fn divided(scaling: &Settings<'_>, theta: f64, spec: &RopeSpec) -> Result<Rope> {
     let factors = scaling.list("factors")?;
     if factors.len() != spec.rotated / 2 {
-        let reason =
-            format!("there are {} RoPE factors for {} numbers: one for each two", factors.len(), spec.rotated);
+        let reason = format!("there are {} RoPE factors for {} numbers: one for each two", factors.len(), spec.rotated);
         return Err(bad_model(FILE, reason));
     }
     let slowed = plain(theta, spec.rotated).into_iter().zip(factors).map(|(frequency, factor)| {

@@ -54,17 +54,20 @@ impl Cpu {
         }
         let shape = (outputs, inputs);
         let embeds = matches!(tensor.role, WeightRole::Embedding | WeightRole::LmHead | WeightRole::TiedEmbedding);
-        let weights = match (self.weights, tensor.dtype) {
+        // What chooses experts is small, and a rounding error there sends a row elsewhere.
+        let routes = tensor.role == WeightRole::Router;
+        let format = if routes { WeightFormat::AsStored } else { self.weights };
+        let weights = match (format, tensor.dtype) {
             (WeightFormat::Int4, _) if !embeds => Weights::Quantized(self.quantize(Layout::INT4, tensor)?),
             (WeightFormat::Int4 | WeightFormat::Int8, _) => Weights::Quantized(self.quantize(Layout::INT8, tensor)?),
             (_, WeightType::F32) => Weights::F32(self.panels(shape, bytes, f32::from_le_bytes)?),
             (_, WeightType::F16) => Weights::F16(self.panels(shape, bytes, f16::from_le_bytes)?),
             #[cfg(target_arch = "x86_64")]
-            (_, WeightType::Bf16) if let Some(isa) = self.isa.bf16.filter(|_| self.is_fast()) => {
+            (_, WeightType::Bf16) if let Some(isa) = self.isa.bf16.filter(|_| self.is_fast() && !routes) => {
                 Weights::Bf16Pairs(self.pairs(shape, bytes)?, isa)
             }
             (_, WeightType::Bf16) => Weights::Bf16(self.panels(shape, bytes, bf16::from_le_bytes)?),
-            (_, quantized) => match Layout::of(quantized).filter(|_| self.is_fast()) {
+            (_, quantized) => match Layout::of(quantized).filter(|_| self.is_fast() && !routes) {
                 Some(layout) => Weights::Quantized(self.take_blocks(layout, tensor)?),
                 None => {
                     let numbers: Vec<u8> = tensor.to_f32().iter().flat_map(|number| number.to_ne_bytes()).collect();

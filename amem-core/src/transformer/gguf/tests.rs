@@ -6,7 +6,7 @@ use serde_json::json;
 use super::*;
 use crate::testing::{GgufWriter, gguf};
 use crate::transformer::fixtures::{demo, demo_with};
-use crate::transformer::{HfChat, Rope, Weights};
+use crate::transformer::{HfChat, Rope, WeightFeedForward, Weights};
 use crate::{Chat, Dtype};
 
 /// The demo model as a GGUF file.
@@ -42,20 +42,26 @@ fn the_demo_model_is_the_same_in_both_formats() {
     assert!(weights.lm_head.is_none());
     assert_eq!(weights.embedding.bytes, expected.embedding.bytes);
     for (layer, expected) in weights.layers.iter().zip(&expected.layers) {
+        let (WeightFeedForward::Mlp(mlp), WeightFeedForward::Mlp(expected_mlp)) =
+            (&layer.feed_forward, &expected.feed_forward)
+        else {
+            panic!("the demo model has no experts");
+        };
         for (tensor, expected) in [
             (layer.q, expected.q),
             (layer.k, expected.k),
             (layer.v, expected.v),
             (layer.o, expected.o),
-            (layer.gate, expected.gate),
-            (layer.up, expected.up),
-            (layer.down, expected.down),
+            (mlp.gate, expected_mlp.gate),
+            (mlp.up, expected_mlp.up),
+            (mlp.down, expected_mlp.down),
         ] {
             assert_eq!((tensor.role, tensor.layer, tensor.dtype), (expected.role, expected.layer, expected.dtype));
             assert!(tensor.bytes == expected.bytes, "{:?} {:?}", tensor.role, tensor.layer);
         }
-        assert_eq!(layer.input_norm.to_f32(), expected.input_norm.to_f32());
-        assert_eq!(layer.post_norm.to_f32(), expected.post_norm.to_f32());
+        for (norm, expected) in [(layer.attention_norm, expected.attention_norm), (layer.mlp_norm, expected.mlp_norm)] {
+            assert_eq!(norm.unwrap().to_f32(), expected.unwrap().to_f32());
+        }
     }
 }
 
@@ -175,8 +181,8 @@ fn another_weight_or_type_is_another_model() {
 
 #[test]
 fn rope_is_scaled_as_in_a_models_directory() {
-    let rope = |file: &GgufWriter| Config::parse(&open(file).unwrap()).unwrap().rope;
-    let expected = |settings| Config::parse(&demo_with(settings)).unwrap().rope;
+    let rope = |file: &GgufWriter| Config::parse(&open(file).unwrap()).unwrap().rope(0).unwrap().clone();
+    let expected = |settings| Config::parse(&demo_with(settings)).unwrap().rope(0).unwrap().clone();
     assert_eq!(rope(&file()), Rope::plain(10_000.0, 64));
     let linear = file().text("llama.rope.scaling.type", "linear").real("llama.rope.scaling.factor", 4.0);
     assert_eq!(rope(&linear), expected(json!({ "rope_scaling": { "type": "linear", "factor": 4.0 } })));
