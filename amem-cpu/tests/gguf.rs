@@ -17,12 +17,16 @@ fn options() -> Options {
 /// The logits are those of PyTorch, and the files were written by the `gguf` package of llama.cpp's project.
 #[test]
 fn logits_of_files_made_elsewhere_equal_those_of_an_independent_implementation() {
-    for case in ["llama31-rope", "qwen2-tied-bf16", "qwen3-tied-f16"] {
+    let files = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/gguf");
+    let mut count = 0;
+    for file in std::fs::read_dir(files).unwrap() {
+        let file = file.unwrap().path();
+        let case = file.file_stem().unwrap().to_str().unwrap();
+        count += 1;
         let (tokens, expected) = common::expected(&common::case(case).join("golden.safetensors"));
-        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/gguf").join(format!("{case}.gguf"));
-        let model = Gguf::open(case, std::fs::read(file).unwrap()).unwrap();
+        let model = Gguf::open(case, std::fs::read(&file).unwrap()).unwrap();
         let chat = Box::new(common::Numbers);
-        let cpu = Cpu::with_threads(2).unwrap();
+        let cpu = common::exact(None, 2);
         let model = Transformer::with_chat(&model, cpu, options(), chat, Sampling::default()).unwrap();
         let logits = model.score(&tokens).unwrap();
         assert_eq!(logits.len(), expected.len());
@@ -30,10 +34,11 @@ fn logits_of_files_made_elsewhere_equal_those_of_an_independent_implementation()
         println!("{case}: {error:.2e}");
         assert!(error <= 1e-4, "{case}: off by {error}");
     }
+    assert_eq!(count, 9);
 }
 
 fn load(source: &dyn ModelSource) -> Transformer<Cpu> {
-    Transformer::load(source, Cpu::with_threads(2).unwrap(), options()).unwrap()
+    Transformer::load(source, common::exact(None, 2), options()).unwrap()
 }
 
 fn demo(dtype: WeightType) -> Transformer<Cpu> {

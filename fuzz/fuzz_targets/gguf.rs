@@ -4,6 +4,7 @@
 
 use amem_core::transformer::{Config, Gguf, HfChat, Weights};
 use amem_core::{Chat, Dtype};
+use amem_fuzz::tensors;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
@@ -12,7 +13,7 @@ fuzz_target!(|bytes: &[u8]| {
     if let Ok(weights) = Weights::open(&gguf, &config) {
         assert_eq!(weights.embedding.to_f32().len(), config.vocabulary() * config.hidden());
         for layer in &weights.layers {
-            for tensor in [layer.q, layer.k, layer.v, layer.o, layer.gate, layer.up, layer.down, layer.input_norm] {
+            for tensor in tensors(layer) {
                 assert!(tensor.is_complete());
                 assert_eq!(tensor.to_f32().len(), tensor.rows * tensor.columns);
             }

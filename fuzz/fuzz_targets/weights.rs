@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 
 use amem_core::Dtype;
 use amem_core::transformer::{Config, Weights};
-use amem_fuzz::tiny_config;
+use amem_fuzz::{tensors, tiny_config};
 use libfuzzer_sys::fuzz_target;
 
 static CONFIG: LazyLock<Config> = LazyLock::new(tiny_config);
@@ -15,7 +15,7 @@ fuzz_target!(|bytes: &[u8]| {
     let Ok(weights) = Weights::open(&files, &CONFIG) else { return };
     assert_eq!(weights.embedding.to_f32().len(), CONFIG.vocabulary() * CONFIG.hidden());
     for layer in &weights.layers {
-        for tensor in [layer.q, layer.k, layer.v, layer.o, layer.gate, layer.up, layer.down, layer.input_norm] {
+        for tensor in tensors(layer) {
             assert_eq!(tensor.to_f32().len(), tensor.rows * tensor.columns);
         }
     }

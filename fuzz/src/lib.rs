@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use amem_core::transformer::Config;
+use amem_core::transformer::{Config, WeightFeedForward, WeightLayer, WeightTensor};
 
 /// The demo model's files, this one replaced by (or added as) `bytes`.
 pub fn demo_with(name: &str, bytes: &[u8]) -> BTreeMap<String, Vec<u8>> {
@@ -11,6 +11,16 @@ pub fn demo_with(name: &str, bytes: &[u8]) -> BTreeMap<String, Vec<u8>> {
         amem_demo::files().into_iter().map(|(name, bytes)| (name.to_owned(), bytes.to_vec())).collect();
     files.insert(name.to_owned(), bytes.to_vec());
     files
+}
+
+/// The tensors that every layer has.
+pub fn tensors<'a>(layer: &WeightLayer<'a>) -> Vec<WeightTensor<'a>> {
+    let blocks = match &layer.feed_forward {
+        WeightFeedForward::Mlp(mlp) => std::slice::from_ref(mlp),
+        WeightFeedForward::Experts { experts, .. } => experts.as_slice(),
+    };
+    let blocks = blocks.iter().flat_map(|mlp| [mlp.gate, mlp.up, mlp.down]);
+    [layer.q, layer.k, layer.v, layer.o].into_iter().chain(blocks).chain(layer.attention_norm).collect()
 }
 
 /// The configuration of the smallest model that has every kind of tensor: a few hundred numbers.

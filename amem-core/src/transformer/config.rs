@@ -276,7 +276,8 @@ impl Config {
                 Family::Olmo2 => Norms::After,
                 _ => Norms::Before,
             },
-            norm_offset: if gemma { 1.0 } else { 0.0 },
+            // GGUF files hold the sum.
+            norm_offset: if gemma && source.gguf().is_none() { 1.0 } else { 0.0 },
             tied,
             qkv_bias: attention_bias || family == Family::Qwen2,
             o_bias: attention_bias,

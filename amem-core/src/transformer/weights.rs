@@ -402,12 +402,17 @@ impl<'a> Tensors<'a> {
     }
 
     fn tensor(&self, name: &str, role: WeightRole, shape: &[usize]) -> Result<WeightTensor<'a>> {
-        let (name, file) = match self.gguf {
+        let ((name, expert), file) = match self.gguf {
             Some(gguf) => (gguf.name_of(name), gguf.file_name()),
-            None => (name.to_owned(), SINGLE),
+            None => ((name.to_owned(), None), SINGLE),
         };
         let raw = self.named.get(&name).ok_or_else(|| bad_model(file, format!("tensor {name} is missing")))?;
-        if raw.shape != shape {
+        let fits = match (raw.shape.as_slice(), expert) {
+            (found, None) => found == shape,
+            ([experts, found @ ..], Some(expert)) => expert < *experts && found == shape,
+            ([], Some(_)) => false,
+        };
+        if !fits {
             let reason = format!("tensor {name} has shape {:?} and the configuration asks for {shape:?}", raw.shape);
             return Err(bad_model(&raw.file, reason));
         }
@@ -416,7 +421,14 @@ impl<'a> Tensors<'a> {
         let Some(dtype) = raw.dtype else {
             return unsupported(format!("tensor {name} of {} in {}", raw.file, raw.type_name), supported);
         };
-        let bytes = self.gguf.map_or(raw.bytes, |gguf| gguf.rows(&name, raw.bytes));
+        let bytes = match (self.gguf, expert) {
+            (Some(gguf), None) => gguf.rows(&name, raw.bytes),
+            (Some(_), Some(expert)) => {
+                let size = raw.bytes.len() / raw.shape.first().copied().unwrap_or(1).max(1);
+                raw.bytes.get(expert * size..(expert + 1) * size).unwrap_or_default()
+            }
+            (None, _) => raw.bytes,
+        };
         let (rows, columns) = match shape {
             [rows, columns] => (*rows, *columns),
             _ => (1, shape.iter().product()),

@@ -18,9 +18,17 @@ import numpy as np
 HERE = Path(__file__).parent
 CASES = {
     "llama31-rope": gguf.MODEL_ARCH.LLAMA,
+    "mixtral": gguf.MODEL_ARCH.LLAMA,
     "qwen2-tied-bf16": gguf.MODEL_ARCH.QWEN2,
     "qwen3-tied-f16": gguf.MODEL_ARCH.QWEN3,
+    "qwen3-moe-normalised": gguf.MODEL_ARCH.QWEN3MOE,
+    "gemma3": gguf.MODEL_ARCH.GEMMA3,
+    "phi3-longrope": gguf.MODEL_ARCH.PHI3,
+    "olmo2": gguf.MODEL_ARCH.OLMO2,
+    "granite": gguf.MODEL_ARCH.GRANITE,
 }
+# Those of whose queries and keys llama.cpp's RoPE wants the rows in its own order.
+INTERLEAVED = [gguf.MODEL_ARCH.LLAMA, gguf.MODEL_ARCH.GRANITE]
 PLAIN = {
     "F32": (np.float32, gguf.GGMLQuantizationType.F32),
     "F16": (np.float16, gguf.GGMLQuantizationType.F16),
@@ -71,37 +79,87 @@ def write(case: str, arch: gguf.MODEL_ARCH) -> None:
     rope = config.get("rope_parameters") or {}
     theta = rope.get("rope_theta", config.get("rope_theta", 10000.0))
     scaling = config.get("rope_scaling") or rope
-    heads, layers = config["num_attention_heads"], config["num_hidden_layers"]
+    kind = scaling.get("rope_type", scaling.get("type"))
+    hidden, heads, layers = (config[key] for key in ("hidden_size", "num_attention_heads", "num_hidden_layers"))
     kv_heads = config.get("num_key_value_heads", heads)
-    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    head_dim = config.get("head_dim") or hidden // heads
+    positions = config["max_position_embeddings"]
+    phi, gemma = arch == gguf.MODEL_ARCH.PHI3, arch == gguf.MODEL_ARCH.GEMMA3
 
     out = HERE / "gguf" / f"{case}.gguf"
     writer = gguf.GGUFWriter(out, gguf.MODEL_ARCH_NAMES[arch])
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
+    writer.add_context_length(positions)
+    writer.add_embedding_length(hidden)
     writer.add_block_count(layers)
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(heads)
     writer.add_head_count_kv(kv_heads)
-    writer.add_key_length(head_dim)
-    writer.add_value_length(head_dim)
-    writer.add_rope_dimension_count(head_dim)
+    if config.get("head_dim"):
+        writer.add_key_length(head_dim)
+        writer.add_value_length(head_dim)
     writer.add_rope_freq_base(theta)
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    if scaling.get("rope_type") == "llama3":
+    if not gemma:
+        writer.add_rope_dimension_count(int(head_dim * config.get("partial_rotary_factor", 1.0)))
+    if config.get("sliding_window"):
+        writer.add_sliding_window(config["sliding_window"])
+    if gemma:
+        writer.add_key_value("gemma3.rope.freq_base_swa", config["rope_local_base_freq"], gguf.GGUFValueType.FLOAT32)
+        writer.add_key_value(
+            "gemma3.attention.sliding_window_pattern", config["sliding_window_pattern"], gguf.GGUFValueType.UINT32
+        )
+    if "num_local_experts" in config:
+        writer.add_expert_count(config["num_local_experts"])
+        writer.add_expert_used_count(config["num_experts_per_tok"])
+    if "moe_intermediate_size" in config:
+        writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
+    if arch == gguf.MODEL_ARCH.GRANITE:
+        writer.add_attention_scale(config["attention_multiplier"])
+        writer.add_embedding_scale(config["embedding_multiplier"])
+        writer.add_residual_scale(config["residual_multiplier"])
+        writer.add_logit_scale(config["logits_scaling"])
+    if kind == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(scaling["factor"])
+    elif kind == "llama3":
         writer.add_tensor("rope_freqs.weight", llama3_factors(theta, head_dim, scaling))
+    elif kind == "longrope":
+        original = config["original_max_position_embeddings"]
+        writer.add_rope_scaling_orig_ctx_len(original)
+        writer.add_rope_scaling_attn_factors(math.sqrt(1 + math.log(positions / original) / math.log(original)))
+        writer.add_tensor("rope_factors_long.weight", np.array(scaling["long_factor"], np.float32))
+        writer.add_tensor("rope_factors_short.weight", np.array(scaling["short_factor"], np.float32))
 
-    names = gguf.get_tensor_name_map(arch, layers)
+    # The table of Qwen3's models with experts lacks blocks without any.
+    maps = [gguf.get_tensor_name_map(known, layers) for known in (arch, gguf.MODEL_ARCH.QWEN3)]
+
+    def add(name: str, weights: np.ndarray, dtype: gguf.GGMLQuantizationType) -> None:
+        name = next(filter(None, (known.get_name(name, (".weight", ".bias")) for known in maps)))
+        if dtype == gguf.GGMLQuantizationType.BF16:
+            weights = weights.view(np.uint8)
+        writer.add_tensor(name, weights, raw_dtype=dtype)
+
+    experts = {}
     for name, weights, dtype in tensors(HERE / "cases" / case / "model.safetensors"):
-        if arch == gguf.MODEL_ARCH.LLAMA and "q_proj" in name:
+        if arch in INTERLEAVED and "q_proj" in name:
             weights = permuted(weights, heads)
-        if arch == gguf.MODEL_ARCH.LLAMA and "k_proj" in name:
+        if arch in INTERLEAVED and "k_proj" in name:
             weights = permuted(weights, kv_heads)
         if weights.ndim == 1:
             weights, dtype = widened(weights, dtype), gguf.GGMLQuantizationType.F32
-        if dtype == gguf.GGMLQuantizationType.BF16:
-            weights = weights.view(np.uint8)
-        writer.add_tensor(names.get_name(name, (".weight", ".bias")), weights, raw_dtype=dtype)
+        if gemma and name.endswith("norm.weight"):
+            weights = weights + np.float32(1)
+        if gemma and name.endswith("q_norm.weight"):
+            # The file cannot say by what scores are scaled: by the size of a head it is, so the rest goes here.
+            weights = weights * np.float32(math.sqrt(head_dim / config["query_pre_attn_scalar"]))
+        if ".experts." in name:
+            stem, rest = name.split(".experts.")
+            index, part = rest.split(".", 1)
+            experts.setdefault(f"{stem}.experts.{part}", (dtype, {}))[1][int(index)] = weights
+        else:
+            add(name, weights, dtype)
+    for name, (dtype, parts) in experts.items():
+        add(name, np.stack([parts[index] for index in range(len(parts))]), dtype)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -15,7 +15,7 @@ use std::sync::OnceLock;
 
 use serde_json::Value;
 
-use self::architecture::Architecture;
+use self::architecture::{Architecture, RopeFactors};
 use self::header::Header;
 use super::config::unsupported;
 use super::settings::bad_model;
@@ -33,7 +33,8 @@ const MAX_PARTS: usize = 1 << 10;
 
 /// A model in GGUF, in one file or several: a [`ModelSource`] of its configuration, weights, tokenizer and chat template.
 ///
-/// Weights are read in F32, F16, BF16, Q8_0, Q4_0, Q4_K and Q6_K, of the architectures `llama`, `qwen2` and `qwen3`.
+/// Weights are read in F32, F16, BF16, Q8_0, Q4_0, Q4_K and Q6_K, of the architectures `llama` (Mistral and Mixtral too),
+/// `qwen2`, `qwen3`, `qwen3moe`, `gemma2`, `gemma3`, `phi3`, `smollm3`, `olmo2` and `granite`.
 pub struct Gguf {
     parts: Vec<(String, GgufBytes)>,
     architecture: &'static Architecture,
@@ -93,7 +94,7 @@ impl Gguf {
         let mut tensors = BTreeMap::new();
         for (part, header) in headers.into_iter().enumerate() {
             for (name, entry) in header.tensors {
-                if name == ROPE_FACTORS {
+                if [ROPE_FACTORS, LONG_FACTORS, SHORT_FACTORS].contains(&name) {
                     continue;
                 }
                 let placed = Placed {
@@ -137,7 +138,7 @@ impl Gguf {
     /// What `tokenizer.json`, `tokenizer_config.json` and `generation_config.json` would say.
     pub(super) fn chat_files(&self) -> Result<BTreeMap<String, Vec<u8>>> {
         let header = Header::read(self.file_name(), self.bytes(0))?;
-        tokenizer::files(&header.metadata)
+        tokenizer::files(&header.metadata, self.architecture.strips_behind_control())
     }
 
     /// Names what is wrong with a file of a Hugging Face directory in the words of this file.
@@ -169,8 +170,8 @@ impl Gguf {
         })
     }
 
-    /// This file's name for a tensor of a Hugging Face model.
-    pub(super) fn name_of(&self, name: &str) -> String {
+    /// This file's name for a tensor of a Hugging Face model, and which of the matrices in it, if there are several.
+    pub(super) fn name_of(&self, name: &str) -> (String, Option<usize>) {
         self.architecture.tensor_name(name)
     }
 
@@ -202,22 +203,28 @@ impl std::fmt::Debug for Gguf {
 
 /// Llama 3's frequencies are those of plain RoPE divided by these.
 const ROPE_FACTORS: &str = "rope_freqs.weight";
+/// Phi's, for long and for short contexts.
+const LONG_FACTORS: &str = "rope_factors_long.weight";
+const SHORT_FACTORS: &str = "rope_factors_short.weight";
 
-fn rope_factors(headers: &[Header<'_>], parts: &[(String, GgufBytes)]) -> Result<Option<Vec<f32>>> {
-    for (header, (file, bytes)) in headers.iter().zip(parts) {
-        let Some(entry) = header.tensors.get(ROPE_FACTORS) else { continue };
-        if entry.dtype != Some(WeightType::F32) {
-            return unsupported(format!("tensor {ROPE_FACTORS} of {file} in {}", entry.type_name), "F32 is");
+fn rope_factors(headers: &[Header<'_>], parts: &[(String, GgufBytes)]) -> Result<RopeFactors> {
+    let read = |name: &str| -> Result<Option<Vec<f32>>> {
+        for (header, (file, bytes)) in headers.iter().zip(parts) {
+            let Some(entry) = header.tensors.get(name) else { continue };
+            if entry.dtype != Some(WeightType::F32) {
+                return unsupported(format!("tensor {name} of {file} in {}", entry.type_name), "F32 is");
+            }
+            let bytes = (**bytes).as_ref().get(entry.place.clone()).unwrap_or_default();
+            let factors: Vec<f32> = bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+            // JSON, in which they go on, has no other numbers.
+            if factors.iter().any(|factor| !factor.is_finite()) {
+                return Err(bad_model(file, format!("tensor {name} has numbers that are none")));
+            }
+            return Ok(Some(factors));
         }
-        let bytes = (**bytes).as_ref().get(entry.place.clone()).unwrap_or_default();
-        let factors: Vec<f32> = bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
-        // JSON, in which they go on, has no other numbers.
-        if factors.iter().any(|factor| !factor.is_finite()) {
-            return Err(bad_model(file, format!("tensor {ROPE_FACTORS} has numbers that are none")));
-        }
-        return Ok(Some(factors));
-    }
-    Ok(None)
+        Ok(None)
+    };
+    Ok(RopeFactors { all: read(ROPE_FACTORS)?, long: read(LONG_FACTORS)?, short: read(SHORT_FACTORS)? })
 }
 
 /// Checks that these are the parts of one model, all of them and in their order.

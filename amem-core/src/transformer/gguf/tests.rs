@@ -212,13 +212,14 @@ fn what_contradicts_itself_is_refused_by_name() {
         (Box::new(number("llama.attention.head_count_kv", 3)), "llama.attention.head_count is 4"),
         (Box::new(number("llama.attention.value_length", 32)), "llama.attention.value_length 32"),
         (Box::new(number("llama.rope.dimension_count", 32)), "llama.rope.dimension_count 32"),
-        (Box::new(number("llama.expert_count", 8)), "llama.expert_count 8"),
+        (Box::new(number("llama.expert_shared_count", 1)), "llama.expert_shared_count 1"),
+        (Box::new(number("llama.expert_count", 8)), "tensor blk.0.ffn_gate_inp.weight is missing"),
         (Box::new(number("tokenizer.ggml.token_type", 8)), "tokenizer.ggml.token_type is 8"),
         (Box::new(|file| file.text("llama.context_length", "many")), "llama.context_length is \"many\""),
         (Box::new(|file| file.without("llama.context_length")), "llama.context_length is missing"),
         (Box::new(|file| file.without("general.architecture")), "general.architecture is missing"),
         (Box::new(|file| file.text("general.architecture", "mamba")), "architecture mamba"),
-        (Box::new(|file| file.text("llama.rope.scaling.type", "longrope")), "longrope"),
+        (Box::new(|file| file.text("llama.rope.scaling.type", "longrope")), "short_factor has 0 numbers"),
         (Box::new(|file| file.without("tokenizer.ggml.tokens")), "tokenizer.ggml.tokens is missing"),
         (Box::new(|file| file.without("tokenizer.ggml.pre")), "tokenizer.ggml.pre is missing"),
         (Box::new(|file| file.text("tokenizer.ggml.pre", "klingon")), "tokenizer.ggml.pre klingon"),
@@ -404,6 +405,72 @@ fn the_makers_way_to_draw_tokens_is_taken_over() {
     assert_eq!(sampling(&file()).temperature, 0.0);
     let drawn = sampling(&file().real("general.sampling.temp", 0.5).whole("general.sampling.top_k", 20));
     assert_eq!((drawn.temperature, drawn.top_k, drawn.top_p), (0.5, 20, 1.0));
+}
+
+/// The settings of a model that has no more than these and an embedding.
+fn settings(architecture: &str, change: impl Fn(GgufWriter) -> GgufWriter) -> Result<Config> {
+    let key = |name: &str| format!("{architecture}.{name}");
+    let file = GgufWriter::new()
+        .text("general.architecture", architecture)
+        .whole(&key("context_length"), 256)
+        .whole(&key("embedding_length"), 96)
+        .whole(&key("block_count"), 8)
+        .whole(&key("feed_forward_length"), 64)
+        .whole(&key("attention.head_count"), 4)
+        .real(&key("attention.layer_norm_rms_epsilon"), 1e-5)
+        .tensor("token_embd.weight", WeightType::F32, &[2, 96], &[0.0; 192]);
+    Config::parse(&open(&change(file))?)
+}
+
+#[test]
+fn what_no_file_says_of_a_family_is_what_llama_cpp_knows_of_it() {
+    use crate::transformer::Family;
+
+    let plain = |file: GgufWriter| file;
+    let gemma = |layers: u32| {
+        move |file: GgufWriter| {
+            let file = file.whole("gemma2.block_count", layers).whole("gemma3.block_count", layers);
+            file.whole("gemma2.attention.key_length", 16).whole("gemma3.attention.key_length", 16)
+        }
+    };
+    // 27 billion parameters: scaled by the hidden state's share of a head, 96 / 4, in place of the head's size.
+    for (architecture, layers, scale) in
+        [("gemma2", 42, 16.0), ("gemma2", 46, 24.0), ("gemma3", 48, 16.0), ("gemma3", 62, 24.0)]
+    {
+        let config = settings(architecture, gemma(layers)).unwrap();
+        assert_eq!(config.score_scale, f64::powf(scale, -0.5) as f32, "{architecture} {layers}");
+        assert_eq!((config.norm_offset, config.score_cap, config.logit_cap), (0.0, None, None));
+    }
+    let windowed = |file| gemma(8)(file).whole("gemma3.attention.sliding_window", 32);
+    let config = settings("gemma3", windowed).unwrap();
+    let windows: Vec<_> = config.kind_of.iter().map(|kind| config.kinds[*kind].window).collect();
+    assert_eq!(windows, [Some(32), Some(32), Some(32), Some(32), Some(32), None, Some(32), Some(32)]);
+
+    let config = settings("smollm3", plain).unwrap();
+    let rotates = (0..8).map(|layer| config.rope(layer).unwrap().inverse_frequencies[0] > 0.0);
+    assert_eq!(rotates.collect::<Vec<_>>(), [true, true, true, false, true, true, true, false]);
+
+    let partial =
+        |file: GgufWriter| file.whole("phi3.rope.dimension_count", 18).whole("phi3.attention.sliding_window", 0);
+    assert_eq!(settings("phi3", partial).unwrap().rotated, 18);
+
+    let windowed = |file: GgufWriter| file.whole("llama.attention.sliding_window", 32);
+    let config = settings("llama", windowed).unwrap();
+    assert_eq!((config.family, config.kinds[0].window), (Family::Mistral, Some(32)));
+    let experts = |file: GgufWriter| file.whole("llama.expert_count", 4).whole("llama.expert_used_count", 2);
+    assert_eq!(settings("llama", experts).unwrap().family, Family::Mixtral);
+
+    let granite = settings("granite", |file| file.real("granite.logit_scale", 8.0)).unwrap();
+    assert_eq!((granite.logit_scale, granite.score_scale), (0.125, f64::powf(24.0, -0.5) as f32));
+
+    let unrotated = |file: GgufWriter| file.flag("granite.rope.scaling.finetuned", false);
+    assert!(settings("granite", unrotated).is_err());
+    for architecture in ["qwen2", "qwen3", "olmo2"] {
+        let windowed = |file: GgufWriter| file.whole(&format!("{architecture}.attention.sliding_window"), 32);
+        assert!(settings(architecture, windowed).is_err(), "{architecture}");
+    }
+    let half = |file: GgufWriter| file.tensor(LONG_FACTORS, WeightType::F32, &[12], &[1.0; 12]);
+    assert!(settings("phi3", half).is_err());
 }
 
 /// A file with all that a model has, and a short header.

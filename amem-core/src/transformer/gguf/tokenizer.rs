@@ -43,6 +43,9 @@ mod token_type {
     pub(super) const BYTE: u64 = 6;
 }
 
+/// Control tokens of Phi-3 that leave the white space behind them.
+const STRIP_NOTHING: [&str; 3] = ["<unk>", "<s>", "<|endoftext|>"];
+
 /// A piece of sentencepiece's has some tens of bytes. All ways to cut one in two are looked at.
 const MAX_PIECE: usize = 512;
 const MAX_TOKENS: usize = u32::MAX as usize;
@@ -55,11 +58,11 @@ pub(super) fn stops(metadata: &Metadata<'_>) -> Result<Vec<u32>> {
 }
 
 /// `tokenizer.json`, `tokenizer_config.json` and `generation_config.json`.
-pub(super) fn files(metadata: &Metadata<'_>) -> Result<BTreeMap<String, Vec<u8>>> {
+pub(super) fn files(metadata: &Metadata<'_>, strips: bool) -> Result<BTreeMap<String, Vec<u8>>> {
     let vocabulary = Vocabulary::read(metadata)?;
     let tokenizer = match metadata.word(MODEL)? {
         "gpt2" => vocabulary.byte_level(metadata)?,
-        "llama" => vocabulary.sentence_pieces(metadata)?,
+        "llama" => vocabulary.sentence_pieces(metadata, strips)?,
         other => {
             let other: String = other.chars().take(60).collect();
             return unsupported(format!("{}: {MODEL} {other}", metadata.file), "gpt2 and llama are");
@@ -103,13 +106,14 @@ impl<'a> Vocabulary<'a> {
     }
 
     /// Tokens that texts do not consist of: control tokens, and those that were added and are no control tokens.
-    fn added(&self) -> Value {
+    fn added(&self, strips: bool) -> Value {
         let entry = |(id, content): (usize, &&str)| {
             let special = self.is(id, &[token_type::CONTROL, token_type::UNKNOWN]);
+            let strips = strips && self.is(id, &[token_type::CONTROL]) && !STRIP_NOTHING.contains(content);
             let added = special || self.is(id, &[token_type::USER_DEFINED]);
             (added && !content.is_empty()).then(|| {
                 json!({ "id": id, "content": content, "special": special, "single_word": false, "lstrip": false,
-                        "rstrip": false, "normalized": false })
+                        "rstrip": strips, "normalized": false })
             })
         };
         self.tokens.iter().enumerate().filter_map(entry).collect()
@@ -149,7 +153,7 @@ impl<'a> Vocabulary<'a> {
         let level = json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true });
         Ok(json!({
             "version": "1.0",
-            "added_tokens": self.added(),
+            "added_tokens": self.added(false),
             "normalizer": pre.composes.then(|| json!({ "type": "NFC" })),
             "pre_tokenizer": pre_tokenizer,
             "decoder": level,
@@ -160,7 +164,7 @@ impl<'a> Vocabulary<'a> {
 
     /// Sentencepiece's kind: `▁` for spaces, one of them in front of every text, and bytes for characters that are no
     /// pieces.
-    fn sentence_pieces(&self, metadata: &Metadata<'_>) -> Result<Value> {
+    fn sentence_pieces(&self, metadata: &Metadata<'_>, strips: bool) -> Result<Value> {
         let scores = metadata.reals(SCORES)?.ok_or_else(|| metadata.missing(SCORES))?;
         if scores.len() != self.tokens.len() {
             return Err(metadata.wrong(SCORES, format!("as long as {TOKENS}, which has {}", self.tokens.len())));
@@ -180,7 +184,7 @@ impl<'a> Vocabulary<'a> {
         normalizers.push(replace(" ", "▁"));
         Ok(json!({
             "version": "1.0",
-            "added_tokens": self.added(),
+            "added_tokens": self.added(strips),
             "normalizer": { "type": "Sequence", "normalizers": normalizers },
             "pre_tokenizer": null,
             "decoder": { "type": "Sequence", "decoders": decoders },
