@@ -102,7 +102,11 @@ impl Template {
         let names_memories = text.contains("'memory'") || text.contains("\"memory\"");
         let names_tools = text.contains("tool");
         let special = ["bos_token", "eos_token", "unk_token", "pad_token"].map(|key| (key, special(settings, key)));
+        let text = without_generation(text);
         let mut environment = environment();
+        if text.contains(TODAY) && !text.contains("strftime_now is defined") {
+            environment.add_function(TODAY, |format: String| on_a_fixed_day(&format));
+        }
         let added = environment.add_template_owned("chat", text);
         added.map_err(|error| bad_model(file, format!("the chat template is no template: {error}")))?;
         Ok(Self { environment, file, special, names_memories, names_tools })
@@ -145,7 +149,8 @@ impl Template {
 }
 
 /// What the templates of Hugging Face models expect around them, less `strftime_now`: a prompt that changes with the
-/// date would make every stored memory useless the next day. Templates that ask for it have a fixed date to fall back on.
+/// date would make every stored memory useless the next day. Templates that ask whether it is there have a fixed date to
+/// fall back on, and those that do not ask get [one](on_a_fixed_day).
 fn environment() -> Environment<'static> {
     let mut environment = Environment::new();
     environment.set_trim_blocks(true);
@@ -158,6 +163,71 @@ fn environment() -> Environment<'static> {
     });
     environment.add_filter("tojson", to_json);
     environment
+}
+
+/// The function of templates that says what day it is.
+const TODAY: &str = "strftime_now";
+
+/// What `strftime_now` says in templates that call it without asking for it: the first day of 2025, a Wednesday, whenever
+/// that is.
+fn on_a_fixed_day(format: &str) -> String {
+    let mut parts = format.split('%');
+    let mut day = parts.next().unwrap_or_default().to_owned();
+    // A code is one letter, or a hyphen (without zeros in front) and one.
+    let mut literal = false;
+    for part in parts {
+        if std::mem::take(&mut literal) {
+            day.push_str(part);
+            continue;
+        }
+        let (bare, part) = part.strip_prefix('-').map_or((false, part), |part| (true, part));
+        let mut letters = part.chars();
+        let padded = match letters.next() {
+            Some('Y') => "2025",
+            Some('y') => "25",
+            Some('B') => "January",
+            Some('b' | 'h') => "Jan",
+            Some('A') => "Wednesday",
+            Some('a') => "Wed",
+            Some('d' | 'm') => "01",
+            Some('H' | 'M' | 'S') => "00",
+            Some('I') => "12",
+            Some('p') => "AM",
+            Some('j') => "001",
+            Some(_) => "",
+            None => {
+                literal = true;
+                "%"
+            }
+        };
+        day.push_str(if bare && padded.len() == 2 { &padded[1..] } else { padded });
+        day.push_str(letters.as_str());
+    }
+    day
+}
+
+/// A template without the tags that Hugging Face puts around what a model writes, to train on it: they change nothing of
+/// what is written. Blocks that are always entered stand in their place, which keep the tags' say on blanks.
+fn without_generation(text: String) -> String {
+    if !text.contains("generation") {
+        return text;
+    }
+    let mut clean = String::with_capacity(text.len());
+    let mut rest = text.as_str();
+    while let Some((before, tag)) = rest.split_once("{%") {
+        let Some((inner, after)) = tag.split_once("%}") else { break };
+        let name = inner.trim_matches(|c: char| c.is_ascii_whitespace() || matches!(c, '-' | '+'));
+        let inner = match name {
+            "generation" => inner.replace("generation", "if true"),
+            "endgeneration" => inner.replace("endgeneration", "endif"),
+            _ => inner.to_owned(),
+        };
+        for part in [before, "{%", &inner, "%}"] {
+            clean.push_str(part);
+        }
+        rest = after;
+    }
+    clean + rest
 }
 
 /// JSON as Python writes it, which is what models have seen: a blank after each comma and colon, nothing escaped for the

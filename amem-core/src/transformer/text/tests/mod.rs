@@ -121,6 +121,72 @@ fn without_system_messages_notes_stand_above_the_first_question() {
     );
 }
 
+/// In Gemma 2's manner: roles take turns, there is no system message, and an assistant is a model.
+#[test]
+fn roles_that_must_take_turns_and_have_other_names_are_followed() {
+    let template = "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}\
+        {% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('turns') }}\
+        {% endif %}{% set role = 'model' if m['role'] == 'assistant' else m['role'] %}\
+        {{ '<turn>' + role + '\n' + m['content'] | trim + '<end>\n' }}{% endfor %}\
+        {% if add_generation_prompt %}{{ '<turn>model\n' }}{% endif %}";
+    let mut files = talker(template, &["<bos>", "<turn>", "<end>"], byte_level());
+    let settings = json!({ "bos_token": "<bos>", "chat_template": template });
+    files.insert("tokenizer_config.json".into(), settings.to_string().into_bytes());
+    let chat = open(&files).unwrap();
+    assert_eq!(
+        conversation(&chat, &chat.layout(SYSTEM).unwrap()),
+        "<bos><turn>user\nBe brief.\n\nNotes:\n- M1\n- M2\n\nQ1<end>\n<turn>model\nA1<end>\n<turn>user\nQ2<end>\n\
+         <turn>model\nA2<end>\n<turn>user\nNotes:\n- M3\n\nQ3<end>\n<turn>model\n"
+    );
+    assert_eq!(chat.stops().iter().map(|stop| spell(&chat, &[*stop])).collect::<Vec<_>>(), ["<end>"]);
+}
+
+/// In Gemma 3's manner: a system message stands in front of the first question, in one message with it.
+#[test]
+fn a_system_message_in_the_first_question_is_followed() {
+    let template = "{%- if messages[0]['role'] == 'system' -%}{%- set prefix = messages[0]['content'] + '\n\n' -%}\
+        {%- set rest = messages[1:] -%}{%- else -%}{%- set prefix = '' -%}{%- set rest = messages -%}{%- endif -%}\
+        {%- for m in rest -%}{{ '<turn>' + m['role'] + '\n' + (prefix if loop.first else '') }}\
+        {%- if m['content'] is string -%}{{ m['content'] | trim }}{%- elif m['content'] is iterable -%}\
+        {%- for item in m['content'] -%}{{ item['text'] }}{%- endfor -%}{%- endif -%}{{ '<end>\n' }}{%- endfor -%}\
+        {%- if add_generation_prompt -%}{{ '<turn>assistant\n' }}{%- endif -%}";
+    let chat = byte_chat(template, &["<end>"]);
+    assert_eq!(
+        conversation(&chat, &chat.layout(SYSTEM).unwrap()),
+        "<turn>user\nBe brief.\n\nNotes:\n- M1\n- M2\n\nQ1<end>\n<turn>assistant\nA1<end>\n<turn>user\nQ2<end>\n\
+         <turn>assistant\nA2<end>\n<turn>user\nNotes:\n- M3\n\nQ3<end>\n<turn>assistant\n"
+    );
+}
+
+#[test]
+fn a_template_that_must_know_the_day_is_always_told_the_same() {
+    let template = "[{{ strftime_now('%d %B %Y, %A %-d/%-m/%y %j %H:%M %p 100%%|%b') }}]\
+        {% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>";
+    let chat = byte_chat(template, &[]);
+    let expected = "[01 January 2025, Wednesday 1/1/25 001 00:00 AM 100%|Jan]<system>Be brief.\n\nNotes:";
+    assert_eq!(spell(&chat, &chat.layout(SYSTEM).unwrap().prefix), expected);
+    let asks = "{% if strftime_now is defined %}{{ strftime_now('%Y') }}{% else %}some day{% endif %}\
+        {% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>";
+    let chat = byte_chat(asks, &[]);
+    assert_eq!(spell(&chat, &chat.layout(SYSTEM).unwrap().prefix), "some day<system>Be brief.\n\nNotes:");
+}
+
+#[test]
+fn tags_around_what_a_model_writes_change_nothing() {
+    let plain =
+        "{% for m in messages %}<{{ m.role }}> {% if true -%} {{ m.content }} {%- endif %} {% endfor %}<assistant> ";
+    let tagged = plain.replace("if true", "generation").replace("endif", "endgeneration");
+    let written = |template: &str| {
+        let chat = byte_chat(template, &[]);
+        conversation(&chat, &chat.layout(SYSTEM).unwrap())
+    };
+    assert_eq!(written(&tagged), written(plain));
+    // Where the word is not the tag's name, it stays.
+    let words = "{% set generation = 'generation' %}{% for m in messages %}<{{ m.role }}{{ generation }}>{{ m.content }}\
+        {% endfor %}<assistantgeneration>";
+    assert!(written(words).starts_with("<systemgeneration>Be brief."));
+}
+
 #[test]
 fn an_empty_thought_before_new_answers_is_no_contradiction() {
     let template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>\
@@ -170,7 +236,6 @@ fn hostile_templates_end_in_errors() {
         ("{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", "recursion"),
         ("{{ messages.push(1) }}", "push"),
         ("{% include 'tokenizer.json' %}", "template"),
-        ("{{ strftime_now('%Y') }}", "strftime_now"),
         ("{{ 'a' * 1000000000000 }}", "large"),
     ];
     for (template, expected) in cases {
