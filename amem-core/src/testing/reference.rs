@@ -228,9 +228,11 @@ impl Backend for Reference {
         let all: Vec<&[f64]> = x.rows().collect();
         let mut data = Vec::new();
         for picked in picked.chunks_exact(each) {
-            for column in 0..x.columns {
-                data.push(picked.iter().map(|&(row, weight)| f64::from(weight) * all[row][column]).sum());
+            let mut sum = vec![0.0; x.columns];
+            for &(row, weight) in picked {
+                sum.iter_mut().zip(all[row]).for_each(|(sum, x)| *sum += f64::from(weight) * x);
             }
+            data.extend(sum);
         }
         Ok(Table { columns: x.columns, data })
     }

@@ -122,6 +122,7 @@ pub struct WeightMlp<'a> {
 
 /// What stands behind attention in a layer.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant, reason = "there is one for each layer")]
 pub enum WeightFeedForward<'a> {
     /// One block for all rows.
     Mlp(WeightMlp<'a>),
