@@ -49,7 +49,7 @@ fn sum(x: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
 
 /// Partial sums added up, in an order that is the same everywhere.
 #[inline(always)]
-fn total_of(mut sums: [f32; LANES]) -> f32 {
+pub(crate) fn total_of(mut sums: [f32; LANES]) -> f32 {
     let mut width = LANES / 2;
     while width > 0 {
         for lane in 0..width {

@@ -158,7 +158,13 @@ impl Backend for Cpu {
             (Arithmetic::Fast, WeightFormat::AsStored) if self.isa.has_bf16() => "fast, bf16 products",
             (Arithmetic::Fast, WeightFormat::AsStored) => "fast",
         };
-        Numerics { name: name.to_owned(), exactness: Exactness::Bits }
+        // Attention adds up what a row sees in parts, by the slots where it lies, and a row may see the same elsewhere.
+        let exactness = match self.arithmetic {
+            Arithmetic::Exact => Exactness::Bits,
+            Arithmetic::Fast if self.isa.has_bf16() => Exactness::Within(1e-2),
+            Arithmetic::Fast => Exactness::Within(1e-4),
+        };
+        Numerics { name: name.to_owned(), exactness }
     }
 
     fn matrix(&self, tensor: &WeightTensor<'_>) -> Result<Matrix> {

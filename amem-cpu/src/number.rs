@@ -199,7 +199,7 @@ const fn places(first: u16) -> [u16; 32] {
 /// The instructions of AVX-512, if these are they. What it comes to is known when the code is compiled.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-fn v4<S: Simd>(simd: S) -> Option<pulp::x86::V4> {
+pub(crate) fn v4<S: Simd>(simd: S) -> Option<pulp::x86::V4> {
     (&simd as &dyn Any).downcast_ref().copied()
 }
 

@@ -37,7 +37,7 @@ struct Task<'a> {
 
 impl Cpu {
     /// See [`Backend::attend`](amem_core::transformer::Backend::attend).
-    pub(crate) fn attention(&self, cache: &Cache, attention: Attention, plan: &Plan, queries: &Tensor) -> Tensor {
+    pub(super) fn exact_attention(&self, cache: &Cache, attention: Attention, plan: &Plan, queries: &Tensor) -> Tensor {
         let head_dim = cache.shape.head_dim;
         let tasks = self.tasks(cache, attention.layer, plan, 0..plan.rows.len(), queries);
         let work = work(&plan.rows, queries);
@@ -55,7 +55,7 @@ impl Cpu {
     }
 
     /// See [`Backend::attention_mass`](amem_core::transformer::Backend::attention_mass).
-    pub(crate) fn mass(
+    pub(super) fn exact_mass(
         &self,
         cache: &Cache,
         attention: Attention,
