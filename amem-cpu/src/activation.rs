@@ -14,7 +14,7 @@ use crate::{Cpu, EXPONENTIAL, PART, Tensor};
 pub(crate) fn tanh(x: f32) -> f32 {
     let square = x * x;
     let mut p = -5.704_988_7e-3;
-    for c in [2.063_908_9e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328_2e-1] {
+    for c in [2.063_908_8e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328_1e-1] {
         p = square.mul_add(p, c);
     }
     let near = (p * square).mul_add(x, x);
@@ -34,7 +34,7 @@ impl WithSimd for GeluMul<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
         /// √(2/π).
-        const FACTOR: f32 = 0.797_884_56;
+        const FACTOR: f32 = 0.797_884_6;
         for (y, &up) in self.y.iter_mut().zip(self.up) {
             let x = *y;
             let cube = 0.044_715 * x * x * x;

@@ -71,8 +71,9 @@ impl Cpu {
     /// See [`Backend::attend`](amem_core::transformer::Backend::attend).
     pub(super) fn fast_attention(&self, cache: &Cache, attention: Attention, plan: &Plan, queries: &Tensor) -> Tensor {
         let (chunks, work) = self.chunks(cache, attention.layer, plan, 0..plan.rows.len(), queries);
-        let mut data = vec![0f32; queries.data.len()];
-        let outputs = outputs(&chunks, queries.columns, &mut data);
+        let mut attended = self.tensor(queries.rows(), queries.columns);
+        attended.data.fill(0.0);
+        let outputs = outputs(&chunks, queries.columns, &mut attended.data);
         if chunks.len() >= 4 * self.threads.count() || chunks.iter().all(|chunk| chunk.parts().len() < 2) {
             self.each(chunks.iter().zip(outputs).collect(), work, |(chunk, rows)| {
                 self.walk(chunk, queries, attention, chunk.parts(), Output::Rows(rows));
@@ -94,7 +95,7 @@ impl Cpu {
                 }
             }
         }
-        Tensor { columns: queries.columns, data }
+        attended
     }
 
     /// See [`Backend::attention_mass`](amem_core::transformer::Backend::attention_mass). Goes through the keys twice: for

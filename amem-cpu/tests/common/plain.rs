@@ -65,7 +65,7 @@ impl Plain {
             "qwen2" if config["use_sliding_window"] == true && layer >= count("max_window_layers") => {
                 count("sliding_window")
             }
-            "gemma2" if layer % 2 == 0 => count("sliding_window"),
+            "gemma2" if layer.is_multiple_of(2) => count("sliding_window"),
             _ => usize::MAX,
         };
         let gemma = (config["model_type"] == "gemma2").then(|| Gemma {
