@@ -35,17 +35,20 @@ pub(super) struct Member<'c, B: Backend> {
 }
 
 /// Computes some of what these contexts have to compute. One result for each.
-pub(super) fn advance<B: Backend>(graph: &Graph<B>, members: Vec<Member<'_, B>>) -> Vec<Result<Progress>> {
-    let mut cache = graph.cache();
+pub(super) fn advance<B: Backend>(
+    graph: &Graph<B>,
+    cache: &mut B::Cache,
+    members: Vec<Member<'_, B>>,
+) -> Vec<Result<Progress>> {
     let mut running: Vec<Running<'_, B>> = members.into_iter().map(Running::new).collect();
     let done = graph.begin_pass().and_then(|scope| {
         for member in &mut running {
-            member.choose_alone(graph, &mut cache);
+            member.choose_alone(graph, cache);
         }
         for member in &mut running {
-            member.take_slots(&mut cache);
+            member.take_slots(cache);
         }
-        pass(graph, &mut cache, &mut running)?;
+        pass(graph, cache, &mut running)?;
         scope.end()?;
         running.iter_mut().for_each(Running::computed);
         Ok(())

@@ -306,8 +306,15 @@ impl<B: Backend> Model for Transformer<B> {
                 }
             }
         }
-        let advance = || advance::advance(&self.graph, members);
-        let advanced = if at.is_empty() { Vec::new() } else { self.graph.backend.run(advance) };
+        let advanced = if at.is_empty() {
+            Vec::new()
+        } else {
+            // Locked here and not on a thread of the backend: one that waits for others in a pass may be given this pass to
+            // run meanwhile, and would wait for itself.
+            let mut locked = self.graph.cache();
+            let (graph, cache) = (&*self.graph, &mut *locked);
+            graph.backend.run(move || advance::advance(graph, cache, members))
+        };
         for (index, result) in at.into_iter().zip(advanced) {
             results[index] = Some(result);
         }
