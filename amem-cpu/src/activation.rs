@@ -14,7 +14,7 @@ use crate::{Cpu, EXPONENTIAL, PART, Tensor};
 pub(crate) fn tanh(x: f32) -> f32 {
     let square = x * x;
     let mut p = -5.704_988_7e-3;
-    for c in [2.063_908_8e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328_1e-1] {
+    for c in [2.063_908_8e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328e-1] {
         p = square.mul_add(p, c);
     }
     let near = (p * square).mul_add(x, x);

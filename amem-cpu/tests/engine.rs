@@ -12,7 +12,6 @@ use amem_core::{
     Budget, Completion, Constraint, ConstraintSource, Dtype, Engine, EngineOptions, Error, Finish, Generation, Model,
     Namespace, Output, OutputStream, Piece, Prefilled, Repair, Request, Result, Sampling, Token, TokenMask,
 };
-use amem_cpu::Cpu;
 use common::prompts::{PREFIX, prefill, text};
 use futures_lite::StreamExt;
 use futures_lite::future::{block_on, poll_once};
@@ -22,13 +21,13 @@ fn owner(name: &str) -> Namespace {
 }
 
 fn model() -> Arc<dyn Model> {
-    Arc::new(common::golden("qwen3", Cpu::with_threads(2).unwrap(), Dtype::F16))
+    Arc::new(common::golden("qwen3", common::exact(None, 2), Dtype::F16))
 }
 
 /// A model whose contexts hold so many tokens, with room for a single one that is full.
 fn with_room_for(tokens: usize) -> Arc<dyn Model> {
     let source = common::directory(&common::case("qwen3"));
-    let (chat, backend) = (Box::new(common::Numbers), Cpu::with_threads(1).unwrap());
+    let (chat, backend) = (Box::new(common::Numbers), common::exact(None, 1));
     // One full context has room, whatever is said.
     let options = Options::default().kv_cache_bytes(0).context(tokens);
     Arc::new(Transformer::with_chat(&source, backend, options, chat, Sampling::default()).unwrap())
@@ -221,7 +220,7 @@ fn requests_beyond_the_kv_cache_wait_for_room_or_say_what_is_missing() {
 
 #[test]
 fn a_backend_that_fails_takes_down_those_in_its_pass_and_nobody_after_them() {
-    let probe = Probe::new(Cpu::with_threads(1).unwrap());
+    let probe = Probe::new(common::exact(None, 1));
     let model: Arc<dyn Model> = Arc::new(common::golden("qwen3", probe.clone(), Dtype::F16));
     let engine = engine(&model, EngineOptions::default());
     let request = || Request::new(owner("me"), vec![Piece::Fresh(text(1, 9))]).generation(generation(4));
@@ -353,7 +352,7 @@ fn an_engine_that_ends_cancels_what_it_has() {
 fn answers_are_the_same_on_a_backend_of_another_make() {
     // Blocks of five slots and arithmetic in f64: nothing in the engine or the pass may rely on the CPU's own.
     let reference: Arc<dyn Model> = Arc::new(common::golden("qwen3", Reference, Dtype::F32));
-    let cpu: Arc<dyn Model> = Arc::new(common::golden("qwen3", Cpu::with_threads(1).unwrap(), Dtype::F32));
+    let cpu: Arc<dyn Model> = Arc::new(common::golden("qwen3", common::exact(None, 1), Dtype::F32));
     let answers = |model: &Arc<dyn Model>| -> Vec<Vec<Token>> {
         let engine = engine(model, EngineOptions::default());
         let streams = prompts(&**model, 6).into_iter().map(|(pieces, repair, mut generation)| {

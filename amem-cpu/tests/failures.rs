@@ -35,7 +35,7 @@ fn load(case: &str, probe: &Probe<Cpu>, kv_cache_bytes: u64) -> Transformer<Prob
 
 impl Subject {
     fn new(case: &str) -> Self {
-        let probe = Probe::new(Cpu::with_threads(1).unwrap());
+        let probe = Probe::new(common::exact(None, 1));
         let one_context = load(case, &probe, 0).open(LIMIT).unwrap().bytes();
         let model = load(case, &probe, 3 * one_context);
         let texts = [(1, 5), (2, 18), (3, 23)].map(|(seed, tokens)| text(seed, tokens));

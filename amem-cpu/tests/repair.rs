@@ -35,7 +35,7 @@ static SUBJECTS: LazyLock<Vec<Mutex<Subject>>> = LazyLock::new(|| {
 
 impl Subject {
     fn new(case: &str) -> Self {
-        let probe = Probe::new(Cpu::with_threads(1).unwrap());
+        let probe = Probe::new(common::exact(None, 1));
         let model = common::golden(case, probe.clone(), Dtype::F32);
         let texts = [(1, 1), (2, 2), (3, 7), (4, 16), (5, 23)].map(|(seed, tokens)| text(seed, tokens));
         let (mut memories, _) = prefill(&model, &PREFIX, &texts, true);

@@ -48,7 +48,7 @@ pub fn subject(name: &str) -> &'static Subject {
 }
 
 fn one_thread() -> Cpu {
-    Cpu::with_threads(1).unwrap()
+    super::exact(None, 1)
 }
 
 /// A text of so many tokens that all models know.
