@@ -10,7 +10,7 @@
 
 use std::sync::Arc;
 
-use amem_benches::{QUESTION, Race, note, notes, random_model};
+use amem_benches::{QUESTION, Race, model, note, notes};
 use amem_core::{Ask, Generation, Memory, Model, Piece, Repair, SessionOptions, Token};
 use criterion::{Criterion, criterion_group, criterion_main};
 use futures_lite::future::block_on;
@@ -18,7 +18,7 @@ use futures_lite::future::block_on;
 const MEMORY_TOKENS: usize = 6_000;
 
 fn session(criterion: &mut Criterion) {
-    let model: Arc<dyn Model> = Arc::new(random_model());
+    let model: Arc<dyn Model> = Arc::new(model());
     let memory = Memory::builder(Arc::clone(&model)).build().expect("the template has a system line");
     let layout = memory.layout().clone();
     let notes = notes(&*model, &layout, MEMORY_TOKENS);

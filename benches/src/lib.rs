@@ -4,9 +4,11 @@
 
 mod model;
 mod notes;
+mod prompt;
 mod race;
 pub mod residency;
 
-pub use model::{random_model, random_numbers};
+pub use model::{model, random_model, random_numbers};
 pub use notes::{QUESTION, note, notes};
+pub use prompt::Prompt;
 pub use race::Race;

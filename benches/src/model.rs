@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use amem_core::transformer::{Options, Transformer};
 use amem_cpu::Cpu;
+use amem_store::ModelDir;
 use half::bf16;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -22,7 +23,15 @@ const HEAD_DIM: usize = 64;
 const FFN: usize = 1024;
 const CONTEXT: usize = 8192;
 
-/// The model, in bf16 on all cores. Its contexts hold 8,192 tokens.
+/// The model of the directory that the environment variable `AMEM_BENCH_MODEL` names; without it, the random one.
+pub fn model() -> Transformer<Cpu> {
+    let Some(path) = std::env::var_os("AMEM_BENCH_MODEL") else { return random_model() };
+    let files = ModelDir::open(path).expect("AMEM_BENCH_MODEL names a model's directory");
+    let backend = Cpu::new().expect("threads can be started");
+    Transformer::load(&files, backend, Options::default()).expect("AMEM_BENCH_MODEL names a model's directory")
+}
+
+/// The random model, in bf16 on all cores. Its contexts hold 8,192 tokens.
 pub fn random_model() -> Transformer<Cpu> {
     let files = BTreeMap::from([
         ("config.json".to_owned(), config().to_string().into_bytes()),
