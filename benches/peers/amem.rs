@@ -1,0 +1,201 @@
+//! Times amem: loading a model, the prefill of prompts, and decoding, with the tokens that the other engines get; and
+//! what only amem does.
+//!
+//! `peer MODEL --prompt 512,2048 --generate 64 --threads 2`: MODEL is a Hugging Face directory or a GGUF file. Prints one
+//! line of JSON, in seconds. `--weights as-stored|int8|int4` and `--arithmetic exact|fast` choose the kernels. What else may
+//! be asked for:
+//!
+//! - `--together 8`: so many contexts decoded together, next to one;
+//! - `--blend 4000`: the first token behind so many tokens of memories whose KV is at hand, and a cold prefill of the same;
+//! - `--packed 20`: memories of so many tokens, 2,048 tokens in all, next to one prompt of 2,048 tokens.
+#![allow(clippy::expect_used, reason = "a program that measures has nothing to say when it cannot")]
+
+use std::error::Error;
+use std::sync::Arc;
+use std::time::Instant;
+
+use amem_benches::Prompt;
+use amem_core::transformer::{Options, Transformer};
+use amem_core::{Context, Model, Piece, Progress, Repair, Step, Token};
+use amem_cpu::{Arithmetic, Cpu, CpuOptions, WeightFormat};
+use amem_store::ModelDir;
+use serde_json::{Map, Value, json};
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+/// Passes of a few tokens before anything is timed: memory is mapped and threads are started then.
+const WARM_UP: usize = 32;
+/// What memories are packed into, and compared with.
+const PACKED: usize = 2048;
+/// Times that a blend and a cold prefill are done, alternately.
+const BLENDS: usize = 3;
+
+#[derive(Default)]
+struct Arguments {
+    model: String,
+    cpu: CpuOptions,
+    prompts: Vec<usize>,
+    generate: usize,
+    together: usize,
+    blend: usize,
+    packed: usize,
+}
+
+impl Arguments {
+    fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Self> {
+        let mut parsed = Self { model: arguments.next().ok_or("the first argument is the model")?, ..Self::default() };
+        while let Some(flag) = arguments.next() {
+            let value = arguments.next().ok_or_else(|| format!("{flag} needs a value"))?;
+            match flag.as_str() {
+                "--threads" => parsed.cpu.threads = Some(value.parse()?),
+                "--weights" => parsed.cpu.weights = weights(&value)?,
+                "--arithmetic" => parsed.cpu.arithmetic = arithmetic(&value)?,
+                "--prompt" => {
+                    parsed.prompts = value.split(',').map(str::parse).collect::<std::result::Result<_, _>>()?;
+                }
+                "--generate" => parsed.generate = value.parse()?,
+                "--together" => parsed.together = value.parse()?,
+                "--blend" => parsed.blend = value.parse()?,
+                "--packed" => parsed.packed = value.parse()?,
+                _ => return Err(format!("{flag} is not an option").into()),
+            }
+        }
+        Ok(parsed)
+    }
+}
+
+fn weights(name: &str) -> Result<WeightFormat> {
+    Ok(match name {
+        "as-stored" => WeightFormat::AsStored,
+        "int8" => WeightFormat::Int8,
+        "int4" => WeightFormat::Int4,
+        _ => return Err(format!("{name} is not one of as-stored, int8, int4").into()),
+    })
+}
+
+fn arithmetic(name: &str) -> Result<Arithmetic> {
+    Ok(match name {
+        "exact" => Arithmetic::Exact,
+        "fast" => Arithmetic::Fast,
+        _ => return Err(format!("{name} is neither exact nor fast").into()),
+    })
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse(std::env::args().skip(1))?;
+    let mut results = Map::new();
+    let begun = Instant::now();
+    let backend = Cpu::open(arguments.cpu)?;
+    let model = Transformer::load(&ModelDir::open(&arguments.model)?, backend, Options::default())?;
+    prefill(&model, 1)?;
+    results.insert("load".to_owned(), json!(begun.elapsed().as_secs_f64()));
+    let Arguments { prompts, generate, together, blend, packed, .. } = arguments;
+    if !prompts.is_empty() || generate + together + blend + packed > 0 {
+        prefill(&model, WARM_UP)?;
+    }
+
+    if !prompts.is_empty() {
+        let seconds = prompts.iter().map(|&tokens| Ok((tokens.to_string(), json!(prefill(&model, tokens)?))));
+        results.insert("prefill".to_owned(), Value::Object(seconds.collect::<Result<_>>()?));
+    }
+    if generate > 0 {
+        results.insert("decode".to_owned(), json!(decode(&model, 1, generate)? / generate as f64));
+    }
+    if together > 0 {
+        const STEPS: usize = 32;
+        let one = decode(&model, 1, STEPS)? / STEPS as f64;
+        let all = decode(&model, together, STEPS)? / STEPS as f64;
+        results.insert("together".to_owned(), json!({ "contexts": together, "one": one, "all": all }));
+    }
+    if blend > 0 {
+        results.insert("blend".to_owned(), blended(&model, blend)?);
+    }
+    if packed > 0 {
+        results.insert("packed".to_owned(), pack(&model, packed)?);
+    }
+    println!("{}", Value::Object(results));
+    Ok(())
+}
+
+/// Tokens that have nothing to do with each other.
+fn tokens(model: &dyn Model, count: usize) -> Vec<Token> {
+    let vocabulary = model.info().vocabulary as u32;
+    (0..count as u32).map(|index| index.wrapping_mul(2_654_435_761) % vocabulary).collect()
+}
+
+/// Seconds from an empty context to the logits behind so many tokens.
+fn prefill(model: &dyn Model, count: usize) -> Result<f64> {
+    first_token(model, &[Piece::Fresh(tokens(model, count).into())], &Repair::None)
+}
+
+fn first_token(model: &dyn Model, pieces: &[Piece], repair: &Repair) -> Result<f64> {
+    let begun = Instant::now();
+    let (context, _) = model.blend(pieces, repair)?;
+    std::hint::black_box(context.logits());
+    Ok(begun.elapsed().as_secs_f64())
+}
+
+/// Seconds of so many steps in each of which every context gets a token, from empty contexts on.
+fn decode(model: &dyn Model, contexts: usize, steps: usize) -> Result<f64> {
+    let tokens = tokens(model, steps);
+    let mut contexts = (0..contexts).map(|_| model.open(steps)).collect::<amem_core::Result<Vec<_>>>()?;
+    let begun = Instant::now();
+    for &token in &tokens {
+        step(model, &mut contexts, token)?;
+        contexts.iter().for_each(|context| _ = std::hint::black_box(context.logits()));
+    }
+    Ok(begun.elapsed().as_secs_f64())
+}
+
+/// Appends a token to each context, and computes all of them.
+fn step(model: &dyn Model, contexts: &mut [Box<dyn Context>], token: Token) -> Result<()> {
+    let options = amem_core::AppendOptions::new(Repair::None);
+    let piece = [Piece::Fresh(Arc::new([token]))];
+    contexts.iter_mut().try_for_each(|context| context.append(&piece, &options))?;
+    while contexts.iter().any(|context| context.pending() > 0) {
+        let mut steps: Vec<Step<'_>> =
+            contexts.iter_mut().map(|context| Step { context: &mut **context, max_rows: 1 }).collect();
+        for progress in model.advance(&mut steps) {
+            let (Progress::Pending | Progress::Done(_)) = progress?;
+        }
+    }
+    Ok(())
+}
+
+/// The first token behind memories: all computed, and with a tenth of the rows repaired.
+fn blended(model: &dyn Model, tokens: usize) -> Result<Value> {
+    let prompt = Prompt::new(model, tokens);
+    let (mut cold, mut warm) = (Vec::new(), Vec::new());
+    for _ in 0..BLENDS {
+        cold.push(first_token(model, &prompt.fresh, &Repair::None)?);
+        warm.push(first_token(model, &prompt.cached, &Repair::default())?);
+    }
+    Ok(json!({ "tokens": prompt.tokens, "cold": median(cold), "blend": median(warm) }))
+}
+
+/// Many short memories in packed passes, without and with their sensitivity, and one prompt of as many tokens.
+fn pack(model: &dyn Model, length: usize) -> Result<Value> {
+    let (all, count) = (tokens(model, PACKED), PACKED / length);
+    let texts: Vec<Arc<[Token]>> = all.chunks_exact(length).map(Arc::from).collect();
+    let texts = model.info().prefill_texts("bench", &[], &texts);
+    // What is computed once for all memories of a prefix is not what is asked for.
+    model.prefill(&[], texts.get(..1).unwrap_or_default(), true)?;
+    let timed = |measure| -> Result<f64> {
+        let begun = Instant::now();
+        std::hint::black_box(model.prefill(&[], &texts, measure)?);
+        Ok(begun.elapsed().as_secs_f64())
+    };
+    let (plain, measured) = (timed(false)?, timed(true)?);
+    Ok(json!({
+        "memories": count,
+        "tokens": count * length,
+        "plain": plain,
+        "measured": measured,
+        "prompt": { "tokens": PACKED, "seconds": prefill(model, PACKED)? },
+    }))
+}
+
+fn median(mut seconds: Vec<f64>) -> f64 {
+    seconds.sort_by(f64::total_cmp);
+    seconds[seconds.len() / 2]
+}
