@@ -1,12 +1,12 @@
 //! Times amem: loading a model, the prefill of prompts, and decoding, with the tokens that the other engines get; and
 //! what only amem does.
 //!
-//! `peer MODEL --prompt 512,2048 --generate 64 --threads 2`: MODEL is a Hugging Face directory or a GGUF file. Prints one
-//! line of JSON, in seconds. `--weights as-stored|int8|int4` and `--arithmetic exact|fast` choose the kernels. What else may
-//! be asked for:
+//! `peer MODEL --prompt 512,2048 --generate 64 --threads 2`: MODEL is a Hugging Face directory or a GGUF file. Prints
+//! one line of JSON, in seconds. `--weights as-stored|int8|int4` and `--arithmetic exact|fast` choose the kernels. What
+//! else may be asked for:
 //!
 //! - `--together 8`: so many contexts decoded together, next to one;
-//! - `--blend 4000`: the first token behind so many tokens of memories whose KV is at hand, and a cold prefill of the same;
+//! - `--blend 4000`: the first token behind so many tokens of memories whose KV is at hand, and a cold prefill of all;
 //! - `--packed 20`: memories of so many tokens, 2,048 tokens in all, next to one prompt of 2,048 tokens.
 #![allow(clippy::expect_used, reason = "a program that measures has nothing to say when it cannot")]
 

@@ -5,8 +5,8 @@
     python3 benches/peers/compare.py --quick    # one repetition
     python3 benches/peers/compare.py --help
 
-Needs Python 3.10, Rust, a C++ compiler, and access to PyPI and crates.io. Everything that it makes is in target/peers (or
-`--scratch`), which takes about 6 GB:
+Needs Python 3.11.4, Rust, a C++ compiler, and access to PyPI and crates.io. Everything that it makes is in target/peers
+(or `--scratch`), which takes about 6 GB:
 
 - llama.cpp as it comes with the source package of llama-cpp-python, built for this machine (GGML_NATIVE). Its flash
   attention is tried on and off with each model, and what is faster is used;
@@ -54,7 +54,7 @@ WEIGHTS = {"bf16": "as-stored", "q8_0": "int8", "q4_0": "int4"}
 BITS = {"bf16": 16, "q8_0": 8.5, "q4_0": 4.5}
 # The instructions whose peak bounds products with matrices of a type.
 PEAKS = {"bf16": "bf16", "q8_0": "int8", "q4_0": "int8"}
-INSTRUCTIONS = ["avx2", "fma", "avx_vnni", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "asimddp", "bf16", "i8mm"]
+INSTRUCTIONS = ["avx2", "fma", "avx_vnni", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "asimddp", "i8mm"]
 
 
 def main():
@@ -220,7 +220,8 @@ class Case:
         if engine == "llama.cpp":
             lengths = ",".join(map(str, prompts))
             sizes = ["-p", lengths or "0", "-n", generated, "-r", 1, "--no-warmup"]
-            return [engines[engine], "-m", self.gguf, "-t", options.threads, *sizes, "-fa", self.attention, "-o", "json"]
+            how = ["-t", options.threads, "-fa", self.attention, "-o", "json"]
+            return [engines[engine], "-m", self.gguf, *how, *sizes]
         sizes = ["--prompt", ",".join(map(str, prompts)), "--generate", generated] if prompts else []
         if engine == "candle":
             return [engines[engine], self.directory if self.kind == "bf16" else self.gguf, *sizes]
@@ -271,8 +272,8 @@ class Case:
 
 
 def choose_attention(cases, engines, options):
-    """Whether llama.cpp is faster with flash attention or without, by the longest prompt of a model's first case: keys and
-    values are of one type, whatever the weights are."""
+    """Whether llama.cpp is faster with flash attention or without, by the longest prompt of a model's first case: keys
+    and values are of one type, whatever the weights are."""
     seconds = {}
     for attention in ["on", "off"]:
         cases[0].attention = attention
@@ -355,10 +356,11 @@ def report(results, options):
     samples = [sample for case in results["cases"] for samples in case["samples"].values() for sample in samples]
     others = statistics.mean(sample["others"] for sample in samples)
     lines = [
-        f"{machine['cpu']}, {machine['cores']} cores ({', '.join(machine['instructions'])}); threads: {machine['threads']};",
-        f"repetitions: {options.repetitions}; {versions['llama.cpp']}, candle {versions['candle']},",
-        f"amem {versions['amem']}. A ratio above 1 says that amem is better. Other processes took {100 * others:.0f} % of the",
-        "cores meanwhile, on the mean.",
+        f"{machine['cpu']}, {machine['cores']} cores ({', '.join(machine['instructions'])}).",
+        f"{machine['threads']} threads; {options.repetitions} repetitions.",
+        f"{versions['llama.cpp']}, candle {versions['candle']}, amem {versions['amem']}.",
+        "A ratio above 1 says that amem is better.",
+        f"Other processes took {100 * others:.0f} % of the cores meanwhile, on the mean.",
         "",
         "| model, weights | what | llama.cpp | candle | amem | to llama.cpp | to candle |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
@@ -373,7 +375,8 @@ def report(results, options):
     lines += ["", "What was reached of the machine's measured peaks:", ""]
     known = ", ".join(f"{name} {peaks['operations'][name] / 1e9:.0f} GFLOP/s" for name in peaks["operations"])
     lines += [
-        f"{known}; reading {peaks['read']['one'] / 1e9:.1f} GB/s with one thread, {peaks['read']['all'] / 1e9:.1f} with all.",
+        f"{known};",
+        f"reading {peaks['read']['one'] / 1e9:.1f} GB/s with one thread, {peaks['read']['all'] / 1e9:.1f} with all.",
         "",
         "| model, weights | what | floor | llama.cpp | candle | amem |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
