@@ -27,7 +27,8 @@ pub struct Cache {
     dtype: Dtype,
     /// `[layers][kv_heads]`.
     heads: Vec<Head>,
-    turns: Turns,
+    /// One for each rope that keys were turned by.
+    turns: Vec<Turns>,
 }
 
 /// One head of one layer: its blocks, each `[BLOCK_TOKENS / LANES][head_dim][LANES]` numbers of keys, so that a vector
@@ -92,7 +93,7 @@ fn key_start(slot: usize, head_dim: usize) -> usize {
 impl Cache {
     pub(crate) fn new(shape: KvShape, dtype: Dtype) -> Result<Self> {
         let heads = (0..shape.layers * shape.kv_heads).map(|_| Head::new(dtype)).collect::<Result<_>>()?;
-        Ok(Self { shape, dtype, heads, turns: Turns::new() })
+        Ok(Self { shape, dtype, heads, turns: Vec::new() })
     }
 
     pub(crate) fn head(&self, layer: usize, kv_head: usize) -> &Head {
@@ -203,7 +204,8 @@ impl Cpu {
         let Cache { shape, dtype, heads, turns } = cache;
         let (shape, dtype) = (*shape, *dtype);
         let runs: Vec<Vec<Run>> = placements.iter().map(runs_of).collect();
-        turns.prepare(self, rope, runs.iter().flatten());
+        let turns = Turns::of(turns, rope);
+        turns.prepare(self, runs.iter().flatten());
         let heads = heads.chunks_exact_mut(shape.kv_heads.max(1)).enumerate();
         let layers: Vec<(usize, Mutex<&mut [Head]>)> = heads
             .filter(|(layer, _)| layers.contains(layer))
@@ -217,7 +219,7 @@ impl Cpu {
             let (layer, heads) = &layers[layer];
             let kv = placement.chunk.layer_in(*layer, bytes)?;
             let mut heads = heads.lock().unwrap_or_else(PoisonError::into_inner);
-            let load = Load { placement, runs, kv: &kv, shape, dtype, turns };
+            let load = Load { placement, runs, kv: &kv, shape, dtype, turns: &*turns };
             match dtype {
                 Dtype::F16 => self.arch.dispatch(Put { load, heads: &mut heads, numbers, dtype: PhantomData::<f16> }),
                 Dtype::Bf16 => self.arch.dispatch(Put { load, heads: &mut heads, numbers, dtype: PhantomData::<bf16> }),
@@ -424,16 +426,23 @@ impl Turns {
     /// Numbers that are kept at most, as far as one call does not need more.
     const KEPT: usize = 16 << 20;
 
-    fn new() -> Self {
-        Self { rope: Rope { inverse_frequencies: Vec::new(), attention_factor: 1.0 }, angles: HashMap::new() }
+    /// Those of a rope. The layers of a model have two at most.
+    fn of<'t>(all: &'t mut Vec<Self>, rope: &Rope) -> &'t mut Self {
+        const ROPES: usize = 2;
+        let known = all.iter().position(|turns| turns.rope == *rope).unwrap_or_else(|| {
+            if all.len() == ROPES {
+                all.remove(0);
+            }
+            all.push(Self { rope: rope.clone(), angles: HashMap::new() });
+            all.len() - 1
+        });
+        &mut all[known]
     }
 
     /// Computes what these runs are turned by, as far as it is not there.
-    fn prepare<'r>(&mut self, cpu: &Cpu, rope: &Rope, runs: impl Iterator<Item = &'r Run>) {
+    fn prepare<'r>(&mut self, cpu: &Cpu, runs: impl Iterator<Item = &'r Run>) {
+        let rope = &self.rope;
         let each = 2 * LANES * rope.inverse_frequencies.len();
-        if self.rope != *rope {
-            *self = Self { rope: rope.clone(), angles: HashMap::new() };
-        }
         let needed: HashSet<i64> = runs.map(|run| run.base).collect();
         let missing = |turns: &Self| needed.iter().filter(|base| !turns.angles.contains_key(base)).count();
         if (self.angles.len() + missing(self)) * each > Self::KEPT {
