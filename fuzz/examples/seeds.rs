@@ -89,7 +89,34 @@ const LINES: [(&str, &str); 2] = [
 ];
 
 /// One of each family and of each rope scaling.
-const CONFIGS: [(&str, &str); 4] = [
+const CONFIGS: [(&str, &str); 8] = [
+    (
+        "gemma3",
+        r#"{"model_type":"gemma3","eos_token_id":[1,106],"text_config":{"model_type":"gemma3_text","hidden_size":64,
+            "num_hidden_layers":7,"head_dim":16,"intermediate_size":128,"vocab_size":256,"sliding_window":8,
+            "query_pre_attn_scalar":16,"final_logit_softcapping":30.0,"rope_theta":1000000.0,"rope_local_base_freq":10000,
+            "rope_scaling":{"rope_type":"linear","factor":8.0}}}"#,
+    ),
+    (
+        "phi3",
+        r#"{"model_type":"phi3","hidden_size":64,"num_hidden_layers":2,"num_attention_heads":4,"intermediate_size":128,
+            "vocab_size":256,"max_position_embeddings":131072,"original_max_position_embeddings":4096,
+            "partial_rotary_factor":0.75,"rope_scaling":{"type":"longrope","short_factor":[1.0,1.1,1.3,1.4,1.7,2.0],
+            "long_factor":[1.0,1.5,2.5,4.0,7.0,11.0]},"sliding_window":262144}"#,
+    ),
+    (
+        "smollm3",
+        r#"{"model_type":"smollm3","hidden_size":64,"num_hidden_layers":4,"num_attention_heads":4,"intermediate_size":128,
+            "vocab_size":256,"max_position_embeddings":65536,"no_rope_layers":[1,1,1,0],"rope_theta":5000000.0,
+            "layer_types":["full_attention","full_attention","full_attention","full_attention"],"mlp_bias":true}"#,
+    ),
+    (
+        "qwen3_moe",
+        r#"{"model_type":"qwen3_moe","hidden_size":64,"num_hidden_layers":4,"num_attention_heads":4,"head_dim":16,
+            "intermediate_size":128,"moe_intermediate_size":32,"num_experts":8,"num_experts_per_tok":2,
+            "norm_topk_prob":true,"decoder_sparse_step":2,"mlp_only_layers":[3],"vocab_size":256,
+            "max_position_embeddings":40960}"#,
+    ),
     (
         "llama3",
         r#"{"model_type":"llama","hidden_size":64,"num_hidden_layers":2,"num_attention_heads":4,"num_key_value_heads":2,
