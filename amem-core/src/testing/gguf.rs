@@ -102,7 +102,7 @@ impl GgufWriter {
     /// With this tensor, its numbers written in a type.
     #[must_use]
     pub fn tensor(self, name: &str, dtype: WeightType, shape: &[usize], numbers: &[f32]) -> Self {
-        self.raw_tensor(name, type_number(dtype), shape, quantised(dtype, numbers))
+        self.raw_tensor(name, Self::type_number(dtype), shape, quantised(dtype, numbers))
     }
 
     /// Without this tensor.
@@ -110,6 +110,23 @@ impl GgufWriter {
     pub fn without_tensor(mut self, name: &str) -> Self {
         self.tensors.retain(|(other, ..)| other != name);
         self
+    }
+
+    /// llama.cpp's number for a type.
+    pub fn type_number(dtype: WeightType) -> u32 {
+        match dtype {
+            WeightType::F32 => 0,
+            WeightType::F16 => 1,
+            WeightType::Q4_0 => 2,
+            WeightType::Q4_1 => 3,
+            WeightType::Q5_0 => 6,
+            WeightType::Q5_1 => 7,
+            WeightType::Q8_0 => 8,
+            WeightType::Q4K => 12,
+            WeightType::Q5K => 13,
+            WeightType::Q6K => 14,
+            WeightType::Bf16 => 30,
+        }
     }
 
     /// The file, tensors in the order in which they were added.
@@ -139,20 +156,10 @@ impl GgufWriter {
     }
 }
 
-/// llama.cpp's number for a type.
-fn type_number(dtype: WeightType) -> u32 {
-    match dtype {
-        WeightType::F32 => 0,
-        WeightType::F16 => 1,
-        WeightType::Q4_0 => 2,
-        WeightType::Q8_0 => 8,
-        WeightType::Q4K => 12,
-        WeightType::Q6K => 14,
-        WeightType::Bf16 => 30,
-    }
-}
-
 /// Numbers in a type, whole blocks of them, rounded without finesse: each block by its largest number.
+///
+/// # Panics
+/// For `Q4_1`, `Q5_0`, `Q5_1` and `Q5_K`.
 pub fn quantised(dtype: WeightType, numbers: &[f32]) -> Vec<u8> {
     if let Some(plain) = dtype.plain() {
         let mut bytes = Vec::new();
@@ -188,7 +195,7 @@ pub fn quantised(dtype: WeightType, numbers: &[f32]) -> Vec<u8> {
                 });
                 half(step).into_iter().chain(half(largest)).chain(scales).chain(pairs).collect()
             }
-            _ => {
+            WeightType::Q6K => {
                 let step = largest / 31.0;
                 let quants: Vec<u8> = numbers.iter().map(|x| (rounded(*x, step, 32.0) + 32) as u8).collect();
                 let (mut low, mut high) = (Vec::new(), Vec::new());
@@ -200,6 +207,7 @@ pub fn quantised(dtype: WeightType, numbers: &[f32]) -> Vec<u8> {
                 }
                 [low, high, vec![1; 16], half(step).to_vec()].concat()
             }
+            other => panic!("{other} is not written here"),
         }
     };
     blocks.flat_map(block).collect()

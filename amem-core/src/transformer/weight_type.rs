@@ -21,9 +21,17 @@ pub enum WeightType {
     /// 32 numbers in 18 bytes: an f16 scale, then 4 bits for each number, less 8. The first 16 numbers are in the low
     /// halves of the bytes, the others in the high halves.
     Q4_0,
+    /// 32 numbers in 20 bytes: an f16 scale and an f16 minimum, then 4 bits for each number, in `Q4_0`'s order.
+    Q4_1,
+    /// 32 numbers in 22 bytes: an f16 scale, a fifth bit for each number, then 4 bits for each; less 16.
+    Q5_0,
+    /// 32 numbers in 24 bytes: an f16 scale and an f16 minimum, a fifth bit for each number, then 4 bits for each.
+    Q5_1,
     /// `Q4_K`: 256 numbers in 144 bytes. Each 32 of them have a scale and a minimum of 6 bits, which an f16 each
     /// scales; each number has 4 bits.
     Q4K,
+    /// `Q5_K`: `Q4_K` with a fifth bit for each number, 176 bytes.
+    Q5K,
     /// `Q6_K`: 256 numbers in 210 bytes. Each 16 of them have a scale of 8 signed bits, which an f16 scales; each number
     /// has 6 bits, less 32.
     Q6K,
@@ -48,7 +56,11 @@ impl fmt::Display for WeightType {
             Self::Bf16 => "BF16",
             Self::Q8_0 => "Q8_0",
             Self::Q4_0 => "Q4_0",
+            Self::Q4_1 => "Q4_1",
+            Self::Q5_0 => "Q5_0",
+            Self::Q5_1 => "Q5_1",
             Self::Q4K => "Q4_K",
+            Self::Q5K => "Q5_K",
             Self::Q6K => "Q6_K",
         })
     }
@@ -56,14 +68,26 @@ impl fmt::Display for WeightType {
 
 impl WeightType {
     /// All of them.
-    pub const ALL: [Self; 7] = [Self::F32, Self::F16, Self::Bf16, Self::Q8_0, Self::Q4_0, Self::Q4K, Self::Q6K];
+    pub const ALL: [Self; 11] = [
+        Self::F32,
+        Self::F16,
+        Self::Bf16,
+        Self::Q8_0,
+        Self::Q4_0,
+        Self::Q4_1,
+        Self::Q5_0,
+        Self::Q5_1,
+        Self::Q4K,
+        Self::Q5K,
+        Self::Q6K,
+    ];
 
     /// Numbers in a block; 1 for plain numbers.
     pub const fn block(self) -> usize {
         match self {
             Self::F32 | Self::F16 | Self::Bf16 => 1,
-            Self::Q8_0 | Self::Q4_0 => 32,
-            Self::Q4K | Self::Q6K => 256,
+            Self::Q8_0 | Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 => 32,
+            Self::Q4K | Self::Q5K | Self::Q6K => 256,
         }
     }
 
@@ -74,7 +98,11 @@ impl WeightType {
             Self::F16 | Self::Bf16 => 2,
             Self::Q8_0 => 34,
             Self::Q4_0 => 18,
+            Self::Q4_1 => 20,
+            Self::Q5_0 => 22,
+            Self::Q5_1 => 24,
             Self::Q4K => 144,
+            Self::Q5K => 176,
             Self::Q6K => 210,
         }
     }
@@ -109,7 +137,11 @@ impl WeightType {
             Self::Bf16 => Dtype::Bf16.decode(bytes, numbers),
             Self::Q8_0 => blocks(bytes, numbers, q8_0),
             Self::Q4_0 => blocks(bytes, numbers, q4_0),
+            Self::Q4_1 => blocks(bytes, numbers, q4_1),
+            Self::Q5_0 => blocks(bytes, numbers, q5_0),
+            Self::Q5_1 => blocks(bytes, numbers, q5_1),
             Self::Q4K => blocks(bytes, numbers, q4_k),
+            Self::Q5K => blocks(bytes, numbers, q5_k),
             Self::Q6K => blocks(bytes, numbers, q6_k),
         }
     }
@@ -145,31 +177,66 @@ fn q8_0(block: &[u8; 34], numbers: &mut [f32; 32]) {
 fn q4_0(block: &[u8; 18], numbers: &mut [f32; 32]) {
     let [low, high, quants @ ..] = block;
     let scale = half(*low, *high);
+    halves(quants, 0, numbers, |q| f32::from(q as i8 - 8) * scale);
+}
+
+fn q4_1(block: &[u8; 20], numbers: &mut [f32; 32]) {
+    let [d0, d1, m0, m1, quants @ ..] = block;
+    let (scale, minimum) = (half(*d0, *d1), half(*m0, *m1));
+    halves(quants, 0, numbers, |q| f32::from(q) * scale + minimum);
+}
+
+fn q5_0(block: &[u8; 22], numbers: &mut [f32; 32]) {
+    let [low, high, b0, b1, b2, b3, quants @ ..] = block;
+    let scale = half(*low, *high);
+    halves(quants, u32::from_le_bytes([*b0, *b1, *b2, *b3]), numbers, |q| f32::from(q as i8 - 16) * scale);
+}
+
+fn q5_1(block: &[u8; 24], numbers: &mut [f32; 32]) {
+    let [d0, d1, m0, m1, b0, b1, b2, b3, quants @ ..] = block;
+    let (scale, minimum) = (half(*d0, *d1), half(*m0, *m1));
+    halves(quants, u32::from_le_bytes([*b0, *b1, *b2, *b3]), numbers, |q| f32::from(q) * scale + minimum);
+}
+
+/// The first 16 numbers are in the low halves of the bytes, the others in the high ones. Of `fifth`, each number has one
+/// bit.
+#[inline(always)]
+fn halves(quants: &[u8; 16], fifth: u32, numbers: &mut [f32; 32], number: impl Fn(u8) -> f32) {
     let (first, second) = numbers.split_at_mut(16);
-    for ((a, b), &q) in first.iter_mut().zip(second).zip(quants) {
-        *a = f32::from((q & 15) as i8 - 8) * scale;
-        *b = f32::from((q >> 4) as i8 - 8) * scale;
+    for (index, ((a, b), &q)) in first.iter_mut().zip(second).zip(quants).enumerate() {
+        *a = number(q & 15 | (fifth >> index & 1) as u8 * 16);
+        *b = number(q >> 4 | (fifth >> (index + 16) & 1) as u8 * 16);
     }
 }
 
 fn q4_k(block: &[u8; 144], numbers: &mut [f32; 256]) {
-    let [d0, d1, m0, m1, rest @ ..] = block;
-    let (scale, minimum) = (half(*d0, *d1), half(*m0, *m1));
-    let (packed, quants) = rest.split_at(12);
+    let (head, quants) = block.split_at(16);
+    scaled_twice(head, &[0; 32], quants, numbers);
+}
+
+fn q5_k(block: &[u8; 176], numbers: &mut [f32; 256]) {
+    let (head, rest) = block.split_at(16);
+    let (fifth, quants) = rest.split_at(32);
+    scaled_twice(head, fifth, quants, numbers);
+}
+
+/// Groups of 32 numbers with scales and minimums that have a scale themselves. Each bit of a byte of `fifth` belongs to
+/// another group.
+#[inline(always)]
+fn scaled_twice(head: &[u8], fifth: &[u8], quants: &[u8], numbers: &mut [f32; 256]) {
+    let (scale, minimum, packed) = (half(head[0], head[1]), half(head[2], head[3]), &head[4..]);
     // The low 6 bits of the first 8 bytes are scales and minimums 0 to 3. Those of 4 to 7 have their low 4 bits in the
     // last 4 bytes, and their high 2 bits above the first 8 bytes' own.
     let six = |group: usize| match group {
         0..4 => (packed[group] & 63, packed[group + 4] & 63),
         _ => (packed[group + 4] & 15 | packed[group - 4] >> 6 << 4, packed[group + 4] >> 4 | packed[group] >> 6 << 4),
     };
-    let pairs = numbers.as_chunks_mut::<32>().0.chunks_exact_mut(2).zip(quants.as_chunks::<32>().0);
-    for (pair, (numbers, quants)) in pairs.enumerate() {
-        for (high, numbers) in numbers.iter_mut().enumerate() {
-            let (sc, m) = six(2 * pair + high);
-            let (scale, minimum) = (scale * f32::from(sc), minimum * f32::from(m));
-            for (y, q) in numbers.iter_mut().zip(quants) {
-                *y = scale * f32::from(q >> (4 * high) & 15) - minimum;
-            }
+    for (group, numbers) in numbers.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+        let (sc, m) = six(group);
+        let (scale, minimum) = (scale * f32::from(sc), minimum * f32::from(m));
+        let quants = &quants[group / 2 * 32..][..32];
+        for ((y, q), fifth) in numbers.iter_mut().zip(quants).zip(fifth) {
+            *y = scale * f32::from(q >> (group % 2 * 4) & 15 | (fifth >> group & 1) * 16) - minimum;
         }
     }
 }

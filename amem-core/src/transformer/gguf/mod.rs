@@ -27,14 +27,15 @@ pub type GgufBytes = Box<dyn AsRef<[u8]> + Send + Sync>;
 
 const CONFIG: &str = "config.json";
 /// What to say of a type that is not read.
-pub(super) const TYPES_READ: &str = "F32, F16, BF16, Q8_0, Q4_0, Q4_K and Q6_K are: quantise the model to one of these (llama-quantize, as Q8_0 or Q4_K_M)";
+pub(super) const TYPES_READ: &str = "F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K and Q6_K are: quantise the \
+                                     model to one of these (llama-quantize, as Q8_0 or Q4_K_M)";
 /// Files that a model may be split into.
 const MAX_PARTS: usize = 1 << 10;
 
 /// A model in GGUF, in one file or several: a [`ModelSource`] of its configuration, weights, tokenizer and chat template.
 ///
-/// Weights are read in F32, F16, BF16, Q8_0, Q4_0, Q4_K and Q6_K, of the architectures `llama` (Mistral and Mixtral too),
-/// `qwen2`, `qwen3`, `qwen3moe`, `gemma2`, `gemma3`, `phi3`, `smollm3`, `olmo2` and `granite`.
+/// Weights are read in the types of [`WeightType`], of the architectures `llama` (Mistral and Mixtral too), `qwen2`,
+/// `qwen3`, `qwen3moe`, `gemma2`, `gemma3`, `phi3`, `smollm3`, `olmo2` and `granite`.
 pub struct Gguf {
     parts: Vec<(String, GgufBytes)>,
     architecture: &'static Architecture,
