@@ -6,10 +6,10 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
-use amem_core::transformer::{Placement, Rope};
+use amem_core::transformer::{Placement, Rope, Row};
 use amem_core::{Dtype, Encoding, Error, KvShape, LayerKv, Result};
 use half::{bf16, f16};
-use pulp::{Scalar, Simd, WithSimd};
+use pulp::{Simd, WithSimd};
 
 use crate::number::Element;
 use crate::rotation::{Angle, Angles};
@@ -77,7 +77,11 @@ fn entry<T>(blocks: &mut Vec<Vec<T>>, id: u32) -> &mut Vec<T> {
 /// The block that is to be written, made if it is not there yet.
 #[inline(always)]
 fn block_mut<T: Element>(blocks: &mut Vec<Vec<T>>, id: u32, head_dim: usize) -> &mut [T] {
-    let block = entry(blocks, id);
+    made(entry(blocks, id), head_dim)
+}
+
+#[inline(always)]
+fn made<T: Element>(block: &mut Vec<T>, head_dim: usize) -> &mut [T] {
     if block.is_empty() {
         *block = vec![T::default(); 2 * BLOCK_TOKENS * head_dim];
     }
@@ -103,92 +107,169 @@ impl Cache {
     pub(crate) fn copy_block(&mut self, from: u32, to: u32) {
         self.heads.iter_mut().for_each(|head| head.copy(from, to));
     }
+}
 
-    /// A row's key (before rotation) in one head, as the cache stores it.
-    #[inline(always)]
-    fn stored_key(&self, key: &[f32], angle: Angle<'_>, to: &mut [f32]) {
-        to.copy_from_slice(key);
-        self.dtype.round(to);
-        angle.rotate(to);
-        self.dtype.round(to);
+/// Which rows of a pass go into which blocks.
+pub(crate) struct Slots {
+    /// The indexes of rows, block by block.
+    rows: Vec<usize>,
+    /// The blocks in ascending order, each with its rows' places among them.
+    blocks: Vec<(u32, Range<usize>)>,
+}
+
+impl Slots {
+    pub(crate) fn of(rows: &[Row], tables: &[Vec<u32>]) -> Self {
+        let block = |row: &Row| Some(*tables.get(row.context)?.get(row.slot as usize / BLOCK_TOKENS)?);
+        let placed = |(index, row)| Some((block(row)?, index));
+        let mut placed: Vec<(u32, usize)> = rows.iter().enumerate().filter_map(placed).collect();
+        placed.sort_by_key(|(block, _)| *block);
+        let (mut blocks, mut start) = (Vec::new(), 0);
+        for same in placed.chunk_by(|a, b| a.0 == b.0) {
+            blocks.extend(same.first().map(|(block, _)| (*block, start..start + same.len())));
+            start += same.len();
+        }
+        Self { rows: placed.into_iter().map(|(_, row)| row).collect(), blocks }
+    }
+}
+
+impl Cpu {
+    /// Puts the rows' keys (before rotation) and values, `[rows][kv_heads][head_dim]` each, into their slots.
+    pub(crate) fn write(&self, cache: &mut Cache, layer: usize, plan: &Plan, keys: &Tensor, values: &Tensor) {
+        let shape = cache.shape;
+        let heads = cache.heads.iter_mut().skip(layer * shape.kv_heads).take(shape.kv_heads);
+        match cache.dtype {
+            Dtype::F16 => self.write_as::<f16>(heads, shape, plan, keys, values),
+            Dtype::Bf16 => self.write_as::<bf16>(heads, shape, plan, keys, values),
+            _ => self.write_as::<f32>(heads, shape, plan, keys, values),
+        }
+    }
+
+    fn write_as<'c, T: Element>(
+        &self,
+        heads: impl Iterator<Item = &'c mut Head>,
+        shape: KvShape,
+        plan: &Plan,
+        keys: &Tensor,
+        values: &Tensor,
+    ) {
+        let Slots { rows, blocks } = &plan.slots;
+        let mut parts = Vec::with_capacity(blocks.len() * shape.kv_heads);
+        for (kv_head, head) in heads.enumerate() {
+            let (Some(all), Some((last, _))) = (T::blocks(head), blocks.last()) else { return };
+            entry(all, *last);
+            let (mut rest, mut next) = (all.as_mut_slice(), 0);
+            for (id, places) in blocks {
+                let Some((block, others)) = rest.split_at_mut(*id as usize - next).1.split_first_mut() else { return };
+                (rest, next) = (others, *id as usize + 1);
+                parts.push(Write { block, rows: &rows[places.clone()], kv_head, shape, plan, keys, values });
+            }
+        }
+        // Rounding twice, turning and finding places take about as long as ten multiplications.
+        self.each(parts, 10 * keys.data.len(), |part| self.arch.dispatch(part));
     }
 
     /// For each row, the squared distance between these keys (before rotation) and those that stand in its slot.
-    pub(crate) fn distances(&self, layer: usize, plan: &Plan, keys: &Tensor) -> Vec<f32> {
-        let KvShape { kv_heads, head_dim, .. } = self.shape;
-        let mut key = vec![0f32; head_dim];
-        let distance = |(index, row): (usize, &amem_core::transformer::Row)| {
-            let slot = row.slot as usize;
-            let block = plan.tables.get(row.context).and_then(|table| table.get(slot / BLOCK_TOKENS)).copied();
-            let mut distance = 0f32;
-            for kv_head in 0..kv_heads {
-                let at = (index * kv_heads + kv_head) * head_dim;
-                self.stored_key(&keys.data[at..at + head_dim], plan.angles.row(index), &mut key);
-                let (head, slot) = (self.head(layer, kv_head), slot % BLOCK_TOKENS);
-                distance += match head {
-                    Head::F32(blocks) => squared_distance(blocks, block, slot, &key),
-                    Head::F16(blocks) => squared_distance(blocks, block, slot, &key),
-                    Head::Bf16(blocks) => squared_distance(blocks, block, slot, &key),
-                };
-            }
-            distance
-        };
-        plan.rows.iter().enumerate().map(distance).collect()
+    pub(crate) fn distances(&self, cache: &Cache, layer: usize, plan: &Plan, keys: &Tensor) -> Tensor {
+        const ROWS: usize = 16;
+        let mut distances = self.tensor(plan.rows.len(), 1);
+        let parts = distances.data.chunks_mut(ROWS).enumerate().map(|(part, to)| (part * ROWS, to)).collect();
+        self.each(parts, 10 * keys.data.len(), |(first, distances)| {
+            self.arch.dispatch(Distances { cache, layer, plan, keys, first, distances });
+        });
+        distances
     }
 }
 
-/// Puts the rows' keys (before rotation) and values, `[rows][kv_heads][head_dim]` each, into their slots.
-pub(crate) struct Write<'a> {
-    pub(crate) cache: &'a mut Cache,
-    pub(crate) layer: usize,
-    pub(crate) plan: &'a Plan,
-    pub(crate) keys: &'a Tensor,
-    pub(crate) values: &'a Tensor,
+/// Puts some rows' keys and values of one head into their slots of one block.
+struct Write<'a, T> {
+    /// Made if it is not there yet.
+    block: &'a mut Vec<T>,
+    rows: &'a [usize],
+    kv_head: usize,
+    shape: KvShape,
+    plan: &'a Plan,
+    keys: &'a Tensor,
+    values: &'a Tensor,
 }
 
-impl WithSimd for Write<'_> {
+impl<T: Element> WithSimd for Write<'_, T> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { cache, layer, plan, keys, values } = self;
-        let KvShape { kv_heads, head_dim, .. } = cache.shape;
-        let mut key = vec![0f32; head_dim];
-        for (index, row) in plan.rows.iter().enumerate() {
-            let slot = row.slot as usize;
-            let Some(&block) = plan.tables.get(row.context).and_then(|table| table.get(slot / BLOCK_TOKENS)) else {
-                continue;
-            };
-            for kv_head in 0..kv_heads {
-                let at = (index * kv_heads + kv_head) * head_dim;
-                cache.stored_key(&keys.data[at..at + head_dim], plan.angles.row(index), &mut key);
-                let (value, slot) = (&values.data[at..at + head_dim], slot % BLOCK_TOKENS);
-                match &mut cache.heads[layer * kv_heads + kv_head] {
-                    Head::F32(blocks) => put(simd, block_mut(blocks, block, head_dim), slot, &key, value),
-                    Head::F16(blocks) => put(simd, block_mut(blocks, block, head_dim), slot, &key, value),
-                    Head::Bf16(blocks) => put(simd, block_mut(blocks, block, head_dim), slot, &key, value),
-                }
+        let Self { block, rows, kv_head, shape: KvShape { kv_heads, head_dim, .. }, plan, keys, values } = self;
+        let block = made(block, head_dim);
+        let (mut key, mut space) = (vec![T::default(); head_dim], vec![0f32; 2 * head_dim]);
+        for &index in rows {
+            let (Some(row), at) = (plan.rows.get(index), (index * kv_heads + kv_head) * head_dim) else { continue };
+            stored_key(simd, &keys.data[at..at + head_dim], plan.angles.row(index), &mut key, &mut space);
+            let slot = row.slot as usize % BLOCK_TOKENS;
+            let (keys, own_values) = block.split_at_mut(BLOCK_TOKENS * head_dim);
+            let places = keys[key_start(slot, head_dim)..].iter_mut().step_by(LANES);
+            places.zip(&key).for_each(|(to, x)| *to = *x);
+            T::narrow(simd, &values.data[at..at + head_dim], &mut own_values[slot * head_dim..(slot + 1) * head_dim]);
+        }
+    }
+}
+
+/// A row's key (before rotation) in one head, as a cache stores it: rounded, turned and rounded again. `space` is twice as
+/// long.
+#[inline(always)]
+fn stored_key<S: Simd, T: Element>(simd: S, key: &[f32], angle: Angle<'_>, to: &mut [T], space: &mut [f32]) {
+    let (rounded, turned) = space.split_at_mut(key.len());
+    T::narrow(simd, key, to);
+    turned.copy_from_slice(T::widen(simd, to, rounded));
+    angle.rotate(turned);
+    T::narrow(simd, turned, to);
+}
+
+/// The distances of some rows' keys from those that stand in their slots.
+struct Distances<'a> {
+    cache: &'a Cache,
+    layer: usize,
+    plan: &'a Plan,
+    keys: &'a Tensor,
+    /// The first row.
+    first: usize,
+    distances: &'a mut [f32],
+}
+
+impl WithSimd for Distances<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        self.distances.fill(0.0);
+        for kv_head in 0..self.cache.shape.kv_heads {
+            match self.cache.head(self.layer, kv_head) {
+                Head::F32(blocks) => self.add(simd, blocks, kv_head),
+                Head::F16(blocks) => self.add(simd, blocks, kv_head),
+                Head::Bf16(blocks) => self.add(simd, blocks, kv_head),
             }
         }
     }
 }
 
-/// Puts a rotated key and a value into a block's slot.
-#[inline(always)]
-fn put<S: Simd, T: Element>(simd: S, block: &mut [T], slot: usize, key: &[f32], value: &[f32]) {
-    let head_dim = key.len();
-    let (keys, values) = block.split_at_mut(BLOCK_TOKENS * head_dim);
-    let places = keys[key_start(slot, head_dim)..].iter_mut().step_by(LANES);
-    places.zip(key).for_each(|(to, x)| T::narrow(simd, std::slice::from_ref(x), std::slice::from_mut(to)));
-    T::narrow(simd, value, &mut values[slot * head_dim..(slot + 1) * head_dim]);
-}
-
-fn squared_distance<T: Element>(blocks: &[Vec<T>], block: Option<u32>, slot: usize, key: &[f32]) -> f32 {
-    let block = block.and_then(|id| blocks.get(id as usize)).map(Vec::as_slice).unwrap_or_default();
-    let standing = block.get(key_start(slot, key.len())..).unwrap_or_default().iter().step_by(LANES);
-    let mut space = [0f32];
-    let widen = |x: &T| T::widen(Scalar::new(), std::slice::from_ref(x), &mut space)[0];
-    standing.map(widen).zip(key).map(|(a, b)| a - b).map(|d| d * d).sum()
+impl Distances<'_> {
+    /// Adds the distances in one head.
+    #[inline(always)]
+    fn add<S: Simd, T: Element>(&mut self, simd: S, blocks: &[Vec<T>], kv_head: usize) {
+        let KvShape { kv_heads, head_dim, .. } = self.cache.shape;
+        let (mut key, mut standing) = (vec![T::default(); head_dim], vec![T::default(); head_dim]);
+        let mut space = vec![0f32; 2 * head_dim];
+        let rows = self.plan.rows.iter().enumerate().skip(self.first);
+        for (distance, (index, row)) in self.distances.iter_mut().zip(rows) {
+            let (slot, at) = (row.slot as usize, (index * kv_heads + kv_head) * head_dim);
+            let id = self.plan.tables.get(row.context).and_then(|table| table.get(slot / BLOCK_TOKENS));
+            let block = id.and_then(|id| blocks.get(*id as usize)).map(Vec::as_slice).unwrap_or_default();
+            let Some(places) = block.get(key_start(slot % BLOCK_TOKENS, head_dim)..) else { continue };
+            stored_key(simd, &self.keys.data[at..at + head_dim], self.plan.angles.row(index), &mut key, &mut space);
+            standing.iter_mut().zip(places.iter().step_by(LANES)).for_each(|(to, x)| *to = *x);
+            let (fresh_space, standing_space) = space.split_at_mut(head_dim);
+            let (fresh, standing) = (T::widen(simd, &key, fresh_space), T::widen(simd, &standing, standing_space));
+            *distance += standing.iter().zip(fresh).map(|(a, b)| a - b).map(|d| d * d).sum::<f32>();
+        }
+    }
 }
 
 impl Cpu {

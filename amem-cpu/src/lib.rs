@@ -29,7 +29,7 @@ use amem_core::transformer::{
 };
 use amem_core::{Dtype, Error, Exactness, KvShape, Result, Token};
 use buffers::{Buffers, Numbers};
-use cache::{BLOCK_TOKENS, Write};
+use cache::{BLOCK_TOKENS, Slots};
 use elementwise::{Add, AddRowDistance, RmsNorm};
 use isa::Isa;
 use pulp::Arch;
@@ -58,6 +58,7 @@ impl Tensor {
 pub struct Plan {
     rows: Vec<Row>,
     tables: Vec<Vec<u32>>,
+    slots: Slots,
     angles: Angles,
 }
 
@@ -190,8 +191,9 @@ impl Backend for Cpu {
 
     fn plan(&self, rope: &Rope, rows: &[Row], tables: &[BlockTable<'_>]) -> Result<Plan> {
         let positions: Vec<u32> = rows.iter().map(|row| row.position).collect();
-        let tables = tables.iter().map(|table| table.to_vec()).collect();
-        Ok(Plan { rows: rows.to_vec(), tables, angles: Angles::new(rope, &positions) })
+        let tables: Vec<Vec<u32>> = tables.iter().map(|table| table.to_vec()).collect();
+        let (slots, angles) = (Slots::of(rows, &tables), Angles::on(self, rope, &positions));
+        Ok(Plan { rows: rows.to_vec(), tables, slots, angles })
     }
 
     fn upload(&self, columns: usize, numbers: &[f32]) -> Result<Tensor> {
@@ -254,7 +256,12 @@ impl Backend for Cpu {
     }
 
     fn rotate(&self, x: &mut Tensor, plan: &Plan) -> Result<()> {
-        self.arch.dispatch(Rotate { angles: &plan.angles, x: &mut x.data, columns: x.columns });
+        let (columns, part) = (x.columns, whole_rows(x.columns));
+        let rows = part / columns.max(1);
+        let parts = x.data.chunks_mut(part).enumerate().map(|(index, x)| (index * rows, x)).collect();
+        self.each(parts, 2 * plan.rows.len() * columns, |(first, x)| {
+            self.arch.dispatch(Rotate { angles: &plan.angles, first, x, columns });
+        });
         Ok(())
     }
 
@@ -279,7 +286,7 @@ impl Backend for Cpu {
     }
 
     fn write_kv(&self, cache: &mut Cache, layer: usize, plan: &Plan, keys: &Tensor, values: &Tensor) -> Result<()> {
-        self.arch.dispatch(Write { cache, layer, plan, keys, values });
+        self.write(cache, layer, plan, keys, values);
         Ok(())
     }
 
@@ -309,7 +316,7 @@ impl Backend for Cpu {
     }
 
     fn key_distance(&self, cache: &Cache, layer: usize, plan: &Plan, keys: &Tensor) -> Result<Tensor> {
-        Ok(self.tensor_of(1, &cache.distances(layer, plan, keys)))
+        Ok(self.distances(cache, layer, plan, keys))
     }
 
     fn add_row_distance(&self, x: &Tensor, y: &Tensor, factor: f32, sums: &mut Tensor) -> Result<()> {

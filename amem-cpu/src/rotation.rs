@@ -3,6 +3,8 @@
 use amem_core::transformer::Rope;
 use pulp::{Simd, WithSimd};
 
+use crate::Cpu;
+
 /// The cosines and sines of some positions, one row each, half a head wide.
 pub(crate) struct Angles {
     half: usize,
@@ -20,17 +22,27 @@ pub(crate) struct Angle<'a> {
 impl Angles {
     pub(crate) fn new(rope: &Rope, positions: &[u32]) -> Self {
         let half = rope.inverse_frequencies.len();
-        let (mut cos, mut sin) = (Vec::new(), Vec::new());
-        cos.reserve_exact(half * positions.len());
-        sin.reserve_exact(half * positions.len());
-        for &position in positions {
-            for &frequency in &rope.inverse_frequencies {
-                let (c, s) = rope.cos_sin(position, frequency);
-                cos.push(c);
-                sin.push(s);
-            }
-        }
-        Self { half, cos, sin }
+        let mut angles = Self { half, cos: vec![0.0; half * positions.len()], sin: vec![0.0; half * positions.len()] };
+        angles.parts(positions.len()).for_each(|part| part.fill(rope, positions));
+        angles
+    }
+
+    /// The same, on several threads where there are many.
+    pub(crate) fn on(cpu: &Cpu, rope: &Rope, positions: &[u32]) -> Self {
+        const ROWS: usize = 16;
+        let half = rope.inverse_frequencies.len();
+        let mut angles = Self { half, cos: vec![0.0; half * positions.len()], sin: vec![0.0; half * positions.len()] };
+        // A sine costs about as much as forty multiplications.
+        let work = 80 * half * positions.len();
+        cpu.each(angles.parts(ROWS).collect(), work, |part| part.fill(rope, positions));
+        angles
+    }
+
+    /// Some rows each.
+    fn parts(&mut self, rows: usize) -> impl Iterator<Item = Part<'_>> {
+        let numbers = (rows * self.half).max(1);
+        let parts = self.cos.chunks_mut(numbers).zip(self.sin.chunks_mut(numbers));
+        parts.enumerate().map(move |(part, (cos, sin))| Part { first: part * rows, cos, sin })
     }
 
     #[inline(always)]
@@ -40,9 +52,30 @@ impl Angles {
     }
 }
 
-/// Rotates all heads of all rows of `x`, which has `columns` columns.
+/// The angles of some rows, to be computed.
+struct Part<'a> {
+    first: usize,
+    cos: &'a mut [f32],
+    sin: &'a mut [f32],
+}
+
+impl Part<'_> {
+    fn fill(self, rope: &Rope, positions: &[u32]) {
+        let half = rope.inverse_frequencies.len().max(1);
+        let rows = self.cos.chunks_exact_mut(half).zip(self.sin.chunks_exact_mut(half));
+        for ((cos, sin), &position) in rows.zip(positions.iter().skip(self.first)) {
+            for ((cos, sin), &frequency) in cos.iter_mut().zip(sin).zip(&rope.inverse_frequencies) {
+                (*cos, *sin) = rope.cos_sin(position, frequency);
+            }
+        }
+    }
+}
+
+/// Rotates all heads of some rows, which have `columns` columns each.
 pub(crate) struct Rotate<'a> {
     pub(crate) angles: &'a Angles,
+    /// The first of the rows.
+    pub(crate) first: usize,
     pub(crate) x: &'a mut [f32],
     pub(crate) columns: usize,
 }
@@ -53,7 +86,7 @@ impl WithSimd for Rotate<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
         for (index, row) in self.x.chunks_exact_mut(self.columns.max(1)).enumerate() {
-            let angle = self.angles.row(index);
+            let angle = self.angles.row(self.first + index);
             row.chunks_exact_mut(2 * self.angles.half).for_each(|head| angle.rotate(head));
         }
     }

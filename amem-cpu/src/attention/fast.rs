@@ -12,6 +12,7 @@ use pulp::Arch;
 
 use super::tile::{NOTHING, TALLEST, factor};
 use super::walk::{Portable, Walk};
+use crate::buffers::Numbers;
 use crate::cache::{Cache, Head};
 use crate::{Cpu, Plan, Tensor};
 
@@ -72,7 +73,6 @@ impl Cpu {
     pub(super) fn fast_attention(&self, cache: &Cache, attention: Attention, plan: &Plan, queries: &Tensor) -> Tensor {
         let (chunks, work) = self.chunks(cache, attention.layer, plan, 0..plan.rows.len(), queries);
         let mut attended = self.tensor(queries.rows(), queries.columns);
-        attended.data.fill(0.0);
         let outputs = outputs(&chunks, queries.columns, &mut attended.data);
         if chunks.len() >= 4 * self.threads.count() || chunks.iter().all(|chunk| chunk.parts().len() < 2) {
             self.each(chunks.iter().zip(outputs).collect(), work, |(chunk, rows)| {
@@ -113,7 +113,7 @@ impl Cpu {
         let parts = self.each_part(&chunks, 2, work / 2, |chunk, parts, weights| {
             self.walk(chunk, queries, attention, parts, Output::Weights(weights));
         });
-        let of_chunk = |(chunk, parts): (&Chunk<'_>, &Vec<f32>)| {
+        let of_chunk = |(chunk, parts): (&Chunk<'_>, &Numbers)| {
             let mut whole = vec![0f32; 2 * chunk.queries()];
             for (index, whole) in whole.chunks_exact_mut(2).enumerate() {
                 begin(whole);
@@ -142,9 +142,9 @@ impl Cpu {
         width: usize,
         work: usize,
         task: impl Fn(&Chunk<'_>, Range<usize>, &mut [f32]) + Send + Sync,
-    ) -> Vec<Vec<f32>> {
-        let numbers = |chunk: &Chunk<'_>| vec![0f32; chunk.parts().len() * chunk.queries() * width];
-        let mut parts: Vec<Vec<f32>> = chunks.iter().map(numbers).collect();
+    ) -> Vec<Numbers> {
+        let numbers = |chunk: &Chunk<'_>| self.buffers.take(chunk.parts().len() * chunk.queries() * width);
+        let mut parts: Vec<Numbers> = chunks.iter().map(numbers).collect();
         let mut tasks = Vec::new();
         // A few tasks for each thread, and no more: a thread fetches ahead what its task needs next.
         let all: usize = chunks.iter().map(|chunk| chunk.parts().len()).sum();
