@@ -30,7 +30,7 @@ fn blocks(dtype: WeightType, rows: usize, columns: usize) -> Vec<u8> {
         let start = bytes.len();
         bytes.extend((0..dtype.block_bytes()).map(|_| next() as u8));
         let scales: &[usize] = match dtype {
-            WeightType::Q4K => &[0, 2],
+            WeightType::Q4_1 | WeightType::Q5_1 | WeightType::Q4K | WeightType::Q5K => &[0, 2],
             WeightType::Q6K => &[208],
             _ => &[0],
         };
@@ -42,7 +42,16 @@ fn blocks(dtype: WeightType, rows: usize, columns: usize) -> Vec<u8> {
     bytes
 }
 
-const BLOCKS: [WeightType; 4] = [WeightType::Q8_0, WeightType::Q4_0, WeightType::Q4K, WeightType::Q6K];
+const BLOCKS: [WeightType; 8] = [
+    WeightType::Q8_0,
+    WeightType::Q4_0,
+    WeightType::Q4_1,
+    WeightType::Q5_0,
+    WeightType::Q5_1,
+    WeightType::Q4K,
+    WeightType::Q5K,
+    WeightType::Q6K,
+];
 
 /// Activations that bytes hold without rounding: whole numbers, of which each group of 16 has one of 127.
 fn whole(rows: usize, columns: usize) -> Vec<f32> {
@@ -68,8 +77,9 @@ fn blocks_are_read_as_the_numbers_that_they_stand_for() {
             // Scales in one part are kept as they are; products of two parts are rounded to f16, of which the code takes
             // at most 32 and the minimum 1.
             let tolerance = match dtype {
-                WeightType::Q8_0 | WeightType::Q4_0 => 0.0,
-                WeightType::Q4K => 0.01 * 63.0 * 16.0 / 2048.0,
+                WeightType::Q8_0 | WeightType::Q4_0 | WeightType::Q5_0 => 0.0,
+                WeightType::Q4_1 | WeightType::Q5_1 => 1e-7,
+                WeightType::Q4K | WeightType::Q5K => 0.01 * 63.0 * 32.0 / 2048.0,
                 _ => 0.01 * 128.0 * 32.0 / 2048.0,
             };
             assert!((found - expected).abs() <= tolerance, "{dtype} number {at} is {found} instead of {expected}");

@@ -16,7 +16,9 @@ impl Layout {
         match weights {
             WeightType::Q8_0 => layout(32, false, 128, false),
             WeightType::Q4_0 => layout(32, true, 8, false),
-            WeightType::Q4K => layout(32, true, 0, true),
+            WeightType::Q4_1 | WeightType::Q4K => layout(32, true, 0, true),
+            WeightType::Q5_0 => layout(32, false, 16, false),
+            WeightType::Q5_1 | WeightType::Q5K => layout(32, false, 0, true),
             WeightType::Q6K => layout(16, false, 32, false),
             _ => None,
         }
@@ -72,7 +74,8 @@ fn half_at(block: &[u8], at: usize) -> f32 {
 /// No scale of a block is larger.
 fn largest_scale(dtype: WeightType, block: &[u8]) -> f32 {
     match dtype {
-        WeightType::Q4K => 63.0 * half_at(block, 0).abs().max(half_at(block, 2).abs()),
+        WeightType::Q4_1 | WeightType::Q5_1 => half_at(block, 0).abs().max(half_at(block, 2).abs()),
+        WeightType::Q4K | WeightType::Q5K => 63.0 * half_at(block, 0).abs().max(half_at(block, 2).abs()),
         WeightType::Q6K => 128.0 * half_at(block, 208).abs(),
         _ => half_at(block, 0).abs(),
     }
@@ -87,14 +90,24 @@ fn take(dtype: WeightType, block: &[u8], groups: &mut [Group<'_>]) {
         }
         (WeightType::Q4_0, [group]) => {
             group.scale = half_at(block, 0);
-            let (low, high) = group.codes.split_at_mut(16);
-            for ((low, high), byte) in low.iter_mut().zip(high).zip(&block[2..]) {
-                (*low, *high) = (byte & 15, byte >> 4);
-            }
+            take_halves(&block[2..], 0, group.codes);
         }
-        (WeightType::Q4K, groups) => {
+        (WeightType::Q4_1, [group]) => {
+            (group.scale, group.min) = (half_at(block, 0), -half_at(block, 2));
+            take_halves(&block[4..], 0, group.codes);
+        }
+        (WeightType::Q5_0, [group]) => {
+            group.scale = half_at(block, 0);
+            take_halves(&block[6..], fifth_at(block, 2), group.codes);
+        }
+        (WeightType::Q5_1, [group]) => {
+            (group.scale, group.min) = (half_at(block, 0), -half_at(block, 2));
+            take_halves(&block[8..], fifth_at(block, 4), group.codes);
+        }
+        (WeightType::Q4K | WeightType::Q5K, groups) => {
             let (scale, min) = (half_at(block, 0), half_at(block, 2));
-            let packed = &block[4..16];
+            let (packed, rest) = (&block[4..16], &block[16..]);
+            let (fifth, codes) = if dtype == WeightType::Q5K { rest.split_at(32) } else { (&[0; 32][..], rest) };
             for (index, group) in groups.iter_mut().enumerate() {
                 // Eight scales and eight minima of six bits; the upper two bits of the last four are with the first four.
                 let (scale_bits, min_bits) = match index {
@@ -106,8 +119,10 @@ fn take(dtype: WeightType, block: &[u8], groups: &mut [Group<'_>]) {
                 };
                 (group.scale, group.min) = (scale * f32::from(scale_bits), min * f32::from(min_bits));
                 let shift = index % 2 * 4;
-                let bytes = &block[16 + index / 2 * 32..];
-                group.codes.iter_mut().zip(bytes).for_each(|(code, byte)| *code = byte >> shift & 15);
+                let bytes = codes[index / 2 * 32..].iter().zip(fifth);
+                for (code, (byte, fifth)) in group.codes.iter_mut().zip(bytes) {
+                    *code = (byte >> shift & 15) | ((fifth >> index & 1) << 4);
+                }
             }
         }
         (WeightType::Q6K, groups) => {
@@ -125,6 +140,21 @@ fn take(dtype: WeightType, block: &[u8], groups: &mut [Group<'_>]) {
             }
         }
         _ => {}
+    }
+}
+
+/// The fifth bits of a block's codes.
+fn fifth_at(block: &[u8], at: usize) -> u32 {
+    block.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |bytes| u32::from_le_bytes(*bytes))
+}
+
+/// Codes whose lower four bits are in the lower halves of bytes, and those of the second half of them in the upper ones.
+fn take_halves(bytes: &[u8], fifth: u32, codes: &mut [u8]) {
+    let half = codes.len() / 2;
+    let (low, high) = codes.split_at_mut(half);
+    for (index, ((low, high), byte)) in low.iter_mut().zip(high).zip(bytes).enumerate() {
+        *low = (byte & 15) | ((fifth >> index & 1) as u8 * 16);
+        *high = (byte >> 4) | ((fifth >> (index + half) & 1) as u8 * 16);
     }
 }
 
