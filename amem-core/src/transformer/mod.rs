@@ -115,7 +115,7 @@ struct Prefix {
 
 impl<B: Backend> Transformer<B> {
     /// Loads a Hugging Face model directory: `config.json`, `model.safetensors` or its shards, `tokenizer.json`, the
-    /// chat template, `generation_config.json`.
+    /// chat template, `generation_config.json`. Or a [GGUF file](Gguf), which has all of this.
     ///
     /// # Errors
     /// [`Error::BadModel`] and [`Error::UnsupportedModel`], which name the file or the part; [`Error::Full`] when the

@@ -185,12 +185,12 @@ pub struct Weights<'a> {
 
 impl<'a> Weights<'a> {
     /// Finds the tensors of the model that `config` describes, in `model.safetensors` or in the shards that
-    /// `model.safetensors.index.json` lists.
+    /// `model.safetensors.index.json` lists, or in a GGUF file.
     ///
     /// # Errors
     /// [`Error::BadModel`](crate::Error::BadModel) when a file or tensor is missing, damaged or of another shape than
     /// the configuration says; [`Error::UnsupportedModel`](crate::Error::UnsupportedModel) for numbers that are no
-    /// F32, F16 or BF16.
+    /// F32, F16 or BF16, or in a GGUF file of no [`WeightType`], and for tensors of a GGUF file that nothing computes with.
     pub fn open(source: &'a dyn ModelSource, config: &Config) -> Result<Self> {
         let mut tensors = Tensors::open(source)?;
         tensors.prefix = PREFIXES.into_iter().find(|prefix| tensors.has(prefix, EMBEDDING)).unwrap_or(PREFIXES[0]);

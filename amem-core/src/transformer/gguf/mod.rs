@@ -89,8 +89,7 @@ impl Gguf {
         let architecture = Architecture::of(&first.metadata)?;
         let rope_factors = rope_factors(&headers, &parts)?;
         let mut settings = architecture.settings(&first.metadata, &headers, rope_factors)?;
-        let chat = tokenizer::stops(&first.metadata)?;
-        settings.insert("eos_token_id".to_owned(), Value::from(chat));
+        settings.insert("eos_token_id".to_owned(), Value::from(tokenizer::stops(&first.metadata)?));
 
         let mut tensors = BTreeMap::new();
         for (part, header) in headers.into_iter().enumerate() {
@@ -139,6 +138,8 @@ impl Gguf {
     /// What `tokenizer.json`, `tokenizer_config.json` and `generation_config.json` would say.
     pub(super) fn chat_files(&self) -> Result<BTreeMap<String, Vec<u8>>> {
         let header = Header::read(self.file_name(), self.bytes(0))?;
+        let rows = self.tensors.get("token_embd.weight").and_then(|tensor| tensor.shape.first());
+        tokenizer::check_count(&header.metadata, rows.copied().unwrap_or(0))?;
         tokenizer::files(&header.metadata, self.architecture.strips_behind_control())
     }
 

@@ -221,6 +221,13 @@ fn what_contradicts_itself_is_refused_by_name() {
         (Box::new(|file| file.text("llama.rope.scaling.type", "longrope")), "short_factor has 0 numbers"),
         (Box::new(|file| file.without("tokenizer.ggml.tokens")), "tokenizer.ggml.tokens is missing"),
         (Box::new(|file| file.without("tokenizer.ggml.pre")), "tokenizer.ggml.pre is missing"),
+        (
+            Box::new(|file| {
+                let tokens: Vec<String> = (0..1537).map(|token| format!("t{token}")).collect();
+                file.texts("tokenizer.ggml.tokens", &tokens).wholes("tokenizer.ggml.token_type", &[1; 1537])
+            }),
+            "tokenizer.ggml.tokens has 1537 entries, and tensor token_embd.weight 1536 rows",
+        ),
         (Box::new(|file| file.text("tokenizer.ggml.pre", "klingon")), "tokenizer.ggml.pre klingon"),
         (Box::new(|file| file.text("tokenizer.ggml.model", "t5")), "tokenizer.ggml.model t5"),
         (Box::new(|file| file.without("tokenizer.chat_template")), "chat_template"),

@@ -57,6 +57,16 @@ pub(super) fn stops(metadata: &Metadata<'_>) -> Result<Vec<u32>> {
     Ok(ids.into_iter().flatten().map(|id| id as u32).collect())
 }
 
+/// Checks that each token has a row in the embedding. It may have more rows, which nothing stands for.
+pub(super) fn check_count(metadata: &Metadata<'_>, rows: usize) -> Result<()> {
+    let found = metadata.texts(TOKENS)?.map_or(0, |tokens| tokens.len());
+    if found > rows {
+        let reason = format!("{TOKENS} has {found} entries, and tensor token_embd.weight {rows} rows");
+        return Err(bad_model(metadata.file, reason));
+    }
+    Ok(())
+}
+
 /// `tokenizer.json`, `tokenizer_config.json` and `generation_config.json`.
 pub(super) fn files(metadata: &Metadata<'_>, strips: bool) -> Result<BTreeMap<String, Vec<u8>>> {
     let vocabulary = Vocabulary::read(metadata)?;
