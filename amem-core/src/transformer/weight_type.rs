@@ -204,8 +204,8 @@ fn q5_1(block: &[u8; 24], numbers: &mut [f32; 32]) {
 fn halves(quants: &[u8; 16], fifth: u32, numbers: &mut [f32; 32], number: impl Fn(u8) -> f32) {
     let (first, second) = numbers.split_at_mut(16);
     for (index, ((a, b), &q)) in first.iter_mut().zip(second).zip(quants).enumerate() {
-        *a = number((q & 15) | ((fifth >> index & 1) as u8 * 16));
-        *b = number((q >> 4) | ((fifth >> (index + 16) & 1) as u8 * 16));
+        *a = number(q & 15 | ((fifth >> index & 1) as u8) << 4);
+        *b = number(q >> 4 | ((fifth >> (index + 16) & 1) as u8) << 4);
     }
 }
 
@@ -236,7 +236,7 @@ fn scaled_twice(head: &[u8], fifth: &[u8], quants: &[u8], numbers: &mut [f32; 25
         let (scale, minimum) = (scale * f32::from(sc), minimum * f32::from(m));
         let quants = &quants[group / 2 * 32..][..32];
         for ((y, q), fifth) in numbers.iter_mut().zip(quants).zip(fifth) {
-            *y = scale * f32::from((q >> (group % 2 * 4) & 15) | ((fifth >> group & 1) * 16)) - minimum;
+            *y = scale * f32::from(q >> (group % 2 * 4) & 15 | (fifth >> group & 1) << 4) - minimum;
         }
     }
 }
