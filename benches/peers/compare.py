@@ -357,7 +357,7 @@ def report(results, options):
     others = statistics.mean(sample["others"] for sample in samples)
     lines = [
         f"{machine['cpu']}, {machine['cores']} cores ({', '.join(machine['instructions'])}).",
-        f"{machine['threads']} threads; {options.repetitions} repetitions.",
+        f"Threads: {machine['threads']}. Repetitions, of which these are the medians: {options.repetitions}.",
         f"{versions['llama.cpp']}, candle {versions['candle']}, amem {versions['amem']}.",
         "A ratio above 1 says that amem is better.",
         f"Other processes took {100 * others:.0f} % of the cores meanwhile, on the mean.",
