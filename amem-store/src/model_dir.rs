@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{self, File};
 use std::path::Path;
+use std::sync::Arc;
 
 use amem_core::transformer::{Gguf, GgufBytes, ModelSource};
 
-use crate::map::Map;
+use crate::map::{Map, Shared};
 use crate::{Error, Result};
 
 /// The largest text file that is read: tokenizers of large vocabularies have some tens of megabytes.
@@ -21,7 +22,14 @@ const TEXT_LIMIT: u64 = 256 << 20;
 /// written to; replacing them by others (a rename) is fine.
 pub struct ModelDir {
     files: BTreeMap<String, Contents>,
-    gguf: Option<(Vec<String>, Gguf)>,
+    gguf: Option<GgufFiles>,
+}
+
+/// A model in GGUF, and its files in their order.
+struct GgufFiles {
+    names: Vec<String>,
+    maps: Vec<Arc<Map>>,
+    gguf: Gguf,
 }
 
 enum Contents {
@@ -90,19 +98,21 @@ impl ModelDir {
             }
             None => vec![name],
         };
-        let mapped = names.iter().map(|name| {
+        let maps = names.iter().map(|name| {
             let path = path.with_file_name(name);
             let mapped = File::open(&path).and_then(|file| Map::new(&file)).map_err(Error::io("map", &path))?;
-            Ok((name.clone(), Box::new(mapped) as GgufBytes))
+            Ok(Arc::new(mapped))
         });
-        let gguf = Gguf::open_parts(mapped.collect::<Result<_>>()?);
+        let maps = maps.collect::<Result<Vec<_>>>()?;
+        let bytes = maps.iter().map(|map| Box::new(Shared(Arc::clone(map))) as GgufBytes);
+        let gguf = Gguf::open_parts(names.iter().cloned().zip(bytes).collect());
         let gguf = gguf.map_err(|source| Error::Model { path: path.to_owned(), source })?;
-        Ok(Self { files: BTreeMap::new(), gguf: Some((names, gguf)) })
+        Ok(Self { files: BTreeMap::new(), gguf: Some(GgufFiles { names, maps, gguf }) })
     }
 
     /// The names of the files, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        let parts = self.gguf.iter().flat_map(|(names, _)| names);
+        let parts = self.gguf.iter().flat_map(|gguf| &gguf.names);
         self.files.keys().chain(parts).map(String::as_str)
     }
 }
@@ -134,7 +144,7 @@ impl fmt::Debug for ModelDir {
 
 impl ModelSource for ModelDir {
     fn file(&self, name: &str) -> Option<&[u8]> {
-        if let Some((_, gguf)) = &self.gguf {
+        if let Some(GgufFiles { gguf, .. }) = &self.gguf {
             return gguf.file(name);
         }
         Some(match self.files.get(name)? {
@@ -144,6 +154,16 @@ impl ModelSource for ModelDir {
     }
 
     fn gguf(&self) -> Option<&Gguf> {
-        self.gguf.as_ref().map(|(_, gguf)| gguf)
+        self.gguf.as_ref().map(|files| &files.gguf)
+    }
+
+    fn release(&self, bytes: &[u8]) {
+        let parts = self.gguf.iter().flat_map(|gguf| &gguf.maps).map(|map| &**map);
+        let files = self.files.values().filter_map(|contents| match contents {
+            Contents::Mapped(map) => Some(map),
+            Contents::Read(_) => None,
+        });
+        // They are of one file.
+        let _ = parts.chain(files).any(|map| map.release(bytes));
     }
 }

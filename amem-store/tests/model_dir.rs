@@ -102,3 +102,32 @@ fn a_model_in_parts_is_opened_by_any_of_them() {
     fs::remove_file(name(2)).unwrap();
     assert!(matches!(ModelDir::open(dir.path()), Err(Error::Io { .. })));
 }
+
+/// Bytes of a mapped file that stand in memory, as the system counts them.
+#[cfg(target_os = "linux")]
+fn resident(name: &str) -> usize {
+    let maps = fs::read_to_string("/proc/self/smaps").unwrap();
+    let mut lines = maps.lines().skip_while(|line| !line.ends_with(name));
+    let rss = lines.find_map(|line| line.strip_prefix("Rss:")).expect("the file is mapped");
+    rss.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn weights_that_were_taken_over_leave_memory_and_can_be_read_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (whole, numbers) = (4 << 20, |at: usize| (at * 7 % 251) as u8);
+    fs::write(dir.path().join("released.safetensors"), (0..whole).map(numbers).collect::<Vec<u8>>()).unwrap();
+    let model = ModelDir::open(dir.path()).unwrap();
+    let bytes = model.file("released.safetensors").unwrap();
+    let right = |bytes: &[u8]| bytes.iter().enumerate().all(|(at, byte)| *byte == numbers(at));
+    assert!(right(bytes));
+    assert_eq!(resident("released.safetensors"), whole);
+    model.release(&bytes[..whole / 2]);
+    assert_eq!(resident("released.safetensors"), whole / 2);
+    // Bytes of something else are nobody's business.
+    model.release(&[0; 10]);
+    model.release(bytes);
+    assert_eq!(resident("released.safetensors"), 0);
+    assert!(right(bytes));
+}

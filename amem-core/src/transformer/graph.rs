@@ -163,10 +163,12 @@ impl<B: Backend> Graph<B> {
     ) -> Result<Self> {
         let attention = Attention::new(0, config.head_dim).scale(config.score_scale).soft_cap(config.score_cap);
         backend.check_attention(&attention)?;
-        let loader = Loader { backend: &backend, config };
+        let loader = Loader { backend: &backend, config, weights };
         let layers = weights.layers.iter().enumerate();
         let layers = layers.map(|(index, layer)| loader.layer(index, layer)).collect::<Result<_>>()?;
         let final_norm = loader.norm(&weights.norm)?;
+        let embedding = loader.matrix(&weights.embedding)?;
+        let lm_head = weights.lm_head.as_ref().map(|tensor| loader.matrix(tensor)).transpose()?;
         let shape = config.kv_shape();
         let block_tokens = backend.block_tokens().max(1);
         let block_bytes = (block_tokens * shape.token_numbers() * dtype.size()) as u64;
@@ -182,10 +184,10 @@ impl<B: Backend> Graph<B> {
             residual_scale: config.residual_scale,
             logit_scale: config.logit_scale,
             logit_cap: config.logit_cap,
-            embedding: backend.matrix(&weights.embedding)?,
+            embedding,
             layers,
             final_norm,
-            lm_head: weights.lm_head.as_ref().map(|tensor| backend.matrix(tensor)).transpose()?,
+            lm_head,
             cache: Mutex::new(cache),
             scratch: Mutex::new(None),
             pool: BlockPool::new(blocks as usize, block_tokens, block_bytes),
@@ -243,12 +245,20 @@ impl<B: Backend> Graph<B> {
 }
 
 /// What turns the tensors of files into weights on a backend.
-struct Loader<'l, B> {
+struct Loader<'l, 'w, B> {
     backend: &'l B,
     config: &'l Config,
+    weights: &'l Weights<'w>,
 }
 
-impl<B: Backend> Loader<'_, B> {
+impl<B: Backend> Loader<'_, '_, B> {
+    /// A matrix, whose file's pages are not kept beside it.
+    fn matrix(&self, tensor: &WeightTensor<'_>) -> Result<B::Matrix> {
+        let matrix = self.backend.matrix(tensor)?;
+        self.weights.release(tensor.bytes);
+        Ok(matrix)
+    }
+
     fn layer(&self, index: usize, layer: &WeightLayer<'_>) -> Result<Layer<B>> {
         let config = self.config;
         let norm = |tensor: &Option<WeightTensor<'_>>| tensor.as_ref().map(|tensor| self.norm(tensor)).transpose();
@@ -264,7 +274,7 @@ impl<B: Backend> Loader<'_, B> {
                 None => weight,
             };
             let bias = bias.as_ref().map(|bias| self.backend.vector(&self.turned(bias, order.as_deref())));
-            Ok(Linear { weight: self.backend.matrix(weight)?, bias: bias.transpose()? })
+            Ok(Linear { weight: self.matrix(weight)?, bias: bias.transpose()? })
         };
         let head_norm = |tensor: &Option<WeightTensor<'_>>| {
             let numbers = tensor.as_ref().map(|tensor| self.offset(self.turned(tensor, order.as_deref())));
@@ -289,7 +299,7 @@ impl<B: Backend> Loader<'_, B> {
                 WeightFeedForward::Experts { router, experts } => {
                     let settings = config.experts_of(index);
                     FeedForward::Experts(Experts {
-                        router: self.backend.matrix(router)?,
+                        router: self.matrix(router)?,
                         experts: experts.iter().map(|mlp| self.mlp(mlp)).collect::<Result<_>>()?,
                         chosen: settings.map_or(1, |settings| settings.chosen),
                         normalised: settings.is_some_and(|settings| settings.normalised),
@@ -321,7 +331,7 @@ impl<B: Backend> Loader<'_, B> {
 
     fn linear(&self, weight: &WeightTensor<'_>, bias: &Option<WeightTensor<'_>>) -> Result<Linear<B>> {
         let bias = bias.as_ref().map(|bias| self.backend.vector(&bias.to_f32())).transpose()?;
-        Ok(Linear { weight: self.backend.matrix(weight)?, bias })
+        Ok(Linear { weight: self.matrix(weight)?, bias })
     }
 
     fn mlp(&self, mlp: &WeightMlp<'_>) -> Result<MlpWeights<B>> {

@@ -11,6 +11,10 @@ pub trait ModelSource: Send + Sync {
     /// Names may come from other files of the model; whoever opens paths refuses names that are no plain file names.
     fn file(&self, name: &str) -> Option<&[u8]>;
 
+    /// Takes note that these bytes of a file have been read and are not needed soon: memory that holds a copy of the file's
+    /// may be given back. They can be read again all the same.
+    fn release(&self, _bytes: &[u8]) {}
+
     /// The model as a GGUF file, if it is one. Weights, tokenizer and chat template are taken from there then.
     fn gguf(&self) -> Option<&Gguf> {
         None

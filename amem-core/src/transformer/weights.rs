@@ -209,6 +209,11 @@ impl<'a> Weights<'a> {
         Ok(weights)
     }
 
+    /// Takes note that a tensor's bytes have been taken over.
+    pub(super) fn release(&self, bytes: &[u8]) {
+        self.tensors.source.release(bytes);
+    }
+
     /// What the model's KV depends on: what it is computed with (the [numerics](super::Numerics)' name and the KV cache's
     /// number type), the numbers of the configuration and every tensor, in the order of their names, however they are
     /// spread over files. Reads all weights once: about 0.3 s per GB.
@@ -238,6 +243,7 @@ impl<'a> Weights<'a> {
             hash.update(&(name.len() as u64).to_le_bytes());
             hash.update(format!("{name}{}{:?}", tensor.type_name, tensor.shape).as_bytes());
             hash.update(tensor.bytes);
+            self.release(tensor.bytes);
         }
         Fingerprint(*hash.finalize().as_bytes())
     }
@@ -265,14 +271,15 @@ struct Tensors<'a> {
     /// One of [`PREFIXES`].
     prefix: &'static str,
     gguf: Option<&'a Gguf>,
+    source: &'a dyn ModelSource,
 }
 
 impl<'a> Tensors<'a> {
     fn open(source: &'a dyn ModelSource) -> Result<Self> {
         if let Some(gguf) = source.gguf() {
-            return Ok(Self::of_gguf(gguf));
+            return Ok(Self::of_gguf(gguf, source));
         }
-        let mut tensors = Self { named: BTreeMap::new(), prefix: PREFIXES[0], gguf: None };
+        let mut tensors = Self { named: BTreeMap::new(), prefix: PREFIXES[0], gguf: None, source };
         if source.file(SINGLE).is_some() {
             tensors.add(source, SINGLE)?;
             return Ok(tensors);
@@ -292,7 +299,7 @@ impl<'a> Tensors<'a> {
         Ok(tensors)
     }
 
-    fn of_gguf(gguf: &'a Gguf) -> Self {
+    fn of_gguf(gguf: &'a Gguf, source: &'a dyn ModelSource) -> Self {
         let named = gguf.tensors().map(|tensor| {
             let raw = Raw {
                 file: tensor.file.to_owned(),
@@ -304,7 +311,7 @@ impl<'a> Tensors<'a> {
             };
             (tensor.name.to_owned(), raw)
         });
-        Self { named: named.collect(), prefix: PREFIXES[0], gguf: Some(gguf) }
+        Self { named: named.collect(), prefix: PREFIXES[0], gguf: Some(gguf), source }
     }
 
     /// Tensors of a GGUF file are all there to be computed with. What the forward pass does not know would be missing from
