@@ -14,6 +14,10 @@ pub(crate) struct Claim {
     pub(crate) work: f64,
 }
 
+/// The divergence that rounding alone causes: what is repaired lies elsewhere than in a cold prefill's computation of it, and
+/// fast arithmetic adds up in another order.
+const ROUNDING: f64 = 1e-9;
+
 /// What does not hold, a sentence each.
 ///
 /// A share of few questions scatters around the share of many, so two standard errors are allowed for: if the claim is
@@ -51,7 +55,7 @@ pub(crate) fn broken(claim: Claim, methods: &[Method], trials: &[Trial]) -> Vec<
     if default.kl >= none.kl {
         broken.push(format!("the default's KL is {}, and {} without repair: it repairs nothing", default.kl, none.kl));
     }
-    if all.agreement < 1.0 || all.kl != 0.0 {
+    if all.agreement < 1.0 || all.kl > ROUNDING {
         let agreement = percent(all.agreement);
         broken.push(format!("repairing everything is not a cold prefill: {agreement} of answers agree, KL {}", all.kl));
     }
@@ -126,16 +130,19 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_breaks_if_repairing_everything_is_off_in_one_answer_or_one_bit() {
+    fn a_claim_breaks_if_repairing_everything_is_off_in_one_answer_or_by_more_than_rounding() {
         let answer = broken(|trial, question| trial.agrees = trial.method != 2 || question > 0);
-        let bit = broken(|trial, question| {
-            if trial.method == 2 && question == 0 {
-                trial.kl = f64::MIN_POSITIVE;
-            }
-        });
-        for broken in [answer, bit] {
+        let off_by = |kl: f64| {
+            broken(|trial, question| {
+                if trial.method == 2 && question == 0 {
+                    trial.kl = kl;
+                }
+            })
+        };
+        for broken in [answer, off_by(2.0 * ROUNDING * QUESTIONS as f64)] {
             assert!(broken.len() == 1 && broken[0].contains("not a cold prefill"), "{broken:?}");
         }
+        assert!(off_by(0.5 * ROUNDING * QUESTIONS as f64).is_empty());
     }
 
     #[test]

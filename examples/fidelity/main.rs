@@ -20,6 +20,7 @@
 //!
 //! The last compares not repairs but the [`Encoding`](amem_core::Encoding)s that KV can be stored in.
 
+mod arithmetics;
 mod chart;
 mod check;
 mod encodings;
@@ -66,6 +67,9 @@ struct Args {
     /// Compare the encodings of stored KV with f32, in the place of repairs with a cold prefill.
     #[arg(long, conflicts_with_all = ["json", "chart", "check"])]
     encodings: bool,
+    /// Compare fast arithmetic, and weights of 8 and 4 bits, with exact f32, in the place of repairs with a cold prefill.
+    #[arg(long, conflicts_with_all = ["json", "chart", "check", "encodings"])]
+    arithmetics: bool,
     /// Threads; each answers its own questions.
     #[arg(long, default_value_t = std::thread::available_parallelism().map_or(1, usize::from))]
     threads: usize,
@@ -165,6 +169,11 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     if args.encodings {
         println!("{total} questions, worlds of {least} to {most} memories, seed {}\n", args.seed);
         encodings::compare(&worlds, args.threads)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if args.arithmetics {
+        println!("{total} questions, worlds of {least} to {most} memories, seed {}\n", args.seed);
+        arithmetics::compare(&worlds, args.threads)?;
         return Ok(ExitCode::SUCCESS);
     }
     let mut options = Options::default();
