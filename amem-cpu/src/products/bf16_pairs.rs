@@ -9,7 +9,7 @@ use amem_core::Result;
 use bytemuck::{Pod, Zeroable};
 use pulp::{Simd, WithSimd};
 
-use super::{Columns, MOST_ROWS, PANEL, load_panel, store_panel, tile_heights, with_rows};
+use super::{Columns, MOST_ROWS, PANEL, load_panel, store_panel, with_rows};
 use crate::isa::Avx512Bf16;
 use crate::pages::Pages;
 use crate::{Cpu, Tensor};
@@ -54,19 +54,12 @@ impl Cpu {
     }
 
     /// The rows of `x` in tiles, rounded.
-    pub(super) fn pair_tiles(&self, x: &Tensor, _: Avx512Bf16) -> Vec<PairTile> {
-        let mut rest = &x.data[..];
-        let mut tiles: Vec<(&[f32], PairTile)> = tile_heights(x.rows(), MOST_ROWS)
-            .map(|rows| {
-                let (own, others) = rest.split_at(rows * x.columns);
-                rest = others;
-                (own, PairTile { rows, data: Vec::new() })
-            })
-            .collect();
-        self.each(tiles.iter_mut().collect(), x.data.len(), |(rows, tile)| {
-            self.arch.dispatch(Round { x: rows, inputs: x.columns, tile });
-        });
-        tiles.into_iter().map(|(_, tile)| tile).collect()
+    pub(super) fn pair_tiles(&self, x: &Tensor) -> Vec<PairTile> {
+        self.in_tiles(x, MOST_ROWS, |own, rows| {
+            let mut tile = PairTile { rows, data: Vec::new() };
+            self.arch.dispatch(Round { x: own, inputs: x.columns, tile: &mut tile });
+            tile
+        })
     }
 }
 

@@ -4,7 +4,7 @@ use pulp::{Arch, Simd, WithSimd};
 
 use crate::number::Element;
 
-use super::{Columns, MOST_ROWS, Matrix, PANEL, Weights, load_panel, store_panel, tile_heights, with_rows};
+use super::{Columns, MOST_ROWS, Matrix, PANEL, Weights, load_panel, store_panel, with_rows};
 use crate::{Cpu, Tensor};
 
 /// Inputs of a panel that are multiplied at a time: 32 KiB of it.
@@ -77,18 +77,7 @@ impl Cpu {
     /// The rows of `x` in tiles.
     pub(super) fn tiles(&self, x: &Tensor) -> Vec<Tile> {
         let most = if tile_rows(self.arch) == 8 { MOST_ROWS } else { MOST_ROWS / 2 };
-        let mut rest = &x.data[..];
-        let mut tiles: Vec<(&[f32], Tile)> = tile_heights(x.rows(), most)
-            .map(|rows| {
-                let (own, others) = rest.split_at(rows * x.columns);
-                rest = others;
-                (own, Tile { rows, data: Vec::new() })
-            })
-            .collect();
-        self.each(tiles.iter_mut().collect(), x.data.len(), |(rows, tile)| {
-            *tile = Tile::of(rows.chunks_exact(x.columns), x.columns);
-        });
-        tiles.into_iter().map(|(_, tile)| tile).collect()
+        self.in_tiles(x, most, |rows, _| Tile::of(rows.chunks_exact(x.columns), x.columns))
     }
 }
 

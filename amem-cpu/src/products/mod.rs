@@ -100,8 +100,8 @@ impl Cpu {
         })
     }
 
-    /// Memory of `panel_inputs` times `width` numbers for each panel, filled panel by panel on all threads from the rows of
-    /// the panel's outputs.
+    /// Memory of `units` times `width` numbers for each panel, filled panel by panel on all threads from the rows of the
+    /// panel's outputs.
     fn packed<T: Pod + Send + Sync, const SIZE: usize>(
         &self,
         outputs: usize,
@@ -129,7 +129,7 @@ impl Matrix {
         match &self.weights {
             Weights::F32(_) | Weights::F16(_) | Weights::Bf16(_) => InputKind::F32,
             #[cfg(target_arch = "x86_64")]
-            Weights::Bf16Pairs(_, isa) => InputKind::Bf16Pairs(*isa),
+            Weights::Bf16Pairs(..) => InputKind::Bf16Pairs,
             Weights::Quantized(w) => InputKind::Bytes(w.layout().group),
         }
     }
@@ -163,7 +163,7 @@ impl Matrix {
 enum InputKind {
     F32,
     #[cfg(target_arch = "x86_64")]
-    Bf16Pairs(crate::isa::Avx512Bf16),
+    Bf16Pairs,
     /// With so many inputs in a group.
     Bytes(usize),
 }
@@ -234,11 +234,24 @@ impl Cpu {
         products
     }
 
+    /// The rows of `x` in tiles of at most `most`, each made from its rows and their number, on all threads.
+    fn in_tiles<T: Send>(&self, x: &Tensor, most: usize, make: impl Fn(&[f32], usize) -> T + Send + Sync) -> Vec<T> {
+        let mut rest = &x.data[..];
+        let cut = tile_heights(x.rows(), most).map(|rows| {
+            let (own, others) = rest.split_at(rows * x.columns);
+            rest = others;
+            (own, rows, None)
+        });
+        let mut tiles: Vec<(&[f32], usize, Option<T>)> = cut.collect();
+        self.each(tiles.iter_mut().collect(), 2 * x.data.len(), |(own, rows, tile)| *tile = Some(make(own, *rows)));
+        tiles.into_iter().filter_map(|(.., tile)| tile).collect()
+    }
+
     fn input(&self, x: &Tensor, kind: InputKind) -> Input {
         match kind {
             InputKind::F32 => Input::F32(self.tiles(x)),
             #[cfg(target_arch = "x86_64")]
-            InputKind::Bf16Pairs(isa) => Input::Bf16Pairs(self.pair_tiles(x, isa)),
+            InputKind::Bf16Pairs => Input::Bf16Pairs(self.pair_tiles(x)),
             InputKind::Bytes(group) => Input::Bytes(self.byte_tiles(x, group)),
         }
     }

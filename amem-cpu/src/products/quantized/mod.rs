@@ -19,7 +19,7 @@ use bytemuck::{Pod, Zeroable};
 use half::f16;
 use pulp::{Simd, WithSimd};
 
-use super::{Columns, PANEL, tile_heights};
+use super::{Columns, PANEL};
 use crate::isa::Bytes;
 use crate::pages::Pages;
 use crate::{Cpu, Tensor};
@@ -86,8 +86,8 @@ pub(super) struct Quantized {
 }
 
 impl Quantized {
-    /// A matrix whose groups are made by `fill`, which is given an output, the first of its inputs and the group. It is called
-    /// twice for each, for scales are known only when all of them are.
+    /// A matrix whose groups are made by `fill`, which is given an output and the groups of its inputs. No scale and no
+    /// minimum of theirs is larger than `largest`.
     pub(super) fn pack(
         cpu: &Cpu,
         layout: Layout,
@@ -204,18 +204,11 @@ struct RowGroup {
 impl Cpu {
     /// The rows of `x` in tiles, rounded to bytes in groups of so many inputs.
     pub(super) fn byte_tiles(&self, x: &Tensor, group: usize) -> Vec<ByteTile> {
-        let mut rest = &x.data[..];
-        let mut tiles: Vec<(&[f32], ByteTile)> = tile_heights(x.rows(), BYTE_ROWS)
-            .map(|rows| {
-                let (own, others) = rest.split_at(rows * x.columns);
-                rest = others;
-                (own, ByteTile { rows, bytes: Vec::new(), groups: Vec::new() })
-            })
-            .collect();
-        self.each(tiles.iter_mut().collect(), 2 * x.data.len(), |(rows, tile)| {
-            self.arch.dispatch(Round { x: rows, inputs: x.columns, group, tile });
-        });
-        tiles.into_iter().map(|(_, tile)| tile).collect()
+        self.in_tiles(x, BYTE_ROWS, |own, rows| {
+            let mut tile = ByteTile { rows, bytes: Vec::new(), groups: Vec::new() };
+            self.arch.dispatch(Round { x: own, inputs: x.columns, group, tile: &mut tile });
+            tile
+        })
     }
 
     /// All rows times some panels.
