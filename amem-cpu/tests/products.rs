@@ -1,0 +1,32 @@
+//! Products with weights of 16 and 32 bits that are longer than what is multiplied at a time.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+use amem_core::Dtype;
+use amem_core::transformer::{Backend, WeightRole, WeightTensor};
+use amem_cpu::{Cpu, CpuOptions, Instructions};
+
+#[test]
+fn sums_go_on_from_one_block_of_inputs_to_the_next() {
+    // Small whole numbers: every type holds them and their sums, so nothing is rounded.
+    let (outputs, inputs) = (41, 1031);
+    let number = |at: usize| (at * 7 % 13) as f32 - 6.0;
+    let w: Vec<f32> = (0..outputs * inputs).map(|at| number(at + at / 97)).collect();
+    for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
+        let mut bytes = Vec::new();
+        dtype.encode(&w, &mut bytes);
+        let tensor = WeightTensor::new(WeightRole::Up, dtype, outputs, inputs, &bytes);
+        for instructions in Instructions::ALL.into_iter().filter(|set| set.is_available()) {
+            let cpu = Cpu::open(CpuOptions::default().threads(2).instructions(instructions)).unwrap();
+            let matrix = cpu.matrix(&tensor).unwrap();
+            for rows in [1, 5, 12, 25] {
+                let x: Vec<f32> = (0..rows * inputs).map(|at| number(at + at / 31)).collect();
+                let product = cpu.linear(&cpu.upload(inputs, &x).unwrap(), &matrix, None).unwrap();
+                let expected = x
+                    .chunks_exact(inputs)
+                    .flat_map(|x| w.chunks_exact(inputs).map(|w| x.iter().zip(w).map(|(x, w)| x * w).sum::<f32>()));
+                let (found, expected) = (cpu.read(&product).unwrap(), expected.collect::<Vec<f32>>());
+                assert!(found == expected, "{dtype:?}, {rows} rows with {instructions:?}");
+            }
+        }
+    }
+}
