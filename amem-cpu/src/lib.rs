@@ -144,6 +144,15 @@ impl Cpu {
     }
 }
 
+impl Cpu {
+    fn mlp_of_rows(&self, x: &Tensor, w: &MlpWeights<Self>) -> Result<Tensor> {
+        let weights = [&w.gate, &w.up].map(|w| (&w.weight, w.bias.as_deref()));
+        let [mut gate, up] = self.multiply_each(x, weights);
+        self.gate(w.activation, &mut gate, &up)?;
+        self.linear(&gate, &w.down.weight, w.down.bias.as_ref())
+    }
+}
+
 impl Backend for Cpu {
     type Matrix = Matrix;
     type Vector = Vec<f32>;
@@ -351,12 +360,23 @@ impl Backend for Cpu {
     }
 
     fn mlp(&self, x: &Tensor, w: &MlpWeights<Self>) -> Result<Tensor> {
-        let weights = [&w.gate, &w.up].map(|w| (&w.weight, w.bias.as_deref()));
-        let [mut gate, up] = self.multiply_each(x, weights);
-        self.gate(w.activation, &mut gate, &up)?;
-        self.linear(&gate, &w.down.weight, w.down.bias.as_ref())
+        if x.rows() <= MLP_ROWS {
+            return self.mlp_of_rows(x, w);
+        }
+        let mut y = self.tensor(x.rows(), w.down.weight.outputs);
+        let blocks = x.data.chunks(MLP_ROWS * x.columns).zip(y.data.chunks_mut(MLP_ROWS * w.down.weight.outputs));
+        for (x_block, y_block) in blocks {
+            let mut block = self.tensor(x_block.len() / x.columns.max(1), x.columns);
+            block.data.copy_from_slice(x_block);
+            y_block.copy_from_slice(&self.mlp_of_rows(&block, w)?.data);
+        }
+        Ok(y)
     }
 }
+
+/// Rows that go through a feed-forward block together: enough for products at full speed. What lies between its products is
+/// several times as wide as a row, and would take more memory than all else of a pass.
+const MLP_ROWS: usize = 256;
 
 /// Numbers that one thread takes at a time where each costs little: what fits a core's nearest cache.
 const PART: usize = 1 << 12;

@@ -1,8 +1,8 @@
-//! Products with weights of 16 and 32 bits that are longer than what is multiplied at a time.
+//! Products that are longer, and feed-forward blocks of more rows, than what is computed at a time.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 use amem_core::Dtype;
-use amem_core::transformer::{Backend, WeightRole, WeightTensor};
+use amem_core::transformer::{Activation, Backend, Linear, MlpWeights, WeightRole, WeightTensor};
 use amem_cpu::{Cpu, CpuOptions, Instructions};
 
 #[test]
@@ -29,4 +29,29 @@ fn sums_go_on_from_one_block_of_inputs_to_the_next() {
             }
         }
     }
+}
+
+#[test]
+fn rows_of_a_feed_forward_block_do_not_depend_on_how_many_there_are() {
+    let (hidden, intermediate, rows) = (24, 40, 700);
+    let numbers = |count: usize, seed: usize| -> Vec<f32> {
+        (0..count).map(|at| ((at * 31 + seed) % 101) as f32 / 50.0 - 1.0).collect()
+    };
+    let cpu = Cpu::open(CpuOptions::default().threads(2)).unwrap();
+    let linear = |role, outputs: usize, inputs: usize, seed| {
+        let mut bytes = Vec::new();
+        Dtype::F32.encode(&numbers(outputs * inputs, seed), &mut bytes);
+        let weight = cpu.matrix(&WeightTensor::new(role, Dtype::F32, outputs, inputs, &bytes)).unwrap();
+        Linear { weight, bias: Some(cpu.vector(&numbers(outputs, seed + 1)).unwrap()) }
+    };
+    let mlp = MlpWeights {
+        activation: Activation::Silu,
+        gate: linear(WeightRole::Gate, intermediate, hidden, 3),
+        up: linear(WeightRole::Up, intermediate, hidden, 5),
+        down: linear(WeightRole::Down, hidden, intermediate, 7),
+    };
+    let x = numbers(rows * hidden, 11);
+    let block = |x: &[f32]| cpu.read(&cpu.mlp(&cpu.upload(hidden, x).unwrap(), &mlp).unwrap()).unwrap();
+    let apart: Vec<f32> = x.chunks(77 * hidden).flat_map(block).collect();
+    assert!(block(&x) == apart);
 }

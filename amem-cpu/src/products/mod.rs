@@ -29,7 +29,7 @@ const MOST_ROWS: usize = 12;
 
 /// A weight matrix, packed: `[panels][inputs][PANEL]`, the last panel filled up with zeros.
 pub struct Matrix {
-    outputs: usize,
+    pub(crate) outputs: usize,
     inputs: usize,
     weights: Weights,
 }
