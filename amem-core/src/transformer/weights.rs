@@ -242,12 +242,17 @@ impl<'a> Weights<'a> {
         for (name, tensor) in &self.tensors.named {
             hash.update(&(name.len() as u64).to_le_bytes());
             hash.update(format!("{name}{}{:?}", tensor.type_name, tensor.shape).as_bytes());
-            hash.update(tensor.bytes);
-            self.release(tensor.bytes);
+            for bytes in tensor.bytes.chunks(HASHED_BYTES) {
+                hash.update(bytes);
+                self.release(bytes);
+            }
         }
         Fingerprint(*hash.finalize().as_bytes())
     }
 }
+
+/// Bytes of a tensor that are in memory at a time while it is hashed.
+const HASHED_BYTES: usize = 16 << 20;
 
 /// A tensor as a file declares it.
 struct Raw<'a> {
