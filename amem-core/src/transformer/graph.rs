@@ -164,11 +164,12 @@ impl<B: Backend> Graph<B> {
         let attention = Attention::new(0, config.head_dim).scale(config.score_scale).soft_cap(config.score_cap);
         backend.check_attention(&attention)?;
         let loader = Loader { backend: &backend, config, weights };
+        // A matrix lies in memory twice while it is packed: once as in its file. The largest go first, when nothing else is there.
+        let embedding = loader.matrix(&weights.embedding)?;
+        let lm_head = weights.lm_head.as_ref().map(|tensor| loader.matrix(tensor)).transpose()?;
         let layers = weights.layers.iter().enumerate();
         let layers = layers.map(|(index, layer)| loader.layer(index, layer)).collect::<Result<_>>()?;
         let final_norm = loader.norm(&weights.norm)?;
-        let embedding = loader.matrix(&weights.embedding)?;
-        let lm_head = weights.lm_head.as_ref().map(|tensor| loader.matrix(tensor)).transpose()?;
         let shape = config.kv_shape();
         let block_tokens = backend.block_tokens().max(1);
         let block_bytes = (block_tokens * shape.token_numbers() * dtype.size()) as u64;
