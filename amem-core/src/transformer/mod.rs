@@ -24,6 +24,7 @@ use std::any::Any;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{Scope, ScopedJoinHandle};
 
 pub use backend::{Attention, Backend, BlockTable, Numerics, Placement, Qkv, Row, Span};
 pub use config::{Config, Family};
@@ -102,6 +103,22 @@ pub struct Transformer<B: Backend> {
     prefixes: Mutex<VecDeque<Arc<Prefix>>>,
 }
 
+/// Starts work on a thread of its own.
+fn beside<'scope, 'env, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, 'env>,
+    work: impl FnOnce() -> Result<T> + Send + 'scope,
+) -> Result<ScopedJoinHandle<'scope, Result<T>>> {
+    let thread = std::thread::Builder::new().name("amem-load".to_owned());
+    thread
+        .spawn_scoped(scope, work)
+        .map_err(|error| Error::Model(format!("no thread to load a model on: {error}").into()))
+}
+
+/// What a thread came to.
+fn joined<T>(thread: ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
 /// What memories are computed behind.
 struct Prefix {
     tokens: Vec<Token>,
@@ -121,9 +138,12 @@ impl<B: Backend> Transformer<B> {
     /// [`Error::BadModel`] and [`Error::UnsupportedModel`], which name the file or the part; [`Error::Full`] when the
     /// backend has no memory for the weights.
     pub fn load(source: &dyn ModelSource, backend: B, options: Options) -> Result<Self> {
-        let chat = HfChat::open(source, &Config::parse(source)?)?;
-        let sampling = chat.sampling().clone();
-        Self::with_chat(source, backend, options, Box::new(chat), sampling)
+        let config = Config::parse(source)?;
+        Self::assemble(source, backend, options, || {
+            let chat = HfChat::open(source, &config)?;
+            let sampling = chat.sampling().clone();
+            Ok((Box::new(chat), sampling))
+        })
     }
 
     /// Loads a model's configuration and weights, for a tokenizer and chat template of one's own.
@@ -137,12 +157,28 @@ impl<B: Backend> Transformer<B> {
         chat: Box<dyn Chat>,
         sampling: Sampling,
     ) -> Result<Self> {
+        Self::assemble(source, backend, options, || Ok((chat, sampling)))
+    }
+
+    /// Reads what `chat` reads, packs the weights and hashes them, all at the same time: the first and the last are work
+    /// for one thread each.
+    fn assemble(
+        source: &dyn ModelSource,
+        backend: B,
+        options: Options,
+        chat: impl FnOnce() -> Result<(Box<dyn Chat>, Sampling)> + Send,
+    ) -> Result<Self> {
         let config = Config::parse_for(source, options.context)?;
         let weights = Weights::open(source, &config)?;
         let (numerics, dtype) = (backend.numerics(), options.kv);
         let context = options.context.unwrap_or(config.context).min(config.context);
-        let graph = Graph::load(backend, &config, &weights, dtype, context, options.kv_cache_bytes)?;
-        let fingerprint = weights.fingerprint(&config, &numerics.name, dtype);
+        let (chat, fingerprint, graph) = std::thread::scope(|scope| {
+            let chat = beside(scope, chat)?;
+            let fingerprint = beside(scope, || Ok(weights.fingerprint(&config, &numerics.name, dtype)))?;
+            let graph = Graph::load(backend, &config, &weights, dtype, context, options.kv_cache_bytes);
+            Ok::<_, Error>((joined(chat)?, joined(fingerprint)?, graph?))
+        })?;
+        let (chat, sampling) = chat;
         let info = ModelInfo::new(options.name, fingerprint, graph.shape, context, config.vocabulary);
         let info = ModelInfo { exactness: numerics.exactness, dtype, ..info };
         Ok(Self { graph: Arc::new(graph), info: Arc::new(info), chat, sampling, prefixes: Mutex::default() })
