@@ -2,7 +2,11 @@
 
 use std::collections::HashMap;
 
-use tokenizers::Tokenizer;
+use serde::Deserialize;
+use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
+use tokenizers::{
+    Encoding, Model, NormalizedString, Normalizer, OffsetType, PreTokenizedString, PreTokenizer, Tokenizer,
+};
 
 use crate::transformer::ModelSource;
 use crate::transformer::settings::bad_model;
@@ -10,13 +14,12 @@ use crate::{Error, Result, Token};
 
 const FILE: &str = "tokenizer.json";
 
-/// `tokenizer.json`, twice.
+/// `tokenizer.json`.
+///
+/// It is read in two ways. In a template `<|user|>` is one token. In a user's text it is eight characters: no added token is
+/// looked for there, for those that are not marked as special (`<think>`, `<tool_call>`) steer a model as well.
 pub(super) struct Tokens {
-    /// Knows the added tokens: `<|user|>` in a template is one token.
-    template: Tokenizer,
-    /// Knows none of them: `<|user|>` in a user's text is eight characters. Added tokens that are not marked as special
-    /// (`<think>`, `<tool_call>`) steer a model as well, so they are left out too.
-    plain: Tokenizer,
+    tokenizer: Tokenizer,
     /// The special tokens and their texts.
     special: HashMap<Token, String>,
     /// The texts of all added tokens, special or not.
@@ -42,35 +45,29 @@ impl Tokens {
     /// Reads `tokenizer.json` for a model with so many tokens.
     pub(super) fn open(source: &dyn ModelSource, vocabulary: usize) -> Result<Self> {
         let bytes = source.file(FILE).ok_or_else(|| bad_model(FILE, "it is missing"))?;
-        // The tokenizers crate panics at some kinds of broken JSON. A value is built of it, for what is merely skipped
-        // may still hold text that is no UTF-8, half surrogates, and numbers out of range.
-        let json: serde_json::Result<serde_json::Value> = serde_json::from_slice(bytes);
+        // The tokenizers crate panics at some kinds of broken JSON.
+        let json: serde_json::Result<Outline> = serde_json::from_slice(bytes);
         let json = json.map_err(|error| bad_model(FILE, format!("it is not valid JSON: {error}")))?;
         // And at some parts that are no more than wrong, such as a normalizer's table that cannot be read.
         let parsed = std::panic::catch_unwind(|| Tokenizer::from_bytes(bytes));
-        let mut template = parsed.map_err(|_| bad_model(FILE, "it cannot be read"))?.map_err(bad_tokenizer)?;
+        let mut tokenizer = parsed.map_err(|_| bad_model(FILE, "it cannot be read"))?.map_err(bad_tokenizer)?;
         // Settings for training in batches, which would cut texts or fill them up.
-        template.with_truncation(None).map_err(bad_tokenizer)?.with_padding(None);
+        tokenizer.with_truncation(None).map_err(bad_tokenizer)?.with_padding(None);
 
-        let mut plain = Tokenizer::new(template.get_model().clone());
-        plain.with_normalizer(template.get_normalizer().cloned()).map_err(bad_tokenizer)?;
-        plain.with_pre_tokenizer(template.get_pre_tokenizer().cloned());
-
-        let added = template.get_added_tokens_decoder();
+        let added = tokenizer.get_added_tokens_decoder();
         let texts = added.values().map(|token| token.content.clone()).filter(|text| !text.is_empty()).collect();
         let special = added.into_iter().filter(|(_, token)| token.special).map(|(id, token)| (id, token.content));
         let mut tokens = Self {
             special: special.collect(),
             added: texts,
-            spelling: Spelling::of(&json["decoder"]),
+            spelling: Spelling::of(&json.decoder),
             unknown: None,
             adds_space: false,
-            template,
-            plain,
+            tokenizer,
             vocabulary,
         };
-        tokens.unknown = tokens.ids(&tokens.plain, "\u{10FFFD}")?.into_iter().find(|id| tokens.is_special(*id));
-        let first = tokens.ids(&tokens.plain, "a")?.first().and_then(|id| tokens.plain.id_to_token(*id));
+        tokens.unknown = tokens.plain_ids("\u{10FFFD}")?.into_iter().find(|id| tokens.is_special(*id));
+        let first = tokens.plain_ids("a")?.first().and_then(|id| tokens.tokenizer.get_model().id_to_token(*id));
         tokens.adds_space = first.is_some_and(|token| token.starts_with(['▁', 'Ġ']));
         Ok(tokens)
     }
@@ -84,7 +81,7 @@ impl Tokens {
     pub(super) fn text(&self, text: &str) -> Result<Vec<Token>> {
         let spoofed =
             |ids: &[Token]| ids.iter().filter(|id| Some(**id) != self.unknown).find_map(|id| self.special.get(id));
-        let ids = self.ids(&self.plain, text)?;
+        let ids = self.plain_ids(text)?;
         if spoofed(&ids).is_none() {
             return Ok(ids);
         }
@@ -100,7 +97,7 @@ impl Tokens {
         places.sort_unstable();
         places.push(text.len());
         for end in places {
-            let ids = self.ids(&self.plain, &text[start..end])?;
+            let ids = self.plain_ids(&text[start..end])?;
             if let Some(special) = spoofed(&ids) {
                 return Err(bad_model(FILE, format!("it reads a text as the special token {special}")));
             }
@@ -112,7 +109,7 @@ impl Tokens {
 
     /// The tokens of a template's string at the start of a conversation.
     pub(super) fn opening(&self, string: &str) -> Result<Vec<Token>> {
-        self.ids(&self.template, self.before_text(string))
+        self.template_ids(self.before_text(string))
     }
 
     /// The tokens of a template's string between two texts.
@@ -130,7 +127,7 @@ impl Tokens {
         if let Some(token) = tokens.iter().find(|token| **token as usize >= self.vocabulary) {
             return Err(Error::BadValue { what: "token", value: token.to_string(), expected: "in the vocabulary" });
         }
-        self.template.decode(tokens, true).map_err(bad_tokenizer)
+        self.tokenizer.decode(tokens, true).map_err(bad_tokenizer)
     }
 
     /// The bytes of a token that is not special.
@@ -138,7 +135,7 @@ impl Tokens {
         if self.is_special(token) || token as usize >= self.vocabulary {
             return None;
         }
-        let written = self.template.id_to_token(token)?;
+        let written = self.tokenizer.id_to_token(token)?;
         if self.added.contains(&written) {
             return Some(written.into_bytes());
         }
@@ -153,7 +150,7 @@ impl Tokens {
     /// The text of tokens, special ones included.
     #[cfg(test)]
     pub(super) fn spell(&self, tokens: &[Token]) -> String {
-        self.template.decode(tokens, false).unwrap()
+        self.tokenizer.decode(tokens, false).unwrap()
     }
 
     /// If the text that follows brings its own space, the string's would be a second one.
@@ -164,23 +161,132 @@ impl Tokens {
     /// The string as it reads after other text: without the space that a text's start gets.
     fn after_text(&self, string: &str) -> Result<Vec<Token>> {
         if !self.adds_space || string.is_empty() {
-            return self.ids(&self.template, string);
+            return self.template_ids(string);
         }
         // A line's end merges with nothing, so its tokens can be taken away again.
-        let line_end = self.ids(&self.template, "\n")?;
-        let ids = self.ids(&self.template, &format!("\n{string}"))?;
+        let line_end = self.template_ids("\n")?;
+        let ids = self.template_ids(&format!("\n{string}"))?;
         match ids.strip_prefix(line_end.as_slice()) {
             Some(ids) => Ok(ids.to_vec()),
-            None => self.ids(&self.template, string),
+            None => self.template_ids(string),
         }
     }
 
-    fn ids(&self, tokenizer: &Tokenizer, text: &str) -> Result<Vec<Token>> {
-        let ids = tokenizer.encode_fast(text, false).map_err(bad_tokenizer)?.get_ids().to_vec();
+    pub(super) fn template_ids(&self, text: &str) -> Result<Vec<Token>> {
+        self.checked(self.tokenizer.encode_fast(text, false).map_err(bad_tokenizer)?.get_ids())
+    }
+
+    /// The tokens of a text in which no added token is looked for.
+    fn plain_ids(&self, text: &str) -> Result<Vec<Token>> {
+        let words = || -> tokenizers::Result<Encoding> {
+            let mut text = NormalizedString::from(text);
+            if let Some(normalizer) = self.tokenizer.get_normalizer().filter(|_| !text.is_empty()) {
+                normalizer.normalize(&mut text)?;
+            }
+            if text.is_empty() {
+                return Ok(Encoding::default());
+            }
+            let mut words = PreTokenizedString::from(text);
+            if let Some(pre_tokenizer) = self.tokenizer.get_pre_tokenizer() {
+                pre_tokenizer.pre_tokenize(&mut words)?;
+            }
+            self.tokenizer.get_model().tokenize_in_pretokenized(&mut words, None)?;
+            words.into_encoding(None, 0, OffsetType::None)
+        };
+        self.checked(words().map_err(bad_tokenizer)?.get_ids())
+    }
+
+    fn checked(&self, ids: &[Token]) -> Result<Vec<Token>> {
         match ids.iter().find(|id| **id as usize >= self.vocabulary) {
             Some(id) => Err(bad_model(FILE, format!("it has a token {id} and the model has {}", self.vocabulary))),
-            None => Ok(ids),
+            None => Ok(ids.to_vec()),
         }
+    }
+}
+
+/// The one part of `tokenizer.json` that is read here. The others, which may be large, are checked: each text is UTF-8 without
+/// half surrogates, and each number is in range.
+#[derive(Default)]
+struct Outline {
+    decoder: serde_json::Value,
+}
+
+impl<'de> Deserialize<'de> for Outline {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> std::result::Result<Self, D::Error> {
+        struct Parts;
+
+        impl<'de> Visitor<'de> for Parts {
+            type Value = Outline;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut parts: A) -> std::result::Result<Outline, A::Error> {
+                let mut outline = Outline::default();
+                while let Some(name) = parts.next_key::<String>()? {
+                    if name == "decoder" {
+                        outline.decoder = parts.next_value()?;
+                    } else {
+                        parts.next_value::<Checked>()?;
+                    }
+                }
+                Ok(outline)
+            }
+        }
+
+        from.deserialize_map(Parts)
+    }
+}
+
+/// Any JSON. It is read and dropped: unlike what serde ignores, which is only skipped.
+struct Checked;
+
+impl<'de> Deserialize<'de> for Checked {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> std::result::Result<Self, D::Error> {
+        from.deserialize_any(Self)
+    }
+}
+
+impl<'de> Visitor<'de> for Checked {
+    type Value = Self;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_unit<E>(self) -> std::result::Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> std::result::Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> std::result::Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> std::result::Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> std::result::Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_str<E>(self, _: &str) -> std::result::Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> std::result::Result<Self, A::Error> {
+        while items.next_element::<Self>()?.is_some() {}
+        Ok(self)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> std::result::Result<Self, A::Error> {
+        while entries.next_entry::<Self, Self>()?.is_some() {}
+        Ok(self)
     }
 }
 

@@ -362,12 +362,13 @@ fn streamed(chat: &HfChat, tokens: &[Token]) -> String {
     texts + &stream.finish(chat).unwrap()
 }
 
+const PLAIN: &str = "{% for m in messages %}<s>{{ m.role }} {{ m.content }}{% endfor %}<s>assistant ";
+
 #[test]
 fn streamed_text_is_whole_in_every_manner_of_tokenizer() {
-    let template = "{% for m in messages %}<s>{{ m.role }} {{ m.content }}{% endfor %}<s>assistant ";
-    let pieces = open(&talker(template, &["<s>", "</s>"], sentence_pieces())).unwrap();
+    let pieces = open(&talker(PLAIN, &["<s>", "</s>"], sentence_pieces())).unwrap();
     for text in ["a b a", "  a", "né €5 für 日本 🦀!", "🦀🦀", "", "a\nb \n"] {
-        for chat in [&open(&demo()).unwrap(), &byte_chat(template, &["<s>"]), &pieces] {
+        for chat in [&open(&demo()).unwrap(), &byte_chat(PLAIN, &["<s>"]), &pieces] {
             let tokens = chat.encode(text).unwrap();
             assert_eq!(streamed(chat, &tokens), chat.decode(&tokens).unwrap());
             assert_eq!(chat.decode(&tokens).unwrap().trim_start(), text.trim_start());
@@ -389,6 +390,16 @@ proptest! {
         files.get_mut("tokenizer.json").unwrap()[if near_its_head { at % 1900 } else { at }] = byte;
         if let Ok(chat) = open(&files) {
             let _ = chat.encode("Ada's number is 5081.").and_then(|tokens| chat.decode(&tokens));
+        }
+    }
+
+    #[test]
+    fn a_text_without_added_tokens_reads_the_same_in_a_template(text in "([a-zA-Z0-9 '\n]|\\PC|  ){0,30}") {
+        let pieces = open(&talker(PLAIN, &["<s>", "</s>"], sentence_pieces())).unwrap();
+        for chat in [open(&demo()).unwrap(), byte_chat(PLAIN, &["<s>"]), pieces] {
+            if !chat.tokens.has_added(&text) {
+                prop_assert_eq!(chat.tokens.text(&text).unwrap(), chat.tokens.template_ids(&text).unwrap());
+            }
         }
     }
 
