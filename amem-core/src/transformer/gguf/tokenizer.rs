@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
 
 use super::header::Metadata;
@@ -78,12 +79,47 @@ pub(super) fn files(metadata: &Metadata<'_>, strips: bool) -> Result<BTreeMap<St
             return unsupported(format!("{}: {MODEL} {other}", metadata.file), "gpt2 and llama are");
         }
     };
+    let json = |written: serde_json::Result<Vec<u8>>| {
+        written.map_err(|error| bad_model(metadata.file, format!("its tokenizer cannot be written as JSON: {error}")))
+    };
     let files = [
-        ("tokenizer.json", tokenizer),
-        ("tokenizer_config.json", vocabulary.settings(metadata)?),
-        ("generation_config.json", sampling(metadata)?),
+        ("tokenizer.json", json(serde_json::to_vec(&tokenizer))?),
+        ("tokenizer_config.json", json(serde_json::to_vec(&vocabulary.settings(metadata)?))?),
+        ("generation_config.json", json(serde_json::to_vec(&sampling(metadata)?))?),
     ];
-    Ok(files.into_iter().map(|(name, value)| (name.to_owned(), value.to_string().into_bytes())).collect())
+    Ok(files.into_iter().map(|(name, bytes)| (name.to_owned(), bytes)).collect())
+}
+
+/// `tokenizer.json`. What is large in it is borrowed: a vocabulary has hundreds of thousands of entries.
+#[derive(Serialize)]
+struct TokenizerFile<'a> {
+    version: &'static str,
+    added_tokens: Value,
+    normalizer: Value,
+    pre_tokenizer: Value,
+    decoder: Value,
+    model: Bpe<'a>,
+}
+
+/// Its model.
+#[derive(Serialize)]
+struct Bpe<'a> {
+    r#type: &'static str,
+    #[serde(flatten)]
+    settings: Map<String, Value>,
+    #[serde(serialize_with = "ids")]
+    vocab: &'a [&'a str],
+    merges: Vec<(&'a str, &'a str)>,
+}
+
+/// The tokens that texts can consist of, and their ids.
+fn ids<S: Serializer>(tokens: &[&str], serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    serializer
+        .collect_map(tokens.iter().enumerate().filter(|(_, token)| !token.is_empty()).map(|(id, token)| (token, id)))
+}
+
+fn settings<const N: usize>(settings: [(&str, Value); N]) -> Map<String, Value> {
+    settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
 /// The tokens, by id.
@@ -129,13 +165,8 @@ impl<'a> Vocabulary<'a> {
         self.tokens.iter().enumerate().filter_map(entry).collect()
     }
 
-    fn vocab(&self) -> Value {
-        let entries = self.tokens.iter().enumerate().filter(|(_, token)| !token.is_empty());
-        Value::Object(entries.map(|(id, token)| ((*token).to_owned(), json!(id))).collect())
-    }
-
     /// GPT-2's kind.
-    fn byte_level(&self, metadata: &Metadata<'_>) -> Result<Value> {
+    fn byte_level(&'a self, metadata: &Metadata<'a>) -> Result<TokenizerFile<'a>> {
         let pre = metadata.word(PRE)?;
         let Some(pre) = PRE_TOKENIZERS.iter().find(|known| known.names.contains(&pre)) else {
             let pre: String = pre.chars().take(60).collect();
@@ -158,23 +189,27 @@ impl<'a> Vocabulary<'a> {
         };
         let merges = merges.into_iter().map(|merge| {
             let parts = merge.split_once(' ').filter(|(left, right)| !left.is_empty() && !right.is_empty());
-            parts.map(|(left, right)| json!([left, right])).ok_or_else(|| wrong(merge))
+            parts.ok_or_else(|| wrong(merge))
         });
         let level = json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true });
-        Ok(json!({
-            "version": "1.0",
-            "added_tokens": self.added(false),
-            "normalizer": pre.composes.then(|| json!({ "type": "NFC" })),
-            "pre_tokenizer": pre_tokenizer,
-            "decoder": level,
-            "model": { "type": "BPE", "vocab": self.vocab(), "merges": merges.collect::<Result<Vec<_>>>()?,
-                       "ignore_merges": pre.ignores_merges }
-        }))
+        Ok(TokenizerFile {
+            version: "1.0",
+            added_tokens: self.added(false),
+            normalizer: if pre.composes { json!({ "type": "NFC" }) } else { Value::Null },
+            pre_tokenizer,
+            decoder: level,
+            model: Bpe {
+                r#type: "BPE",
+                settings: settings([("ignore_merges", json!(pre.ignores_merges))]),
+                vocab: &self.tokens,
+                merges: merges.collect::<Result<_>>()?,
+            },
+        })
     }
 
     /// Sentencepiece's kind: `▁` for spaces, one of them in front of every text, and bytes for characters that are no
     /// pieces.
-    fn sentence_pieces(&self, metadata: &Metadata<'_>, strips: bool) -> Result<Value> {
+    fn sentence_pieces(&'a self, metadata: &Metadata<'a>, strips: bool) -> Result<TokenizerFile<'a>> {
         let scores = metadata.reals(SCORES)?.ok_or_else(|| metadata.missing(SCORES))?;
         if scores.len() != self.tokens.len() {
             return Err(metadata.wrong(SCORES, format!("as long as {TOKENS}, which has {}", self.tokens.len())));
@@ -192,21 +227,29 @@ impl<'a> Vocabulary<'a> {
             decoders.push(json!({ "type": "Strip", "content": " ", "start": 1, "stop": 0 }));
         }
         normalizers.push(replace(" ", "▁"));
-        Ok(json!({
-            "version": "1.0",
-            "added_tokens": self.added(strips),
-            "normalizer": { "type": "Sequence", "normalizers": normalizers },
-            "pre_tokenizer": null,
-            "decoder": { "type": "Sequence", "decoders": decoders },
-            "model": { "type": "BPE", "unk_token": unknown.map(|(_, token)| token), "fuse_unk": true,
-                       "byte_fallback": true, "vocab": self.vocab(), "merges": self.merges(&scores) }
-        }))
+        Ok(TokenizerFile {
+            version: "1.0",
+            added_tokens: self.added(strips),
+            normalizer: json!({ "type": "Sequence", "normalizers": normalizers }),
+            pre_tokenizer: Value::Null,
+            decoder: json!({ "type": "Sequence", "decoders": decoders }),
+            model: Bpe {
+                r#type: "BPE",
+                settings: settings([
+                    ("unk_token", json!(unknown.map(|(_, token)| token))),
+                    ("fuse_unk", json!(true)),
+                    ("byte_fallback", json!(true)),
+                ]),
+                vocab: &self.tokens,
+                merges: self.merges(&scores),
+            },
+        })
     }
 
     /// Sentencepiece joins the two neighbours whose joint piece scores best. Each way to cut a piece into two pieces is a
     /// merge, those of the best score first; of one score the longer left part goes first, as in Hugging Face's
     /// converter.
-    fn merges(&self, scores: &[f32]) -> Vec<Value> {
+    fn merges(&'a self, scores: &[f32]) -> Vec<(&'a str, &'a str)> {
         let is_text =
             |id: usize| !self.is(id, &[token_type::CONTROL, token_type::UNKNOWN, token_type::UNUSED, token_type::BYTE]);
         let mut merges = Vec::new();
@@ -224,7 +267,7 @@ impl<'a> Vocabulary<'a> {
         }
         let length = |part: &str| std::cmp::Reverse(part.chars().count());
         merges.sort_by_cached_key(|(score, left, right)| (Descending(*score), length(left), length(right)));
-        merges.into_iter().map(|(_, left, right)| json!([left, right])).collect()
+        merges.into_iter().map(|(_, left, right)| (left, right)).collect()
     }
 
     fn settings(&self, metadata: &Metadata<'_>) -> Result<Value> {
