@@ -4,7 +4,8 @@
 //!
 //! - `store/warm`: the files are in the page cache. `get and read` reads and checks every layer, one after another;
 //!   `get and load` ends with rotated keys in the KV cache of the CPU backend, in f16, whose memory was taken before: as
-//!   in a program that has run for a while. Both against copying as many bytes from memory to memory.
+//!   in a program that has run for a while. Both against copying as many bytes from memory to memory, and against reading
+//!   the store's own files from end to end.
 //! - `store/cold`: the files were dropped from the page cache, so the disk is on the way. Behind a hypervisor or on a
 //!   file system in RAM it may not be. Against reading the store's own files from end to end.
 //! - `store/decode`: loading alone, from each encoding.
@@ -55,6 +56,7 @@ fn get(criterion: &mut Criterion) {
     let mut race = Race::new(criterion, "store/warm");
     race.throughput(bytes.clone());
     race.lane("memcpy", || to.copy_from_slice(&from));
+    race.lane("read", || read(&files));
     race.lane("get and read", || fetch_and_read(&store, &ids));
     race.lane("get and load", || fetch_and_load(&store, &ids, &backend, &mut cache));
     race.finish();
