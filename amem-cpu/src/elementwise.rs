@@ -84,6 +84,33 @@ impl WithSimd for RmsNorm<'_> {
     }
 }
 
+/// Layer norm of each run of `weight`'s length, with as many biases.
+pub(crate) struct LayerNorm<'a> {
+    pub(crate) x: &'a [f32],
+    pub(crate) y: &'a mut [f32],
+    pub(crate) weight: &'a [f32],
+    pub(crate) bias: &'a [f32],
+    pub(crate) eps: f32,
+}
+
+impl WithSimd for LayerNorm<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let length = self.weight.len().max(1);
+        for (x, y) in self.x.chunks_exact(length).zip(self.y.chunks_exact_mut(length)) {
+            let mean = sum(x, |sum, x| sum + x) / x.len() as f32;
+            // The mean first: a difference of large squares would lose the digits of a small variance.
+            let square = sum(x, |sum, x| (x - mean).mul_add(x - mean, sum));
+            let scale = 1.0 / (square / x.len() as f32 + self.eps).sqrt();
+            for (((x, y), &w), &b) in x.iter().zip(y).zip(self.weight).zip(self.bias) {
+                *y = ((x - mean) * scale).mul_add(w, b);
+            }
+        }
+    }
+}
+
 /// `x += y`.
 pub(crate) struct Add<'a> {
     pub(crate) x: &'a mut [f32],

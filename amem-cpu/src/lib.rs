@@ -24,8 +24,8 @@ mod threads;
 use std::ops::Range;
 
 use amem_core::transformer::{
-    Activation, Attention, AttentionWeights, Backend, BlockTable, MlpWeights, Numerics, Placement, Qkv, Rope, Row,
-    WeightTensor,
+    Activation, Attention, AttentionWeights, Backend, BlockTable, LayerNorm, MlpWeights, Numerics, Placement, Qkv,
+    Rope, Row, WeightTensor,
 };
 use amem_core::{Dtype, Error, Exactness, KvShape, Result, Token};
 use buffers::{Buffers, Numbers};
@@ -250,6 +250,22 @@ impl Backend for Cpu {
         Ok(y)
     }
 
+    fn layer_norm(&self, x: &Tensor, norm: &LayerNorm<Self>) -> Result<Tensor> {
+        let LayerNorm { weight, bias, eps, .. } = norm;
+        let mut y = self.tensor(x.rows(), x.columns);
+        let part = whole_rows(x.columns);
+        let parts = y.data.chunks_mut(part).zip(x.data.chunks(part)).collect();
+        self.each(parts, 4 * x.data.len(), |(y, x)| {
+            self.arch.dispatch(elementwise::LayerNorm { x, y, weight, bias, eps: *eps });
+        });
+        Ok(y)
+    }
+
+    fn gelu(&self, x: &mut Tensor) -> Result<()> {
+        self.gelu_each(x);
+        Ok(())
+    }
+
     fn scale(&self, x: &mut Tensor, factor: f32) -> Result<()> {
         self.multiply_by(x, factor);
         Ok(())
@@ -355,6 +371,18 @@ impl Backend for Cpu {
         self.each(parts, 3 * y.data.len(), |((normed, x), y)| {
             self.arch.dispatch(Add { x, y });
             self.arch.dispatch(RmsNorm { x, y: normed, weight, eps });
+        });
+        Ok(normed)
+    }
+
+    fn add_layer_norm(&self, x: &mut Tensor, y: &Tensor, norm: &LayerNorm<Self>) -> Result<Tensor> {
+        let LayerNorm { weight, bias, eps, .. } = norm;
+        let mut normed = self.tensor(x.rows(), x.columns);
+        let part = whole_rows(x.columns);
+        let parts = normed.data.chunks_mut(part).zip(x.data.chunks_mut(part)).zip(y.data.chunks(part)).collect();
+        self.each(parts, 5 * y.data.len(), |((normed, x), y)| {
+            self.arch.dispatch(Add { x, y });
+            self.arch.dispatch(elementwise::LayerNorm { x, y: normed, weight, bias, eps: *eps });
         });
         Ok(normed)
     }

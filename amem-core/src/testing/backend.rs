@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use super::reference::Reference;
 use crate::transformer::{
-    Activation, Attention, AttentionWeights, Backend, Linear, MlpWeights, Placement, Qkv, Rope, Row, Span, WeightRole,
-    WeightTensor,
+    Activation, Attention, AttentionWeights, Backend, LayerNorm, Linear, MlpWeights, Placement, Qkv, Rope, Row, Span,
+    WeightRole, WeightTensor,
 };
 use crate::{ChunkId, Dtype, Encoding, Error, Exactness, HostKv, KvChunk, KvShape, PrefixId, Result};
 
@@ -54,13 +54,14 @@ impl Default for Profile {
 /// With a list of all cases that failed.
 pub fn backend<B: Backend>(profile: &Profile, make: impl Fn() -> B) {
     let mut suite = Suite { backend: Arc::new(make()), profile: profile.clone(), failures: Vec::new() };
-    let checks: [(&str, Check<B>); 11] = [
+    let checks: [(&str, Check<B>); 12] = [
         ("weights", Suite::weights_are_read_as_they_are),
         ("rows", Suite::rows_are_gathered_and_joined),
         ("elements", Suite::elements_meet_their_counterparts),
         ("linear", Suite::products_are_those_of_plain_loops),
         ("rotate", Suite::heads_turn_with_their_position),
         ("attention", Suite::attention_is_that_of_plain_loops),
+        ("bidirectional", Suite::rows_may_see_what_comes_after_them),
         ("scores", Suite::scores_may_be_far_from_zero),
         ("heaviest", Suite::the_heaviest_slots_are_chosen),
         ("fused", Suite::fused_methods_are_what_they_are_made_of),
@@ -130,6 +131,16 @@ impl Table {
 
     fn vector<B: Backend>(&self, backend: &B) -> Result<B::Vector> {
         backend.vector(&self.data)
+    }
+
+    /// A layer norm of these weights and biases.
+    fn layer_norm<B: Backend>(&self, bias: &Self, eps: f32, backend: &B) -> Result<LayerNorm<B>> {
+        LayerNorm::new(backend, self.data.clone(), bias.data.clone(), eps)
+    }
+
+    fn moved(mut self, by: f32) -> Self {
+        self.data.iter_mut().for_each(|x| *x += by);
+        self
     }
 }
 
@@ -255,6 +266,16 @@ impl<B: Backend> Suite<B> {
                 });
             }
         }
+        for (rows, columns) in [(1, 1), (1, 64), (5, 20), (3, 384), (2, 257)] {
+            let columns = self.size(columns);
+            let [weight, bias] = [12, 13].map(|seed| Table::noise(seed, 1, columns));
+            for (eps, mean) in [(1e-5, 0.0), (1e-5, 3.0), (0.1, -2.0)] {
+                let x = Table::noise(14, rows, columns).moved(mean);
+                compare!(self, self.profile.tolerance, format!("layer_norm {rows}×{columns} about {mean}"), |b| {
+                    b.read(&b.layer_norm(&x.on(b)?, &weight.layer_norm(&bias, eps, b)?)?)
+                });
+            }
+        }
         for (rows, columns) in [(1, 1), (3, 33), (2, 257)] {
             let columns = self.size(columns);
             let [x, y] = [Table::noise(9, rows, columns), Table::noise(10, rows, columns)];
@@ -286,7 +307,12 @@ impl<B: Backend> Suite<B> {
             compare!(self, self.profile.tolerance, format!("silu_mul {rows}×{columns}"), |b| {
                 b.read(&b.silu_mul(&x.on(b)?, &y.on(b)?)?)
             });
-            for x in [&x, &y] {
+            for x in [&x, &y, &y.clone().scaled(5.0)] {
+                compare!(self, self.profile.tolerance, format!("gelu {rows}×{columns}"), |b| {
+                    let mut x = x.on(b)?;
+                    b.gelu(&mut x)?;
+                    b.read(&x)
+                });
                 compare!(self, self.profile.tolerance, format!("gelu_mul {rows}×{columns}"), |b| {
                     b.read(&b.gelu_mul(&x.on(b)?, &y.on(b)?)?)
                 });
@@ -371,6 +397,47 @@ impl<B: Backend> Suite<B> {
                         Err(error) => return Err(error),
                     }
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// Texts side by side, each of whose rows sees all of its text, as in an encoder, and one whose rows see what stands
+    /// before them.
+    fn rows_may_see_what_comes_after_them(&mut self) -> Result<()> {
+        const TEXTS: [u32; 5] = [1, 18, 75, 6, 140];
+        const CAUSAL: usize = 3;
+        let Some(&dtype) = self.profile.caches.first() else { return Ok(()) };
+        let mut rows = Vec::new();
+        for (index, tokens) in TEXTS.into_iter().enumerate() {
+            let first: u32 = TEXTS[..index].iter().sum();
+            let end = |slot: u32| if index == CAUSAL { slot + 1 } else { first + tokens };
+            rows.extend((first..first + tokens).map(|slot| Row {
+                token: 0,
+                context: 0,
+                slot,
+                position: slot - first,
+                sees: Span { shared: 0..0, own: first..end(slot) },
+            }));
+        }
+        for head_dim in self.profile.head_dims.clone() {
+            let shape = KvShape { layers: 1, kv_heads: 2, head_dim };
+            for group in [1, 3] {
+                let case = format!("texts in both directions, {} heads on 2 of {head_dim}", 2 * group);
+                let [keys, values] = [130, 131].map(|seed| Table::noise(seed, rows.len(), shape.row()));
+                let queries = Table::noise(132, rows.len(), group * shape.row());
+                let cached = |rope| Cached::new(&*self.backend, shape, dtype, rope);
+                let mut cache = cached(Rope::plain(10_000.0, head_dim))?;
+                let found = cache.written_and_attended(&rows, [&keys, &values, &queries])?;
+                let some: Vec<usize> = (0..rows.len()).step_by(23).collect();
+                let by_one = some.iter().map(|&row| cache.attended(&rows[row..row + 1], &queries.gather(&[row])));
+                let by_one = by_one.collect::<Result<Vec<_>>>()?.concat();
+                let at_once = Table { columns: queries.columns, data: found.clone() }.gather(&some);
+
+                let mut reference = Cached::new(&Reference, shape, dtype, Rope::plain(10_000.0, head_dim))?;
+                let expected = reference.written_and_attended(&rows, [&keys, &values, &queries])?;
+                self.close(self.tolerance_of(dtype), &case, &found, &expected);
+                self.same(format!("{case}, at once and one by one"), &by_one, &at_once.data);
             }
         }
         Ok(())
@@ -531,6 +598,20 @@ impl<B: Backend> Suite<B> {
         let by_one = (0..rows.len()).map(|row| normed(&x.gather(&[row]), &y.gather(&[row])));
         let by_one = by_one.collect::<Result<Vec<_>>>()?.concat();
         self.same(format!("add_rms_norm of {} rows at once and one by one", rows.len()), &normed(&x, &y)?, &by_one);
+
+        let bias = Table::noise(63, 1, hidden);
+        compare!(self, self.profile.tolerance, "add_layer_norm", |b| {
+            let mut sum = x.on(b)?;
+            let normed = b.add_layer_norm(&mut sum, &y.on(b)?, &weight.layer_norm(&bias, 1e-5, b)?)?;
+            Ok::<_, crate::Error>([b.read(&sum)?, b.read(&normed)?].concat())
+        });
+        let norm = weight.layer_norm(&bias, 1e-5, &*backend)?;
+        let normed = |x: &Table, y: &Table| {
+            backend.read(&backend.add_layer_norm(&mut x.on(&*backend)?, &y.on(&*backend)?, &norm)?)
+        };
+        let by_one = (0..rows.len()).map(|row| normed(&x.gather(&[row]), &y.gather(&[row])));
+        let by_one = by_one.collect::<Result<Vec<_>>>()?.concat();
+        self.same(format!("add_layer_norm of {} rows at once and one by one", rows.len()), &normed(&x, &y)?, &by_one);
         Ok(())
     }
 

@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use crate::transformer::{Attention, Backend, BlockTable, Numerics, Placement, Rope, Row, WeightTensor};
+use crate::transformer::{
+    Attention, Backend, BlockTable, LayerNorm, Numerics, Placement, Rope, Row, WeightTensor,
+};
 use crate::{Dtype, Error, Exactness, KvShape, Result, Token};
 
 /// Arithmetic in f64, one number after the other.
@@ -46,6 +48,22 @@ fn exact(numbers: &[f32]) -> Vec<f64> {
 
 fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+/// The share of the normal distribution that is less than x: its density, integrated by Simpson's rule.
+fn normal_distribution(x: f64) -> f64 {
+    const STEPS: usize = 1000;
+    // Beyond it nothing is left that f64 holds.
+    let end = x.clamp(-9.0, 9.0);
+    let step = end / STEPS as f64;
+    let density = |t: f64| (-t * t / 2.0).exp();
+    let weight = |index: usize| match index {
+        0 | STEPS => 1.0,
+        _ if index.is_multiple_of(2) => 2.0,
+        _ => 4.0,
+    };
+    let sum: f64 = (0..=STEPS).map(|index| weight(index) * density(step * index as f64)).sum();
+    0.5 + sum * step / 3.0 / (2.0 * std::f64::consts::PI).sqrt()
 }
 
 fn round(dtype: Dtype, numbers: &mut [f64]) {
@@ -211,6 +229,22 @@ impl Backend for Reference {
         let gelu = |x: f64| x / 2.0 * (1.0 + (factor * (x + 0.044715 * x.powi(3))).tanh());
         let data = gate.data.iter().zip(&up.data).map(|(x, up)| gelu(*x) * up).collect();
         Ok(Table { columns: gate.columns, data })
+    }
+
+    fn layer_norm(&self, x: &Table, norm: &LayerNorm<Self>) -> Result<Table> {
+        let normed = |row: &[f64]| {
+            let mean = row.iter().sum::<f64>() / row.len() as f64;
+            let centred: Vec<f64> = row.iter().map(|x| x - mean).collect();
+            let scale = 1.0 / (dot(&centred, &centred) / row.len() as f64 + f64::from(norm.eps)).sqrt();
+            let of_weight = centred.iter().zip(&norm.weight).zip(&norm.bias);
+            of_weight.map(|((x, weight), bias)| x * scale * weight + bias).collect::<Vec<_>>()
+        };
+        Ok(Table { columns: x.columns, data: x.rows().flat_map(normed).collect() })
+    }
+
+    fn gelu(&self, x: &mut Table) -> Result<()> {
+        x.data.iter_mut().for_each(|x| *x *= normal_distribution(*x));
+        Ok(())
     }
 
     fn scale(&self, x: &mut Table, factor: f32) -> Result<()> {

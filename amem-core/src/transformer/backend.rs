@@ -12,7 +12,7 @@
 
 use std::ops::Range;
 
-use super::graph::{Activation, AttentionWeights, MlpWeights};
+use super::graph::{Activation, AttentionWeights, LayerNorm, MlpWeights};
 use super::rope::Rope;
 use super::select;
 use super::weights::WeightTensor;
@@ -33,17 +33,18 @@ pub struct Row {
     pub sees: Span,
 }
 
-/// The slots that a row attends to: those of `shared`, then those of `own`, which ends with the row's own slot.
+/// The slots that a row attends to: those of `shared`, then those of `own`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Span {
     /// A beginning that several texts share, in packed prefill; empty otherwise.
     pub shared: Range<u32>,
-    /// The slots up to and with the row's own.
+    /// Slots of the row's own text, the row's own slot among them: up to and with it in a language model, whose attention
+    /// is causal, and all of them in an encoder, whose attention is bidirectional.
     pub own: Range<u32>,
 }
 
 impl Span {
-    /// The last `tokens` slots of what is seen: what is left of it in a window.
+    /// The last `tokens` slots of what is seen: what is left of it in a window, where attention is causal.
     #[must_use]
     pub fn last(&self, tokens: usize) -> Self {
         let Self { mut shared, mut own } = self.clone();
@@ -355,6 +356,23 @@ pub trait Backend: Send + Sync + Sized + 'static {
         self.upload(columns, &sums)
     }
 
+    /// `(x - mean) / √(variance + eps) · weight + bias` of each row.
+    fn layer_norm(&self, x: &Self::Tensor, norm: &LayerNorm<Self>) -> Result<Self::Tensor> {
+        let columns = self.columns(x);
+        let mut numbers = self.read(x)?;
+        numbers.chunks_exact_mut(columns.max(1)).for_each(|row| norm.apply(row));
+        self.upload(columns, &numbers)
+    }
+
+    /// `x = gelu(x)`, element by element: `x · Φ(x)`, where Φ is the distribution function of the normal distribution.
+    /// Not its approximation, as [`gelu_mul`](Self::gelu_mul) has it.
+    fn gelu(&self, x: &mut Self::Tensor) -> Result<()> {
+        let mut numbers = self.read(x)?;
+        numbers.iter_mut().for_each(|x| *x = gelu_erf((*x).into()) as f32);
+        *x = self.upload(self.columns(x), &numbers)?;
+        Ok(())
+    }
+
     /// Called before the first kernel of a pass: a place to take an arena or to begin recording.
     fn begin_pass(&self) -> Result<()> {
         Ok(())
@@ -392,6 +410,17 @@ pub trait Backend: Send + Sync + Sized + 'static {
         self.rms_norm(x, weight, eps)
     }
 
+    /// `x += y`, and the [layer norm](Self::layer_norm) of that.
+    fn add_layer_norm(
+        &self,
+        x: &mut Self::Tensor,
+        y: &Self::Tensor,
+        norm: &LayerNorm<Self>,
+    ) -> Result<Self::Tensor> {
+        self.add(x, y)?;
+        self.layer_norm(x, norm)
+    }
+
     /// A layer's feed-forward block of normed rows `[rows][hidden]`.
     fn mlp(&self, x: &Self::Tensor, w: &MlpWeights<Self>) -> Result<Self::Tensor> {
         let gate = self.linear(x, &w.gate.weight, w.gate.bias.as_ref())?;
@@ -410,9 +439,42 @@ fn gelu(x: f64) -> f64 {
     0.5 * x * (1.0 + (FACTOR * (x + 0.044715 * x * x * x)).tanh())
 }
 
+/// GELU by the error function: `x / 2 · (1 + erf(x / √2))`.
+fn gelu_erf(x: f64) -> f64 {
+    0.5 * x * (1.0 + erf(x * std::f64::consts::FRAC_1_SQRT_2))
+}
+
+/// The error function to within some units of f64's last place. All terms of its series `2/√π · e^-x² · Σ 2ⁿ x²ⁿ⁺¹ /
+/// (1 · 3 · … · (2n + 1))` have one sign, so that nothing cancels.
+fn erf(x: f64) -> f64 {
+    // From here on f64 holds nothing between it and 1.
+    if x.abs() > 6.0 {
+        return x.signum();
+    }
+    let (mut term, mut sum, mut odd) = (x, x, 1.0);
+    while term.abs() > f64::EPSILON * sum.abs() {
+        odd += 2.0;
+        term *= 2.0 * x * x / odd;
+        sum += term;
+    }
+    std::f64::consts::FRAC_2_SQRT_PI * (-x * x).exp() * sum
+}
+
 #[cfg(test)]
 mod tests {
-    use super::Span;
+    use super::{Span, erf, gelu_erf};
+
+    /// From a table (Abramowitz and Stegun, Handbook of Mathematical Functions, table 7.1).
+    #[test]
+    fn the_error_function_is_that_of_the_tables() {
+        let table = [(0.5, 0.520_499_877_8), (1.0, 0.842_700_792_9), (1.5, 0.966_105_146_5), (2.0, 0.995_322_265_0)];
+        for (x, expected) in table {
+            assert!((erf(x) - expected).abs() < 1e-10 && (erf(-x) + expected).abs() < 1e-10, "erf {x} = {}", erf(x));
+        }
+        assert_eq!((erf(0.0), erf(7.0), erf(-7.0)), (0.0, 1.0, -1.0));
+        assert!(erf(f64::NAN).is_nan());
+        assert_eq!((gelu_erf(0.0), gelu_erf(50.0), gelu_erf(-50.0)), (0.0, 50.0, 0.0));
+    }
 
     #[test]
     fn a_window_leaves_the_last_slots_of_what_is_seen() {

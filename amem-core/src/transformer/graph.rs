@@ -59,6 +59,40 @@ pub struct MlpWeights<B: Backend> {
     pub down: Linear<B>,
 }
 
+/// The weights of a layer norm.
+pub struct LayerNorm<B: Backend> {
+    /// What the normed numbers are multiplied by, `[columns]`.
+    pub weight: B::Vector,
+    /// What is added to them then, `[columns]`.
+    pub bias: B::Vector,
+    /// What is added to the variance.
+    pub eps: f32,
+    /// Weights and biases on the host, for backends without a kernel.
+    on_host: [Vec<f32>; 2],
+}
+
+impl<B: Backend> LayerNorm<B> {
+    /// Uploads as many weights as biases.
+    ///
+    /// # Errors
+    /// [`Error::Full`](crate::Error::Full) when the backend has no memory for them.
+    pub fn new(backend: &B, weight: Vec<f32>, bias: Vec<f32>, eps: f32) -> Result<Self> {
+        Ok(Self { weight: backend.vector(&weight)?, bias: backend.vector(&bias)?, eps, on_host: [weight, bias] })
+    }
+
+    /// Norms a row on the host, in f64.
+    pub(super) fn apply(&self, row: &mut [f32]) {
+        let mean = row.iter().map(|x| f64::from(*x)).sum::<f64>() / row.len() as f64;
+        let square = |x: &f32| (f64::from(*x) - mean) * (f64::from(*x) - mean);
+        let variance = row.iter().map(square).sum::<f64>() / row.len() as f64;
+        let scale = 1.0 / (variance + f64::from(self.eps)).sqrt();
+        let [weight, bias] = &self.on_host;
+        for ((x, weight), bias) in row.iter_mut().zip(weight).zip(bias) {
+            *x = ((f64::from(*x) - mean) * scale * f64::from(*weight) + f64::from(*bias)) as f32;
+        }
+    }
+}
+
 /// What stands behind attention in a layer.
 pub(super) enum FeedForward<B: Backend> {
     Mlp(MlpWeights<B>),

@@ -29,7 +29,7 @@ use std::thread::{Scope, ScopedJoinHandle};
 pub use backend::{Attention, Backend, BlockTable, Numerics, Placement, Qkv, Row, Span};
 pub use config::{Config, Family};
 pub use gguf::{Gguf, GgufBytes};
-pub use graph::{Activation, AttentionWeights, Linear, MlpWeights};
+pub use graph::{Activation, AttentionWeights, LayerNorm, Linear, MlpWeights};
 pub use rope::Rope;
 pub use source::ModelSource;
 pub use text::HfChat;

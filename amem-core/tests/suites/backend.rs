@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use amem_core::testing::{self, Profile, Reference};
 use amem_core::transformer::{
-    Activation, Attention, AttentionWeights, Backend, BlockTable, MlpWeights, Numerics, Placement, Qkv, Rope, Row,
-    WeightTensor,
+    Activation, Attention, AttentionWeights, Backend, BlockTable, LayerNorm, MlpWeights, Numerics, Placement, Qkv,
+    Rope, Row, WeightTensor,
 };
 use amem_core::{Dtype, KvShape, Result, Token};
 
@@ -91,9 +91,18 @@ enum Fault {
     FusedNormForgetsTheSum,
     FusedNormOfTheAddend,
     FusedNormDependsOnRows,
+    LayerNormForgetsTheMean,
+    LayerNormForgetsTheBias,
+    LayerNormWithoutEps,
+    LayerNormScalesTheBias,
+    GeluByATangent,
+    SeesNothingBehindItself,
+    FusedLayerNormForgetsTheSum,
+    FusedLayerNormOfTheAddend,
+    FusedLayerNormDependsOnRows,
 }
 
-const FAULTS: [(Fault, &str); 78] = [
+const FAULTS: [(Fault, &str); 87] = [
     (Fault::TakesTooFewBytes, "is accepted"),
     (Fault::TakesTooManyBytes, "is accepted"),
     (Fault::EmbedsTheNextToken, "embed"),
@@ -172,6 +181,15 @@ const FAULTS: [(Fault, &str); 78] = [
     (Fault::FusedNormForgetsTheSum, "add_rms_norm"),
     (Fault::FusedNormOfTheAddend, "add_rms_norm"),
     (Fault::FusedNormDependsOnRows, "add_rms_norm of"),
+    (Fault::LayerNormForgetsTheMean, "layer_norm"),
+    (Fault::LayerNormForgetsTheBias, "layer_norm"),
+    (Fault::LayerNormWithoutEps, "layer_norm"),
+    (Fault::LayerNormScalesTheBias, "layer_norm"),
+    (Fault::GeluByATangent, "gelu "),
+    (Fault::SeesNothingBehindItself, "texts in both directions"),
+    (Fault::FusedLayerNormForgetsTheSum, "add_layer_norm"),
+    (Fault::FusedLayerNormOfTheAddend, "add_layer_norm"),
+    (Fault::FusedLayerNormDependsOnRows, "add_layer_norm of"),
 ];
 
 /// Few sizes and types, for the suite runs once for each fault.
@@ -255,6 +273,7 @@ impl Faulty {
             }
             Some(Fault::SeesItselfNot) if row.sees.own.len() > 1 => row.sees.own.end -= 1,
             Some(Fault::SeesOneTable) => row.context = 0,
+            Some(Fault::SeesNothingBehindItself) => row.sees.own.end = row.sees.own.end.min(row.slot + 1),
             _ => {}
         })
     }
@@ -368,6 +387,32 @@ impl Backend for Faulty {
             }
             _ => INNER.gelu_mul(gate, up),
         }
+    }
+
+    fn layer_norm(&self, x: &Table, norm: &LayerNorm<Self>) -> Result<Table> {
+        let numbers = |vector: &[f64]| vector.iter().map(|x| *x as f32).collect::<Vec<_>>();
+        let (weight, mut bias, mut eps) = (numbers(&norm.weight), numbers(&norm.bias), norm.eps);
+        match self.0 {
+            Some(Fault::LayerNormForgetsTheMean) => {
+                let columns = INNER.columns(x);
+                let normed = INNER.rms_norm(x, &norm.weight, eps)?;
+                return Ok(map(&normed, columns, |index, x| x + bias[index % columns]));
+            }
+            Some(Fault::LayerNormForgetsTheBias) => bias.fill(0.0),
+            Some(Fault::LayerNormScalesTheBias) => bias.iter_mut().zip(&weight).for_each(|(bias, weight)| *bias *= weight),
+            Some(Fault::LayerNormWithoutEps) => eps = 0.0,
+            _ => {}
+        }
+        INNER.layer_norm(x, &LayerNorm::new(&INNER, weight, bias, eps)?)
+    }
+
+    fn gelu(&self, x: &mut Table) -> Result<()> {
+        if !self.has(Fault::GeluByATangent) {
+            return INNER.gelu(x);
+        }
+        let columns = INNER.columns(x);
+        *x = INNER.gelu_mul(x, &map(x, columns, |_, _| 1.0))?;
+        Ok(())
     }
 
     fn scale(&self, x: &mut Table, factor: f32) -> Result<()> {
@@ -660,6 +705,17 @@ impl Backend for Faulty {
         }
         let rows = read(&normed).len() / weight.len();
         Ok(if self.has(Fault::FusedNormDependsOnRows) { off_in_company(normed, rows) } else { normed })
+    }
+
+    fn add_layer_norm(&self, x: &mut Table, y: &Table, norm: &LayerNorm<Self>) -> Result<Table> {
+        let before = x.clone();
+        self.add(x, y)?;
+        let normed = self.layer_norm(if self.has(Fault::FusedLayerNormOfTheAddend) { y } else { x }, norm)?;
+        if self.has(Fault::FusedLayerNormForgetsTheSum) {
+            *x = before;
+        }
+        let rows = read(&normed).len() / norm.weight.len();
+        Ok(if self.has(Fault::FusedLayerNormDependsOnRows) { off_in_company(normed, rows) } else { normed })
     }
 
     fn mlp(&self, x: &Table, w: &MlpWeights<Self>) -> Result<Table> {
