@@ -4,7 +4,7 @@
 //! Embeddings are held in f16, which moves a cosine by less than 0.001 and halves what is held and saved.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use half::f16;
@@ -23,10 +23,33 @@ pub trait Embedder: Send + Sync {
     /// What the embedder met.
     async fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>>;
 
+    /// As [`embed`](Self::embed), for questions that such texts are to be found for: some models want the two told apart.
+    ///
+    /// # Errors
+    /// What the embedder met.
+    async fn embed_queries(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>> {
+        self.embed(texts).await
+    }
+
     /// What computes the vectors: a model's name and version. Saved vectors are used again under the same name only, and
     /// without one none are saved.
     fn name(&self) -> Option<&str> {
         None
+    }
+}
+
+#[async_trait]
+impl<E: Embedder + ?Sized> Embedder for Arc<E> {
+    async fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>> {
+        (**self).embed(texts).await
+    }
+
+    async fn embed_queries(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>> {
+        (**self).embed_queries(texts).await
+    }
+
+    fn name(&self) -> Option<&str> {
+        (**self).name()
     }
 }
 
@@ -139,11 +162,11 @@ impl<E: Embedder> Dense<E> {
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Embeds texts and checks what came back. A vector without direction stays zero, and fits nothing.
-    async fn unit_vectors(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>> {
-        let mut vectors = self.embedder.embed(texts).await?;
-        if vectors.len() != texts.len() {
-            let reason = format!("the embedder gave {} vectors for {} texts", vectors.len(), texts.len());
+    /// Checks the embeddings of so many texts and makes them one long. A vector without direction stays zero, and fits
+    /// nothing.
+    fn unit_vectors(&self, mut vectors: Vec<Vec<f32>>, texts: usize) -> Result<Vec<Vec<f32>>> {
+        if vectors.len() != texts {
+            let reason = format!("the embedder gave {} vectors for {texts} texts", vectors.len());
             return Err(Error::Recall(reason.into()));
         }
         for vector in &mut vectors {
@@ -175,7 +198,8 @@ impl<E: Embedder> Recaller for Dense<E> {
         if active.is_empty() {
             return Ok(());
         }
-        let vectors = self.unit_vectors(&active.iter().map(|record| record.text.as_str()).collect::<Vec<_>>()).await;
+        let texts: Vec<&str> = active.iter().map(|record| record.text.as_str()).collect();
+        let vectors = self.embedder.embed(&texts).await.and_then(|vectors| self.unit_vectors(vectors, texts.len()));
         let mut index = self.lock();
         let waiting = |record: &&Record| index.pending.get(&record.id).is_some_and(|(_, waits_for)| *waits_for == call);
         let waiting: Vec<bool> = active.iter().map(waiting).collect();
@@ -229,7 +253,8 @@ impl<E: Embedder> Recaller for Dense<E> {
         if query.text.trim().is_empty() || !self.lock().vectors.contains_key(namespace) {
             return Ok(Vec::new());
         }
-        let question = self.unit_vectors(&[query.text]).await?.into_iter().next().unwrap_or_default();
+        let question = self.unit_vectors(self.embedder.embed_queries(&[query.text]).await?, 1)?;
+        let question = question.into_iter().next().unwrap_or_default();
         let (index, mut found) = (self.lock(), Vec::new());
         if let Some(vectors) = index.vectors.get(namespace) {
             vectors.cosines(&question, |id, score| {
@@ -316,6 +341,29 @@ mod tests {
             expires_at: None,
             state: State::Active,
         }
+    }
+
+    /// Finds texts by their first letter, and questions by their last.
+    struct Ends;
+
+    #[async_trait]
+    impl Embedder for Ends {
+        async fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>> {
+            Letters { dimensions: 128 }.embed(&texts.iter().map(|text| &text[..1]).collect::<Vec<_>>()).await
+        }
+
+        async fn embed_queries(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>> {
+            self.embed(&texts.iter().map(|text| &text[text.len() - 1..]).collect::<Vec<_>>()).await
+        }
+    }
+
+    #[test]
+    fn questions_are_embedded_as_questions() {
+        let dense = Dense::new(Arc::new(Ends), 128);
+        let records = [record("ax"), record("bx")];
+        block_on(dense.index(&records)).unwrap();
+        let found = block_on(dense.recall(&home(), &RecallQuery::new("ab", 2))).unwrap();
+        assert_eq!(found.iter().map(|found| found.id).collect::<Vec<_>>(), [records[1].id]);
     }
 
     #[test]

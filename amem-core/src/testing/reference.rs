@@ -2,9 +2,7 @@
 
 use std::ops::Range;
 
-use crate::transformer::{
-    Attention, Backend, BlockTable, LayerNorm, Numerics, Placement, Rope, Row, WeightTensor,
-};
+use crate::transformer::{Attention, Backend, BlockTable, LayerNorm, Numerics, Placement, Rope, Row, WeightTensor};
 use crate::{Dtype, Error, Exactness, KvShape, Result, Token};
 
 /// Arithmetic in f64, one number after the other.

@@ -411,12 +411,7 @@ pub trait Backend: Send + Sync + Sized + 'static {
     }
 
     /// `x += y`, and the [layer norm](Self::layer_norm) of that.
-    fn add_layer_norm(
-        &self,
-        x: &mut Self::Tensor,
-        y: &Self::Tensor,
-        norm: &LayerNorm<Self>,
-    ) -> Result<Self::Tensor> {
+    fn add_layer_norm(&self, x: &mut Self::Tensor, y: &Self::Tensor, norm: &LayerNorm<Self>) -> Result<Self::Tensor> {
         self.add(x, y)?;
         self.layer_norm(x, norm)
     }

@@ -148,7 +148,14 @@ pub(super) struct Graph<B: Backend> {
 /// A pass that has begun.
 pub(super) struct PassScope<'g, B: Backend>(Option<&'g B>);
 
-impl<B: Backend> PassScope<'_, B> {
+impl<'g, B: Backend> PassScope<'g, B> {
+    /// Begins a pass. It ends with [`end`](Self::end), and also when what is returned is dropped.
+    pub(super) fn begin(backend: &'g B) -> Result<Self> {
+        let scope = Self(Some(backend));
+        backend.begin_pass()?;
+        Ok(scope)
+    }
+
     /// Ends the pass. Until it has ended nobody knows whether what it wrote is there.
     pub(super) fn end(mut self) -> Result<()> {
         self.0.take().map_or(Ok(()), B::end_pass)
@@ -232,9 +239,7 @@ impl<B: Backend> Graph<B> {
 
     /// Begins a pass. It ends with [`PassScope::end`], and also when what is returned is dropped.
     pub(super) fn begin_pass(&self) -> Result<PassScope<'_, B>> {
-        let scope = PassScope(Some(&self.backend));
-        self.backend.begin_pass()?;
-        Ok(scope)
+        PassScope::begin(&self.backend)
     }
 
     /// A KV cache of at least so many blocks for what outlives no call, and is nobody's.

@@ -4,6 +4,7 @@ mod advance;
 mod backend;
 mod config;
 mod context;
+mod encoder;
 mod experts;
 #[cfg(test)]
 mod fixtures;
@@ -28,6 +29,7 @@ use std::thread::{Scope, ScopedJoinHandle};
 
 pub use backend::{Attention, Backend, BlockTable, Numerics, Placement, Qkv, Row, Span};
 pub use config::{Config, Family};
+pub use encoder::{Encoded, Encoder, EncoderConfig, EncoderFamily, EncoderOptions, Pooling, Purpose};
 pub use gguf::{Gguf, GgufBytes};
 pub use graph::{Activation, AttentionWeights, LayerNorm, Linear, MlpWeights};
 pub use rope::Rope;

@@ -79,7 +79,7 @@ impl<'a> WeightTensor<'a> {
     }
 
     /// Some of its rows.
-    fn cut(self, rows: std::ops::Range<usize>) -> Option<Self> {
+    pub(super) fn cut(self, rows: std::ops::Range<usize>) -> Option<Self> {
         let row = self.dtype.matrix_bytes(1, self.columns)?;
         let bytes = self.bytes.get(rows.start.checked_mul(row)?..rows.end.checked_mul(row)?)?;
         Some(Self { rows: rows.len(), bytes, ..self })
@@ -193,7 +193,7 @@ impl<'a> Weights<'a> {
     /// F32, F16 or BF16, or in a GGUF file of no [`WeightType`], and for tensors of a GGUF file that nothing computes with.
     pub fn open(source: &'a dyn ModelSource, config: &Config) -> Result<Self> {
         let mut tensors = Tensors::open(source)?;
-        tensors.prefix = PREFIXES.into_iter().find(|prefix| tensors.has(prefix, EMBEDDING)).unwrap_or(PREFIXES[0]);
+        tensors.take_prefix(&PREFIXES, EMBEDDING);
         let (vocabulary, hidden) = (config.vocabulary, config.hidden);
         let embedding = if config.tied { WeightRole::TiedEmbedding } else { WeightRole::Embedding };
         let weights = Self {
@@ -211,7 +211,7 @@ impl<'a> Weights<'a> {
 
     /// Takes note that a tensor's bytes have been taken over.
     pub(super) fn release(&self, bytes: &[u8]) {
-        self.tensors.source.release(bytes);
+        self.tensors.release(bytes);
     }
 
     /// What the model's KV depends on: what it is computed with (the [numerics](super::Numerics)' name and the KV cache's
@@ -239,14 +239,7 @@ impl<'a> Weights<'a> {
             hash.update(&(further.len() as u64).to_le_bytes());
             hash.update(&further);
         }
-        for (name, tensor) in &self.tensors.named {
-            hash.update(&(name.len() as u64).to_le_bytes());
-            hash.update(format!("{name}{}{:?}", tensor.type_name, tensor.shape).as_bytes());
-            for bytes in tensor.bytes.chunks(HASHED_BYTES) {
-                hash.update(bytes);
-                self.release(bytes);
-            }
-        }
+        self.tensors.hash(&mut hash);
         Fingerprint(*hash.finalize().as_bytes())
     }
 }
@@ -271,16 +264,17 @@ const PREFIXES: [&str; 3] = ["model.", "language_model.model.", "model.language_
 const EMBEDDING: &str = "embed_tokens.weight";
 
 /// Every tensor by the name that its file has for it.
-struct Tensors<'a> {
+pub(super) struct Tensors<'a> {
     named: BTreeMap<String, Raw<'a>>,
-    /// One of [`PREFIXES`].
+    /// What stands before the names of the tensors that are asked for.
     prefix: &'static str,
     gguf: Option<&'a Gguf>,
     source: &'a dyn ModelSource,
 }
 
 impl<'a> Tensors<'a> {
-    fn open(source: &'a dyn ModelSource) -> Result<Self> {
+    /// The tensors of `model.safetensors`, or of the shards that its index lists, or of a GGUF file.
+    pub(super) fn open(source: &'a dyn ModelSource) -> Result<Self> {
         if let Some(gguf) = source.gguf() {
             return Ok(Self::of_gguf(gguf, source));
         }
@@ -358,12 +352,31 @@ impl<'a> Tensors<'a> {
         Ok(())
     }
 
-    fn has(&self, prefix: &str, name: &str) -> bool {
-        self.named.contains_key(&format!("{prefix}{name}"))
+    /// Takes the first of these prefixes with which there is a tensor of this name, or the first of all.
+    pub(super) fn take_prefix(&mut self, prefixes: &[&'static str], name: &str) {
+        let found = prefixes.iter().find(|prefix| self.named.contains_key(&format!("{prefix}{name}")));
+        self.prefix = found.or(prefixes.first()).copied().unwrap_or_default();
+    }
+
+    /// Hashes all tensors in the order of their names.
+    pub(super) fn hash(&self, hash: &mut blake3::Hasher) {
+        for (name, tensor) in &self.named {
+            hash.update(&(name.len() as u64).to_le_bytes());
+            hash.update(format!("{name}{}{:?}", tensor.type_name, tensor.shape).as_bytes());
+            for bytes in tensor.bytes.chunks(HASHED_BYTES) {
+                hash.update(bytes);
+                self.release(bytes);
+            }
+        }
+    }
+
+    /// Takes note that a tensor's bytes have been taken over.
+    pub(super) fn release(&self, bytes: &[u8]) {
+        self.source.release(bytes);
     }
 
     /// A tensor of the text model.
-    fn of_text(&self, name: &str, role: WeightRole, shape: &[usize]) -> Result<WeightTensor<'a>> {
+    pub(super) fn of_text(&self, name: &str, role: WeightRole, shape: &[usize]) -> Result<WeightTensor<'a>> {
         self.tensor(&format!("{}{name}", self.prefix), role, shape)
     }
 

@@ -399,7 +399,9 @@ impl Backend for Faulty {
                 return Ok(map(&normed, columns, |index, x| x + bias[index % columns]));
             }
             Some(Fault::LayerNormForgetsTheBias) => bias.fill(0.0),
-            Some(Fault::LayerNormScalesTheBias) => bias.iter_mut().zip(&weight).for_each(|(bias, weight)| *bias *= weight),
+            Some(Fault::LayerNormScalesTheBias) => {
+                bias.iter_mut().zip(&weight).for_each(|(bias, weight)| *bias *= weight)
+            }
             Some(Fault::LayerNormWithoutEps) => eps = 0.0,
             _ => {}
         }

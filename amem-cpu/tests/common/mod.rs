@@ -1,6 +1,7 @@
 //! Models for tests: Hugging Face directories on disk, with a tokenizer that needs no files.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, dead_code, unreachable_pub)]
 
+pub mod encoders;
 pub mod plain;
 pub mod prompts;
 

@@ -14,11 +14,12 @@
 mod calls;
 mod conversation;
 mod frame;
+mod outline;
 mod script;
 mod template;
 #[cfg(test)]
 mod tests;
-mod tokens;
+pub(super) mod tokens;
 
 use self::calls::CallSyntax;
 use self::conversation::Writer;

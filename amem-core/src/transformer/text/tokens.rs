@@ -2,17 +2,16 @@
 
 use std::collections::HashMap;
 
-use serde::Deserialize;
-use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 use tokenizers::{
     Encoding, Model, NormalizedString, Normalizer, OffsetType, PreTokenizedString, PreTokenizer, Tokenizer,
 };
 
+use super::outline::Outline;
 use crate::transformer::ModelSource;
 use crate::transformer::settings::bad_model;
 use crate::{Error, Result, Token};
 
-const FILE: &str = "tokenizer.json";
+pub(in crate::transformer) const FILE: &str = "tokenizer.json";
 
 /// `tokenizer.json`.
 ///
@@ -44,13 +43,7 @@ enum Spelling {
 impl Tokens {
     /// Reads `tokenizer.json` for a model with so many tokens.
     pub(super) fn open(source: &dyn ModelSource, vocabulary: usize) -> Result<Self> {
-        let bytes = source.file(FILE).ok_or_else(|| bad_model(FILE, "it is missing"))?;
-        // The tokenizers crate panics at some kinds of broken JSON.
-        let json: serde_json::Result<Outline> = serde_json::from_slice(bytes);
-        let json = json.map_err(|error| bad_model(FILE, format!("it is not valid JSON: {error}")))?;
-        // And at some parts that are no more than wrong, such as a normalizer's table that cannot be read.
-        let parsed = std::panic::catch_unwind(|| Tokenizer::from_bytes(bytes));
-        let mut tokenizer = parsed.map_err(|_| bad_model(FILE, "it cannot be read"))?.map_err(bad_tokenizer)?;
+        let (mut tokenizer, decoder) = read_tokenizer(source)?;
         // Settings for training in batches, which would cut texts or fill them up.
         tokenizer.with_truncation(None).map_err(bad_tokenizer)?.with_padding(None);
 
@@ -60,7 +53,7 @@ impl Tokens {
         let mut tokens = Self {
             special: special.collect(),
             added: texts,
-            spelling: Spelling::of(&json.decoder),
+            spelling: Spelling::of(&decoder),
             unknown: None,
             adds_space: false,
             tokenizer,
@@ -204,90 +197,16 @@ impl Tokens {
     }
 }
 
-/// The one part of `tokenizer.json` that is read here. The others, which may be large, are checked: each text is UTF-8 without
-/// half surrogates, and each number is in range.
-#[derive(Default)]
-struct Outline {
-    decoder: serde_json::Value,
-}
-
-impl<'de> Deserialize<'de> for Outline {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> std::result::Result<Self, D::Error> {
-        struct Parts;
-
-        impl<'de> Visitor<'de> for Parts {
-            type Value = Outline;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut parts: A) -> std::result::Result<Outline, A::Error> {
-                let mut outline = Outline::default();
-                while let Some(name) = parts.next_key::<String>()? {
-                    if name == "decoder" {
-                        outline.decoder = parts.next_value()?;
-                    } else {
-                        parts.next_value::<Checked>()?;
-                    }
-                }
-                Ok(outline)
-            }
-        }
-
-        from.deserialize_map(Parts)
-    }
-}
-
-/// Any JSON. It is read and dropped: unlike what serde ignores, which is only skipped.
-struct Checked;
-
-impl<'de> Deserialize<'de> for Checked {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> std::result::Result<Self, D::Error> {
-        from.deserialize_any(Self)
-    }
-}
-
-impl<'de> Visitor<'de> for Checked {
-    type Value = Self;
-
-    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("JSON")
-    }
-
-    fn visit_unit<E>(self) -> std::result::Result<Self, E> {
-        Ok(self)
-    }
-
-    fn visit_bool<E>(self, _: bool) -> std::result::Result<Self, E> {
-        Ok(self)
-    }
-
-    fn visit_i64<E>(self, _: i64) -> std::result::Result<Self, E> {
-        Ok(self)
-    }
-
-    fn visit_u64<E>(self, _: u64) -> std::result::Result<Self, E> {
-        Ok(self)
-    }
-
-    fn visit_f64<E>(self, _: f64) -> std::result::Result<Self, E> {
-        Ok(self)
-    }
-
-    fn visit_str<E>(self, _: &str) -> std::result::Result<Self, E> {
-        Ok(self)
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> std::result::Result<Self, A::Error> {
-        while items.next_element::<Self>()?.is_some() {}
-        Ok(self)
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> std::result::Result<Self, A::Error> {
-        while entries.next_entry::<Self, Self>()?.is_some() {}
-        Ok(self)
-    }
+/// `tokenizer.json` as a tokenizer, and the decoder in it as it is written.
+pub(in crate::transformer) fn read_tokenizer(source: &dyn ModelSource) -> Result<(Tokenizer, serde_json::Value)> {
+    let bytes = source.file(FILE).ok_or_else(|| bad_model(FILE, "it is missing"))?;
+    // The tokenizers crate panics at some kinds of broken JSON.
+    let outline: serde_json::Result<Outline> = serde_json::from_slice(bytes);
+    let outline = outline.map_err(|error| bad_model(FILE, format!("it is not valid JSON: {error}")))?;
+    // And at some parts that are no more than wrong, such as a normalizer's table that cannot be read.
+    let parsed = std::panic::catch_unwind(|| Tokenizer::from_bytes(bytes));
+    let tokenizer = parsed.map_err(|_| bad_model(FILE, "it cannot be read"))?.map_err(bad_tokenizer)?;
+    Ok((tokenizer, outline.decoder))
 }
 
 impl Spelling {
@@ -331,6 +250,7 @@ fn byte_letters() -> HashMap<char, u8> {
     plain.into_iter().map(|byte| (char::from(byte), byte)).chain(others).collect()
 }
 
-fn bad_tokenizer(error: tokenizers::Error) -> Error {
+/// [`Error::BadModel`] about `tokenizer.json`.
+pub(in crate::transformer) fn bad_tokenizer(error: tokenizers::Error) -> Error {
     bad_model(FILE, error.to_string())
 }
