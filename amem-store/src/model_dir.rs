@@ -16,7 +16,7 @@ const TEXT_LIMIT: u64 = 256 << 20;
 
 /// A model's directory as model hubs lay it out, or a GGUF file. Weights (`*.safetensors`, `*.gguf`) are mapped, so opening
 /// one costs next to nothing and processes share the pages; configuration, tokenizer and chat template (`*.json`,
-/// `*.jinja`) are read.
+/// `*.jinja`) are read, and so is the `config.json` of an encoder's modules, in folders like `1_Pooling`.
 ///
 /// Symbolic links are followed, for hub caches are made of them. While a directory is open its weight files must not be
 /// written to; replacing them by others (a rename) is fine.
@@ -38,7 +38,7 @@ enum Contents {
 }
 
 impl ModelDir {
-    /// Opens a directory or a GGUF file. Of a directory, files of other kinds and subdirectories are passed over; if it has
+    /// Opens a directory or a GGUF file. Of a directory, files of other kinds and other subdirectories are passed over; if it has
     /// no `config.json`, the GGUF file in it is opened. A model in several parts (`…-00001-of-00003.gguf`) is named by any of
     /// them.
     ///
@@ -54,6 +54,13 @@ impl ModelDir {
         for file in fs::read_dir(path).map_err(Error::io("list the model directory", path))? {
             let file = file.map_err(Error::io("list the model directory", path))?;
             let (Ok(name), path) = (file.file_name().into_string(), file.path()) else { continue };
+            if is_module(&name) {
+                let path = path.join("config.json");
+                if path.is_file() {
+                    files.insert(format!("{name}/config.json"), Contents::Read(read_text(&path)?));
+                }
+                continue;
+            }
             let weights = name.ends_with(".safetensors");
             let text = name.ends_with(".json") || name.ends_with(".jinja");
             let model = name.ends_with(".gguf");
@@ -71,10 +78,8 @@ impl ModelDir {
             let contents = if weights {
                 let mapped = File::open(&path).and_then(|file| Map::new(&file));
                 Contents::Mapped(mapped.map_err(Error::io("map", &path))?)
-            } else if metadata.len() <= TEXT_LIMIT {
-                Contents::Read(fs::read(&path).map_err(Error::io("read", &path))?)
             } else {
-                return Err(Error::TooLarge { path, found: metadata.len(), limit: TEXT_LIMIT });
+                Contents::Read(read_text(&path)?)
             };
             files.insert(name, contents);
         }
@@ -115,6 +120,24 @@ impl ModelDir {
         let parts = self.gguf.iter().flat_map(|gguf| &gguf.names);
         self.files.keys().chain(parts).map(String::as_str)
     }
+}
+
+/// Whether a name is that of a folder which sentence-transformers makes for a module: `1_Pooling`.
+fn is_module(name: &str) -> bool {
+    let parts = name.split_once('_');
+    parts.is_some_and(|(number, kind)| {
+        let is_number = (1..=2).contains(&number.len()) && number.bytes().all(|digit| digit.is_ascii_digit());
+        is_number && !kind.is_empty() && kind.bytes().all(|letter| letter.is_ascii_alphanumeric())
+    })
+}
+
+/// A text file that is not too large.
+fn read_text(path: &Path) -> Result<Vec<u8>> {
+    let found = fs::metadata(path).map_err(Error::io("read", path))?.len();
+    if found > TEXT_LIMIT {
+        return Err(Error::TooLarge { path: path.to_owned(), found, limit: TEXT_LIMIT });
+    }
+    fs::read(path).map_err(Error::io("read", path))
 }
 
 /// A file of a model in several parts, by its name.

@@ -30,6 +30,25 @@ fn a_hub_cache_of_links_is_read() {
 }
 
 #[test]
+fn the_settings_of_an_encoders_modules_are_read_too() {
+    let dir = tempfile::tempdir().unwrap();
+    for folder in ["1_Pooling", "2_Normalize", "onnx", "Pooling_1", "1_", "1_Pool.ing"] {
+        fs::create_dir(dir.path().join(folder)).unwrap();
+    }
+    for folder in ["1_Pooling", "onnx", "Pooling_1", "1_", "1_Pool.ing"] {
+        fs::write(dir.path().join(folder).join("config.json"), "{}").unwrap();
+    }
+    fs::write(dir.path().join("1_Pooling/model.safetensors"), "weights").unwrap();
+    fs::write(dir.path().join("config.json"), "{}").unwrap();
+    let model = ModelDir::open(dir.path()).unwrap();
+    assert_eq!(model.names().collect::<Vec<_>>(), ["1_Pooling/config.json", "config.json"]);
+    assert_eq!(model.file("1_Pooling/config.json"), Some(&b"{}"[..]));
+    let large = File::create(dir.path().join("2_Normalize/config.json")).unwrap();
+    large.set_len(1 << 40).unwrap();
+    assert!(matches!(ModelDir::open(dir.path()), Err(Error::TooLarge { .. })));
+}
+
+#[test]
 fn what_cannot_be_a_model_is_a_typed_error() {
     let dir = tempfile::tempdir().unwrap();
     assert!(matches!(ModelDir::open(dir.path().join("nowhere")), Err(Error::Io { .. })));
