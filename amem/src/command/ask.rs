@@ -6,7 +6,7 @@ use std::io::Write;
 use amem_core::{Ask, Event, Generation};
 use futures_lite::StreamExt;
 
-use super::open::{self, Place, Tuning};
+use super::open::{self, Opened, Place, Tuning};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -30,7 +30,7 @@ pub(crate) struct Args {
 
 /// Answers on standard output, as the text comes; what was reused goes to standard error.
 pub(crate) async fn run(args: Args) -> Result<(), Box<dyn Error>> {
-    let (memory, tiers) = open::memory(&args.place, &Tuning::default()).await?;
+    let Opened { memory, tiers, .. } = open::memory(&args.place, &Tuning::default()).await?;
     for added in memory.remember_all(args.user.as_str(), args.remember).await? {
         if added.is_duplicate() {
             eprintln!("known already: {}", added.record.text);

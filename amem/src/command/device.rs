@@ -98,6 +98,11 @@ impl Compute {
         }
     }
 
+    /// A CPU for an encoder beside the model, which keeps its weights as they are stored.
+    pub(crate) fn cpu_for_encoder(&self) -> amem_core::Result<Cpu> {
+        Self { weights: Weights::AsStored, ..self.clone() }.cpu()
+    }
+
     fn cpu(&self) -> amem_core::Result<Cpu> {
         let mut options = CpuOptions::default().weights(match self.weights {
             Weights::AsStored => WeightFormat::AsStored,

@@ -18,7 +18,7 @@ use serde::Deserialize;
 const INDEX: &str = "model.safetensors.index.json";
 /// The weights of a model that are one file.
 const SINGLE: &str = "model.safetensors";
-/// What is read of a model beside its weights.
+/// What is read of a language model beside its weights.
 const TEXTS: [&str; 7] = [
     "config.json",
     "generation_config.json",
@@ -26,6 +26,17 @@ const TEXTS: [&str; 7] = [
     "tokenizer_config.json",
     "chat_template.jinja",
     "chat_template.json",
+    INDEX,
+];
+/// What is read of an encoder beside its weights.
+const TEXTS_OF_ENCODER: [&str; 8] = [
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+    "1_Pooling/config.json",
     INDEX,
 ];
 /// Bytes of the index that are read at most.
@@ -78,6 +89,31 @@ impl FromStr for HubModel {
     }
 }
 
+/// What is wanted of a model: which files, and which option names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A language model.
+    Language,
+    /// An encoder.
+    Encoder,
+}
+
+impl Kind {
+    fn texts(self) -> &'static [&'static str] {
+        match self {
+            Self::Language => &TEXTS,
+            Self::Encoder => &TEXTS_OF_ENCODER,
+        }
+    }
+
+    fn option(self) -> &'static str {
+        match self {
+            Self::Language => "--model",
+            Self::Encoder => "--embedder",
+        }
+    }
+}
+
 /// Neither a directory nor a model on the Hub.
 #[derive(Debug, thiserror::Error)]
 #[error(
@@ -92,15 +128,15 @@ pub(crate) enum HubError {
     /// The Hub is not to be asked, and the model is not here.
     #[error(
         "{model} is not in the cache ({cache}), and HF_HUB_OFFLINE is set: unset it, or give the directory of a copy \
-             of the model as --model"
+             of the model as {option}"
     )]
-    NotCached { model: String, cache: PathBuf },
+    NotCached { model: String, cache: PathBuf, option: &'static str },
     /// The Hub cannot be asked, and the model is not here.
     #[error(
         "{endpoint} cannot be reached ({source}), and {model} is not in the cache ({cache}): try again when there is \
-             a network, or give the directory of a copy of the model as --model"
+             a network, or give the directory of a copy of the model as {option}"
     )]
-    Unreachable { model: String, endpoint: String, cache: PathBuf, source: Box<HFError> },
+    Unreachable { model: String, endpoint: String, cache: PathBuf, option: &'static str, source: Box<HFError> },
     /// There is none of this name, or it is somebody's own.
     #[error(
         "the Hub has no model {model}, or it is not open to everybody: look at its name; for one that is not open, \
@@ -123,21 +159,21 @@ pub(crate) enum HubError {
 
 /// The directory that holds a model of the Hub, downloaded if it is not here yet. The places and the token are those of
 /// all programs that use the Hub: HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT; with HF_HUB_OFFLINE the Hub is not asked.
-pub(crate) async fn model(model: &HubModel) -> Result<PathBuf, HubError> {
+pub(crate) async fn model(model: &HubModel, kind: Kind) -> Result<PathBuf, HubError> {
     let failed = |source| HubError::Failed { model: model.to_string(), source: Box::new(source) };
     let client = HFClient::builder().retry_max_attempts(2).build().map_err(failed)?;
-    let hub = Hub { model, repository: client.model(&*model.owner, &*model.name), client: &client };
+    let hub = Hub { model, kind, repository: client.model(&*model.owner, &*model.name), client: &client };
     if is_offline() {
-        let cached = hub.cached().await;
-        return cached.ok_or_else(|| HubError::NotCached { model: model.to_string(), cache: hub.cache() });
+        let (cached, option) = (hub.cached().await, kind.option());
+        return cached.ok_or_else(|| HubError::NotCached { model: model.to_string(), cache: hub.cache(), option });
     }
     match hub.download().await {
-        Err(HubError::Unreachable { model, endpoint, cache, source }) => match hub.cached().await {
+        Err(HubError::Unreachable { model, endpoint, cache, option, source }) => match hub.cached().await {
             Some(dir) => {
                 tracing::warn!(%endpoint, "the Hub cannot be reached: the model is used as it is in the cache");
                 Ok(dir)
             }
-            None => Err(HubError::Unreachable { model, endpoint, cache, source }),
+            None => Err(HubError::Unreachable { model, endpoint, cache, option, source }),
         },
         downloaded => downloaded,
     }
@@ -150,6 +186,7 @@ fn is_offline() -> bool {
 
 struct Hub<'m> {
     model: &'m HubModel,
+    kind: Kind,
     repository: HFRepository<hf_hub::repository::RepoTypeModel>,
     client: &'m HFClient,
 }
@@ -169,7 +206,7 @@ impl Hub<'_> {
 
     /// What the model needs, first what is small, and then the weights that it names, all of one commit.
     async fn download(&self) -> Result<PathBuf, HubError> {
-        let texts = TEXTS.iter().map(|file| (*file).to_owned()).collect();
+        let texts = self.kind.texts().iter().map(|file| (*file).to_owned()).collect();
         let dir = self.fetch(self.model.revision.clone(), texts, None).await?;
         if !dir.join("config.json").is_file() {
             return Err(self.unusable("it has no config.json"));
@@ -229,7 +266,13 @@ impl Hub<'_> {
         let model = self.model.to_string();
         if matches!(source, HFError::Request { .. }) {
             let (endpoint, cache) = (self.client.endpoint().to_owned(), self.cache());
-            return HubError::Unreachable { model, endpoint, cache, source: Box::new(source) };
+            return HubError::Unreachable {
+                model,
+                endpoint,
+                cache,
+                option: self.kind.option(),
+                source: Box::new(source),
+            };
         }
         // The Hub's own code says more than the status: it hides what is not open behind the status of what needs a token.
         match (code(&source), &source) {

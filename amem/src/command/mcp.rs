@@ -6,7 +6,9 @@ use std::net::IpAddr;
 use amem::http::{self, KeyHeader};
 use amem::mcp::{self, Access, Mcp};
 use amem_core::{Namespace, TextMemory, TextMemoryOptions};
+use amem_cpu::Cpu;
 
+use super::embedder::{self, Embedder};
 use super::open::{self, Records};
 use super::serve::{self, Door};
 
@@ -31,6 +33,8 @@ pub(crate) struct Args {
     allow_host: Vec<String>,
     #[command(flatten)]
     records: Records,
+    #[command(flatten)]
+    embedder: Embedder,
 }
 
 /// Serves until the client leaves or, over HTTP, the process is told to stop. Beside the protocol nothing is written to
@@ -39,6 +43,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Box<dyn Error>> {
     let ledger = args.records.open().await?;
     let mut options = TextMemoryOptions::default();
     options.meter_usage = true;
+    options.recaller = embedder::recaller(args.embedder.open(Cpu::new).await?.as_ref());
     let memory = TextMemory::with_options(ledger, options);
     let mcp = Mcp::new(memory, args.user.clone(), args.allow_user);
     if args.http { over_http(mcp, args).await } else { mcp.stdio().await }

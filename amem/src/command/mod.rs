@@ -3,6 +3,7 @@
 pub(crate) mod ask;
 pub(crate) mod bench;
 mod device;
+mod embedder;
 pub(crate) mod encryption;
 pub(crate) mod export;
 pub(crate) mod hub;

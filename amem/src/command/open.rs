@@ -5,14 +5,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use amem::keys::KeyFile;
+use amem::server::EmbeddingModel;
 use amem_core::transformer::{ModelSource, Options};
 use amem_core::{Budget, EngineOptions, KvStore, Ledger, Memory, Namespace, RamStore, Repair, Tier};
 use amem_store::{ModelDir, SegmentOptions, SegmentStore};
 use clap::Args;
 
 use super::device::{Compute, Loaded};
+use super::embedder::{self, Embedder};
 use super::encryption::{Encryption, Protection};
-use super::hub::{self, HubModel};
+use super::hub::{self, HubModel, Kind};
 use super::residency::{Residency, Tiers};
 use super::shared::Shared;
 
@@ -61,6 +63,8 @@ pub(crate) struct Place {
     model: Option<ModelName>,
     #[command(flatten)]
     compute: Compute,
+    #[command(flatten)]
+    embedder: Embedder,
     #[command(flatten)]
     records: Records,
     /// Changes nothing in the data directory, which may be one that cannot be written.
@@ -153,12 +157,22 @@ pub(crate) async fn model(
     match name {
         None => load(&amem_demo::files(), "demo"),
         Some(ModelName::Dir(dir)) => load_dir(dir, &dir_name(dir)),
-        Some(ModelName::Hub(model)) => load_dir(&hub::model(model).await?, model.name()),
+        Some(ModelName::Hub(model)) => load_dir(&hub::model(model, Kind::Language).await?, model.name()),
     }
 }
 
-/// Opens a memory: its model, its ledger, its KV on disk and in RAM. The tiers of KV are to be closed at the end.
-pub(crate) async fn memory(place: &Place, tuning: &Tuning) -> Result<(Memory, Tiers), Box<dyn Error>> {
+/// A memory that is open.
+pub(crate) struct Opened {
+    pub(crate) memory: Memory,
+    /// To be closed at the end.
+    pub(crate) tiers: Tiers,
+    /// What finds memories by meaning, if anything does.
+    pub(crate) embedding_model: Option<EmbeddingModel>,
+}
+
+/// Opens a memory: its model, its ledger, its KV on disk and in RAM, and its encoder.
+pub(crate) async fn memory(place: &Place, tuning: &Tuning) -> Result<Opened, Box<dyn Error>> {
+    let embedding_model = place.embedder.open(|| place.compute.cpu_for_encoder()).await?;
     let (model, gpu) = model(place.model.as_ref(), &place.compute, tuning.max_model_len).await?;
     let protection = place.records.encryption.open()?;
     let ledger = ledger(place, tuning, &protection).await?;
@@ -172,11 +186,13 @@ pub(crate) async fn memory(place: &Place, tuning: &Tuning) -> Result<(Memory, Ti
     let engine = EngineOptions::default();
     let engine = tuning.max_waiting.into_iter().fold(engine, |engine, most| engine.max_waiting(most as usize));
     let kv = Arc::clone(&tiers.tiered) as Arc<dyn KvStore>;
-    let memory = Memory::builder(model).kv(kv).ledger(ledger).engine(engine);
+    let recaller = embedder::recaller(embedding_model.as_ref());
+    let memory = Memory::builder(model).kv(kv).ledger(ledger).recaller(recaller).engine(engine);
     let memory = protection.id_secret().into_iter().fold(memory, |memory, secret| memory.id_secret(secret));
     let repair = tuning.recompute_ratio.map(|ratio| Repair::Weighted { budget: Budget::Ratio(ratio), layers: 1..2 });
     let memory = repair.into_iter().fold(memory, |memory, repair| memory.repair(repair));
-    Ok((memory.system(&place.system).meter_usage(!place.read_only).build()?, tiers))
+    let memory = memory.system(&place.system).meter_usage(!place.read_only).build()?;
+    Ok(Opened { memory, tiers, embedding_model })
 }
 
 /// The records, where the options say.
@@ -195,7 +211,8 @@ fn kv(place: &Place, tuning: &Tuning) -> Result<SegmentStore, amem_store::Error>
     SegmentStore::open_with(dir, SegmentOptions::default().read_only(place.read_only))
 }
 
-fn dir_name(dir: &Path) -> String {
+/// What a directory, or a GGUF file, is called.
+pub(crate) fn dir_name(dir: &Path) -> String {
     let gguf = dir.extension().is_some_and(|extension| extension == "gguf");
     let name = if gguf { dir.file_stem() } else { dir.file_name() };
     name.map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())

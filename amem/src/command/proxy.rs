@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use amem::http::{self, KeyHeader};
 use amem::proxy::{Config, Kind, Options, Proxy, Secret, UpstreamConfig};
 use amem_core::{TextMemory, TextMemoryOptions};
+use amem_cpu::Cpu;
 
+use super::embedder::{self, Embedder};
 use super::open::Records;
 use super::serve::{Door, stopped};
 
@@ -22,6 +24,8 @@ pub(crate) struct Args {
     port: u16,
     #[command(flatten)]
     records: Records,
+    #[command(flatten)]
+    embedder: Embedder,
     /// A TOML file with upstreams, and with prices and minimum cacheable lengths of models.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -77,6 +81,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Box<dyn Error>> {
     let config = args.config()?;
     let mut texts = TextMemoryOptions::default();
     texts.meter_usage = true;
+    texts.recaller = embedder::recaller(args.embedder.open(Cpu::new).await?.as_ref());
     let ledger = args.records.open().await?;
     let memory = TextMemory::with_options(ledger, texts);
     let path = args.records.data.data_dir.join("proxy-secret");

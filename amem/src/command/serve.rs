@@ -9,7 +9,7 @@ use amem::server::{Mode, Options, Server};
 use axum::http::{HeaderName, HeaderValue};
 use secrecy::SecretString;
 
-use super::open::{self, Place, Tuning};
+use super::open::{self, Opened, Place, Tuning};
 
 /// Where a server listens, and to whom.
 #[derive(clap::Args)]
@@ -100,10 +100,11 @@ pub(crate) async fn run(args: Args, mode: Mode) -> Result<(), Box<dyn Error>> {
     }
     let (listener, address) = http::bind(args.door.host(), args.port).await?;
     let starting = http::layers(Server::starting(mode), &limits);
-    let (listener, memory) = http::meanwhile(listener, starting, open::memory(&args.place, &args.tuning)).await?;
-    let (memory, tiers) = memory?;
+    let (listener, opened) = http::meanwhile(listener, starting, open::memory(&args.place, &args.tuning)).await?;
+    let Opened { memory, tiers, embedding_model } = opened?;
     let mut options = Options::default();
     options.mode = mode;
+    options.embedding_model = embedding_model;
     (options.k, options.max_tokens, options.budget_tokens) = (args.k, args.max_tokens, args.budget_tokens);
     options.usd_per_mtok = args.usd_per_mtok;
     options.open_metrics = args.metrics_auth == MetricsAuth::Open;

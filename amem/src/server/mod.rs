@@ -27,6 +27,7 @@ mod turn;
 use std::sync::Arc;
 use std::time::Duration;
 
+use amem_core::transformer::Encoder;
 use amem_core::{Memory, Timestamp};
 use axum::Router;
 use axum::extract::FromRef;
@@ -57,6 +58,15 @@ impl Mode {
     }
 }
 
+/// An encoder that is served, by its name.
+#[derive(Clone, Debug)]
+pub struct EmbeddingModel {
+    /// What clients are told that it is.
+    pub name: String,
+    /// The encoder.
+    pub encoder: Encoder,
+}
+
 /// How a server goes about its work.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -79,6 +89,8 @@ pub struct Options {
     pub usd_per_mtok: f64,
     /// Whether `/metrics` needs no key. Otherwise it needs one that may do everything, if keys are needed at all.
     pub open_metrics: bool,
+    /// What `/v1/embeddings` answers with; without one it answers with the KV of the model that answers questions.
+    pub embedding_model: Option<EmbeddingModel>,
 }
 
 impl Default for Options {
@@ -93,6 +105,7 @@ impl Default for Options {
             max_texts: 1000,
             usd_per_mtok: 0.20,
             open_metrics: false,
+            embedding_model: None,
         }
     }
 }

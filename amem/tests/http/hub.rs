@@ -18,11 +18,11 @@ use super::front::Front;
 
 /// The commit that the branch and the tag stand for.
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
-const TOKEN: &str = "hf_of_alice";
+pub(crate) const TOKEN: &str = "hf_of_alice";
 
 /// A Hub with the demo model as `org/demo`, open to who has a token, and what it was asked for.
 #[derive(Clone)]
-struct Hub {
+pub(crate) struct Hub {
     files: Arc<BTreeMap<String, Vec<u8>>>,
     asked: Arc<Mutex<Vec<String>>>,
 }
@@ -50,15 +50,20 @@ impl Hub {
         {
             files.insert(other.to_owned(), b"not wanted".to_vec());
         }
+        Self::of(files)
+    }
+
+    /// These files as `org/demo`.
+    pub(crate) fn of(files: BTreeMap<String, Vec<u8>>) -> Self {
         Self { files: Arc::new(files), asked: Arc::default() }
     }
 
-    fn serve(&self) -> Front {
+    pub(crate) fn serve(&self) -> Front {
         Front::start(Router::new().route("/{*path}", any(answer)).with_state(self.clone()), Limits::default())
     }
 
     /// The files that were downloaded since this was last asked.
-    fn downloaded(&self) -> Vec<String> {
+    pub(crate) fn downloaded(&self) -> Vec<String> {
         std::mem::take(&mut *self.asked.lock().unwrap())
     }
 }

@@ -15,6 +15,7 @@ mod chat;
 mod command;
 mod completions;
 mod device;
+mod embedder;
 mod embeddings;
 mod flags;
 mod hub;
