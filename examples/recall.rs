@@ -1,9 +1,12 @@
-//! What the demo model's own KV recalls as embeddings, against words alone and against both together.
+//! What the demo model's own KV recalls as embeddings, against words alone and against both together; and what an encoder
+//! does.
 //!
 //! ```text
 //! cargo run --release --example recall -- [MEMORIES] [SEED]...
+//! AMEM_EMBEDDER=all-MiniLM-L6-v2 cargo run --release --example recall
 //! ```
 //!
+//! With `AMEM_EMBEDDER`, the directory of an encoder, that is measured too.
 //! Of the memories that the answers to a world's questions need, it prints the share that is among the eight that are
 //! recalled first.
 
@@ -11,10 +14,11 @@ use std::error::Error;
 use std::sync::Arc;
 
 use amem_core::recall::{Dense, Hybrid, KvEmbedder, Lexical};
-use amem_core::transformer::{Options, Transformer};
+use amem_core::transformer::{Encoder, EncoderOptions, Options, Transformer};
 use amem_core::{Engine, EngineOptions, Namespace, RecallQuery, Recaller, Record, RecordId, Timestamp};
 use amem_cpu::Cpu;
 use amem_demo::world::{Kind, Question, World, WorldOptions};
+use amem_store::ModelDir;
 use futures_lite::future::block_on;
 
 const K: usize = 8;
@@ -54,13 +58,17 @@ fn main() -> Result<(), Box<dyn Error>> {
         let dimensions = embedder.dimensions();
         Arc::new(Dense::new(embedder, dimensions))
     };
-    let ways: [(&str, Arc<dyn Recaller>); 3] = [
-        ("words (BM25)", Arc::new(Lexical::default())),
-        ("KV", kv()),
-        ("both (RRF)", Arc::new(Hybrid::new(vec![Arc::new(Lexical::default()), kv()]))),
-    ];
+    let words = || -> Arc<dyn Recaller> { Arc::new(Lexical::default()) };
+    let mut ways: Vec<(&str, Arc<dyn Recaller>)> =
+        vec![("words (BM25)", words()), ("KV", kv()), ("words and KV", Arc::new(Hybrid::new(vec![words(), kv()])))];
+    if let Some(dir) = std::env::var_os("AMEM_EMBEDDER") {
+        let encoder = Encoder::load(&ModelDir::open(dir)?, Cpu::new()?, EncoderOptions::default())?;
+        let dense = || Arc::new(Dense::new(encoder.clone(), encoder.dimensions()));
+        ways.push(("encoder", dense()));
+        ways.push(("words and enc.", Arc::new(Hybrid::new(vec![words(), dense()]))));
+    }
     println!("{memories} memories, {QUESTIONS} questions, seeds {seeds:?}: percent of what is needed in the first {K}");
-    println!("{:<14}{:>10}{:>14}{:>10}", "", "one-hop", "coreference", "two-hop");
+    println!("{:<15}{:>10}{:>14}{:>10}", "", "one-hop", "coreference", "two-hop");
     for (name, recaller) in ways {
         let mut shares = [(0, 0); KINDS.len()];
         for seed in seeds {
@@ -76,7 +84,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             }
         }
         let [one, two, three] = shares.map(|(needed, found)| 100.0 * f64::from(found) / f64::from(needed.max(1)));
-        println!("{name:<14}{one:>10.1}{two:>14.1}{three:>10.1}");
+        println!("{name:<15}{one:>10.1}{two:>14.1}{three:>10.1}");
     }
     Ok(())
 }

@@ -2,6 +2,7 @@
 //! faster one way of doing a thing was than another in the same run.
 #![allow(clippy::expect_used, reason = "a bench that cannot set itself up has nothing to measure")]
 
+pub mod encoder;
 mod model;
 mod notes;
 mod prompt;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use amem_core::testing::GgufWriter;
 use amem_core::transformer::WeightType;
 use amem_core::{ChunkId, Encoding, Fingerprint, HostKv, KvChunk, KvShape, PrefixId};
-use amem_fuzz::tiny_tensors;
+use amem_fuzz::{ENCODER_CONFIG, ENCODER_MODULES, ENCODER_POOLING, tiny_tensors};
 use safetensors::tensor::{Dtype, TensorView, serialize};
 
 fn main() -> io::Result<()> {
@@ -23,6 +23,9 @@ fn main() -> io::Result<()> {
     seed("tokenizer", "bytes", TOKENIZER.as_bytes())?;
     for (name, config) in CONFIGS {
         seed("config", name, config.as_bytes())?;
+    }
+    for (name, kind, settings) in ENCODER_SETTINGS {
+        seed("encoder", name, &[kind.as_bytes(), settings.as_bytes()].concat())?;
     }
     for (name, template) in TEMPLATES {
         seed("chat_template", name, template.as_bytes())?;
@@ -86,6 +89,28 @@ const LINES: [(&str, &str); 2] = [
 {"text":"tea"}
 "#,
     ),
+];
+
+/// Settings of encoders, and the letter that the target reads them by.
+const ENCODER_SETTINGS: [(&str, &str, &str); 7] = [
+    ("config", "c", ENCODER_CONFIG),
+    (
+        "nomic",
+        "c",
+        r#"{"model_type":"nomic_bert","n_embd":4,"n_layer":1,"n_head":2,"n_inner":6,"n_positions":8,"vocab_size":8,
+            "type_vocab_size":2,"activation_function":"swiglu","layer_norm_epsilon":1e-12,"rotary_emb_base":1000,
+            "rotary_emb_fraction":1.0,"rotary_scaling_factor":null,"qkv_proj_bias":false,"mlp_fc1_bias":false}"#,
+    ),
+    (
+        "roberta",
+        "c",
+        r#"{"model_type":"xlm-roberta","hidden_size":4,"num_hidden_layers":1,"num_attention_heads":2,"intermediate_size":6,
+            "vocab_size":8,"max_position_embeddings":6,"type_vocab_size":1,"pad_token_id":1,"hidden_act":"gelu"}"#,
+    ),
+    ("modules", "m", ENCODER_MODULES),
+    ("pooling", "p", ENCODER_POOLING),
+    ("length", "l", r#"{"max_seq_length":4,"do_lower_case":true}"#),
+    ("prompts", "s", r#"{"prompts":{"query":"a ","passage":"b "},"default_prompt_name":"query"}"#),
 ];
 
 /// One of each family and of each rope scaling.

@@ -1,9 +1,10 @@
-//! What the targets share: the demo model's files, with one of them in the fuzzer's hands, and the configuration that
-//! fuzzed weights are read for.
+//! What the targets share: the demo model's files, with one of them in the fuzzer's hands, the configuration that fuzzed
+//! weights are read for, and an encoder.
 
 use std::collections::BTreeMap;
 
 use amem_core::transformer::{Config, WeightFeedForward, WeightLayer, WeightTensor};
+use safetensors::tensor::{Dtype, TensorView, serialize};
 
 /// The demo model's files, this one replaced by (or added as) `bytes`.
 pub fn demo_with(name: &str, bytes: &[u8]) -> BTreeMap<String, Vec<u8>> {
@@ -53,4 +54,61 @@ pub fn tiny_tensors() -> Vec<(&'static str, Vec<usize>)> {
         ("model.layers.0.mlp.up_proj.weight", vec![4, 4]),
         ("model.layers.0.mlp.down_proj.weight", vec![4, 4]),
     ]
+}
+
+/// The settings of the smallest encoder, of four numbers and one layer.
+pub const ENCODER_CONFIG: &str = r#"{"model_type":"bert","hidden_size":4,"num_hidden_layers":1,"num_attention_heads":2,
+    "intermediate_size":6,"vocab_size":8,"max_position_embeddings":6,"type_vocab_size":2,"hidden_act":"gelu",
+    "layer_norm_eps":1e-12}"#;
+
+/// Its modules.
+pub const ENCODER_MODULES: &str = r#"[{"idx":0,"name":"0","path":"","type":"sentence_transformers.models.Transformer"},
+    {"idx":1,"name":"1","path":"1_Pooling","type":"sentence_transformers.models.Pooling"},
+    {"idx":2,"name":"2","path":"2_Normalize","type":"sentence_transformers.models.Normalize"}]"#;
+
+/// How it pools.
+pub const ENCODER_POOLING: &str = r#"{"word_embedding_dimension":4,"pooling_mode_mean_tokens":true,
+    "pooling_mode_cls_token":false}"#;
+
+/// Its files.
+pub fn tiny_encoder() -> BTreeMap<String, Vec<u8>> {
+    let tokenizer = r#"{"version":"1.0","pre_tokenizer":{"type":"Whitespace"},
+        "model":{"type":"WordLevel","vocab":{"u":0,"a":1,"b":2},"unk_token":"u"}}"#;
+    let layer = |name: &str| format!("encoder.layer.0.{name}");
+    let tensors: Vec<(String, Vec<usize>)> = [
+        ("embeddings.word_embeddings.weight".to_owned(), vec![8, 4]),
+        ("embeddings.position_embeddings.weight".to_owned(), vec![6, 4]),
+        ("embeddings.token_type_embeddings.weight".to_owned(), vec![2, 4]),
+        (layer("intermediate.dense.weight"), vec![6, 4]),
+        (layer("intermediate.dense.bias"), vec![6]),
+        (layer("output.dense.weight"), vec![4, 6]),
+        (layer("output.dense.bias"), vec![4]),
+    ]
+    .into_iter()
+    .chain(["query", "key", "value"].iter().flat_map(|part| {
+        let name = layer(&format!("attention.self.{part}"));
+        [(format!("{name}.weight"), vec![4, 4]), (format!("{name}.bias"), vec![4])]
+    }))
+    .chain([(layer("attention.output.dense.weight"), vec![4, 4]), (layer("attention.output.dense.bias"), vec![4])])
+    .chain(
+        ["embeddings.LayerNorm".to_owned(), layer("attention.output.LayerNorm"), layer("output.LayerNorm")]
+            .iter()
+            .flat_map(|name| [(format!("{name}.weight"), vec![4]), (format!("{name}.bias"), vec![4])]),
+    )
+    .collect();
+    let numbers: Vec<u8> = (0..32).flat_map(|index: i16| (f32::from(index % 7 - 3) / 4.0).to_le_bytes()).collect();
+    let views = tensors.iter().map(|(name, shape)| {
+        let bytes = &numbers[..4 * shape.iter().product::<usize>()];
+        (name, TensorView::new(Dtype::F32, shape.clone(), bytes).expect("there are as many bytes as the shape needs"))
+    });
+    let weights = serialize(views, None).expect("the tensors can be written");
+    [
+        ("config.json", ENCODER_CONFIG.as_bytes().to_vec()),
+        ("modules.json", ENCODER_MODULES.as_bytes().to_vec()),
+        ("1_Pooling/config.json", ENCODER_POOLING.as_bytes().to_vec()),
+        ("tokenizer.json", tokenizer.as_bytes().to_vec()),
+        ("model.safetensors", weights),
+    ]
+    .map(|(name, bytes)| (name.to_owned(), bytes))
+    .into()
 }
