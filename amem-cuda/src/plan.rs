@@ -190,12 +190,13 @@ mod tests {
 
     use super::*;
 
-    /// Rows of several contexts, in no order, some of which see a shared beginning.
+    /// Rows of several contexts, in no order, some of which see a shared beginning or what stands behind them.
     fn rows() -> impl Strategy<Value = Vec<Row>> {
-        let row = (0usize..4, 0u32..900, 0u32..200, 0u32..300, 0u32..400);
+        let behind = prop_oneof![Just(0u32), 0u32..200];
+        let row = (0usize..4, 0u32..900, 0u32..200, 0u32..300, 0u32..400, behind);
         prop::collection::vec(row, 1..150).prop_map(|rows| {
-            let row = |(context, slot, shared_from, shared, from): (usize, u32, u32, u32, u32)| {
-                let own = from.min(slot)..slot + 1;
+            let row = |(context, slot, shared_from, shared, from, behind): (usize, u32, u32, u32, u32, u32)| {
+                let own = from.min(slot)..slot + 1 + behind;
                 let shared = shared_from.min(own.start)..(shared_from + shared).min(own.start);
                 Row { token: 0, context, slot, position: slot, sees: Span { shared, own } }
             };

@@ -2,8 +2,10 @@
 
 use amem_core::Dtype;
 use amem_core::testing::{self, Profile};
+use amem_core::transformer::{Encoder, EncoderOptions, Purpose};
 use amem_cuda::Precision;
 use amem_cuda_simulator::in_simulator;
+use futures_lite::future::block_on;
 
 use crate::{common, open};
 
@@ -49,6 +51,24 @@ fn it_is_a_backend_for_every_size_of_heads() {
         is_a_backend(Precision::F32, &[2, 16, 20, 64, 80, 96, 128, 256]);
         is_a_backend(Precision::F16, &[64, 80, 96, 128, 256]);
         is_a_backend(Precision::Bf16, &[64, 80, 96, 128, 256]);
+    });
+}
+
+/// Attention in both directions, and what has no kernels yet.
+#[test]
+fn encoders_have_the_vectors_of_an_independent_implementation_on_it() {
+    in_simulator("conformance::encoders_have_the_vectors_of_an_independent_implementation_on_it", &[], || {
+        for case in ["bert", "nomic"] {
+            let files = common::encoders::files(case);
+            let encoder = Encoder::load(&files, open(Precision::F32), EncoderOptions::default()).unwrap();
+            let golden = common::encoders::golden(case);
+            let texts: Vec<&str> = golden.iter().map(|golden| golden.text.as_str()).collect();
+            let found = block_on(encoder.encode(&texts, Purpose::Plain)).unwrap();
+            for (found, golden) in found.iter().zip(&golden) {
+                let off = found.vector.iter().zip(&golden.vector).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert!(off < 2e-5, "{case}, {:?}: off by {off}", golden.text);
+            }
+        }
     });
 }
 
