@@ -7,7 +7,7 @@ use pulp::Arch;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Instructions {
-    /// What every machine of the architecture has; NEON on aarch64.
+    /// What a compiler makes of plain loops for any machine of the architecture.
     Portable,
     /// AVX2, FMA and F16C.
     Avx2,
@@ -19,12 +19,30 @@ pub enum Instructions {
     Avx512Vnni,
     /// These with VNNI and BF16: dot products of bytes and of bf16.
     Avx512Bf16,
+    /// NEON, which every aarch64 machine has.
+    Neon,
+    /// NEON and dot products of bytes.
+    NeonDot,
+    /// These and I8MM: products of small matrices of bytes.
+    NeonI8mm,
+    /// These and BF16: products of small matrices of bf16.
+    NeonBf16,
 }
 
 impl Instructions {
-    /// All sets, the smallest first.
-    pub const ALL: [Self; 6] =
-        [Self::Portable, Self::Avx2, Self::AvxVnni, Self::Avx512, Self::Avx512Vnni, Self::Avx512Bf16];
+    /// All sets, those of an architecture one after the other and the smallest first.
+    pub const ALL: [Self; 10] = [
+        Self::Portable,
+        Self::Avx2,
+        Self::AvxVnni,
+        Self::Avx512,
+        Self::Avx512Vnni,
+        Self::Avx512Bf16,
+        Self::Neon,
+        Self::NeonDot,
+        Self::NeonI8mm,
+        Self::NeonBf16,
+    ];
 
     /// The largest set that this machine has.
     pub fn detected() -> Self {
@@ -60,6 +78,32 @@ pub(crate) struct Avx512Vnni(());
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Avx512Bf16(());
 
+/// A proof that the machine has NEON.
+#[cfg(target_arch = "aarch64")]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Neon(());
+
+/// A proof that the machine has NEON with dot products.
+#[cfg(target_arch = "aarch64")]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NeonDot(());
+
+/// A proof that the machine has NEON with I8MM.
+#[cfg(target_arch = "aarch64")]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NeonI8mm(());
+
+/// A proof that the machine has NEON with BF16.
+#[cfg(target_arch = "aarch64")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NeonBf16(());
+
+/// What multiplies bf16.
+#[cfg(target_arch = "x86_64")]
+pub(crate) type Bf16 = Avx512Bf16;
+#[cfg(target_arch = "aarch64")]
+pub(crate) type Bf16 = NeonBf16;
+
 /// Instructions for products of bytes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Bytes {
@@ -70,6 +114,12 @@ pub(crate) enum Bytes {
     AvxVnni(AvxVnni),
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni(Avx512Vnni),
+    #[cfg(target_arch = "aarch64")]
+    Neon(Neon),
+    #[cfg(target_arch = "aarch64")]
+    NeonDot(NeonDot),
+    #[cfg(target_arch = "aarch64")]
+    NeonI8mm(NeonI8mm),
 }
 
 /// The instructions that kernels may use.
@@ -80,8 +130,11 @@ pub(crate) struct Isa {
     pub(crate) arch: Arch,
     /// What multiplies bytes.
     pub(crate) bytes: Bytes,
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    pub(crate) bf16: Option<Bf16>,
+    /// What takes f16 where [`arch`](Self::arch) has no instructions for it.
     #[cfg(target_arch = "x86_64")]
-    pub(crate) bf16: Option<Avx512Bf16>,
+    pub(crate) f16: Option<Avx2>,
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -96,6 +149,10 @@ impl Isa {
         let avx512 = || V4::try_new().map(Arch::V4);
         let vnni = || is_x86_feature_detected!("avx512vnni").then_some(Bytes::Avx512Vnni(Avx512Vnni(())));
         let bf16 = || is_x86_feature_detected!("avx512bf16").then_some(Avx512Bf16(()));
+        let f16 = match instructions {
+            Instructions::Avx2 | Instructions::AvxVnni => Some(avx2()?.1),
+            _ => None,
+        };
         let (arch, bytes, bf16) = match instructions {
             Instructions::Portable => (Arch::Scalar, Bytes::Portable, None),
             Instructions::Avx2 => avx2().map(|(arch, avx2)| (arch, Bytes::Avx2(avx2), None))?,
@@ -106,12 +163,34 @@ impl Isa {
             Instructions::Avx512 => (avx512()?, avx2().map_or(Bytes::Portable, |(_, avx2)| Bytes::Avx2(avx2)), None),
             Instructions::Avx512Vnni => (avx512()?, vnni()?, None),
             Instructions::Avx512Bf16 => (avx512()?, vnni()?, Some(bf16()?)),
+            _ => return None,
+        };
+        Some(Self { instructions, arch, bytes, bf16, f16 })
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+impl Isa {
+    /// `None` where the machine lacks them.
+    pub(crate) fn of(instructions: Instructions) -> Option<Self> {
+        use std::arch::is_aarch64_feature_detected as has;
+        let neon = || pulp::aarch64::Neon::try_new().map(Arch::Neon);
+        let dot = || has!("dotprod").then_some(NeonDot(()));
+        let i8mm = || has!("i8mm").then_some(NeonI8mm(()));
+        let bf16 = || has!("bf16").then_some(NeonBf16(()));
+        let (arch, bytes, bf16) = match instructions {
+            Instructions::Portable => (Arch::Scalar, Bytes::Portable, None),
+            Instructions::Neon => (neon()?, Bytes::Neon(Neon(())), None),
+            Instructions::NeonDot => (neon()?, Bytes::NeonDot(dot()?), None),
+            Instructions::NeonI8mm => (neon()?, dot().and(i8mm()).map(Bytes::NeonI8mm)?, None),
+            Instructions::NeonBf16 => (neon()?, dot().and(i8mm()).map(Bytes::NeonI8mm)?, Some(bf16()?)),
+            _ => return None,
         };
         Some(Self { instructions, arch, bytes, bf16 })
     }
 }
 
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 impl Isa {
     /// `None` where the machine lacks them.
     pub(crate) fn of(instructions: Instructions) -> Option<Self> {
@@ -126,9 +205,9 @@ impl Isa {
 impl Isa {
     /// Whether bf16 is multiplied as it is.
     pub(crate) fn has_bf16(&self) -> bool {
-        #[cfg(target_arch = "x86_64")]
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
         return self.bf16.is_some();
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         false
     }
 }

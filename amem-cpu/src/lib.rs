@@ -14,12 +14,15 @@ mod cache;
 mod elementwise;
 mod experts;
 mod isa;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod number;
 mod options;
 mod pages;
 mod products;
 mod rotation;
 mod threads;
+mod unroll;
 
 use std::ops::Range;
 

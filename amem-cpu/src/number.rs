@@ -3,6 +3,7 @@
 //! All of it is written as plain arithmetic that compilers make vector instructions of. Where a processor has an
 //! instruction for a whole step, that is used instead; it gives the same bits.
 
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use std::any::Any;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::__m512;
@@ -70,6 +71,13 @@ impl Element for f16 {
             }
             return narrow_each(from_rest, to_rest);
         }
+        #[cfg(target_arch = "aarch64")]
+        if let Some(simd) = neon(simd) {
+            let (from, from_rest) = from.as_chunks::<4>();
+            let (to, to_rest) = to.as_chunks_mut::<4>();
+            from.iter().zip(to).for_each(|(from, to)| *to = crate::neon::narrow(simd, *from));
+            return narrow_each(from_rest, to_rest);
+        }
         let _ = simd;
         narrow_each(from, to);
     }
@@ -84,6 +92,14 @@ impl Element for f16 {
             for (from, to) in from.iter().zip(to) {
                 *to = bytemuck::cast(simd.avx512f._mm512_cvtph_ps(bytemuck::cast(*from)));
             }
+            widen_each(from_rest, to_rest);
+            return space;
+        }
+        #[cfg(target_arch = "aarch64")]
+        if let Some(simd) = neon(simd) {
+            let (from, from_rest) = from.as_chunks::<4>();
+            let (to, to_rest) = space.as_chunks_mut::<4>();
+            from.iter().zip(to).for_each(|(from, to)| *to = bytemuck::cast(crate::neon::widen(simd, *from)));
             widen_each(from_rest, to_rest);
             return space;
         }
@@ -200,6 +216,13 @@ const fn places(first: u16) -> [u16; 32] {
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 pub(crate) fn v4<S: Simd>(simd: S) -> Option<pulp::x86::V4> {
+    (&simd as &dyn Any).downcast_ref().copied()
+}
+
+/// The instructions of NEON, if these are they. What it comes to is known when the code is compiled.
+#[cfg(target_arch = "aarch64")]
+#[inline(always)]
+pub(crate) fn neon<S: Simd>(simd: S) -> Option<pulp::aarch64::Neon> {
     (&simd as &dyn Any).downcast_ref().copied()
 }
 

@@ -41,6 +41,43 @@ fn in_exact_arithmetic_all_instruction_sets_and_any_number_of_threads_give_the_s
     }
 }
 
+/// FNV-1a, by Glenn Fowler, Landon Curt Noll and Kiem-Phong Vo.
+fn hash(bytes: impl IntoIterator<Item = u8>) -> u64 {
+    bytes.into_iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// The hashes say nothing of whether the bits are right, of which the golden logits know: they are those of one machine, and what
+/// counts is that all others have them too. Whoever changes the order of sums in exact arithmetic writes them anew.
+#[test]
+fn in_exact_arithmetic_machines_of_all_architectures_give_the_same_bits() {
+    let expected = [
+        ("llama3", 0x3ac3_2612_51f7_73c0),
+        ("llama-bf16", 0x63b4_d235_76bc_77c3),
+        ("llama-yarn", 0x6b31_c022_b03d_da3f),
+        ("qwen2-sliding", 0x81e2_5b41_81fb_f3d6),
+        ("qwen3", 0x79ba_c0b0_68ce_d46e),
+        ("gemma2", 0xcc73_432c_bfcd_3623),
+        ("gemma3", 0x3cba_e471_8608_f07e),
+        ("phi3-longrope", 0xbba8_643d_3398_528e),
+        ("smollm3", 0x63c5_75f4_6363_2d5d),
+        ("olmo2", 0xdf57_f7cd_1545_c08c),
+        ("granite", 0x6957_ae14_cb0d_df4f),
+        ("mixtral", 0xe207_ca77_2e83_5e55),
+        ("qwen3-moe", 0x52eb_3540_67e1_e64c),
+    ];
+    let mut failures = Vec::new();
+    for (case, expected) in expected {
+        let model = common::golden(case, common::exact(None, 1), Dtype::F16);
+        let (kv, sensitivity, logits) = everything(&model);
+        let numbers = sensitivity.into_iter().chain(logits).flat_map(u32::to_le_bytes);
+        let found = hash(kv.concat().into_iter().chain(numbers));
+        if found != expected {
+            failures.push(format!("(\"{case}\", {found:#018x}),"));
+        }
+    }
+    assert!(failures.is_empty(), "{failures:#?}");
+}
+
 #[test]
 fn fast_arithmetic_does_not_depend_on_the_number_of_threads() {
     for weights in [WeightFormat::AsStored, WeightFormat::Int8, WeightFormat::Int4] {

@@ -200,7 +200,7 @@ impl Attend<'_> {
     fn run<S: Simd, T: Element>(self, simd: S, blocks: &[Vec<T>]) {
         let Self { task, attention, rows, queries, result } = self;
         let head_dim = task.head_dim;
-        let mut tiles = tiles((task, attention.scale), rows, queries, if S::F32_LANES >= 16 { 8 } else { 4 });
+        let mut tiles = tiles((task, attention.scale), rows, queries, if S::REGISTER_COUNT >= 32 { 8 } else { 4 });
         let mut space = vec![0f32; BLOCK_TOKENS * head_dim];
         let block = |slots: usize| task.table.get(slots).and_then(|id| blocks.get(*id as usize));
         for segment in 0..2 {

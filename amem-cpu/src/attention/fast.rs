@@ -8,6 +8,7 @@
 use std::ops::Range;
 
 use amem_core::transformer::{Attention, Row};
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use pulp::Arch;
 
 use super::tile::{NOTHING, TALLEST, factor};
@@ -197,6 +198,10 @@ impl Cpu {
         #[cfg(target_arch = "x86_64")]
         if let Arch::V4(simd) = self.arch {
             return super::walk::walk(simd, self.isa.bf16.and_then(|_| super::pairs::Bf16::try_new()), walk);
+        }
+        #[cfg(target_arch = "aarch64")]
+        if let Arch::Neon(simd) = self.arch {
+            return super::walk::walk(simd, walk);
         }
         self.arch.dispatch(Portable(walk));
     }

@@ -10,8 +10,9 @@ use half::bf16;
 use pulp::NullaryFnOnce;
 use pulp::x86::V4;
 
-use super::tile::{Kernels, Scores, TALLEST, Values, each_row, fetch, group};
+use super::tile::{Kernels, Scores, TALLEST, Values, fetch, group};
 use crate::cache::{BLOCK_TOKENS, LANES};
+use crate::unroll::each_row;
 
 pulp::simd_type! {
     /// AVX-512 with products of bf16.

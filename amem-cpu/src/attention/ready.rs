@@ -10,6 +10,8 @@ use pulp::Simd;
 
 use super::tile::{Kernels, Values};
 use super::wide::Wide;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use super::wide::Wider;
 use crate::cache::LANES;
 use crate::number::Element;
 
@@ -163,18 +165,76 @@ impl Widen for f16 {
             f16::widen(simd, from, to);
             return;
         }
+        #[cfg(target_arch = "aarch64")]
+        if crate::number::neon(simd).is_some() {
+            f16::widen(simd, from, to);
+            return;
+        }
         let _ = simd;
         // Uses an instruction of its own where there is one.
         from.convert_to_f32_slice(to);
     }
 }
 
+/// f32 arithmetic on numbers that can be widened as they are loaded.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[derive(Clone, Copy)]
+pub(super) struct Loaded<S, T> {
+    simd: S,
+    numbers: PhantomData<T>,
+}
+
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+impl<S: Simd, T> Loaded<S, T> {
+    pub(super) fn new(simd: S) -> Self {
+        Self { simd, numbers: PhantomData }
+    }
+}
+
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+impl<S: Simd, T: Widen + Wider> Arithmetic for Loaded<S, T> {
+    type Stored = T;
+    type Ready = Wide<S, f32, false>;
+    type Direct = Wide<S, T, true>;
+
+    #[inline(always)]
+    fn ready(self) -> Self::Ready {
+        Wide::new(self.simd)
+    }
+
+    #[inline(always)]
+    fn direct(self, block: &[T]) -> Option<(Self::Direct, Numbers<'_, Self::Direct>)> {
+        Some((Wide::new(self.simd), block))
+    }
+
+    #[inline(always)]
+    fn put_query(query: &[f32], factor: f32, place: usize, height: usize, tile: &mut [f32]) {
+        put_query(query, factor, place, height, tile);
+    }
+
+    #[inline(always)]
+    fn ready_keys<'a>(self, keys: &'a [T], head_dim: usize, groups: Range<usize>, space: &'a mut [f32]) -> &'a [f32] {
+        widened(self.simd, keys, groups.start * LANES * head_dim..groups.end * LANES * head_dim, space)
+    }
+
+    #[inline(always)]
+    fn ready_values<'a>(
+        self,
+        values: &'a [T],
+        head_dim: usize,
+        width: usize,
+        slots: Range<usize>,
+        space: &'a mut [f32],
+    ) -> Values<'a, f32> {
+        Plain::<S, T>::new(self.simd).ready_values(values, head_dim, width, slots, space)
+    }
+}
+
 #[cfg(target_arch = "x86_64")]
-pub(super) use x86::{Loaded, Paired};
+pub(super) use x86::Paired;
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use std::marker::PhantomData;
     use std::ops::Range;
 
     use half::bf16;
@@ -182,66 +242,8 @@ mod x86 {
 
     use super::super::pairs::{self, Bf16, Pairs};
     use super::super::tile::Values;
-    use super::super::wide::{Wide, Wider};
-    use super::{Arithmetic, Numbers, Plain, Widen, put_query, widened};
+    use super::{Arithmetic, Numbers};
     use crate::cache::{BLOCK_TOKENS, LANES};
-
-    /// f32 arithmetic on numbers that can be widened as they are loaded.
-    #[derive(Clone, Copy)]
-    pub(in super::super) struct Loaded<T> {
-        simd: V4,
-        numbers: PhantomData<T>,
-    }
-
-    impl<T> Loaded<T> {
-        pub(in super::super) fn new(simd: V4) -> Self {
-            Self { simd, numbers: PhantomData }
-        }
-    }
-
-    impl<T: Widen + Wider> Arithmetic for Loaded<T> {
-        type Stored = T;
-        type Ready = Wide<V4, f32, false>;
-        type Direct = Wide<V4, T, true>;
-
-        #[inline(always)]
-        fn ready(self) -> Self::Ready {
-            Wide::new(self.simd)
-        }
-
-        #[inline(always)]
-        fn direct(self, block: &[T]) -> Option<(Self::Direct, Numbers<'_, Self::Direct>)> {
-            Some((Wide::new(self.simd), block))
-        }
-
-        #[inline(always)]
-        fn put_query(query: &[f32], factor: f32, place: usize, height: usize, tile: &mut [f32]) {
-            put_query(query, factor, place, height, tile);
-        }
-
-        #[inline(always)]
-        fn ready_keys<'a>(
-            self,
-            keys: &'a [T],
-            head_dim: usize,
-            groups: Range<usize>,
-            space: &'a mut [f32],
-        ) -> &'a [f32] {
-            widened(self.simd, keys, groups.start * LANES * head_dim..groups.end * LANES * head_dim, space)
-        }
-
-        #[inline(always)]
-        fn ready_values<'a>(
-            self,
-            values: &'a [T],
-            head_dim: usize,
-            width: usize,
-            slots: Range<usize>,
-            space: &'a mut [f32],
-        ) -> Values<'a, f32> {
-            Plain::<V4, T>::new(self.simd).ready_values(values, head_dim, width, slots, space)
-        }
-    }
 
     /// Products of pairs of bf16.
     #[derive(Clone, Copy)]

@@ -11,6 +11,7 @@ use bytemuck::Pod;
 use pulp::{NullaryFnOnce, Simd};
 
 use crate::cache::{BLOCK_TOKENS, LANES};
+use crate::unroll::MOST;
 
 /// The scores of a tile of queries against a block of keys, and then its weights.
 pub(super) type Scores<const M: usize> = [[f32; BLOCK_TOKENS]; M];
@@ -29,7 +30,7 @@ const SLACK: f32 = 8.0;
 pub(super) const HEIGHTS: [usize; 8] = [1, 2, 3, 4, 6, 7, 8, TALLEST];
 
 /// The height of the tallest tiles.
-pub(super) const TALLEST: usize = 12;
+pub(super) const TALLEST: usize = MOST;
 
 /// Has the processor fetch what is wanted soon. Blocks lie here and there in memory, and the time that they take to come
 /// is longer than what is computed meanwhile would hide.
@@ -42,6 +43,8 @@ pub(super) fn fetch<T>(numbers: &T) {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(numbers).cast());
     }
+    #[cfg(target_arch = "aarch64")]
+    crate::neon::fetch(numbers);
     let _ = numbers;
 }
 
@@ -50,21 +53,6 @@ pub(super) fn fetch<T>(numbers: &T) {
 pub(super) fn group<N, const W: usize>(keys: &[N], group: usize, head_dim: usize) -> &[[N; W]] {
     keys.get(group * head_dim * LANES..).unwrap_or_default().as_chunks().0
 }
-
-/// Does something for each of the first `$count` rows of a tile, whose index is the constant `$row`. What only constants
-/// are an index of stands in registers; with a loop in its place, compilers keep it in memory.
-macro_rules! each_row {
-    ($row:ident < $count:expr, $body:block) => {
-        each_row!(@ $row < $count, $body; 0 1 2 3 4 5 6 7 8 9 10 11)
-    };
-    (@ $row:ident < $count:expr, $body:block; $($number:literal)*) => {
-        $(if $number < $count {
-            const $row: usize = $number;
-            $body
-        })*
-    };
-}
-pub(super) use each_row;
 
 /// Instructions that compute with tiles, and the numbers that they take.
 ///

@@ -346,40 +346,52 @@ pub(super) use x86::walk;
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use half::{bf16, f16};
-    use pulp::NullaryFnOnce;
     use pulp::x86::V4;
 
     use super::super::pairs::{Bf16, Pairs};
-    use super::super::ready::{Arithmetic, Loaded, Paired};
-    use super::Walk;
+    use super::super::ready::{Loaded, Paired};
+    use super::{Run, Walk};
     use crate::cache::Head;
 
     /// Goes through some parts with AVX-512, and with products of bf16 where there are.
     pub(in super::super) fn walk(simd: V4, products: Option<Bf16>, walk: Walk<'_>) {
         match walk.chunk.head {
-            Head::F32(blocks) => simd.vectorize(Run { walk, arithmetic: Loaded::<f32>::new(simd), blocks }),
-            Head::F16(blocks) => simd.vectorize(Run { walk, arithmetic: Loaded::<f16>::new(simd), blocks }),
+            Head::F32(blocks) => simd.vectorize(Run { walk, arithmetic: Loaded::<V4, f32>::new(simd), blocks }),
+            Head::F16(blocks) => simd.vectorize(Run { walk, arithmetic: Loaded::<V4, f16>::new(simd), blocks }),
             Head::Bf16(blocks) => match products {
                 Some(products) if walk.chunk.head_dim.is_multiple_of(Pairs::<true>::WIDTH) => {
                     simd.vectorize(Run { walk, arithmetic: Paired::new(simd, products), blocks });
                 }
-                _ => simd.vectorize(Run { walk, arithmetic: Loaded::<bf16>::new(simd), blocks }),
+                _ => simd.vectorize(Run { walk, arithmetic: Loaded::<V4, bf16>::new(simd), blocks }),
             },
         }
     }
+}
 
-    struct Run<'a, A: Arithmetic> {
-        walk: Walk<'a>,
-        arithmetic: A,
-        blocks: &'a [Vec<A::Stored>],
+/// Goes through some parts with NEON.
+#[cfg(target_arch = "aarch64")]
+pub(super) fn walk(simd: pulp::aarch64::Neon, walk: Walk<'_>) {
+    use super::ready::Loaded;
+    match walk.chunk.head {
+        Head::F32(blocks) => simd.vectorize(Run { walk, arithmetic: Loaded::<_, f32>::new(simd), blocks }),
+        Head::F16(blocks) => simd.vectorize(Run { walk, arithmetic: Loaded::<_, f16>::new(simd), blocks }),
+        Head::Bf16(blocks) => simd.vectorize(Run { walk, arithmetic: Loaded::<_, bf16>::new(simd), blocks }),
     }
+}
 
-    impl<A: Arithmetic> NullaryFnOnce for Run<'_, A> {
-        type Output = ();
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+struct Run<'a, A: Arithmetic> {
+    walk: Walk<'a>,
+    arithmetic: A,
+    blocks: &'a [Vec<A::Stored>],
+}
 
-        #[inline(always)]
-        fn call(self) {
-            self.walk.run(self.arithmetic, self.blocks);
-        }
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+impl<A: Arithmetic> pulp::NullaryFnOnce for Run<'_, A> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        self.walk.run(self.arithmetic, self.blocks);
     }
 }

@@ -4,12 +4,14 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use bytemuck::Pod;
+use half::{bf16, f16};
 use pulp::{NullaryFnOnce, Simd};
 
-use super::tile::{Kernels, Scores, TALLEST, Values, each_row, fetch, group};
+use super::tile::{Kernels, Scores, TALLEST, Values, fetch, group};
 use crate::cache::{BLOCK_TOKENS, LANES};
+use crate::unroll::each_row;
 
-/// Numbers that are f32 once they are loaded.
+/// Numbers that are f32 once they are loaded: those of 16 bits with AVX-512 and with NEON.
 pub(super) trait Wider: Pod {
     /// A vector of numbers.
     fn load<S: Simd>(simd: S, numbers: &[Self]) -> S::f32s;
@@ -129,6 +131,10 @@ fn score<S: Simd, N: Wider, const M: usize, const V: usize, const CACHED: bool>(
         }
         let first = N::load(simd, part::<S, N>(first, places[0]));
         let last = if V == 2 { N::load(simd, part::<S, N>(last, places[1])) } else { first };
+        #[cfg(target_arch = "aarch64")]
+        if crate::neon::add_products::<S, M, V>(simd, queries, [first, last], &mut sums) {
+            continue;
+        }
         each_row!(ROW < M, {
             let query = simd.splat_f32s(queries[ROW]);
             sums[ROW][0] = simd.mul_add_f32s(query, first, sums[ROW][0]);
@@ -165,7 +171,7 @@ fn part<S: Simd, N>(numbers: &[N; LANES], place: usize) -> &[N] {
 fn add<S: Simd, N: Wider, const M: usize, const V: usize, const CACHED: bool>(
     simd: S,
     weights: &Scores<M>,
-    Values { numbers, ahead, stride }: Values<'_, N>,
+    values: Values<'_, N>,
     slots: Range<usize>,
     factors: &[f32; M],
     column: usize,
@@ -180,6 +186,38 @@ fn add<S: Simd, N: Wider, const M: usize, const V: usize, const CACHED: bool>(
             registers[ROW][1] = simd.mul_f32s(f32::load(simd, sums.get(lanes..).unwrap_or_default()), factor);
         }
     });
+    #[cfg(target_arch = "aarch64")]
+    let slots = match crate::number::neon(simd) {
+        Some(neon) => {
+            let first = slots.start.next_multiple_of(2).min(slots.end);
+            let pairs = first / 2..(first + (slots.end - first)) / 2;
+            let last = first.max(2 * pairs.end);
+            add_slots::<S, N, M, V, CACHED>(simd, weights, values, slots.start..first, column, &mut registers);
+            add_pairs::<S, N, M, V, CACHED>((simd, neon), weights, values, pairs, column, &mut registers);
+            last..slots.end
+        }
+        None => slots,
+    };
+    add_slots::<S, N, M, V, CACHED>(simd, weights, values, slots, column, &mut registers);
+    each_row!(ROW < M, {
+        put::<S>(sums, ROW * width + column, registers[ROW][0]);
+        if V == 2 {
+            put::<S>(sums, ROW * width + column + lanes, registers[ROW][1]);
+        }
+    });
+}
+
+/// Adds the weighted values of some slots.
+#[inline(always)]
+fn add_slots<S: Simd, N: Wider, const M: usize, const V: usize, const CACHED: bool>(
+    simd: S,
+    weights: &Scores<M>,
+    Values { numbers, ahead, stride }: Values<'_, N>,
+    slots: Range<usize>,
+    column: usize,
+    registers: &mut [[S::f32s; 2]; TALLEST],
+) {
+    let lanes = S::F32_LANES;
     let start = slots.start * stride + column;
     let [values, ahead] = [numbers, ahead].map(|numbers| numbers.get(start..).unwrap_or_default());
     for ((at, slot), values) in slots.enumerate().zip(values.chunks(stride.max(1))) {
@@ -196,42 +234,75 @@ fn add<S: Simd, N: Wider, const M: usize, const V: usize, const CACHED: bool>(
             }
         });
     }
-    each_row!(ROW < M, {
-        put::<S>(sums, ROW * width + column, registers[ROW][0]);
-        if V == 2 {
-            put::<S>(sums, ROW * width + column + lanes, registers[ROW][1]);
-        }
-    });
 }
 
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    use half::{bf16, f16};
-    use pulp::Simd;
-
-    use super::Wider;
-    use crate::number::v4;
-
-    impl Wider for f16 {
-        #[inline(always)]
-        fn load<S: Simd>(simd: S, numbers: &[Self]) -> S::f32s {
-            match (v4(simd), numbers.first_chunk::<16>()) {
-                (Some(v4), Some(numbers)) => bytemuck::cast(v4.avx512f._mm512_cvtph_ps(bytemuck::cast(*numbers))),
-                _ => simd.splat_f32s(f32::NAN),
-            }
+/// Adds the weighted values of some pairs of slots, one slot and then the other. Both weights of a row are loaded at a time, and
+/// taken out by the instruction that multiplies with them; each as a vector of its own would take another instruction.
+#[cfg(target_arch = "aarch64")]
+#[inline(always)]
+fn add_pairs<S: Simd, N: Wider, const M: usize, const V: usize, const CACHED: bool>(
+    (simd, neon): (S, pulp::aarch64::Neon),
+    weights: &Scores<M>,
+    Values { numbers, ahead, stride }: Values<'_, N>,
+    pairs: Range<usize>,
+    column: usize,
+    registers: &mut [[S::f32s; 2]; TALLEST],
+) {
+    let lanes = S::F32_LANES;
+    let start = 2 * pairs.start * stride + column;
+    let [values, ahead] = [numbers, ahead].map(|numbers| numbers.get(start..).unwrap_or_default());
+    for ((at, pair), values) in pairs.enumerate().zip(values.chunks((2 * stride).max(1))) {
+        if CACHED {
+            let slots = [2 * at, 2 * at + 1].map(|slot| slot * stride);
+            slots.iter().filter_map(|start| ahead.get(*start)).for_each(fetch);
         }
+        let slots = [values, values.get(stride..).unwrap_or_default()];
+        let values = slots.map(|values| {
+            let first = N::load(simd, values);
+            [first, if V == 2 { N::load(simd, values.get(lanes..).unwrap_or_default()) } else { first }]
+        });
+        let weights = weights.as_flattened().get(2 * (pair % (BLOCK_TOKENS / 2))..).unwrap_or_default();
+        each_row!(ROW < M, {
+            let weights = weights.get(ROW * BLOCK_TOKENS..).and_then(|weights| weights.first_chunk::<2>());
+            let weights = bytemuck::cast(*weights.unwrap_or(&[0.0; 2]));
+            for (vector, sum) in registers[ROW].iter_mut().take(V).enumerate() {
+                let [first, second] = values.map(|values| bytemuck::cast(values[vector]));
+                let added = neon.neon.vfmaq_lane_f32::<0>(bytemuck::cast(*sum), first, weights);
+                *sum = bytemuck::cast(neon.neon.vfmaq_lane_f32::<1>(added, second, weights));
+            }
+        });
     }
+}
 
-    impl Wider for bf16 {
-        #[inline(always)]
-        fn load<S: Simd>(simd: S, numbers: &[Self]) -> S::f32s {
-            match (v4(simd), numbers.first_chunk::<16>()) {
-                (Some(v4), Some(numbers)) => {
-                    let wide = v4.avx512f._mm512_cvtepu16_epi32(bytemuck::cast(*numbers));
-                    bytemuck::cast(v4.avx512f._mm512_slli_epi32::<16>(wide))
-                }
-                _ => simd.splat_f32s(f32::NAN),
-            }
+impl Wider for f16 {
+    #[inline(always)]
+    fn load<S: Simd>(simd: S, numbers: &[Self]) -> S::f32s {
+        #[cfg(target_arch = "x86_64")]
+        if let (Some(v4), Some(numbers)) = (crate::number::v4(simd), numbers.first_chunk::<16>()) {
+            return bytemuck::cast(v4.avx512f._mm512_cvtph_ps(bytemuck::cast(*numbers)));
         }
+        #[cfg(target_arch = "aarch64")]
+        if let (Some(neon), Some(numbers)) = (crate::number::neon(simd), numbers.first_chunk::<4>()) {
+            return bytemuck::cast(crate::neon::widen(neon, *numbers));
+        }
+        let _ = numbers;
+        simd.splat_f32s(f32::NAN)
+    }
+}
+
+impl Wider for bf16 {
+    #[inline(always)]
+    fn load<S: Simd>(simd: S, numbers: &[Self]) -> S::f32s {
+        #[cfg(target_arch = "x86_64")]
+        if let (Some(v4), Some(numbers)) = (crate::number::v4(simd), numbers.first_chunk::<16>()) {
+            let wide = v4.avx512f._mm512_cvtepu16_epi32(bytemuck::cast(*numbers));
+            return bytemuck::cast(v4.avx512f._mm512_slli_epi32::<16>(wide));
+        }
+        #[cfg(target_arch = "aarch64")]
+        if let (Some(neon), Some(numbers)) = (crate::number::neon(simd), numbers.first_chunk::<4>()) {
+            return bytemuck::cast(crate::neon::widen_bf16(neon, *numbers));
+        }
+        let _ = numbers;
+        simd.splat_f32s(f32::NAN)
     }
 }

@@ -9,7 +9,7 @@ use amem_core::Result;
 use bytemuck::{Pod, Zeroable};
 use pulp::{Simd, WithSimd};
 
-use super::{Columns, MOST_ROWS, PANEL, load_panel, store_panel, with_rows};
+use super::{Columns, MOST_ROWS, PANEL, load_panel, round_to_bf16, store_panel, with_rows};
 use crate::isa::Avx512Bf16;
 use crate::pages::Pages;
 use crate::{Cpu, Tensor};
@@ -20,25 +20,28 @@ const BLOCK: usize = 256;
 /// Two inputs' weights for each output of a panel: the first in the lower half.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(64))]
-pub(super) struct Pairs([u32; PANEL]);
+pub(super) struct Weights([u32; PANEL]);
 
-impl Pairs {
+impl Weights {
     /// The weights of one output.
     pub(super) fn of(&self, output: usize) -> [f32; 2] {
         [self.0[output] << 16, self.0[output] & 0xffff_0000].map(f32::from_bits)
     }
 }
 
+/// Inputs that lie side by side.
+pub(super) const SIDE: usize = 2;
+
 /// Some rows of `x`: `[inputs / 2][rows]` pairs of bf16, the first in the lower half.
-pub(super) struct PairTile {
+pub(super) struct RoundedTile {
     rows: usize,
     data: Vec<u32>,
 }
 
 impl Cpu {
-    pub(super) fn pairs(&self, (outputs, inputs): (usize, usize), bytes: &[u8]) -> Result<Pages<Pairs>> {
+    pub(super) fn pack_bf16(&self, (outputs, inputs): (usize, usize), bytes: &[u8]) -> Result<Pages<Weights>> {
         let pairs = inputs.div_ceil(2);
-        self.packed(outputs, pairs, 1, bytes, |rows: &[[u8; 2]], panel: &mut [Pairs]| {
+        self.packed(outputs, pairs, 1, bytes, |rows: &[[u8; 2]], panel: &mut [Weights]| {
             const PART: usize = 64;
             for start in (0..pairs).step_by(PART) {
                 let end = pairs.min(start + PART);
@@ -54,9 +57,9 @@ impl Cpu {
     }
 
     /// The rows of `x` in tiles, rounded.
-    pub(super) fn pair_tiles(&self, x: &Tensor) -> Vec<PairTile> {
+    pub(super) fn bf16_tiles(&self, x: &Tensor) -> Vec<RoundedTile> {
         self.in_tiles(x, MOST_ROWS, |own, rows| {
-            let mut tile = PairTile { rows, data: Vec::new() };
+            let mut tile = RoundedTile { rows, data: Vec::new() };
             self.arch.dispatch(Round { x: own, inputs: x.columns, tile: &mut tile });
             tile
         })
@@ -67,7 +70,7 @@ impl Cpu {
 struct Round<'a> {
     x: &'a [f32],
     inputs: usize,
-    tile: &'a mut PairTile,
+    tile: &'a mut RoundedTile,
 }
 
 impl WithSimd for Round<'_> {
@@ -75,16 +78,16 @@ impl WithSimd for Round<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        let Self { x, inputs, tile: PairTile { rows, data } } = self;
+        let Self { x, inputs, tile: RoundedTile { rows, data } } = self;
         *data = vec![0; inputs.div_ceil(2) * *rows];
         let mut rounded = vec![0u32; inputs.div_ceil(2)];
         for (index, row) in x.chunks_exact(inputs).enumerate() {
             let (pairs, last) = row.as_chunks::<2>();
             for (to, [low, high]) in rounded.iter_mut().zip(pairs) {
-                *to = round(*low) | round(*high) << 16;
+                *to = round_to_bf16(*low) | round_to_bf16(*high) << 16;
             }
             if let ([last], Some(to)) = (last, rounded.last_mut()) {
-                *to = round(*last);
+                *to = round_to_bf16(*last);
             }
             if *rows == 1 {
                 return data.copy_from_slice(&rounded);
@@ -94,18 +97,9 @@ impl WithSimd for Round<'_> {
     }
 }
 
-/// A number as bf16, rounded to the nearest, ties to even.
-#[inline(always)]
-fn round(x: f32) -> u32 {
-    let bits = x.to_bits();
-    let rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-    // What is no number must not become infinite by rounding.
-    if x.is_nan() { bits >> 16 | 0x40 } else { rounded }
-}
-
 impl Avx512Bf16 {
     /// All rows times some panels.
-    pub(super) fn columns(self, w: &Pages<Pairs>, tiles: &[PairTile], columns: &mut Columns<'_>) {
+    pub(super) fn columns(self, w: &Pages<Weights>, tiles: &[RoundedTile], columns: &mut Columns<'_>) {
         // SAFETY: `self` is made only where the machine has AVX-512 F, BW, CD, DQ, VL and BF16.
         #[allow(unsafe_code)]
         unsafe {
@@ -115,7 +109,7 @@ impl Avx512Bf16 {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512bf16")]
-fn multiply_columns(w: &Pages<Pairs>, tiles: &[PairTile], columns: &mut Columns<'_>) {
+fn multiply_columns(w: &Pages<Weights>, tiles: &[RoundedTile], columns: &mut Columns<'_>) {
     let Columns { matrix, panel: first, rows, .. } = columns;
     let pairs = matrix.inputs.div_ceil(2);
     let width = rows.first().map_or(0, |row| row.len());
@@ -136,7 +130,7 @@ fn multiply_columns(w: &Pages<Pairs>, tiles: &[PairTile], columns: &mut Columns<
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512bf16")]
-fn multiply<const ROWS: usize>(x: &[u32], block: &[Pairs], (rows, column): (&mut [&mut [f32]], usize), begun: bool) {
+fn multiply<const ROWS: usize>(x: &[u32], block: &[Weights], (rows, column): (&mut [&mut [f32]], usize), begun: bool) {
     let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
     if begun {
         sums.iter_mut().zip(&*rows).for_each(|(sums, row)| *sums = bytemuck::cast(load_panel(row, column)));

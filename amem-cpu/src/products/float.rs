@@ -4,26 +4,39 @@ use pulp::{Arch, Simd, WithSimd};
 
 use crate::number::Element;
 
-use super::{Columns, MOST_ROWS, Matrix, PANEL, Weights, load_panel, store_panel, with_rows};
+#[cfg(target_arch = "aarch64")]
+use crate::unroll::each_row;
+
+use super::{
+    Columns, MOST_ROWS, Matrix, PANEL, Weights, load_columns, load_panel, store_columns, store_panel, with_rows,
+};
+use crate::isa::Isa;
 use crate::{Cpu, Tensor};
 
 /// Inputs of a panel that are multiplied at a time: 32 KiB of it.
-const BLOCK: usize = 256;
+pub(super) const BLOCK: usize = 256;
 
 impl Matrix {
     /// The part of a panel for some inputs, as f32: unpacked into `space` where it must be.
     #[inline(always)]
     fn block<'a, S: Simd>(
         &'a self,
-        simd: S,
+        (simd, isa): (S, Isa),
         panel: usize,
         inputs: std::ops::Range<usize>,
         space: &'a mut [f32],
     ) -> &'a [f32] {
         let start = panel * self.inputs * PANEL;
         let at = start + inputs.start * PANEL..start + inputs.end * PANEL;
+        let _ = isa;
         match &self.weights {
             Weights::F32(w) => &w[at],
+            #[cfg(target_arch = "x86_64")]
+            Weights::F16(w) if let Some(isa) = isa.f16 => {
+                let space = &mut space[..at.len()];
+                isa.widen(&w[at], space);
+                space
+            }
             Weights::F16(w) => Element::widen(simd, &w[at], space),
             Weights::Bf16(w) => Element::widen(simd, &w[at], space),
             // Other kinds have products of their own.
@@ -58,7 +71,7 @@ pub(crate) fn tile_rows(arch: Arch) -> usize {
     impl WithSimd for Lanes {
         type Output = usize;
         fn with_simd<S: Simd>(self, _: S) -> usize {
-            if S::F32_LANES >= 16 { 8 } else { 4 }
+            if S::REGISTER_COUNT >= 32 { 8 } else { 4 }
         }
     }
     arch.dispatch(Lanes)
@@ -79,12 +92,25 @@ impl Cpu {
         let most = if tile_rows(self.arch) == 8 { MOST_ROWS } else { MOST_ROWS / 2 };
         self.in_tiles(x, most, |rows, _| Tile::of(rows.chunks_exact(x.columns), x.columns))
     }
+
+    /// All rows times some panels.
+    pub(super) fn float_columns(&self, weights: &Weights, tiles: &[Tile], columns: &mut Columns<'_>) {
+        #[cfg(target_arch = "x86_64")]
+        if let (Weights::F16(w), Some(isa), [tile]) = (weights, self.isa.f16, tiles)
+            && tile.rows <= FEW_ROWS
+        {
+            return isa.few_rows(w, tile, columns);
+        }
+        let _ = weights;
+        self.arch.dispatch(PanelProducts { isa: self.isa, tiles, columns });
+    }
 }
 
 /// All rows times some panels.
-pub(super) struct PanelProducts<'a, 'b> {
-    pub(super) tiles: &'a [Tile],
-    pub(super) columns: &'a mut Columns<'b>,
+struct PanelProducts<'a, 'b> {
+    isa: Isa,
+    tiles: &'a [Tile],
+    columns: &'a mut Columns<'b>,
 }
 
 impl WithSimd for PanelProducts<'_, '_> {
@@ -108,7 +134,7 @@ impl WithSimd for PanelProducts<'_, '_> {
         for start in (0..matrix.inputs).step_by(BLOCK) {
             let end = matrix.inputs.min(start + BLOCK);
             for (panel, column) in (*first..).zip((0..width).step_by(PANEL)) {
-                let block = matrix.block(simd, panel, start..end, &mut space);
+                let block = matrix.block((simd, self.isa), panel, start..end, &mut space);
                 let mut rest = &mut rows[..];
                 for tile in self.tiles {
                     let (rows, others) = rest.split_at_mut(tile.rows);
@@ -126,30 +152,56 @@ const FEW_ROWS: usize = 4;
 
 #[inline(always)]
 fn few_rows<S: Simd, T: Element>(simd: S, w: &[T], tile: &Tile, columns: &mut Columns<'_>) {
-    let Columns { matrix, panel: first, rows, .. } = columns;
-    let width = rows.first().map_or(0, |row| row.len());
-    for (panel, column) in (*first..).zip((0..width).step_by(PANEL)) {
-        let w = &w[panel * matrix.inputs * PANEL..(panel + 1) * matrix.inputs * PANEL];
-        match tile.rows {
-            1 => stream::<S, T, 1>(simd, &tile.data, w, rows, column),
-            2 => stream::<S, T, 2>(simd, &tile.data, w, rows, column),
-            3 => stream::<S, T, 3>(simd, &tile.data, w, rows, column),
-            _ => stream::<S, T, FEW_ROWS>(simd, &tile.data, w, rows, column),
-        }
+    match tile.rows {
+        1 => stream::<S, T, 1>(simd, w, &tile.data, columns),
+        2 => stream::<S, T, 2>(simd, w, &tile.data, columns),
+        3 => stream::<S, T, 3>(simd, w, &tile.data, columns),
+        _ => stream::<S, T, FEW_ROWS>(simd, w, &tile.data, columns),
     }
 }
 
 #[inline(always)]
-fn stream<S: Simd, T: Element, const ROWS: usize>(simd: S, x: &[f32], w: &[T], rows: &mut [&mut [f32]], column: usize) {
-    let mut sums = [[0f32; PANEL]; ROWS];
+fn stream<S: Simd, T: Element, const ROWS: usize>(simd: S, w: &[T], x: &[f32], columns: &mut Columns<'_>) {
+    const HALF: usize = PANEL / 2;
+    let Columns { matrix, panel: first, rows, .. } = columns;
+    let width = rows.first().map_or(0, |row| row.len());
+    for (panel, column) in (*first..).zip((0..width).step_by(PANEL)) {
+        let w = &w[panel * matrix.inputs * PANEL..(panel + 1) * matrix.inputs * PANEL];
+        if 2 * ROWS * PANEL <= S::REGISTER_COUNT * S::F32_LANES {
+            add_columns::<S, T, ROWS, PANEL>(simd, x, w, rows, (column, 0), false);
+            continue;
+        }
+        // The sums of a whole panel would not leave registers for anything else. What is read a second time is in a cache.
+        for (at, (x, w)) in x.chunks(BLOCK * ROWS).zip(w.chunks(BLOCK * PANEL)).enumerate() {
+            for half in [0, HALF] {
+                add_columns::<S, T, ROWS, HALF>(simd, x, w, rows, (column, half), at > 0);
+            }
+        }
+    }
+}
+
+/// Adds the products of some columns of a panel.
+#[inline(always)]
+fn add_columns<S: Simd, T: Element, const ROWS: usize, const WIDTH: usize>(
+    simd: S,
+    x: &[f32],
+    w: &[T],
+    rows: &mut [&mut [f32]],
+    (column, first): (usize, usize),
+    begun: bool,
+) {
+    let mut sums = [[0f32; WIDTH]; ROWS];
+    if begun {
+        sums.iter_mut().zip(&*rows).for_each(|(sums, row)| *sums = load_columns(row, column + first));
+    }
     for (x, w) in x.as_chunks::<ROWS>().0.iter().zip(w.as_chunks::<PANEL>().0) {
-        let mut space = [0f32; PANEL];
-        let w: &[f32] = T::widen(simd, w, &mut space);
+        let mut space = [0f32; WIDTH];
+        let w: &[f32] = T::widen(simd, &w.as_chunks::<WIDTH>().0[first / WIDTH], &mut space);
         for (sums, x) in sums.iter_mut().zip(x) {
             sums.iter_mut().zip(w).for_each(|(sum, w)| *sum = x.mul_add(*w, *sum));
         }
     }
-    sums.iter().zip(rows).for_each(|(sums, row)| store_panel(sums, row, column));
+    sums.iter().zip(rows).for_each(|(sums, row)| store_columns(sums, row, column + first));
 }
 
 #[inline(always)]
@@ -205,6 +257,19 @@ fn multiply_strip<S: Simd, const ROWS: usize, const VECTORS: usize>(
         sums.copy_from_slice(S::as_simd_f32s(&y[row * y_stride..][..width]).0);
     }
     let (x, _) = x.as_chunks::<ROWS>();
+    #[cfg(target_arch = "aarch64")]
+    if crate::number::neon(simd).is_some() {
+        let mut registers = [[simd.splat_f32s(0.0); 2]; MOST_ROWS];
+        each_row!(ROW < ROWS, { registers[ROW][..VECTORS].copy_from_slice(&sums[ROW]) });
+        for (x, b) in x.iter().zip(b.chunks(b_stride)) {
+            let b = S::as_simd_f32s(&b[..width]).0;
+            crate::neon::add_products::<S, ROWS, VECTORS>(simd, x, [b[0], b[VECTORS - 1]], &mut registers);
+        }
+        each_row!(ROW < ROWS, {
+            S::as_mut_simd_f32s(&mut y[ROW * y_stride..][..width]).0.copy_from_slice(&registers[ROW][..VECTORS]);
+        });
+        return;
+    }
     for (x, b) in x.iter().zip(b.chunks(b_stride)) {
         let b = &S::as_simd_f32s(&b[..width]).0[..VECTORS];
         for (sums, &x) in sums.iter_mut().zip(x) {

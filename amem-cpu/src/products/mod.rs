@@ -5,9 +5,13 @@
 //! `x`, which meet it in tiles of [`MOST_ROWS`] rows. Each output adds its products up in the order of the inputs, whatever the
 //! tile, so rows do not notice their neighbours.
 
+#[cfg(target_arch = "aarch64")]
+mod bf16_fours;
 #[cfg(target_arch = "x86_64")]
 mod bf16_pairs;
 mod blocks;
+#[cfg(target_arch = "x86_64")]
+mod f16_avx2;
 mod float;
 mod quantized;
 
@@ -18,14 +22,18 @@ use half::{bf16, f16};
 
 use crate::pages::Pages;
 use crate::{Cpu, Tensor, WeightFormat};
-use quantized::{ByteTile, Layout, Quantized};
+#[cfg(target_arch = "aarch64")]
+use bf16_fours as bf16_products;
+#[cfg(target_arch = "x86_64")]
+use bf16_pairs as bf16_products;
+use quantized::{ByteTile, Layout, Order, Quantized};
 
 pub(crate) use float::{Tile, multiply_tile, tile_rows, tile_sizes};
 
 /// Outputs in a panel.
 const PANEL: usize = 32;
 /// Rows of a tile at most.
-const MOST_ROWS: usize = 12;
+const MOST_ROWS: usize = crate::unroll::MOST;
 
 /// A weight matrix, packed: `[panels][inputs][PANEL]`, the last panel filled up with zeros.
 pub struct Matrix {
@@ -38,9 +46,9 @@ enum Weights {
     F32(Pages<f32>),
     F16(Pages<f16>),
     Bf16(Pages<bf16>),
-    /// Inputs in pairs: `[panels][inputs / 2][PANEL][2]`.
-    #[cfg(target_arch = "x86_64")]
-    Bf16Pairs(Pages<bf16_pairs::Pairs>, crate::isa::Avx512Bf16),
+    /// Some inputs side by side, for instructions that multiply bf16: `[panels][inputs / SIDE][PANEL][SIDE]`.
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    Bf16Sides(Pages<bf16_products::Weights>, crate::isa::Bf16),
     Quantized(Quantized),
 }
 
@@ -62,9 +70,9 @@ impl Cpu {
             (WeightFormat::Int4 | WeightFormat::Int8, _) => Weights::Quantized(self.quantize(Layout::INT8, tensor)?),
             (_, WeightType::F32) => Weights::F32(self.panels(shape, bytes, f32::from_le_bytes)?),
             (_, WeightType::F16) => Weights::F16(self.panels(shape, bytes, f16::from_le_bytes)?),
-            #[cfg(target_arch = "x86_64")]
+            #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
             (_, WeightType::Bf16) if let Some(isa) = self.isa.bf16.filter(|_| self.is_fast() && !routes) => {
-                Weights::Bf16Pairs(self.pairs(shape, bytes)?, isa)
+                Weights::Bf16Sides(self.pack_bf16(shape, bytes)?, isa)
             }
             (_, WeightType::Bf16) => Weights::Bf16(self.panels(shape, bytes, bf16::from_le_bytes)?),
             (_, quantized) => match Layout::of(quantized).filter(|_| self.is_fast() && !routes) {
@@ -128,9 +136,9 @@ impl Matrix {
     fn input_kind(&self) -> InputKind {
         match &self.weights {
             Weights::F32(_) | Weights::F16(_) | Weights::Bf16(_) => InputKind::F32,
-            #[cfg(target_arch = "x86_64")]
-            Weights::Bf16Pairs(..) => InputKind::Bf16Pairs,
-            Weights::Quantized(w) => InputKind::Bytes(w.layout().group),
+            #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+            Weights::Bf16Sides(..) => InputKind::Bf16,
+            Weights::Quantized(w) => InputKind::Bytes(w.inputs()),
         }
     }
 
@@ -148,10 +156,10 @@ impl Matrix {
             Weights::F32(w) => copy(row, w[start..].iter().step_by(PANEL).copied()),
             Weights::F16(w) => copy(row, w[start..].iter().step_by(PANEL).map(|x| x.to_f32())),
             Weights::Bf16(w) => copy(row, w[start..].iter().step_by(PANEL).map(|x| x.to_f32())),
-            #[cfg(target_arch = "x86_64")]
-            Weights::Bf16Pairs(w, _) => {
-                let pairs = self.inputs.div_ceil(2);
-                copy(row, w[panel * pairs..(panel + 1) * pairs].iter().flat_map(|pairs| pairs.of(lane)));
+            #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+            Weights::Bf16Sides(w, _) => {
+                let sides = self.inputs.div_ceil(bf16_products::SIDE);
+                copy(row, w[panel * sides..(panel + 1) * sides].iter().flat_map(|sides| sides.of(lane)));
             }
             Weights::Quantized(w) => copy(row, w.row(index)),
         }
@@ -162,17 +170,17 @@ impl Matrix {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum InputKind {
     F32,
-    #[cfg(target_arch = "x86_64")]
-    Bf16Pairs,
-    /// With so many inputs in a group.
-    Bytes(usize),
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    Bf16,
+    /// With so many inputs in a group, in this order.
+    Bytes((usize, Order)),
 }
 
 /// The rows of `x`, so.
 enum Input {
     F32(Vec<Tile>),
-    #[cfg(target_arch = "x86_64")]
-    Bf16Pairs(Vec<bf16_pairs::PairTile>),
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    Bf16(Vec<bf16_products::RoundedTile>),
     Bytes(Vec<ByteTile>),
 }
 
@@ -250,18 +258,18 @@ impl Cpu {
     fn input(&self, x: &Tensor, kind: InputKind) -> Input {
         match kind {
             InputKind::F32 => Input::F32(self.tiles(x)),
-            #[cfg(target_arch = "x86_64")]
-            InputKind::Bf16Pairs => Input::Bf16Pairs(self.pair_tiles(x)),
-            InputKind::Bytes(group) => Input::Bytes(self.byte_tiles(x, group)),
+            #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+            InputKind::Bf16 => Input::Bf16(self.bf16_tiles(x)),
+            InputKind::Bytes(order) => Input::Bytes(self.byte_tiles(x, order)),
         }
     }
 
     fn columns(&self, input: &Input, columns: &mut Columns<'_>) {
         match (&columns.matrix.weights, input) {
-            #[cfg(target_arch = "x86_64")]
-            (Weights::Bf16Pairs(w, isa), Input::Bf16Pairs(tiles)) => isa.columns(w, tiles, columns),
+            #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+            (Weights::Bf16Sides(w, isa), Input::Bf16(tiles)) => isa.columns(w, tiles, columns),
             (Weights::Quantized(w), Input::Bytes(tiles)) => self.byte_columns(w, tiles, columns),
-            (_, Input::F32(tiles)) => self.arch.dispatch(float::PanelProducts { tiles, columns }),
+            (weights, Input::F32(tiles)) => self.float_columns(weights, tiles, columns),
             _ => {}
         }
     }
@@ -295,25 +303,47 @@ fn tile_heights(count: usize, most: usize) -> impl Iterator<Item = usize> {
 /// What a panel has come to so far in a row, whose column it begins with: zeros where the panel is wider than the row.
 #[inline(always)]
 fn load_panel(row: &[f32], column: usize) -> [f32; PANEL] {
+    load_columns(row, column)
+}
+
+/// Puts it back.
+#[inline(always)]
+fn store_panel(sums: &[f32; PANEL], row: &mut [f32], column: usize) {
+    store_columns(sums, row, column);
+}
+
+/// [`load_panel`] for some columns.
+#[inline(always)]
+fn load_columns<const WIDTH: usize>(row: &[f32], column: usize) -> [f32; WIDTH] {
     let row = row.get(column..).unwrap_or_default();
-    match row.first_chunk::<PANEL>() {
+    match row.first_chunk::<WIDTH>() {
         Some(row) => *row,
         None => {
-            let mut sums = [0f32; PANEL];
+            let mut sums = [0f32; WIDTH];
             sums[..row.len()].copy_from_slice(row);
             sums
         }
     }
 }
 
-/// Puts it back.
+/// [`store_panel`] for some columns.
 #[inline(always)]
-fn store_panel(sums: &[f32; PANEL], row: &mut [f32], column: usize) {
+fn store_columns<const WIDTH: usize>(sums: &[f32; WIDTH], row: &mut [f32], column: usize) {
     let row = row.get_mut(column..).unwrap_or_default();
-    match row.first_chunk_mut::<PANEL>() {
+    match row.first_chunk_mut::<WIDTH>() {
         Some(row) => *row = *sums,
         None => row.copy_from_slice(&sums[..row.len()]),
     }
+}
+
+/// A number as bf16, rounded to the nearest, ties to even.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[inline(always)]
+fn round_to_bf16(x: f32) -> u32 {
+    let bits = x.to_bits();
+    let rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    // What is no number must not become infinite by rounding.
+    if x.is_nan() { bits >> 16 | 0x40 } else { rounded }
 }
 
 /// Runs `$body` with `$rows` as a constant, for each number of rows that a tile may have.

@@ -6,12 +6,16 @@
 //!
 //! The floor: `vpdpbusd` multiplies and adds 64 pairs of bytes, and a core of Zen 5 issues two per cycle. A group costs a
 //! conversion, a multiplication and a multiply-add for each vector of sums beside it: with 32 inputs in a group, a fifth of
-//! the time.
+//! the time. With NEON these three stand beside eight `sdot`, or beside four `smmla`.
+//!
+//! Codes and rounded activations lie as the instructions take them that a matrix was packed for ([`Order`]).
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 
 use amem_core::Result;
@@ -25,9 +29,56 @@ use crate::pages::Pages;
 use crate::{Cpu, Tensor};
 
 /// Inputs of a panel that are multiplied at a time: 32 KiB of codes of 8 bits.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 const BLOCK: usize = 1024;
-/// Rows of a tile at most: with more, the sums of a group and those of all groups do not fit the registers together.
-const BYTE_ROWS: usize = 8;
+
+/// How codes and activations lie, for the instructions that multiply them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Order {
+    /// Inputs that lie side by side, of each output and of each row: 4 or 8.
+    inputs: usize,
+    /// Whether codes of offset 128 are kept as signed numbers, without the offset.
+    signed: bool,
+    /// Rows of a tile at most: with more, the sums of a group and those of all groups do not fit the registers together.
+    rows: usize,
+    /// Tiles have room for a multiple of so many rows. Those that are not there are zeros.
+    padded: usize,
+}
+
+impl Order {
+    fn of(kernels: Bytes) -> Self {
+        match kernels {
+            #[cfg(target_arch = "aarch64")]
+            Bytes::Neon(_) => Self { inputs: 4, signed: true, rows: 2, padded: 1 },
+            #[cfg(target_arch = "aarch64")]
+            Bytes::NeonDot(_) => Self { inputs: 4, signed: true, rows: 4, padded: 4 },
+            #[cfg(target_arch = "aarch64")]
+            Bytes::NeonI8mm(_) => Self { inputs: 8, signed: true, rows: 4, padded: 2 },
+            _ => Self { inputs: 4, signed: false, rows: 8, padded: 1 },
+        }
+    }
+
+    /// The bits by which codes differ from how they are kept.
+    fn flip(self, layout: Layout) -> u8 {
+        if self.signed && layout.offset == SIGNED { SIGNED } else { 0 }
+    }
+
+    /// Where a code of a group is kept: in which unit, in which four of its bytes and in which of these, and how many bits
+    /// of the byte are below it.
+    #[inline(always)]
+    fn place(self, layout: Layout, lane: usize, at: usize) -> (usize, usize, usize, usize) {
+        let (half, byte) = (at % 8 / 4, at % 4);
+        match (self.inputs, layout.four_bits) {
+            (8, false) => (at / 8 * 2 + lane / 16, lane % 16 * 2 + half, byte, 0),
+            (8, true) => (at / 8, lane / 4 * 4 + lane % 2 * 2 + half, byte, lane % 4 / 2 * 4),
+            (_, false) => (at / 4, lane, byte, 0),
+            (_, true) => (at / 8, lane, byte, half * 4),
+        }
+    }
+}
+
+/// The offset of codes that can be kept as signed numbers.
+const SIGNED: u8 = 128;
 
 /// How a kind of quantised weights is laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +105,9 @@ impl Layout {
 
 /// Four bytes for each output of a panel: codes of four inputs one after the other, or of eight, the first four in the lower
 /// halves of the bytes.
+///
+/// Where eight inputs lie side by side ([`Order`]), two units together have eight bytes for each output; and with codes of 4
+/// bits a unit has those of four outputs in 16 bytes, of the first two outputs in the lower halves.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(64))]
 struct Codes([[u8; 4]; PANEL]);
@@ -74,6 +128,8 @@ pub(super) struct Group<'a> {
 /// A matrix of codes.
 pub(super) struct Quantized {
     layout: Layout,
+    /// What it was packed for.
+    kernels: Bytes,
     /// Groups of an output.
     groups: usize,
     /// `[panels][groups][units]`.
@@ -95,6 +151,8 @@ impl Quantized {
         largest: f32,
         fill: impl Fn(usize, &mut [Group<'_>]) + Send + Sync,
     ) -> Result<Self> {
+        let kernels = cpu.isa.bytes;
+        let (order, flip) = (Order::of(kernels), Order::of(kernels).flip(layout));
         let (panels, groups, units) = (outputs.div_ceil(PANEL), inputs.div_ceil(layout.group), layout.units());
         let of_groups = panels.saturating_mul(groups);
         let mut codes: Pages<Codes> = Pages::zeros(of_groups.saturating_mul(units))?;
@@ -122,39 +180,42 @@ impl Quantized {
                         mins.0[lane] = f16::from_f32(group.min / unit);
                     }
                     let units = &mut codes[index * units..(index + 1) * units];
-                    if layout.four_bits {
+                    if order.inputs == 8 {
+                        for (at, codes) in (0..).step_by(4).zip(group.codes.as_chunks::<4>().0) {
+                            let (unit, four, _, shift) = order.place(layout, lane, at);
+                            let bytes = codes.map(|code| (code ^ flip) << shift);
+                            units[unit].0[four].iter_mut().zip(bytes).for_each(|(to, byte)| *to |= byte);
+                        }
+                    } else if layout.four_bits {
                         for (unit, codes) in units.iter_mut().zip(group.codes.as_chunks::<8>().0) {
                             unit.0[lane] = std::array::from_fn(|at| codes[at] | codes[at + 4] << 4);
                         }
                     } else {
                         for (unit, codes) in units.iter_mut().zip(group.codes.as_chunks::<4>().0) {
-                            unit.0[lane] = *codes;
+                            unit.0[lane] = codes.map(|code| code ^ flip);
                         }
                     }
                 }
             }
         });
-        Ok(Self { layout, groups, codes, scales, mins, unit })
+        Ok(Self { layout, kernels, groups, codes, scales, mins, unit })
     }
 
-    pub(super) fn layout(&self) -> Layout {
-        self.layout
+    /// How many inputs of a row are rounded together, and how they lie then.
+    pub(super) fn inputs(&self) -> (usize, Order) {
+        (self.layout.group, Order::of(self.kernels))
     }
 
     /// The numbers of one output.
     pub(super) fn row(&self, output: usize) -> impl Iterator<Item = f32> {
         let (panel, lane) = (output / PANEL, output % PANEL);
-        let offset = f32::from(self.layout.offset);
+        let order = Order::of(self.kernels);
+        let (offset, flip) = (f32::from(self.layout.offset), order.flip(self.layout));
         (0..self.groups * self.layout.group).map(move |input| {
             let group = panel * self.groups + input / self.layout.group;
-            let at = input % self.layout.group;
-            let code = |unit: usize, byte: usize| {
-                self.codes.get(group * self.layout.units() + unit).map_or(0, |codes| codes.0[lane][byte])
-            };
-            let code = match self.layout.four_bits {
-                true => code(at / 8, at % 4) >> (at % 8 / 4 * 4) & 15,
-                false => code(at / 4, at % 4),
-            };
+            let (unit, four, byte, shift) = order.place(self.layout, lane, input % self.layout.group);
+            let bytes = self.codes.get(group * self.layout.units() + unit).map_or(0, |codes| codes.0[four][byte]);
+            let code = if self.layout.four_bits { bytes >> shift & 15 } else { bytes ^ flip };
             let of =
                 |scales: &Pages<Scales>| scales.get(group).map_or(0.0, |scales| scales.0[lane].to_f32() * self.unit);
             of(&self.scales) * (f32::from(code) - offset) - self.mins.as_ref().map_or(0.0, of)
@@ -187,14 +248,17 @@ struct Groups<'a> {
 /// Some rows of `x` in signed bytes.
 pub(super) struct ByteTile {
     rows: usize,
-    /// `[inputs / 4][rows]`.
+    /// Rows that there is room for.
+    padded: usize,
+    /// `[inputs / 4][padded]`, or `[inputs / 8][padded][2]`.
     bytes: Vec<[i8; 4]>,
-    /// `[groups][rows]`.
+    /// `[groups][padded]`.
     groups: Vec<RowGroup>,
 }
 
 /// A group of a row.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+#[repr(C)]
 struct RowGroup {
     scale: f32,
     /// The sum of its bytes.
@@ -203,23 +267,30 @@ struct RowGroup {
 
 impl Cpu {
     /// The rows of `x` in tiles, rounded to bytes in groups of so many inputs.
-    pub(super) fn byte_tiles(&self, x: &Tensor, group: usize) -> Vec<ByteTile> {
-        self.in_tiles(x, BYTE_ROWS, |own, rows| {
-            let mut tile = ByteTile { rows, bytes: Vec::new(), groups: Vec::new() };
-            self.arch.dispatch(Round { x: own, inputs: x.columns, group, tile: &mut tile });
+    pub(super) fn byte_tiles(&self, x: &Tensor, (group, order): (usize, Order)) -> Vec<ByteTile> {
+        self.in_tiles(x, order.rows, |own, rows| {
+            let padded = rows.next_multiple_of(order.padded);
+            let mut tile = ByteTile { rows, padded, bytes: Vec::new(), groups: Vec::new() };
+            self.arch.dispatch(Round { x: own, inputs: x.columns, group, side: order.inputs / 4, tile: &mut tile });
             tile
         })
     }
 
     /// All rows times some panels.
     pub(super) fn byte_columns(&self, w: &Quantized, tiles: &[ByteTile], columns: &mut Columns<'_>) {
-        match self.isa.bytes {
+        match w.kernels {
             #[cfg(target_arch = "x86_64")]
             Bytes::Avx512Vnni(isa) => isa.byte_columns(w, tiles, columns),
             #[cfg(target_arch = "x86_64")]
             Bytes::AvxVnni(isa) => isa.byte_columns(w, tiles, columns),
             #[cfg(target_arch = "x86_64")]
             Bytes::Avx2(isa) => isa.byte_columns(w, tiles, columns),
+            #[cfg(target_arch = "aarch64")]
+            Bytes::NeonI8mm(isa) => isa.byte_columns(w, tiles, columns),
+            #[cfg(target_arch = "aarch64")]
+            Bytes::NeonDot(isa) => isa.byte_columns(w, tiles, columns),
+            #[cfg(target_arch = "aarch64")]
+            Bytes::Neon(isa) => isa.byte_columns(w, tiles, columns),
             Bytes::Portable => self.arch.dispatch(portable::Product { w, tiles, columns }),
         }
     }
@@ -230,6 +301,8 @@ struct Round<'a> {
     x: &'a [f32],
     inputs: usize,
     group: usize,
+    /// How many times four inputs of a row lie side by side.
+    side: usize,
     tile: &'a mut ByteTile,
 }
 
@@ -238,17 +311,22 @@ impl WithSimd for Round<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        let Self { x, inputs, group, tile: ByteTile { rows, bytes, groups } } = self;
-        let count = inputs.div_ceil(group);
-        *bytes = vec![[0; 4]; count * group / 4 * *rows];
-        *groups = vec![RowGroup::default(); count * *rows];
+        let Self { x, inputs, group, side, tile: ByteTile { padded, bytes, groups, .. } } = self;
+        let (count, padded) = (inputs.div_ceil(group), *padded);
+        *bytes = vec![[0; 4]; count * group / 4 * padded];
+        *groups = vec![RowGroup::default(); count * padded];
         let mut rounded = vec![0i8; count * group];
         for (index, row) in x.chunks_exact(inputs).enumerate() {
             for (at, (x, to)) in row.chunks(group).zip(rounded.chunks_exact_mut(group)).enumerate() {
-                groups[at * *rows + index] = round(x, to);
+                groups[at * padded + index] = round(x, to);
             }
             let fours = rounded.as_chunks::<4>().0;
-            bytes[index..].iter_mut().step_by(*rows).zip(fours).for_each(|(to, four)| *to = *four);
+            if side == 1 {
+                bytes[index..].iter_mut().step_by(padded).zip(fours).for_each(|(to, four)| *to = *four);
+            } else {
+                let places = bytes[index * side..].chunks_mut(side * padded);
+                places.zip(fours.chunks_exact(side)).for_each(|(to, fours)| to[..side].copy_from_slice(fours));
+            }
         }
     }
 }

@@ -1,0 +1,79 @@
+//! What NEON does with f16 and with numbers of vectors, as far as `pulp` does not have it.
+
+use std::arch::aarch64::{float32x4_t, vcvt_f16_f32, vcvt_f32_f16, vreinterpret_f16_u16, vreinterpret_u16_f16};
+use std::arch::asm;
+
+use half::{bf16, f16};
+use pulp::Simd;
+use pulp::aarch64::Neon;
+
+use crate::number::neon;
+use crate::unroll::{MOST, each_row};
+
+/// Four numbers as f32.
+#[inline(always)]
+#[allow(unsafe_code, reason = "an instruction is called that was found to be there")]
+pub(crate) fn widen(_: Neon, numbers: [f16; 4]) -> float32x4_t {
+    // SAFETY: there is a `Neon` only where the machine has NEON.
+    unsafe { vcvt_f32_f16(vreinterpret_f16_u16(bytemuck::cast(numbers))) }
+}
+
+/// Four numbers as f32.
+#[inline(always)]
+pub(crate) fn widen_bf16(simd: Neon, numbers: [bf16; 4]) -> float32x4_t {
+    bytemuck::cast(simd.neon.vshll_n_u16::<16>(bytemuck::cast(numbers)))
+}
+
+/// Four numbers as [`f32_to_f16`](amem_core::f32_to_f16) makes them: none becomes an infinity, and those that are not a number
+/// keep no more than their sign.
+#[inline(always)]
+#[allow(unsafe_code, reason = "an instruction is called that was found to be there")]
+pub(crate) fn narrow(simd: Neon, numbers: [f32; 4]) -> [f16; 4] {
+    let (v, x): (_, float32x4_t) = (simd.neon, bytemuck::cast(numbers));
+    let [largest, least, sign, nan] = [65504.0, -65504.0, -0.0, f32::NAN].map(|x| v.vdupq_n_f32(x));
+    let limited = v.vmaxnmq_f32(v.vminnmq_f32(x, largest), least);
+    let signed_nan = v.vbslq_f32(bytemuck::cast(sign), x, nan);
+    let tame = v.vbslq_f32(v.vceqq_f32(x, x), limited, signed_nan);
+    // SAFETY: there is a `Neon` only where the machine has NEON.
+    bytemuck::cast(unsafe { vreinterpret_u16_f16(vcvt_f16_f32(tame)) })
+}
+
+/// Has the processor fetch a cache line that is wanted soon.
+#[inline(always)]
+#[allow(unsafe_code, reason = "no safe function fetches ahead")]
+pub(crate) fn fetch<T>(number: &T) {
+    // SAFETY: the instruction is part of every aarch64, and changes nothing that a program could notice.
+    unsafe {
+        asm!("prfm pldl1keep, [{}]", in(reg) std::ptr::from_ref(number), options(readonly, nostack, preserves_flags));
+    }
+}
+
+/// Adds to the sums of each row its number times each of two vectors, if these are the instructions: `false` where they are not.
+///
+/// A number is taken out of a vector of four rows' by the instruction that multiplies with it. As a vector of its own, which is
+/// what a splat is, it would take another instruction's place.
+#[inline(always)]
+pub(crate) fn add_products<S: Simd, const ROWS: usize, const VECTORS: usize>(
+    simd: S,
+    x: &[f32; ROWS],
+    b: [S::f32s; 2],
+    sums: &mut [[S::f32s; 2]; MOST],
+) -> bool {
+    let Some(simd) = neon(simd) else { return false };
+    let fours = x.as_chunks::<4>().0;
+    let four =
+        |index: usize| -> float32x4_t { fours.get(index).map_or(simd.neon.vdupq_n_f32(0.0), |x| bytemuck::cast(*x)) };
+    let fours: [float32x4_t; MOST / 4] = [four(0), four(1), four(2)];
+    each_row!(ROW < ROWS, {
+        const LANE: i32 = (ROW % 4) as i32;
+        for (sum, b) in sums[ROW].iter_mut().zip(b).take(VECTORS) {
+            let (before, b) = (bytemuck::cast(*sum), bytemuck::cast(b));
+            *sum = bytemuck::cast(if ROW / 4 * 4 + 4 <= ROWS {
+                simd.neon.vfmaq_laneq_f32::<LANE>(before, b, fours[ROW / 4])
+            } else {
+                simd.neon.vfmaq_n_f32(before, b, x[ROW])
+            });
+        }
+    });
+    true
+}
