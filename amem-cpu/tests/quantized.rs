@@ -130,6 +130,50 @@ fn products_are_those_of_plain_loops_with_the_same_numbers_and_the_same_bits_fro
     }
 }
 
+/// A block's scale and its codes, without their offset.
+fn numbers_of(dtype: WeightType, block: &[u8]) -> (f32, Vec<i32>) {
+    let scale = f16::from_le_bytes([block[0], block[1]]).to_f32();
+    let halves = |bytes: &[u8], at: usize| i32::from(bytes[at % 16] >> (at / 16 * 4) & 15);
+    let code = |at: usize| match dtype {
+        WeightType::Q8_0 => i32::from(block[2 + at].cast_signed()),
+        WeightType::Q4_0 => halves(&block[2..], at) - 8,
+        _ => halves(&block[6..], at) + i32::from(block[2 + at / 8] >> (at % 8) & 1) * 16 - 16,
+    };
+    (scale, (0..32).map(code).collect())
+}
+
+/// Integers of a group, and then groups as f32 in their order: machines of all architectures have these bits.
+#[test]
+fn sums_of_groups_are_added_up_in_their_order_to_the_bit() {
+    for dtype in [WeightType::Q8_0, WeightType::Q4_0, WeightType::Q5_0] {
+        for (outputs, inputs) in [(33, 2304), (40, 96)] {
+            let bytes = blocks(dtype, outputs, inputs);
+            let tensor = WeightTensor::new(WeightRole::Up, dtype, outputs, inputs, &bytes);
+            let blocks: Vec<(f32, Vec<i32>)> =
+                bytes.chunks_exact(dtype.block_bytes()).map(|block| numbers_of(dtype, block)).collect();
+            for rows in [1, 2, 3, 4, 9] {
+                // Whole numbers up to 127, which is the largest of each group: their scale is one.
+                let x = whole(rows, inputs);
+                let product = |x: &[f32], w: &[(f32, Vec<i32>)]| {
+                    x.chunks_exact(32).zip(w).fold(0f32, |total, (x, (scale, codes))| {
+                        let sum: i32 = x.iter().zip(codes).map(|(x, code)| *x as i32 * code).sum();
+                        (sum as f32).mul_add(*scale, total)
+                    })
+                };
+                let of_row = |x| blocks.chunks_exact(inputs / 32).map(move |w| product(x, w).to_bits());
+                let expected: Vec<u32> = x.chunks_exact(inputs).flat_map(of_row).collect();
+                for instructions in Instructions::ALL.into_iter().filter(|set| set.is_available()) {
+                    let cpu = cpu(instructions, WeightFormat::AsStored);
+                    let w = cpu.matrix(&tensor).unwrap();
+                    let found = cpu.read(&cpu.linear(&cpu.upload(inputs, &x).unwrap(), &w, None).unwrap()).unwrap();
+                    let found: Vec<u32> = found.into_iter().map(f32::to_bits).collect();
+                    assert!(found == expected, "{dtype} {outputs}×{inputs}, {rows} rows with {instructions:?}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn inputs_that_fill_no_group_and_activations_of_any_size_are_rounded_to_a_hundredth() {
     for (format, tolerance) in [(WeightFormat::Int8, 0.01), (WeightFormat::Int4, 0.1)] {
