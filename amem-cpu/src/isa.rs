@@ -174,7 +174,8 @@ impl Isa {
     /// `None` where the machine lacks them.
     pub(crate) fn of(instructions: Instructions) -> Option<Self> {
         use std::arch::is_aarch64_feature_detected as has;
-        let neon = || pulp::aarch64::Neon::try_new().map(Arch::Neon);
+        // Kernels take numbers out of vectors by their places, which in the other order of bytes are others.
+        let neon = || pulp::aarch64::Neon::try_new().filter(|_| cfg!(target_endian = "little")).map(Arch::Neon);
         let dot = || has!("dotprod").then_some(NeonDot(()));
         let i8mm = || has!("i8mm").then_some(NeonI8mm(()));
         let bf16 = || has!("bf16").then_some(NeonBf16(()));

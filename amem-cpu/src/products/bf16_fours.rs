@@ -36,8 +36,8 @@ impl Weights {
     }
 }
 
-/// Inputs that lie side by side.
-pub(super) const SIDE: usize = 4;
+/// Inputs whose weights lie side by side, for each output.
+pub(super) const INTERLEAVED: usize = 4;
 
 /// Some rows of `x`: `[inputs / 4][rows / 2]` times four bf16 of one row and four of the next, which are zeros behind the last.
 pub(super) struct RoundedTile {
@@ -47,14 +47,14 @@ pub(super) struct RoundedTile {
 
 impl Cpu {
     pub(super) fn pack_bf16(&self, (outputs, inputs): (usize, usize), bytes: &[u8]) -> Result<Pages<Weights>> {
-        let fours = inputs.div_ceil(SIDE);
+        let fours = inputs.div_ceil(INTERLEAVED);
         self.packed(outputs, fours, 1, bytes, |rows: &[[u8; 2]], panel: &mut [Weights]| {
             const PART: usize = 32;
             for start in (0..fours).step_by(PART) {
                 let end = fours.min(start + PART);
                 for (output, row) in rows.chunks_exact(inputs).enumerate() {
-                    let row = &row[SIDE * start..inputs.min(SIDE * end)];
-                    for (to, four) in panel[start..end].iter_mut().zip(row.chunks(SIDE)) {
+                    let row = &row[INTERLEAVED * start..inputs.min(INTERLEAVED * end)];
+                    for (to, four) in panel[start..end].iter_mut().zip(row.chunks(INTERLEAVED)) {
                         to.0[output].iter_mut().zip(four).for_each(|(to, x)| *to = u16::from_le_bytes(*x));
                     }
                 }
@@ -85,7 +85,7 @@ impl WithSimd for Round<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
         let Self { x, inputs, tile: RoundedTile { rows, data } } = self;
-        let (fours, pairs) = (inputs.div_ceil(SIDE), rows.div_ceil(2));
+        let (fours, pairs) = (inputs.div_ceil(INTERLEAVED), rows.div_ceil(2));
         *data = vec![[[0; 4]; 2]; fours * pairs];
         let mut rounded = vec![[0u16; 4]; fours];
         for (index, row) in x.chunks_exact(inputs).enumerate() {
@@ -111,7 +111,7 @@ impl NeonBf16 {
 #[target_feature(enable = "neon,bf16")]
 fn multiply_columns(w: &Pages<Weights>, tiles: &[RoundedTile], columns: &mut Columns<'_>) {
     let Columns { matrix, panel: first, rows, .. } = columns;
-    let fours = matrix.inputs.div_ceil(SIDE);
+    let fours = matrix.inputs.div_ceil(INTERLEAVED);
     let width = rows.first().map_or(0, |row| row.len());
     for start in (0..fours).step_by(BLOCK) {
         let end = fours.min(start + BLOCK);
@@ -139,7 +139,9 @@ fn multiply_columns(w: &Pages<Weights>, tiles: &[RoundedTile], columns: &mut Col
 
 /// `PAIRS` pairs of rows, of the last of which the second may not be there, and so many strips together. All strips for a single
 /// pair: then the panel is read from front to back.
-#[inline]
+///
+/// Not inlined: among others the compiler would not keep all sums in registers.
+#[inline(never)]
 #[target_feature(enable = "neon,bf16")]
 fn multiply<const PAIRS: usize, const TOGETHER: usize>(
     x: &[[[u16; 4]; 2]],

@@ -29,8 +29,8 @@ impl Weights {
     }
 }
 
-/// Inputs that lie side by side.
-pub(super) const SIDE: usize = 2;
+/// Inputs whose weights lie side by side, for each output.
+pub(super) const INTERLEAVED: usize = 2;
 
 /// Some rows of `x`: `[inputs / 2][rows]` pairs of bf16, the first in the lower half.
 pub(super) struct RoundedTile {

@@ -46,9 +46,9 @@ enum Weights {
     F32(Pages<f32>),
     F16(Pages<f16>),
     Bf16(Pages<bf16>),
-    /// Some inputs side by side, for instructions that multiply bf16: `[panels][inputs / SIDE][PANEL][SIDE]`.
+    /// Inputs interleaved for instructions that multiply bf16: `[panels][inputs / INTERLEAVED][PANEL][INTERLEAVED]`.
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-    Bf16Sides(Pages<bf16_products::Weights>, crate::isa::Bf16),
+    Bf16Interleaved(Pages<bf16_products::Weights>, crate::isa::Bf16),
     Quantized(Quantized),
 }
 
@@ -72,7 +72,7 @@ impl Cpu {
             (_, WeightType::F16) => Weights::F16(self.panels(shape, bytes, f16::from_le_bytes)?),
             #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
             (_, WeightType::Bf16) if let Some(isa) = self.isa.bf16.filter(|_| self.is_fast() && !routes) => {
-                Weights::Bf16Sides(self.pack_bf16(shape, bytes)?, isa)
+                Weights::Bf16Interleaved(self.pack_bf16(shape, bytes)?, isa)
             }
             (_, WeightType::Bf16) => Weights::Bf16(self.panels(shape, bytes, bf16::from_le_bytes)?),
             (_, quantized) => match Layout::of(quantized).filter(|_| self.is_fast() && !routes) {
@@ -137,7 +137,7 @@ impl Matrix {
         match &self.weights {
             Weights::F32(_) | Weights::F16(_) | Weights::Bf16(_) => InputKind::F32,
             #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-            Weights::Bf16Sides(..) => InputKind::Bf16,
+            Weights::Bf16Interleaved(..) => InputKind::Bf16,
             Weights::Quantized(w) => InputKind::Bytes(w.inputs()),
         }
     }
@@ -157,9 +157,9 @@ impl Matrix {
             Weights::F16(w) => copy(row, w[start..].iter().step_by(PANEL).map(|x| x.to_f32())),
             Weights::Bf16(w) => copy(row, w[start..].iter().step_by(PANEL).map(|x| x.to_f32())),
             #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-            Weights::Bf16Sides(w, _) => {
-                let sides = self.inputs.div_ceil(bf16_products::SIDE);
-                copy(row, w[panel * sides..(panel + 1) * sides].iter().flat_map(|sides| sides.of(lane)));
+            Weights::Bf16Interleaved(w, _) => {
+                let blocks = self.inputs.div_ceil(bf16_products::INTERLEAVED);
+                copy(row, w[panel * blocks..(panel + 1) * blocks].iter().flat_map(|block| block.of(lane)));
             }
             Weights::Quantized(w) => copy(row, w.row(index)),
         }
@@ -267,7 +267,7 @@ impl Cpu {
     fn columns(&self, input: &Input, columns: &mut Columns<'_>) {
         match (&columns.matrix.weights, input) {
             #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-            (Weights::Bf16Sides(w, isa), Input::Bf16(tiles)) => isa.columns(w, tiles, columns),
+            (Weights::Bf16Interleaved(w, isa), Input::Bf16(tiles)) => isa.columns(w, tiles, columns),
             (Weights::Quantized(w), Input::Bytes(tiles)) => self.byte_columns(w, tiles, columns),
             (weights, Input::F32(tiles)) => self.float_columns(weights, tiles, columns),
             _ => {}
