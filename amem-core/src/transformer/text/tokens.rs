@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use tokenizers::{
-    Encoding, Model, NormalizedString, Normalizer, OffsetType, PreTokenizedString, PreTokenizer, Tokenizer,
+    Decoder, Encoding, Model, NormalizedString, Normalizer, OffsetType, PreTokenizedString, PreTokenizer, Tokenizer,
 };
 
 use super::outline::Outline;
@@ -37,7 +37,10 @@ enum Spelling {
     /// A character for each byte, as GPT-2 does.
     ByteLevel(HashMap<char, u8>),
     /// Characters, `▁` for a space, and `<0x0A>` for bytes.
-    Pieces,
+    Pieces {
+        /// Whether its decoder makes bytes of the latter, and text of bytes.
+        falls_back: bool,
+    },
 }
 
 impl Tokens {
@@ -120,7 +123,15 @@ impl Tokens {
         if let Some(token) = tokens.iter().find(|token| **token as usize >= self.vocabulary) {
             return Err(Error::BadValue { what: "token", value: token.to_string(), expected: "in the vocabulary" });
         }
-        self.tokenizer.decode(tokens, true).map_err(bad_tokenizer)
+        let text = self.tokenizer.decode(tokens, true).map_err(bad_tokenizer)?;
+        match (&self.spelling, self.tokenizer.get_decoder()) {
+            (Spelling::Pieces { falls_back: true }, Some(decoder)) if text.contains(char::REPLACEMENT_CHARACTER) => {
+                let texts = tokens.iter().filter(|token| !self.is_special(**token));
+                let texts = texts.filter_map(|token| self.tokenizer.id_to_token(*token)).collect();
+                decoder.decode(without_broken_bytes(texts)).map_err(bad_tokenizer)
+            }
+            _ => Ok(text),
+        }
     }
 
     /// The bytes of a token that is not special.
@@ -216,7 +227,7 @@ impl Spelling {
         if parts.iter().any(|part| part["type"] == "ByteLevel") {
             Self::ByteLevel(byte_letters())
         } else {
-            Self::Pieces
+            Self::Pieces { falls_back: parts.iter().any(|part| part["type"] == "ByteFallback") }
         }
     }
 
@@ -230,15 +241,42 @@ impl Spelling {
                 };
                 written.chars().flat_map(bytes).collect()
             }
-            Self::Pieces => {
-                let digits = written.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
-                match digits.filter(|digits| digits.len() == 2).and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
-                    Some(byte) => vec![byte],
-                    None => written.replace('▁', " ").into_bytes(),
-                }
+            Self::Pieces { .. } => match spelled_byte(written) {
+                Some(byte) => vec![byte],
+                None => written.replace('▁', " ").into_bytes(),
+            },
+        }
+    }
+}
+
+/// The byte that is written like `<0x0A>`.
+fn spelled_byte(written: &str) -> Option<u8> {
+    let digits = written.strip_prefix("<0x")?.strip_suffix('>')?;
+    u8::from_str_radix(digits, 16).ok().filter(|_| digits.len() == 2)
+}
+
+/// Tokens' texts with U+FFFD in the place of bytes that are part of no character. The decoder would make U+FFFD of all
+/// bytes that stand beside them, those of whole characters included, and so take back what it made of these before.
+fn without_broken_bytes(texts: Vec<String>) -> Vec<String> {
+    let (mut mended, mut bytes) = (Vec::with_capacity(texts.len()), Vec::new());
+    let end_bytes = |bytes: &mut Vec<u8>, mended: &mut Vec<String>| {
+        for chunk in bytes.utf8_chunks() {
+            mended.extend(chunk.valid().bytes().map(|byte| format!("<0x{byte:02X}>")));
+            mended.extend(chunk.invalid().iter().map(|_| char::REPLACEMENT_CHARACTER.to_string()));
+        }
+        bytes.clear();
+    };
+    for text in texts {
+        match spelled_byte(&text) {
+            Some(byte) => bytes.push(byte),
+            None => {
+                end_bytes(&mut bytes, &mut mended);
+                mended.push(text);
             }
         }
     }
+    end_bytes(&mut bytes, &mut mended);
+    mended
 }
 
 /// The characters that byte-level vocabularies write bytes with: printable ones for themselves, and the first others from

@@ -376,11 +376,39 @@ fn streamed_text_is_whole_in_every_manner_of_tokenizer() {
     }
 }
 
+#[test]
+fn bytes_that_are_no_character_take_no_other_character_with_them() {
+    let pieces = open(&talker("{% for m in messages %}<s>{{ m.content }}{% endfor %}<s>", &["<s>"], sentence_pieces()));
+    let (pieces, byte) = (pieces.unwrap(), |byte: u8| 6 + Token::from(byte));
+    let crab = "🦀".bytes().map(byte);
+    let decoded = |tokens: &[Token]| pieces.decode(tokens).unwrap();
+    assert_eq!(decoded(&crab.clone().chain([byte(0xFF)]).collect::<Vec<_>>()), "🦀\u{FFFD}");
+    assert_eq!(decoded(&[byte(0xE2), byte(0x82)].into_iter().chain(crab).collect::<Vec<_>>()), "\u{FFFD}\u{FFFD}🦀");
+    // A special token is no part of a text, so the bytes on both sides of it make a character.
+    assert_eq!(decoded(&[byte(0xC3), 1, byte(0xA9)]), "é");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
     fn streaming_any_tokens_equals_decoding_them(tokens in prop::collection::vec(0u32..1536, 0..60)) {
         let chat = open(&demo()).unwrap();
+        prop_assert_eq!(streamed(&chat, &tokens), chat.decode(&tokens).unwrap());
+    }
+
+    #[test]
+    fn streaming_any_bytes_equals_decoding_them(tokens in prop::collection::vec(0u32..258, 0..120)) {
+        let chat = byte_chat("{% for m in messages %}<s>{{ m.content }}{% endfor %}<s>", &["<s>", "</s>"]);
+        prop_assert_eq!(streamed(&chat, &tokens), chat.decode(&tokens).unwrap());
+    }
+
+    /// Most of them bytes that become parts of characters, or no characters at all.
+    #[test]
+    fn streaming_any_pieces_equals_decoding_them(
+        tokens in prop::collection::vec(prop_oneof![0u32..356, 6u32..262, 0x86u32..0xC6, 0xC8u32..0xFE], 0..120)
+    ) {
+        let template = "{% for m in messages %}<s>{{ m.content }}{% endfor %}<s>";
+        let chat = open(&talker(template, &["<s>", "</s>"], sentence_pieces())).unwrap();
         prop_assert_eq!(streamed(&chat, &tokens), chat.decode(&tokens).unwrap());
     }
 
