@@ -10,6 +10,8 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::readers::ReadLater;
+
 /// A place for files. Nothing that is done here survives a power cut before it was synced: neither what is written to a
 /// file before [`DiskFile::sync`], nor that a file or directory is made or removed before [`sync_dir`](Self::sync_dir) of
 /// the directory that it is in. What was not synced may survive all the same, in parts and in any order.
@@ -53,7 +55,7 @@ pub(crate) trait Disk: Send + Sync {
 
 /// A part of a file.
 pub(crate) struct Part {
-    pub(crate) file: Arc<dyn DiskFile>,
+    pub(crate) file: ReadLater,
     pub(crate) offset: u64,
     pub(crate) len: u64,
 }
@@ -80,8 +82,9 @@ pub(crate) trait DiskFile: ReadAt + Send + Sync {
     fn sync(&self) -> io::Result<()>;
 
     /// Brings bytes into the system's memory, unless the first of them are there, and waits for it. A hint: what cannot be
-    /// read ahead is read when it is needed. `space` is scratch, to be used again for the next part.
-    fn read_ahead(&self, offset: u64, len: u64, space: &mut Vec<u8>);
+    /// read ahead is read when it is needed. It ends early when `stop` holds, which it asks between pieces. `space` is
+    /// scratch, to be used again for the next part.
+    fn read_ahead(&self, offset: u64, len: u64, stop: &dyn Fn() -> bool, space: &mut Vec<u8>);
 }
 
 /// Makes a directory and those above it that are missing. All that were made survive a power cut.
@@ -203,7 +206,11 @@ impl Disk for SystemDisk {
     fn read_ahead(&self, parts: Vec<Part>) {
         let read = move || {
             let mut space = Vec::new();
-            parts.into_iter().for_each(|Part { file, offset, len }| file.read_ahead(offset, len, &mut space));
+            for Part { file, offset, len } in parts {
+                if let Some(reading) = file.read() {
+                    reading.file.read_ahead(offset, len, &|| file.is_removed(), &mut space);
+                }
+            }
         };
         blocking::unblock(read).detach();
     }
@@ -254,11 +261,11 @@ impl DiskFile for File {
         self.sync_data()
     }
 
-    fn read_ahead(&self, offset: u64, len: u64, space: &mut Vec<u8>) {
+    fn read_ahead(&self, offset: u64, len: u64, stop: &dyn Fn() -> bool, space: &mut Vec<u8>) {
         #[cfg(target_os = "linux")]
-        read_ahead(self, offset, len, space);
+        read_ahead(self, offset, len, stop, space);
         #[cfg(not(target_os = "linux"))]
-        let _ = (offset, len, space);
+        let _ = (offset, len, stop, space);
     }
 }
 
@@ -266,7 +273,7 @@ impl DiskFile for File {
 /// takes longer each time, and asking for them took longer, too, than reading in order as the system reads ahead by
 /// itself.
 #[cfg(target_os = "linux")]
-fn read_ahead(file: &File, mut offset: u64, len: u64, space: &mut Vec<u8>) {
+fn read_ahead(file: &File, mut offset: u64, len: u64, stop: &dyn Fn() -> bool, space: &mut Vec<u8>) {
     use rustix::io::{Errno, ReadWriteFlags, preadv2};
     /// Bytes by which is seen whether something is in the system's memory.
     const PROBE: usize = 64 << 10;
@@ -281,7 +288,7 @@ fn read_ahead(file: &File, mut offset: u64, len: u64, space: &mut Vec<u8>) {
         // It is there, or the file system cannot tell.
         _ => return,
     }
-    while offset < end {
+    while offset < end && !stop() {
         let piece = PIECE.min(usize::try_from(end - offset).unwrap_or(PIECE));
         match ReadAt::read_at(file, &mut space[..piece], offset) {
             Ok(read) if read == piece => offset += read as u64,

@@ -16,6 +16,7 @@ mod map;
 mod model_dir;
 #[cfg(feature = "postgres")]
 mod postgres;
+mod readers;
 #[cfg(feature = "remote")]
 pub mod remote;
 #[cfg(not(feature = "remote"))]

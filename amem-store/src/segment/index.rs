@@ -12,6 +12,7 @@ use super::format::{self, Entry, SegmentName};
 use super::planted::{self, Planted};
 use super::scan::{self, Scan};
 use crate::disk::{Disk, DiskFile};
+use crate::readers::{Readers, Reading};
 use crate::{Error, Result};
 
 /// The location of a chunk's newest record.
@@ -45,6 +46,8 @@ pub(crate) struct Segment {
     pub(crate) indexed: bool,
     /// Whether nothing more will be appended to it: a later segment was there when it was scanned.
     complete: bool,
+    /// Those who read from it at this moment.
+    readers: Arc<Readers>,
 }
 
 impl Segment {
@@ -67,7 +70,7 @@ pub(crate) struct Index {
 
 /// A segment's file, open for reading.
 pub(crate) struct OpenFile {
-    pub(crate) file: Arc<dyn DiskFile>,
+    pub(crate) reading: Reading,
     /// Whether chunks may keep it open. Not if they do so with too many others already.
     pub(crate) lend: bool,
 }
@@ -129,20 +132,25 @@ impl Index {
     }
 
     /// A segment's file, opened if it is not open.
+    ///
+    /// # Errors
+    /// `NotFound` too for a segment that is not known (any more).
     pub(crate) fn open(&mut self, name: SegmentName, disk: &dyn Disk, path: &Path) -> io::Result<OpenFile> {
+        let readers = &self.segments.get(&name).ok_or(io::ErrorKind::NotFound)?.readers;
+        let opened = |file, lend| OpenFile { reading: Readers::read(readers, file), lend };
         if let Some((_, file)) = self.open.iter().rev().find(|(open, _)| *open == name) {
-            return Ok(OpenFile { file: file.clone(), lend: true });
+            return Ok(opened(file.clone(), true));
         }
         let file: Arc<dyn DiskFile> = Arc::from(disk.open(path)?);
         if self.open.len() >= OPEN {
             // One that no chunk keeps open anyway.
             match self.open.iter().position(|(_, file)| Arc::strong_count(file) == 1) {
                 Some(unused) => drop(self.open.remove(unused)),
-                None => return Ok(OpenFile { file, lend: false }),
+                None => return Ok(opened(file, false)),
             }
         }
         self.open.push_back((name, file.clone()));
-        Ok(OpenFile { file, lend: true })
+        Ok(opened(file, true))
     }
 
     /// Notes that the newest record of a chunk is this one. True if it replaced an older one.
@@ -196,14 +204,16 @@ impl Index {
         }
     }
 
-    /// Forgets a segment and the chunks in it.
-    pub(crate) fn remove_segment(&mut self, name: SegmentName) {
+    /// Forgets a segment and the chunks in it. Says who still reads from its file.
+    pub(crate) fn remove_segment(&mut self, name: SegmentName) -> Arc<Readers> {
         self.open.retain(|(open, _)| *open != name);
-        for entry in self.segments.remove(&name).into_iter().flat_map(|segment| segment.entries) {
+        let Segment { entries, readers, .. } = self.segments.remove(&name).unwrap_or_default();
+        for entry in entries {
             if self.chunks.get(&entry.id) == Some(&Location { segment: name, entry }) {
                 self.chunks.remove(&entry.id);
             }
         }
+        readers
     }
 
     /// Forgets segments that another process removed. Where it knew the newest record of a chunk there to be damaged, it
@@ -211,7 +221,7 @@ impl Index {
     pub(crate) fn lose_segments(&mut self, gone: &[SegmentName]) {
         let entries = gone.iter().filter_map(|name| self.segments.get(name)).flat_map(|segment| &segment.entries);
         let mut lost: HashSet<ChunkId> = entries.map(|entry| entry.id).collect();
-        gone.iter().for_each(|name| self.remove_segment(*name));
+        gone.iter().for_each(|name| _ = self.remove_segment(*name));
         lost.retain(|id| !self.chunks.contains_key(id));
         if lost.is_empty() {
             return;

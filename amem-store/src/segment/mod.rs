@@ -13,6 +13,8 @@ mod index;
 mod planted;
 mod read;
 mod reclaim;
+#[cfg(test)]
+mod removal_tests;
 pub(crate) mod scan;
 #[cfg(test)]
 mod simulated_disk;

@@ -143,8 +143,7 @@ impl Inner {
         if active == Some(oldest) {
             writer.retire();
         }
-        writer.unlink(oldest)?;
-        self.index().remove_segment(oldest);
+        self.unlink(writer, oldest)?;
         Ok(true)
     }
 
@@ -168,8 +167,7 @@ impl Inner {
             if active == Some(least) {
                 writer.retire();
             }
-            writer.unlink(least)?;
-            self.index().remove_segment(least);
+            self.unlink(writer, least)?;
             freed += end;
         }
         Ok(freed)
@@ -218,8 +216,15 @@ impl Inner {
         if !chunks.is_empty() {
             writer.sync_records(Some(name))?;
         }
+        self.unlink(writer, name)
+    }
+
+    /// Removes a segment's file, which must not be the active one, and waits until its room is free, as far as that is up
+    /// to this store.
+    fn unlink(&self, writer: &mut Writer, name: SegmentName) -> Result<()> {
         writer.unlink(name)?;
-        self.index().remove_segment(name);
+        let readers = self.index().remove_segment(name);
+        readers.wait();
         Ok(())
     }
 

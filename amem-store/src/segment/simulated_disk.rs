@@ -650,5 +650,5 @@ impl DiskFile for SimulatedFile {
         Ok(called?)
     }
 
-    fn read_ahead(&self, _: u64, _: u64, _: &mut Vec<u8>) {}
+    fn read_ahead(&self, _: u64, _: u64, _: &dyn Fn() -> bool, _: &mut Vec<u8>) {}
 }

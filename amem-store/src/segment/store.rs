@@ -79,7 +79,9 @@ impl SegmentOptions {
 /// - One process writes. Others that open the directory read, see what the writer puts, and take over when it ends. While
 ///   a store is open, no other program may write to its segments.
 /// - A deletion removes the files that held the chunk and writes what else was in them anew, so delete many at once.
-/// - On a full disk, puts fail and deletions work. Evicting then makes room, if need be at the price of other chunks.
+/// - On a full disk, puts fail and deletions work. Evicting then makes room, if need be at the price of other chunks. It
+///   waits for whoever reads from a removed file at that moment, so the room is there for the next put; unless chunks that
+///   were handed out, or another process, have the file open: then it comes when they are done.
 ///
 /// Cloning it gives another handle to the same store.
 #[derive(Clone)]
@@ -270,7 +272,7 @@ impl Inner {
     }
 
     /// Has the system read ahead what these chunks occupy. Whatever fails here is told by who reads them.
-    fn prefetch(&self, ids: &[ChunkId]) {
+    pub(super) fn prefetch(&self, ids: &[ChunkId]) {
         let locations: Vec<Location> = {
             let index = self.index();
             ids.iter().filter_map(|id| index.chunks.get(id).copied()).collect()
@@ -282,7 +284,7 @@ impl Inner {
         let part = |location: &Location| {
             let path = self.dir.join(location.segment.file_name());
             let open = self.index().open(location.segment, &*self.disk, &path).ok()?;
-            Some(Part { file: open.file, offset: location.entry.offset, len: location.entry.bytes })
+            Some(Part { file: open.reading.later(), offset: location.entry.offset, len: location.entry.bytes })
         };
         let parts: Vec<Part> = locations.filter_map(part).collect();
         if !parts.is_empty() {
@@ -335,16 +337,18 @@ impl Inner {
             let mut index = self.index();
             // A power cut may have torn it, and left an older record whole.
             let check = if index.is_unsealed(location.segment) { Check::Whole } else { check };
-            match index.segments.contains_key(&location.segment) && !gone {
-                true => (index.open(location.segment, &*self.disk, &path), check),
-                false => (Err(ErrorKind::NotFound.into()), check),
+            match gone {
+                false => (index.open(location.segment, &*self.disk, &path), check),
+                true => (Err(ErrorKind::NotFound.into()), check),
             }
         };
         match open {
-            Ok(OpenFile { file, lend }) => {
+            Ok(OpenFile { reading, lend }) => {
                 let lender = lend.then(|| Arc::downgrade(&self.held));
+                let chunk = read::chunk(location, &reading.file, check, lender, buffer);
+                drop(reading);
                 // A disk that cannot read it now may do so later: it is not forgotten.
-                let chunk = read::chunk(location, &file, check, lender, buffer).map_err(Error::io("read", &path))?;
+                let chunk = chunk.map_err(Error::io("read", &path))?;
                 if chunk.is_none() {
                     self.held.lose(location);
                 }
