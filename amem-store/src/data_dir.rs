@@ -59,6 +59,17 @@ pub fn open_ledger(dir: impl AsRef<Path>) -> Result<SqliteLedger> {
     Ok(ledger)
 }
 
+/// Opens the data directory `dir` though records in it may be damaged, so that these can be forgotten: see
+/// [`SqliteLedger::open_damaged`].
+///
+/// # Errors
+/// As [`SqliteLedger::open_damaged`] and [`SegmentStore::open`].
+pub fn open_damaged(dir: impl AsRef<Path>) -> Result<DataDir> {
+    let dir = dir.as_ref();
+    let ledger = SqliteLedger::open_damaged(ledger_of(dir))?;
+    Ok(DataDir { ledger, kv: SegmentStore::open(dir.join("kv"))? })
+}
+
 /// Opens the ledger of the data directory `dir` for reading, and leaves its KV alone.
 ///
 /// # Errors

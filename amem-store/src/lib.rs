@@ -25,7 +25,9 @@ mod residency_file;
 mod segment;
 pub mod transfer;
 
-pub use data_dir::{DataDir, backup, open, open_ledger, open_ledger_read_only, open_read_only, restore, verify};
+pub use data_dir::{
+    DataDir, backup, open, open_damaged, open_ledger, open_ledger_read_only, open_read_only, restore, verify,
+};
 #[cfg(feature = "encryption")]
 pub use encryption::{EncryptedLedger, EncryptedStore, EncryptionError, Holder, Key, KeyDir, Keys, MasterKey};
 pub use error::{Error, Result};

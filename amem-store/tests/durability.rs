@@ -200,6 +200,83 @@ fn verify_tells_what_does_not_fit_together() {
 }
 
 #[test]
+fn a_damaged_record_is_forgotten_by_itself_with_its_kv_and_what_indexes_say_of_it() {
+    // Of the record in question: seq 1, whose texts are versions 1 and 2. Version 3 is another record's.
+    let damages = [
+        "UPDATE version SET text = 'Alice lives in Austin.' WHERE seq = 2",
+        "UPDATE version SET text = 'Alice lies.' WHERE seq = 1",
+        "UPDATE version SET record = 77 WHERE seq = 2",
+        "UPDATE version SET record = 2 WHERE seq = 2",
+        "UPDATE version SET hash = 5 WHERE seq = 2",
+        "UPDATE record SET version = 1 WHERE seq = 1",
+        "UPDATE record SET version = 3 WHERE seq = 1",
+        "UPDATE record SET version = 99 WHERE seq = 1",
+        "UPDATE record SET state = 2 WHERE seq = 1",
+        "UPDATE record SET state = 9 WHERE seq = 1",
+        "UPDATE record SET metadata = '{' WHERE seq = 1",
+        "UPDATE record SET checksum = 5 WHERE seq = 1",
+        "UPDATE record SET ended_by = x'00', key = 'secret' WHERE seq = 1",
+        "DELETE FROM version WHERE record = 1",
+    ];
+    for damage in damages {
+        let dir = tempfile::tempdir().unwrap();
+        let DataDir { ledger, .. } = amem_store::open(dir.path()).unwrap();
+        let path = dir.path().join("ledger.sqlite");
+        let now = Timestamp::now();
+        let id = remember(&ledger, "Alice lives in Denver.");
+        block_on(ledger.update(&ours(), id, "Alice lives in Boston.", now)).unwrap();
+        let sound = remember(&ledger, "tea");
+        let chunks = [(id, ChunkId([1; 32])), (sound, ChunkId([2; 32]))];
+        block_on(ledger.link(&ours(), &chunks, now)).unwrap();
+        let index = SavedIndex { revision: Revision(9), bytes: b"Alice, Boston".to_vec() };
+        assert!(block_on(ledger.save_index(&ours(), "words", &index)).unwrap());
+        drop(ledger);
+        Connection::open(&path).unwrap().execute_batch(damage).unwrap();
+
+        let found = amem_store::verify(dir.path()).unwrap();
+        assert!(found.damaged.contains(&(ours(), id)), "{damage}: {found:?}");
+        assert!(amem_store::open(dir.path()).is_err(), "{damage}");
+        let DataDir { ledger, .. } = amem_store::open_damaged(dir.path()).unwrap();
+        let forgotten = block_on(ledger.forget(&ours(), id, now)).unwrap();
+        assert!(matches!(forgotten.state, amem_core::State::Forgotten { .. }) && forgotten.text.is_empty(), "{damage}");
+        let pending = block_on(ledger.pending_deletions(now)).unwrap();
+        assert_eq!(pending.iter().map(|pending| pending.chunk).collect::<Vec<_>>(), [ChunkId([1; 32])], "{damage}");
+        assert_eq!(block_on(ledger.saved_index(&ours(), "words")).unwrap(), None, "{damage}");
+        let changes = block_on(ledger.changes(&ours(), Revision(0), now)).unwrap().records;
+        assert_eq!(changes.len(), 2, "{damage}");
+        assert!(
+            block_on(ledger.history(&ours(), id)).unwrap().iter().all(|version| version.text.is_empty()),
+            "{damage}"
+        );
+        assert_eq!(block_on(ledger.forget(&ours(), id, now)).unwrap(), forgotten, "{damage}");
+        drop(ledger);
+
+        let found = amem_store::verify(dir.path()).unwrap();
+        assert_eq!((found.problems, found.damaged), (Vec::new(), Vec::new()), "{damage}");
+        let DataDir { ledger, .. } = amem_store::open(dir.path()).unwrap();
+        assert_eq!(texts(&ledger), ["tea"], "{damage}");
+        assert!(block_on(ledger.wipe()).unwrap());
+        drop(ledger);
+        assert!(!files_contain(dir.path(), b"Boston") && !files_contain(dir.path(), b"Denver"), "{damage}");
+    }
+}
+
+#[test]
+fn only_its_own_namespace_forgets_a_damaged_record() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ledger.sqlite");
+    let ledger = SqliteLedger::open(&path).unwrap();
+    let id = remember(&ledger, "tea");
+    Connection::open(&path).unwrap().execute_batch("UPDATE version SET text = 'Tea'").unwrap();
+    let theirs = Namespace::new("theirs").unwrap();
+    let refused = block_on(ledger.forget(&theirs, id, Timestamp::now()));
+    assert!(matches!(refused, Err(amem_core::Error::UnknownRecord { .. })), "{refused:?}");
+    assert!(SqliteLedger::open_damaged(dir.path().join("none")).is_err(), "no ledger is made");
+    block_on(ledger.forget(&ours(), id, Timestamp::now())).unwrap();
+    assert_eq!(texts(&ledger), [""; 0]);
+}
+
+#[test]
 fn a_ledger_that_was_emptied_replaced_or_lost_is_not_a_new_one() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("ledger.sqlite");

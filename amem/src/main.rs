@@ -29,6 +29,8 @@ enum Command {
     Bench(bench::Args),
     /// Writes what is remembered as lines of JSON, one record a line, to standard output.
     Export(export::Args),
+    /// Forgets single memories, even damaged ones, which `amem verify` names; without the server, on the same machine.
+    Forget(keep::Forget),
     /// Remembers what an export, or another program, wrote as lines of JSON.
     Import(import::Args),
     /// Removes the bytes of what was forgotten, changed, superseded or let go from the files, now rather than in time.
@@ -76,6 +78,7 @@ async fn run(command: Command) -> Result<(), Box<dyn Error>> {
         Command::Backup(args) => args.run(),
         Command::Bench(args) => args.run().await,
         Command::Export(args) => args.run().await,
+        Command::Forget(args) => args.run().await,
         Command::Import(args) => args.run().await,
         Command::Key(args) => args.run(),
         Command::KvServe(args) => serve::run(args, Mode::Blend).await,

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::Arc;
 
-use amem_core::{ChunkId, Error, KvStore, Ledger, Namespace, NewRecord, RamStore, Timestamp};
+use amem_core::{ChunkId, Error, KvStore, Ledger, Namespace, NewRecord, OwnerId, RamStore, Timestamp};
 use amem_store::SqliteLedger;
 use common::{block_on, builder};
 
@@ -48,6 +48,59 @@ fn a_backup_from_a_shell_is_restored_and_verified() {
     assert!(!damaged.status.success());
     let id = block_on(memory.list("me", amem_core::Query::All)).unwrap()[0].id;
     assert!(stdout(&damaged).contains(&format!("record {id}")), "{}", stdout(&damaged));
+}
+
+#[test]
+fn a_damaged_memory_is_forgotten_from_a_shell_as_verify_says() {
+    let dir = tempfile::tempdir().unwrap();
+    // A name that means something to a shell.
+    let name = "it's $(me)";
+    let memory = common::on_disk(dir.path());
+    let chunks = |memory: &amem_core::Memory| {
+        let held = block_on(memory.kv().owned(OwnerId::of(name))).unwrap();
+        held.into_iter().map(|chunk| chunk.id).collect::<Vec<ChunkId>>()
+    };
+    block_on(memory.remember_all(name, ["Alice lives in Denver.", "Maria lives in Paris."])).unwrap();
+    block_on(memory.prefill(name, |_, _| {})).unwrap();
+    let before = chunks(&memory);
+    drop(memory);
+    let ledger = rusqlite::Connection::open(dir.path().join("ledger.sqlite")).unwrap();
+    ledger.execute_batch("UPDATE version SET text = 'Alice lives in Dublin.' WHERE seq = 1").unwrap();
+    drop(ledger);
+
+    let verified = amem(dir.path(), &["verify"]);
+    assert!(!verified.status.success());
+    let said = stdout(&verified);
+    let (_, command) = said.split_once("\namem ").expect("it says how to remove it");
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &format!("\"$0\" {command}"), env!("CARGO_BIN_EXE_amem")]);
+    let forgotten = shell.output().unwrap();
+    assert!(forgotten.status.success(), "{command}: {}", String::from_utf8_lossy(&forgotten.stderr));
+    assert_eq!(stdout(&amem(dir.path(), &["verify"])), "2 records, 2 texts, 1 links to KV\nno damage\n");
+    let memory = common::on_disk(dir.path());
+    let after = chunks(&memory);
+    assert!(before.len() == 2 && after.len() == 1 && before.contains(&after[0]), "{before:?} {after:?}");
+    let told = block_on(memory.recall(name, "Where does Maria live?")).unwrap();
+    assert_eq!(told.iter().map(|told| told.record.text.as_str()).collect::<Vec<_>>(), ["Maria lives in Paris."]);
+}
+
+#[test]
+fn a_memory_that_is_damaged_while_it_is_in_use_is_forgotten_with_its_kv() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, kv) = (dir.path().join("ledger.sqlite"), Arc::new(RamStore::default()));
+    let memory = builder().kv(kv.clone()).ledger(Arc::new(SqliteLedger::open(&path).unwrap())).build().unwrap();
+    block_on(async {
+        let id = memory.remember("me", "Alice lives in Denver.").await.unwrap().record.id;
+        memory.remember("me", "Maria lives in Paris.").await.unwrap();
+        memory.ask("me", "Where does Alice live?").await.unwrap();
+        let owned = async || kv.owned(OwnerId::of("me")).await.unwrap().len();
+        assert_eq!(owned().await, 2);
+        let damage = "UPDATE version SET text = 'Alice lives in Dublin.' WHERE seq = 1";
+        rusqlite::Connection::open(&path).unwrap().execute_batch(damage).unwrap();
+        memory.forget("me", id).await.unwrap();
+        assert_eq!(owned().await, 1);
+        assert_eq!(memory.recall("me", "Where does Alice live?").await.unwrap().len(), 1);
+    });
 }
 
 #[test]

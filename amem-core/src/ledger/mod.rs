@@ -254,7 +254,8 @@ pub trait Ledger: Send + Sync {
 
     /// Forgets records, all of them or none: all texts that they ever had, their keys and their metadata are gone, and all
     /// chunks linked to them become pending deletions, unless another active record links them too. Forgetting a
-    /// forgotten record changes nothing. The records come back in the order of their ids here.
+    /// forgotten record changes nothing. The records come back in the order of their ids here. One that turned out
+    /// damaged, so that it cannot be read, can be forgotten as well.
     ///
     /// When this returns, no call that begins afterwards, of any process, gives any of it, and that is durable. It is
     /// also wiped from the ledger's files, unless somebody still reads the ledger as it was before: this waits for no

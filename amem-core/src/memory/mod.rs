@@ -316,8 +316,14 @@ impl Memory {
         // The ledger knows the chunks that were computed for its texts. A store may hold more, from before the ledger.
         let mut chunks = Vec::new();
         for id in ids {
-            let texts = self.ledger().history(&namespace, *id).await?;
-            chunks.extend(self.parts.chunks.ids_of(&namespace, &texts)?);
+            match self.ledger().history(&namespace, *id).await {
+                Ok(texts) => chunks.extend(self.parts.chunks.ids_of(&namespace, &texts)?),
+                // A record that is damaged can be forgotten all the same: the ledger knows its chunks without its texts.
+                Err(Error::Ledger(error)) => {
+                    log::warn!("the texts of record {id}, which is forgotten, are unknown: {error}")
+                }
+                Err(error) => return Err(error),
+            }
         }
         let forget = async {
             let records = self.ledger().forget_many(&namespace, ids, Timestamp::now()).await?;

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use amem_core::{Namespace, RecordId};
 use rusqlite::{Connection, Row};
 
 use super::schema;
@@ -27,14 +28,26 @@ pub struct Verification {
     pub links: u64,
     /// What is wrong, in words, up to a hundred of each kind. Empty for a sound ledger.
     pub problems: Vec<String>,
+    /// Records that are not what was written, or whose texts are not, up to a hundred: each can be
+    /// [forgotten](amem_core::Ledger::forget) by itself ([`SqliteLedger::open_damaged`](super::SqliteLedger::open_damaged)).
+    pub damaged: Vec<(Namespace, RecordId)>,
 }
 
-/// Checks a ledger that is being opened, as far as that takes about a tenth of a second.
-pub(super) fn at_open(connection: &Connection, path: &Path) -> Result<()> {
+/// What is checked of a ledger that is being opened.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Check {
+    /// As much as takes about a tenth of a second.
+    All,
+    /// Not the rows: some are known to be damaged.
+    Structure,
+}
+
+/// Checks a ledger that is being opened.
+pub(super) fn at_open(connection: &Connection, path: &Path, check: Check) -> Result<()> {
     let number = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, u32>(0).map(u64::from));
     let bytes = number("page_count").and_then(|pages| Ok(pages * number("page_size")?));
     let bytes = bytes.map_err(Error::ledger("read the ledger's size", path))?;
-    let problems = if bytes <= FULL_CHECK_BYTES {
+    let problems = if bytes <= FULL_CHECK_BYTES && check == Check::All {
         verify(connection, path)?.problems
     } else if bytes <= QUICK_CHECK_BYTES {
         structure(connection, "PRAGMA quick_check(1)").map_err(Error::ledger("check the ledger", path))?
@@ -66,6 +79,7 @@ pub(super) fn verify(connection: &Connection, path: &Path) -> Result<Verificatio
                     .problems
                     .extend(problems(&view, rows, |row| Ok(Some(format!("{}: {problem}", record_name(row, 0)))))?);
             }
+            found.damaged = damaged(&view)?;
         }
         Ok(())
     });
@@ -148,6 +162,27 @@ fn wrong_texts(connection: &Connection) -> rusqlite::Result<Vec<String>> {
         Ok((row.get::<_, i64>(4)? != hash)
             .then(|| format!("{}: a text of it is not what was written", record_name(row, 0))))
     })
+}
+
+/// Records that are damaged, as far as they can be named.
+fn damaged(connection: &Connection) -> rusqlite::Result<Vec<(Namespace, RecordId)>> {
+    let records = format!(
+        concat!(
+            "SELECT r.namespace, r.id FROM record r WHERE r.checksum IS NOT ",
+            record_checksum!(),
+            " OR EXISTS (SELECT 1 FROM version v WHERE v.record = r.seq AND v.checksum IS NOT ",
+            version_checksum!(),
+            ") OR NOT EXISTS (SELECT 1 FROM version v WHERE v.seq = r.version AND v.record = r.seq) LIMIT {}"
+        ),
+        PROBLEMS
+    );
+    let mut statement = connection.prepare(&records)?;
+    let (mut rows, mut found) = (statement.query([])?, Vec::new());
+    while let Some(row) = rows.next()? {
+        let name = row.get::<_, String>(0).ok().and_then(|name| Namespace::new(name).ok());
+        found.extend(name.zip(row.get(1).ok().map(RecordId::from_bytes)));
+    }
+    Ok(found)
 }
 
 fn structure(connection: &Connection, check: &str) -> rusqlite::Result<Vec<String>> {

@@ -26,6 +26,7 @@ use amem_core::{
 };
 use async_trait::async_trait;
 use blocking::unblock;
+use check::Check;
 pub use check::Verification;
 use rusqlite::{Connection, TransactionBehavior};
 
@@ -77,8 +78,25 @@ impl SqliteLedger {
     /// # Errors
     /// When the file cannot be opened, is damaged or empty, is no ledger, or has a schema of a later version of amem.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Self::open_checked(path.as_ref(), Check::All)
+    }
+
+    /// Opens the ledger at `path` though records in it may be damaged, so that these can be
+    /// [forgotten](Ledger::forget): [`Verification::damaged`] names them. Reading them is [`Error::Damaged`] as before, and
+    /// so is whatever reads a namespace as a whole.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), but for damaged records; when there is no ledger.
+    pub fn open_damaged(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let writer = schema::open(path)?;
+        if !schema::exists(path)? {
+            return Err(Error::io("open the ledger", path)(std::io::ErrorKind::NotFound.into()));
+        }
+        Self::open_checked(path, Check::Structure)
+    }
+
+    fn open_checked(path: &Path, check: Check) -> Result<Self> {
+        let writer = schema::open(path, check)?;
         let ledger = Self::with(path, Some(Mutex::new(writer)));
         ledger.0.note_forgotten_at_open()?;
         // A process that ended right after it forgot something may have left the text in the log.
@@ -101,7 +119,7 @@ impl SqliteLedger {
         }
         let Reader { connection, .. } = connection::to_read(path)?;
         schema::is_current(&connection, path)?;
-        check::at_open(&connection, path)?;
+        check::at_open(&connection, path, Check::All)?;
         Ok(Self::with(path, None))
     }
 

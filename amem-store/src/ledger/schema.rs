@@ -5,6 +5,7 @@ use std::path::Path;
 
 use rusqlite::{Connection, TransactionBehavior};
 
+use super::check::Check;
 use super::{check, connection, publish};
 use crate::{Error, Result};
 
@@ -14,16 +15,16 @@ pub(super) const VERSION: u32 = 5;
 const APPLICATION: u32 = u32::from_be_bytes(*b"amem");
 
 /// A connection that writes to the ledger at `path`. A new ledger is made if there is none.
-pub(super) fn open(path: &Path) -> Result<Connection> {
+pub(super) fn open(path: &Path, check: Check) -> Result<Connection> {
     if !exists(path)? {
         create(path)?;
     }
     let mut connection = connection::to_write(path)?;
     identify(&connection, path)?;
     connection::configure(&connection).map_err(Error::ledger("configure the ledger", path))?;
-    check::at_open(&connection, path)?;
+    check::at_open(&connection, path, check)?;
     if migrate(&mut connection, path)? {
-        check::at_open(&connection, path)?;
+        check::at_open(&connection, path, check)?;
     }
     Ok(connection)
 }

@@ -128,7 +128,7 @@ impl Tables<'_> {
         let values = params![id.to_bytes(), namespace.as_str(), key, json, created_at.0, expires_at, revision];
         self.execute(insert, values)?;
         let seq = self.0.last_insert_rowid();
-        let version = self.begin_version(seq, text, hash(namespace, key, text), created_at)?;
+        let version = self.begin_version(seq, text, Some(hash(namespace, key, text)), created_at)?;
         self.execute("UPDATE record SET version = ?2 WHERE seq = ?1", params![seq, version])?;
         self.seal(seq)?;
         let record = Found { seq, version, stored: record }.record(now);
@@ -226,7 +226,7 @@ impl Tables<'_> {
         let at = now.max(record.updated_at);
         self.execute("UPDATE version SET until_at = ?2 WHERE seq = ?1", params![version, at.0])?;
         self.seal_version(version)?;
-        let version = self.begin_version(seq, text, hash(namespace, key, text), at)?;
+        let version = self.begin_version(seq, text, Some(hash(namespace, key, text)), at)?;
         let change = "UPDATE record SET version = ?2, revision = ?3 WHERE seq = ?1";
         self.execute(change, params![seq, version, self.next_revision()?])?;
         self.seal(seq)?;
@@ -237,7 +237,15 @@ impl Tables<'_> {
 
     pub(super) fn forget_many(&self, namespace: &Namespace, ids: &[RecordId], now: Timestamp) -> Result<Vec<Record>> {
         for id in ids {
-            let found = self.find(namespace, *id)?;
+            let found = match self.find(namespace, *id) {
+                Err(failure @ (Failure::Damaged(_) | Failure::Refused(Error::UnknownRecord { .. }))) => {
+                    // Without a text it is not found.
+                    let record = self.place(namespace, *id)?.ok_or(failure)?;
+                    self.forget_damaged(record, now)?;
+                    continue;
+                }
+                found => found?,
+            };
             if matches!(found.stored.state, State::Forgotten { .. }) {
                 continue;
             }
@@ -254,6 +262,38 @@ impl Tables<'_> {
             self.note_forgotten()?;
         }
         ids.iter().map(|id| Ok(self.find(namespace, *id)?.record(now))).collect()
+    }
+
+    /// Where a record stands, even one that is not what was written.
+    fn place(&self, namespace: &Namespace, id: RecordId) -> Result<Option<i64>> {
+        let by_id = "SELECT seq FROM record WHERE id = ?1 AND namespace = ?2";
+        Ok(self.rows(by_id, params![id.to_bytes(), namespace.as_str()], |row| Ok(row.get(0)?))?.pop())
+    }
+
+    /// Forgets a record that is not what was written, and makes a sound one of it that says nothing. No column of it is
+    /// relied on but its id and its namespace.
+    fn forget_damaged(&self, record: i64, now: Timestamp) -> Result<()> {
+        // Its texts, and the one that it says is its own, unless that is soundly, or also by its own account, another's.
+        let texts = concat!(
+            "UPDATE version AS v SET text = '', hash = NULL, record = ?1,              from_at = CASE typeof(from_at) WHEN 'integer' THEN from_at ELSE ?2 END,              until_at = CASE typeof(until_at) WHEN 'integer' THEN until_at ELSE ?2 END              WHERE v.record = ?1 OR v.seq = (SELECT version FROM record WHERE seq = ?1) AND v.checksum IS NOT ",
+            version_checksum!(),
+            " AND NOT EXISTS (SELECT 1 FROM record other WHERE other.version = v.seq AND other.seq <> ?1)"
+        );
+        self.execute(texts, params![record, now.0])?;
+        let last = "SELECT seq FROM version WHERE record = ?1 ORDER BY seq DESC LIMIT 1";
+        let version = match self.rows(last, [record], |row| Ok(row.get(0)?))?.pop() {
+            Some(version) => version,
+            None => self.begin_version(record, "", None, now)?,
+        };
+        let change = "UPDATE record SET state = ?2, ended_at = ?3, ended_by = NULL, key = NULL, metadata = NULL,                       version = ?4, revision = ?5,                       created_at = CASE typeof(created_at) WHEN 'integer' THEN created_at ELSE ?3 END,                       expires_at = CASE typeof(expires_at) WHEN 'integer' THEN expires_at END WHERE seq = ?1";
+        self.execute(change, params![record, FORGOTTEN, now.0, version, self.next_revision()?])?;
+        self.seal(record)?;
+        let seal = concat!("UPDATE version AS v SET checksum = ", version_checksum!(), " WHERE v.record = ?1");
+        self.execute(seal, [record])?;
+        self.delete_chunks(record, now)?;
+        // Which index has its words is as uncertain as the rest. All can be built again.
+        self.execute("DELETE FROM saved_index", [])?;
+        self.note_forgotten()
     }
 
     pub(super) fn delete_namespace(&self, namespace: &Namespace) -> Result<usize> {
@@ -473,7 +513,7 @@ impl Tables<'_> {
     }
 
     /// Gives a record another text, and says which version that is.
-    fn begin_version(&self, record: i64, text: &str, hash: i64, from: Timestamp) -> Result<i64> {
+    fn begin_version(&self, record: i64, text: &str, hash: Option<i64>, from: Timestamp) -> Result<i64> {
         let insert = "INSERT INTO version (record, text, hash, from_at) VALUES (?1, ?2, ?3, ?4)";
         self.execute(insert, params![record, text, hash, from.0])?;
         let version = self.0.last_insert_rowid();

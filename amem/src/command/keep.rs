@@ -1,9 +1,10 @@
-//! `amem backup`, `amem restore` and `amem verify`: keeping what is remembered. `amem purge`: keeping nothing else.
+//! `amem backup`, `amem restore` and `amem verify`: keeping what is remembered. `amem forget` and `amem purge`: keeping
+//! nothing else.
 
 use std::error::Error;
 use std::path::PathBuf;
 
-use amem_core::{KvStore, Ledger, Timestamp};
+use amem_core::{Error as CoreError, KvStore, Ledger, Namespace, RecordId, Timestamp};
 use amem_store::DataDir;
 
 use super::open::Data;
@@ -59,11 +60,62 @@ impl Verify {
             }
             count => {
                 let dir = self.data.data_dir.display();
+                if !found.damaged.is_empty() {
+                    println!("to lose what is damaged and keep the rest:");
+                }
+                for (namespace, id) in &found.damaged {
+                    let [dir, name] = [dir.to_string(), namespace.to_string()].map(|text| quoted(&text));
+                    println!("amem forget --data-dir {dir} -- {name} {id}");
+                }
                 Err(format!("{dir}: {count} problems. Move ledger.sqlite away, then restore a backup (amem restore)")
                     .into())
             }
         }
     }
+}
+
+/// A text as a shell reads it, whoever chose it.
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "'\\''"))
+}
+
+#[derive(clap::Args)]
+pub(crate) struct Forget {
+    /// Whose memories, by the name that `amem verify` says. In an encrypted ledger that is not the name that clients use.
+    #[arg(value_parser = super::open::namespace)]
+    namespace: Namespace,
+    /// The memories' ids.
+    #[arg(required = true)]
+    ids: Vec<RecordId>,
+    #[command(flatten)]
+    data: Data,
+}
+
+impl Forget {
+    pub(crate) async fn run(self) -> Result<(), Box<dyn Error>> {
+        let DataDir { kv, ledger } = amem_store::open_damaged(&self.data.data_dir)?;
+        ledger.forget_many(&self.namespace, &self.ids, Timestamp::now()).await?;
+        let count = self.ids.len();
+        match delete_pending(&kv, &ledger).await {
+            Ok(_) => println!("{count} memories are forgotten, and their KV is deleted"),
+            Err(CoreError::ReadOnly { .. }) => {
+                println!(
+                    "{count} memories are forgotten; the process that writes to the KV deletes theirs with its next call"
+                );
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+}
+
+/// Deletes the KV of texts that no longer count. Says of how many chunks.
+async fn delete_pending(kv: &impl KvStore, ledger: &impl Ledger) -> amem_core::Result<usize> {
+    let now = Timestamp::now();
+    let pending = ledger.pending_deletions(now).await?;
+    kv.delete(&pending.iter().map(|deletion| deletion.chunk).collect::<Vec<_>>()).await?;
+    ledger.confirm_deleted(&pending, now).await?;
+    Ok(pending.len())
 }
 
 #[derive(clap::Args)]
@@ -76,18 +128,12 @@ impl Purge {
     /// An error if something is still to be removed: because another process writes to the KV, or reads the ledger.
     pub(crate) async fn run(self) -> Result<(), Box<dyn Error>> {
         let DataDir { kv, ledger } = amem_store::open(&self.data.data_dir)?;
-        let now = Timestamp::now();
-        let pending = ledger.pending_deletions(now).await?;
-        kv.delete(&pending.iter().map(|deletion| deletion.chunk).collect::<Vec<_>>()).await?;
-        ledger.confirm_deleted(&pending, now).await?;
+        let deleted = delete_pending(&kv, &ledger).await?;
         kv.purge().await?;
         if !ledger.wipe().await? {
             return Err("somebody reads the ledger as it was before: what was forgotten is wiped when that ends".into());
         }
-        println!(
-            "{} chunks of texts that no longer count were deleted; nothing of what is gone is left",
-            pending.len()
-        );
+        println!("{deleted} chunks of texts that no longer count were deleted; nothing of what is gone is left");
         Ok(())
     }
 }

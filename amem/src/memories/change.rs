@@ -117,10 +117,14 @@ pub(super) async fn forget(
 ) -> Result<Json<Forgotten>> {
     let namespace = caller.namespace(Some(&user))?;
     let id = id(&memory, &namespace)?;
-    let record = paths.texts().get(&namespace, id).await?;
-    // Whether its KV is gone as well is not known. It is deleted with the next call if it is not.
-    if matches!(record.state, RecordState::Forgotten { .. }) {
-        return Err(Error::UnknownRecord { namespace, id }.into());
+    match paths.texts().get(&namespace, id).await {
+        // Whether its KV is gone as well is not known. It is deleted with the next call if it is not.
+        Ok(record) if matches!(record.state, RecordState::Forgotten { .. }) => {
+            return Err(Error::UnknownRecord { namespace, id }.into());
+        }
+        // One that is damaged cannot be read, and can be forgotten.
+        Ok(_) | Err(Error::Ledger(_)) => {}
+        Err(error) => return Err(error.into()),
     }
     paths.memory.forget_many(&namespace, &[id]).await?;
     let counts = paths.texts().stats(&namespace).await?.into();
