@@ -335,10 +335,26 @@ fn a_row_that_was_changed_by_hand_is_damaged() {
             block_on(ledger.list(&ours(), Query::All)).map(drop),
             block_on(ledger.changes(&ours(), Revision(0), T0)).map(drop),
             block_on(ledger.history(&ours(), record.id)).map(drop),
-            block_on(ledger.forget(&ours(), record.id, T0)).map(drop),
         ] {
             assert!(matches!(cause(read), PostgresError::Damaged { .. }), "{change}");
         }
+        // It can be forgotten by itself, and is sound then.
+        let kept = add(&ledger, "tea");
+        let chunks = [ChunkId([1; 32]), ChunkId([2; 32])];
+        server.sql(&format!(
+            "SET search_path TO {schema}; INSERT INTO link (chunk, namespace, record) SELECT decode(repeat('01', 32), 'hex'), \
+             namespace, seq FROM record WHERE id <> '\\x{}'",
+            kept.id.to_bytes().map(|byte| format!("{byte:02x}")).concat()
+        ));
+        block_on(ledger.link(&ours(), &[(kept.id, chunks[1])], T0)).unwrap();
+        let forgotten = block_on(ledger.forget(&ours(), record.id, T0)).expect(change);
+        assert!(matches!(forgotten.state, State::Forgotten { .. }) && forgotten.text.is_empty(), "{change}");
+        assert_eq!((forgotten.key, forgotten.metadata), (None, Metadata::default()), "{change}");
+        assert_eq!(block_on(pending(&ledger, T0)), chunks[..1], "{change}");
+        assert_eq!(block_on(ledger.changes(&ours(), Revision(0), T0)).unwrap().records.len(), 2, "{change}");
+        let texts = block_on(ledger.history(&ours(), record.id)).unwrap();
+        assert!(texts.iter().all(|version| version.text.is_empty()), "{change}");
+        assert_eq!(block_on(ledger.get(&ours(), kept.id, T0)).unwrap(), kept, "{change}");
     }
 }
 

@@ -55,6 +55,23 @@ impl RecordRow {
         sum.number(Some(self.revision)).finish()
     }
 
+    /// A record `r` of the columns from `first` on, whether it is what was written or not.
+    pub(super) fn unchecked(row: &Row, first: usize) -> Result<Self, Failure> {
+        Ok(Self {
+            seq: get(row, first)?,
+            id: get(row, first + 1)?,
+            key: get(row, first + 2)?,
+            metadata: get(row, first + 3)?,
+            version: get(row, first + 4)?,
+            created_at: get(row, first + 5)?,
+            expires_at: get(row, first + 6)?,
+            state: get(row, first + 7)?,
+            ended_at: get(row, first + 8)?,
+            ended_by: get(row, first + 9)?,
+            revision: get(row, first + 10)?,
+        })
+    }
+
     /// Whether it counts at this moment.
     pub(super) fn is_active(&self, now: Timestamp) -> bool {
         self.state == ACTIVE && self.expires_at.is_none_or(|at| at > now.0)
@@ -96,19 +113,7 @@ pub(super) struct Found {
 impl Found {
     /// What [`columns`] gave, from column `first` on.
     pub(super) fn from_row(row: &Row, first: usize, namespace: &NameHash) -> Result<Self, Failure> {
-        let record = RecordRow {
-            seq: get(row, first)?,
-            id: get(row, first + 1)?,
-            key: get(row, first + 2)?,
-            metadata: get(row, first + 3)?,
-            version: get(row, first + 4)?,
-            created_at: get(row, first + 5)?,
-            expires_at: get(row, first + 6)?,
-            state: get(row, first + 7)?,
-            ended_at: get(row, first + 8)?,
-            ended_by: get(row, first + 9)?,
-            revision: get(row, first + 10)?,
-        };
+        let record = RecordRow::unchecked(row, first)?;
         let version = VersionRow::from_row(row, first + 12, namespace)?.filter(|version| version.record == record.seq);
         match version {
             Some(version) if get::<i64>(row, first + 11)? == record.checksum(namespace) => Ok(Self { record, version }),

@@ -332,7 +332,7 @@ impl<'a> Tables<'a> {
     ) -> Result<Vec<Record>> {
         let Some(first) = ids.first() else { return Ok(Vec::new()) };
         let Some(mut locked) = self.lock(namespace).await? else { return Err(unknown(namespace, *first)) };
-        let mut found = self.find_many(namespace, ids).await?;
+        let mut found = self.find_to_forget(namespace, &locked, ids).await?;
         let mut forgotten: HashMap<i64, VersionRow> = HashMap::new();
         // In the order of the ids, so that their changes are numbered in it.
         for id in ids {
@@ -368,6 +368,48 @@ impl<'a> Tables<'a> {
             self.drop_indexes(&locked).await?;
         }
         ids.iter().map(|id| found.get(id).ok_or_else(|| locked.unknown(*id))?.record(namespace, now)).collect()
+    }
+
+    /// Records that are to be forgotten. Of those that are not what was written sound ones are made before, which say
+    /// nothing.
+    async fn find_to_forget(
+        &self,
+        namespace: &Namespace,
+        locked: &Locked<'_>,
+        ids: &[RecordId],
+    ) -> Result<HashMap<RecordId, Found>> {
+        match self.find_many(namespace, ids).await {
+            Err(Failure::Damaged(_)) => {}
+            found => return found,
+        }
+        let mut all = HashMap::new();
+        for id in ids {
+            match self.find_many(namespace, std::slice::from_ref(id)).await {
+                Err(Failure::Damaged(_)) => all.extend(self.empty(locked, *id).await?.map(|found| (*id, found))),
+                found => all.extend(found?),
+            }
+        }
+        Ok(all)
+    }
+
+    /// Takes everything that a record says away. Nothing of it is relied on but its id and that it is in the namespace.
+    async fn empty(&self, locked: &Locked<'_>, id: RecordId) -> Result<Option<Found>> {
+        let by_id = concat!(
+            "SELECT ",
+            columns!(),
+            " FROM record r LEFT JOIN version v ON false WHERE r.namespace = $1 AND r.id = $2"
+        );
+        let rows = self.rows(by_id, &[&locked.id, &id.to_bytes().as_slice()]).await?;
+        let Some(row) = rows.first() else { return Ok(None) };
+        let mut record = RecordRow::unchecked(row, 0)?;
+        (record.key, record.metadata, record.version, record.state) = (None, None, 1, ACTIVE);
+        let (text, hash, until_at) = (Vec::new(), None, None);
+        let version = VersionRow { record: record.seq, number: 1, text, hash, from_at: record.created_at, until_at };
+        let texts = "DELETE FROM version WHERE namespace = $1 AND record = $2";
+        self.execute(texts, &[&locked.id, &record.seq]).await?;
+        self.put_versions(INSERT_VERSIONS, locked, &[&version]).await?;
+        self.put_records(UPDATE_RECORDS, locked, &[&record]).await?;
+        Ok(Some(Found { record, version }))
     }
 
     pub(super) async fn delete_namespace(&self, namespace: &Namespace) -> Result<usize> {
