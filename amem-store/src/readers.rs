@@ -84,7 +84,7 @@ impl ReadLater {
     pub(crate) fn read(&self) -> Option<Reading> {
         let counted = Readers::count(&self.readers);
         let file = self.file.upgrade().filter(|_| !self.is_removed())?;
-        Some(Reading { file, counted: counted })
+        Some(Reading { file, counted })
     }
 
     /// Whether somebody waits for those who read, because the file was removed.

@@ -146,7 +146,7 @@ fn what_waits_to_be_read_ahead_keeps_no_removed_file_open() {
     store.prefetch(&ids);
     assert_eq!(disk.ahead.lock().unwrap().len(), 4);
     store.evict(&ids[..2]).unwrap();
-    assert_eq!(disk.removed(), [PathBuf::new(); 0]);
+    assert_eq!(disk.removed(), Vec::<PathBuf>::new());
     let read = |part: &Part| part.file.read().is_some();
     let read: Vec<_> = disk.ahead.lock().unwrap().iter().map(read).collect();
     assert_eq!(read, [false, false, true, true], "what stays is read ahead");
@@ -179,7 +179,7 @@ fn a_removal_waits_for_those_who_read_from_the_file() {
         });
         is_begun.recv().unwrap();
         remove(&store, &ids[..1]);
-        assert_eq!(disk.removed(), [PathBuf::new(); 0]);
+        assert_eq!(disk.removed(), Vec::<PathBuf>::new());
         reader.join().unwrap();
     }
 }
@@ -193,5 +193,5 @@ fn a_chunk_that_was_handed_out_is_read_on_from_a_removed_file_and_not_waited_for
     assert_eq!(disk.removed().len(), 1);
     assert_eq!(held.layer(0).unwrap().bytes(), chunk(0).layer(0).unwrap().bytes());
     drop(held);
-    assert_eq!(disk.removed(), [PathBuf::new(); 0]);
+    assert_eq!(disk.removed(), Vec::<PathBuf>::new());
 }
