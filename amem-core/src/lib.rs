@@ -43,7 +43,8 @@ pub use engine::{
 pub use error::{BoxError, Error, Result};
 pub use kv::{
     ChunkId, Dtype, Encoding, Fingerprint, HostKv, KvChunk, KvData, KvShape, KvStore, LayerKv, Lease, OwnerId,
-    PrefixId, RamStore, StoreStats, StoredChunk, TierStats, Token, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16,
+    PrefixId, RamStore, StoreStats, StoredChunk, TierStats, Token, Wanted, bf16_to_f32, f16_to_f32, f32_to_bf16,
+    f32_to_f16,
 };
 pub use ledger::{
     Added, Amounts, Changes, Comparison, EventId, Field, Filter, Ledger, Listing, MetaValue, Metadata, Namespace,

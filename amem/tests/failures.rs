@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use amem_core::testing::Probe;
 use amem_core::transformer::{Options, Transformer};
 use amem_core::{
-    AnswerStream, Ask, ChunkId, Encoding, Error, Event, KvChunk, KvData, KvStore, Memory, RamStore, Repair, Result,
-    SessionOptions, StoreStats, StoredChunk,
+    AnswerStream, Ask, ChunkId, Encoding, Error, Event, KvChunk, KvData, KvStore, Ledger, Memory, OwnerId, RamLedger,
+    RamStore, Repair, Result, SessionOptions, StoreStats, StoredChunk, Tier, Tiered, Timestamp, WriteMode,
 };
 use amem_cpu::Cpu;
 use async_trait::async_trait;
@@ -275,6 +275,71 @@ impl KvStore for Fading {
     async fn page(&self, after: Option<ChunkId>, limit: usize) -> Result<Vec<StoredChunk>> {
         self.inner.page(after, limit).await
     }
+}
+
+/// A store whose puts wait while somebody holds them back.
+#[derive(Default)]
+struct HeldBack {
+    inner: RamStore,
+    puts: Mutex<()>,
+}
+
+#[async_trait]
+impl KvStore for HeldBack {
+    async fn get_many(&self, ids: &[ChunkId]) -> Result<Vec<Option<KvChunk>>> {
+        self.inner.get_many(ids).await
+    }
+
+    async fn put(&self, chunks: &[KvChunk]) -> Result<()> {
+        drop(self.puts.lock().unwrap());
+        self.inner.put(chunks).await
+    }
+
+    async fn delete(&self, ids: &[ChunkId]) -> Result<()> {
+        self.inner.delete(ids).await
+    }
+
+    async fn contains_many(&self, ids: &[ChunkId]) -> Vec<bool> {
+        self.inner.contains_many(ids).await
+    }
+
+    async fn stats(&self) -> StoreStats {
+        self.inner.stats().await
+    }
+
+    async fn page(&self, after: Option<ChunkId>, limit: usize) -> Result<Vec<StoredChunk>> {
+        self.inner.page(after, limit).await
+    }
+}
+
+#[test]
+fn kv_that_is_written_back_after_another_server_forgot_its_text_does_not_stay() {
+    let (server, ledger) = (Arc::new(HeldBack::default()), Arc::new(RamLedger::new()));
+    let open = || {
+        let ram = Tier::new(Arc::new(RamStore::default()), 64 << 20);
+        let tiers = vec![ram, Tier::shared(server.clone()).write(WriteMode::Back)];
+        let kv = Arc::new(block_on(Tiered::open(tiers)).unwrap());
+        builder().kv(kv).ledger(ledger.clone()).build().unwrap()
+    };
+    let (one, other) = (open(), open());
+    let held_back = server.puts.lock().unwrap();
+    block_on(async {
+        let id = other.remember("me", NOTES[0]).await.unwrap().record.id;
+        other.remember("me", NOTES[1]).await.unwrap();
+        other.ask("me", QUESTIONS[0].0).await.unwrap();
+        other.ask("me", QUESTIONS[1].0).await.unwrap();
+        assert_eq!(server.inner.stats().await.chunks, 0, "its KV is still to be written");
+        one.forget("me", id).await.unwrap();
+        let now = Timestamp::now();
+        assert!(ledger.pending_deletions(now).await.unwrap().is_empty(), "the deletion is done and confirmed");
+    });
+    drop(held_back);
+    block_on(async {
+        other.kv().sync().await.unwrap();
+        let owned = server.inner.owned(OwnerId::of("me")).await.unwrap();
+        assert_eq!(owned.len(), 1, "of what was forgotten nothing is left, and the rest is there");
+        assert_eq!(server.inner.stats().await.chunks, 2, "and so is the system line's");
+    });
 }
 
 #[test]

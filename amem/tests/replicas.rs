@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use amem_core::{
     ChunkId, Error, KvChunk, KvStore, Lease, Memory, NewRecord, PrefixId, Query, RamStore, RecordId, Result,
-    StoreStats, StoredChunk, Tier, Tiered, UsageQuery, WriteMode,
+    StoreStats, StoredChunk, Tier, Tiered, UsageQuery, Wanted, WriteMode,
 };
 use amem_store::remote::{RemoteOptions, RemoteStore};
 use amem_store::{PostgresLedger, PostgresOptions};
@@ -72,6 +72,10 @@ impl KvStore for Untimed {
 
     fn lease(&self, ids: &[ChunkId], time: Duration) -> Lease {
         self.0.lease(ids, time)
+    }
+
+    fn ask_of_late_writes(&self, wanted: Arc<dyn Wanted>) {
+        self.0.ask_of_late_writes(wanted);
     }
 
     async fn sync(&self) -> Result<()> {

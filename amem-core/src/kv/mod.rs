@@ -15,7 +15,7 @@ pub use chunk::{HostKv, KvChunk, KvData, LayerKv};
 pub use dtype::{Dtype, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 pub use encoding::Encoding;
 pub use ram::RamStore;
-pub use store::{KvStore, Lease, StoreStats, StoredChunk, TierStats};
+pub use store::{KvStore, Lease, StoreStats, StoredChunk, TierStats, Wanted};
 
 /// A token id, as the model's tokenizer gives it.
 pub type Token = u32;

@@ -1,6 +1,7 @@
 //! Where KV is stored.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -146,6 +147,14 @@ pub trait KvStore: Send + Sync {
         Lease::default()
     }
 
+    /// Has the store ask, whenever it has written a chunk to a place that other machines delete from as well, later than the
+    /// call that brought it returned, whether the chunk is still wanted; and delete it there if nobody wants it any more.
+    /// Its text may have been forgotten on another machine, and the chunk deleted there, before it was written. A store that
+    /// writes nothing later than its calls return does nothing. Who is asked is held as long as the store.
+    fn ask_of_late_writes(&self, wanted: Arc<dyn Wanted>) {
+        let _ = wanted;
+    }
+
     /// Makes what was put survive a power cut. A no-op where nothing outlives the process.
     ///
     /// # Errors
@@ -165,6 +174,16 @@ pub trait KvStore: Send + Sync {
     fn note_relevance(&self, relevance: &[(ChunkId, f32)]) {
         let _ = relevance;
     }
+}
+
+/// Knows which chunks are wanted; see [`KvStore::ask_of_late_writes`].
+#[async_trait]
+pub trait Wanted: Send + Sync {
+    /// Whether each of these chunks is still wanted, in the order of the ids.
+    ///
+    /// # Errors
+    /// When that cannot be said now: the store asks again later.
+    async fn are_wanted(&self, chunks: &[ChunkId]) -> Result<Vec<bool>>;
 }
 
 /// The last id before those of an owner; `None` where its ids are the first.

@@ -318,6 +318,13 @@ pub trait Ledger: Send + Sync {
     /// [`Error::Ledger`] when the ledger cannot be written.
     async fn confirm_deleted(&self, deletions: &[PendingDeletion], now: Timestamp) -> Result<()>;
 
+    /// Whether an active record links each of these chunks at `now`, in their order: whoever puts a chunk later than it was
+    /// linked learns whether its text was forgotten meanwhile, on another machine too.
+    ///
+    /// # Errors
+    /// [`Error::Ledger`] when the ledger cannot be read.
+    async fn are_linked(&self, chunks: &[ChunkId], now: Timestamp) -> Result<Vec<bool>>;
+
     /// Counts usage. An event whose id is known is not counted again, so whoever does not know whether it was recorded
     /// records it again. Amounts beyond [`Amounts::MAX`] count as so much.
     ///

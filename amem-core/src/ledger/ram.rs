@@ -320,6 +320,13 @@ impl Ledger for RamLedger {
         Ok(())
     }
 
+    async fn are_linked(&self, chunks: &[ChunkId], now: Timestamp) -> Result<Vec<bool>> {
+        let tables = self.tables();
+        let active = tables.entries.iter().filter(|entry| entry.is_active(now));
+        let linked: BTreeSet<&ChunkId> = active.flat_map(|entry| &entry.links).collect();
+        Ok(chunks.iter().map(|chunk| linked.contains(chunk)).collect())
+    }
+
     async fn record_usage(&self, events: &[UsageEvent]) -> Result<()> {
         let mut tables = self.tables();
         for event in events {

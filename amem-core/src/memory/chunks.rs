@@ -8,11 +8,13 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use async_trait::async_trait;
+
 use super::records::{Content, Entry};
 use crate::{
     ChunkId, Context, Engine, Error, KvChunk, KvStore, Layout, Lease, Ledger, Model, Namespace, OwnerId, Piece,
     PrefillText, Prefilled, PrefixId, Record, RecordId, Repair, Result, State, StoredChunk, Timestamp, Token, Usage,
-    Version,
+    Version, Wanted,
 };
 
 /// The name under which the system prefix stands in the engine's queue. It belongs to no namespace.
@@ -35,6 +37,22 @@ pub(super) struct Chunks {
     base: async_lock::Mutex<Option<Box<dyn Context>>>,
     /// Chunks whose KV turned out to be damaged, until they are put into the store anew: it may not be able to delete them.
     damaged: Mutex<HashSet<ChunkId>>,
+}
+
+/// What a store is told that asks whether chunks are still wanted.
+struct Linked {
+    ledger: Arc<dyn Ledger>,
+    /// The chunk of the system prefix, which belongs to no record.
+    base: ChunkId,
+}
+
+#[async_trait]
+impl Wanted for Linked {
+    async fn are_wanted(&self, chunks: &[ChunkId]) -> Result<Vec<bool>> {
+        // A chunk is linked before it is put, and no longer when its text was forgotten.
+        let linked = self.ledger.are_linked(chunks, Timestamp::now()).await?;
+        Ok(chunks.iter().zip(linked).map(|(chunk, linked)| linked || *chunk == self.base).collect())
+    }
 }
 
 /// The KV of some records.
@@ -67,7 +85,7 @@ impl Chunks {
         id_secret: Option<[u8; 32]>,
     ) -> Self {
         let prefix = PrefixId::of(&layout.prefix);
-        Self {
+        let chunks = Self {
             model,
             engine,
             kv,
@@ -77,7 +95,15 @@ impl Chunks {
             id_secret,
             base: async_lock::Mutex::new(None),
             damaged: Mutex::default(),
-        }
+        };
+        let (ledger, base) = (Arc::clone(&chunks.ledger), chunks.base_id());
+        chunks.kv.ask_of_late_writes(Arc::new(Linked { ledger, base }));
+        chunks
+    }
+
+    /// The name of the system prefix's chunk.
+    fn base_id(&self) -> ChunkId {
+        self.chunk_id("", &PrefixId::of(&[]), &self.layout.prefix)
     }
 
     fn chunk_id(&self, owner: &str, prefix: &PrefixId, tokens: &[Token]) -> ChunkId {
@@ -148,7 +174,7 @@ impl Chunks {
 
     async fn open_base(&self) -> Result<(Box<dyn Context>, Usage)> {
         let tokens = Arc::clone(&self.layout.prefix);
-        let id = self.chunk_id("", &PrefixId::of(&[]), &tokens);
+        let id = self.base_id();
         let owner = Namespace::new(OPERATOR)?;
         let text = PrefillText { id, tokens };
         let blend = async |chunk| self.engine.blend(&owner, None, vec![Piece::Cached(chunk)], Repair::None).await;

@@ -31,6 +31,7 @@ pub fn ledger<L: Ledger>(make: impl Fn() -> L) {
         chunks_of_gone_texts_are_pending_deletions_until_confirmed(&make()).await;
         a_chunk_that_another_active_record_has_is_spared(&make()).await;
         chunks_of_texts_that_no_longer_count_are_pending_deletions(&make()).await;
+        chunks_are_linked_while_active_records_have_them(&make()).await;
         confirming_a_deletion_confirms_no_later_one(&make()).await;
         pages_follow_one_another(&make()).await;
         a_filter_is_asked_before_the_page_is_full(&make()).await;
@@ -415,6 +416,31 @@ async fn chunks_of_texts_that_no_longer_count_are_pending_deletions(ledger: &imp
     ledger.link(&ours(), &[(a, chunk(6)), (b, chunk(6))], later(22)).await.unwrap();
     add(ledger, keyed("a", "other"), later(23)).await;
     assert!(pending_at(ledger, later(23)).await.is_empty(), "an active record spares a superseded one's chunk");
+}
+
+async fn chunks_are_linked_while_active_records_have_them(ledger: &impl Ledger) {
+    let linked = async |ids: &[u8], now| {
+        let chunks: Vec<ChunkId> = ids.iter().map(|id| chunk(*id)).collect();
+        ledger.are_linked(&chunks, now).await.expect("are_linked works")
+    };
+    assert_eq!(linked(&[1], T0).await, [false], "nothing links a chunk of which the ledger was not told");
+    let lasting = add(ledger, keyed("k", "x"), T0).await.record.id;
+    let brief = add(ledger, NewRecord::new("x").expires_at(later(10)), T0).await.record.id;
+    ledger.link(&ours(), &[(lasting, chunk(1)), (brief, chunk(1)), (brief, chunk(3))], T0).await.unwrap();
+    assert_eq!(linked(&[1, 3], later(1)).await, [true, true], "a chunk is linked as long as an active record has it");
+    assert_eq!(linked(&[3, 1, 2], later(1)).await, [true, true, false], "in the order of the ids");
+    assert_eq!(linked(&[1, 3], later(10)).await, [true, false], "not by one whose time is over");
+    ledger.forget(&ours(), lasting, later(2)).await.unwrap();
+    assert_eq!(linked(&[1], later(3)).await, [true], "as long as one of them has it");
+    ledger.forget(&ours(), brief, later(3)).await.unwrap();
+    assert_eq!(linked(&[1, 3], later(3)).await, [false, false], "not by one that was forgotten");
+    let old = add(ledger, keyed("home", "Vienna"), T0).await.record.id;
+    ledger.link(&ours(), &[(old, chunk(4))], T0).await.unwrap();
+    let new = add(ledger, keyed("home", "Lima"), later(4)).await.record.id;
+    assert_eq!(linked(&[4], later(4)).await, [false], "not by one that was superseded");
+    ledger.link(&ours(), &[(new, chunk(5))], later(4)).await.unwrap();
+    ledger.update(&ours(), new, "Quito", later(5)).await.unwrap();
+    assert_eq!(linked(&[5], later(5)).await, [false], "not by one that says something else now");
 }
 
 async fn many_are_read_at_once_in_their_order(ledger: &impl Ledger) {

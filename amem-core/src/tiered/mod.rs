@@ -7,7 +7,9 @@
 //!   answered. A tier that fails is passed over; its error is returned only if no chunk was found anywhere.
 //! - A `put` goes to the slowest tier first, then up, in one call to each. Its error is that of the slowest tier, returned
 //!   after the others have kept what they could: with a disk that is full or read-only, the RAM above it serves on.
-//! - A deleted chunk is gone from every tier, even if a `get` or a `put` was about to bring it there.
+//! - A deleted chunk is gone from every tier, even if a `get` or a `put` was about to bring it there. A [shared](Tier::shared)
+//!   tier is deleted from on other machines, too: what is written there in the background is deleted again if
+//!   [nobody wants it](KvStore::ask_of_late_writes) any more when it is there.
 //! - A chunk larger than a tier's budget passes that tier by; [`Error::Full`] if it passes all of them by.
 //!
 //! - A chunk that is [leased](KvStore::lease) makes no room for others, until the lease is dropped or its time is over, an
@@ -27,6 +29,7 @@
 mod background;
 mod clock;
 mod deletions;
+mod late;
 mod leases;
 mod tier;
 
@@ -41,9 +44,10 @@ pub use tier::{Tier, WriteMode};
 use self::background::{Background, Job};
 use self::clock::Clock;
 use self::deletions::{Deletions, Watch};
+use self::late::LateWrites;
 use self::leases::Leases;
 use self::tier::{Kept, Level, Rate};
-use crate::{Access, ChunkId, Error, KvChunk, KvStore, Lease, Result, StoreStats, StoredChunk, TierStats};
+use crate::{Access, ChunkId, Error, KvChunk, KvStore, Lease, Result, StoreStats, StoredChunk, TierStats, Wanted};
 
 /// Relevances kept for chunks that may be used soon; beyond this many, they are forgotten.
 const NOTES: usize = 1 << 16;
@@ -79,6 +83,7 @@ struct Stack {
     notes: Mutex<HashMap<ChunkId, f32>>,
     prefill: Mutex<Rate>,
     deletions: Arc<Deletions>,
+    late: LateWrites,
     reads: AtomicU64,
     hits: AtomicU64,
     misses: AtomicU64,
@@ -112,6 +117,7 @@ impl Tiered {
             notes: Mutex::default(),
             prefill: Mutex::default(),
             deletions: Arc::default(),
+            late: LateWrites::default(),
             reads: AtomicU64::new(0),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
@@ -129,6 +135,12 @@ impl Tiered {
     /// by itself; `amem_store::ResidencyFile` is a file for it.
     pub fn save_residency(&self) -> Vec<Vec<u8>> {
         self.stack.levels.iter().map(Level::save).collect()
+    }
+
+    /// How often the policies were told something since this was opened, about: whoever saves now and then what they have
+    /// learned sees by it whether that is worth it.
+    pub fn residency_changes(&self) -> u64 {
+        self.stack.levels.iter().map(Level::told).sum()
     }
 
     /// Offers chunks that were found in a tier to those slower ones that want them. The watch is older than the finding.
@@ -217,10 +229,11 @@ impl Stack {
                     Err(error) => log::warn!("chunk {} was not copied into a faster tier: {error}", chunk.id()),
                 }
             }
-            if !chunks.is_empty()
-                && let Err(error) = level.keep(&chunks, self.access_at(at), |id| watch.is_current(id)).await
-            {
-                log::debug!("{} chunks were not copied into a faster tier: {error}", chunks.len());
+            if !chunks.is_empty() {
+                if let Err(error) = level.keep(&chunks, self.access_at(at), |id| watch.is_current(id)).await {
+                    log::debug!("{} chunks were not copied into a faster tier: {error}", chunks.len());
+                }
+                self.written_late(at, &chunks);
             }
             for (_, chunk) in found.iter().filter(|(found_at, chunk)| at == *found_at && !level.holds(&chunk.id())) {
                 let stored = StoredChunk::of(chunk);
@@ -261,17 +274,55 @@ impl Stack {
         Ok(kept.into_iter().map(|kept| kept != Kept::TooLarge).collect())
     }
 
+    /// Notes what was written in the background, even in vain: some of it may be there.
+    fn written_late(&self, at: usize, chunks: &[KvChunk]) {
+        if self.levels[at].shared {
+            self.late.note(at, chunks.iter().map(KvChunk::id));
+        }
+    }
+
+    /// Deletes what was written late to shared tiers and is not wanted any more. What nobody could be asked about, or could
+    /// not be deleted, is tried again the next time.
+    async fn check_late_writes(&self) {
+        for (at, chunks) in self.late.take() {
+            let unwanted = match self.late.unwanted(&chunks).await {
+                Ok(unwanted) if unwanted.is_empty() => continue,
+                Ok(unwanted) => unwanted,
+                Err(error) => {
+                    log::warn!("whether {} chunks are still wanted is asked again: {error}", chunks.len());
+                    self.late.note(at, chunks);
+                    continue;
+                }
+            };
+            log::debug!("{} chunks were forgotten before they were written to a shared tier", unwanted.len());
+            if let Err(error) = self.levels[at].delete(&unwanted).await {
+                log::warn!("{} chunks of forgotten texts are deleted again later: {error}", unwanted.len());
+                self.late.note(at, unwanted);
+            }
+        }
+    }
+
     async fn run(&self, job: Job) {
+        self.do_job(job).await;
+        self.check_late_writes().await;
+    }
+
+    async fn do_job(&self, job: Job) {
         match job {
             Job::CopyUp { found, watch } => self.copy_up(&found, &watch).await,
             Job::Write { at, chunks, watch } => {
                 if let Err(error) = self.keep(at, &chunks, &watch).await {
                     log::warn!("{} chunks could not be written to a slower tier: {error}", chunks.len());
                 }
+                self.written_late(at, &chunks);
             }
             Job::ReadUp { ids, watch, .. } => self.read_up(&ids, &watch).await,
-            // Whoever waited may be gone.
-            Job::Signal(done) => drop(done.send(())),
+            Job::Signal(done) => {
+                // What could not be asked about or deleted before.
+                self.check_late_writes().await;
+                // Whoever waited may be gone.
+                let _ = done.send(());
+            }
             Job::Check { stale } => {
                 for (at, level) in self.levels.iter().enumerate() {
                     let ids: Vec<ChunkId> = stale.iter().filter(|stale| stale.0 == at).map(|stale| stale.1).collect();
@@ -414,6 +465,11 @@ impl KvStore for Tiered {
 
     async fn evict(&self, ids: &[ChunkId]) -> Result<()> {
         self.delete(ids).await
+    }
+
+    fn ask_of_late_writes(&self, wanted: Arc<dyn Wanted>) {
+        self.stack.levels.iter().for_each(|level| level.store().ask_of_late_writes(Arc::clone(&wanted)));
+        self.stack.late.ask(wanted);
     }
 
     async fn contains_many(&self, ids: &[ChunkId]) -> Vec<bool> {

@@ -283,6 +283,86 @@ fn a_tier_that_is_written_back_has_it_after_a_sync_unless_it_was_deleted() {
     assert!(disk.has(1) && !disk.has(2), "what was deleted meanwhile is not written");
 }
 
+/// Says which chunks are wanted, unless it cannot.
+#[derive(Default)]
+struct Wishes {
+    wanted: Mutex<HashSet<ChunkId>>,
+    broken: AtomicBool,
+}
+
+impl Wishes {
+    fn of(names: &[u8]) -> Arc<Self> {
+        Arc::new(Self {
+            wanted: Mutex::new(names.iter().map(|name| id(*name)).collect()),
+            broken: AtomicBool::new(false),
+        })
+    }
+}
+
+#[async_trait]
+impl Wanted for Wishes {
+    async fn are_wanted(&self, chunks: &[ChunkId]) -> Result<Vec<bool>> {
+        match self.broken.load(Relaxed) {
+            true => Err(Error::Ledger("a test".into())),
+            false => Ok(chunks.iter().map(|chunk| self.wanted.lock().unwrap().contains(chunk)).collect()),
+        }
+    }
+}
+
+/// Two machines over one server, written back by the second. The server, both, and what is wanted.
+fn machines(wanted: &[u8]) -> (Arc<Slow>, Tiered, Tiered, Arc<Wishes>) {
+    let server = Slow::new(u64::MAX);
+    let shared = || Tier::shared(server.clone());
+    let one = block_on(Tiered::open(vec![Slow::new(800).tier(), shared()])).unwrap();
+    let other = block_on(Tiered::open(vec![Slow::new(800).tier(), shared().write(WriteMode::Back)])).unwrap();
+    let wishes = Wishes::of(wanted);
+    other.ask_of_late_writes(wishes.clone());
+    (server, one, other, wishes)
+}
+
+#[test]
+fn what_is_written_after_another_machine_deleted_it_is_deleted_again() {
+    let (server, one, other, wishes) = machines(&[1, 2]);
+    let waits = block_on(other.stack.levels[1].lock());
+    block_on(other.put(&[chunk(1, 10), chunk(2, 10)])).unwrap();
+    wishes.wanted.lock().unwrap().remove(&id(1));
+    block_on(one.delete(&[id(1)])).unwrap();
+    drop(waits);
+    block_on(other.sync()).unwrap();
+    assert!(!server.has(1) && server.has(2));
+}
+
+#[test]
+fn what_was_written_late_stays_if_anybody_wants_it_and_is_asked_about_again_if_nobody_can_say() {
+    let (server, one, other, wishes) = machines(&[]);
+    other.ask_of_late_writes(Wishes::of(&[2]));
+    wishes.broken.store(true, Relaxed);
+    block_on(other.put(&[chunk(1, 10), chunk(2, 10)])).unwrap();
+    block_on(other.sync()).unwrap();
+    assert!(server.has(1) && server.has(2), "what nobody could be asked about stays for now");
+    wishes.broken.store(false, Relaxed);
+    server.broken.store(true, Relaxed);
+    block_on(other.sync()).unwrap();
+    server.broken.store(false, Relaxed);
+    assert!(server.has(1), "it could not be deleted");
+    block_on(other.sync()).unwrap();
+    assert!(!server.has(1) && server.has(2));
+    // What is written before the call returns is the caller's to check.
+    block_on(one.put(&[chunk(1, 10)])).unwrap();
+    block_on(other.sync()).unwrap();
+    assert!(server.has(1));
+}
+
+#[test]
+fn a_tier_of_its_own_asks_nobody() {
+    let (ram, disk) = (Slow::new(800), Slow::new(800));
+    let tiered = block_on(Tiered::open(vec![ram.tier(), disk.tier().write(WriteMode::Back)])).unwrap();
+    tiered.ask_of_late_writes(Wishes::of(&[]));
+    block_on(tiered.put(&[chunk(1, 10)])).unwrap();
+    block_on(tiered.sync()).unwrap();
+    assert!(disk.has(1));
+}
+
 #[test]
 fn a_tier_writes_in_its_encoding_and_the_name_stays() {
     let (ram, disk) = (Slow::new(800), Slow::new(800));

@@ -5,7 +5,7 @@
 //! right. They never omit one that was put through here, so the budget holds.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -101,9 +101,13 @@ pub(super) struct Level {
     given_read_cost: f32,
     encoding: Option<Encoding>,
     pub(super) write: WriteMode,
+    /// Whether other machines delete from it as well.
+    pub(super) shared: bool,
     /// Locked by whatever changes what the store holds; first come, first served.
     changes: async_lock::Mutex<()>,
     entries: std::sync::Mutex<Entries>,
+    /// How often the policy was told something.
+    told: AtomicU64,
     reads: std::sync::Mutex<Rate>,
     clock: Arc<Clock>,
     leases: Arc<Leases>,
@@ -167,8 +171,10 @@ impl Level {
             given_read_cost: read_cost,
             encoding,
             write,
+            shared,
             changes: async_lock::Mutex::new(()),
             entries: std::sync::Mutex::new(Entries { policy, held, bytes }),
+            told: AtomicU64::new(0),
             reads: std::sync::Mutex::default(),
             clock,
             leases,
@@ -218,6 +224,11 @@ impl Level {
         self.entries().policy.save()
     }
 
+    /// How often the policy was told of a use, or of a chunk that came or left, about.
+    pub(super) fn told(&self) -> u64 {
+        self.told.load(Relaxed)
+    }
+
     /// The time to read a token from here, as a share of the time to prefill it.
     pub(super) fn read_cost(&self, prefill: &Rate) -> f32 {
         let reads = *self.reads.lock().unwrap_or_else(PoisonError::into_inner);
@@ -265,6 +276,7 @@ impl Level {
         let mut entries = self.entries();
         let held = entries.held.contains_key(&access.chunk);
         if held {
+            self.told.fetch_add(1, Relaxed);
             entries.policy.touch(access);
         }
         held
@@ -275,6 +287,7 @@ impl Level {
         let _changes = self.changes.lock().await;
         // It may have left since it was found.
         if !self.holds(&chunk.id) && self.store.contains(&chunk.id).await {
+            self.told.fetch_add(1, Relaxed);
             self.entries().insert(chunk, access);
             self.make_room(&[chunk.id]).await?;
         }
@@ -320,6 +333,7 @@ impl Level {
         }
         let wanted: Vec<KvChunk> =
             chunks.iter().filter(|chunk| current(&chunk.id()) && self.holds(&chunk.id())).cloned().collect();
+        self.told.fetch_add(wanted.len() as u64, Relaxed);
         let put = if wanted.is_empty() { Ok(()) } else { self.store.put(&wanted).await };
         if put.is_err() {
             let ids: Vec<ChunkId> = wanted.iter().map(KvChunk::id).collect();
@@ -339,6 +353,7 @@ impl Level {
     pub(super) async fn delete(&self, ids: &[ChunkId]) -> Result<()> {
         let _changes = self.changes.lock().await;
         self.store.delete(ids).await?;
+        self.told.fetch_add(ids.len() as u64, Relaxed);
         let mut entries = self.entries();
         ids.iter().for_each(|id| _ = entries.remove(id));
         Ok(())

@@ -72,6 +72,9 @@ enum Fault {
     ConfirmsNothing,
     ConfirmsLaterDeletions,
     NamesDeletionsTwice,
+    NothingIsLinked,
+    LinkedInOrderOfIds,
+    ExpiredAreLinked,
     FiltersAfterTheLimit,
     FiltersAnything,
     FiltersByWhatIsNow,
@@ -128,7 +131,7 @@ enum Fault {
     IndexesOfDeletedAreKept,
 }
 
-const FAULTS: [(Fault, &str); 111] = [
+const FAULTS: [(Fault, &str); 114] = [
     (Fault::KeepsBlanks, "without the blanks at their ends"),
     (Fault::AddsUpToTheBadOne, "texts are added all or none"),
     (Fault::AddsInReverse, "in the order in which they were added"),
@@ -186,6 +189,9 @@ const FAULTS: [(Fault, &str); 111] = [
     (Fault::ConfirmsNothing, "a deletion is pending until it is confirmed"),
     (Fault::ConfirmsLaterDeletions, "confirming a deletion leaves a later one of the same chunk pending"),
     (Fault::NamesDeletionsTwice, "a pending deletion is named once"),
+    (Fault::NothingIsLinked, "a chunk is linked as long as an active record has it"),
+    (Fault::LinkedInOrderOfIds, "in the order of the ids"),
+    (Fault::ExpiredAreLinked, "not by one whose time is over"),
     (Fault::FiltersAfterTheLimit, "a page is full of what passes"),
     (Fault::FiltersAnything, "a filter has bounds"),
     (Fault::FiltersByWhatIsNow, "what passes"),
@@ -760,6 +766,17 @@ impl Ledger for Faulty {
             pending.extend_from_within(..);
         }
         Ok(pending)
+    }
+
+    async fn are_linked(&self, chunks: &[ChunkId], now: Timestamp) -> Result<Vec<bool>> {
+        let mut chunks = chunks.to_vec();
+        match self.fault {
+            Some(Fault::NothingIsLinked) => return Ok(vec![false; chunks.len()]),
+            Some(Fault::LinkedInOrderOfIds) => chunks.sort_unstable(),
+            _ => {}
+        }
+        let asked = if self.has(Fault::ExpiredAreLinked) { Timestamp(0) } else { now };
+        self.inner.are_linked(&chunks, asked).await
     }
 
     async fn confirm_deleted(&self, deletions: &[PendingDeletion], now: Timestamp) -> Result<()> {

@@ -383,6 +383,10 @@ impl<L: Ledger> Ledger for EncryptedLedger<L> {
         self.inner.confirm_deleted(deletions, now).await
     }
 
+    async fn are_linked(&self, chunks: &[ChunkId], now: Timestamp) -> Result<Vec<bool>> {
+        self.inner.are_linked(chunks, now).await
+    }
+
     async fn record_usage(&self, events: &[UsageEvent]) -> Result<()> {
         let mut names: HashMap<&Namespace, Namespace> = HashMap::new();
         for UsageEvent { namespace, .. } in events {

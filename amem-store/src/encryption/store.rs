@@ -28,7 +28,7 @@ use aes_gcm::aead::AeadInOut;
 use aes_gcm::{Aes256Gcm, KeyInit};
 use amem_core::{
     BoxError, ChunkId, Dtype, Encoding, Error, Fingerprint, HostKv, KvChunk, KvShape, KvStore, Lease, OwnerId,
-    PrefixId, Result, StoreStats, StoredChunk, TierStats, Token,
+    PrefixId, Result, StoreStats, StoredChunk, TierStats, Token, Wanted,
 };
 use async_trait::async_trait;
 use blocking::unblock;
@@ -171,6 +171,10 @@ impl<S: KvStore> KvStore for EncryptedStore<S> {
 
     fn prefetch(&self, ids: &[ChunkId]) {
         self.inner.prefetch(ids);
+    }
+
+    fn ask_of_late_writes(&self, wanted: Arc<dyn Wanted>) {
+        self.inner.ask_of_late_writes(wanted);
     }
 
     async fn put(&self, chunks: &[KvChunk]) -> Result<()> {

@@ -428,6 +428,11 @@ impl Ledger for SqliteLedger {
         self.write("note that chunks were deleted", move |tables| tables.confirm_deleted(&deletions, now)).await
     }
 
+    async fn are_linked(&self, chunks: &[ChunkId], now: Timestamp) -> amem_core::Result<Vec<bool>> {
+        let chunks = chunks.to_vec();
+        self.read("look for links", move |tables| tables.are_linked(&chunks, now)).await
+    }
+
     async fn stats(&self, namespace: &Namespace, now: Timestamp) -> amem_core::Result<RecordStats> {
         let namespace = namespace.clone();
         self.read("count records", move |tables| tables.stats(&namespace, now)).await

@@ -385,6 +385,13 @@ impl Tables<'_> {
         Ok(())
     }
 
+    pub(super) fn are_linked(&self, chunks: &[ChunkId], now: Timestamp) -> Result<Vec<bool>> {
+        let linked = "SELECT 1 FROM kv_link JOIN record r ON r.seq = kv_link.record WHERE kv_link.chunk = ?1 \
+                      AND r.state = 0 AND (r.expires_at IS NULL OR r.expires_at > ?2) LIMIT 1";
+        let is_linked = |chunk: &ChunkId| Ok(!self.rows(linked, params![chunk.0, now.0], |_| Ok(()))?.is_empty());
+        chunks.iter().map(is_linked).collect()
+    }
+
     pub(super) fn stats(&self, namespace: &Namespace, now: Timestamp) -> Result<RecordStats> {
         let count = "SELECT r.state = 0 AND (r.expires_at IS NULL OR r.expires_at > ?2), r.state, count(*), \
                      coalesce(sum(octet_length(v.text)), 0) FROM record r JOIN version v ON v.seq = r.version \

@@ -348,6 +348,11 @@ impl Ledger for PostgresLedger {
         self.write("note that chunks were deleted", args, confirm).await
     }
 
+    async fn are_linked(&self, chunks: &[ChunkId], now: Timestamp) -> amem_core::Result<Vec<bool>> {
+        let linked: Work<(Vec<_>, _), _> = |tables, (chunks, now)| Box::pin(tables.are_linked(chunks, *now));
+        self.read("look for links", false, (chunks.to_vec(), now), linked).await
+    }
+
     async fn record_usage(&self, events: &[UsageEvent]) -> amem_core::Result<()> {
         if events.is_empty() {
             return Ok(());

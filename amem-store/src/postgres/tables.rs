@@ -5,7 +5,7 @@
 //! visible to others in this order, without gaps. The isolation level is READ COMMITTED: each statement behind the lock
 //! sees all that was committed before it was given.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::OnceLock;
 
 use amem_core::{
@@ -573,6 +573,15 @@ impl<'a> Tables<'a> {
                        WHERE p.store = s.id AND s.name = $1 AND p.chunk = d.chunk AND p.number = d.number";
         self.execute(confirm, &[&store, &chunks, &numbers]).await?;
         Ok(())
+    }
+
+    pub(super) async fn are_linked(&self, chunks: &[ChunkId], now: Timestamp) -> Result<Vec<bool>> {
+        let linked = "SELECT DISTINCT l.chunk FROM link l JOIN record r ON r.namespace = l.namespace AND r.seq = l.record \
+                      WHERE l.chunk = ANY($1) AND r.state = 0 AND (r.expires_at IS NULL OR r.expires_at > $2)";
+        let ids: Vec<&[u8]> = chunks.iter().map(|chunk| chunk.0.as_slice()).collect();
+        let rows = self.rows(linked, &[&ids, &now.0]).await?;
+        let found: HashSet<&[u8]> = rows.iter().map(|row| get(row, 0)).collect::<Result<_>>()?;
+        Ok(ids.iter().map(|id| found.contains(id)).collect())
     }
 
     pub(super) async fn record_usage(&self, events: &[UsageEvent]) -> Result<()> {
