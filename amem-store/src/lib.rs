@@ -22,6 +22,7 @@ pub mod remote;
 #[cfg(not(feature = "remote"))]
 mod remote;
 mod residency_file;
+mod residency_saver;
 mod segment;
 pub mod transfer;
 
@@ -36,6 +37,7 @@ pub use model_dir::ModelDir;
 #[cfg(feature = "postgres")]
 pub use postgres::{PostgresError, PostgresLedger, PostgresOptions};
 pub use residency_file::ResidencyFile;
+pub use residency_saver::{ResidencySaver, SaveTimes};
 pub use segment::{SegmentOptions, SegmentStore};
 pub use transfer::{
     Became, Export, Imported, ImportedLine, MAX_LINE_BYTES, ReferenceFile, TransferError, export, import,

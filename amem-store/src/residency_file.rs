@@ -10,9 +10,10 @@
 //! checksum   32 bytes   BLAKE3 of all bytes before
 //! ```
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tempfile::NamedTempFile;
 
@@ -23,6 +24,10 @@ const MAGIC: &[u8; 8] = b"amemres1";
 /// Bytes of a file at most. A chunk takes less than 200 bytes of it.
 const MAX_BYTES: u64 = 256 << 20;
 const MAX_TIERS: u32 = 64;
+/// What the name of a file begins with that is to become the file.
+const DRAFT: &str = "residency-";
+/// No process takes longer to write one.
+const DRAFT_AGE: Duration = Duration::from_secs(600);
 
 /// A file for what [`Tiered::save_residency`](amem_core::Tiered::save_residency) gives.
 ///
@@ -35,7 +40,7 @@ const MAX_TIERS: u32 = 64;
 /// let mut learned = file.load().into_iter();
 /// let ram = Tier::new(Arc::new(RamStore::default()), 2 << 30).residency(learned.next().unwrap_or_default());
 /// let tiers = Tiered::open(vec![ram]).await?;
-/// // … and now and then, and before the process ends:
+/// // … and now and then, which a `ResidencySaver` does, and before the process ends:
 /// file.save(&tiers.save_residency())?;
 /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
 /// ```
@@ -59,13 +64,38 @@ impl ResidencyFile {
         self.replace(&bytes).map_err(Error::writing(&self.path))
     }
 
-    fn replace(&self, bytes: &[u8]) -> io::Result<()> {
-        let dir = match self.path.parent() {
+    /// As [`save`](Self::save). Says how many bytes the file has.
+    pub(crate) fn save_sized(&self, tiers: &[Vec<u8>]) -> Result<u64> {
+        self.save(tiers).map(|()| tiers.iter().map(|tier| tier.len() as u64).sum())
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn dir(&self) -> &Path {
+        match self.path.parent() {
             Some(dir) if !dir.as_os_str().is_empty() => dir,
             _ => Path::new("."),
-        };
+        }
+    }
+
+    /// Removes drafts that a process which was killed has left. Another may write one at this moment, so the young stay.
+    pub(crate) fn remove_drafts(&self) {
+        let drafts = fs::read_dir(self.dir()).into_iter().flatten().flatten();
+        for draft in drafts.filter(|draft| draft.file_name().as_encoded_bytes().starts_with(DRAFT.as_bytes())) {
+            let age = draft.metadata().and_then(|file| file.modified()).map(|at| at.elapsed().unwrap_or_default());
+            if age.is_ok_and(|age| age > DRAFT_AGE) {
+                // One that cannot be removed takes some room, and nothing else.
+                let _ = fs::remove_file(draft.path());
+            }
+        }
+    }
+
+    fn replace(&self, bytes: &[u8]) -> io::Result<()> {
+        let dir = self.dir();
         // For its owner only. It is removed if it does not come to be the file.
-        let mut file = NamedTempFile::with_prefix_in("residency-", dir)?;
+        let mut file = NamedTempFile::with_prefix_in(DRAFT, dir)?;
         file.write_all(bytes)?;
         file.as_file().sync_all()?;
         file.persist(&self.path).map_err(|error| error.error)?;
@@ -116,8 +146,8 @@ fn decode(bytes: &[u8]) -> Option<Vec<Vec<u8>>> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
     use std::sync::Arc;
+    use std::time::SystemTime;
 
     use amem_core::{ChunkId, Dtype, Encoding, HostKv, KvChunk, KvShape, KvStore, PrefixId, RamStore, Tier, Tiered};
     use futures_lite::future::block_on;
@@ -171,6 +201,25 @@ mod tests {
         assert_eq!(file.load(), [[1]]);
         let nowhere = ResidencyFile::new(dir.path().join("no such directory").join("residency"));
         assert!(nowhere.save(&[vec![1]]).is_err() && nowhere.load().is_empty());
+    }
+
+    #[test]
+    fn drafts_of_killed_processes_are_removed() {
+        let (dir, file) = file();
+        file.save(&[vec![1]]).unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let old = SystemTime::now() - 2 * DRAFT_AGE;
+        for name in ["residency-old", "residency-new", "other-old"] {
+            fs::write(path(name), "half").unwrap();
+            let aged = fs::File::options().write(true).open(path(name)).unwrap();
+            aged.set_modified(if name.ends_with("old") { old } else { SystemTime::now() }).unwrap();
+        }
+        file.remove_drafts();
+        assert_eq!(
+            ["residency-old", "residency-new", "other-old"].map(|name| path(name).exists()),
+            [false, true, true]
+        );
+        assert_eq!(file.load(), [[1]]);
     }
 
     #[test]

@@ -11,9 +11,11 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
 
-use amem_core::{Error, KvStore, Ledger, Namespace, NewRecord, Query, Timestamp};
-use amem_store::{DataDir, SegmentStore};
+use amem_core::{Error, KvStore, Ledger, Namespace, NewRecord, Query, Tier, Tiered, Timestamp};
+use amem_store::{DataDir, ResidencyFile, ResidencySaver, SaveTimes, SegmentStore};
 use common::{assert_same, chunk};
 use futures_lite::future::block_on;
 
@@ -83,6 +85,54 @@ fn what_was_remembered_before_a_kill_is_there_after_it() {
         last = last.max(texts.len() as u32);
         block_on(kv.put(&(1..=last).map(|n| chunk(n, 1 + n as usize % 300)).collect::<Vec<_>>())).unwrap();
     }
+}
+
+/// A tier on disk with room for three chunks of 3,000 tokens, and not for four.
+fn tiers(dir: &Path) -> (Arc<Tiered>, SegmentStore, ResidencyFile) {
+    let (store, file) = (SegmentStore::open(dir.join("kv")).unwrap(), ResidencyFile::new(dir.join("residency")));
+    let saved = file.load().into_iter().next().unwrap_or_default();
+    let budget = 3 * chunk(0, 3000).size() as u64 + chunk(0, 3000).size() as u64 / 2;
+    let tier = Tier::new(Arc::new(store.clone()), budget).residency(saved);
+    (Arc::new(block_on(Tiered::open(vec![tier])).unwrap()), store, file)
+}
+
+#[test]
+#[ignore = "a child of other tests"]
+fn child_learns_what_is_used() {
+    let (dir, _) = given();
+    let (tiers, _, file) = tiers(&dir);
+    let mut times = SaveTimes::default();
+    (times.changes, times.pause) = (1, Duration::ZERO);
+    let _saver = ResidencySaver::start(file.clone(), tiers.clone(), times).unwrap();
+    block_on(tiers.put(&[1, 2, 3].map(|n| chunk(n, 3000)))).unwrap();
+    for n in 1.. {
+        block_on(tiers.get_many(&[chunk(1, 3000).id(), chunk(3, 3000).id()])).unwrap();
+        // Whoever hears of it knows that a save has begun after these uses, and is done.
+        let learned = tiers.save_residency();
+        while n == 5 && file.load() != learned {
+            std::thread::yield_now();
+        }
+        if n >= 5 {
+            say_done(n);
+        }
+    }
+}
+
+#[test]
+fn what_policies_have_learned_outlives_a_kill() {
+    let dir = tempfile::tempdir().unwrap();
+    for round in 1..=4 {
+        let mut child = start("child_learns_what_is_used", dir.path(), 0).spawn().unwrap();
+        let mut numbers = done(&mut child);
+        assert!(numbers.by_ref().any(|n| n >= 5 * round), "the child goes on until it is killed");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!ResidencyFile::new(dir.path().join("residency")).load().is_empty(), "no kill tears the file");
+    }
+    let (tiers, store, _) = tiers(dir.path());
+    block_on(tiers.put(&[chunk(4, 3000)])).unwrap();
+    let there = block_on(store.contains_many(&[1, 2, 3].map(|n| chunk(n, 3000).id())));
+    assert_eq!(there, [true, false, true], "what was not used makes room");
 }
 
 #[test]

@@ -132,7 +132,7 @@ impl Tiered {
     }
 
     /// What each tier's policy has learned, fastest first: for [`Tier::residency`], after a restart. Nothing writes it down
-    /// by itself; `amem_store::ResidencyFile` is a file for it.
+    /// by itself; `amem_store::ResidencyFile` is a file for it, and `amem_store::ResidencySaver` keeps that up to date.
     pub fn save_residency(&self) -> Vec<Vec<u8>> {
         self.stack.levels.iter().map(Level::save).collect()
     }

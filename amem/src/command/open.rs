@@ -180,9 +180,12 @@ pub(crate) async fn memory(place: &Place, tuning: &Tuning) -> Result<Opened, Box
     let token_bytes = (info.shape.token_numbers() * info.dtype.size()) as u64;
     let ram = tuning.hot_budget.map_or(place.ram_mib << 20, |tokens| tokens.saturating_mul(token_bytes));
     let ram = Tier::new(Arc::new(RamStore::default()), ram);
-    let disk = Tier::new(protection.store(kv(place, tuning)?), place.disk_mib << 20);
+    let disk = kv(place, tuning)?;
+    // One process saves what policies learn: the one that writes the KV.
+    let saves = !place.read_only && disk.is_writer();
+    let disk = Tier::new(protection.store(disk), place.disk_mib << 20);
     let tiers = gpu.into_iter().chain([ram, disk]).chain(tuning.shared.tier(&protection)?).collect();
-    let tiers = place.residency.open(tiers, &place.records.data.data_dir, place.read_only).await?;
+    let tiers = place.residency.open(tiers, &place.records.data.data_dir, saves).await?;
     let engine = EngineOptions::default();
     let engine = tuning.max_waiting.into_iter().fold(engine, |engine, most| engine.max_waiting(most as usize));
     let kv = Arc::clone(&tiers.tiered) as Arc<dyn KvStore>;

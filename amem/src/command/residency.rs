@@ -1,11 +1,12 @@
 //! Which KV stays in a tier that is full, and what was learned about that.
 
+use std::error::Error;
 use std::path::Path;
 use std::sync::Arc;
 
 use amem_core::residency::{FairShare, Gdsf, Lfu, Lru, S3Fifo, Value};
 use amem_core::{ResidencyPolicy, Tier, Tiered};
-use amem_store::ResidencyFile;
+use amem_store::{ResidencyFile, ResidencySaver, SaveTimes};
 use clap::{Args, ValueEnum};
 
 /// Which KV stays.
@@ -42,9 +43,9 @@ impl Policy {
 }
 
 impl Residency {
-    /// Stacks tiers, fastest first, under the policy. What it had learned before is in the data directory `data`, and is
-    /// written there again by [`Tiers::close`].
-    pub(crate) async fn open(&self, tiers: Vec<Tier>, data: &Path, read_only: bool) -> amem_core::Result<Tiers> {
+    /// Stacks tiers, fastest first, under the policy. What it had learned before is in the data directory `data`. If it
+    /// `saves`, what it learns is written there now and then and by [`Tiers::close`].
+    pub(crate) async fn open(&self, tiers: Vec<Tier>, data: &Path, saves: bool) -> Result<Tiers, Box<dyn Error>> {
         let file = ResidencyFile::new(data.join("residency"));
         let mut learned = file.load().into_iter();
         let policy = self.residency;
@@ -56,14 +57,16 @@ impl Residency {
             tier.policy(policy).residency(learned.next().unwrap_or_default())
         };
         let tiered = Arc::new(Tiered::open(tiers.into_iter().map(with_policy).collect()).await?);
-        Ok(Tiers { tiered, file: (!read_only).then_some(file) })
+        let saver =
+            saves.then(|| ResidencySaver::start(file, Arc::clone(&tiered), SaveTimes::default())).transpose()?;
+        Ok(Tiers { tiered, saver })
     }
 }
 
 /// Tiers whose policies remember what they learned.
 pub(crate) struct Tiers {
     pub(crate) tiered: Arc<Tiered>,
-    file: Option<ResidencyFile>,
+    saver: Option<ResidencySaver>,
 }
 
 impl Tiers {
@@ -72,7 +75,7 @@ impl Tiers {
         use amem_core::KvStore;
 
         self.tiered.sync().await?;
-        if let Some(Err(error)) = self.file.map(|file| file.save(&self.tiered.save_residency())) {
+        if let Some(Err(error)) = self.saver.map(ResidencySaver::close) {
             // The policies learn it again.
             tracing::warn!("what was learned of the KV's use is lost: {error}");
         }
