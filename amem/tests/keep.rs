@@ -145,6 +145,19 @@ fn forgetting_deletes_kv_while_somebody_reads_the_ledger() {
     });
 }
 
+#[test]
+fn kv_that_is_used_once_is_not_written_to_the_disk_if_that_is_asked_for() {
+    let segments = |options: &[&str]| {
+        let dir = tempfile::tempdir().unwrap();
+        let ask = ["ask", "--remember", "Alice lives in Denver.", "Where does Alice live?"];
+        let asked = amem(dir.path(), &[&ask, options].concat());
+        assert_eq!(stdout(&asked), "Alice lives in Denver.\n", "{}", String::from_utf8_lossy(&asked.stderr));
+        let files = std::fs::read_dir(dir.path().join("kv")).unwrap().map(|file| file.unwrap().path());
+        files.filter(|file| file.extension().is_some_and(|of| of == "kv")).count()
+    };
+    assert_eq!([segments(&[]), segments(&["--second-use"]), segments(&["--second-use", "--fair-share"])], [1, 0, 0]);
+}
+
 /// The bytes of the files of KV.
 fn kv_bytes(dir: &Path) -> u64 {
     std::fs::read_dir(dir.join("kv")).unwrap().map(|file| file.unwrap().metadata().unwrap().len()).sum()

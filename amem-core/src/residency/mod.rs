@@ -136,6 +136,41 @@ pub trait ResidencyPolicy: Send {
     }
 }
 
+/// So that policies can be put together that are chosen while the program runs.
+impl ResidencyPolicy for Box<dyn ResidencyPolicy> {
+    fn admits(&mut self, access: &Access) -> bool {
+        (**self).admits(access)
+    }
+
+    fn wants(&self, chunk: &ChunkId) -> bool {
+        (**self).wants(chunk)
+    }
+
+    fn insert(&mut self, access: Access) {
+        (**self).insert(access);
+    }
+
+    fn touch(&mut self, access: Access) {
+        (**self).touch(access);
+    }
+
+    fn remove(&mut self, chunk: &ChunkId) {
+        (**self).remove(chunk);
+    }
+
+    fn victim(&mut self, room: &Room<'_>) -> Option<ChunkId> {
+        (**self).victim(room)
+    }
+
+    fn save(&self) -> Vec<u8> {
+        (**self).save()
+    }
+
+    fn restore(&mut self, saved: &[u8]) -> Vec<ChunkId> {
+        (**self).restore(saved)
+    }
+}
+
 #[cfg(all(test, feature = "testing"))]
 mod tests {
     use super::*;
@@ -149,6 +184,7 @@ mod tests {
         residency_policy(|| Box::<S3Fifo>::default());
         residency_policy(|| Box::<Value>::default());
         residency_policy(|| Box::new(SecondUse::new(Lru::default())));
+        residency_policy(|| Box::new(SecondUse::new(Box::<Value>::default() as Box<dyn ResidencyPolicy>)));
         residency_policy(|| Box::<FairShare>::default());
         residency_policy(|| Box::new(FairShare::new(|| Box::new(SecondUse::new(S3Fifo::default())))));
     }

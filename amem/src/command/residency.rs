@@ -4,7 +4,7 @@ use std::error::Error;
 use std::path::Path;
 use std::sync::Arc;
 
-use amem_core::residency::{FairShare, Gdsf, Lfu, Lru, S3Fifo, Value};
+use amem_core::residency::{FairShare, Gdsf, Lfu, Lru, S3Fifo, SecondUse, Value};
 use amem_core::{ResidencyPolicy, Tier, Tiered};
 use amem_store::{ResidencyFile, ResidencySaver, SaveTimes};
 use clap::{Args, ValueEnum};
@@ -19,6 +19,10 @@ pub(crate) struct Residency {
     /// Gives each namespace an equal share of a tier that is full: KV makes room only where its namespace has more.
     #[arg(long)]
     fair_share: bool,
+    /// Writes KV to the disk, and to what is slower, only when it is used a second time: where much is remembered that is
+    /// asked about once or never.
+    #[arg(long)]
+    second_use: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -48,15 +52,16 @@ impl Residency {
     pub(crate) async fn open(&self, tiers: Vec<Tier>, data: &Path, saves: bool) -> Result<Tiers, Box<dyn Error>> {
         let file = ResidencyFile::new(data.join("residency"));
         let mut learned = file.load().into_iter();
-        let policy = self.residency;
-        let with_policy = |tier: Tier| {
-            let policy = match self.fair_share {
-                true => Box::new(FairShare::new(move || policy.make())),
-                false => policy.make(),
+        let chosen = self.residency;
+        let with_policy = |(at, tier): (usize, Tier)| {
+            let second_use = self.second_use && at > 0;
+            let make = move || -> Box<dyn ResidencyPolicy> {
+                if second_use { Box::new(SecondUse::new(chosen.make())) } else { chosen.make() }
             };
+            let policy = if self.fair_share { Box::new(FairShare::new(make)) } else { make() };
             tier.policy(policy).residency(learned.next().unwrap_or_default())
         };
-        let tiered = Arc::new(Tiered::open(tiers.into_iter().map(with_policy).collect()).await?);
+        let tiered = Arc::new(Tiered::open(tiers.into_iter().enumerate().map(with_policy).collect()).await?);
         let saver =
             saves.then(|| ResidencySaver::start(file, Arc::clone(&tiered), SaveTimes::default())).transpose()?;
         Ok(Tiers { tiered, saver })
