@@ -6,8 +6,9 @@
 //! else may be asked for:
 //!
 //! - `--together 8`: so many contexts decoded together, next to one;
-//! - `--blend 4000`: the first token behind so many tokens of memories whose KV is at hand, and a cold prefill of all;
-//! - `--packed 20`: memories of so many tokens, 2,048 tokens in all, next to one prompt of 2,048 tokens.
+//! - `--blend 512,4000`: the first token behind so many tokens of memories whose KV is at hand, and a cold prefill of all;
+//! - `--packed 20`: memories of so many tokens, 2,048 tokens in all, next to one prompt of 2,048 tokens;
+//! - `--ingest 10000`: so many memories of 20 tokens, with their sensitivity.
 #![allow(clippy::expect_used, reason = "a program that measures has nothing to say when it cannot")]
 
 use std::error::Error;
@@ -27,8 +28,12 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 const WARM_UP: usize = 32;
 /// What memories are packed into, and compared with.
 const PACKED: usize = 2048;
-/// Times that a blend and a cold prefill are done, alternately.
+/// Times that a blend and a cold prefill are done, alternately: once where it takes minutes.
 const BLENDS: usize = 3;
+const LONG: usize = 8192;
+/// Tokens of a memory that is ingested, and memories that are computed in one call.
+const SHORT: usize = 20;
+const CALL: usize = 500;
 
 #[derive(Default)]
 struct Arguments {
@@ -37,8 +42,9 @@ struct Arguments {
     prompts: Vec<usize>,
     generate: usize,
     together: usize,
-    blend: usize,
+    blends: Vec<usize>,
     packed: usize,
+    ingest: usize,
 }
 
 impl Arguments {
@@ -50,18 +56,21 @@ impl Arguments {
                 "--threads" => parsed.cpu.threads = Some(value.parse()?),
                 "--weights" => parsed.cpu.weights = weights(&value)?,
                 "--arithmetic" => parsed.cpu.arithmetic = arithmetic(&value)?,
-                "--prompt" => {
-                    parsed.prompts = value.split(',').map(str::parse).collect::<std::result::Result<_, _>>()?;
-                }
+                "--prompt" => parsed.prompts = lengths(&value)?,
                 "--generate" => parsed.generate = value.parse()?,
                 "--together" => parsed.together = value.parse()?,
-                "--blend" => parsed.blend = value.parse()?,
+                "--blend" => parsed.blends = lengths(&value)?,
                 "--packed" => parsed.packed = value.parse()?,
+                "--ingest" => parsed.ingest = value.parse()?,
                 _ => return Err(format!("{flag} is not an option").into()),
             }
         }
         Ok(parsed)
     }
+}
+
+fn lengths(list: &str) -> Result<Vec<usize>> {
+    Ok(list.split(',').map(str::parse).collect::<std::result::Result<_, _>>()?)
 }
 
 fn weights(name: &str) -> Result<WeightFormat> {
@@ -89,8 +98,8 @@ fn main() -> Result<()> {
     let model = Transformer::load(&ModelDir::open(&arguments.model)?, backend, Options::default())?;
     prefill(&model, 1)?;
     results.insert("load".to_owned(), json!(begun.elapsed().as_secs_f64()));
-    let Arguments { prompts, generate, together, blend, packed, .. } = arguments;
-    if !prompts.is_empty() || generate + together + blend + packed > 0 {
+    let Arguments { prompts, generate, together, blends, packed, ingest, .. } = arguments;
+    if !prompts.is_empty() || !blends.is_empty() || generate + together + packed + ingest > 0 {
         prefill(&model, WARM_UP)?;
     }
 
@@ -107,11 +116,15 @@ fn main() -> Result<()> {
         let all = decode(&model, together, STEPS)? / STEPS as f64;
         results.insert("together".to_owned(), json!({ "contexts": together, "one": one, "all": all }));
     }
-    if blend > 0 {
-        results.insert("blend".to_owned(), blended(&model, blend)?);
+    if !blends.is_empty() {
+        let blends = blends.iter().map(|&tokens| blended(&model, tokens)).collect::<Result<_>>()?;
+        results.insert("blend".to_owned(), Value::Array(blends));
     }
     if packed > 0 {
         results.insert("packed".to_owned(), pack(&model, packed)?);
+    }
+    if ingest > 0 {
+        results.insert("ingest".to_owned(), ingested(&model, ingest)?);
     }
     println!("{}", Value::Object(results));
     Ok(())
@@ -166,7 +179,7 @@ fn step(model: &dyn Model, contexts: &mut [Box<dyn Context>], token: Token) -> R
 fn blended(model: &dyn Model, tokens: usize) -> Result<Value> {
     let prompt = Prompt::new(model, tokens);
     let (mut cold, mut warm) = (Vec::new(), Vec::new());
-    for _ in 0..BLENDS {
+    for _ in 0..if tokens > LONG { 1 } else { BLENDS } {
         cold.push(first_token(model, &prompt.fresh, &Repair::None)?);
         warm.push(first_token(model, &prompt.cached, &Repair::default())?);
     }
@@ -193,6 +206,20 @@ fn pack(model: &dyn Model, length: usize) -> Result<Value> {
         "measured": measured,
         "prompt": { "tokens": PACKED, "seconds": prefill(model, PACKED)? },
     }))
+}
+
+/// Short memories, all different, some hundreds at a time. Their KV is dropped.
+fn ingested(model: &dyn Model, memories: usize) -> Result<Value> {
+    let all = tokens(model, memories * SHORT);
+    let texts: Vec<Arc<[Token]>> = all.chunks_exact(SHORT).map(Arc::from).collect();
+    let texts = model.info().prefill_texts("bench", &[], &texts);
+    model.prefill(&[], texts.get(..1).unwrap_or_default(), true)?;
+    let begun = Instant::now();
+    for texts in texts.chunks(CALL) {
+        std::hint::black_box(model.prefill(&[], texts, true)?);
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    Ok(json!({ "memories": memories, "tokens": memories * SHORT, "seconds": seconds }))
 }
 
 fn median(mut seconds: Vec<f64>) -> f64 {

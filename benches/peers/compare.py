@@ -46,6 +46,9 @@ TYPES = ["bf16", "q8_0", "q4_0"]
 PROMPTS = [512, 2048]
 GENERATED = 64
 WARM_UP = 32
+# Tokens of memories in front of a first token, as far as a model's context holds them and a question.
+BLENDS = [512, 4000, 31000]
+QUESTION = 256
 # The largest multiple of its usual time that a run may take before it counts as hanging.
 TIMEOUT = 600
 # The format that amem makes of bf16 weights for each type, if it makes them itself.
@@ -113,6 +116,7 @@ def parse():
     parser.add_argument("--build-only", action="store_true", help="build what is missing, measure nothing")
     only_amem = "weights with which amem is measured in what only amem does; none"
     parser.add_argument("--memory", type=names([*TYPES, "none"]), default=["bf16"], help=only_amem)
+    parser.add_argument("--ingest", type=int, default=0, help="memories that amem computes there, 10,000 say")
     parser.add_argument("--write", type=Path, help="put the tables between the marks in this file")
     options = parser.parse_args()
     options.scratch = options.scratch.resolve()
@@ -251,7 +255,10 @@ class Case:
 
     def measure_memory(self, engines, options):
         command = self.command("amem", engines, options, [], 0)
-        output = run([*command, "--together", 8, "--blend", 4000, "--packed", 20], options)["output"]
+        lengths = [length for length in BLENDS if length + QUESTION <= self.config["max_position_embeddings"]]
+        command += ["--together", 8, "--blend", ",".join(map(str, lengths)), "--packed", 20]
+        command += ["--ingest", options.ingest] if options.ingest else []
+        output = run(command, options)["output"]
         self.memory = json.loads(output)
 
     def result(self):
@@ -422,11 +429,12 @@ def memory_report(results):
     lines.append("| --- | --- | ---: | --- | ---: |")
     for case in cases:
         memory, name = case["memory"], f"{case['model']}, {case['type']}"
-        blend, together, packed = memory["blend"], memory["together"], memory["packed"]
-        lines.append(
-            f"| {name} | first token, {blend['tokens']} tokens, 10 % repaired | {blend['blend']:.3f} s "
-            f"| cold prefill ({blend['cold']:.3f} s) | {blend['cold'] / blend['blend']:.1f} |"
-        )
+        together, packed = memory["together"], memory["packed"]
+        for blend in memory["blend"]:
+            lines.append(
+                f"| {name} | first token, {blend['tokens']:,} tokens, 10 % repaired | {blend['blend']:.3f} s "
+                f"| cold prefill ({blend['cold']:.3f} s) | {blend['cold'] / blend['blend']:.1f} |"
+            )
         count = together["contexts"]
         lines.append(
             f"| {name} | {count} contexts decoded together | {count / together['all']:.1f} tok/s "
@@ -438,6 +446,13 @@ def memory_report(results):
             lines.append(
                 f"| {name} | {packed['memories']} memories packed{what} | {rate:.0f} tok/s "
                 f"| one prompt of {packed['prompt']['tokens']} tokens ({prompt:.0f} tok/s) | {rate / prompt:.2f} |"
+            )
+        if ingest := memory.get("ingest"):
+            rate = ingest["tokens"] / ingest["seconds"]
+            lines.append(
+                f"| {name} | {ingest['memories']:,} memories of {ingest['tokens'] // ingest['memories']} tokens, with "
+                f"sensitivity, in {ingest['seconds']:.0f} s | {rate:.0f} tok/s | the same ({prompt:.0f} tok/s) "
+                f"| {rate / prompt:.2f} |"
             )
     return lines
 
