@@ -394,8 +394,10 @@ impl Backend for Cpu {
         if x.rows() <= MLP_ROWS {
             return self.mlp_of_rows(x, w);
         }
+        let rows = x.rows().div_ceil(x.rows().div_ceil(MLP_ROWS));
         let mut y = self.tensor(x.rows(), w.down.weight.outputs);
-        let blocks = x.data.chunks(MLP_ROWS * x.columns).zip(y.data.chunks_mut(MLP_ROWS * w.down.weight.outputs));
+        let blocks =
+            x.data.chunks((rows * x.columns).max(1)).zip(y.data.chunks_mut((rows * w.down.weight.outputs).max(1)));
         for (x_block, y_block) in blocks {
             let mut block = self.tensor(x_block.len() / x.columns.max(1), x.columns);
             block.data.copy_from_slice(x_block);
@@ -405,9 +407,9 @@ impl Backend for Cpu {
     }
 }
 
-/// Rows that go through a feed-forward block together: enough for products at full speed. What lies between its products is
-/// several times as wide as a row, and would take more memory than all else of a pass.
-const MLP_ROWS: usize = 256;
+/// Rows that go through a feed-forward block together at most. What lies between its products is several times as wide as a
+/// row, and would take more memory than all else of a pass. With half as many, reading the weights again shows.
+const MLP_ROWS: usize = 512;
 
 /// Numbers that one thread takes at a time where each costs little: what fits a core's nearest cache.
 const PART: usize = 1 << 12;
