@@ -6,7 +6,9 @@
     python3 benches/peers/encoders.py DIR [--threads 2] [--rounds 7]
 
 DIR holds an encoder, all-MiniLM-L6-v2 say. Rounds alternate between the two, so that a busy machine slows both. Printed
-are medians, and how many times as fast amem was.
+are medians, and how many times as fast amem was: by the time that passed, and by the time that processors spent. On a
+busy machine PyTorch's threads spin while they wait for each other, and only the second, with one thread and on one core
+(`taskset -c 0`), says anything.
 """
 
 import argparse
@@ -66,33 +68,43 @@ def main():
         model = SentenceTransformer(args.dir, device="cpu")
         print(f"loading: sentence-transformers {time.perf_counter() - begun:.2f} s, amem {loaded}")
 
-        def theirs(list_):
-            begun = time.perf_counter()
-            model.encode(list_, batch_size=32)
-            return time.perf_counter() - begun
+        def spent(pid):
+            fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")")[-1].split()
+            return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
-        def of(process, index):
-            process.stdin.write(f"{index}\n")
-            process.stdin.flush()
-            seconds, tokens = process.stdout.readline().split()
-            return float(seconds), int(tokens)
+        def theirs(list_):
+            begun, before = time.perf_counter(), time.process_time()
+            model.encode(list_, batch_size=32)
+            return time.perf_counter() - begun, time.process_time() - before
+
+        def of(process, index, repeats):
+            tokens, total, before = 0, 0.0, spent(process.pid)
+            for _ in range(repeats):
+                process.stdin.write(f"{index}\n")
+                process.stdin.flush()
+                seconds, tokens = process.stdout.readline().split()
+                total += float(seconds)
+            return (total / repeats, (spent(process.pid) - before) / repeats), int(tokens)
 
         for index, (name, list_) in enumerate(LISTS.items()):
             times = {name: [] for name in ["sentence-transformers", *ours]}
-            repeats = 20 if len(list_) == 1 else 1
+            repeats = 50 if len(list_) == 1 else 1
             for _ in range(args.rounds + 1):
-                times["sentence-transformers"].append(sum(theirs(list_) for _ in range(repeats)) / repeats)
+                runs = [theirs(list_) for _ in range(repeats)]
+                times["sentence-transformers"].append([sum(run[kind] for run in runs) / repeats for kind in (0, 1)])
                 for weights, process in ours.items():
-                    runs = [of(process, index) for _ in range(repeats)]
-                    tokens = runs[0][1]
-                    times[weights].append(sum(seconds for seconds, _ in runs) / repeats)
-            base = statistics.median(times["sentence-transformers"][1:])
+                    run, tokens = of(process, index, repeats)
+                    times[weights].append(run)
+            medians = {
+                who: [statistics.median(run[kind] for run in runs[1:]) for kind in (0, 1)] for who, runs in times.items()
+            }
             print(f"{name}: {len(list_)} texts, {tokens} tokens")
-            for who, all_ in times.items():
-                median = statistics.median(all_[1:])
+            for who, (passed, worked) in medians.items():
+                base = medians["sentence-transformers"]
                 print(
-                    f"  {who:22} {1e3 * median:8.2f} ms {len(list_) / median:8.1f} texts/s"
-                    f" {tokens / median:9.0f} tokens/s  {base / median:5.2f} times as fast"
+                    f"  {who:22} {1e3 * passed:8.2f} ms {len(list_) / passed:8.1f} texts/s {tokens / passed:9.0f} tokens/s"
+                    f" {base[0] / passed:5.2f} times as fast; {1e3 * worked:8.2f} ms of processors,"
+                    f" {base[1] / max(worked, 1e-9):5.2f} times"
                 )
         after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         print(f"peak memory: sentence-transformers {after // 1024} MiB ({before // 1024} before the model)")
