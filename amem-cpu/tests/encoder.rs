@@ -156,7 +156,7 @@ fn what_is_missing_or_does_not_fit_is_named() {
         let mut files = files.clone();
         change(&mut files);
         let loaded = Encoder::load(&files, common::exact(None, 1), EncoderOptions::default());
-        loaded.err().unwrap().to_string()
+        loaded.unwrap_err().to_string()
     };
     for file in ["config.json", "model.safetensors", "tokenizer.json", "modules.json", "1_Pooling/config.json"] {
         let found = error(&|files| drop(files.remove(file)));
