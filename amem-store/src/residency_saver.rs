@@ -113,7 +113,8 @@ impl Drop for ResidencySaver {
 }
 
 fn save_now_and_then(file: &ResidencyFile, tiers: &Tiered, stop: &Stop, times: SaveTimes) {
-    let (mut at, mut seen, mut bytes, mut fails) = (Instant::now(), tiers.residency_changes(), 0, false);
+    // What has changed before this began is to be saved too.
+    let (mut at, mut seen, mut bytes, mut fails) = (Instant::now(), 0, 0, false);
     while !stop.wait(times.pause) {
         let changes = tiers.residency_changes();
         let new = changes.wrapping_sub(seen);

@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod common;
+#[path = "common/small_disk.rs"]
+mod small_disk;
 
 use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader};
@@ -14,10 +16,12 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use amem_core::{Error, KvStore, Ledger, Namespace, NewRecord, Query, Tier, Tiered, Timestamp};
+use amem_core::residency::{Room, Value};
+use amem_core::{Error, KvStore, Ledger, Namespace, NewRecord, Query, ResidencyPolicy, Tier, Tiered, Timestamp};
 use amem_store::{DataDir, ResidencyFile, ResidencySaver, SaveTimes, SegmentStore};
 use common::{assert_same, chunk};
 use futures_lite::future::block_on;
+use small_disk::SmallDisk;
 
 const DIR: &str = "AMEM_TEST_DIR";
 const FIRST: &str = "AMEM_TEST_FIRST";
@@ -88,19 +92,19 @@ fn what_was_remembered_before_a_kill_is_there_after_it() {
 }
 
 /// A tier on disk with room for three chunks of 3,000 tokens, and not for four.
-fn tiers(dir: &Path) -> (Arc<Tiered>, SegmentStore, ResidencyFile) {
+fn tiers(dir: &Path) -> (Arc<Tiered>, ResidencyFile) {
     let (store, file) = (SegmentStore::open(dir.join("kv")).unwrap(), ResidencyFile::new(dir.join("residency")));
     let saved = file.load().into_iter().next().unwrap_or_default();
     let budget = 3 * chunk(0, 3000).size() as u64 + chunk(0, 3000).size() as u64 / 2;
-    let tier = Tier::new(Arc::new(store.clone()), budget).residency(saved);
-    (Arc::new(block_on(Tiered::open(vec![tier])).unwrap()), store, file)
+    let tier = Tier::new(Arc::new(store), budget).residency(saved);
+    (Arc::new(block_on(Tiered::open(vec![tier])).unwrap()), file)
 }
 
 #[test]
 #[ignore = "a child of other tests"]
 fn child_learns_what_is_used() {
     let (dir, _) = given();
-    let (tiers, _, file) = tiers(&dir);
+    let (tiers, file) = tiers(&dir);
     let mut times = SaveTimes::default();
     (times.changes, times.pause) = (1, Duration::ZERO);
     let _saver = ResidencySaver::start(file.clone(), tiers.clone(), times).unwrap();
@@ -129,10 +133,14 @@ fn what_policies_have_learned_outlives_a_kill() {
         child.wait().unwrap();
         assert!(!ResidencyFile::new(dir.path().join("residency")).load().is_empty(), "no kill tears the file");
     }
-    let (tiers, store, _) = tiers(dir.path());
-    block_on(tiers.put(&[chunk(4, 3000)])).unwrap();
-    let there = block_on(store.contains_many(&[1, 2, 3].map(|n| chunk(n, 3000).id())));
-    assert_eq!(there, [true, false, true], "what was not used makes room");
+    let saved = ResidencyFile::new(dir.path().join("residency")).load();
+    let (mut learned, mut ids) = (Value::default(), [1, 2, 3].map(|n| chunk(n, 3000).id()));
+    let mut held = learned.restore(&saved[0]);
+    (held.sort_unstable(), ids.sort_unstable());
+    assert_eq!(held, ids);
+    let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs_f64();
+    let victim = learned.victim(&Room::new(1, now));
+    assert_eq!(victim, Some(chunk(2, 3000).id()), "what was not used makes room");
 }
 
 #[test]
@@ -278,30 +286,12 @@ fn a_data_directory_that_may_not_be_written_is_read() {
     read("after it was closed");
 }
 
-/// A file system of two megabytes, if this user may mount one.
-struct SmallDisk(tempfile::TempDir);
-
-impl SmallDisk {
-    fn mount() -> Option<Self> {
-        let dir = tempfile::tempdir().unwrap();
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", "size=2m", "amem-test"]).arg(dir.path()).stderr(Stdio::null());
-        mount.status().is_ok_and(|status| status.success()).then_some(Self(dir))
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(self.0.path()).status();
-    }
-}
-
 #[test]
 fn a_full_disk_refuses_puts_and_gives_room_after_deletes() {
     let Some(disk) = SmallDisk::mount() else {
         return eprintln!("SKIPPED: mounting a small file system needs the rights of the superuser");
     };
-    let dir = disk.0.path().join("kv");
+    let dir = disk.path().join("kv");
     let store = SegmentStore::open(&dir).unwrap();
     let chunks: Vec<_> = (0..40).map(|n| chunk(n, 600)).collect();
     let full = block_on(store.put(&chunks));
@@ -332,7 +322,7 @@ fn evicting_makes_room_on_a_full_disk() {
     let Some(disk) = SmallDisk::mount() else {
         return eprintln!("SKIPPED: mounting a small file system needs the rights of the superuser");
     };
-    let store = SegmentStore::open(disk.0.path().join("kv")).unwrap();
+    let store = SegmentStore::open(disk.path().join("kv")).unwrap();
     let chunks: Vec<_> = (0..200).map(|n| chunk(n, 600)).collect();
     let mut held = Vec::new();
     for new in &chunks {
@@ -356,7 +346,7 @@ fn kv_makes_room_for_memories_on_a_full_disk() {
     let Some(disk) = SmallDisk::mount() else {
         return eprintln!("SKIPPED: mounting a small file system needs the rights of the superuser");
     };
-    let DataDir { kv, ledger } = amem_store::open(disk.0.path().join("data")).unwrap();
+    let DataDir { kv, ledger } = amem_store::open(disk.path().join("data")).unwrap();
     let long = |n: usize| NewRecord::new(format!("{n} {}", "long ".repeat(8000)));
     block_on(ledger.add(&ours(), &[long(0)], Timestamp::now())).unwrap();
     let chunks: Vec<_> = (0..60).map(|n| chunk(n, 600)).collect();
@@ -376,7 +366,7 @@ fn kv_makes_room_for_memories_on_a_full_disk() {
     }
     assert!(given_up > 0, "the disk was full");
     assert_eq!(block_on(ledger.count(&ours(), Timestamp::now())).unwrap(), remembered);
-    assert_eq!(ledger_problems(disk.0.path()), Vec::<String>::new());
+    assert_eq!(ledger_problems(disk.path()), Vec::<String>::new());
     while block_on(kv.give_up(1)).unwrap() > 0 {}
     assert_eq!(block_on(kv.stats()).chunks, 0, "all of it can be given up");
     block_on(kv.put(&chunks[..1])).expect("and then it is used again");

@@ -2,14 +2,20 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod common;
+#[path = "../../amem-store/tests/common/small_disk.rs"]
+mod small_disk;
 
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::Arc;
 
-use amem_core::{ChunkId, Error, KvStore, Ledger, Namespace, NewRecord, OwnerId, RamStore, Timestamp};
+use amem_core::{
+    ChunkId, Dtype, Encoding, Error, HostKv, KvChunk, KvShape, KvStore, Ledger, Namespace, NewRecord, OwnerId,
+    PrefixId, RamStore, Timestamp,
+};
 use amem_store::SqliteLedger;
 use common::{block_on, builder};
+use small_disk::SmallDisk;
 
 /// Runs the command on a data directory.
 fn amem(dir: &Path, args: &[&str]) -> Output {
@@ -156,6 +162,31 @@ fn kv_that_is_used_once_is_not_written_to_the_disk_if_that_is_asked_for() {
         files.filter(|file| file.extension().is_some_and(|of| of == "kv")).count()
     };
     assert_eq!([segments(&[]), segments(&["--second-use"]), segments(&["--second-use", "--fair-share"])], [1, 0, 0]);
+}
+
+#[test]
+fn on_a_full_disk_kv_makes_room_for_what_is_remembered() {
+    let Some(disk) = SmallDisk::mount() else {
+        return eprintln!("SKIPPED: mounting a small file system needs the rights of the superuser");
+    };
+    let memory = common::on_disk(&disk.path().join("data"));
+    let (shape, encoding) = (KvShape { layers: 1, kv_heads: 1, head_dim: 16 }, Encoding::Plain(Dtype::F32));
+    let chunk = |n: u8| {
+        let data = Arc::new(HostKv::new(encoding, 1, vec![n; encoding.bytes(&shape, 512)]));
+        KvChunk::new(ChunkId([n; 32]), PrefixId([0; 32]), shape, vec![0; 512].into(), data).unwrap()
+    };
+    let texts: Vec<NewRecord> = (0..1500).map(|n| NewRecord::new(format!("Alice has {n} books."))).collect();
+    block_on(async {
+        let full = memory.kv().put(&(0..100).map(chunk).collect::<Vec<_>>()).await;
+        assert!(matches!(full, Err(Error::Full { .. })), "{full:?}");
+        let before = memory.kv().stats().await.chunks;
+        let refused = memory.ledger().add(&Namespace::new("me").unwrap(), &texts, Timestamp::now()).await;
+        assert!(matches!(refused, Err(Error::Full { .. })), "there is no room without that: {refused:?}");
+        memory.remember_all("me", texts).await.expect("KV makes room");
+        assert_eq!(memory.count("me").await.unwrap(), 1500);
+        let after = memory.kv().stats().await.chunks;
+        assert!(after < before, "{after} of {before} chunks are left");
+    });
 }
 
 /// The bytes of the files of KV.
