@@ -73,7 +73,10 @@ pub enum Error {
         source: rusqlite::Error,
     },
     /// What is in a ledger's file is not what was written there.
-    #[error("{} is damaged: {reason}; restore it from a backup (amem restore), or forget what is damaged (amem verify says how)", path.display())]
+    #[error(
+        "{} is damaged: {reason}; restore it from a backup (amem restore), or forget what is damaged (amem verify says how)",
+        path.display()
+    )]
     Damaged {
         /// The ledger's file.
         path: PathBuf,
