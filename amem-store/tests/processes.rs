@@ -136,7 +136,8 @@ fn what_policies_have_learned_outlives_a_kill() {
     let saved = ResidencyFile::new(dir.path().join("residency")).load();
     let (mut learned, mut ids) = (Value::default(), [1, 2, 3].map(|n| chunk(n, 3000).id()));
     let mut held = learned.restore(&saved[0]);
-    (held.sort_unstable(), ids.sort_unstable());
+    held.sort_unstable();
+    ids.sort_unstable();
     assert_eq!(held, ids);
     let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs_f64();
     let victim = learned.victim(&Room::new(1, now));
