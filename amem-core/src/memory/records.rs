@@ -19,8 +19,6 @@ use crate::{
     Timestamp, Token,
 };
 
-/// Records of a namespace from which on its index is saved: fewer are indexed in some milliseconds.
-const WORTH_SAVING: usize = 1000;
 /// An index is saved again when this part of the records has changed since it was saved last.
 const CHANGED_PART: usize = 8;
 /// How long an index that is gone, because something was forgotten, waits at least until it is saved again.
@@ -88,10 +86,11 @@ struct Read {
 }
 
 impl Read {
-    fn is_worth_saving(&self, records: usize) -> bool {
-        let changed = self.unsaved >= WORTH_SAVING.max(records / CHANGED_PART);
+    /// Whether the index is worth saving, where it is from `least` records on.
+    fn is_worth_saving(&self, records: usize, least: usize) -> bool {
+        let changed = self.unsaved >= least.max(records / CHANGED_PART);
         let pause_is_over = self.saved.is_none_or(|saved| saved.elapsed() >= SAVE_PAUSE);
-        records >= WORTH_SAVING && (changed || self.is_gone && pause_is_over)
+        records >= least && (changed || self.is_gone && pause_is_over)
     }
 }
 
@@ -307,7 +306,7 @@ impl Records {
         read.revision = revision;
         read.unsaved += changes;
         read.is_gone |= forgot_any;
-        if read.is_worth_saving(known) {
+        if read.is_worth_saving(known, recaller.worth_saving()) {
             self.save(ledger, recaller, namespace, read).await;
         }
         Ok(forgotten)
@@ -405,7 +404,7 @@ mod tests {
     use futures_lite::future::block_on;
 
     use super::*;
-    use crate::recall::{Lexical, RecallQuery};
+    use crate::recall::{Dense, Hybrid, Lexical, RecallQuery};
     use crate::{NewRecord, RamLedger};
 
     fn name(name: &str) -> Namespace {
@@ -436,6 +435,31 @@ mod tests {
         assert_eq!(cache.namespaces().len(), 2, "the one that was asked about longest ago left");
         let found = block_on(recaller.recall(&name("a"), &RecallQuery::new("note", 9))).unwrap();
         assert_eq!(found, [], "and its index with it");
+    }
+
+    /// Embeds a text by its length.
+    struct Lengths;
+
+    #[async_trait::async_trait]
+    impl crate::recall::Embedder for Lengths {
+        async fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>> {
+            Ok(texts.iter().map(|text| vec![1.0, text.len() as f32]).collect())
+        }
+
+        fn name(&self) -> Option<&str> {
+            Some("lengths")
+        }
+    }
+
+    #[test]
+    fn an_index_is_saved_from_as_many_records_on_as_its_recaller_says() {
+        let (lexical, dense) = (Arc::new(Lexical::default()), Arc::new(Dense::new(Lengths, 2)));
+        let both = Hybrid::new(vec![lexical.clone(), dense.clone()]);
+        assert_eq!([lexical.worth_saving(), dense.worth_saving(), both.worth_saving()], [1000, 16, 16]);
+        let worth = |unsaved, records, least| Read { unsaved, ..Read::default() }.is_worth_saving(records, least);
+        assert!(!worth(15, 15, 16) && worth(16, 16, 16) && !worth(999, 999, 1000) && worth(1000, 1000, 1000));
+        // Of many records, many have to change.
+        assert!(!worth(124, 1000, 16) && worth(125, 1000, 16));
     }
 
     #[test]

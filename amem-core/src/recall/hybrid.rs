@@ -62,6 +62,10 @@ impl Recaller for Hybrid {
         Some(format!("{} ({})", MARK.escape_ascii(), names?.join(", ")))
     }
 
+    fn worth_saving(&self) -> usize {
+        self.recallers.iter().map(|recaller| recaller.worth_saving()).min().unwrap_or(1)
+    }
+
     async fn save(&self, namespace: &Namespace) -> Result<Option<Vec<u8>>> {
         let mut writer = Writer::new(MARK);
         writer.number(self.recallers.len() as u64);

@@ -86,6 +86,12 @@ pub trait Recaller: Send + Sync {
         None
     }
 
+    /// Records of a namespace from which on what is known of it is worth [saving](Self::save): fewer are indexed anew in some
+    /// milliseconds.
+    fn worth_saving(&self) -> usize {
+        1000
+    }
+
     /// What is known of a namespace, for [`restore`](Self::restore), so that a process to come need not index its records
     /// again. `None` where nothing is saved.
     ///
