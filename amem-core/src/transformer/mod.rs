@@ -17,6 +17,7 @@ mod rope;
 mod select;
 mod settings;
 mod source;
+mod tensors;
 mod text;
 mod weight_type;
 mod weights;

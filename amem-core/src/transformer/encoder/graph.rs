@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use super::{EncoderConfig, EncoderFamily, Pooling};
 use crate::transformer::backend::{Attention, Backend, BlockTable, Qkv, Row, Span};
 use crate::transformer::graph::{Activation, AttentionWeights, LayerNorm, Linear, MlpWeights, PassScope};
-use crate::transformer::weights::Tensors;
+use crate::transformer::tensors::Tensors;
 use crate::transformer::{WeightRole, WeightTensor};
 use crate::{Dtype, Error, Result, Token};
 
