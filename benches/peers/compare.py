@@ -5,8 +5,8 @@
     python3 benches/peers/compare.py --quick    # one repetition
     python3 benches/peers/compare.py --help
 
-Needs Python 3.11.4, Rust, a C++ compiler, and access to the package registries of Python and Rust. Everything that it makes is in target/peers
-(or `--scratch`), which takes about 6 GB:
+Needs Python 3.11.4, Rust, a C++ compiler, and access to the package registries of Python and Rust. Everything that it
+makes is in target/peers (or `--scratch`), which takes about 6 GB:
 
 - llama.cpp as it comes with the source package of llama-cpp-python, built for this machine (GGML_NATIVE). Its flash
   attention is tried on and off with each model, and what is faster is used;
