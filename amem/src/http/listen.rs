@@ -7,6 +7,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request};
 use axum::http::{HeaderName, HeaderValue, Method};
+use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use tokio::net::TcpListener;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -14,7 +15,7 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, RequestId, SetRequestIdLayer};
 use tower_http::trace::TraceLayer;
 
-use super::ApiError;
+use super::{ApiError, unread};
 
 /// The header that names a request.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -52,8 +53,8 @@ impl Default for Limits {
     }
 }
 
-/// A router with what every request goes through: a name, a line in the log, the bounds of its body, and an answer even
-/// if a handler panics.
+/// A router with what every request goes through: a name, a line in the log, the bounds of its body, and an answer that
+/// arrives even if the body is not read or a handler panics.
 pub fn layers(router: Router, limits: &Limits) -> Router {
     let origins = AllowOrigin::list(limits.origins.iter().cloned());
     let cors = CorsLayer::new()
@@ -75,6 +76,7 @@ pub fn layers(router: Router, limits: &Limits) -> Router {
         .fallback(|| async { ApiError::not_found("there is no such path") })
         .method_not_allowed_fallback(|| async { ApiError::method_not_allowed() })
         .layer(DefaultBodyLimit::max(limits.body_bytes))
+        .layer(middleware::map_request_with_state(limits.body_bytes, unread::read_on))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(cors)
         .layer(TraceLayer::new_for_http().make_span_with(span).on_request(()).on_response(answered).on_failure(()))

@@ -6,6 +6,7 @@ mod error;
 mod listen;
 mod metrics;
 mod path;
+mod unread;
 
 pub use body::{Body, Params};
 pub use caller::{Caller, Identity, KeyHeader};

@@ -28,6 +28,7 @@ mod models;
 mod operations;
 mod proxy;
 mod reference_defects;
+mod refused;
 mod responses;
 mod sessions;
 mod structured;
