@@ -97,12 +97,7 @@ impl ModelDir {
 
     fn open_gguf(path: &Path) -> Result<Self> {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let names = match part(&name) {
-            Some(Part { stem, count, .. }) => {
-                (1..=count).map(|number| format!("{stem}-{number:05}-of-{count:05}.gguf")).collect()
-            }
-            None => vec![name],
-        };
+        let names: Vec<String> = Self::parts(&name).collect();
         let maps = names.iter().map(|name| {
             let path = path.with_file_name(name);
             let mapped = File::open(&path).and_then(|file| Map::new(&file)).map_err(Error::io("map", &path))?;
@@ -113,6 +108,16 @@ impl ModelDir {
         let gguf = Gguf::open_parts(names.iter().cloned().zip(bytes).collect());
         let gguf = gguf.map_err(|source| Error::Model { path: path.to_owned(), source })?;
         Ok(Self { files: BTreeMap::new(), gguf: Some(GgufFiles { names, maps, gguf }) })
+    }
+
+    /// The names of all files of the model that a GGUF file of this name belongs to, in their order: those of its parts
+    /// (`…-00001-of-00003.gguf`), or its own.
+    pub fn parts(name: &str) -> impl ExactSizeIterator<Item = String> {
+        let part = part(name);
+        (0..part.as_ref().map_or(1, |part| part.count)).map(move |index| match &part {
+            Some(Part { stem, count, .. }) => format!("{stem}-{:05}-of-{count:05}.gguf", index + 1),
+            None => name.to_owned(),
+        })
     }
 
     /// The names of the files, sorted.

@@ -122,6 +122,18 @@ fn a_model_in_parts_is_opened_by_any_of_them() {
     assert!(matches!(ModelDir::open(dir.path()), Err(Error::Io { .. })));
 }
 
+#[test]
+fn the_name_of_one_part_gives_those_of_all() {
+    let parts = |name: &str| ModelDir::parts(name).collect::<Vec<_>>();
+    let all = ["q8/m-00001-of-00003.gguf", "q8/m-00002-of-00003.gguf", "q8/m-00003-of-00003.gguf"];
+    for part in all {
+        assert_eq!(parts(part), all);
+    }
+    for whole in ["m.gguf", "m-00004-of-00003.gguf", "m-00000-of-00003.gguf", "m-1-of-3.gguf", "m-00001-of-00002.bin"] {
+        assert_eq!(parts(whole), [whole]);
+    }
+}
+
 /// Bytes of a mapped file that stand in memory, as the system counts them.
 #[cfg(target_os = "linux")]
 fn resident(name: &str) -> usize {

@@ -59,6 +59,9 @@ impl Records {
 pub(crate) struct Place {
     /// A model: its directory, in Hugging Face's layout or with a GGUF file in it; a GGUF file; or OWNER/NAME or
     /// OWNER/NAME@REVISION on the Hugging Face Hub, from which it is downloaded once. The embedded demo model if left out.
+    ///
+    /// Of a repository that has no weights in safetensors, the GGUF file with Q4_K_M is taken, or else with Q8_0, or else the
+    /// smallest that can be read. OWNER/NAME:Q8_0 takes the one with Q8_0, and OWNER/NAME/FILE.gguf that file.
     #[arg(long, value_name = "DIR|FILE|ID", value_parser = model_name)]
     model: Option<ModelName>,
     #[command(flatten)]

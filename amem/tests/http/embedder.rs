@@ -140,6 +140,8 @@ fn an_encoder_of_the_hub_is_downloaded_with_the_files_that_it_needs() {
     let mut downloaded = hub.downloaded();
     downloaded.sort();
     assert_eq!(downloaded, needed);
+    let output = ask("org/demo:Q8_0", &[], Some((&front.url(""), home.path())));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("safetensors"));
     let output = ask("org/other", &[], Some(("http://127.0.0.1:9", home.path())));
     assert!(String::from_utf8_lossy(&output.stderr).contains("--embedder"));
 }

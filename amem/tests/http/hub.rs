@@ -6,6 +6,8 @@ use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
 
 use amem::http::Limits;
+use amem_core::testing::gguf;
+use amem_core::transformer::WeightType;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -193,4 +195,105 @@ fn why_a_model_is_not_here_is_said_with_what_to_do() {
     says(&ask(&url, home.path(), "org/demo", &[("HF_TOKEN", "hf_of_nobody")]), &["not open to everybody", "HF_TOKEN"]);
     says(&ask(&url, home.path(), "no-such-directory", &[]), &["no directory", "OWNER/NAME"]);
     assert_eq!(hub.downloaded(), [""; 0]);
+}
+
+/// A repository of the demo model in GGUF, in files of these names and types, among files that no model needs.
+fn ggufs(files: &[(&str, WeightType)]) -> BTreeMap<String, Vec<u8>> {
+    let models = files.iter().map(|(name, kind)| ((*name).to_owned(), gguf(&amem_demo::files(), *kind).bytes()));
+    let others = ["README.md", "demo-IQ2_XS.gguf", "demo-Q2_K.gguf", "mmproj-demo-F16.gguf", "imatrix.gguf"];
+    models.chain(others.map(|other| (other.to_owned(), b"not wanted".to_vec()))).collect()
+}
+
+#[test]
+fn of_a_repository_of_gguf_files_the_one_that_is_asked_for_is_downloaded_once() {
+    let files = [
+        ("demo-F16.gguf", WeightType::F16),
+        ("demo-Q8_0.gguf", WeightType::Q8_0),
+        ("demo-Q4_0.gguf", WeightType::Q4_0),
+    ];
+    let (hub, home) = (Hub::of(ggufs(&files)), tempfile::tempdir().unwrap());
+    let front = hub.serve();
+    let (url, nowhere) = (front.url(""), "http://127.0.0.1:9");
+    answers(&ask(&url, home.path(), "org/demo", &[]));
+    assert_eq!(hub.downloaded(), ["demo-Q8_0.gguf"]);
+    answers(&ask(&url, home.path(), "org/demo@v1:f16", &[]));
+    assert_eq!(hub.downloaded(), ["demo-F16.gguf"]);
+    for (hub, environment) in [(&*url, &[][..]), (nowhere, &[]), (nowhere, &[("HF_HUB_OFFLINE", "1")])] {
+        for same in ["org/demo", "org/demo/demo-F16.gguf"] {
+            answers(&ask(hub, home.path(), same, environment));
+        }
+    }
+    assert_eq!(hub.downloaded(), [""; 0]);
+    let output = ask(nowhere, home.path(), "org/demo:Q4_0", &[("HF_HUB_OFFLINE", "1")]);
+    says(&output, &["org/demo:Q4_0 is not in the cache"]);
+}
+
+#[test]
+fn gguf_files_beside_a_model_in_safetensors_are_taken_where_they_are_asked_for() {
+    let mut files = ggufs(&[("demo-Q8_0.gguf", WeightType::Q8_0)]);
+    files.extend(amem_demo::files().map(|(name, bytes)| (name.to_owned(), bytes.to_vec())));
+    let (hub, home) = (Hub::of(files.clone()), tempfile::tempdir().unwrap());
+    let front = hub.serve();
+    answers(&ask(&front.url(""), home.path(), "org/demo:Q8_0", &[]));
+    assert_eq!(hub.downloaded(), ["demo-Q8_0.gguf"]);
+    answers(&ask(&front.url(""), home.path(), "org/demo", &[]));
+    assert!(hub.downloaded().contains(&"model.safetensors".to_owned()));
+
+    // Many repositories of GGUF files have the configuration of the model that they were made of.
+    files.remove("model.safetensors");
+    let (hub, home) = (Hub::of(files), tempfile::tempdir().unwrap());
+    let front = hub.serve();
+    answers(&ask(&front.url(""), home.path(), "org/demo", &[]));
+    let downloaded = hub.downloaded();
+    assert!(downloaded.contains(&"demo-Q8_0.gguf".to_owned()) && downloaded.iter().all(|file| !file.contains("IQ2")));
+}
+
+#[test]
+fn a_gguf_model_in_several_files_is_downloaded_whole_or_not_at_all() {
+    let whole = gguf(&amem_demo::files(), WeightType::Q8_0);
+    let embedding = ["token_embd.weight", "output_norm.weight"];
+    let of_layer =
+        ["attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down"];
+    let layers = (0..5).flat_map(|layer| of_layer.map(|tensor| format!("blk.{layer}.{tensor}.weight")));
+    let layers: Vec<String> = layers.collect();
+    let part = |number: u8, without: &[&str]| {
+        let part = whole.clone().value("split.no", 2, vec![number - 1, 0]).value("split.count", 2, vec![2, 0]);
+        without.iter().fold(part, |part, tensor| part.without_tensor(tensor)).bytes()
+    };
+    let name = |number: u8| format!("Q8_0/demo-Q8_0-{number:05}-of-00002.gguf");
+    let layers: Vec<&str> = layers.iter().map(String::as_str).collect();
+    let mut files = BTreeMap::from([(name(1), part(1, &layers)), (name(2), part(2, &embedding))]);
+    let (hub, home) = (Hub::of(files.clone()), tempfile::tempdir().unwrap());
+    let front = hub.serve();
+    answers(&ask(&front.url(""), home.path(), "org/demo", &[]));
+    let mut downloaded = hub.downloaded();
+    downloaded.sort();
+    assert_eq!(downloaded, [name(1), name(2)]);
+    answers(&ask("http://127.0.0.1:9", home.path(), &format!("org/demo/{}", name(2)), &[("HF_HUB_OFFLINE", "1")]));
+
+    files.remove(&name(2));
+    let (hub, home) = (Hub::of(files), tempfile::tempdir().unwrap());
+    let front = hub.serve();
+    says(&ask(&front.url(""), home.path(), "org/demo:Q8_0", &[]), &["2 files", &name(2), "not there"]);
+    assert_eq!(hub.downloaded(), [""; 0]);
+}
+
+#[test]
+fn gguf_files_that_cannot_be_read_are_refused_before_they_are_downloaded() {
+    let files = [("demo-F16.gguf", WeightType::F16), ("demo-Q8_0.gguf", WeightType::Q8_0)];
+    let (hub, home) = (Hub::of(ggufs(&files)), tempfile::tempdir().unwrap());
+    let front = hub.serve();
+    let refused = |model: &str, parts: &[&str]| says(&ask(&front.url(""), home.path(), model, &[]), parts);
+    refused("org/demo:IQ2_XS", &["IQ2_XS cannot be read", "F16 (", "Q8_0 (", "MiB)"]);
+    refused("org/demo/demo-Q2_K.gguf", &["demo-Q2_K.gguf cannot be read", "Q8_0 ("]);
+    refused("org/demo:Q6_K", &["no GGUF file Q6_K", "Q8_0 ("]);
+    refused("org/demo:Q8_0@v1", &["no directory", ":QUANTISATION"]);
+    assert_eq!(hub.downloaded(), [""; 0]);
+
+    let (hub, home) = (Hub::of(ggufs(&[])), tempfile::tempdir().unwrap());
+    let front = hub.serve();
+    says(&ask(&front.url(""), home.path(), "org/demo", &[]), &["IQ2_XS, Q2_K cannot be read", "Q4_K_M"]);
+    let nothing = Hub::of(BTreeMap::from([("README.md".to_owned(), Vec::new())]));
+    let front = nothing.serve();
+    says(&ask(&front.url(""), home.path(), "org/demo", &[]), &["no config.json and no GGUF file"]);
 }
