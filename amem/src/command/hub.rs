@@ -185,9 +185,6 @@ pub(crate) async fn model(model: &HubModel, kind: Kind) -> Result<PathBuf, HubEr
     let failed = |source| HubError::Failed { model: model.to_string(), source: Box::new(source) };
     let client = HFClient::builder().retry_max_attempts(2).build().map_err(failed)?;
     let hub = Hub { model, kind, repository: client.model(&*model.owner, &*model.name), client: &client };
-    if kind == Kind::Encoder && model.wanted.is_some() {
-        return Err(hub.unusable("encoders are read from safetensors, not from GGUF files"));
-    }
     if is_offline() {
         let (cached, option) = (hub.cached().await, kind.option());
         return cached.ok_or_else(|| HubError::NotCached { model: model.to_string(), cache: hub.cache(), option });
@@ -230,9 +227,6 @@ impl Hub<'_> {
         if self.model.wanted.is_none() && weights && dir.join("config.json").is_file() {
             return Some(dir);
         }
-        if self.kind == Kind::Encoder {
-            return None;
-        }
         let mut sizes = BTreeMap::new();
         gguf_files(&dir, "", MAX_DEPTH, &mut sizes);
         let chosen = choose(&sizes, self.model.wanted.as_ref()).ok()?;
@@ -256,15 +250,12 @@ impl Hub<'_> {
         } else {
             "config.json".to_owned()
         };
-        let chosen = match self.kind {
-            Kind::Encoder => return Err(self.unusable(format!("it has no {lacks}; only safetensors are read"))),
-            Kind::Language => match choose(&self.gguf_files(commit.clone()).await?, self.model.wanted.as_ref()) {
-                Ok(chosen) => chosen,
-                Err(ChoiceError::None) if self.model.wanted.is_none() => {
-                    return Err(self.unusable(format!("it has no {lacks} and no GGUF file; nothing else is read")));
-                }
-                Err(source) => return Err(HubError::NotChosen { model: self.model.to_string(), source }),
-            },
+        let chosen = match choose(&self.gguf_files(commit.clone()).await?, self.model.wanted.as_ref()) {
+            Ok(chosen) => chosen,
+            Err(ChoiceError::None) if self.model.wanted.is_none() => {
+                return Err(self.unusable(format!("it has no {lacks} and no GGUF file; nothing else is read")));
+            }
+            Err(source) => return Err(HubError::NotChosen { model: self.model.to_string(), source }),
         };
         self.download_gguf(commit, chosen).await
     }

@@ -140,10 +140,30 @@ fn an_encoder_of_the_hub_is_downloaded_with_the_files_that_it_needs() {
     let mut downloaded = hub.downloaded();
     downloaded.sort();
     assert_eq!(downloaded, needed);
-    let output = ask("org/demo:Q8_0", &[], Some((&front.url(""), home.path())));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("safetensors"));
     let output = ask("org/other", &[], Some(("http://127.0.0.1:9", home.path())));
     assert!(String::from_utf8_lossy(&output.stderr).contains("--embedder"));
+}
+
+/// An encoder in a GGUF file.
+fn gguf() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../amem-cpu/tests/golden/gguf-encoders/bert.gguf")
+}
+
+#[test]
+fn an_encoder_in_a_gguf_file_is_taken_from_here_or_from_the_hub() {
+    let answers = |output: &std::process::Output| {
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success() && out.contains("Denver"), "{out}\n{err}");
+    };
+    answers(&ask(gguf().to_str().unwrap(), &[], None));
+    let files = ["bert-F32.gguf", "bert-Q2_K.gguf", "README.md"].map(|name| (name.to_owned(), b"not wanted".to_vec()));
+    let mut files = BTreeMap::from(files);
+    files.insert("bert-F32.gguf".to_owned(), std::fs::read(gguf()).unwrap());
+    let (hub, home) = (Hub::of(files), tempfile::tempdir().unwrap());
+    let front = hub.serve();
+    answers(&ask("org/demo", &[], Some((&front.url(""), home.path()))));
+    assert_eq!(hub.downloaded(), ["bert-F32.gguf"]);
+    answers(&ask("org/demo:f32", &[], Some(("http://127.0.0.1:9", home.path()))));
 }
 
 #[test]
@@ -155,6 +175,8 @@ fn what_is_no_encoder_is_refused_with_its_reason() {
     };
     says(&ask(model.to_str().unwrap(), &[], None), &["--embedder", "model_type llama", "bert"]);
     says(&ask("no-such-directory", &[], None), &["no directory", "OWNER/NAME"]);
+    let as_model = Command::new(env!("CARGO_BIN_EXE_amem")).args(["ask", "a", "--model"]).arg(gguf()).output().unwrap();
+    says(&as_model, &["bert.gguf", "model_type bert"]);
     let prompt = "x".repeat(5000);
     let too_long = ["--embedder-query-prompt", prompt.as_str()];
     says(&ask(dir("bert").to_str().unwrap(), &too_long, None), &["prompt", "5000"]);

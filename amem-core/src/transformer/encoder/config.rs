@@ -75,9 +75,6 @@ impl EncoderConfig {
     /// [`Error::BadModel`](crate::Error::BadModel) for a file that is missing, is no JSON, or holds numbers that make no
     /// sense.
     pub fn parse(source: &dyn ModelSource) -> Result<Self> {
-        if source.gguf().is_some() {
-            return unsupported("an encoder in a GGUF file", "directories of Hugging Face's layout are");
-        }
         let file = Settings::read(source, FILE)?.ok_or_else(|| bad_model(FILE, "it is missing"))?;
         let family = family(&file)?;
         if file.get("quantization_config").is_some() {

@@ -97,6 +97,7 @@ impl<B: Backend> Graph<B> {
         let names = Names::of(config.family);
         let embedding_norm = loader.norm(names.embedding_norm)?;
         let layers = (0..config.layers).map(|layer| loader.layer(layer, &names)).collect::<Result<_>>()?;
+        tensors.refuse_unused()?;
         let blocks = rows.div_ceil(backend.block_tokens().max(1));
         let cache = Mutex::new(backend.cache(&config.kv_shape(), dtype, blocks)?);
         let table = (0..blocks as u32).collect();

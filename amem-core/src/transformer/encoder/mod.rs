@@ -137,12 +137,20 @@ impl fmt::Debug for Encoder {
 impl Encoder {
     /// Loads a directory as sentence-transformers writes it: `config.json`, `model.safetensors` or its shards,
     /// `tokenizer.json`, `modules.json` and the pooling's `config.json`, `sentence_bert_config.json`,
-    /// `config_sentence_transformers.json`.
+    /// `config_sentence_transformers.json`. Or a GGUF file of the architectures `bert` and `nomic-bert`, as llama.cpp's
+    /// converter writes it; its vectors are one long, and it has no prompts.
     ///
     /// # Errors
     /// [`Error::BadModel`](crate::Error::BadModel) and [`Error::UnsupportedModel`](crate::Error::UnsupportedModel), which
     /// name the file or the part; [`Error::Full`](crate::Error::Full) when the backend has no memory for the weights.
     pub fn load<B: Backend>(source: &dyn ModelSource, backend: B, options: EncoderOptions) -> Result<Self> {
+        Self::read(source, backend, options).map_err(|error| match source.gguf() {
+            Some(gguf) => gguf.blame(error),
+            None => error,
+        })
+    }
+
+    fn read<B: Backend>(source: &dyn ModelSource, backend: B, options: EncoderOptions) -> Result<Self> {
         let EncoderOptions { kv, pooling, query_prompt, passage_prompt, max_tokens } = options;
         let config = EncoderConfig::parse(source)?;
         let mut modules = Modules::read(source, config.hidden, pooling)?;

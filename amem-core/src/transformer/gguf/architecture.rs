@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
+use super::encoder;
 use super::header::{Header, Metadata};
 use crate::Result;
 use crate::transformer::Config;
@@ -17,7 +18,9 @@ pub(super) struct Architecture {
     /// `general.architecture`, with which the keys of its settings begin.
     pub(super) name: &'static str,
     /// What `config.json` calls it.
-    model_type: &'static str,
+    pub(super) model_type: &'static str,
+    /// Whether it is a family of encoders, which have names and settings of their own.
+    pub(super) encoder: bool,
     /// Whether rows of queries and keys stand in the order of llama.cpp's own RoPE.
     interleaved: bool,
     /// Whether `config.json` can say that it has biases.
@@ -32,13 +35,14 @@ pub(super) struct Architecture {
 const PLAIN: Architecture = Architecture {
     name: "llama",
     model_type: "llama",
+    encoder: false,
     interleaved: false,
     says_biases: true,
     settings: &[],
     tensors: &[],
 };
 
-const ARCHITECTURES: [Architecture; 10] = [
+const ARCHITECTURES: [Architecture; 12] = [
     // Mistral's and Mixtral's models are of it too.
     Architecture { interleaved: true, settings: &EXPERTS, tensors: &MIXTRAL, ..PLAIN },
     Architecture { name: "qwen2", model_type: "qwen2", says_biases: false, ..PLAIN },
@@ -74,6 +78,8 @@ const ARCHITECTURES: [Architecture; 10] = [
     Architecture { name: "smollm3", model_type: "smollm3", interleaved: true, ..PLAIN },
     Architecture { name: "olmo2", model_type: "olmo2", tensors: &NORMED_BEHIND, ..PLAIN },
     Architecture { name: "granite", model_type: "granite", interleaved: true, settings: &MULTIPLIERS, ..PLAIN },
+    Architecture { name: "bert", model_type: "bert", encoder: true, ..PLAIN },
+    Architecture { name: "nomic-bert", model_type: "nomic_bert", encoder: true, ..PLAIN },
 ];
 
 const SCORE_CAP: (&str, &str) = ("attn_logit_softcapping", "attn_logit_softcapping");
@@ -176,7 +182,8 @@ impl Architecture {
                 let name: String = name.chars().take(60).collect();
                 unsupported(
                     format!("{}: architecture {name}", metadata.file),
-                    "llama, qwen2, qwen3, qwen3moe, gemma2, gemma3, phi3, smollm3, olmo2 and granite are",
+                    "llama, qwen2, qwen3, qwen3moe, gemma2, gemma3, phi3, smollm3, olmo2 and granite are, and bert and nomic-bert \
+                     as encoders",
                 )
             }
         }
@@ -385,6 +392,9 @@ impl Architecture {
     /// GGUF's name for a tensor of Hugging Face's, and which of several matrices in it. What the tables do not know keeps
     /// its name.
     pub(super) fn tensor_name(&self, name: &str) -> (String, Option<usize>) {
+        if self.encoder {
+            return (encoder::tensor_name(name), None);
+        }
         let known = |(stem, kind): (&str, &str)| {
             if let Some((_, theirs)) = MODEL.iter().find(|(ours, _)| *ours == stem) {
                 return Some((format!("{theirs}.{kind}"), None));
@@ -414,6 +424,9 @@ impl Architecture {
 
     /// What is wrong with `config.json`, with the names that GGUF has for its settings.
     pub(super) fn reword(&self, reason: String) -> String {
+        if self.encoder {
+            return encoder::reword(self.name, reason);
+        }
         let scaling = [("original_max_position_embeddings", "rope.scaling.original_context_length")];
         let names = scaling.iter().chain(&WHOLE).chain(&REAL).chain(self.settings);
         names.fold(reason, |reason, (ours, theirs)| reason.replace(ours, &format!("{}.{theirs}", self.name)))

@@ -4,6 +4,7 @@
 //! that both are checked and computed by the same code. Tensors are read where they lie.
 
 mod architecture;
+mod encoder;
 mod header;
 #[cfg(test)]
 mod tests;
@@ -19,7 +20,7 @@ use self::architecture::{Architecture, RopeFactors};
 use self::header::Header;
 use super::config::unsupported;
 use super::settings::bad_model;
-use super::{Config, ModelSource, WeightType};
+use super::{Config, EncoderConfig, ModelSource, WeightType};
 use crate::{Error, Result};
 
 /// The bytes of a GGUF file: read, mapped or embedded. They must not change while they are held.
@@ -35,12 +36,13 @@ const MAX_PARTS: usize = 1 << 10;
 /// A model in GGUF, in one file or several: a [`ModelSource`] of its configuration, weights, tokenizer and chat template.
 ///
 /// Weights are read in the types of [`WeightType`], of the architectures `llama` (Mistral and Mixtral too), `qwen2`,
-/// `qwen3`, `qwen3moe`, `gemma2`, `gemma3`, `phi3`, `smollm3`, `olmo2` and `granite`.
+/// `qwen3`, `qwen3moe`, `gemma2`, `gemma3`, `phi3`, `smollm3`, `olmo2` and `granite`; and, for an
+/// [`Encoder`](super::Encoder), `bert` and `nomic-bert` with word pieces.
 pub struct Gguf {
     parts: Vec<(String, GgufBytes)>,
     architecture: &'static Architecture,
-    /// What `config.json` would say.
-    config: Vec<u8>,
+    /// `config.json`, and all others of an encoder, as a directory would have them.
+    files: BTreeMap<&'static str, Vec<u8>>,
     tensors: BTreeMap<String, Placed>,
 }
 
@@ -87,14 +89,19 @@ impl Gguf {
         let Some(first) = headers.first() else { return Err(bad_model("model.gguf", "it has no files")) };
         check_split(&headers)?;
         let architecture = Architecture::of(&first.metadata)?;
-        let rope_factors = rope_factors(&headers, &parts)?;
-        let mut settings = architecture.settings(&first.metadata, &headers, rope_factors)?;
-        settings.insert("eos_token_id".to_owned(), Value::from(tokenizer::stops(&first.metadata)?));
+        let files = if architecture.encoder {
+            encoder::files(architecture.name, architecture.model_type, &first.metadata, &headers)?
+        } else {
+            let rope_factors = rope_factors(&headers, &parts)?;
+            let mut settings = architecture.settings(&first.metadata, &headers, rope_factors)?;
+            settings.insert("eos_token_id".to_owned(), Value::from(tokenizer::stops(&first.metadata)?));
+            BTreeMap::from([(CONFIG, serde_json::to_vec(&settings).unwrap_or_default())])
+        };
 
         let mut tensors = BTreeMap::new();
         for (part, header) in headers.into_iter().enumerate() {
             for (name, entry) in header.tensors {
-                if [ROPE_FACTORS, LONG_FACTORS, SHORT_FACTORS].contains(&name) {
+                if !architecture.encoder && [ROPE_FACTORS, LONG_FACTORS, SHORT_FACTORS].contains(&name) {
                     continue;
                 }
                 let placed = Placed {
@@ -112,8 +119,11 @@ impl Gguf {
                 }
             }
         }
-        let config = serde_json::to_vec(&settings).unwrap_or_default();
-        let mut gguf = Self { parts, architecture, config, tensors };
+        let mut gguf = Self { parts, architecture, files, tensors };
+        if architecture.encoder {
+            EncoderConfig::parse(&gguf).map_err(|error| gguf.blame(error))?;
+            return Ok(gguf);
+        }
         let config = Config::parse(&gguf)?;
         for (name, tensor) in &mut gguf.tensors {
             tensor.interleaved = architecture.interleaved_heads(name, &config);
@@ -124,6 +134,11 @@ impl Gguf {
     /// The architecture's name, as `general.architecture` has it.
     pub fn architecture(&self) -> &'static str {
         self.architecture.name
+    }
+
+    /// Whether it is for an [`Encoder`](super::Encoder), and no language model.
+    pub fn is_encoder(&self) -> bool {
+        self.architecture.encoder
     }
 
     /// The name of the file, the first one's if there are several.
@@ -189,7 +204,7 @@ impl Gguf {
 
 impl ModelSource for Gguf {
     fn file(&self, name: &str) -> Option<&[u8]> {
-        (name == CONFIG).then_some(self.config.as_slice())
+        self.files.get(name).map(Vec::as_slice)
     }
 
     fn gguf(&self) -> Option<&Gguf> {

@@ -4,9 +4,9 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
-use crate::testing::{GgufWriter, gguf};
+use crate::testing::{GgufWriter, Reference, gguf};
 use crate::transformer::fixtures::{demo, demo_with};
-use crate::transformer::{HfChat, Rope, WeightFeedForward, Weights};
+use crate::transformer::{Encoded, Encoder, EncoderOptions, HfChat, Purpose, Rope, WeightFeedForward, Weights};
 use crate::{Chat, Dtype};
 
 /// The demo model as a GGUF file.
@@ -479,6 +479,147 @@ fn what_no_file_says_of_a_family_is_what_llama_cpp_knows_of_it() {
     assert!(settings("phi3", half).is_err());
 }
 
+/// The smallest encoder.
+fn encoder() -> GgufWriter {
+    let tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "▁a", "a", "▁live", "s"];
+    let mut file = GgufWriter::new()
+        .text("general.architecture", "bert")
+        .whole("bert.context_length", 12)
+        .whole("bert.embedding_length", 8)
+        .whole("bert.block_count", 1)
+        .whole("bert.feed_forward_length", 6)
+        .whole("bert.attention.head_count", 2)
+        .real("bert.attention.layer_norm_epsilon", 1e-5)
+        .flag("bert.attention.causal", false)
+        .whole("bert.pooling_type", 1)
+        .text("tokenizer.ggml.model", "bert")
+        .texts("tokenizer.ggml.tokens", &tokens)
+        .wholes("tokenizer.ggml.token_type", &[3, 3, 3, 3, 1, 1, 1, 1]);
+    for (name, rows, columns) in [
+        ("token_embd", 8, 8),
+        ("position_embd", 12, 8),
+        ("token_types", 2, 8),
+        ("blk.0.attn_q", 8, 8),
+        ("blk.0.attn_k", 8, 8),
+        ("blk.0.attn_v", 8, 8),
+        ("blk.0.attn_output", 8, 8),
+        ("blk.0.ffn_up", 6, 8),
+        ("blk.0.ffn_down", 8, 6),
+    ] {
+        // No two rows point the same way.
+        let numbers: Vec<f32> = (0..rows * columns).map(|at| (at as f32 * 0.7).sin()).collect();
+        file = file.tensor(&format!("{name}.weight"), WeightType::F32, &[rows, columns], &numbers);
+        if name.starts_with("blk") {
+            file = file.tensor(&format!("{name}.bias"), WeightType::F32, &[rows], &vec![0.5; rows]);
+        }
+    }
+    for name in ["token_embd_norm", "blk.0.attn_output_norm", "blk.0.layer_output_norm"] {
+        for (part, number) in [("weight", 1.0), ("bias", 0.1)] {
+            file = file.tensor(&format!("{name}.{part}"), WeightType::F32, &[8], &[number; 8]);
+        }
+    }
+    file
+}
+
+fn load_encoder(file: &GgufWriter) -> Result<Encoder> {
+    Encoder::load(&open(file)?, Reference, EncoderOptions::default())
+}
+
+fn vectors(file: &GgufWriter, texts: &[&str]) -> Vec<Encoded> {
+    futures_lite::future::block_on(load_encoder(file).unwrap().encode(texts, Purpose::Plain)).unwrap()
+}
+
+#[test]
+fn an_encoder_is_what_its_file_says_and_no_language_model() {
+    let gguf = open(&encoder()).unwrap();
+    assert!(gguf.is_encoder() && !open(&file()).unwrap().is_encoder());
+    let loaded = load_encoder(&encoder()).unwrap();
+    assert_eq!((loaded.dimensions(), loaded.max_tokens()), (8, 12));
+    let found = vectors(&encoder(), &["a", "A lives a", "á"]);
+    assert_eq!(found.iter().map(|found| found.tokens).collect::<Vec<_>>(), [3, 6, 3]);
+    assert_eq!(found[0].vector, found[2].vector, "accents are taken away");
+    assert_ne!(found[0].vector, found[1].vector);
+    for Encoded { vector, .. } in &found {
+        let length: f32 = vector.iter().map(|x| x * x).sum();
+        assert!((length - 1.0).abs() < 1e-6, "{length}");
+    }
+    let first = vectors(&encoder().whole("bert.pooling_type", 2), &["a lives"]);
+    assert_ne!(first, vectors(&encoder(), &["a lives"]));
+
+    let error = Config::parse(&gguf).unwrap_err().to_string();
+    assert!(error.contains("demo.gguf") && error.contains("bert"), "{error}");
+    let error = load_encoder(&file()).unwrap_err().to_string();
+    assert!(error.contains("demo.gguf") && error.contains("model_type llama"), "{error}");
+}
+
+#[test]
+fn words_keep_their_case_and_accents_where_an_encoders_file_says_so() {
+    let tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "▁a", "▁A", "▁á", "▁Á"];
+    let with = |lowercase: bool, strips: bool| {
+        let file = encoder().texts("tokenizer.ggml.tokens", &tokens);
+        let file = file.flag("tokenizer.ggml.normalizer.lowercase", lowercase);
+        vectors(&file.flag("tokenizer.ggml.normalizer.strip_accents", strips), &["a", "A", "á", "Á"])
+    };
+    let same = |found: &[Encoded], one: usize, other: usize| found[one].vector == found[other].vector;
+    let found = with(false, false);
+    assert!((1..4).all(|other| !same(&found, 0, other)));
+    let found = with(true, false);
+    assert!(same(&found, 0, 1) && same(&found, 2, 3) && !same(&found, 0, 2));
+    let found = with(false, true);
+    assert!(same(&found, 0, 2) && same(&found, 1, 3) && !same(&found, 0, 1));
+}
+
+#[test]
+fn the_tokens_around_a_text_are_those_of_their_keys_or_of_their_names() {
+    // Of files that have no names for them, and of old files that do not say which tokens are control tokens.
+    let renamed = ["<pad>", "<unk>", "<s>", "</s>", "▁a", "a", "▁live", "s"];
+    let keyed = encoder().texts("tokenizer.ggml.tokens", &renamed);
+    assert!(load_encoder(&keyed).unwrap_err().to_string().contains("[CLS]"));
+    let keyed = keyed.whole("tokenizer.ggml.bos_token_id", 2).whole("tokenizer.ggml.eos_token_id", 3);
+    assert!(load_encoder(&keyed).unwrap_err().to_string().contains("[UNK]"));
+    let keyed = keyed.whole("tokenizer.ggml.unknown_token_id", 1);
+    let texts = ["a", "lives", "b", ""];
+    assert_eq!(vectors(&keyed, &texts), vectors(&encoder(), &texts));
+    assert_eq!(vectors(&encoder().without("tokenizer.ggml.token_type"), &texts), vectors(&encoder(), &texts));
+    assert_ne!(vectors(&keyed.whole("tokenizer.ggml.cls_token_id", 4), &texts), vectors(&encoder(), &texts));
+}
+
+#[test]
+fn encoders_that_would_be_computed_wrongly_are_refused_by_name() {
+    let number = |key: &'static str, value| move |file: GgufWriter| file.whole(key, value);
+    let cases: Vec<(Change, &str)> = vec![
+        (Box::new(number("bert.pooling_type", 3)), "bert.pooling_type 3 (last)"),
+        (Box::new(number("bert.pooling_type", 4)), "bert.pooling_type 4 (rank)"),
+        (Box::new(number("bert.pooling_type", 9)), "bert.pooling_type 9 (unknown)"),
+        (Box::new(number("bert.pooling_type", 0)), "how tokens become one vector"),
+        (Box::new(|file| file.without("bert.pooling_type")), "how tokens become one vector"),
+        (Box::new(|file| file.flag("bert.attention.causal", true)), "bert.attention.causal true"),
+        (Box::new(|file| file.real("bert.attention.max_alibi_bias", 8.0)), "bert.attention.max_alibi_bias 8"),
+        (Box::new(|file| file.text("bert.rope.scaling.type", "yarn")), "bert.rope.scaling.type yarn"),
+        (Box::new(number("bert.attention.head_count", 3)), "bert.attention.head_count"),
+        (Box::new(number("bert.embedding_length", 0)), "bert.embedding_length is 0"),
+        (Box::new(number("bert.block_count", 2)), "tensor blk.1.attn_q.weight is missing"),
+        (Box::new(number("bert.context_length", 13)), "position_embd.weight has shape [12, 8]"),
+        (Box::new(number("bert.feed_forward_length", 7)), "blk.0.ffn_up.weight has shape [6, 8]"),
+        (Box::new(number("tokenizer.ggml.cls_token_id", 8)), "tokenizer.ggml.cls_token_id is 8"),
+        (Box::new(|file| file.text("tokenizer.ggml.model", "t5")), "tokenizer.ggml.model t5"),
+        (Box::new(|file| file.without("tokenizer.ggml.tokens")), "tokenizer.ggml.tokens is missing"),
+        (Box::new(|file| file.texts("tokenizer.ggml.tokens", &["a", "[CLS]", "a"])), "\"a\" twice, as 0 and as 2"),
+        (Box::new(|file| file.texts("tokenizer.ggml.tokens", &[""; 9])), "has 9 entries"),
+        (Box::new(|file| file.without_tensor("token_embd.weight")), "token_embd.weight is missing"),
+        (Box::new(|file| file.without_tensor("blk.0.attn_q.bias")), "tensor blk.0.attn_q.bias is missing"),
+        (Box::new(|file| file.tensor("cls.weight", WeightType::F32, &[8, 8], &[0.0; 64])), "tensor cls.weight"),
+        (Box::new(|file| file.tensor(ROPE_FACTORS, WeightType::F32, &[2], &[1.0; 2])), "tensor rope_freqs.weight"),
+        (Box::new(|file| file.raw_tensor("blk.0.ffn_up.weight", 24, &[6, 8], vec![0; 48])), "in I8"),
+    ];
+    for (change, expected) in cases {
+        let error = load_encoder(&change(encoder())).expect_err(expected);
+        assert!(matches!(error, Error::BadModel { .. } | Error::UnsupportedModel { .. }), "{error}");
+        let error = error.to_string();
+        assert!(error.contains(expected) && error.contains("demo.gguf"), "{expected}: {error}");
+    }
+}
+
 /// A file with all that a model has, and a short header.
 static SMALL: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let tiny = wide(WeightType::Q8_0);
@@ -507,6 +648,19 @@ proptest! {
                 weights.fingerprint(&config, "f32", Dtype::F16);
             }
             let _ = HfChat::open(&gguf, &config);
+        }
+    }
+
+    #[test]
+    fn no_damage_to_an_encoders_file_panics(at in 0usize..2200, bytes: [u8; 8], len in 1usize..9, cut in prop::option::of(0usize..3000)) {
+        let mut file = encoder().bytes();
+        file[at..at + len].copy_from_slice(&bytes[..len]);
+        file.truncate(cut.unwrap_or(usize::MAX));
+        if let Ok(gguf) = Gguf::open("small.gguf", file) {
+            let options = EncoderOptions::default().max_tokens(12);
+            if let Ok(encoder) = Encoder::load(&gguf, Reference, options) {
+                let _ = futures_lite::future::block_on(encoder.encode(&["a lives", ""], Purpose::Plain));
+            }
         }
     }
 }

@@ -1,7 +1,7 @@
 //! A GGUF file's tokenizer and chat template, in the words of Hugging Face's files.
 //!
 //! Two kinds of tokenizers are read: `gpt2`, BPE over bytes with its list of merges, and `llama`, sentencepiece's BPE,
-//! whose merges follow from the scores of its pieces. How a text is cut before BPE is not in the file: it has a name,
+//! whose merges follow from the scores of its pieces; and of encoders `bert`, word pieces. How a text is cut before BPE is not in the file: it has a name,
 //! `tokenizer.ggml.pre`, which stands for what the makers' own tokenizer does.
 //!
 //! `add_bos_token` is not looked at: as with a model's directory, a conversation begins with what its template writes.
@@ -51,6 +51,23 @@ const STRIP_NOTHING: [&str; 3] = ["<unk>", "<s>", "<|endoftext|>"];
 const MAX_PIECE: usize = 512;
 const MAX_TOKENS: usize = u32::MAX as usize;
 
+/// What stands before and behind a text of an encoder, and for what is unknown: the keys of its id, of which the first that
+/// there is counts, and its text, for files that have none of them.
+const AROUND: [(&[&str], &str); 3] = [
+    (&["tokenizer.ggml.cls_token_id", "tokenizer.ggml.bos_token_id"], "[CLS]"),
+    (
+        &["tokenizer.ggml.seperator_token_id", "tokenizer.ggml.separator_token_id", "tokenizer.ggml.eos_token_id"],
+        "[SEP]",
+    ),
+    (&["tokenizer.ggml.unknown_token_id"], "[UNK]"),
+];
+/// BERT's control tokens. Old files do not say that they are.
+const BERTS_OWN: [&str; 5] = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"];
+const LOWERCASE: &str = "tokenizer.ggml.normalizer.lowercase";
+const STRIP_ACCENTS: &str = "tokenizer.ggml.normalizer.strip_accents";
+/// Characters of a word that is cut into pieces, at most; a longer one is unknown. BERT's own bound, which no file has.
+const MAX_WORD: usize = 100;
+
 /// The tokens that end a text, by id.
 pub(super) fn stops(metadata: &Metadata<'_>) -> Result<Vec<u32>> {
     let ids = STOPS.iter().map(|key| metadata.whole(key, 0..=MAX_TOKENS));
@@ -88,6 +105,77 @@ pub(super) fn files(metadata: &Metadata<'_>, strips: bool) -> Result<BTreeMap<St
         ("generation_config.json", json(serde_json::to_vec(&sampling(metadata)?))?),
     ];
     Ok(files.into_iter().map(|(name, bytes)| (name.to_owned(), bytes)).collect())
+}
+
+/// `tokenizer.json` of an encoder with word pieces. Files have them as llama.cpp wants them: those that begin a word with
+/// `▁`, the others without the `##` of Hugging Face.
+pub(super) fn word_pieces(metadata: &Metadata<'_>) -> Result<Vec<u8>> {
+    let model = metadata.word(MODEL)?;
+    if model != "bert" {
+        let model: String = model.chars().take(60).collect();
+        return unsupported(format!("{}: {MODEL} {model} of an encoder", metadata.file), "bert is");
+    }
+    let tokens = metadata.texts(TOKENS)?.ok_or_else(|| metadata.missing(TOKENS))?;
+    let types = metadata.wholes(TYPES)?.unwrap_or_default();
+    let (mut ids, mut special) = (BTreeMap::new(), Vec::new());
+    for (id, token) in tokens.iter().enumerate().filter(|(_, token)| !token.is_empty()) {
+        let is_special = types.get(id) == Some(&token_type::CONTROL) || BERTS_OWN.contains(token);
+        let piece = match token.strip_prefix('▁') {
+            _ if is_special => (*token).to_owned(),
+            Some(word) => word.to_owned(),
+            None => format!("##{token}"),
+        };
+        if is_special {
+            special.push(json!({ "id": id, "content": piece, "special": true, "single_word": false, "lstrip": false,
+                "rstrip": false, "normalized": false }));
+        }
+        if let Some(first) = ids.insert(piece, id) {
+            let shown: String = token.chars().take(60).collect();
+            let reason = format!("{TOKENS} has {shown:?} twice, as {first} and as {id}: convert the model anew");
+            return Err(bad_model(metadata.file, reason));
+        }
+    }
+    let token = |(keys, text): (&[&str], &'static str)| {
+        for key in keys {
+            if let Some(id) = metadata.whole(key, 0..=MAX_TOKENS)? {
+                let known = ids.iter().find(|(_, known)| **known == id).map(|(piece, id)| (piece.as_str(), *id));
+                return known.ok_or_else(|| metadata.wrong(key, format!("the id of a token in {TOKENS}")));
+            }
+        }
+        let known = ids.get(text).map(|id| (text, *id));
+        known.ok_or_else(|| bad_model(metadata.file, format!("{TOKENS} has no {text}, and no key says which it is")))
+    };
+    let [begin, end, unknown] = AROUND.map(token);
+    let ((begin, first), (end, last), (unknown, _)) = (begin?, end?, unknown?);
+    let part = |token: &str| json!({ "SpecialToken": { "id": token, "type_id": 0 } });
+    let entry = |id: usize, token: &str| json!({ "id": token, "ids": [id], "tokens": [token] });
+    let tokenizer = json!({
+        "version": "1.0",
+        "added_tokens": special,
+        "normalizer": {
+            "type": "BertNormalizer",
+            "clean_text": true,
+            "handle_chinese_chars": true,
+            "strip_accents": metadata.flag(STRIP_ACCENTS)?,
+            "lowercase": metadata.flag(LOWERCASE)?.unwrap_or(true),
+        },
+        "pre_tokenizer": { "type": "BertPreTokenizer" },
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [part(begin), { "Sequence": { "id": "A", "type_id": 0 } }, part(end)],
+            "pair": [part(begin), { "Sequence": { "id": "A", "type_id": 0 } }, { "Sequence": { "id": "B", "type_id": 0 } }, part(end)],
+            "special_tokens": { begin: entry(first, begin), end: entry(last, end) },
+        },
+        "decoder": { "type": "WordPiece", "prefix": "##", "cleanup": true },
+        "model": {
+            "type": "WordPiece",
+            "unk_token": unknown,
+            "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": MAX_WORD,
+            "vocab": ids,
+        },
+    });
+    Ok(tokenizer.to_string().into_bytes())
 }
 
 /// `tokenizer.json`. What is large in it is borrowed: a vocabulary has hundreds of thousands of entries.
