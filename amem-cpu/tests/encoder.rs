@@ -235,7 +235,8 @@ fn gguf_files_have_the_tokens_and_vectors_of_an_independent_implementation() {
         println!("{case}: {reference:.1e} in f64, {exact:.1e}, fast {fast:.1e}");
         assert!(reference <= 1e-6, "{case} is off by {reference} in f64");
         assert!(exact <= EXACT, "{case} is off by {exact}");
-        assert!(fast <= 0.01, "{case} is off by {fast} in fast arithmetic");
+        // Blocks of 8 bits are multiplied by activations that are rounded to 8 bits too.
+        assert!(fast <= 0.05, "{case} is off by {fast} in fast arithmetic");
     }
 }
 
