@@ -72,7 +72,7 @@ fn assert_gone(dir: &Path, n: usize) {
 /// One thing that may be done to a ledger. Records are named by the order in which they were added.
 #[derive(Clone, Debug)]
 enum Op {
-    Add { namespace: u8, text: u8, key: Option<u8>, lives: Option<i64>, kind: Option<u8> },
+    Add { namespace: u8, text: u8, key: Option<u8>, lives: Option<i64>, ago: Option<i64>, kind: Option<u8> },
     Update { record: usize, text: u8 },
     Forget { records: Vec<usize> },
     Delete { namespace: u8 },
@@ -84,8 +84,9 @@ enum Op {
 fn op() -> impl Strategy<Value = Op> {
     let record = || 0..12_usize;
     prop_oneof![
-        6 => (0..2_u8, 0..4_u8, prop::option::of(0..2_u8), prop::option::of(1..20_i64), prop::option::of(0..2_u8))
-            .prop_map(|(namespace, text, key, lives, kind)| Op::Add { namespace, text, key, lives, kind }),
+        6 => (0..2_u8, 0..4_u8, prop::option::of(0..2_u8), prop::option::of(1..20_i64),
+            prop::option::of(-1..9_i64), prop::option::of(0..2_u8))
+            .prop_map(|(namespace, text, key, lives, ago, kind)| Op::Add { namespace, text, key, lives, ago, kind }),
         3 => (record(), 0..4_u8).prop_map(|(record, text)| Op::Update { record, text }),
         2 => prop::collection::vec(record(), 1..3).prop_map(|records| Op::Forget { records }),
         1 => (0..2_u8).prop_map(|namespace| Op::Delete { namespace }),
@@ -111,9 +112,10 @@ fn played(ledger: &impl Ledger, ops: &[Op]) -> Vec<String> {
         let now = Timestamp(1_000_000_000_000 + 1000 * at);
         let of = |record: &usize| (!ids.is_empty()).then(|| ids[record % ids.len()].clone());
         let result = match op {
-            Op::Add { namespace, text, key, lives, kind } => {
+            Op::Add { namespace, text, key, lives, ago, kind } => {
                 let mut new = NewRecord::new(format!("text {text}"));
                 (new.key, new.expires_at) = (key.map(|k| k.to_string()), lives.map(|s| Timestamp(now.0 + 1000 * s)));
+                new.created_at = ago.map(|s| Timestamp(now.0 - 1000 * s));
                 new.metadata = kind.iter().map(|kind| ("kind", f64::from(*kind))).collect();
                 let added = block_on(ledger.add(&name(*namespace), &[new], now)).unwrap().remove(0);
                 if added.outcome != Outcome::Duplicate {

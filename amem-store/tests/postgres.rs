@@ -72,10 +72,10 @@ fn the_postgres_ledger_is_a_ledger() {
 }
 
 /// One thing that may be done to a ledger. Records are named by the order in which they were added; texts, keys and
-/// namespaces by their place among some strings.
+/// namespaces by their place among some strings. A text may live for some seconds, and have been said some seconds ago.
 #[derive(Clone, Debug)]
 enum Op {
-    Add(Vec<(usize, Option<usize>, Option<i64>)>),
+    Add(Vec<(usize, Option<usize>, Option<i64>, Option<i64>)>),
     Update(usize, usize),
     Forget(Vec<usize>),
     Delete,
@@ -85,7 +85,7 @@ enum Op {
 }
 
 fn op() -> impl Strategy<Value = Op> {
-    let new = (0..4_usize, prop::option::of(0..3_usize), prop::option::of(1..10_i64));
+    let new = (0..4_usize, prop::option::of(0..3_usize), prop::option::of(1..10_i64), prop::option::of(-1..9_i64));
     prop_oneof![
         6 => prop::collection::vec(new, 1..5).prop_map(Op::Add),
         3 => (0..9_usize, 0..4_usize).prop_map(|(record, text)| Op::Update(record, text)),
@@ -116,11 +116,12 @@ fn played(ledger: &impl Ledger, namespace: &Namespace, strings: &[String], ops: 
         let of = |at: &usize| (!ids.is_empty()).then(|| ids[at % ids.len()]);
         let mut said = vec![match op {
             Op::Add(new) => {
-                let new = new.iter().map(|(text, key, lives)| {
+                let new = new.iter().map(|(text, key, lives, ago)| {
                     let metadata: Metadata = [("a", MetaValue::from(string(text + 1)))].into_iter().collect();
                     let mut new = NewRecord::new(string(*text)).metadata(metadata);
                     new.key = key.map(|key| string(key).to_owned());
                     new.expires_at = lives.map(|lives| Timestamp(now.0 + 1000 * lives));
+                    new.created_at = ago.map(|ago| Timestamp(now.0 - 1000 * ago));
                     new
                 });
                 let added = block_on(ledger.add(namespace, &new.collect::<Vec<_>>(), now));

@@ -286,6 +286,22 @@ fn importing_again_adds_nothing_where_later_lines_superseded_earlier_ones() {
 }
 
 #[test]
+fn an_older_line_of_a_key_does_not_take_a_newer_records_place() {
+    let line = |text: &str, second: u32| format!("{{\"text\":\"{text}\",\"key\":\"home\",\"created_at\":{second}}}\n");
+    let ledger = RamLedger::new();
+    block_on(ledger.add(&ours(), &[NewRecord::new("Lima").key("home")], Timestamp::now())).unwrap();
+    let lines = [line("Denver", 2000), line("Vienna", 1000)].concat();
+    for round in 0..2 {
+        let (counts, told) = imported(&ledger, Some(&ours()), lines.as_bytes());
+        let expected = if round == 0 { (2, 0, 0) } else { (0, 0, 2) };
+        assert_eq!((counts.added, counts.superseding, counts.duplicates), expected, "{told:?}");
+        assert_eq!(texts(&ledger, &ours()), ["Lima"]);
+    }
+    let all = block_on(ledger.list(&ours(), Query::All)).unwrap();
+    assert!(all[1..].iter().all(|record| matches!(record.state, State::Superseded { by, .. } if by == all[0].id)));
+}
+
+#[test]
 fn what_was_read_before_an_error_is_imported() {
     struct Broken<'a>(&'a [u8]);
     impl std::io::Read for Broken<'_> {

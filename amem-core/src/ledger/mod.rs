@@ -158,9 +158,14 @@ pub struct SavedIndex {
 /// checked by `testing::ledger` (feature `testing`).
 #[async_trait]
 pub trait Ledger: Send + Sync {
-    /// Adds texts, all or none of them, in order. The chunks linked to a record whose place a new one takes become
-    /// [pending deletions](Self::pending_deletions), unless another active record links them too. Blanks at both ends of a text are not part of it. An implementation
-    /// may pay for each call rather than for each text, so give it many at once where there are many.
+    /// Adds texts, all or none of them, in order. Blanks at both ends of a text are not part of it. An implementation may
+    /// pay for each call rather than for each text, so give it many at once where there are many.
+    ///
+    /// A text with a key takes the place of the key's active record, from the moment on when it was said. If it
+    /// [was said before](NewRecord::is_older_than) that record's text, the record stays active and the text is superseded
+    /// at once: it counted until the record was first said. Of two of one moment the one that is added later takes the
+    /// other's place. The chunks linked to a record whose place a new one takes become
+    /// [pending deletions](Self::pending_deletions), unless another active record links them too.
     ///
     /// # Errors
     /// As [`NewRecord::check`]; [`Error::Ledger`] when the ledger cannot be written.

@@ -119,16 +119,22 @@ impl Tables {
             return Added { record: same.at(now), outcome: Outcome::Duplicate };
         }
         let (id, revision) = (RecordId::new(), self.next_revision());
+        let created_at = new.created_at.unwrap_or(now).min(now);
         let (mut outcome, mut outdated) = (Outcome::New, BTreeSet::new());
-        let older = self.entries.iter_mut().filter(|e| e.is_active(now) && e.record.namespace == *namespace);
-        for older in older.filter(|e| key.is_some() && e.record.key.as_deref() == key) {
-            outcome = Outcome::Superseded(older.record.id);
-            let at = older.not_before_last_change(now);
-            older.end(State::Superseded { by: id, at }, at, revision);
-            outdated.append(&mut older.links);
+        let of_key = |e: &Entry| key.is_some() && e.record.key.as_deref() == key && e.record.namespace == *namespace;
+        let standing = self.entries.iter().filter(|e| e.is_active(now) && of_key(e)).map(|e| &e.record);
+        let newer = standing.filter(|record| new.is_older_than(record, now)).max_by_key(|record| record.updated_at);
+        let state = newer
+            .map_or(State::Active, |newer| State::Superseded { by: newer.id, at: created_at.max(newer.created_at) });
+        if state == State::Active {
+            for older in self.entries.iter_mut().filter(|e| e.is_active(now) && of_key(e)) {
+                outcome = Outcome::Superseded(older.record.id);
+                let at = older.not_before_last_change(created_at);
+                older.end(State::Superseded { by: id, at }, at, revision);
+                outdated.append(&mut older.links);
+            }
         }
         self.queue(outdated, now);
-        let created_at = new.created_at.unwrap_or(now).min(now);
         let record = Record {
             id,
             namespace: namespace.clone(),
@@ -138,9 +144,10 @@ impl Tables {
             created_at,
             updated_at: created_at,
             expires_at: new.expires_at,
-            state: State::Active,
+            state,
         };
-        let history = vec![Version { text: text.to_owned(), from: created_at, until: None }];
+        let until = if let State::Superseded { at, .. } = state { Some(at) } else { None };
+        let history = vec![Version { text: text.to_owned(), from: created_at, until }];
         let entry = Entry { record, history, links: BTreeSet::new(), changed: revision };
         let record = entry.at(now);
         self.entries.push(entry);

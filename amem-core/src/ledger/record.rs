@@ -141,12 +141,13 @@ pub struct NewRecord {
     /// What to remember.
     pub text: String,
     /// What the text is about, for facts that replace one another: remembering a text under a key supersedes the
-    /// active record of that key. At most [`MAX_KEY_BYTES`](Self::MAX_KEY_BYTES).
+    /// active record of that key, unless that one [is newer](Self::is_older_than). At most
+    /// [`MAX_KEY_BYTES`](Self::MAX_KEY_BYTES).
     pub key: Option<String>,
     /// What the application keeps with it.
     pub metadata: Metadata,
     /// When it was first said, if that was not now: for records that come from elsewhere. A moment yet to come counts as
-    /// now.
+    /// now. Under a key, a text from before the active record's does not take its place.
     pub created_at: Option<Timestamp>,
     /// From when on it no longer counts.
     pub expires_at: Option<Timestamp>,
@@ -183,6 +184,13 @@ impl NewRecord {
     #[must_use]
     pub fn expires_at(self, at: Timestamp) -> Self {
         Self { expires_at: Some(at), ..self }
+    }
+
+    /// Whether it was said before an active record of its key got the text that it has. If it is added at `now`, such a
+    /// text is superseded from the start, and the record stays active. What is said now, and so has no moment of its
+    /// own, is older than nothing, also if a clock was set back or another machine's is fast.
+    pub fn is_older_than(&self, active: &Record, now: Timestamp) -> bool {
+        self.created_at.is_some_and(|at| at < now && at < active.updated_at)
     }
 
     /// The text without the blanks around it, if the record is one that a ledger takes.
@@ -306,7 +314,8 @@ pub struct Added {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Outcome {
-    /// A new record. It may have expired before it was added, as its state says.
+    /// A new record. It may have expired before it was added, or have been superseded by the active record of its key,
+    /// which is newer: its state says so.
     New,
     /// An active record of the namespace says exactly this, under the same key: that record is returned, and nothing
     /// was written.

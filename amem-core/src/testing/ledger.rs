@@ -37,6 +37,7 @@ pub fn ledger<L: Ledger>(make: impl Fn() -> L) {
         a_filter_is_asked_before_the_page_is_full(&make()).await;
         records_are_counted(&make()).await;
         metadata_and_moments_are_kept_and_bounded(&make()).await;
+        an_older_text_does_not_take_a_newer_ones_place(&make()).await;
         filters_mean_the_same_everywhere(&make()).await;
         many_are_forgotten_all_or_none(&make()).await;
         namespaces_share_nothing(&make()).await;
@@ -712,6 +713,65 @@ async fn metadata_and_moments_are_kept_and_bounded(ledger: &impl Ledger) {
         assert!(matches!(refused, Err(Error::BadValue { .. })), "keys and metadata have bounds");
     }
     assert_eq!(ledger.count(&ours(), later(3)).await.unwrap(), 2, "what was refused added nothing");
+}
+
+async fn an_older_text_does_not_take_a_newer_ones_place(ledger: &impl Ledger) {
+    let said = |text: &str, seconds| keyed("home", text).created_at(later(seconds));
+    let lima = add(ledger, keyed("home", "Lima"), later(10)).await.record;
+    let Changes { revision, .. } = ledger.changes(&ours(), Revision(0), later(10)).await.unwrap();
+    let vienna = add(ledger, said("Vienna", 5), later(20)).await;
+    assert_eq!(texts(ledger, Query::At(later(20))).await, ["Lima"], "an older text does not take a newer one's place");
+    let state = State::Superseded { by: lima.id, at: later(10) };
+    let became = (vienna.outcome, vienna.record.state);
+    assert_eq!(became, (Outcome::New, state), "it is superseded from the start, by the newer one when that was said");
+    assert_eq!(ledger.get(&ours(), vienna.record.id, later(20)).await.unwrap(), vienna.record, "get says so as well");
+    let history = ledger.history(&ours(), vienna.record.id).await.unwrap();
+    let until: Vec<_> = history.iter().map(|version| (version.from, version.until)).collect();
+    assert_eq!(until, [(later(5), Some(later(10)))], "so does its history");
+    let changes = ledger.changes(&ours(), revision, later(20)).await.unwrap().records;
+    assert_eq!(changes, [vienna.record.clone()], "the newer one has not changed");
+    assert_eq!(
+        texts(ledger, Query::At(later(9))).await,
+        ["Vienna"],
+        "before the newer one was said, the older counted"
+    );
+    assert_eq!(texts(ledger, Query::At(later(10))).await, ["Lima"], "and no longer");
+    ledger.link(&ours(), &[(vienna.record.id, chunk(1))], later(20)).await.unwrap();
+    assert_eq!(pending_at(ledger, later(20)).await, [chunk(1)].into(), "no chunk of it is kept");
+
+    let oslo = add(ledger, said("Oslo", 15), later(20)).await;
+    assert_eq!(oslo.outcome, Outcome::Superseded(lima.id), "a newer text of the past takes an older one's place");
+    assert_eq!(texts(ledger, Query::At(later(14))).await, ["Lima"], "which counted until then");
+    assert_eq!(texts(ledger, Query::At(later(15))).await, ["Oslo"], "from the moment on when it was said");
+    let quito = add(ledger, said("Quito", 15), later(20)).await;
+    assert_eq!(
+        quito.outcome,
+        Outcome::Superseded(oslo.record.id),
+        "of one moment, the text counts that is added later"
+    );
+    ledger.update(&ours(), quito.record.id, "Quito, old town", later(30)).await.unwrap();
+    let graz = add(ledger, said("Graz", 25), later(40)).await.record;
+    let state = State::Superseded { by: quito.record.id, at: later(25) };
+    assert_eq!(graz.state, state, "a text that an update gave is as new as the update");
+    assert_eq!(texts(ledger, Query::At(later(26))).await, ["Quito"], "a key had one active record at any moment");
+
+    let of_day = |text: &str, seconds| keyed("day", text).created_at(later(seconds));
+    let batch = [of_day("Tuesday", 2), of_day("Monday", 1), of_day("Wednesday", 3)];
+    let added = ledger.add(&ours(), &batch, later(50)).await.unwrap();
+    let ids = [0, 1, 2].map(|at: usize| added[at].record.id);
+    let outcomes = [0, 1, 2].map(|at: usize| added[at].outcome);
+    let expected = [Outcome::New, Outcome::New, Outcome::Superseded(ids[0])];
+    assert_eq!(outcomes, expected, "the texts of one call know of each other's moments");
+    let days = ledger.get_many(&ours(), &ids, later(50)).await.unwrap();
+    let states: Vec<State> = days.iter().flatten().map(|record| record.state).collect();
+    let superseded = |by: usize, seconds| State::Superseded { by: ids[by], at: later(seconds) };
+    assert_eq!(states, [superseded(2, 3), superseded(0, 2), State::Active], "and each stands where it belongs");
+
+    let first = add(ledger, keyed("clock", "first"), later(61)).await.record.id;
+    let second = add(ledger, keyed("clock", "second"), later(60)).await.outcome;
+    assert_eq!(second, Outcome::Superseded(first), "what is said now is the newest, whatever a clock says");
+    let third = add(ledger, keyed("clock", "third").created_at(later(99)), later(59)).await.outcome;
+    assert!(matches!(third, Outcome::Superseded(_)), "and so is what is said to be yet to come");
 }
 
 async fn many_are_forgotten_all_or_none(ledger: &impl Ledger) {

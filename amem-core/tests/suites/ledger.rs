@@ -23,6 +23,12 @@ enum Fault {
     LosesExpiry,
     LosesMomentsOfCreation,
     TakesMomentsYetToCome,
+    OlderTakeTheNewersPlace,
+    OlderOfOneCallTakePlaces,
+    OlderGoByTheirBeginning,
+    OlderByTheClockAreOld,
+    FirstOfOneMomentStays,
+    NewerOfThePastCountFromNow,
     RoundsNumbers,
     CutsLongKeys,
     KnowsNoDuplicates,
@@ -131,7 +137,7 @@ enum Fault {
     IndexesOfDeletedAreKept,
 }
 
-const FAULTS: [(Fault, &str); 114] = [
+const FAULTS: [(Fault, &str); 120] = [
     (Fault::KeepsBlanks, "without the blanks at their ends"),
     (Fault::AddsUpToTheBadOne, "texts are added all or none"),
     (Fault::AddsInReverse, "in the order in which they were added"),
@@ -140,6 +146,12 @@ const FAULTS: [(Fault, &str); 114] = [
     (Fault::LosesExpiry, "key and expiry come back"),
     (Fault::LosesMomentsOfCreation, "the moment when it was first said"),
     (Fault::TakesMomentsYetToCome, "a moment yet to come counts as now"),
+    (Fault::OlderTakeTheNewersPlace, "an older text does not take a newer one's place"),
+    (Fault::OlderOfOneCallTakePlaces, "the texts of one call know of each other's moments"),
+    (Fault::OlderGoByTheirBeginning, "a text that an update gave is as new as the update"),
+    (Fault::OlderByTheClockAreOld, "what is said now is the newest"),
+    (Fault::FirstOfOneMomentStays, "of one moment, the text counts that is added later"),
+    (Fault::NewerOfThePastCountFromNow, "from the moment on when it was said"),
     (Fault::RoundsNumbers, "metadata comes back"),
     (Fault::CutsLongKeys, "keys and metadata have bounds"),
     (Fault::KnowsNoDuplicates, "a text stands once"),
@@ -357,6 +369,28 @@ impl Faulty {
         new
     }
 
+    /// When a text counts as said, where it is not what it says: of texts with keys, `count` of which are added at once.
+    async fn moment(&self, namespace: &Namespace, new: &NewRecord, count: usize, now: Timestamp) -> Option<Timestamp> {
+        let all = self.inner.list(namespace, Query::All).await.unwrap();
+        let standing = all.into_iter().find(|record| record.key == new.key && record.state == State::Active);
+        let Some(standing) = standing.filter(|_| new.key.is_some()) else {
+            return new.created_at.filter(|_| !(self.has(Fault::OlderOfOneCallTakePlaces) && count > 1));
+        };
+        let (is_before, is_now) = (Timestamp(standing.updated_at.0 - 1), None);
+        match (self.fault, new.created_at) {
+            (Some(Fault::OlderTakeTheNewersPlace), Some(_)) => is_now,
+            (Some(Fault::OlderGoByTheirBeginning), Some(at))
+                if at >= standing.created_at && at < standing.updated_at =>
+            {
+                is_now
+            }
+            (Some(Fault::OlderByTheClockAreOld), None) if now < standing.updated_at => Some(Timestamp(now.0 - 1)),
+            (Some(Fault::FirstOfOneMomentStays), Some(at)) if at == standing.updated_at => Some(is_before),
+            (Some(Fault::NewerOfThePastCountFromNow), Some(at)) if at >= standing.updated_at => is_now,
+            (_, at) => at,
+        }
+    }
+
     /// Writes something that nobody sees, so that there is a new revision.
     async fn revise(&self) -> Result<()> {
         let nobody = Namespace::new("nobody at all")?;
@@ -400,6 +434,9 @@ impl Faulty {
 impl Ledger for Faulty {
     async fn add(&self, namespace: &Namespace, new: &[NewRecord], now: Timestamp) -> Result<Vec<Added>> {
         let mut stored: Vec<NewRecord> = new.iter().map(|new| self.stored(new)).collect();
+        for stored in &mut stored {
+            stored.created_at = self.moment(namespace, stored, new.len(), now).await;
+        }
         {
             let mut aside = self.aside.lock().unwrap();
             if !aside.namespaces.contains(namespace) {

@@ -108,14 +108,18 @@ impl Tables<'_> {
             return Ok(Added { record: same.record(now), outcome: Outcome::Duplicate });
         }
         let (id, revision) = (RecordId::new(), self.next_revision()?);
+        let created_at = new.created_at.unwrap_or(now).min(now);
+        let standing = self.under(namespace, key, now)?;
+        let newer = standing.iter().map(|found| &found.stored).filter(|record| new.is_older_than(record, now));
+        let newer = newer.max_by_key(|record| record.updated_at);
+        let ended = newer.map(|newer| (newer.id, created_at.max(newer.created_at)));
         let mut outcome = Outcome::New;
-        for older in self.under(namespace, key, now)? {
-            let at = now.max(older.stored.updated_at);
-            self.end(&older, SUPERSEDED, at, Some(id), revision)?;
+        for older in standing.iter().filter(|_| ended.is_none()) {
+            let at = created_at.max(older.stored.updated_at);
+            self.end(older, SUPERSEDED, at, Some(id), revision)?;
             self.delete_chunks(older.seq, now)?;
             outcome = Outcome::Superseded(older.stored.id);
         }
-        let created_at = new.created_at.unwrap_or(now).min(now);
         let mut record = Record::new(id, namespace.clone(), text, created_at);
         record.key.clone_from(&new.key);
         record.metadata.clone_from(&new.metadata);
@@ -131,8 +135,12 @@ impl Tables<'_> {
         let version = self.begin_version(seq, text, Some(hash(namespace, key, text)), created_at)?;
         self.execute("UPDATE record SET version = ?2 WHERE seq = ?1", params![seq, version])?;
         self.seal(seq)?;
-        let record = Found { seq, version, stored: record }.record(now);
-        Ok(Added { record, outcome })
+        let mut found = Found { seq, version, stored: record };
+        if let Some((by, at)) = ended {
+            self.end(&found, SUPERSEDED, at, Some(by), revision)?;
+            found.stored.state = State::Superseded { by, at };
+        }
+        Ok(Added { record: found.record(now), outcome })
     }
 
     pub(super) fn find(&self, namespace: &Namespace, id: RecordId) -> Result<Found> {

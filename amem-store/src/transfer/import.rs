@@ -25,9 +25,11 @@ struct Line {
     state: Option<String>,
 }
 
-/// Adds the records of lines, in their order, so that a later line of a key supersedes an earlier one. With a namespace,
-/// all of them to that one; without, each to the one that its line names. Calls `told` with what became of each line,
-/// in the order of the lines but for those that are not added, which may be told earlier. Blank lines are none.
+/// Adds the records of lines, in their order, so that a later line of a key supersedes an earlier one, unless it says
+/// that it is from before: a line whose `created_at` is earlier than that of the key's active record becomes a superseded
+/// record, as [`Ledger::add`] says. With a namespace, all of them to that one; without, each to the one that its line
+/// names. Calls `told` with what became of each line, in the order of the lines but for those that are not added, which
+/// may be told earlier. Blank lines are none.
 ///
 /// Lines that are in the ledger already are recognised: by the text and key of a record that counts, and by these and the
 /// moment of creation of one that another line superseded. So importing a file again adds nothing, unless its lines name

@@ -104,7 +104,8 @@ pub enum Became {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Imported {
-    /// New records, those that took another's place not among them.
+    /// New records, those that took another's place not among them. Records that were superseded from the start are, for
+    /// the key's active record is newer.
     pub added: u64,
     /// New records that took another's place.
     pub superseding: u64,

@@ -57,6 +57,11 @@ impl Batch {
         places.clone()
     }
 
+    /// The records in these places.
+    pub(super) fn all<'b>(&'b self, places: &'b [usize]) -> impl Iterator<Item = &'b Found> {
+        places.iter().filter_map(|at| self.all.get(*at)).map(|candidate| &candidate.found)
+    }
+
     /// A record that is to be changed.
     pub(super) fn change(&mut self, at: usize) -> Option<&mut Found> {
         let candidate = self.all.get_mut(at)?;

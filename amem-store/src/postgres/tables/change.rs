@@ -32,14 +32,18 @@ impl Tables<'_> {
                 continue;
             }
             let (id, revision) = (RecordId::new(), locked.next_revision());
+            let created_at = new.created_at.unwrap_or(now).min(now);
+            let standing = batch.under(key, now);
+            let newer = newest(batch.all(&standing), namespace, new, now)?;
             let mut outcome = Outcome::New;
-            for at in batch.under(key, now) {
-                let Some(older) = batch.change(at) else { continue };
-                end(older, SUPERSEDED, now, Some(id), revision);
+            for at in standing.iter().filter(|_| newer.is_none()) {
+                let Some(older) = batch.change(*at) else { continue };
+                end(older, SUPERSEDED, created_at, Some(id), revision);
                 outcome = record_id(&older.record.id).map_or(outcome, Outcome::Superseded);
             }
             locked.records += 1;
-            let created_at = new.created_at.unwrap_or(now).min(now).0;
+            let ended = newer.map(|newer| (newer.id, created_at.max(newer.created_at).0));
+            let created_at = created_at.0;
             let metadata = (!new.metadata.is_empty()).then(|| serde_json::to_vec(&new.metadata)).transpose();
             let record = RecordRow {
                 seq: locked.records,
@@ -49,9 +53,9 @@ impl Tables<'_> {
                 version: 1,
                 created_at,
                 expires_at: new.expires_at.map(|at| at.0),
-                state: ACTIVE,
-                ended_at: None,
-                ended_by: None,
+                state: if ended.is_some() { SUPERSEDED } else { ACTIVE },
+                ended_at: ended.map(|(_, at)| at),
+                ended_by: ended.map(|(by, _)| by.to_bytes().to_vec()),
                 revision,
             };
             let version = VersionRow {
@@ -60,7 +64,7 @@ impl Tables<'_> {
                 text: text.as_bytes().to_vec(),
                 hash: Some(hash),
                 from_at: created_at,
-                until_at: None,
+                until_at: ended.map(|(_, at)| at),
             };
             let found = Found { record, version };
             added.push(Added { record: found.record(namespace, now)?, outcome });
@@ -244,6 +248,24 @@ impl Tables<'_> {
         }
         Ok(records as usize)
     }
+}
+
+/// Of the active records of a key the newest one, if the text is older than that.
+fn newest<'f>(
+    standing: impl Iterator<Item = &'f Found>,
+    namespace: &Namespace,
+    new: &NewRecord,
+    now: Timestamp,
+) -> Result<Option<Record>> {
+    let mut newest: Option<Record> = None;
+    for found in standing {
+        let record = found.record(namespace, now)?;
+        let is_newest = newest.as_ref().is_none_or(|newest| newest.updated_at <= record.updated_at);
+        if is_newest && new.is_older_than(&record, now) {
+            newest = Some(record);
+        }
+    }
+    Ok(newest)
 }
 
 /// Ends a record's life. Its last text stood until then.
