@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use amem_core::residency::{Room, Value};
 use amem_core::{Error, KvStore, Ledger, Namespace, NewRecord, Query, ResidencyPolicy, Tier, Tiered, Timestamp};
-use amem_store::{DataDir, ResidencyFile, ResidencySaver, SaveTimes, SegmentStore};
+use amem_store::{DataDir, ResidencyFile, ResidencySaver, SaveTimes, SegmentStore, SqliteLedger};
 use common::{assert_same, chunk};
 use futures_lite::future::block_on;
 use small_disk::SmallDisk;
@@ -152,6 +152,46 @@ fn child_adds_texts() {
     for n in first..first + 25 {
         let texts = [NewRecord::from(n.to_string()), NewRecord::from("everybody's")];
         block_on(ledger.add(&ours(), &texts, Timestamp::now())).unwrap();
+    }
+}
+
+#[test]
+#[ignore = "a child of other tests"]
+fn child_backs_up_until_killed() {
+    let (dir, first) = given();
+    let ledger = SqliteLedger::open(dir.join("ledger.sqlite")).unwrap();
+    for n in first.. {
+        block_on(ledger.backup(dir.join(format!("backup-{n}")))).unwrap();
+    }
+}
+
+#[test]
+fn a_killed_backup_leaves_no_copy_behind_the_next_open_or_backup() {
+    let drafts = |dir: &Path| {
+        let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+        entries.filter(|path| path.file_name().unwrap().as_encoded_bytes().starts_with(b".amem-")).collect::<Vec<_>>()
+    };
+    for is_opened in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = SqliteLedger::open(dir.path().join("ledger.sqlite")).unwrap();
+        let texts: Vec<NewRecord> = (0..500).map(|n| NewRecord::new(format!("a secret text {n}"))).collect();
+        block_on(ledger.add(&ours(), &texts, Timestamp::now())).unwrap();
+        // It may be killed between two backups: then another one is.
+        let left = (0..1000).find_map(|round| {
+            let mut child = start("child_backs_up_until_killed", dir.path(), 1_000_000 * round).spawn().unwrap();
+            while drafts(dir.path()).is_empty() && child.try_wait().unwrap().is_none() {}
+            child.kill().unwrap();
+            child.wait().unwrap();
+            drafts(dir.path()).pop()
+        });
+        let left = left.expect("a backup was killed");
+        assert_eq!(fs::metadata(&left).unwrap().mode() & 0o777, 0o700, "nobody else can read what it leaves");
+        if is_opened {
+            SqliteLedger::open(dir.path().join("ledger.sqlite")).unwrap();
+        } else {
+            block_on(ledger.backup(dir.path().join("whole"))).unwrap();
+        }
+        assert_eq!(drafts(dir.path()), [PathBuf::new(); 0]);
     }
 }
 

@@ -131,6 +131,9 @@ impl SqliteLedger {
     /// Writes a backup to `to`: one file, complete in itself, that holds the ledger as it is at one moment, and can be
     /// [restored](crate::restore). The ledger stays in use meanwhile. What is forgotten later is still in the backup.
     ///
+    /// Until it is complete it is in a folder beside `to`, `.amem-draft-…`, that its owner alone can read. If the process is
+    /// killed meanwhile, the next backup to that directory removes the folder, or whoever next opens a ledger there.
+    ///
     /// # Errors
     /// [`Error::Exists`] when there is such a file, [`Error::Damaged`] when the ledger is damaged; when the file cannot be
     /// written.

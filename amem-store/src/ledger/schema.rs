@@ -16,6 +16,7 @@ const APPLICATION: u32 = u32::from_be_bytes(*b"amem");
 
 /// A connection that writes to the ledger at `path`. A new ledger is made if there is none.
 pub(super) fn open(path: &Path, check: Check) -> Result<Connection> {
+    publish::remove_drafts(publish::parent(path));
     if !exists(path)? {
         create(path)?;
     }
