@@ -9,8 +9,8 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use amem_core::{
-    ChunkId, Ledger, Metadata, Namespace, NewRecord, PendingDeletion, Query, RecordId, Revision, SavedIndex, Timestamp,
-    Version,
+    Amounts, ChunkId, Ledger, Metadata, Namespace, NewRecord, PendingDeletion, Query, RecordId, Revision, SavedIndex,
+    Timestamp, UsageEvent, Version,
 };
 use amem_store::{DataDir, Error, SqliteLedger};
 use common::{chunk, files_contain};
@@ -452,6 +452,28 @@ fn a_deleted_namespace_is_wiped_after_a_reader_too() {
     drop(reader);
     block_on(ledger.namespaces()).unwrap();
     assert!(!files_contain(dir.path(), b"a secret text"));
+}
+
+#[test]
+fn the_name_of_a_deleted_namespace_without_records_is_wiped_after_a_reader_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ledger.sqlite");
+    let ledger = SqliteLedger::open(&path).unwrap();
+    let theirs = Namespace::new("somebody by name").unwrap();
+    // Something was forgotten and wiped before, so that nothing is due.
+    let id = remember(&ledger, "tea");
+    block_on(ledger.forget(&ours(), id, Timestamp::now())).unwrap();
+    let used = UsageEvent::new(theirs.clone(), Timestamp::now(), Amounts::default());
+    block_on(ledger.record_usage(&[used])).unwrap();
+    let reader = Connection::open(&path).unwrap();
+    reader.execute_batch("BEGIN; SELECT count(*) FROM record").unwrap();
+    assert_eq!(block_on(ledger.delete_namespace(&theirs)).unwrap(), 0);
+    assert!(files_contain(dir.path(), b"somebody by name"));
+    drop(reader);
+    block_on(ledger.namespaces()).unwrap();
+    assert!(!files_contain(dir.path(), b"somebody by name"));
+    let changes = block_on(ledger.changes(&theirs, Revision(1), Timestamp::now())).unwrap();
+    assert!(!changes.deleted && changes.records.is_empty(), "there was nothing that anybody could know");
 }
 
 #[test]

@@ -307,10 +307,17 @@ impl Tables<'_> {
     pub(super) fn delete_namespace(&self, namespace: &Namespace) -> Result<usize> {
         let name = [namespace.as_str()];
         self.execute("UPDATE usage SET namespace = NULL WHERE namespace = ?1", name)?;
+        let used = self.0.changes() > 0;
         self.execute("DELETE FROM saved_index WHERE namespace = ?1", name)?;
+        let was_indexed = self.0.changes() > 0;
         let records =
             self.rows("SELECT seq FROM record WHERE namespace = ?1", name, |row| Ok(row.get::<_, i64>(0)?))?;
         if records.is_empty() {
+            if used || was_indexed {
+                // Its name was there. By a new number, so that the log is wiped though no record has changed.
+                self.next_revision()?;
+                self.note_forgotten()?;
+            }
             return Ok(0);
         }
         let now = Timestamp::now();
