@@ -9,10 +9,15 @@ use super::schema;
 use super::tables::{record_name, text_hash};
 use crate::{Error, Result};
 
-/// A ledger of this size is checked in full when it is opened: about 20,000 memories, a tenth of a second.
-const FULL_CHECK_BYTES: u64 = 8 << 20;
-/// One of this size is checked for what SQLite's quick_check finds: about 230,000 memories, a tenth of a second.
-const QUICK_CHECK_BYTES: u64 = 96 << 20;
+/// What a ledger that is being opened is checked for, by its size.
+struct Limits {
+    /// One of so many bytes is checked in full: about 20,000 memories, a tenth of a second.
+    full: u64,
+    /// One of so many bytes is checked for what SQLite's quick_check finds: about 230,000 memories, a tenth of a second.
+    quick: u64,
+}
+
+const LIMITS: Limits = Limits { full: 8 << 20, quick: 96 << 20 };
 /// Problems that are told one by one at most, of each kind.
 const PROBLEMS: usize = 100;
 
@@ -42,15 +47,21 @@ pub(super) enum Check {
     Structure,
 }
 
-/// Checks a ledger that is being opened.
+/// Checks a ledger that is being opened. What it keeps of indexes is left out where it makes the ledger large: with
+/// vectors it is several times the records, and one that is damaged is found when it is read and built again.
 pub(super) fn at_open(connection: &Connection, path: &Path, check: Check) -> Result<()> {
-    let number = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, u32>(0).map(u64::from));
-    let bytes = number("page_count").and_then(|pages| Ok(pages * number("page_size")?));
-    let bytes = bytes.map_err(Error::ledger("read the ledger's size", path))?;
-    let problems = if bytes <= FULL_CHECK_BYTES && check == Check::All {
+    at_open_within(&LIMITS, connection, path, check)
+}
+
+fn at_open_within(limits: &Limits, connection: &Connection, path: &Path, check: Check) -> Result<()> {
+    let failed = || Error::ledger("check the ledger", path);
+    let size = Size::of(connection).map_err(Error::ledger("read the ledger's size", path))?;
+    let problems = if size.all <= limits.full && check == Check::All {
         verify(connection, path)?.problems
-    } else if bytes <= QUICK_CHECK_BYTES {
-        structure(connection, "PRAGMA quick_check(1)").map_err(Error::ledger("check the ledger", path))?
+    } else if size.all <= limits.quick {
+        structure(connection, "PRAGMA quick_check(1)").map_err(failed())?
+    } else if size.without_indexes <= limits.quick {
+        structure_without_indexes(connection).map_err(failed())?
     } else {
         Vec::new()
     };
@@ -58,6 +69,43 @@ pub(super) fn at_open(connection: &Connection, path: &Path, check: Check) -> Res
         Some(reason) => Err(Error::Damaged { path: path.to_owned(), reason }),
         None => Ok(()),
     }
+}
+
+/// Bytes of a ledger's file.
+struct Size {
+    all: u64,
+    /// Less the saved indexes, and less what is free.
+    without_indexes: u64,
+}
+
+impl Size {
+    fn of(connection: &Connection) -> rusqlite::Result<Self> {
+        let number = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, u32>(0).map(u64::from));
+        let (pages, page) = (number("page_count")?, number("page_size")?);
+        let used = pages.saturating_sub(number("freelist_count")?) * page;
+        let tables = "SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name = 'saved_index'";
+        let indexes = match connection.query_row(tables, [], |row| row.get(0))? {
+            // Versions before 4 kept none.
+            0 => 0,
+            // SQLite knows a value's length without reading it.
+            _ => connection.query_row("SELECT coalesce(sum(length(bytes)), 0) FROM saved_index", [], |row| {
+                row.get::<_, i64>(0).map(i64::unsigned_abs)
+            })?,
+        };
+        Ok(Self { all: pages * page, without_indexes: used.saturating_sub(indexes) })
+    }
+}
+
+/// What quick_check finds in all tables but the one that the saved indexes are in.
+fn structure_without_indexes(connection: &Connection) -> rusqlite::Result<Vec<String>> {
+    let tables = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name <> 'saved_index'";
+    let mut statement = connection.prepare(tables)?;
+    let names = statement.query_map([], |row| row.get::<_, String>(0))?.collect::<rusqlite::Result<Vec<_>>>()?;
+    let mut found = Vec::new();
+    for name in names {
+        found.extend(structure(connection, &format!("PRAGMA quick_check(\"{}\")", name.replace('"', "\"\"")))?);
+    }
+    Ok(found)
 }
 
 /// Checks everything: SQLite's own structures, every checksum, and what rows say of one another.
@@ -204,4 +252,56 @@ fn problems(
         }
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use amem_core::{Ledger, Namespace, NewRecord, Revision, SavedIndex, Timestamp};
+    use futures_lite::future::block_on;
+
+    use super::*;
+    use crate::SqliteLedger;
+
+    /// Writes zeros over the first page of a table, and says what a check within `limits` makes of it.
+    fn checked(limits: &Limits, table: Option<&str>) -> Result<()> {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, ours) = (dir.path().join("ledger.sqlite"), Namespace::new("ours").unwrap());
+        let ledger = SqliteLedger::open(&path).unwrap();
+        let new: Vec<NewRecord> = (0..50).map(|n| NewRecord::new(format!("note {n}"))).collect();
+        block_on(ledger.add(&ours, &new, Timestamp::now())).unwrap();
+        let index = SavedIndex { revision: Revision(50), bytes: vec![7; 1 << 20] };
+        assert!(block_on(ledger.save_index(&ours, "vectors", &index)).unwrap());
+        assert!(block_on(ledger.wipe()).unwrap(), "all of it is in the one file");
+        drop(ledger);
+        if let Some(table) = table {
+            let place = "SELECT rootpage, (SELECT page_size FROM pragma_page_size) FROM sqlite_schema WHERE name = ?1";
+            let connection = Connection::open(&path).unwrap();
+            let place = connection.query_row(place, [table], |row| Ok((row.get::<_, u32>(0)?, row.get::<_, u32>(1)?)));
+            let (page, size) = place.unwrap();
+            drop(connection);
+            let file = std::fs::File::options().write(true).open(&path).unwrap();
+            file.write_all_at(&vec![0; size as usize], u64::from((page - 1) * size)).unwrap();
+        }
+        let connection = Connection::open(&path).unwrap();
+        at_open_within(limits, &connection, &path, Check::All)
+    }
+
+    #[test]
+    fn saved_indexes_keep_no_ledger_from_being_checked() {
+        // The records take less than this, and the index takes more.
+        let limits = Limits { full: 1 << 10, quick: 512 << 10 };
+        checked(&limits, None).unwrap();
+        for table in ["record", "version", "record_by_key", "usage", "ledger"] {
+            let refused = checked(&limits, Some(table));
+            assert!(matches!(refused, Err(Error::Damaged { .. })), "{table}: {refused:?}");
+        }
+    }
+
+    #[test]
+    fn a_ledger_with_more_records_than_can_be_checked_in_time_is_opened() {
+        let limits = Limits { full: 1 << 10, quick: 1 << 10 };
+        checked(&limits, Some("usage")).unwrap();
+    }
 }
