@@ -69,6 +69,35 @@ fn assert_gone(dir: &Path, n: usize) {
     }
 }
 
+#[test]
+fn nothing_of_a_forgotten_record_is_in_a_file_while_the_others_stay() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = SqliteLedger::open(dir.path().join("ledger.sqlite")).unwrap();
+    let of = |who: &str| {
+        let metadata = [("source".to_owned(), format!("{who}-value")), (format!("{who}-field"), "x".to_owned())];
+        NewRecord::new(format!("{who}-text")).key(format!("{who}-key")).metadata(metadata.into_iter().collect())
+    };
+    let new = [of("first"), of("secret"), of("last")];
+    let added = block_on(ledger.add(&ours(), &new, Timestamp::now())).unwrap();
+    let (id, now) = (added[1].record.id, Timestamp::now());
+    block_on(ledger.update(&ours(), id, "secret-second-text", now)).unwrap();
+    block_on(ledger.link(&ours(), &[(id, ChunkId([7; 32]))], now)).unwrap();
+    let revision = block_on(ledger.changes(&ours(), Revision(0), now)).unwrap().revision;
+    let index = SavedIndex { revision, bytes: b"secret-word".to_vec() };
+    assert!(block_on(ledger.save_index(&ours(), "words", &index)).unwrap());
+    let said = ["secret-text", "secret-second-text", "secret-key", "secret-value", "secret-field", "secret-word"];
+    assert!(said.iter().all(|said| files_contain(dir.path(), said.as_bytes())));
+    block_on(ledger.forget(&ours(), id, now)).unwrap();
+    assert!(!files_contain(dir.path(), b"secret"));
+    for others in ["first-text", "first-key", "last-value", "last-field"] {
+        assert!(files_contain(dir.path(), others.as_bytes()), "{others}");
+    }
+    drop(ledger);
+    let ledger = SqliteLedger::open(dir.path().join("ledger.sqlite")).unwrap();
+    assert!(!files_contain(dir.path(), b"secret"), "nor when it was closed and opened again");
+    assert_eq!(block_on(ledger.count(&ours(), now)).unwrap(), 2);
+}
+
 /// One thing that may be done to a ledger. Records are named by the order in which they were added.
 #[derive(Clone, Debug)]
 enum Op {

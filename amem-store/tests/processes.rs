@@ -17,7 +17,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use amem_core::residency::{Room, Value};
-use amem_core::{Error, KvStore, Ledger, Namespace, NewRecord, Query, ResidencyPolicy, Tier, Tiered, Timestamp};
+use amem_core::{
+    Amounts, Error, EventId, KvStore, Ledger, Namespace, NewRecord, Query, ResidencyPolicy, Tier, Tiered, Timestamp,
+    UsageEvent, UsageQuery,
+};
 use amem_store::{DataDir, ResidencyFile, ResidencySaver, SaveTimes, SegmentStore, SqliteLedger};
 use common::{assert_same, chunk};
 use futures_lite::future::block_on;
@@ -152,6 +155,48 @@ fn child_adds_texts() {
     for n in first..first + 25 {
         let texts = [NewRecord::from(n.to_string()), NewRecord::from("everybody's")];
         block_on(ledger.add(&ours(), &texts, Timestamp::now())).unwrap();
+    }
+}
+
+#[test]
+#[ignore = "a child of other tests"]
+fn child_uses_until_killed() {
+    let (dir, first) = given();
+    let ledger = SqliteLedger::open(dir.join("ledger.sqlite")).unwrap();
+    for n in first.. {
+        // The one before again, as by somebody who does not know whether it was recorded.
+        block_on(ledger.record_usage(&[used(n.saturating_sub(1)), used(n)])).unwrap();
+        say_done(n);
+    }
+}
+
+fn used(n: u32) -> UsageEvent {
+    let amounts = Amounts::from_array([0, 0, 0, 0, 0, u64::from(n), 0, 0]);
+    let mut used = UsageEvent::new(ours(), Timestamp(1_000_000_000_000 + i64::from(n)), amounts);
+    used.id = EventId::from_bytes(u128::from(n).to_be_bytes());
+    used
+}
+
+#[test]
+fn usage_that_was_recorded_before_a_kill_is_counted_once_after_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut next = 0;
+    for round in 1..=6 {
+        let mut child = start("child_uses_until_killed", dir.path(), next).spawn().unwrap();
+        let mut numbers = done(&mut child);
+        let stop = next + 5 * round;
+        assert!(numbers.by_ref().any(|n| n >= stop), "the child goes on until it is killed");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let last = numbers.last().unwrap_or(stop);
+
+        let ledger = SqliteLedger::open(dir.path().join("ledger.sqlite")).unwrap();
+        let total = block_on(ledger.usage(&UsageQuery::all())).unwrap().remove(0);
+        // All from 0 on, each once: those that the child was done with, and perhaps the one at which it was killed.
+        assert!([last + 1, last + 2].map(u64::from).contains(&total.events), "{} after {last}", total.events);
+        assert_eq!(total.amounts.generated_tokens, total.events * (total.events - 1) / 2);
+        // The next child may begin where this one was interrupted.
+        next = last + 1;
     }
 }
 
