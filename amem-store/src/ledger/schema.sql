@@ -1,4 +1,4 @@
--- Version 4. Times are milliseconds since 1970-01-01 UTC; ids and chunks are raw bytes. A checksum is of a row's other
+-- Version 5. Times are milliseconds since 1970-01-01 UTC; ids and chunks are raw bytes. A checksum is of a row's other
 -- columns.
 
 -- One remembered text and its life. Rows go with their namespace only. Forgetting empties key and metadata.

@@ -283,7 +283,10 @@ impl Tables<'_> {
     fn forget_damaged(&self, record: i64, now: Timestamp) -> Result<()> {
         // Its texts, and the one that it says is its own, unless that is soundly, or also by its own account, another's.
         let texts = concat!(
-            "UPDATE version AS v SET text = '', hash = NULL, record = ?1,              from_at = CASE typeof(from_at) WHEN 'integer' THEN from_at ELSE ?2 END,              until_at = CASE typeof(until_at) WHEN 'integer' THEN until_at ELSE ?2 END              WHERE v.record = ?1 OR v.seq = (SELECT version FROM record WHERE seq = ?1) AND v.checksum IS NOT ",
+            "UPDATE version AS v SET text = '', hash = NULL, record = ?1, \
+             from_at = CASE typeof(from_at) WHEN 'integer' THEN from_at ELSE ?2 END, \
+             until_at = CASE typeof(until_at) WHEN 'integer' THEN until_at ELSE ?2 END \
+             WHERE v.record = ?1 OR v.seq = (SELECT version FROM record WHERE seq = ?1) AND v.checksum IS NOT ",
             version_checksum!(),
             " AND NOT EXISTS (SELECT 1 FROM record other WHERE other.version = v.seq AND other.seq <> ?1)"
         );
@@ -293,7 +296,10 @@ impl Tables<'_> {
             Some(version) => version,
             None => self.begin_version(record, "", None, now)?,
         };
-        let change = "UPDATE record SET state = ?2, ended_at = ?3, ended_by = NULL, key = NULL, metadata = NULL,                       version = ?4, revision = ?5,                       created_at = CASE typeof(created_at) WHEN 'integer' THEN created_at ELSE ?3 END,                       expires_at = CASE typeof(expires_at) WHEN 'integer' THEN expires_at END WHERE seq = ?1";
+        let change = "UPDATE record SET state = ?2, ended_at = ?3, ended_by = NULL, key = NULL, metadata = NULL, \
+                      version = ?4, revision = ?5, \
+                      created_at = CASE typeof(created_at) WHEN 'integer' THEN created_at ELSE ?3 END, \
+                      expires_at = CASE typeof(expires_at) WHEN 'integer' THEN expires_at END WHERE seq = ?1";
         self.execute(change, params![record, FORGOTTEN, now.0, version, self.next_revision()?])?;
         self.seal(record)?;
         let seal = concat!("UPDATE version AS v SET checksum = ", version_checksum!(), " WHERE v.record = ?1");
