@@ -249,15 +249,20 @@ impl Space {
         let terms = reader.count(2)?;
         space.terms.reserve_exact(terms);
         space.numbers.reserve(terms);
+        let (mut having, mut all) = (Vec::with_capacity(terms), 0_usize);
         for number in 0..u32::try_from(terms).ok()? {
             let text: Arc<str> = std::str::from_utf8(reader.bytes()?).ok()?.into();
-            // A posting takes two bytes of a record that follows.
-            let postings = Vec::with_capacity(reader.count(2)?);
             if space.numbers.insert(Arc::clone(&text), number).is_some() {
                 return None;
             }
-            space.terms.push(Term { text, postings });
+            space.terms.push(Term { text, postings: Vec::new() });
+            having.push(reader.count(2)?);
+            all = all.checked_add(*having.last()?)?;
         }
+        // A posting takes two bytes of a record that follows. All of them together must have room there: many terms that
+        // each claim as many as there could be would allocate far more than was read.
+        reader.has_room(all, 2).then_some(())?;
+        space.terms.iter_mut().zip(&having).for_each(|(term, having)| term.postings.reserve_exact(*having));
         let records = reader.count(18)?;
         space.entries.reserve_exact(records);
         space.slots.reserve(records);
@@ -279,7 +284,8 @@ impl Space {
             }
         }
         reader.is_done()?;
-        space.terms.iter().all(|term| !term.postings.is_empty()).then_some(space)
+        let is_sound = |(term, having): (&Term, &usize)| *having > 0 && term.postings.len() == *having;
+        space.terms.iter().zip(&having).all(is_sound).then_some(space)
     }
 
     /// All records that fit, in no particular order.
@@ -386,6 +392,27 @@ mod tests {
         let index = index_of(&["a secret word"]);
         block_on(index.remove(&Namespace::new("home").unwrap(), &[record(0, "").id])).unwrap();
         assert!(index.spaces.read().unwrap().is_empty());
+    }
+
+    #[test]
+    fn terms_that_claim_more_records_than_follow_are_refused() {
+        // Two terms, and as many bytes after them as each alone would need for its three postings.
+        let saved = |claimed: [u64; 2]| {
+            let mut writer = Writer::new(MARK);
+            writer.number(2);
+            for (text, having) in ["a", "b"].iter().zip(claimed) {
+                writer.bytes(text.as_bytes());
+                writer.number(having);
+            }
+            writer.number(1);
+            writer.id(record(1, "").id);
+            [2, 2, 0, 1, 0, 1].into_iter().for_each(|number| writer.number(number));
+            writer.done()
+        };
+        assert_eq!(Space::restore(&saved([1, 1])).map(|space| space.slots.len()), Some(1));
+        for lie in [[11, 11], [2, 1], [1, 2], [0, 1]] {
+            assert!(Space::restore(&saved(lie)).is_none(), "{lie:?}");
+        }
     }
 
     proptest! {

@@ -65,7 +65,12 @@ impl<'s> Reader<'s> {
     /// How many items follow, each of which takes so many bytes at least: a number that lies allocates nothing.
     pub(crate) fn count(&mut self, least: usize) -> Option<usize> {
         let count = usize::try_from(self.number()?).ok()?;
-        (count <= self.0.len() / least.max(1)).then_some(count)
+        self.has_room(count, least).then_some(count)
+    }
+
+    /// Whether so many items may follow, each of which takes so many bytes at least.
+    pub(crate) fn has_room(&self, count: usize, least: usize) -> bool {
+        count <= self.0.len() / least.max(1)
     }
 
     pub(crate) fn id(&mut self) -> Option<RecordId> {
