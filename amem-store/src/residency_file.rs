@@ -222,31 +222,56 @@ mod tests {
         assert_eq!(file.load(), [[1]]);
     }
 
+    const SHAPE: KvShape = KvShape { layers: 1, kv_heads: 1, head_dim: 2 };
+    const F16: Encoding = Encoding::Plain(Dtype::F16);
+
+    fn chunk(number: u16) -> KvChunk {
+        let mut id = [0; 32];
+        id[8..10].copy_from_slice(&number.to_be_bytes());
+        let data = Arc::new(HostKv::new(F16, 1, vec![0; F16.bytes(&SHAPE, 1)]));
+        KvChunk::new(ChunkId(id), PrefixId([0; 32]), SHAPE, vec![0].into(), data).unwrap()
+    }
+
+    /// A tier over `disk` with room for three chunks, with what the file says.
+    fn open(disk: &Arc<RamStore>, file: &ResidencyFile) -> Tiered {
+        let saved = file.load().into_iter().next().unwrap_or_default();
+        let budget = 3 * F16.bytes(&SHAPE, 1) as u64;
+        block_on(Tiered::open(vec![Tier::new(disk.clone(), budget).residency(saved)])).unwrap()
+    }
+
     #[test]
     fn tiers_that_are_opened_again_keep_what_was_used_most() {
         let (_dir, file) = file();
-        const SHAPE: KvShape = KvShape { layers: 1, kv_heads: 1, head_dim: 2 };
-        let encoding = Encoding::Plain(Dtype::F16);
-        let chunk = |name: u8| {
-            let data = Arc::new(HostKv::new(encoding, 1, vec![name; encoding.bytes(&SHAPE, 1)]));
-            KvChunk::new(ChunkId([name; 32]), PrefixId([0; 32]), SHAPE, vec![0].into(), data).unwrap()
-        };
         let disk = Arc::new(RamStore::default());
-        let budget = 3 * encoding.bytes(&SHAPE, 1) as u64;
-        let open = || {
-            let saved = file.load().into_iter().next().unwrap_or_default();
-            block_on(Tiered::open(vec![Tier::new(disk.clone(), budget).residency(saved)])).unwrap()
-        };
-        let tiers = open();
+        let tiers = open(&disk, &file);
         block_on(tiers.put(&[chunk(1), chunk(2), chunk(3)])).unwrap();
         for _ in 0..5 {
             block_on(tiers.get_many(&[chunk(1).id(), chunk(3).id()])).unwrap();
         }
         file.save(&tiers.save_residency()).unwrap();
         drop(tiers);
-        let tiers = open();
+        let tiers = open(&disk, &file);
         block_on(tiers.put(&[chunk(4)])).unwrap();
-        let there = block_on(disk.contains_many(&[1, 2, 3].map(|name| chunk(name).id())));
+        let there = block_on(disk.contains_many(&[1, 2, 3].map(|number| chunk(number).id())));
         assert_eq!(there, [true, false, true]);
+    }
+
+    #[test]
+    fn thousands_of_chunks_that_have_left_do_not_make_tiers_forget_what_was_used_most() {
+        let (_dir, file) = file();
+        let disk = Arc::new(RamStore::default());
+        let tiers = open(&disk, &file);
+        block_on(tiers.put(&[chunk(1), chunk(2)])).unwrap();
+        for number in 3..2000 {
+            block_on(tiers.put(&[chunk(number)])).unwrap();
+            block_on(tiers.get_many(&[chunk(1).id(), chunk(2).id()])).unwrap();
+        }
+        file.save(&tiers.save_residency()).unwrap();
+        drop(tiers);
+        let tiers = open(&disk, &file);
+        // Without what was learned, the chunk that is entered first when the tier is opened would leave first.
+        block_on(tiers.put(&[chunk(2000)])).unwrap();
+        let there = block_on(disk.contains_many(&[1, 2, 1999, 2000].map(|number| chunk(number).id())));
+        assert_eq!(there, [true, true, false, true]);
     }
 }

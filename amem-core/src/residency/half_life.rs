@@ -94,6 +94,8 @@ impl HalfLife {
             for (chunk, rank, bytes) in saved.list(|saved| Some((saved.id()?, saved.float()?, saved.int()?)))? {
                 shadow.hold(chunk, rank, bytes.min(MAX_BYTES));
             }
+            // No more are ever saved. More would have the sample halved until no bit of a hash is left.
+            (shadow.sizes.len() <= MAX_CHUNKS).then_some(())?;
         }
         Some(Self { chosen, shadows, halvings })
     }

@@ -152,8 +152,7 @@ impl Value {
     /// Forgets the chunks that left first, where too many are known.
     fn forget(&mut self) {
         let held = self.ranking.len();
-        let remembered = (REMEMBERED + REMEMBERED_PER_CHUNK * held).min(MOST_REMEMBERED);
-        while self.histories.len() - held > remembered {
+        while self.histories.len() - held > most_remembered(held) {
             let Some(leaving) = self.left.pop_front() else { break };
             if has_left(&self.histories, &leaving) {
                 self.histories.remove(&leaving.0);
@@ -173,6 +172,11 @@ impl Value {
             }
         }
     }
+}
+
+/// Chunks that left and are still known at most, where so many are held.
+fn most_remembered(held: usize) -> usize {
+    REMEMBERED.saturating_add(REMEMBERED_PER_CHUNK.saturating_mul(held)).min(MOST_REMEMBERED)
 }
 
 /// Whether a chunk that left at this use has not come back since.
@@ -245,7 +249,7 @@ impl ResidencyPolicy for Value {
                 this.histories.insert(chunk, history).is_none().then_some(())?;
             }
             for (chunk, history) in saved.list(|saved| Some((saved.id()?, History::restore(saved, uses)?)))? {
-                (history.held.is_none() && this.left.len() < REMEMBERED).then_some(())?;
+                (history.held.is_none() && this.left.len() < most_remembered(this.ranking.len())).then_some(())?;
                 this.left.push_back((chunk, history.last_use));
                 this.histories.insert(chunk, history).is_none().then_some(())?;
             }
