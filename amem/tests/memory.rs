@@ -240,6 +240,20 @@ fn an_expired_record_is_in_no_answer() {
 }
 
 #[test]
+fn a_record_that_had_expired_when_it_was_remembered_is_in_no_answer() {
+    block_on(async {
+        let memory = in_ram();
+        let over = NewRecord::new("Bob's locker code is 1111.").expires_at(Timestamp::now());
+        memory.remember_all("me", [over, NewRecord::new(NOTES[1])]).await.unwrap();
+        let answer = memory.ask("me", "What is Bob's locker code?").await.unwrap();
+        assert_eq!(answer.text, "Bob's locker code is 4817.");
+        assert_eq!(answer.recalled.iter().map(|told| &*told.record.text).collect::<Vec<_>>(), [NOTES[1]]);
+        memory.prefill("me", |_, _| {}).await.unwrap();
+        assert_eq!(memory.stats("me").await.unwrap().chunks, 1, "nor is its KV computed");
+    });
+}
+
+#[test]
 fn a_stream_brings_the_same_answer_in_pieces() {
     block_on(async {
         let memory = in_ram();

@@ -412,6 +412,21 @@ mod tests {
     }
 
     #[test]
+    fn what_expired_before_it_was_remembered_is_never_found() {
+        block_on(async {
+            let memory = TextMemory::new(Arc::new(RamLedger::new()));
+            let over = NewRecord::new("Alice lives in Denver.").expires_at(Timestamp::now());
+            let added = memory.remember_all("a", [over, NewRecord::new("Alice lives in Oslo.")]).await.unwrap();
+            assert!(matches!(added[0].record.state, State::Expired { .. }));
+            let found = memory.recall("a", "Where does Alice live?").await.unwrap();
+            assert_eq!(texts(found.iter().map(|found| &found.record)), ["Alice lives in Oslo."]);
+            assert_eq!(texts(&memory.latest("a", 9).await.unwrap()), ["Alice lives in Oslo."]);
+            assert_eq!(texts(&memory.list("a", Query::At(Timestamp::now())).await.unwrap()), ["Alice lives in Oslo."]);
+            assert_eq!(memory.count("a").await.unwrap(), 1);
+        });
+    }
+
+    #[test]
     fn the_latest_are_the_last_that_count_oldest_first() {
         block_on(async {
             let memory = TextMemory::new(Arc::new(RamLedger::new()));

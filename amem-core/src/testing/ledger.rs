@@ -26,6 +26,7 @@ pub fn ledger<L: Ledger>(make: impl Fn() -> L) {
         an_update_that_cannot_be_changes_nothing(&make()).await;
         a_forgotten_record_has_nothing_left(&make()).await;
         a_record_expires_without_a_call(&make()).await;
+        what_expired_before_it_was_added_never_counts(&make()).await;
         a_view_as_of_a_moment_has_the_texts_of_then(&make()).await;
         changes_are_named_once(&make()).await;
         chunks_of_gone_texts_are_pending_deletions_until_confirmed(&make()).await;
@@ -254,6 +255,32 @@ async fn a_record_expires_without_a_call(ledger: &impl Ledger) {
     assert_eq!(state, State::Expired { at: T0 }, "a record may have expired before it was added");
     let forgotten = ledger.forget(&ours(), brief.id, later(13)).await.expect("an expired record can be forgotten");
     assert_eq!(forgotten.state, State::Forgotten { at: later(13) }, "an expired record can be forgotten");
+}
+
+async fn what_expired_before_it_was_added_never_counts(ledger: &impl Ledger) {
+    let added = add(ledger, keyed("mood", "tired").expires_at(T0), later(1)).await;
+    assert_eq!(added.outcome, Outcome::New);
+    let expired = State::Expired { at: T0 };
+    assert_eq!(added.record.state, expired, "add says that it has expired");
+    for moment in [Timestamp(T0.0 - 1), T0, later(1), later(9)] {
+        assert!(texts(ledger, Query::At(moment)).await.is_empty(), "no view has what expired before it was added");
+        assert_eq!(ledger.count(&ours(), moment).await.unwrap(), 0, "nor is it counted");
+    }
+    let stats = ledger.stats(&ours(), later(1)).await.unwrap();
+    assert_eq!((stats.active, stats.expired), (0, 1), "it counts as an expired one");
+    let Changes { records: changed, .. } = ledger.changes(&ours(), Revision(0), later(1)).await.unwrap();
+    let changed: Vec<_> = changed.iter().map(|record| (record.id, record.state)).collect();
+    assert_eq!(changed, [(added.record.id, expired)], "changes names it as an expired one");
+    ledger.link(&ours(), &[(added.record.id, chunk(1))], later(1)).await.expect("its chunk can be named");
+    assert_eq!(ledger.are_linked(&[chunk(1)], later(1)).await.unwrap(), [false], "no chunk is wanted for it");
+    assert_eq!(pending_at(ledger, later(1)).await, [chunk(1)].into(), "and its chunk is to be deleted");
+    let lasting = add(ledger, keyed("mood", "tired"), later(2)).await;
+    assert_eq!(lasting.outcome, Outcome::New, "it is neither a duplicate nor superseded");
+    let told_late = keyed("job", "baker").created_at(Timestamp(T0.0 - 9000)).expires_at(T0);
+    add(ledger, told_late, later(3)).await;
+    let then = Timestamp(T0.0 - 1);
+    assert_eq!(texts(ledger, Query::At(then)).await, ["baker"], "what was said before its time counted until then");
+    assert_eq!(texts(ledger, Query::At(later(3))).await, ["tired"], "and does not count now");
 }
 
 async fn a_view_as_of_a_moment_has_the_texts_of_then(ledger: &impl Ledger) {
@@ -708,11 +735,19 @@ async fn metadata_and_moments_are_kept_and_bounded(ledger: &impl Ledger) {
     assert_eq!(early.created_at, later(2), "a moment yet to come counts as now");
     let long_key = NewRecord::new("x").key("k".repeat(NewRecord::MAX_KEY_BYTES + 1));
     let large = NewRecord::new("x").metadata((0..65).map(|n| (n.to_string(), true)).collect());
-    for refused in [long_key, large] {
+    // Of two bytes each.
+    let long_letters = NewRecord::new("x").key("é".repeat(NewRecord::MAX_KEY_BYTES / 2 + 1));
+    for refused in [long_key, long_letters, large] {
         let refused = ledger.add(&ours(), &["sound".into(), refused], T0).await;
         assert!(matches!(refused, Err(Error::BadValue { .. })), "keys and metadata have bounds");
     }
     assert_eq!(ledger.count(&ours(), later(3)).await.unwrap(), 2, "what was refused added nothing");
+    let longest = "é".repeat(NewRecord::MAX_KEY_BYTES / 2);
+    let added = ledger.add(&ours(), &[keyed(&longest, "one")], later(3)).await.expect("the longest key is taken");
+    let key = ledger.get(&ours(), added[0].record.id, later(3)).await.unwrap().key;
+    assert_eq!(key.as_deref(), Some(&*longest), "the longest key comes back whole");
+    let outcome = add(ledger, keyed(&longest, "two"), later(4)).await.outcome;
+    assert_eq!(outcome, Outcome::Superseded(added[0].record.id), "and is one key");
 }
 
 async fn an_older_text_does_not_take_a_newer_ones_place(ledger: &impl Ledger) {

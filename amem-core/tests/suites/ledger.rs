@@ -31,6 +31,7 @@ enum Fault {
     NewerOfThePastCountFromNow,
     RoundsNumbers,
     CutsLongKeys,
+    RefusesTheLongestKeys,
     KnowsNoDuplicates,
     SeesDuplicatesUnderOtherKeys,
     WritesDuplicates,
@@ -55,6 +56,8 @@ enum Fault {
     ForgetsInOrderOfIds,
     ExpiresTooLate,
     ViewsHaveWhatExpired,
+    ViewsHaveWhatWasBornExpired,
+    CountsWhatWasBornExpired,
     ViewsHaveSuperseded,
     ViewsAreOfNow,
     ExpiredLoseTheirText,
@@ -137,7 +140,7 @@ enum Fault {
     IndexesOfDeletedAreKept,
 }
 
-const FAULTS: [(Fault, &str); 120] = [
+const FAULTS: [(Fault, &str); 123] = [
     (Fault::KeepsBlanks, "without the blanks at their ends"),
     (Fault::AddsUpToTheBadOne, "texts are added all or none"),
     (Fault::AddsInReverse, "in the order in which they were added"),
@@ -154,6 +157,7 @@ const FAULTS: [(Fault, &str); 120] = [
     (Fault::NewerOfThePastCountFromNow, "from the moment on when it was said"),
     (Fault::RoundsNumbers, "metadata comes back"),
     (Fault::CutsLongKeys, "keys and metadata have bounds"),
+    (Fault::RefusesTheLongestKeys, "the longest key is taken"),
     (Fault::KnowsNoDuplicates, "a text stands once"),
     (Fault::SeesDuplicatesUnderOtherKeys, "and so is another key"),
     (Fault::WritesDuplicates, "a duplicate writes nothing"),
@@ -178,6 +182,8 @@ const FAULTS: [(Fault, &str); 120] = [
     (Fault::ForgetsInOrderOfIds, "they come back in the order of their ids"),
     (Fault::ExpiresTooLate, "it expires at its time, not after"),
     (Fault::ViewsHaveWhatExpired, "it does not count from its time on"),
+    (Fault::ViewsHaveWhatWasBornExpired, "no view has what expired before it was added"),
+    (Fault::CountsWhatWasBornExpired, "nor is it counted"),
     (Fault::ViewsHaveSuperseded, "a superseded record does not count"),
     (Fault::ViewsAreOfNow, "but it did before"),
     (Fault::ExpiredLoseTheirText, "an expired record keeps its text"),
@@ -364,6 +370,9 @@ impl Faulty {
             Some(Fault::CutsLongKeys) => {
                 new.key = new.key.map(|key| key.chars().take(NewRecord::MAX_KEY_BYTES).collect());
             }
+            Some(Fault::RefusesTheLongestKeys) => {
+                new.key = new.key.map(|key| if key.len() == NewRecord::MAX_KEY_BYTES { key + "k" } else { key });
+            }
             _ => {}
         }
         new
@@ -408,6 +417,13 @@ impl Faulty {
             aside.indexes.retain(|(owner, _), _| owner != namespace && !all);
         }
         Ok(())
+    }
+
+    /// Records whose time was over when they were added.
+    async fn born_expired(&self, namespace: &Namespace) -> Result<Vec<Record>> {
+        let mut records = self.inner.list(namespace, Query::All).await?;
+        records.retain(|record| record.expires_at.is_some_and(|at| at <= record.created_at));
+        Ok(records)
     }
 
     /// Confirms whatever deletions of these chunks are pending.
@@ -563,6 +579,9 @@ impl Ledger for Faulty {
                     page.records.extend(expired);
                 }
             }
+            Some(Fault::ViewsHaveWhatWasBornExpired) if matches!(listing.query, Query::At(_)) => {
+                page.records.extend(self.born_expired(namespace).await?);
+            }
             Some(Fault::ViewsHaveSuperseded) if matches!(listing.query, Query::At(_)) => {
                 let all = self.inner.list(namespace, Query::All).await?;
                 let superseded = all.into_iter().filter(|record| matches!(record.state, State::Superseded { .. }));
@@ -580,6 +599,9 @@ impl Ledger for Faulty {
 
     async fn count(&self, namespace: &Namespace, now: Timestamp) -> Result<usize> {
         match self.fault {
+            Some(Fault::CountsWhatWasBornExpired) => {
+                Ok(self.inner.count(namespace, now).await? + self.born_expired(namespace).await?.len())
+            }
             Some(Fault::CountsAll) => Ok(self.inner.list(namespace, Query::All).await?.len()),
             Some(Fault::CountsAllNamespaces) => {
                 let mut sum = 0;
