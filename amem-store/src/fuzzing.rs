@@ -3,6 +3,7 @@
 use amem_core::{ChunkId, KvChunk};
 
 use crate::remote::format;
+use crate::residency_file;
 use crate::segment::{SegmentName, index_entries, scan};
 
 /// Reads `bytes` as a segment file, as opening a store would, and says how many records it found.
@@ -58,6 +59,18 @@ pub fn remote_objects(chunk: &KvChunk, part: usize) -> crate::Result<(Vec<u8>, V
     format::encode(chunk, part, None).map(|objects| (objects.head, objects.record))
 }
 
+/// Reads `bytes` as the file of what residency policies have learned, without its checksum, and gives each tier's part.
+pub fn residency(bytes: &[u8]) -> Option<Vec<Vec<u8>>> {
+    residency_file::decode(&[bytes, blake3::hash(bytes).as_bytes()].concat())
+}
+
+/// The file of what the policies of these tiers have learned, without its checksum.
+pub fn residency_file(tiers: &[Vec<u8>]) -> Option<Vec<u8>> {
+    let mut file = residency_file::encode(tiers)?;
+    file.truncate(file.len() - 32);
+    Some(file)
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -80,5 +93,13 @@ mod tests {
             head[12] ^= 2;
             assert_eq!(remote(&head, &parts), None);
         }
+    }
+
+    #[test]
+    fn what_policies_have_learned_is_read_without_its_checksum() {
+        let tiers = [vec![1, 2, 3], vec![]];
+        let file = residency_file(&tiers).unwrap();
+        assert_eq!(residency(&file), Some(tiers.to_vec()));
+        assert_eq!(residency(&file[1..]), None);
     }
 }

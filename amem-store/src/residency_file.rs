@@ -114,7 +114,7 @@ impl ResidencyFile {
     }
 }
 
-fn encode(tiers: &[Vec<u8>]) -> Option<Vec<u8>> {
+pub(crate) fn encode(tiers: &[Vec<u8>]) -> Option<Vec<u8>> {
     let count = u32::try_from(tiers.len()).ok().filter(|count| *count <= MAX_TIERS)?;
     let mut bytes = MAGIC.to_vec();
     bytes.extend(count.to_le_bytes());
@@ -127,7 +127,7 @@ fn encode(tiers: &[Vec<u8>]) -> Option<Vec<u8>> {
     (bytes.len() as u64 <= MAX_BYTES).then_some(bytes)
 }
 
-fn decode(bytes: &[u8]) -> Option<Vec<Vec<u8>>> {
+pub(crate) fn decode(bytes: &[u8]) -> Option<Vec<Vec<u8>>> {
     let (bytes, checksum) = bytes.split_last_chunk::<32>()?;
     if bytes.len() as u64 + 32 > MAX_BYTES || blake3::hash(bytes).as_bytes() != checksum {
         return None;

@@ -5,10 +5,15 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use amem_core::residency::Room;
 use amem_core::testing::GgufWriter;
 use amem_core::transformer::WeightType;
-use amem_core::{ChunkId, Encoding, Fingerprint, HostKv, KvChunk, KvShape, PrefixId};
-use amem_fuzz::{ENCODER_CONFIG, ENCODER_MODULES, ENCODER_POOLING, tiny_tensors};
+use amem_core::{
+    Access, ChunkId, Encoding, Fingerprint, HostKv, KvChunk, KvShape, Ledger, Namespace, NewRecord, PrefixId,
+    RamLedger, Record, RecordId, ResidencyPolicy, TextMemory, TextMemoryOptions, Timestamp,
+};
+use amem_fuzz::{ENCODER_CONFIG, ENCODER_MODULES, ENCODER_POOLING, policy, recaller, tiny_tensors};
+use futures_lite::future::block_on;
 use safetensors::tensor::{Dtype, TensorView, serialize};
 
 fn main() -> io::Result<()> {
@@ -62,7 +67,71 @@ fn main() -> io::Result<()> {
         let len = u16::try_from(head.len()).map_err(io::Error::other)?;
         seed("remote", name, &[&len.to_le_bytes()[..], &head, &parts].concat())?;
     }
+    for kind in *b"lfgsv2eE" {
+        let name = char::from(kind).to_string();
+        for (name, chunks) in [(name.clone(), 6), (name + "_many", 90)] {
+            let learned = policy(kind).map(|policy| learned(policy, chunks)).unwrap_or_default();
+            seed("residency", &name, &[&[kind][..], b"\0\x21\x42\x63\x84\xa5\xc6\xe7", &learned].concat())?;
+            if let Some(file) = amem_store::fuzzing::residency_file(&[learned, Vec::new()]) {
+                seed("residency", &format!("{name}_file"), &[b"\0".repeat(9), file].concat())?;
+            }
+        }
+    }
+    for (name, kind) in [("words", 0), ("vectors", 2), ("both", 3)] {
+        let (alone, beside) = indexes(kind)?;
+        seed("recall_index", name, &[&[kind], &alone[..]].concat())?;
+        if let Some(beside) = beside {
+            seed("recall_index", &format!("{name}_of_a_memory"), &[&[0x80 | kind], &beside[..]].concat())?;
+        }
+    }
     Ok(())
+}
+
+/// What a policy knows after some chunks of two owners came, were used and left.
+fn learned(mut policy: Box<dyn ResidencyPolicy>, chunks: u8) -> Vec<u8> {
+    for name in 0..chunks {
+        let mut id = [name; 32];
+        id[..8].fill(name % 2);
+        let chunk = ChunkId(id);
+        let access = Access { chunk, relevance: 0.5, bytes: 90 + u64::from(name), cost: 9.0, time: 0.0 };
+        // Some let a chunk in only the second time.
+        if policy.admits(&access) || name % 3 > 0 && policy.admits(&access) {
+            policy.insert(access);
+            (0..name % 4).for_each(|_| policy.touch(access));
+        }
+        if name % 4 == 3
+            && let Some(victim) = policy.victim(&Room::new(100, 0.0))
+        {
+            policy.remove(&victim);
+        }
+    }
+    policy.save()
+}
+
+/// A recaller's index, and as a memory keeps it in its ledger, where it does.
+fn indexes(kind: u8) -> io::Result<(Vec<u8>, Option<Vec<u8>>)> {
+    let texts: Vec<String> = (0..20).map(|n| format!("the red car number {n}")).collect();
+    let home = Namespace::new("home").map_err(io::Error::other)?;
+    let (index, ledger) = (recaller(kind), Arc::new(RamLedger::new()));
+    let record =
+        |(n, text): (u8, &String)| Record::new(RecordId::from_bytes([n; 16]), home.clone(), text, Timestamp(0));
+    let records: Vec<Record> = (0..).zip(&texts).map(record).collect();
+    block_on(async {
+        index.index(&records).await?;
+        let alone = index.save(&home).await?.unwrap_or_default();
+        let mut options = TextMemoryOptions::default();
+        options.recaller = recaller(kind);
+        let memory = TextMemory::with_options(ledger.clone(), options);
+        let brief = |text: &String| NewRecord::new(text).expires_at(Timestamp(i64::MAX));
+        memory.remember_all("home", texts.iter().map(brief)).await?;
+        memory.recall("home", "the red car").await?;
+        let beside = match index.index_name() {
+            Some(name) => ledger.saved_index(&home, &name).await?,
+            None => None,
+        };
+        Ok((alone, beside.map(|saved| saved.bytes)))
+    })
+    .map_err(|error: amem_core::Error| io::Error::other(error))
 }
 
 /// A small chunk with all that a chunk can have.

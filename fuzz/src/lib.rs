@@ -1,9 +1,14 @@
 //! What the targets share: the demo model's files, with one of them in the fuzzer's hands, the configuration that fuzzed
-//! weights are read for, and an encoder.
+//! weights are read for, an encoder, residency policies and recallers.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use amem_core::recall::{Dense, Embedder, Hybrid, Lexical};
+use amem_core::residency::{FairShare, Gdsf, Lfu, Lru, S3Fifo, SecondUse, Value};
 use amem_core::transformer::{Config, WeightFeedForward, WeightLayer, WeightTensor};
+use amem_core::{Recaller, ResidencyPolicy};
+use async_trait::async_trait;
 use safetensors::tensor::{Dtype, TensorView, serialize};
 
 /// The demo model's files, this one replaced by (or added as) `bytes`.
@@ -111,4 +116,47 @@ pub fn tiny_encoder() -> BTreeMap<String, Vec<u8>> {
     ]
     .map(|(name, bytes)| (name.to_owned(), bytes))
     .into()
+}
+
+/// A new residency policy, of the sort that this byte stands for.
+pub fn policy(kind: u8) -> Option<Box<dyn ResidencyPolicy>> {
+    Some(match kind {
+        b'l' => Box::<Lru>::default(),
+        b'f' => Box::<Lfu>::default(),
+        b'g' => Box::<Gdsf>::default(),
+        b's' => Box::<S3Fifo>::default(),
+        b'v' => Box::<Value>::default(),
+        b'2' => Box::new(SecondUse::new(Value::default())),
+        b'e' => Box::<FairShare>::default(),
+        b'E' => Box::new(FairShare::new(|| Box::new(SecondUse::new(S3Fifo::default())))),
+        _ => return None,
+    })
+}
+
+/// A new recaller, of the sort that this byte stands for, which can be saved.
+pub fn recaller(kind: u8) -> Arc<dyn Recaller> {
+    match kind % 4 {
+        0 | 1 => Arc::new(Lexical::default()),
+        2 => Arc::new(Dense::new(Letters, 4)),
+        _ => Arc::new(Hybrid::new(vec![Arc::new(Lexical::default()), Arc::new(Dense::new(Letters, 4))])),
+    }
+}
+
+/// Counts letters: crude, but equal texts point the same way.
+struct Letters;
+
+#[async_trait]
+impl Embedder for Letters {
+    async fn embed(&self, texts: &[&str]) -> amem_core::Result<Vec<Vec<f32>>> {
+        let embed = |text: &&str| {
+            let mut vector = vec![0.0; 4];
+            text.bytes().for_each(|byte| vector[usize::from(byte % 4)] += 1.0);
+            vector
+        };
+        Ok(texts.iter().map(embed).collect())
+    }
+
+    fn name(&self) -> Option<&str> {
+        Some("letters")
+    }
 }
