@@ -71,11 +71,14 @@ fn the_postgres_ledger_is_a_ledger() {
     amem_core::testing::ledger(|| connect(server, &server.new_schema()));
 }
 
+/// A text, its key, after how many seconds it expires, and how many seconds ago it was said.
+type NewText = (usize, Option<usize>, Option<i64>, Option<i64>);
+
 /// One thing that may be done to a ledger. Records are named by the order in which they were added; texts, keys and
 /// namespaces by their place among some strings. A text may live for some seconds, and have been said some seconds ago.
 #[derive(Clone, Debug)]
 enum Op {
-    Add(Vec<(usize, Option<usize>, Option<i64>, Option<i64>)>),
+    Add(Vec<NewText>),
     Update(usize, usize),
     Forget(Vec<usize>),
     Delete,
