@@ -236,7 +236,7 @@ fn a_killed_backup_leaves_no_copy_behind_the_next_open_or_backup() {
         } else {
             block_on(ledger.backup(dir.path().join("whole"))).unwrap();
         }
-        assert_eq!(drafts(dir.path()), [PathBuf::new(); 0]);
+        assert!(drafts(dir.path()).is_empty());
     }
 }
 
