@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::chunks::Chunks;
+use super::room::Room;
 use super::{Memory, Parts, TextMemory, TextMemoryOptions};
 use crate::{Engine, EngineOptions, KvStore, Ledger, Model, RamLedger, RamStore, Recaller, Repair, Result};
 
@@ -86,7 +87,8 @@ impl MemoryBuilder {
     /// Whether what is done is counted in the ledger, by namespace ([`Memory::usage`]); it is not unless said otherwise.
     ///
     /// Then an answer is told to be complete, and a call returns, once its usage is durable; if that fails, so does the
-    /// call, and the usage is written with the next one. Answers that are given up are counted as far as they got.
+    /// call, and the usage is written with the next one. Only on a full disk it waits in RAM, as [`Memory::ask`] says.
+    /// Answers that are given up are counted as far as they got.
     #[must_use]
     pub fn meter_usage(mut self, metered: bool) -> Self {
         self.texts.meter_usage = metered;
@@ -112,8 +114,9 @@ impl MemoryBuilder {
         let Self { model, kv, ledger, texts, system, repair, engine, id_secret } = self;
         let layout = model.chat().layout(&system)?;
         let engine = Engine::start(Arc::clone(&model), engine)?;
-        let chunks = Chunks::new(model, engine, kv, Arc::clone(&ledger), layout, id_secret);
-        let texts = TextMemory::with_options(ledger, texts);
+        let room = Arc::new(Room::of(Arc::clone(&kv)));
+        let chunks = Chunks::new(model, engine, kv, Arc::clone(&ledger), Arc::clone(&room), layout, id_secret);
+        let texts = TextMemory::with_room(ledger, texts, room);
         Ok(Memory { parts: Arc::new(Parts { texts, chunks, repair }) })
     }
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::records::{Content, Entry};
+use super::room::Room;
 use crate::{
     ChunkId, Context, Engine, Error, KvChunk, KvStore, Layout, Lease, Ledger, Model, Namespace, OwnerId, Piece,
     PrefillText, Prefilled, PrefixId, Record, RecordId, Repair, Result, State, StoredChunk, Timestamp, Token, Usage,
@@ -29,6 +30,7 @@ pub(super) struct Chunks {
     engine: Engine,
     kv: Arc<dyn KvStore>,
     ledger: Arc<dyn Ledger>,
+    room: Arc<Room>,
     layout: Layout,
     prefix: PrefixId,
     /// What ids are hashed with, so that nobody else can check a guess of a text.
@@ -81,6 +83,7 @@ impl Chunks {
         engine: Engine,
         kv: Arc<dyn KvStore>,
         ledger: Arc<dyn Ledger>,
+        room: Arc<Room>,
         layout: Layout,
         id_secret: Option<[u8; 32]>,
     ) -> Self {
@@ -90,6 +93,7 @@ impl Chunks {
             engine,
             kv,
             ledger,
+            room,
             layout,
             prefix,
             id_secret,
@@ -371,7 +375,17 @@ impl Chunks {
         let now = Timestamp::now();
         let pending = self.ledger.pending_deletions(now).await?;
         let chunks: Vec<ChunkId> = pending.iter().map(|deletion| deletion.chunk).collect();
-        if self.erase(&chunks).await? { self.ledger.confirm_deleted(&pending, now).await } else { Ok(()) }
+        if !self.erase(&chunks).await? {
+            return Ok(());
+        }
+        match self.room.make("note what was deleted", || self.ledger.confirm_deleted(&pending, now)).await {
+            // What was asked for is done. It is noted by a later call.
+            Err(full @ Error::Full { .. }) => {
+                log::warn!("{} deletions cannot be noted yet: {full}", pending.len());
+                Ok(())
+            }
+            confirmed => confirmed,
+        }
     }
 
     /// Deletes chunks. False if the store is read-only here: then the process that writes to it deletes them, with its next

@@ -2,10 +2,11 @@
 //!
 //! An event is durable before its answer is told to be complete, or its call returns. One that cannot be written waits
 //! here and is written with the next; events have ids, so none counts twice. What waits when the process is killed is lost,
-//! and was not told to be done.
+//! and was not told to be done, with one exception: a full disk, on which KV makes no room, fails no call that is done.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::room::Room;
 use crate::{Amounts, Error, Ledger, Namespace, Result, Timestamp, Usage, UsageEvent};
 
 /// Events that may wait. Beyond that nothing more is done that would have to be counted.
@@ -15,14 +16,15 @@ const WAITING: usize = 1024;
 pub(super) struct Meter {
     /// `None` where nothing is counted.
     ledger: Option<Arc<dyn Ledger>>,
+    room: Arc<Room>,
     waiting: Mutex<Vec<UsageEvent>>,
     /// Held while events are written, so that whoever waits for it finds them written.
     writing: async_lock::Mutex<()>,
 }
 
 impl Meter {
-    pub(super) fn new(ledger: Option<Arc<dyn Ledger>>) -> Self {
-        Self { ledger, waiting: Mutex::default(), writing: async_lock::Mutex::new(()) }
+    pub(super) fn new(ledger: Option<Arc<dyn Ledger>>, room: Arc<Room>) -> Self {
+        Self { ledger, room, waiting: Mutex::default(), writing: async_lock::Mutex::new(()) }
     }
 
     pub(super) fn is_on(&self) -> bool {
@@ -68,13 +70,25 @@ impl Meter {
         if events.is_empty() {
             return Ok(());
         }
-        ledger.record_usage(&events).await.map_err(|error| match error {
+        let written = self.room.make("write down what was used", || ledger.record_usage(&events)).await;
+        written.map_err(|error| match error {
             Error::Full { .. } | Error::ReadOnly { .. } | Error::Ledger(_) => error,
             other => Error::Ledger(other.into()),
         })?;
         // Those that were noted meanwhile stand behind them.
         self.waiting().drain(..events.len());
         Ok(())
+    }
+
+    /// As [`write`](Self::write). On a full disk the events wait, and that is no error: what they count is done.
+    pub(super) async fn write_or_wait(&self) -> Result<()> {
+        match self.write().await {
+            Err(full @ Error::Full { .. }) => {
+                log::warn!("{} events of usage wait until the disk has room: {full}", self.waiting().len());
+                Ok(())
+            }
+            written => written,
+        }
     }
 }
 

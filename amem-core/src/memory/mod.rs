@@ -6,8 +6,10 @@
 mod answer;
 mod builder;
 mod chunks;
+mod lately;
 mod meter;
 mod records;
+mod room;
 mod session;
 mod texts;
 
@@ -44,10 +46,6 @@ struct Parts {
 
 /// Damaged chunks for which a question is put again.
 pub(crate) const DAMAGED: usize = 8;
-/// Room that is made at a time on a disk that is too full for the ledger.
-const GIVEN_UP_BYTES: u64 = 64 << 20;
-/// How often room is made before the ledger's error is told.
-const GIVEN_UP_TIMES: usize = 4;
 
 /// What a namespace has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -105,12 +103,13 @@ impl Memory {
     }
 
     /// Remembers texts, all or none of them. An exact duplicate is not stored twice, and the answer says so. On a full disk
-    /// KV, which can be computed again, makes room for them ([`KvStore::give_up`]). The KV of texts that are superseded is
-    /// deleted.
+    /// KV, which can be computed again, makes room for them ([`KvStore::give_up`]), as for whatever else the ledger has to
+    /// write. The KV of texts that are superseded is deleted.
     ///
     /// # Errors
     /// [`Error::Empty`]; [`Error::TooLong`] for a text that no context of the model can hold; [`Error::BadValue`] for a
-    /// key or metadata beyond their bounds; [`Error::Ledger`] when the ledger cannot be written.
+    /// key or metadata beyond their bounds; [`Error::Full`] when KV makes no room on a full disk, and [`Error::Ledger`]
+    /// when the ledger cannot be written.
     pub async fn remember_all<T: Into<NewRecord>>(
         &self,
         namespace: impl TryInto<Namespace, Error = Error>,
@@ -123,7 +122,7 @@ impl Memory {
         }
         self.check_meter().await?;
         let add = async {
-            let added = self.add(&namespace, &new).await?;
+            let added = self.parts.texts.add(&namespace, &new).await?;
             if added.iter().any(|added| matches!(added.outcome, Outcome::Superseded(_))) {
                 self.delete_outdated().await;
             }
@@ -131,26 +130,6 @@ impl Memory {
             Ok((added, new))
         };
         self.parts.texts.counted(&namespace, add).await
-    }
-
-    /// Adds texts to the ledger, for which KV makes room on a full disk.
-    async fn add(&self, namespace: &Namespace, new: &[NewRecord]) -> Result<Vec<Added>> {
-        for _ in 0..GIVEN_UP_TIMES {
-            match self.ledger().add(namespace, new, Timestamp::now()).await {
-                Err(full @ Error::Full { .. }) => match self.kv().give_up(GIVEN_UP_BYTES).await {
-                    Ok(0) => return Err(full),
-                    Ok(bytes) => {
-                        log::warn!("{bytes} bytes of KV were given up to remember {} texts: {full}", new.len())
-                    }
-                    Err(error) => {
-                        log::warn!("no KV could be given up on a full disk: {error}");
-                        return Err(full);
-                    }
-                },
-                added => return added,
-            }
-        }
-        self.ledger().add(namespace, new, Timestamp::now()).await
     }
 
     /// Deletes the KV of texts that no longer count. What cannot be deleted now is deleted after a later call. Whatever
@@ -177,10 +156,16 @@ impl Memory {
 
     /// Answers a question from the memories that it is about.
     ///
+    /// A full disk does not keep answers back. Where [usage is metered](MemoryBuilder::meter_usage), KV makes room for what
+    /// the ledger counts of the question. Where it cannot, the answer comes all the same: what is to be counted waits in RAM
+    /// and is written with what is counted next. It is lost if the process ends before that. Once 1,024 of these wait,
+    /// questions and changes fail with [`Error::Full`], before anything is done, until they can be written.
+    ///
     /// # Errors
     /// As [`recall`](Self::recall); [`Error::TooLong`] for the question alone; [`Error::Full`] when the KV cache has no
-    /// room, [`Error::Overloaded`] when too many requests wait; [`Error::Model`] when the model fails. A store that fails
-    /// costs time, not the answer.
+    /// room, or when too much usage waits for room on the disk; [`Error::Overloaded`] when too many requests wait;
+    /// [`Error::Model`] when the model fails; [`Error::Ledger`] when usage cannot be written for want of anything but room.
+    /// A store that fails costs time, not the answer.
     pub async fn ask(
         &self,
         namespace: impl TryInto<Namespace, Error = Error>,
@@ -272,7 +257,7 @@ impl Memory {
     ///
     /// # Errors
     /// [`Error::UnknownRecord`], [`Error::NotActive`], [`Error::Empty`], [`Error::TooLong`], [`Error::SameText`];
-    /// [`Error::Ledger`] when the ledger cannot be written.
+    /// [`Error::Full`] and [`Error::Ledger`] when the ledger cannot be written.
     pub async fn update(
         &self,
         namespace: impl TryInto<Namespace, Error = Error>,
@@ -283,7 +268,7 @@ impl Memory {
         self.check_text(text)?;
         self.check_meter().await?;
         let update = async {
-            let record = self.ledger().update(&namespace, id, text, Timestamp::now()).await?;
+            let record = self.parts.texts.change(&namespace, id, text).await?;
             let deleted = self.parts.chunks.delete_pending().await;
             Ok((deleted.map(|()| record), 1))
         };
@@ -304,9 +289,9 @@ impl Memory {
     /// begins after this returns.
     ///
     /// # Errors
-    /// [`Error::UnknownRecord`]; [`Error::Ledger`] when the ledger cannot be written; [`Error::Store`] and others when
-    /// the store cannot delete: then the texts are gone all the same, and deleting the KV is tried again with the next
-    /// call.
+    /// [`Error::UnknownRecord`]; [`Error::Full`] and [`Error::Ledger`] when the ledger cannot be written;
+    /// [`Error::Store`] and others when the store cannot delete: then the texts are gone all the same, and deleting the KV
+    /// is tried again with the next call.
     pub async fn forget_many(
         &self,
         namespace: impl TryInto<Namespace, Error = Error>,
@@ -326,7 +311,7 @@ impl Memory {
             }
         }
         let forget = async {
-            let records = self.ledger().forget_many(&namespace, ids, Timestamp::now()).await?;
+            let records = self.parts.texts.erase(&namespace, ids).await?;
             let erased = self.parts.chunks.erase(&chunks).await;
             let deleted = self.parts.chunks.delete_pending().await;
             let operations = records.len();
@@ -338,7 +323,7 @@ impl Memory {
     /// Deletes a namespace: all its records with their histories, and their KV. Returns how many records there were.
     ///
     /// # Errors
-    /// [`Error::Ledger`] when the ledger cannot be written; when the store cannot delete, as
+    /// [`Error::Full`] and [`Error::Ledger`] when the ledger cannot be written; when the store cannot delete, as
     /// [`forget_many`](Self::forget_many).
     pub async fn delete_namespace(&self, namespace: impl TryInto<Namespace, Error = Error>) -> Result<usize> {
         let namespace = namespace.try_into()?;
@@ -459,7 +444,7 @@ impl Memory {
     }
 
     /// Counts what was done for a namespace beside the calls of this type, if [usage is
-    /// metered](MemoryBuilder::meter_usage).
+    /// metered](MemoryBuilder::meter_usage). On a disk that is full it waits, as [`ask`](Self::ask) says.
     ///
     /// # Errors
     /// [`Error::Ledger`] when it cannot be written; it is written with the next.
@@ -634,9 +619,9 @@ impl Memory {
         self.parts.texts.meter().check().await
     }
 
-    /// Has what was used written down.
+    /// Has what was used written down, or wait where the disk is full.
     pub(crate) async fn write_usage(&self) -> Result<()> {
-        self.parts.texts.meter().write().await
+        self.parts.texts.meter().write_or_wait().await
     }
 
     pub(crate) async fn base(&self) -> Result<Base> {

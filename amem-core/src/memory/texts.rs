@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::answer::{Recall, Recollection};
 use super::meter::Meter;
 use super::records::{Entry, RecordCache, Records};
+use super::room::Room;
 use crate::recall::Lexical;
 use crate::{
     Added, Amounts, Error, Ledger, Listing, Namespace, NewRecord, Page, Query, RecallQuery, Recalled, Recaller, Record,
@@ -47,6 +48,7 @@ struct Parts {
     recaller: Arc<dyn Recaller>,
     records: RecordCache,
     meter: Arc<Meter>,
+    room: Arc<Room>,
 }
 
 /// A record that was found, and how well it fits.
@@ -70,9 +72,14 @@ impl TextMemory {
 
     /// A memory of what is in a ledger.
     pub fn with_options(ledger: Arc<dyn Ledger>, options: TextMemoryOptions) -> Self {
+        Self::with_room(ledger, options, Arc::default())
+    }
+
+    /// A memory of what is in a ledger that room is made for on a full disk.
+    pub(super) fn with_room(ledger: Arc<dyn Ledger>, options: TextMemoryOptions, room: Arc<Room>) -> Self {
         let TextMemoryOptions { recaller, cached_records, meter_usage } = options;
-        let meter = Arc::new(Meter::new(meter_usage.then(|| Arc::clone(&ledger))));
-        Self { parts: Arc::new(Parts { ledger, recaller, records: RecordCache::new(cached_records), meter }) }
+        let meter = Arc::new(Meter::new(meter_usage.then(|| Arc::clone(&ledger)), Arc::clone(&room)));
+        Self { parts: Arc::new(Parts { ledger, recaller, records: RecordCache::new(cached_records), meter, room }) }
     }
 
     /// Remembers texts, all or none of them: durable when this returns. An exact duplicate is not stored twice, and the
@@ -90,7 +97,7 @@ impl TextMemory {
         let new: Vec<NewRecord> = texts.into_iter().map(Into::into).collect();
         self.meter().check().await?;
         let add = async {
-            let added = self.ledger().add(&namespace, &new, Timestamp::now()).await?;
+            let added = self.add(&namespace, &new).await?;
             let new = new_among(&added);
             Ok((added, new))
         };
@@ -212,7 +219,7 @@ impl TextMemory {
     ) -> Result<Record> {
         let namespace = namespace.try_into()?;
         self.meter().check().await?;
-        let update = async { Ok((self.ledger().update(&namespace, id, text, Timestamp::now()).await?, 1)) };
+        let update = async { Ok((self.change(&namespace, id, text).await?, 1)) };
         self.counted(&namespace, update).await
     }
 
@@ -237,7 +244,7 @@ impl TextMemory {
     ) -> Result<Vec<Record>> {
         let namespace = namespace.try_into()?;
         let forget = async {
-            let records = self.ledger().forget_many(&namespace, ids, Timestamp::now()).await?;
+            let records = self.erase(&namespace, ids).await?;
             let operations = records.len();
             Ok((records, operations))
         };
@@ -249,17 +256,18 @@ impl TextMemory {
     /// # Errors
     /// [`Error::Ledger`] when the ledger cannot be written.
     pub async fn delete_namespace(&self, namespace: impl TryInto<Namespace, Error = Error>) -> Result<usize> {
-        self.ledger().delete_namespace(&namespace.try_into()?).await
+        let (namespace, ledger) = (namespace.try_into()?, self.ledger());
+        self.parts.room.make("delete a namespace", || ledger.delete_namespace(&namespace)).await
     }
 
     /// Counts what a model elsewhere did for a namespace, if [usage is metered](TextMemoryOptions::meter_usage). If it
-    /// cannot be written, it is written with what is counted next.
+    /// cannot be written, it is written with what is counted next; that is no error where the disk is full.
     ///
     /// # Errors
     /// [`Error::Ledger`] when the ledger cannot be written.
     pub async fn record_usage(&self, namespace: &Namespace, amounts: Amounts) -> Result<()> {
         self.meter().note(namespace, amounts);
-        self.meter().write().await
+        self.meter().write_or_wait().await
     }
 
     /// What was used, by namespace, if [usage is metered](TextMemoryOptions::meter_usage).
@@ -288,6 +296,24 @@ impl TextMemory {
 
     pub(super) fn meter(&self) -> &Arc<Meter> {
         &self.parts.meter
+    }
+
+    /// Adds texts to the ledger.
+    pub(super) async fn add(&self, namespace: &Namespace, new: &[NewRecord]) -> Result<Vec<Added>> {
+        let (ledger, doing) = (self.ledger(), format!("remember {} texts", new.len()));
+        self.parts.room.make(&doing, || ledger.add(namespace, new, Timestamp::now())).await
+    }
+
+    /// Changes a record's text in the ledger.
+    pub(super) async fn change(&self, namespace: &Namespace, id: RecordId, text: &str) -> Result<Record> {
+        let ledger = self.ledger();
+        self.parts.room.make("update a record", || ledger.update(namespace, id, text, Timestamp::now())).await
+    }
+
+    /// Wipes records from the ledger.
+    pub(super) async fn erase(&self, namespace: &Namespace, ids: &[RecordId]) -> Result<Vec<Record>> {
+        let ledger = self.ledger();
+        self.parts.room.make("forget records", || ledger.forget_many(namespace, ids, Timestamp::now())).await
     }
 
     /// Makes a change, and counts the memories that it changed, which it says beside its result.

@@ -15,10 +15,16 @@ const VOCABULARY: usize = 64;
 const CONFIG: &str = r#"{
     "model_type": "llama", "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2,
     "num_key_value_heads": 1, "head_dim": 4, "intermediate_size": 12, "vocab_size": 64,
-    "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": true
+    "max_position_embeddings": CONTEXT, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": true
 }"#;
 
+#[allow(dead_code, reason = "not every test binary uses it")]
 pub(crate) fn model() -> Transformer<Reference> {
+    model_with_context(64)
+}
+
+/// As [`model`], with contexts of so many tokens.
+pub(crate) fn model_with_context(tokens: usize) -> Transformer<Reference> {
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     let mut noise = |numbers: usize| -> Vec<u8> {
         (0..numbers).flat_map(|_| rng.random_range(-1.0f32..1.0).to_le_bytes()).collect()
@@ -46,7 +52,7 @@ pub(crate) fn model() -> Transformer<Reference> {
         .map(|(name, bytes, shape)| (name, TensorView::new(StoredDtype::F32, shape.clone(), bytes).unwrap()));
     let file = safetensors::serialize(views, None).unwrap();
     let files = BTreeMap::from([
-        ("config.json".to_owned(), CONFIG.as_bytes().to_vec()),
+        ("config.json".to_owned(), CONFIG.replace("CONTEXT", &tokens.to_string()).into_bytes()),
         ("model.safetensors".to_owned(), file),
     ]);
     let mut options = Options::default();

@@ -1,0 +1,59 @@
+//! Room on a full disk for what cannot be computed again: KV, which can, makes it.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use super::lately::Lately;
+use crate::{Error, KvStore, Result};
+
+/// Room that is made at a time.
+const BYTES: u64 = 64 << 20;
+/// How often room is made before the ledger's error is told.
+const TIMES: usize = 4;
+
+/// Makes room for the ledger, where there is a store of KV that may be on the same disk.
+#[derive(Default)]
+pub(super) struct Room {
+    kv: Option<Arc<dyn KvStore>>,
+    /// KV was given up, and the disk was full all the same: the ledger is probably on another one. For a while nothing more
+    /// is given up.
+    in_vain: Lately,
+}
+
+impl Room {
+    /// Room that this store's KV makes.
+    pub(super) fn of(kv: Arc<dyn KvStore>) -> Self {
+        Self { kv: Some(kv), in_vain: Lately::default() }
+    }
+
+    /// Writes to the ledger. As long as its disk is too full for that, some KV is given up and it is written again.
+    /// `doing` says what for.
+    pub(super) async fn make<T, F>(&self, doing: &str, write: impl Fn() -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        let Some(kv) = &self.kv else { return write().await };
+        for _ in 0..TIMES {
+            let full = match write().await {
+                Err(full @ Error::Full { .. }) => full,
+                written => return written,
+            };
+            if self.in_vain.happened() {
+                return Err(full);
+            }
+            match kv.give_up(BYTES).await {
+                Ok(0) => return Err(full),
+                Ok(bytes) => log::warn!("{bytes} bytes of KV were given up to {doing}: {full}"),
+                Err(error) => {
+                    log::warn!("no KV could be given up on a full disk: {error}");
+                    return Err(full);
+                }
+            }
+        }
+        let written = write().await;
+        if matches!(written, Err(Error::Full { .. })) {
+            self.in_vain.note();
+        }
+        written
+    }
+}
