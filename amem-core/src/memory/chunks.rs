@@ -57,6 +57,15 @@ impl Wanted for Linked {
     }
 }
 
+/// Where KV may come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// From the store, as far as it has it. The rest is computed.
+    Store,
+    /// All of it is computed, so that none of it can turn out to be lost.
+    Model,
+}
+
 /// The KV of some records.
 pub(crate) struct Fetched {
     /// In the order of the records.
@@ -215,7 +224,13 @@ impl Chunks {
     }
 
     /// The KV of records: from the store, or computed. With `keep`, what was computed is put into the store.
-    pub(super) async fn fetch(&self, namespace: &Namespace, entries: &[Arc<Entry>], keep: bool) -> Result<Fetched> {
+    pub(super) async fn fetch(
+        &self,
+        namespace: &Namespace,
+        entries: &[Arc<Entry>],
+        source: Source,
+        keep: bool,
+    ) -> Result<Fetched> {
         let contents = entries.iter().map(|entry| self.content(entry)).collect::<Result<Vec<_>>>()?;
         // Two records may say the same under different keys: they have one chunk.
         let mut seen = HashSet::new();
@@ -226,7 +241,10 @@ impl Chunks {
                 owners.push(&entry.record);
             }
         }
-        let held = self.held(&texts, &self.prefix).await;
+        let held = match source {
+            Source::Store => self.held(&texts, &self.prefix).await,
+            Source::Model => vec![None; texts.len()],
+        };
         let mut found: HashMap<ChunkId, KvChunk> = HashMap::new();
         let (mut missing, mut links) = (Vec::new(), Vec::new());
         for ((text, record), chunk) in texts.into_iter().zip(owners).zip(held) {
@@ -263,9 +281,12 @@ impl Chunks {
         Ok(self.kv.contains_many(&ids).await)
     }
 
-    /// Has the store begin to read these records' chunks, and keep those that are close at hand until what is returned is
-    /// dropped.
-    pub(super) fn prefetch(&self, entries: &[Arc<Entry>]) -> Lease {
+    /// Has the store begin to read these records' chunks, if they come from there, and keep those that are close at hand
+    /// until what is returned is dropped.
+    pub(super) fn prefetch(&self, entries: &[Arc<Entry>], source: Source) -> Lease {
+        if source == Source::Model {
+            return Lease::default();
+        }
         let ids: Vec<ChunkId> = entries.iter().filter_map(|entry| Some(self.content(entry).ok()?.chunk)).collect();
         let lease = self.kv.lease(&ids, LEASE);
         self.kv.prefetch(&ids);

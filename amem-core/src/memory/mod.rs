@@ -19,7 +19,7 @@ use std::time::Instant;
 use answer::Cost;
 pub use answer::{Answer, AnswerStream, Ask, Event, Prompt, Recall, Recollection};
 pub use builder::MemoryBuilder;
-use chunks::{Base, Chunks, Fetched};
+use chunks::{Base, Chunks, Fetched, Source};
 use meter::{Meter, amounts_of};
 use records::{Entry, Records};
 pub use session::{Session, SessionOptions};
@@ -44,7 +44,7 @@ struct Parts {
     repair: Repair,
 }
 
-/// Damaged chunks for which a question is put again.
+/// Damaged chunks for which a question is put again, each computed anew. If there are more, all of its KV is computed.
 pub(crate) const DAMAGED: usize = 8;
 
 /// What a namespace has.
@@ -180,7 +180,7 @@ impl Memory {
     /// computed again.
     ///
     /// # Errors
-    /// As [`ask`](Self::ask); [`Error::DamagedKv`] if KV is lost again and again.
+    /// As [`ask`](Self::ask).
     pub async fn ask_stream(
         &self,
         namespace: impl TryInto<Namespace, Error = Error>,
@@ -188,12 +188,12 @@ impl Memory {
     ) -> Result<AnswerStream> {
         let (started, namespace, ask) = (Instant::now(), namespace.try_into()?, question.into());
         for _ in 0..DAMAGED {
-            match self.try_ask(&namespace, ask.clone(), started).await {
+            match self.try_ask(&namespace, ask.clone(), started, Source::Store).await {
                 Err(Error::DamagedKv { chunk, reason }) => self.drop_damaged(chunk, &reason).await,
                 answer => return answer,
             }
         }
-        self.try_ask(&namespace, ask, started).await
+        self.try_ask(&namespace, ask, started, Source::Model).await
     }
 
     /// Deletes a chunk whose KV was lost between being found and being used, so that it is computed again.
@@ -204,8 +204,8 @@ impl Memory {
     /// Asks once.
     ///
     /// # Errors
-    /// [`Error::DamagedKv`] when KV is lost before anything is generated.
-    async fn try_ask(&self, namespace: &Namespace, ask: Ask, started: Instant) -> Result<AnswerStream> {
+    /// [`Error::DamagedKv`] when KV from the store is lost before anything is generated.
+    async fn try_ask(&self, namespace: &Namespace, ask: Ask, started: Instant, source: Source) -> Result<AnswerStream> {
         ask.generation.check()?;
         self.check_meter().await?;
         let asked = self.pieces(self.conversation(&ask)?);
@@ -216,9 +216,9 @@ impl Memory {
         // In the order in which they were told: a later one may lean on an earlier one, or overrule it.
         found.sort_by_key(|found| found.entry.record.id);
         let entries: Vec<Arc<Entry>> = found.iter().map(|found| Arc::clone(&found.entry)).collect();
-        let lease = self.parts.chunks.prefetch(&entries);
+        let lease = self.parts.chunks.prefetch(&entries, source);
         let base = self.parts.chunks.base().await?;
-        let fetched = self.parts.chunks.fetch(namespace, &entries, ask.recall.as_of.is_none()).await?;
+        let fetched = self.parts.chunks.fetch(namespace, &entries, source, ask.recall.as_of.is_none()).await?;
         drop(lease);
         self.note(&found, &fetched.chunks);
         let usage = base.usage + fetched.usage;
@@ -407,7 +407,7 @@ impl Memory {
         }
         for (index, entries) in missing.chunks(AT_A_TIME).enumerate() {
             progress(index * AT_A_TIME, missing.len());
-            usage += chunks.fetch(&namespace, entries, true).await?.usage;
+            usage += chunks.fetch(&namespace, entries, Source::Store, true).await?.usage;
         }
         progress(missing.len(), missing.len());
         self.kv().sync().await?;
@@ -628,9 +628,9 @@ impl Memory {
         self.parts.chunks.base().await
     }
 
-    pub(crate) async fn fetch(&self, namespace: &Namespace, entries: &[Arc<Entry>]) -> Result<Fetched> {
-        let _lease = self.parts.chunks.prefetch(entries);
-        self.parts.chunks.fetch(namespace, entries, true).await
+    pub(crate) async fn fetch(&self, namespace: &Namespace, entries: &[Arc<Entry>], source: Source) -> Result<Fetched> {
+        let _lease = self.parts.chunks.prefetch(entries, source);
+        self.parts.chunks.fetch(namespace, entries, source, true).await
     }
 
     /// A memory's tokens, the template's marks included.

@@ -21,6 +21,7 @@ use futures_channel::oneshot;
 use self::epoch::{Epoch, PlacedTurn};
 use self::turns::{Turn, last_that_fit, lead, recognised};
 use super::answer::Cost;
+use super::chunks::Source;
 use super::records::{Entry, Records};
 use super::{DAMAGED, Found};
 use crate::{
@@ -171,15 +172,15 @@ impl Session {
     pub async fn open(&mut self, about: impl Into<Recall>) -> Result<Vec<Recollection>> {
         let about = about.into();
         for _ in 0..DAMAGED {
-            match self.try_open(about.clone()).await {
+            match self.try_open(about.clone(), Source::Store).await {
                 Err(Error::DamagedKv { chunk, reason }) => self.memory.drop_damaged(chunk, &reason).await,
                 opened => return opened,
             }
         }
-        self.try_open(about).await
+        self.try_open(about, Source::Model).await
     }
 
-    async fn try_open(&mut self, about: Recall) -> Result<Vec<Recollection>> {
+    async fn try_open(&mut self, about: Recall, source: Source) -> Result<Vec<Recollection>> {
         self.finish_turn().await;
         self.memory.check_meter().await?;
         let (records, found) = self.find(about).await?;
@@ -189,7 +190,7 @@ impl Session {
         if self.epoch.is_none() {
             // For a question that is not known yet.
             let reserve = self.limit / 4;
-            let (epoch, cost) = self.begin_epoch(&records, &found, reserve).await?;
+            let (epoch, cost) = self.begin_epoch(&records, &found, reserve, source).await?;
             self.epoch = Some(epoch);
             self.memory.count_cost(&self.namespace, &cost).await?;
         }
@@ -230,19 +231,19 @@ impl Session {
     pub async fn ask_stream(&mut self, question: impl Into<Ask>) -> Result<AnswerStream> {
         let (started, ask) = (Instant::now(), question.into());
         for _ in 0..DAMAGED {
-            match self.try_ask(ask.clone(), started).await {
+            match self.try_ask(ask.clone(), started, Source::Store).await {
                 Err(Error::DamagedKv { chunk, reason }) => self.memory.drop_damaged(chunk, &reason).await,
                 answer => return answer,
             }
         }
-        self.try_ask(ask, started).await
+        self.try_ask(ask, started, Source::Model).await
     }
 
     /// Asks once.
     ///
     /// # Errors
-    /// [`Error::DamagedKv`] when KV is lost before anything is generated.
-    async fn try_ask(&mut self, ask: Ask, started: Instant) -> Result<AnswerStream> {
+    /// [`Error::DamagedKv`] when KV from the store is lost before anything is generated.
+    async fn try_ask(&mut self, ask: Ask, started: Instant, source: Source) -> Result<AnswerStream> {
         self.finish_turn().await;
         self.check_recall(&ask.recall)?;
         let Conversation { opening, mut exchanges } = self.memory.conversation(&ask)?;
@@ -286,14 +287,15 @@ impl Session {
             has_room?;
         }
         if self.epoch.is_none() {
-            let (mut epoch, opening_cost) = self.begin_epoch(&records, &found, reserve + needed_tokens).await?;
+            let reserve = reserve + needed_tokens;
+            let (mut epoch, opening_cost) = self.begin_epoch(&records, &found, reserve, source).await?;
             cost = opening_cost;
             passed = epoch.keep(&opening, &conversation);
             self.epoch = Some(epoch);
         }
         let before = conversation[passed..].to_vec();
         let next = Next { before, needed, room_divisor, is_question, prompt, reserve };
-        self.turn(next, ask, found, cost, started).await
+        self.turn(next, ask, found, cost, started, source).await
     }
 
     /// The memories that stand in the context, oldest first. Empty before the first question, and from when an answer is
@@ -417,11 +419,17 @@ impl Session {
     }
 
     /// Begins an epoch: picks the working set and blends it.
-    async fn begin_epoch(&mut self, records: &Records, found: &[Found], reserve: usize) -> Result<(Epoch, Cost)> {
+    async fn begin_epoch(
+        &mut self,
+        records: &Records,
+        found: &[Found],
+        reserve: usize,
+        source: Source,
+    ) -> Result<(Epoch, Cost)> {
         let room = self.limit.saturating_sub(self.memory.layout().prefix.len() + reserve);
         let entries = self.working_set(records, found, room).await?;
         let base = self.memory.base().await?;
-        let fetched = self.memory.fetch(&self.namespace, &entries).await?;
+        let fetched = self.memory.fetch(&self.namespace, &entries, source).await?;
         let mut usage = base.usage + fetched.usage;
         let pieces: Vec<Piece> = fetched.chunks.into_iter().map(Piece::Cached).collect();
         let context = match base.context {
@@ -493,6 +501,7 @@ impl Session {
         found: Vec<Found>,
         mut cost: Cost,
         started: Instant,
+        source: Source,
     ) -> Result<AnswerStream> {
         let layout = self.memory.layout();
         let Some(epoch) = &self.epoch else { return Err(Error::Cancelled) };
@@ -516,7 +525,7 @@ impl Session {
         self.memory.fit(&mut new, room)?;
         new.sort_by_key(|found| found.entry.record.id);
         let entries: Vec<Arc<Entry>> = new.iter().map(|found| Arc::clone(&found.entry)).collect();
-        let fetched = self.memory.fetch(&self.namespace, &entries).await?;
+        let fetched = self.memory.fetch(&self.namespace, &entries, source).await?;
         cost.usage += fetched.usage;
         (cost.chunks, cost.computed) = (cost.chunks + entries.len(), cost.computed + fetched.computed);
         let bill = self.memory.bill(&self.namespace, cost);
