@@ -202,6 +202,7 @@ fn another_processs_writes_are_seen_and_none_is_lost() {
         assert_eq!(one.ask("me", "Where does Alice live?").await.unwrap().text, "Alice lives in Oslo.");
         two.forget("me", alice.id).await.unwrap();
         assert!(one.recall("me", "Where does Alice live?").await.unwrap().is_empty());
+        one.settle().await;
         let prefix_alone = one.kv().stats().await.chunks;
         assert_eq!(prefix_alone, 1, "the process that writes to the store deletes what the other forgot");
         two.remember("me", NOTES[1]).await.unwrap();

@@ -254,6 +254,7 @@ fn a_process_that_opens_a_large_namespace_indexes_what_changed_and_no_more() {
         memory.remember("me", brief).await.unwrap();
         let added = memory.remember_all("me", (0..1500).map(|n| format!("Carl saw town {n} once."))).await.unwrap();
         assert_eq!(recall(&memory, 1234).await, "Carl saw town 1234 once.");
+        memory.settle().await;
 
         let (memory, ledger, recaller) = open();
         let name = recaller.index_name().unwrap();
@@ -277,6 +278,7 @@ fn a_process_that_opens_a_large_namespace_indexes_what_changed_and_no_more() {
         let (memory, ledger, recaller) = open();
         assert!(!recall(&memory, 1234).await.contains("1234"));
         assert_eq!(recaller.indexed.load(Relaxed), 1501, "there was nothing to begin from");
+        memory.settle().await;
 
         // What makes no sense is as good as nothing.
         let mut index = ledger.saved_index(&me, &name).await.unwrap().unwrap();
@@ -392,6 +394,7 @@ fn kv_goes_with_the_texts_that_no_longer_count() {
             std::thread::sleep(Duration::from_millis(10));
         }
         memory.recall("me", "Where does Alice live?").await.unwrap();
+        memory.settle().await;
         let stats = memory.stats("me").await.unwrap();
         assert_eq!((stats.records.active, stats.records.expired, stats.chunks), (1, 1, 1));
         memory.delete_namespace("me").await.unwrap();

@@ -146,7 +146,10 @@ async fn serve(memory: &Memory, ram: &RamStore, command: &Value) -> Result<Value
             let active = all.into_iter().filter(|record| record.state == amem_core::State::Active);
             Ok(active.map(|record| record.text).collect::<Vec<_>>().into())
         }
-        "sync" => memory.kv().sync().await.map(|()| json!({})),
+        "sync" => {
+            memory.settle().await;
+            memory.kv().sync().await.map(|()| json!({}))
+        }
         "ram" => Ok(ram.list().await?.iter().map(|held| held.id.to_string()).collect::<Vec<_>>().into()),
         "usage" => {
             let totals = memory.usage(&UsageQuery::all()).await?;

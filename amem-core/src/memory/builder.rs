@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::background::Background;
 use super::chunks::Chunks;
 use super::room::Room;
 use super::{Memory, Parts, TextMemory, TextMemoryOptions};
@@ -33,14 +34,14 @@ impl MemoryBuilder {
         }
     }
 
-    /// Where KV is kept.
+    /// Where KV is kept. It is used in the background too, on threads that belong to no asynchronous runtime.
     #[must_use]
     pub fn kv(mut self, kv: Arc<dyn KvStore>) -> Self {
         self.kv = kv;
         self
     }
 
-    /// Where records are kept.
+    /// Where records are kept. It is used in the background too, on threads that belong to no asynchronous runtime.
     #[must_use]
     pub fn ledger(mut self, ledger: Arc<dyn Ledger>) -> Self {
         self.ledger = ledger;
@@ -117,6 +118,7 @@ impl MemoryBuilder {
         let room = Arc::new(Room::of(Arc::clone(&kv)));
         let chunks = Chunks::new(model, engine, kv, Arc::clone(&ledger), Arc::clone(&room), layout, id_secret);
         let texts = TextMemory::with_room(ledger, texts, room);
-        Ok(Memory { parts: Arc::new(Parts { texts, chunks, repair }) })
+        let (background, chunks) = (Background::default(), Arc::new(chunks));
+        Ok(Memory { parts: Arc::new(Parts { background, texts, chunks, repair }) })
     }
 }

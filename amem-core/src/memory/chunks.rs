@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+use super::lately::Lately;
 use super::records::{Content, Entry};
 use super::room::Room;
 use crate::{
@@ -39,6 +40,10 @@ pub(super) struct Chunks {
     base: async_lock::Mutex<Option<Box<dyn Context>>>,
     /// Chunks whose KV turned out to be damaged, until they are put into the store anew: it may not be able to delete them.
     damaged: Mutex<HashSet<ChunkId>>,
+    /// Records whose KV is to be deleted from this process's stores, for another process forgot them.
+    forgotten: Mutex<Vec<Arc<Entry>>>,
+    /// The store refused to delete, for another process writes to it and deletes what the ledger names.
+    refused: Lately,
 }
 
 /// What a store is told that asks whether chunks are still wanted.
@@ -108,6 +113,8 @@ impl Chunks {
             id_secret,
             base: async_lock::Mutex::new(None),
             damaged: Mutex::default(),
+            forgotten: Mutex::default(),
+            refused: Lately::default(),
         };
         let (ledger, base) = (Arc::clone(&chunks.ledger), chunks.base_id());
         chunks.kv.ask_of_late_writes(Arc::new(Linked { ledger, base }));
@@ -384,11 +391,42 @@ impl Chunks {
         texts.map(|version| Ok(self.content_of(namespace, &version.text)?.chunk)).collect()
     }
 
-    /// Deletes the KV of records that turned out to have been forgotten, and whatever else the ledger names.
-    pub(super) async fn forget(&self, forgotten: &[Arc<Entry>]) -> Result<()> {
-        let ids = forgotten.iter().map(|entry| Ok(self.content(entry)?.chunk)).collect::<Result<Vec<_>>>()?;
-        self.erase(&ids).await?;
-        self.delete_pending().await
+    /// Notes records that turned out to have been forgotten, whose KV [`delete_noted`](Self::delete_noted) deletes.
+    pub(super) fn note_forgotten(&self, records: Vec<Arc<Entry>>) {
+        /// They wait for a store that cannot delete.
+        const MOST: usize = 1 << 16;
+        let mut forgotten = self.forgotten.lock().unwrap_or_else(PoisonError::into_inner);
+        let left_out = (forgotten.len() + records.len()).saturating_sub(MOST);
+        if left_out > 0 {
+            // Nobody finds it, for a chunk's name is a hash of its text.
+            log::warn!(
+                "KV of {left_out} forgotten texts stays until it makes room for other KV: too many wait already"
+            );
+        }
+        let room = MOST.saturating_sub(forgotten.len());
+        forgotten.extend(records.into_iter().take(room));
+    }
+
+    /// Deletes the KV of records that were noted, and whatever else the ledger names. What cannot be deleted is tried again
+    /// by the next call.
+    pub(super) async fn delete_noted(&self) {
+        let forgotten = std::mem::take(&mut *self.forgotten.lock().unwrap_or_else(PoisonError::into_inner));
+        if let Err(error) = self.erase_all(&forgotten).await {
+            log::warn!("KV of {} forgotten texts could not be deleted yet: {error}", forgotten.len());
+            self.note_forgotten(forgotten);
+        }
+        // Where another process deletes them, it would be in vain each time.
+        if self.refused.happened() {
+            return;
+        }
+        if let Err(error) = self.delete_pending().await {
+            log::warn!("KV of texts that no longer count could not be deleted yet: {error}");
+        }
+    }
+
+    async fn erase_all(&self, entries: &[Arc<Entry>]) -> Result<()> {
+        let ids = entries.iter().map(|entry| Ok(self.content(entry)?.chunk)).collect::<Result<Vec<_>>>()?;
+        self.erase(&ids).await.map(drop)
     }
 
     /// Deletes the KV of texts that no longer count, whoever changed or forgot them.
@@ -405,6 +443,10 @@ impl Chunks {
                 log::warn!("{} deletions cannot be noted yet: {full}", pending.len());
                 Ok(())
             }
+            Err(Error::ReadOnly { .. }) => {
+                self.refused.note();
+                Ok(())
+            }
             confirmed => confirmed,
         }
     }
@@ -418,6 +460,7 @@ impl Chunks {
         match self.kv.delete(chunks).await {
             Ok(()) => Ok(true),
             Err(Error::ReadOnly { what, reason }) => {
+                self.refused.note();
                 log::info!("{} chunks of forgotten texts wait in {what}: {reason}", chunks.len());
                 Ok(false)
             }

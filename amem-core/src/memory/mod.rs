@@ -4,6 +4,7 @@
 //! time with [`Memory::prefill`], and kept in the store; that is a cache, and whatever it loses is computed again.
 
 mod answer;
+mod background;
 mod builder;
 mod chunks;
 mod lately;
@@ -18,6 +19,7 @@ use std::time::Instant;
 
 use answer::Cost;
 pub use answer::{Answer, AnswerStream, Ask, Event, Prompt, Recall, Recollection};
+use background::Background;
 pub use builder::MemoryBuilder;
 use chunks::{Base, Chunks, Fetched, Source};
 use meter::{Meter, amounts_of};
@@ -39,8 +41,10 @@ pub struct Memory {
 }
 
 struct Parts {
+    /// Deletions. The first to be dropped, so that what they use is still there.
+    background: Background<()>,
     texts: TextMemory,
-    chunks: Chunks,
+    chunks: Arc<Chunks>,
     repair: Repair,
 }
 
@@ -138,6 +142,14 @@ impl Memory {
         if let Err(error) = self.parts.chunks.delete_pending().await {
             log::warn!("KV of texts that no longer count could not be deleted yet: {error}");
         }
+    }
+
+    /// Waits until the work is done that calls before this one left to the background: deleting KV of texts that other
+    /// processes changed or forgot or whose time is over, and saving indexes in the ledger. No question waits for it. The
+    /// last clone of a memory does when it is dropped.
+    pub async fn settle(&self) {
+        self.parts.background.finish().await;
+        self.parts.texts.settle().await;
     }
 
     /// The records that a text is about, best first.
@@ -397,6 +409,8 @@ impl Memory {
         const AT_A_TIME: usize = 256;
         let (namespace, chunks) = (namespace.try_into()?, &self.parts.chunks);
         let records = self.refresh(&namespace).await?;
+        // What is to be deleted would be taken for held.
+        self.parts.background.finish().await;
         let mut usage = chunks.base().await?.usage;
         let mut missing = Vec::new();
         let active: Vec<RecordId> = records.active(Timestamp::now()).into_iter().map(|(id, _)| id).collect();
@@ -583,13 +597,14 @@ impl Memory {
         self.kv().note_relevance(&relevance);
     }
 
-    /// A namespace's records and its index, brought up to what this or any other process has written to the ledger.
+    /// A namespace's records and its index, brought up to what this or any other process has written to the ledger. KV of
+    /// what no longer counts is deleted in the background: nobody finds it, for a chunk's name is a hash of its text.
     pub(crate) async fn refresh(&self, namespace: &Namespace) -> Result<Arc<Records>> {
         let (records, forgotten) = self.parts.texts.refresh(namespace).await?;
         // Another process may have forgotten them, and deleted from its own stores only.
-        if let Err(error) = self.parts.chunks.forget(&forgotten).await {
-            log::warn!("KV of forgotten texts could not be deleted yet: {error}");
-        }
+        self.parts.chunks.note_forgotten(forgotten);
+        let chunks = Arc::clone(&self.parts.chunks);
+        self.parts.background.push((), async move { chunks.delete_noted().await });
         Ok(records)
     }
 

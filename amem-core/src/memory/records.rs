@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use crate::recall::saved::{Reader, Writer};
 use crate::{
-    Changes, ChunkId, Error, Ledger, Namespace, Recaller, Record, RecordId, Result, Revision, SavedIndex, State,
-    Timestamp, Token,
+    Changes, ChunkId, Ledger, Namespace, Recaller, Record, RecordId, Result, Revision, SavedIndex, State, Timestamp,
+    Token,
 };
 
 /// An index is saved again when this part of the records has changed since it was saved last.
@@ -62,6 +62,15 @@ pub(super) struct RecordCache {
     held: AtomicUsize,
     namespaces: Mutex<HashMap<Namespace, Arc<Records>>>,
     clock: AtomicU64,
+}
+
+/// A namespace's records after they were brought up to date.
+pub(super) struct Refreshed {
+    pub(super) records: Arc<Records>,
+    /// Those entries from before whose records were found forgotten.
+    pub(super) forgotten: Vec<Arc<Entry>>,
+    /// Enough has changed for [`Records::save`].
+    pub(super) is_worth_saving: bool,
 }
 
 /// The active records of one namespace.
@@ -191,33 +200,33 @@ impl RecordCache {
         self.namespaces().contains_key(namespace)
     }
 
-    /// A namespace's records, brought up to what this or any other process has written to the ledger, and those entries
-    /// from before whose records were found forgotten. The namespace stays in the cache for as long as the records are held.
+    /// A namespace's records, brought up to what this or any other process has written to the ledger. The namespace stays in
+    /// the cache for as long as the records are held.
     pub(super) async fn refresh(
         &self,
         ledger: &dyn Ledger,
         recaller: &dyn Recaller,
         namespace: &Namespace,
-    ) -> Result<(Arc<Records>, Vec<Arc<Entry>>)> {
+    ) -> Result<Refreshed> {
         let records = {
             let mut namespaces = self.namespaces();
             let records = Arc::clone(namespaces.entry(namespace.clone()).or_default());
             records.used.store(self.clock.fetch_add(1, Relaxed), Relaxed);
             records
         };
-        let forgotten = {
+        let (forgotten, is_worth_saving) = {
             let mut read = records.read.lock().await;
             let before = records.entries().len();
             let forgotten = records.refresh(ledger, recaller, namespace, &mut read).await?;
             let after = records.entries().len();
             self.held.fetch_add(after.wrapping_sub(before), Relaxed);
-            forgotten
+            (forgotten, records.is_worth_saving(recaller, &read))
         };
         self.remove_empty(namespace, &records);
         if self.held.load(Relaxed) > self.limit {
             self.shrink(recaller).await;
         }
-        Ok((records, forgotten))
+        Ok(Refreshed { records, forgotten, is_worth_saving })
     }
 
     /// Lets go of a namespace without records, if nobody else uses it.
@@ -296,19 +305,16 @@ impl Records {
         if !active.is_empty() {
             recaller.index(&active).await?;
         }
-        let (forgotten, known) = {
+        let forgotten = {
             let mut entries = self.entries();
             let forgotten = forgotten.iter().filter_map(|id| entries.by_id.get(id)?.entry.clone()).collect();
             gone.into_iter().for_each(|id| entries.remove(id));
             active.into_iter().for_each(|record| entries.insert(record));
-            (forgotten, entries.len())
+            forgotten
         };
         read.revision = revision;
         read.unsaved += changes;
         read.is_gone |= forgot_any;
-        if read.is_worth_saving(known, recaller.worth_saving()) {
-            self.save(ledger, recaller, namespace, read).await;
-        }
         Ok(forgotten)
     }
 
@@ -336,24 +342,30 @@ impl Records {
         Ok(())
     }
 
-    /// Saves the records' names and the index in the ledger. Whatever fails here costs the next process time, and
-    /// nothing else.
-    async fn save(&self, ledger: &dyn Ledger, recaller: &dyn Recaller, namespace: &Namespace, read: &mut Read) {
-        (read.unsaved, read.is_gone, read.saved) = (0, false, Some(Instant::now()));
-        let Some(name) = recaller.index_name() else { return };
-        let saved = match recaller.save(namespace).await {
-            Ok(Some(index)) => {
-                let index = SavedIndex { revision: read.revision, bytes: self.entries().save(&index) };
-                ledger.save_index(namespace, &name, &index).await.map(drop)
+    /// Whether the index can be saved, and enough has changed for that.
+    fn is_worth_saving(&self, recaller: &dyn Recaller, read: &Read) -> bool {
+        let known = self.entries().len();
+        read.is_worth_saving(known, recaller.worth_saving()) && recaller.index_name().is_some()
+    }
+
+    /// Saves the records' names and the index in the ledger, if they still are worth it. Questions wait while a copy of
+    /// them is made, and not while the ledger writes it.
+    ///
+    /// # Errors
+    /// When the recaller or the ledger fails; what was to be saved is saved when as much has changed again.
+    pub(super) async fn save(&self, ledger: &dyn Ledger, recaller: &dyn Recaller, namespace: &Namespace) -> Result<()> {
+        let Some(name) = recaller.index_name() else { return Ok(()) };
+        let index = {
+            let mut read = self.read.lock().await;
+            // They may have left the cache since.
+            if !self.is_worth_saving(recaller, &read) {
+                return Ok(());
             }
-            Ok(None) => Ok(()),
-            Err(error) => Err(error),
+            (read.unsaved, read.is_gone, read.saved) = (0, false, Some(Instant::now()));
+            let Some(index) = recaller.save(namespace).await? else { return Ok(()) };
+            SavedIndex { revision: read.revision, bytes: self.entries().save(&index) }
         };
-        match saved {
-            // Another process writes to the ledger, and saves what it knows.
-            Ok(()) | Err(Error::ReadOnly { .. }) => {}
-            Err(error) => log::warn!("the index of namespace {namespace} could not be saved: {error}"),
-        }
+        ledger.save_index(namespace, &name, &index).await.map(drop)
     }
 
     fn entries(&self) -> MutexGuard<'_, Entries> {
@@ -423,7 +435,7 @@ mod tests {
             remember(&ledger, owner, 5);
         }
         let ask = |owner: &str| {
-            let (records, _) = block_on(cache.refresh(&ledger, &recaller, &name(owner))).unwrap();
+            let Refreshed { records, .. } = block_on(cache.refresh(&ledger, &recaller, &name(owner))).unwrap();
             let found = block_on(recaller.recall(&name(owner), &RecallQuery::new("note", 9))).unwrap();
             assert_eq!((records.active(Timestamp::now()).len(), found.len()), (5, 5), "{owner}");
         };
@@ -512,8 +524,8 @@ mod tests {
             let (begun, waits) = std::sync::mpsc::channel();
             std::thread::spawn(move || {
                 begun.send(()).unwrap();
-                let (records, _) = block_on(shared.refresh(&*others.0, &*others.1, &name("a"))).unwrap();
-                sender.send(records).unwrap();
+                let refreshed = block_on(shared.refresh(&*others.0, &*others.1, &name("a"))).unwrap();
+                sender.send(refreshed.records).unwrap();
             });
             waits.recv().unwrap();
         }));
@@ -561,7 +573,7 @@ mod tests {
     fn what_is_in_use_stays() {
         let (ledger, recaller, cache) = (RamLedger::new(), Lexical::default(), RecordCache::new(1));
         remember(&ledger, "a", 5);
-        let (held, _) = block_on(cache.refresh(&ledger, &recaller, &name("a"))).unwrap();
+        let held = block_on(cache.refresh(&ledger, &recaller, &name("a"))).unwrap().records;
         remember(&ledger, "b", 5);
         block_on(cache.refresh(&ledger, &recaller, &name("b"))).unwrap();
         assert_eq!(block_on(recaller.recall(&name("a"), &RecallQuery::new("note", 9))).unwrap().len(), 5);
@@ -572,10 +584,10 @@ mod tests {
     fn a_deleted_namespace_is_gone_even_if_it_was_filled_again() {
         let (ledger, recaller, cache) = (RamLedger::new(), Lexical::default(), RecordCache::new(10));
         remember(&ledger, "a", 3);
-        let (held, _) = block_on(cache.refresh(&ledger, &recaller, &name("a"))).unwrap();
+        let held = block_on(cache.refresh(&ledger, &recaller, &name("a"))).unwrap().records;
         assert_eq!(block_on(ledger.delete_namespace(&name("a"))).unwrap(), 3);
         remember(&ledger, "a", 1);
-        let (_, forgotten) = block_on(cache.refresh(&ledger, &recaller, &name("a"))).unwrap();
+        let forgotten = block_on(cache.refresh(&ledger, &recaller, &name("a"))).unwrap().forgotten;
         assert_eq!((forgotten.len(), held.active(Timestamp::now()).len()), (3, 1));
         assert_eq!(block_on(recaller.recall(&name("a"), &RecallQuery::new("note", 9))).unwrap().len(), 1);
     }
@@ -587,7 +599,7 @@ mod tests {
         let notes = [NewRecord::new("a note").expires_at(soon), NewRecord::new("a lasting note")];
         block_on(ledger.add(&name("a"), &notes, Timestamp::now())).unwrap();
         let found = || {
-            let (records, _) = block_on(cache.refresh(&ledger, &recaller, &name("a"))).unwrap();
+            let records = block_on(cache.refresh(&ledger, &recaller, &name("a"))).unwrap().records;
             let found = block_on(recaller.recall(&name("a"), &RecallQuery::new("note", 9))).unwrap().len();
             let entries = records.entries();
             (entries.len(), entries.expiring.len(), found)

@@ -4,8 +4,10 @@ use std::future::Future;
 use std::sync::Arc;
 
 use super::answer::{Recall, Recollection};
+use super::background::Background;
+use super::lately::Lately;
 use super::meter::Meter;
-use super::records::{Entry, RecordCache, Records};
+use super::records::{Entry, RecordCache, Records, Refreshed};
 use super::room::Room;
 use crate::recall::Lexical;
 use crate::{
@@ -44,6 +46,10 @@ pub struct TextMemory {
 }
 
 struct Parts {
+    /// Saving of indexes. The first to be dropped, so that what it uses is still there.
+    background: Background<Namespace>,
+    /// The ledger refused to save an index, for it is read-only here.
+    refused: Arc<Lately>,
     ledger: Arc<dyn Ledger>,
     recaller: Arc<dyn Recaller>,
     records: RecordCache,
@@ -79,7 +85,9 @@ impl TextMemory {
     pub(super) fn with_room(ledger: Arc<dyn Ledger>, options: TextMemoryOptions, room: Arc<Room>) -> Self {
         let TextMemoryOptions { recaller, cached_records, meter_usage } = options;
         let meter = Arc::new(Meter::new(meter_usage.then(|| Arc::clone(&ledger)), Arc::clone(&room)));
-        Self { parts: Arc::new(Parts { ledger, recaller, records: RecordCache::new(cached_records), meter, room }) }
+        let (background, refused) = (Background::default(), Arc::default());
+        let records = RecordCache::new(cached_records);
+        Self { parts: Arc::new(Parts { background, refused, ledger, recaller, records, meter, room }) }
     }
 
     /// Remembers texts, all or none of them: durable when this returns. An exact duplicate is not stored twice, and the
@@ -333,7 +341,36 @@ impl TextMemory {
     /// records are held.
     pub(super) async fn refresh(&self, namespace: &Namespace) -> Result<(Arc<Records>, Vec<Arc<Entry>>)> {
         let Parts { ledger, recaller, records, .. } = &*self.parts;
-        records.refresh(&**ledger, &**recaller, namespace).await
+        let refreshed = records.refresh(&**ledger, &**recaller, namespace).await?;
+        let Refreshed { records, forgotten, is_worth_saving } = refreshed;
+        if is_worth_saving && !self.parts.refused.happened() {
+            self.save_index(namespace, &records);
+        }
+        Ok((records, forgotten))
+    }
+
+    /// Has a namespace's index saved in the background. Whatever fails there costs the next process time, and nothing else.
+    fn save_index(&self, namespace: &Namespace, records: &Arc<Records>) {
+        let (ledger, recaller) = (Arc::clone(&self.parts.ledger), Arc::clone(&self.parts.recaller));
+        let (refused, name) = (Arc::clone(&self.parts.refused), namespace.clone());
+        // They leave the cache all the same when others need their room.
+        let records = Arc::downgrade(records);
+        let save = async move {
+            let Some(records) = records.upgrade() else { return };
+            match records.save(&*ledger, &*recaller, &name).await {
+                Ok(()) => {}
+                // Another process writes to the ledger, and saves what it knows.
+                Err(Error::ReadOnly { .. }) => refused.note(),
+                Err(error) => log::warn!("the index of namespace {name} could not be saved: {error}"),
+            }
+        };
+        self.parts.background.push(namespace.clone(), save);
+    }
+
+    /// Waits until the indexes are saved that calls before this one found worth saving. That is done in the background, and
+    /// by whoever drops the last clone of a memory.
+    pub async fn settle(&self) {
+        self.parts.background.finish().await;
     }
 
     /// Those of these records that count now, read from the ledger where they were not yet.

@@ -1,6 +1,7 @@
 //! A memory whose ledger or store has no room, loses KV or takes its time: questions are answered all the same.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+mod background;
 mod damaged;
 mod full_disk;
 mod hooked;
