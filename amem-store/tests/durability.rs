@@ -494,6 +494,19 @@ fn a_read_does_not_wait_for_a_write() {
     assert_eq!(texts(&ledger), ["tea", "milk"]);
 }
 
+#[test]
+fn opening_a_ledger_waits_for_no_write() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ledger.sqlite");
+    remember(&SqliteLedger::open(&path).unwrap(), "tea");
+    let other = Connection::open(&path).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let ledger = SqliteLedger::open(&path).expect("it is up to date, so there is nothing to write");
+    assert_eq!(texts(&ledger), ["tea"]);
+    other.execute_batch("ROLLBACK").unwrap();
+    remember(&ledger, "milk");
+}
+
 // ---- Reading only
 
 #[test]

@@ -5,16 +5,22 @@ mod common;
 #[path = "../../amem-store/tests/common/small_disk.rs"]
 mod small_disk;
 
+use std::fs::Permissions;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use amem_core::{
-    ChunkId, Dtype, Encoding, Error, HostKv, KvChunk, KvShape, KvStore, Ledger, Namespace, NewRecord, OwnerId,
-    PrefixId, RamStore, Timestamp,
+    Amounts, ChunkId, Dtype, Encoding, Error, Event, HostKv, KvChunk, KvShape, KvStore, Ledger, Namespace, NewRecord,
+    OwnerId, PrefixId, RamStore, TextMemory, Timestamp, UsageQuery,
 };
 use amem_store::SqliteLedger;
 use common::{block_on, builder};
+use futures_lite::StreamExt;
+use futures_lite::future::poll_once;
 use small_disk::SmallDisk;
 
 /// Runs the command on a data directory.
@@ -126,6 +132,151 @@ fn a_ledger_that_is_only_read_answers_questions() {
     let asked = amem(dir.path(), &["ask", "--user", "me", "--read-only", "Where does Alice live?"]);
     assert!(asked.status.success(), "{}", String::from_utf8(asked.stderr).unwrap());
     assert_eq!(stdout(&asked), "Alice lives in Denver.\n");
+}
+
+/// Another process's transaction, which holds the ledger's write lock until this is dropped.
+fn hold(ledger: &Path) -> rusqlite::Connection {
+    let connection = rusqlite::Connection::open(ledger).unwrap();
+    connection.execute_batch("BEGIN IMMEDIATE").unwrap();
+    connection
+}
+
+/// Waits until something holds, which it does soon, on however busy a machine.
+async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !holds().await {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_question_does_not_wait_for_a_ledger_that_is_held_and_what_it_noted_is_kept_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ledger.sqlite");
+    let memory = common::on_disk(dir.path());
+    let owned = async || memory.kv().owned(OwnerId::of("me")).await.unwrap();
+    let pending = async || memory.ledger().pending_deletions(Timestamp::now()).await.unwrap();
+    block_on(async {
+        let texts = ["Alice lives in Denver.", "Zoe owns a tandem."];
+        let added = memory.remember_all("me", texts).await.unwrap();
+        memory.prefill("me", |_, _| {}).await.unwrap();
+        memory.remember("me", "Bob's locker code is 4817.").await.unwrap();
+        // By a process that has no KV at hand.
+        let other = TextMemory::new(Arc::new(SqliteLedger::open(&path).unwrap()));
+        other.forget("me", added[1].record.id).await.unwrap();
+        assert_eq!((owned().await.len(), pending().await.len()), (2, 1));
+
+        let held = hold(&path);
+        let begun = Instant::now();
+        let answer = memory.ask("me", "Where does Alice live?").await.unwrap();
+        assert_eq!((&*answer.text, answer.usage.missed), ("Alice lives in Denver.", 0), "its KV is there");
+        assert_eq!((owned().await.len(), pending().await.len()), (1, 1), "what was forgotten is deleted all the same");
+        let answer = memory.ask("me", "What is Bob's locker code?").await.unwrap();
+        assert_eq!(&*answer.text, "Bob's locker code is 4817.");
+        assert!(answer.usage.missed > 0, "its KV is computed");
+        // Whoever waits for the lock waits for 30 seconds.
+        assert!(begun.elapsed() < Duration::from_secs(20), "the questions took {:?}", begun.elapsed());
+        assert_eq!(owned().await.len(), 1, "no KV is kept before the ledger knows of it");
+
+        drop(held);
+        until("the KV is not kept", async || owned().await.len() == 2).await;
+        until("the deletion is not confirmed", async || pending().await.is_empty()).await;
+        let chunks: Vec<ChunkId> = owned().await.iter().map(|chunk| chunk.id).collect();
+        assert_eq!(memory.ledger().are_linked(&chunks, Timestamp::now()).await.unwrap(), [true, true]);
+        let again = memory.ask("me", "What is Bob's locker code?").await.unwrap();
+        assert_eq!((&*again.text, again.usage.missed), ("Bob's locker code is 4817.", 0));
+    });
+}
+
+#[test]
+fn a_metered_answer_is_told_while_the_ledger_is_held_and_complete_once_it_is_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ledger.sqlite");
+    let ledger = Arc::new(SqliteLedger::open(&path).unwrap());
+    let memory = builder().ledger(ledger).meter_usage(true).build().unwrap();
+    block_on(async {
+        memory.remember("me", "Alice lives in Denver.").await.unwrap();
+        memory.prefill("me", |_, _| {}).await.unwrap();
+        let used = async || memory.usage(&UsageQuery::all()).await.unwrap()[0].amounts;
+        let before = used().await;
+
+        let held = hold(&path);
+        let mut stream = memory.ask_stream("me", "Where does Alice live?").await.unwrap();
+        let mut told = String::new();
+        while told.trim() != "Alice lives in Denver." {
+            let Event::Delta(delta) = stream.next().await.unwrap().unwrap() else { panic!("it is not counted yet") };
+            told += &delta.text;
+        }
+        // Nobody is there to hear the end of this one.
+        drop(memory.ask_stream("me", "Where does Alice live?").await.unwrap());
+        while let Some(event) = poll_once(stream.next()).await {
+            assert!(matches!(event, Some(Ok(Event::Delta(_)))), "{event:?}");
+        }
+
+        drop(held);
+        let answer = loop {
+            if let Event::Done(answer) = stream.next().await.unwrap().unwrap() {
+                break answer;
+            }
+        };
+        assert_eq!(answer.text, "Alice lives in Denver.");
+        until("a question is not counted", async || used().await.requests == before.requests + 2).await;
+        let Amounts { memory_ops, chunks, reused_chunks, .. } = used().await;
+        assert_eq!((memory_ops, chunks, reused_chunks), (1, 2, 2), "each is counted once");
+    });
+}
+
+#[test]
+fn the_command_answers_from_a_data_directory_that_may_not_be_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let memory = common::on_disk(dir.path());
+    block_on(memory.remember("me", "Alice lives in Denver.")).unwrap();
+    block_on(memory.prefill("me", |_, _| {})).unwrap();
+    drop(memory);
+    let folders = [dir.path().join("kv"), dir.path().to_owned()];
+    let mode = |files: u32, dirs: u32| {
+        for folder in &folders {
+            for file in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).filter(|at| at.is_file())
+            {
+                std::fs::set_permissions(file, Permissions::from_mode(files)).unwrap();
+            }
+        }
+        for folder in &folders {
+            std::fs::set_permissions(folder, Permissions::from_mode(dirs)).unwrap();
+        }
+    };
+    mode(0o444, 0o555);
+    let names = || {
+        let entries = folders.iter().flat_map(|folder| std::fs::read_dir(folder).unwrap());
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+        names.sort();
+        names
+    };
+    let before = names();
+    let ask = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_amem"));
+        command.args(["ask", "--user", "me"]).args(arguments).arg("Where does Alice live?");
+        command.arg("--data-dir").arg(dir.path());
+        if std::fs::metadata(dir.path()).unwrap().uid() == 0 {
+            // To the superuser nothing is read-only.
+            command.uid(65534);
+        }
+        command.output()
+    };
+    let (asked, refused) = match (ask(&["--read-only"]), ask(&[])) {
+        (Ok(asked), Ok(refused)) => (asked, refused),
+        (asked, _) => {
+            mode(0o600, 0o700);
+            return eprintln!("SKIPPED: the command cannot be run by another user here: {asked:?}");
+        }
+    };
+    let after = names();
+    mode(0o600, 0o700);
+    assert!(asked.status.success(), "{}", String::from_utf8_lossy(&asked.stderr));
+    assert_eq!(stdout(&asked), "Alice lives in Denver.\n");
+    assert!(!refused.status.success() && stdout(&refused).is_empty(), "without being told, it would write");
+    assert_eq!(before, after);
 }
 
 #[test]

@@ -1,8 +1,7 @@
 //! The KV of memories: taken from the store, or computed and put there, and deleted with what was forgotten.
 //!
 //! The store is a cache. Whatever it loses, refuses or gives back wrong is computed again, and said in the log; it never
-//! fails a question. The ledger knows which chunks hold a record's text ([`Ledger::link`]), so that forgetting finds
-//! them; a chunk whose link cannot be written down is used, but not kept.
+//! fails a question.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,13 +9,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::lately::Lately;
+use super::late::LateWrites;
+use super::linked_store::{LinkedStore, NewKv};
 use super::records::{Content, Entry};
 use super::room::Room;
 use crate::{
     ChunkId, Context, Engine, Error, KvChunk, KvStore, Layout, Lease, Ledger, Model, Namespace, OwnerId, Piece,
-    PrefillText, Prefilled, PrefixId, Record, RecordId, Repair, Result, State, StoredChunk, Timestamp, Token, Usage,
-    Version, Wanted,
+    PrefillText, Prefilled, PrefixId, RecordId, Repair, Result, State, StoredChunk, Timestamp, Token, Usage, Version,
+    Wanted,
 };
 
 /// The name under which the system prefix stands in the engine's queue. It belongs to no namespace.
@@ -29,21 +29,27 @@ const LEASE: Duration = Duration::from_secs(60);
 pub(super) struct Chunks {
     model: Arc<dyn Model>,
     engine: Engine,
-    kv: Arc<dyn KvStore>,
-    ledger: Arc<dyn Ledger>,
-    room: Arc<Room>,
+    store: Arc<LinkedStore>,
+    late: Arc<LateWrites>,
     layout: Layout,
     prefix: PrefixId,
     /// What ids are hashed with, so that nobody else can check a guess of a text.
     id_secret: Option<[u8; 32]>,
     /// The system prefix, computed. Contexts are forked from it, so that its KV is in the KV cache once.
     base: async_lock::Mutex<Option<Box<dyn Context>>>,
-    /// Chunks whose KV turned out to be damaged, until they are put into the store anew: it may not be able to delete them.
-    damaged: Mutex<HashSet<ChunkId>>,
     /// Records whose KV is to be deleted from this process's stores, for another process forgot them.
     forgotten: Mutex<Vec<Arc<Entry>>>,
-    /// The store refused to delete, for another process writes to it and deletes what the ledger names.
-    refused: Lately,
+}
+
+/// What becomes of KV that was computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Keep {
+    /// It is used once.
+    No,
+    /// It is put into the store, if it can be, before the call returns.
+    Now,
+    /// As `Now`, but whoever asks does not wait for a ledger that others hold: then it is put there later.
+    Soon,
 }
 
 /// What a store is told that asks whether chunks are still wanted.
@@ -101,23 +107,12 @@ impl Chunks {
         layout: Layout,
         id_secret: Option<[u8; 32]>,
     ) -> Self {
-        let prefix = PrefixId::of(&layout.prefix);
-        let chunks = Self {
-            model,
-            engine,
-            kv,
-            ledger,
-            room,
-            layout,
-            prefix,
-            id_secret,
-            base: async_lock::Mutex::new(None),
-            damaged: Mutex::default(),
-            forgotten: Mutex::default(),
-            refused: Lately::default(),
-        };
-        let (ledger, base) = (Arc::clone(&chunks.ledger), chunks.base_id());
-        chunks.kv.ask_of_late_writes(Arc::new(Linked { ledger, base }));
+        let (prefix, base) = (PrefixId::of(&layout.prefix), async_lock::Mutex::new(None));
+        let store = Arc::new(LinkedStore::new(kv, Arc::clone(&ledger), room));
+        let (late, forgotten) = (Arc::default(), Mutex::default());
+        let chunks = Self { model, engine, store, late, layout, prefix, id_secret, base, forgotten };
+        let base = chunks.base_id();
+        chunks.kv().ask_of_late_writes(Arc::new(Linked { ledger, base }));
         chunks
     }
 
@@ -151,7 +146,11 @@ impl Chunks {
     }
 
     pub(super) fn kv(&self) -> &Arc<dyn KvStore> {
-        &self.kv
+        self.store.kv()
+    }
+
+    fn ledger(&self) -> &Arc<dyn Ledger> {
+        self.store.ledger()
     }
 
     pub(super) fn layout(&self) -> &Layout {
@@ -205,7 +204,7 @@ impl Chunks {
             }
         }
         let Prefilled { chunks, usage: cost, .. } = self.engine.prefill(&owner, [].into(), vec![text], false).await?;
-        self.keep(&chunks).await;
+        self.store.keep(&chunks).await;
         let usage = Usage { missed: cost.prefilled, ..cost };
         let chunk = chunks.into_iter().next();
         let (context, cost) =
@@ -215,28 +214,16 @@ impl Chunks {
 
     /// Deletes a chunk whose KV was lost between being found and being used, so that it is computed again.
     pub(super) async fn drop_damaged(&self, chunk: ChunkId, reason: &str) {
-        /// Those of a store that is read-only here stay.
-        const MOST: usize = 4096;
-        log::warn!("chunk {chunk} is computed anew: {reason}");
-        {
-            let mut damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
-            if damaged.len() >= MOST {
-                damaged.clear();
-            }
-            damaged.insert(chunk);
-        }
-        if let Err(error) = self.erase(&[chunk]).await {
-            log::warn!("a damaged chunk could not be deleted: {error}");
-        }
+        self.store.drop_damaged(chunk, reason).await;
     }
 
-    /// The KV of records: from the store, or computed. With `keep`, what was computed is put into the store.
+    /// The KV of records: from the store, or computed.
     pub(super) async fn fetch(
         &self,
         namespace: &Namespace,
         entries: &[Arc<Entry>],
         source: Source,
-        keep: bool,
+        keep: Keep,
     ) -> Result<Fetched> {
         let contents = entries.iter().map(|entry| self.content(entry)).collect::<Result<Vec<_>>>()?;
         // Two records may say the same under different keys: they have one chunk.
@@ -245,7 +232,7 @@ impl Chunks {
         for (entry, content) in entries.iter().zip(&contents) {
             if seen.insert(content.chunk) {
                 texts.push(PrefillText { id: content.chunk, tokens: Arc::clone(&content.tokens) });
-                owners.push(&entry.record);
+                owners.push(entry);
             }
         }
         let held = match source {
@@ -254,11 +241,11 @@ impl Chunks {
         };
         let mut found: HashMap<ChunkId, KvChunk> = HashMap::new();
         let (mut missing, mut links) = (Vec::new(), Vec::new());
-        for ((text, record), chunk) in texts.into_iter().zip(owners).zip(held) {
+        for ((text, entry), chunk) in texts.into_iter().zip(owners).zip(held) {
             match chunk {
                 Some(chunk) => drop(found.insert(text.id, chunk)),
                 None => {
-                    links.push((record, text.id));
+                    links.push((Arc::clone(entry), text.id));
                     missing.push(text);
                 }
             }
@@ -267,9 +254,12 @@ impl Chunks {
         if !missing.is_empty() {
             let prefix = Arc::clone(&self.layout.prefix);
             let Prefilled { chunks, usage: cost, time } = self.engine.prefill(namespace, prefix, missing, true).await?;
-            self.kv.note_prefill(cost.prefilled, time);
-            if keep {
-                self.keep_linked(namespace, &chunks, &links).await;
+            self.kv().note_prefill(cost.prefilled, time);
+            let new = || NewKv { namespace: namespace.clone(), chunks: chunks.clone(), links };
+            match keep {
+                Keep::No => {}
+                Keep::Now => self.store.keep_linked(new()).await,
+                Keep::Soon => self.store.keep_linked_soon(new(), &self.late).await,
             }
             found.extend(chunks.into_iter().map(|chunk| (chunk.id(), chunk)));
             usage = Usage { missed: cost.prefilled, ..cost };
@@ -285,7 +275,7 @@ impl Chunks {
     /// Which of these records' chunks the store probably has.
     pub(super) async fn contained(&self, entries: &[Arc<Entry>]) -> Result<Vec<bool>> {
         let ids = entries.iter().map(|entry| Ok(self.content(entry)?.chunk)).collect::<Result<Vec<_>>>()?;
-        Ok(self.kv.contains_many(&ids).await)
+        Ok(self.kv().contains_many(&ids).await)
     }
 
     /// Has the store begin to read these records' chunks, if they come from there, and keep those that are close at hand
@@ -295,8 +285,8 @@ impl Chunks {
             return Lease::default();
         }
         let ids: Vec<ChunkId> = entries.iter().filter_map(|entry| Some(self.content(entry).ok()?.chunk)).collect();
-        let lease = self.kv.lease(&ids, LEASE);
-        self.kv.prefetch(&ids);
+        let lease = self.kv().lease(&ids, LEASE);
+        self.kv().prefetch(&ids);
         lease
     }
 
@@ -304,7 +294,7 @@ impl Chunks {
     /// miss.
     async fn held(&self, texts: &[PrefillText], prefix: &PrefixId) -> Vec<Option<KvChunk>> {
         let ids: Vec<ChunkId> = texts.iter().map(|text| text.id).collect();
-        let mut found = match self.kv.get_many(&ids).await {
+        let mut found = match self.kv().get_many(&ids).await {
             Ok(found) => found,
             Err(error) => {
                 log::warn!("{} chunks could not be read and are computed anew: {error}", ids.len());
@@ -312,11 +302,8 @@ impl Chunks {
             }
         };
         found.resize(ids.len(), None);
-        let damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
+        self.store.leave_out_damaged(&mut found);
         for (text, found) in texts.iter().zip(&mut found) {
-            if damaged.contains(&text.id) {
-                *found = None;
-            }
             if let Some(reason) = found.as_ref().and_then(|chunk| self.mismatch(chunk, text, prefix)) {
                 log::warn!("what the store has as chunk {} is computed anew: {reason}", text.id);
                 *found = None;
@@ -340,48 +327,6 @@ impl Chunks {
             Some("another model computed it")
         } else {
             None
-        }
-    }
-
-    /// Puts chunks into the store and notes whose text they hold.
-    async fn keep_linked(&self, namespace: &Namespace, chunks: &[KvChunk], links: &[(&Record, ChunkId)]) {
-        let named: Vec<(RecordId, ChunkId)> = links.iter().map(|(record, chunk)| (record.id, *chunk)).collect();
-        // Linked before they are kept: whoever forgets a record in between must find its KV.
-        if let Err(error) = self.ledger.link(namespace, &named, Timestamp::now()).await {
-            log::warn!("{} chunks are not kept, for the ledger could not note them: {error}", chunks.len());
-            return;
-        }
-        self.keep(chunks).await;
-        if let Err(error) = self.drop_outdated(namespace, links).await {
-            log::warn!("KV of texts that have changed could not be deleted: {error}");
-        }
-    }
-
-    /// Deletes the KV that was kept just now of texts that were forgotten or changed in the meantime. If that fails, the
-    /// ledger still names what was forgotten.
-    async fn drop_outdated(&self, namespace: &Namespace, links: &[(&Record, ChunkId)]) -> Result<()> {
-        let (mut outdated, now) = (Vec::new(), Timestamp::now());
-        for (record, chunk) in links {
-            let stands = match self.ledger.get(namespace, record.id, now).await {
-                Ok(found) => found.text == record.text,
-                Err(Error::UnknownRecord { .. }) => false,
-                Err(error) => return Err(error),
-            };
-            if !stands {
-                outdated.push(*chunk);
-            }
-        }
-        self.erase(&outdated).await.map(drop)
-    }
-
-    /// Puts chunks into the store. If it cannot keep them, they are computed again next time.
-    async fn keep(&self, chunks: &[KvChunk]) {
-        match self.kv.put(chunks).await {
-            Ok(()) => {
-                let mut damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
-                chunks.iter().for_each(|chunk| _ = damaged.remove(&chunk.id()));
-            }
-            Err(error) => log::warn!("{} chunks could not be kept: {error}", chunks.len()),
         }
     }
 
@@ -416,7 +361,7 @@ impl Chunks {
             self.note_forgotten(forgotten);
         }
         // Where another process deletes them, it would be in vain each time.
-        if self.refused.happened() {
+        if self.store.has_refused() {
             return;
         }
         if let Err(error) = self.delete_pending().await {
@@ -431,46 +376,17 @@ impl Chunks {
 
     /// Deletes the KV of texts that no longer count, whoever changed or forgot them.
     pub(super) async fn delete_pending(&self) -> Result<()> {
-        let now = Timestamp::now();
-        let pending = self.ledger.pending_deletions(now).await?;
-        let chunks: Vec<ChunkId> = pending.iter().map(|deletion| deletion.chunk).collect();
-        if !self.erase(&chunks).await? {
-            return Ok(());
-        }
-        match self.room.make("note what was deleted", || self.ledger.confirm_deleted(&pending, now)).await {
-            // What was asked for is done. It is noted by a later call.
-            Err(full @ Error::Full { .. }) => {
-                log::warn!("{} deletions cannot be noted yet: {full}", pending.len());
-                Ok(())
-            }
-            Err(Error::ReadOnly { .. }) => {
-                self.refused.note();
-                Ok(())
-            }
-            confirmed => confirmed,
-        }
+        self.store.delete_pending().await
     }
 
-    /// Deletes chunks. False if the store is read-only here: then the process that writes to it deletes them, with its next
-    /// call. Until then nobody finds them, for a chunk's name is a hash of its text.
+    /// Deletes chunks, as [`LinkedStore::erase`].
     pub(super) async fn erase(&self, chunks: &[ChunkId]) -> Result<bool> {
-        if chunks.is_empty() {
-            return Ok(false);
-        }
-        match self.kv.delete(chunks).await {
-            Ok(()) => Ok(true),
-            Err(Error::ReadOnly { what, reason }) => {
-                self.refused.note();
-                log::info!("{} chunks of forgotten texts wait in {what}: {reason}", chunks.len());
-                Ok(false)
-            }
-            Err(error) => Err(error),
-        }
+        self.store.erase(chunks).await
     }
 
     /// The chunks that the store holds for a namespace.
     pub(super) async fn owned(&self, namespace: &Namespace) -> Result<Vec<StoredChunk>> {
-        self.kv.owned(self.owner(namespace)).await
+        self.kv().owned(self.owner(namespace)).await
     }
 
     /// Deletes all chunks of a namespace that the store can name. Those that it cannot are named by the ledger.
@@ -489,7 +405,7 @@ impl Chunks {
 
     /// Whether a record was forgotten, rather than changed or outlived.
     pub(super) async fn is_forgotten(&self, namespace: &Namespace, id: RecordId) -> Result<bool> {
-        match self.ledger.get(namespace, id, Timestamp::now()).await {
+        match self.ledger().get(namespace, id, Timestamp::now()).await {
             Ok(record) => Ok(matches!(record.state, State::Forgotten { .. })),
             Err(Error::UnknownRecord { .. }) => Ok(true),
             Err(error) => Err(error),

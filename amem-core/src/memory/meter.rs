@@ -4,6 +4,7 @@
 //! here and is written with the next; events have ids, so none counts twice. What waits when the process is killed is lost,
 //! and was not told to be done, with one exception: a full disk, on which KV makes no room, fails no call that is done.
 
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::room::Room;
@@ -20,11 +21,14 @@ pub(super) struct Meter {
     waiting: Mutex<Vec<UsageEvent>>,
     /// Held while events are written, so that whoever waits for it finds them written.
     writing: async_lock::Mutex<()>,
+    /// A thread is about to write, so that no second one need wait for a ledger that is held.
+    has_writer: AtomicBool,
 }
 
 impl Meter {
     pub(super) fn new(ledger: Option<Arc<dyn Ledger>>, room: Arc<Room>) -> Self {
-        Self { ledger, room, waiting: Mutex::default(), writing: async_lock::Mutex::new(()) }
+        let (waiting, writing, has_writer) = (Mutex::default(), async_lock::Mutex::new(()), AtomicBool::new(false));
+        Self { ledger, room, waiting, writing, has_writer }
     }
 
     pub(super) fn is_on(&self) -> bool {
@@ -51,21 +55,29 @@ impl Meter {
     /// As [`note`](Self::note), for an event at whose end nobody may be there to have it written.
     pub(super) fn note_and_write(self: &Arc<Self>, namespace: &Namespace, amounts: Amounts) {
         self.note(namespace, amounts);
-        if self.is_on() {
+        if self.is_on() && !self.has_writer.swap(true, Relaxed) {
             let meter = Arc::clone(self);
-            let write = move || {
-                if let Err(error) = futures_lite::future::block_on(meter.write()) {
+            let write = async move {
+                let _writing = meter.writing.lock().await;
+                // What is noted from here on may be too late for this one.
+                meter.has_writer.store(false, Relaxed);
+                if let Err(error) = meter.write_waiting().await {
                     log::warn!("usage could not be written and waits: {error}");
                 }
             };
-            blocking::unblock(write).detach();
+            blocking::unblock(move || futures_lite::future::block_on(write)).detach();
         }
     }
 
     /// Writes what waits, what was noted before this was called included.
     pub(super) async fn write(&self) -> Result<()> {
-        let Some(ledger) = &self.ledger else { return Ok(()) };
         let _writing = self.writing.lock().await;
+        self.write_waiting().await
+    }
+
+    /// As [`write`](Self::write), for whoever holds `writing`.
+    async fn write_waiting(&self) -> Result<()> {
+        let Some(ledger) = &self.ledger else { return Ok(()) };
         let events = self.waiting().clone();
         if events.is_empty() {
             return Ok(());

@@ -7,7 +7,9 @@ mod answer;
 mod background;
 mod builder;
 mod chunks;
+mod late;
 mod lately;
+mod linked_store;
 mod meter;
 mod records;
 mod room;
@@ -21,7 +23,7 @@ use answer::Cost;
 pub use answer::{Answer, AnswerStream, Ask, Event, Prompt, Recall, Recollection};
 use background::Background;
 pub use builder::MemoryBuilder;
-use chunks::{Base, Chunks, Fetched, Source};
+use chunks::{Base, Chunks, Fetched, Keep, Source};
 use meter::{Meter, amounts_of};
 use records::{Entry, Records};
 pub use session::{Session, SessionOptions};
@@ -177,7 +179,7 @@ impl Memory {
     /// As [`recall`](Self::recall); [`Error::TooLong`] for the question alone; [`Error::Full`] when the KV cache has no
     /// room, or when too much usage waits for room on the disk; [`Error::Overloaded`] when too many requests wait;
     /// [`Error::Model`] when the model fails; [`Error::Ledger`] when usage cannot be written for want of anything but room.
-    /// A store that fails costs time, not the answer.
+    /// A store that fails costs time, not the answer; nor does a ledger that others write to, unless usage is metered.
     pub async fn ask(
         &self,
         namespace: impl TryInto<Namespace, Error = Error>,
@@ -230,7 +232,8 @@ impl Memory {
         let entries: Vec<Arc<Entry>> = found.iter().map(|found| Arc::clone(&found.entry)).collect();
         let lease = self.parts.chunks.prefetch(&entries, source);
         let base = self.parts.chunks.base().await?;
-        let fetched = self.parts.chunks.fetch(namespace, &entries, source, ask.recall.as_of.is_none()).await?;
+        let keep = if ask.recall.as_of.is_none() { Keep::Soon } else { Keep::No };
+        let fetched = self.parts.chunks.fetch(namespace, &entries, source, keep).await?;
         drop(lease);
         self.note(&found, &fetched.chunks);
         let usage = base.usage + fetched.usage;
@@ -421,7 +424,7 @@ impl Memory {
         }
         for (index, entries) in missing.chunks(AT_A_TIME).enumerate() {
             progress(index * AT_A_TIME, missing.len());
-            usage += chunks.fetch(&namespace, entries, Source::Store, true).await?.usage;
+            usage += chunks.fetch(&namespace, entries, Source::Store, Keep::Now).await?.usage;
         }
         progress(missing.len(), missing.len());
         self.kv().sync().await?;
@@ -645,7 +648,7 @@ impl Memory {
 
     pub(crate) async fn fetch(&self, namespace: &Namespace, entries: &[Arc<Entry>], source: Source) -> Result<Fetched> {
         let _lease = self.parts.chunks.prefetch(entries, source);
-        self.parts.chunks.fetch(namespace, entries, source, true).await
+        self.parts.chunks.fetch(namespace, entries, source, Keep::Soon).await
     }
 
     /// A memory's tokens, the template's marks included.

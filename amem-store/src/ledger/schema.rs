@@ -97,6 +97,10 @@ pub(super) fn is_current(connection: &Connection, path: &Path) -> Result<()> {
 
 /// Brings a ledger up to date. Says whether that changed it.
 pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<bool> {
+    // Opening a ledger that is up to date waits for no process that writes to it.
+    if identify(connection, path)? == VERSION {
+        return Ok(false);
+    }
     let failed = || Error::ledger("bring the ledger's schema up to date", path);
     let change = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed())?;
     let found = identify(&change, path)?;

@@ -1,0 +1,193 @@
+//! Writes to the ledger that a question does not wait for: links of the KV that was computed for it.
+//!
+//! Another process may hold the ledger for as long as its transaction takes. What a question writes there serves later
+//! ones, so its answer waits for a moment only. Then the write goes on by itself, and is done when the ledger is free. If
+//! it fails, or if too much waits already, later questions compute the KV again.
+
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use blocking::unblock;
+use futures_lite::future::{block_on, or, poll_once};
+
+/// How long a question waits for a write. On a ledger that nobody holds, it is done by then.
+const MOMENT: Duration = Duration::from_secs(1);
+/// Writes that go on at once at most: each takes a thread here and perhaps one in the ledger.
+const MAX_WRITES: usize = 16;
+/// Bytes of KV that wait for the ledger at most.
+const MAX_BYTES: usize = 256 << 20;
+
+/// A write that was begun, or is about to be.
+pub(super) type Write<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// The writes that go on.
+#[derive(Default)]
+pub(super) struct LateWrites {
+    going_on: Mutex<GoingOn>,
+}
+
+#[derive(Default)]
+struct GoingOn {
+    writes: usize,
+    bytes: usize,
+}
+
+impl LateWrites {
+    fn going_on(&self) -> MutexGuard<'_, GoingOn> {
+        self.going_on.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the ledger was found to be held, and has not been free since.
+    pub(super) fn is_any(&self) -> bool {
+        self.going_on().writes > 0
+    }
+
+    /// What a write comes to. If that takes too long, or others wait already, the write is given back.
+    pub(super) async fn moment<T>(&self, mut write: Write<T>) -> Result<T, Write<T>> {
+        if self.is_any() {
+            return Err(write);
+        }
+        // What is done at once needs no clock.
+        if let Some(done) = poll_once(&mut write).await {
+            return Ok(done);
+        }
+        let clock = Arc::new(Clock::default());
+        let _stop = Stop(&clock);
+        let waiting = unblock({
+            let clock = Arc::clone(&clock);
+            move || clock.wait()
+        });
+        let done = async { Some((&mut write).await) };
+        let late = async {
+            waiting.await;
+            None
+        };
+        or(done, late).await.ok_or(write)
+    }
+
+    /// Lets a write that was given back go on, which holds so many bytes. False if too much waits already: then it is
+    /// given up.
+    pub(super) fn go_on(self: &Arc<Self>, bytes: usize, write: impl Future<Output = ()> + Send + 'static) -> bool {
+        {
+            let mut going_on = self.going_on();
+            if going_on.writes >= MAX_WRITES || bytes > MAX_BYTES.saturating_sub(going_on.bytes) {
+                return false;
+            }
+            going_on.writes += 1;
+            going_on.bytes += bytes;
+        }
+        let this = Arc::clone(self);
+        let work = move || {
+            // A ledger or a store that panics must not be waited for by every later question.
+            if catch_unwind(AssertUnwindSafe(|| block_on(write))).is_err() {
+                log::error!("a ledger or a store panicked in a write that nobody waited for");
+            }
+            let mut going_on = this.going_on();
+            going_on.writes -= 1;
+            going_on.bytes -= bytes;
+        };
+        unblock(work).detach();
+        true
+    }
+}
+
+/// Tells when a moment is over.
+#[derive(Default)]
+struct Clock {
+    is_stopped: Mutex<bool>,
+    stopped: Condvar,
+}
+
+impl Clock {
+    fn is_stopped(&self) -> MutexGuard<'_, bool> {
+        self.is_stopped.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait(&self) {
+        drop(self.stopped.wait_timeout_while(self.is_stopped(), MOMENT, |is_stopped| !*is_stopped));
+    }
+}
+
+/// Lets go of the thread that waits for a clock.
+struct Stop<'c>(&'c Clock);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        *self.0.is_stopped() = true;
+        self.0.stopped.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_channel::oneshot;
+
+    use super::*;
+
+    fn late() -> Arc<LateWrites> {
+        Arc::default()
+    }
+
+    /// A write that is done when it is told to be.
+    fn held() -> (oneshot::Sender<u8>, Write<u8>) {
+        let (sender, receiver) = oneshot::channel();
+        (sender, Box::pin(async { receiver.await.unwrap_or(0) }))
+    }
+
+    #[test]
+    fn a_write_that_is_done_in_time_is_waited_for() {
+        assert_eq!(block_on(late().moment(Box::pin(async { 7 }))).ok(), Some(7));
+        let (sender, write) = held();
+        let writer = std::thread::spawn(|| sender.send(8));
+        assert_eq!(block_on(late().moment(write)).ok(), Some(8));
+        writer.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn a_write_that_takes_long_goes_on_by_itself_and_no_later_one_is_waited_for_meanwhile() {
+        let late = late();
+        let (sender, write) = held();
+        let Err(write) = block_on(late.moment(write)) else { panic!("it is not done") };
+        let (told, done) = std::sync::mpsc::channel();
+        assert!(late.go_on(3, async move { told.send(write.await).unwrap() }));
+        assert!(late.is_any());
+        // One that would be done at once is not even begun, or each would take a thread of a ledger that is held.
+        assert!(block_on(late.moment(Box::pin(async { 7 }))).is_err());
+        sender.send(9).unwrap();
+        assert_eq!(done.recv().unwrap(), 9);
+        while late.is_any() {
+            std::thread::yield_now();
+        }
+        assert_eq!(block_on(late.moment(Box::pin(async { 7 }))).ok(), Some(7));
+    }
+
+    #[test]
+    fn only_so_many_writes_and_bytes_go_on_at_once() {
+        let late = late();
+        assert!(!late.go_on(MAX_BYTES + 1, async {}));
+        let mut senders = Vec::new();
+        for _ in 0..MAX_WRITES {
+            let (sender, write) = held();
+            senders.push(sender);
+            assert!(late.go_on(MAX_BYTES / MAX_WRITES, async { _ = write.await }));
+        }
+        assert!(!late.go_on(0, async {}));
+        drop(senders);
+        while late.is_any() {
+            std::thread::yield_now();
+        }
+        assert!(late.go_on(MAX_BYTES, async {}));
+    }
+
+    #[test]
+    fn a_write_that_panics_is_not_waited_for_for_ever() {
+        let late = late();
+        assert!(late.go_on(0, async { panic!("the ledger is broken") }));
+        while late.is_any() {
+            std::thread::yield_now();
+        }
+    }
+}
