@@ -78,11 +78,7 @@ fn main() -> io::Result<()> {
         }
     }
     for (name, kind) in [("words", 0), ("vectors", 2), ("both", 3)] {
-        let (alone, beside) = indexes(kind)?;
-        seed("recall_index", name, &[&[kind], &alone[..]].concat())?;
-        if let Some(beside) = beside {
-            seed("recall_index", &format!("{name}_of_a_memory"), &[&[0x80 | kind], &beside[..]].concat())?;
-        }
+        seed("recall_index", name, &[&[kind], &index(kind)?[..]].concat())?;
     }
     Ok(())
 }
@@ -108,30 +104,19 @@ fn learned(mut policy: Box<dyn ResidencyPolicy>, chunks: u8) -> Vec<u8> {
     policy.save()
 }
 
-/// A recaller's index, and as a memory keeps it in its ledger, where it does.
-fn indexes(kind: u8) -> io::Result<(Vec<u8>, Option<Vec<u8>>)> {
-    let texts: Vec<String> = (0..20).map(|n| format!("the red car number {n}")).collect();
-    let home = Namespace::new("home").map_err(io::Error::other)?;
-    let (index, ledger) = (recaller(kind), Arc::new(RamLedger::new()));
-    let record =
-        |(n, text): (u8, &String)| Record::new(RecordId::from_bytes([n; 16]), home.clone(), text, Timestamp(0));
-    let records: Vec<Record> = (0..).zip(&texts).map(record).collect();
-    block_on(async {
+/// A recaller's index of some records.
+fn index(kind: u8) -> io::Result<Vec<u8>> {
+    let (index, home) = (recaller(kind), Namespace::new("home").map_err(io::Error::other)?);
+    let record = |n: u8| {
+        let text = format!("the red car number {n}");
+        Record::new(RecordId::from_bytes([n; 16]), home.clone(), text, Timestamp(0))
+    };
+    let records: Vec<Record> = (0..20).map(record).collect();
+    let saved = block_on(async {
         index.index(&records).await?;
-        let alone = index.save(&home).await?.unwrap_or_default();
-        let mut options = TextMemoryOptions::default();
-        options.recaller = recaller(kind);
-        let memory = TextMemory::with_options(ledger.clone(), options);
-        let brief = |text: &String| NewRecord::new(text).expires_at(Timestamp(i64::MAX));
-        memory.remember_all("home", texts.iter().map(brief)).await?;
-        memory.recall("home", "the red car").await?;
-        let beside = match index.index_name() {
-            Some(name) => ledger.saved_index(&home, &name).await?,
-            None => None,
-        };
-        Ok((alone, beside.map(|saved| saved.bytes)))
-    })
-    .map_err(|error: amem_core::Error| io::Error::other(error))
+        index.save(&home).await
+    });
+    saved.map(Option::unwrap_or_default).map_err(io::Error::other)
 }
 
 /// A small chunk with all that a chunk can have.

@@ -1,28 +1,20 @@
 //! Any bytes pass for a saved index as far as they are sound, and an index that loaded them finds what one finds that loads
-//! what it saves. Beside records that it knows nothing of, it makes a memory find these only.
+//! what it saves.
 #![no_main]
 
-use std::sync::Arc;
-
-use amem_core::{
-    Ledger, Namespace, NewRecord, Query, RamLedger, Recall, RecallQuery, Recalled, Recaller, Record, RecordId,
-    Revision, SavedIndex, TextMemory, TextMemoryOptions, Timestamp,
-};
+use amem_core::{Namespace, RecallQuery, Recalled, Recaller, Record, RecordId, Timestamp};
 use amem_fuzz::recaller;
 use futures_lite::future::block_on;
 use libfuzzer_sys::fuzz_target;
 
-// Which index, and whether it is loaded by a memory, in one byte; what is to be loaded.
+// Which index, in one byte; what is to be loaded.
 fuzz_target!(|bytes: &[u8]| {
     let Some((kind, saved)) = bytes.split_first() else { return };
     let (Ok(home), words) = (Namespace::new("home"), String::from_utf8_lossy(&saved[..saved.len().min(100)])) else {
         return;
     };
     let queries = ["the red car", &*words];
-    match kind & 0x80 {
-        0 => block_on(check(&home, *kind, saved, &queries)),
-        _ => block_on(check_memory(&home, recaller(*kind), saved, &queries)),
-    }
+    block_on(check(&home, *kind, saved, &queries));
 });
 
 async fn check(home: &Namespace, kind: u8, saved: &[u8], queries: &[&str]) {
@@ -57,29 +49,4 @@ async fn check(home: &Namespace, kind: u8, saved: &[u8], queries: &[&str]) {
 
 async fn find(index: &dyn Recaller, home: &Namespace, query: &str) -> Vec<Recalled> {
     index.recall(home, &RecallQuery::new(query, usize::MAX)).await.expect("an index in RAM does not fail")
-}
-
-async fn check_memory(home: &Namespace, index: Arc<dyn Recaller>, saved: &[u8], queries: &[&str]) {
-    let (ledger, now) = (Arc::new(RamLedger::new()), Timestamp::now());
-    let texts = ["the red car", "a blue kite"].map(NewRecord::from);
-    ledger.add(home, &texts, now).await.expect("a ledger in RAM does not fail");
-    let revision = ledger.changes(home, Revision(0), now).await.expect("as above").revision;
-    let name = index.index_name().expect("this index is saved");
-    let stored = SavedIndex { revision, bytes: saved.to_vec() };
-    assert!(ledger.save_index(home, &name, &stored).await.expect("as above"));
-    let mut options = TextMemoryOptions::default();
-    options.recaller = index;
-    let memory = TextMemory::with_options(ledger.clone(), options);
-    ledger.add(home, &["one red car more".into()], now).await.expect("as above");
-    let active = ledger.list(home, Query::At(Timestamp::now())).await.expect("as above");
-    for query in queries.iter().filter(|query| !query.trim().is_empty()) {
-        for found in memory.recall("home", *query).await.expect("as above") {
-            assert!(active.contains(&found.record), "only what the ledger has is found");
-        }
-    }
-    // Records that only the index has may stand before it.
-    let found = memory.recall("home", Recall::new("red car more").k(10_000)).await.expect("as above");
-    assert!(found.iter().any(|found| found.record.text == "one red car more"), "what was added since is found");
-    let latest = memory.latest("home", 9).await.expect("as above");
-    assert!(latest.iter().all(|record| active.contains(record)));
 }
