@@ -9,8 +9,8 @@ use amem_core::residency::Room;
 use amem_core::testing::GgufWriter;
 use amem_core::transformer::WeightType;
 use amem_core::{
-    Access, ChunkId, Encoding, Fingerprint, HostKv, KvChunk, KvShape, Ledger, Namespace, NewRecord, PrefixId,
-    RamLedger, Record, RecordId, ResidencyPolicy, TextMemory, TextMemoryOptions, Timestamp,
+    Access, ChunkId, Encoding, Fingerprint, HostKv, KvChunk, KvShape, Namespace, PrefixId, Record, RecordId,
+    ResidencyPolicy, Timestamp,
 };
 use amem_fuzz::{ENCODER_CONFIG, ENCODER_MODULES, ENCODER_POOLING, policy, recaller, tiny_tensors};
 use futures_lite::future::block_on;
