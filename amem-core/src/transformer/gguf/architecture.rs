@@ -182,8 +182,8 @@ impl Architecture {
                 let name: String = name.chars().take(60).collect();
                 unsupported(
                     format!("{}: architecture {name}", metadata.file),
-                    "llama, qwen2, qwen3, qwen3moe, gemma2, gemma3, phi3, smollm3, olmo2 and granite are, and bert and nomic-bert \
-                     as encoders",
+                    "llama, qwen2, qwen3, qwen3moe, gemma2, gemma3, phi3, smollm3, olmo2 and granite are, and as \
+                     encoders bert and nomic-bert",
                 )
             }
         }
