@@ -144,6 +144,27 @@ impl LayerKv<'_> {
     }
 }
 
+/// Is told when a chunk's layers are read: from data that reads them when they are asked for.
+pub(crate) trait LayerReads: Send + Sync {
+    /// A layer is about to be read. Says whether that counts; [`end`](Self::end) is called then.
+    fn begin(&self, layer: usize) -> bool;
+
+    /// A layer was read, or could not be.
+    fn end(&self, is_read: bool);
+}
+
+/// A layer that is being read, even if that panics.
+struct Reading<'a> {
+    reads: &'a dyn LayerReads,
+    is_read: bool,
+}
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        self.reads.end(self.is_read);
+    }
+}
+
 /// A run of tokens and its KV. Cheap to clone: the data is shared.
 #[derive(Clone)]
 pub struct KvChunk {
@@ -154,6 +175,7 @@ pub struct KvChunk {
     tokens: Arc<[Token]>,
     sensitivity: Option<Arc<[f32]>>,
     data: Arc<dyn KvData>,
+    reads: Option<Arc<dyn LayerReads>>,
 }
 
 impl KvChunk {
@@ -173,7 +195,7 @@ impl KvChunk {
             let reason = format!("{} tokens need {expected} bytes and {found} are there", tokens.len());
             return Err(Error::WrongKv { reason });
         }
-        Ok(Self { id, model: None, prefix, shape, tokens, sensitivity: None, data })
+        Ok(Self { id, model: None, prefix, shape, tokens, sensitivity: None, data, reads: None })
     }
 
     /// The same chunk, saying which model computed it. A context of another model refuses it.
@@ -202,6 +224,11 @@ impl KvChunk {
     pub fn with_data(self, data: Arc<dyn KvData>) -> Result<Self> {
         let moved = Self::new(self.id, self.prefix, self.shape, self.tokens, data)?;
         Ok(Self { model: self.model, sensitivity: self.sensitivity, ..moved })
+    }
+
+    /// Has these told of each layer that is read, of this chunk and its clones, but not of what `with_data` makes of it.
+    pub(crate) fn count_reads(&mut self, reads: Arc<dyn LayerReads>) {
+        self.reads = Some(reads);
     }
 
     /// The chunk's name.
@@ -258,7 +285,7 @@ impl KvChunk {
     /// there is no such layer.
     pub fn layer(&self, layer: usize) -> Result<LayerKv<'_>> {
         self.check_layer(layer)?;
-        self.as_layer(layer, self.data.layer(layer)?)
+        self.as_layer(layer, self.counted(layer, || self.data.layer(layer))?)
     }
 
     /// One layer's keys and values, as [`layer`](Self::layer) gives them, maybe held by `buffer`
@@ -268,7 +295,16 @@ impl KvChunk {
     /// As [`layer`](Self::layer).
     pub fn layer_in<'a>(&'a self, layer: usize, buffer: &'a mut Vec<u8>) -> Result<LayerKv<'a>> {
         self.check_layer(layer)?;
-        self.as_layer(layer, Cow::Borrowed(self.data.layer_in(layer, buffer)?))
+        self.as_layer(layer, Cow::Borrowed(self.counted(layer, || self.data.layer_in(layer, buffer))?))
+    }
+
+    /// Reads a layer, and tells who counts that.
+    fn counted<B>(&self, layer: usize, read: impl FnOnce() -> Result<B>) -> Result<B> {
+        let Some(reads) = self.reads.as_deref().filter(|reads| reads.begin(layer)) else { return read() };
+        let mut reading = Reading { reads, is_read: false };
+        let bytes = read();
+        reading.is_read = bytes.is_ok();
+        bytes
     }
 
     fn check_layer(&self, layer: usize) -> Result<()> {

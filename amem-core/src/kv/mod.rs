@@ -11,6 +11,7 @@ mod store;
 
 use std::fmt;
 
+pub(crate) use chunk::LayerReads;
 pub use chunk::{HostKv, KvChunk, KvData, LayerKv};
 pub use dtype::{Dtype, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 pub use encoding::Encoding;

@@ -21,8 +21,9 @@
 //!
 //! **What a miss costs** ([`Access::cost`]), in tokens of prefill: the chunk's tokens where no slower tier has it;
 //! otherwise that times the read cost of the fastest slower tier that has it: seconds to read a token there over seconds
-//! to prefill one ([`KvStore::note_prefill`]), both measured. A tier that is slower than prefill is not read at all, but for a try now
-//! and then.
+//! to prefill one ([`KvStore::note_prefill`]), both measured. Layers that a store leaves in its files are measured when they
+//! are read; [`Tier::read_cost`] says what that means. A tier that is slower than prefill is not read at all, but for a try
+//! now and then.
 //!
 //! **Background work** runs on the `blocking` crate's threads, in order, one job at a time.
 
@@ -31,6 +32,7 @@ mod clock;
 mod deletions;
 mod late;
 mod leases;
+mod reads;
 mod tier;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -46,7 +48,8 @@ use self::clock::Clock;
 use self::deletions::{Deletions, Watch};
 use self::late::LateWrites;
 use self::leases::Leases;
-use self::tier::{Kept, Level, Rate};
+use self::reads::Rate;
+use self::tier::{Kept, Level};
 use crate::{Access, ChunkId, Error, KvChunk, KvStore, Lease, Result, StoreStats, StoredChunk, TierStats, Wanted};
 
 /// Relevances kept for chunks that may be used soon; beyond this many, they are forgotten.

@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
@@ -7,7 +8,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::residency::{FairShare, Lru, SecondUse};
-use crate::{Dtype, Encoding, HostKv, KvShape, OwnerId, PrefixId, RamStore};
+use crate::{Dtype, Encoding, HostKv, KvData, KvShape, OwnerId, PrefixId, RamStore};
 
 const SHAPE: KvShape = KvShape { layers: 1, kv_heads: 1, head_dim: 2 };
 const F16: Encoding = Encoding::Plain(Dtype::F16);
@@ -29,9 +30,35 @@ struct Slow {
     broken: AtomicBool,
     puts: AtomicU64,
     gets: AtomicU64,
-    /// Milliseconds that reading a chunk takes, by this clock.
+    /// Milliseconds that finding a chunk takes, by this clock, and that reading a layer of it takes then. 0: it was read.
     takes: AtomicU64,
+    layers_take: AtomicU64,
     clock: OnceLock<Arc<Clock>>,
+}
+
+/// KV that stays in a file, and in the page cache once it was read.
+struct InFile {
+    data: Arc<dyn KvData>,
+    takes: Duration,
+    clock: Arc<Clock>,
+    is_cached: AtomicBool,
+}
+
+impl KvData for InFile {
+    fn encoding(&self) -> Encoding {
+        self.data.encoding()
+    }
+
+    fn size(&self) -> usize {
+        self.data.size()
+    }
+
+    fn layer(&self, layer: usize) -> Result<Cow<'_, [u8]>> {
+        if !self.is_cached.swap(true, Relaxed) {
+            self.clock.skip(self.takes);
+        }
+        self.data.layer(layer)
+    }
 }
 
 impl Slow {
@@ -43,8 +70,20 @@ impl Slow {
             puts: AtomicU64::new(0),
             gets: AtomicU64::new(0),
             takes: AtomicU64::new(0),
+            layers_take: AtomicU64::new(0),
             clock: OnceLock::new(),
         })
+    }
+
+    /// A chunk as this store hands it out.
+    fn handed_out(&self, chunk: KvChunk) -> KvChunk {
+        match (self.clock.get().cloned(), Duration::from_millis(self.layers_take.load(Relaxed))) {
+            (Some(clock), takes) if takes > Duration::ZERO => {
+                let data = InFile { data: chunk.data().clone(), takes, clock, is_cached: AtomicBool::new(false) };
+                chunk.with_data(Arc::new(data)).unwrap()
+            }
+            _ => chunk,
+        }
     }
 
     fn tier(self: &Arc<Self>) -> Tier {
@@ -73,7 +112,7 @@ impl KvStore for Slow {
         if let Some(clock) = self.clock.get() {
             clock.skip(Duration::from_millis(self.takes.load(Relaxed)) * found.iter().flatten().count() as u32);
         }
-        Ok(found)
+        Ok(found.into_iter().map(|chunk| chunk.map(|chunk| self.handed_out(chunk))).collect())
     }
 
     async fn put(&self, chunks: &[KvChunk]) -> Result<()> {
@@ -430,6 +469,74 @@ fn a_tier_is_read_again_when_it_has_become_faster_than_prefill() {
     disk.takes.store(10, Relaxed);
     let tries = (0..100 * RETRY).filter(|_| get(&tiered, 1)).count();
     assert!(tries as u64 > 50 * RETRY, "read {tries} times");
+}
+
+/// Whether a chunk is found. It is read when this returns.
+fn read(tiered: &Tiered, name: u8) -> bool {
+    let found = block_on(tiered.get(&id(name))).unwrap();
+    found.is_some_and(|chunk| chunk.to_bytes().unwrap().len() == chunk.size())
+}
+
+#[test]
+fn a_tier_that_finds_at_once_and_reads_more_slowly_than_prefill_is_passed_by_until_it_has_become_faster() {
+    let disk = Slow::new(8000);
+    let tiered = block_on(Tiered::open(vec![disk.tier()])).unwrap();
+    disk.clock.set(Arc::clone(&tiered.stack.clock)).unwrap_or_else(|_| panic!("set once"));
+    block_on(tiered.put(&[chunk(1, 10)])).unwrap();
+    // Ten tokens take a second to prefill, and two to read once they were found.
+    disk.layers_take.store(2000, Relaxed);
+    for _ in 0..8 {
+        tiered.note_prefill(10, Duration::from_secs(1));
+        assert!(read(&tiered, 1), "nothing is believed before it was measured some times");
+    }
+    assert_eq!((0..2 * RETRY).filter(|_| read(&tiered, 1)).count(), 2, "two tries");
+    disk.layers_take.store(10, Relaxed);
+    let tries = (0..100 * RETRY).filter(|_| read(&tiered, 1)).count();
+    assert!(tries as u64 > 50 * RETRY, "read {tries} times");
+}
+
+#[test]
+fn what_a_miss_costs_includes_the_reading_of_layers() {
+    let (ram, disk) = (Slow::new(80), Slow::new(8000));
+    let tiered = block_on(Tiered::open(vec![ram.tier(), disk.tier()])).unwrap();
+    disk.clock.set(Arc::clone(&tiered.stack.clock)).unwrap_or_else(|_| panic!("set once"));
+    block_on(tiered.put(&[chunk(1, 10), chunk(2, 10)])).unwrap();
+    // Ten tokens take a second to prefill, and half a second to be found and read.
+    disk.takes.store(100, Relaxed);
+    disk.layers_take.store(400, Relaxed);
+    for name in [1, 2].repeat(20) {
+        tiered.note_prefill(10, Duration::from_secs(1));
+        assert!(read(&tiered, name));
+        block_on(tiered.sync()).unwrap();
+    }
+    let cost = tiered.stack.access_at(0)(StoredChunk::of(&chunk(1, 10))).cost;
+    assert!((cost - 5.0).abs() < 0.1, "{cost} tokens");
+}
+
+#[test]
+fn what_is_read_twice_to_be_copied_up_does_not_make_a_tier_look_faster() {
+    for copied_first in [false, true] {
+        let (ram, disk) = (Slow::new(80), Slow::new(8000));
+        let tiered = block_on(Tiered::open(vec![ram.tier(), disk.tier()])).unwrap();
+        disk.clock.set(Arc::clone(&tiered.stack.clock)).unwrap_or_else(|_| panic!("set once"));
+        block_on(tiered.put(&[chunk(1, 10), chunk(2, 10)])).unwrap();
+        // Ten tokens take a second to prefill, and one and a half to read: no time when they are read again.
+        disk.layers_take.store(1500, Relaxed);
+        for name in [1, 2].repeat(4) {
+            tiered.note_prefill(10, Duration::from_secs(1));
+            let copying = (!copied_first).then(|| block_on(tiered.stack.levels[0].lock()));
+            let found = block_on(tiered.get(&id(name))).unwrap().unwrap();
+            if copied_first {
+                block_on(tiered.sync()).unwrap();
+            }
+            assert_eq!(found.to_bytes().unwrap().len(), found.size());
+            drop(copying);
+            block_on(tiered.sync()).unwrap();
+            assert!(ram.has(name));
+        }
+        let cost = tiered.stack.levels[1].read_cost(&tiered.stack.prefill.lock().unwrap());
+        assert!((cost - 1.5).abs() < 0.05, "{cost}, copied first: {copied_first}");
+    }
 }
 
 #[test]

@@ -7,10 +7,10 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use super::clock::Clock;
 use super::leases::Leases;
+use super::reads::{Rate, Reads};
 use crate::residency::{ResidencyPolicy, Room, Value};
 use crate::{Access, ChunkId, Encoding, Error, KvChunk, KvStore, Result, StoredChunk, TierStats};
 
@@ -67,6 +67,11 @@ impl Tier {
     /// With this read cost: the time to read a token from this tier, as a share of the time to prefill it. It is used
     /// until both have been measured; 0.1 unless said otherwise. It is what a faster tier saves by holding a chunk that
     /// this one has too.
+    ///
+    /// Measured is what the store takes to find chunks and what [`KvChunk::layer`] and [`KvChunk::layer_in`] take with their
+    /// layers, where those stay in a file until they are read. So what the system has read ahead, or has in its page cache
+    /// still, counts as fast as it came from there; and a store whose chunks are only used where they lie, as on a GPU, keeps
+    /// the cost that is given here.
     #[must_use]
     pub fn read_cost(self, cost: f32) -> Self {
         Self { read_cost: cost, ..self }
@@ -108,7 +113,7 @@ pub(super) struct Level {
     entries: std::sync::Mutex<Entries>,
     /// How often the policy was told something.
     told: AtomicU64,
-    reads: std::sync::Mutex<Rate>,
+    reads: Arc<Reads>,
     clock: Arc<Clock>,
     leases: Arc<Leases>,
     /// The last read failed: what fails again is told less loudly.
@@ -120,31 +125,6 @@ struct Entries {
     held: HashMap<ChunkId, StoredChunk>,
     /// The sum of their bytes.
     bytes: u64,
-}
-
-/// Seconds per token, as measured: a mean in which older measurements fade.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Rate {
-    seconds_per_token: f64,
-    measurements: u32,
-}
-
-impl Rate {
-    /// Measurements after which the mean is believed.
-    const ENOUGH: u32 = 8;
-
-    pub(super) fn note(&mut self, tokens: usize, time: Duration) {
-        if tokens > 0 {
-            self.measurements = self.measurements.saturating_add(1);
-            let share = 1.0 / f64::from(self.measurements.min(2 * Self::ENOUGH));
-            self.seconds_per_token += share * (time.as_secs_f64() / tokens as f64 - self.seconds_per_token);
-        }
-    }
-
-    /// The mean, once it can be believed.
-    fn measured(&self) -> Option<f64> {
-        (self.measurements >= Self::ENOUGH).then_some(self.seconds_per_token)
-    }
 }
 
 impl Level {
@@ -175,7 +155,7 @@ impl Level {
             changes: async_lock::Mutex::new(()),
             entries: std::sync::Mutex::new(Entries { policy, held, bytes }),
             told: AtomicU64::new(0),
-            reads: std::sync::Mutex::default(),
+            reads: Reads::new(Arc::clone(&clock)),
             clock,
             leases,
             fails: AtomicBool::new(false),
@@ -231,14 +211,13 @@ impl Level {
 
     /// The time to read a token from here, as a share of the time to prefill it.
     pub(super) fn read_cost(&self, prefill: &Rate) -> f32 {
-        let reads = *self.reads.lock().unwrap_or_else(PoisonError::into_inner);
-        match (reads.measured(), prefill.measured()) {
+        match (self.reads.measured(), prefill.measured()) {
             (Some(read), Some(prefill)) => (read / prefill.max(1e-12)) as f32,
             _ => self.given_read_cost,
         }
     }
 
-    /// Reads chunks, and how long that takes.
+    /// Finds chunks, and measures how long that takes, and how long what was not read yet takes to be read later.
     pub(super) async fn get_many(&self, ids: &[ChunkId]) -> Result<Vec<Option<KvChunk>>> {
         let started = self.clock.elapsed();
         let read = self.store.get_many(ids).await;
@@ -248,8 +227,7 @@ impl Level {
             log::log!(level, "a tier cannot be read: {error}");
         })?;
         found.resize(ids.len(), None);
-        let tokens = found.iter().flatten().map(|chunk| chunk.tokens().len()).sum();
-        self.reads.lock().unwrap_or_else(PoisonError::into_inner).note(tokens, self.clock.elapsed() - started);
+        self.reads.note(&mut found, self.clock.elapsed() - started);
         Ok(found)
     }
 
