@@ -54,8 +54,6 @@ use crate::{Access, ChunkId, Error, KvChunk, KvStore, Lease, Result, StoreStats,
 
 /// Relevances kept for chunks that may be used soon; beyond this many, they are forgotten.
 const NOTES: usize = 1 << 16;
-/// A tier that is slower than prefill is tried once in so many times, for it may have become faster.
-const RETRY: u64 = 32;
 
 /// Several stores as one, each under a budget of bytes that holds at every moment.
 ///
@@ -87,7 +85,6 @@ struct Stack {
     prefill: Mutex<Rate>,
     deletions: Arc<Deletions>,
     late: LateWrites,
-    reads: AtomicU64,
     hits: AtomicU64,
     misses: AtomicU64,
 }
@@ -121,7 +118,6 @@ impl Tiered {
             prefill: Mutex::default(),
             deletions: Arc::default(),
             late: LateWrites::default(),
-            reads: AtomicU64::new(0),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
         };
@@ -183,10 +179,10 @@ impl Stack {
         move |chunk| self.access(at + 1, chunk)
     }
 
-    /// Whether a tier is worth reading: whether it is not known to be slower than prefill.
-    fn is_worth_reading(&self, level: &Level) -> bool {
+    /// Whether a tier is worth reading for these chunks.
+    fn is_worth_reading(&self, level: &Level, ids: &[ChunkId]) -> bool {
         let prefill = *self.prefill.lock().unwrap_or_else(PoisonError::into_inner);
-        level.read_cost(&prefill) <= 1.0 || self.reads.fetch_add(1, Relaxed).is_multiple_of(RETRY)
+        level.is_worth_reading(&prefill, ids)
     }
 
     /// The fastest tiers' copies of chunks.
@@ -198,10 +194,11 @@ impl Stack {
             if wanted.is_empty() {
                 break;
             }
-            if !self.is_worth_reading(level) {
+            let asked: Vec<ChunkId> = wanted.iter().map(|i| ids[*i]).collect();
+            if !self.is_worth_reading(level, &asked) {
                 continue;
             }
-            match level.get_many(&wanted.iter().map(|i| ids[*i]).collect::<Vec<_>>()).await {
+            match level.get_many(&asked).await {
                 Ok(chunks) => {
                     for (i, chunk) in wanted.into_iter().zip(chunks) {
                         match chunk {
@@ -383,7 +380,7 @@ impl KvStore for Tiered {
                 continue;
             }
             level.store().prefetch(&here);
-            if at > 0 && self.stack.is_worth_reading(level) {
+            if at > 0 && self.stack.is_worth_reading(level, &here) {
                 bytes += level.bytes_of(&here);
                 below.extend(here.into_iter().map(|id| (at, id)));
             }

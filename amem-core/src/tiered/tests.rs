@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use futures_lite::future::{self, block_on};
 use proptest::prelude::*;
 
+use super::tier::RETRY;
 use super::*;
 use crate::residency::{FairShare, Lru, SecondUse};
 use crate::{Dtype, Encoding, HostKv, KvData, KvShape, OwnerId, PrefixId, RamStore};
@@ -493,6 +494,25 @@ fn a_tier_that_finds_at_once_and_reads_more_slowly_than_prefill_is_passed_by_unt
     disk.layers_take.store(10, Relaxed);
     let tries = (0..100 * RETRY).filter(|_| read(&tiered, 1)).count();
     assert!(tries as u64 > 50 * RETRY, "read {tries} times");
+}
+
+#[test]
+fn each_of_two_tiers_that_are_slower_than_prefill_is_tried_now_and_then() {
+    let (disk, server) = (Slow::new(8000), Slow::new(8000));
+    let tiers = [&disk, &server].map(|store| store.tier().read_cost(2.0));
+    let tiered = block_on(Tiered::open(tiers.into())).unwrap();
+    block_on(tiered.put(&[chunk(1, 10)])).unwrap();
+    (0..2 * RETRY).for_each(|_| _ = get(&tiered, 1));
+    assert_eq!([disk, server].map(|store| store.gets.load(Relaxed)), [2, 2], "once in {RETRY} times each");
+}
+
+#[test]
+fn a_slow_tier_is_tried_for_what_it_has() {
+    let disk = Slow::new(8000);
+    let tiered = block_on(Tiered::open(vec![disk.tier().read_cost(2.0)])).unwrap();
+    block_on(tiered.put(&[chunk(1, 10)])).unwrap();
+    let found = (0..2 * RETRY).filter(|_| get(&tiered, 2) | get(&tiered, 1)).count();
+    assert_eq!((found, disk.gets.load(Relaxed)), (2, 2), "once in {RETRY} times that it may have a chunk");
 }
 
 #[test]

@@ -14,6 +14,9 @@ use super::reads::{Rate, Reads};
 use crate::residency::{ResidencyPolicy, Room, Value};
 use crate::{Access, ChunkId, Encoding, Error, KvChunk, KvStore, Result, StoredChunk, TierStats};
 
+/// A tier that is slower than prefill is tried once in so many times, for it may have become faster.
+pub(super) const RETRY: u64 = 32;
+
 /// One of the stores of a [`Tiered`](crate::Tiered).
 pub struct Tier {
     store: Arc<dyn KvStore>,
@@ -114,6 +117,8 @@ pub(super) struct Level {
     /// How often the policy was told something.
     told: AtomicU64,
     reads: Arc<Reads>,
+    /// How often it was slower than prefill and might have been read all the same.
+    turns: AtomicU64,
     clock: Arc<Clock>,
     leases: Arc<Leases>,
     /// The last read failed: what fails again is told less loudly.
@@ -156,6 +161,7 @@ impl Level {
             entries: std::sync::Mutex::new(Entries { policy, held, bytes }),
             told: AtomicU64::new(0),
             reads: Reads::new(Arc::clone(&clock)),
+            turns: AtomicU64::new(0),
             clock,
             leases,
             fails: AtomicBool::new(false),
@@ -215,6 +221,16 @@ impl Level {
             (Some(read), Some(prefill)) => (read / prefill.max(1e-12)) as f32,
             _ => self.given_read_cost,
         }
+    }
+
+    /// Whether reading these chunks from here may be worth it: whether the tier is not known to be slower than prefill. If it
+    /// is, it is tried all the same once in so many times that it may have one of them.
+    pub(super) fn is_worth_reading(&self, prefill: &Rate, ids: &[ChunkId]) -> bool {
+        if self.read_cost(prefill) <= 1.0 {
+            return true;
+        }
+        let may_have_one = self.shared || ids.iter().any(|id| self.holds(id));
+        may_have_one && self.turns.fetch_add(1, Relaxed).is_multiple_of(RETRY)
     }
 
     /// Finds chunks, and measures how long that takes, and how long what was not read yet takes to be read later.
