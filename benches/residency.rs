@@ -1,9 +1,9 @@
 //! Which chunks should stay when memory is short?
 //!
-//! Replays uses of chunks in a tier under each residency policy of the crate, and prints what each had to prefill. The
-//! floor is one who knows the future (Belady's rule, by cost, size and next use): `/ clairvoyant` where it may let a new
-//! chunk go at once, as the policies may, and `/ demand fill` where it keeps what it has just computed. With ±, the figure
-//! is a mean over seeds, and its standard error.
+//! Replays uses of chunks in a tier under each residency policy of the crate, and prints what each had to prefill, in
+//! thousands of tokens, and over what one had to who knows the future (Belady's rule, by cost, size and next use):
+//! `/ clairvoyant` where that one may let a new chunk go at once, as the policies may, and `/ demand fill` where it keeps
+//! what it has just computed. With ±, the figure is a mean over seeds, and its standard error.
 //!
 //! ```text
 //! cargo bench --bench residency -- [--trace FILE] [--svg FILE]
@@ -43,10 +43,19 @@ fn main() -> Result<(), Box<dyn Error>> {
         cases.push(Case::by_share("trace", trace(&std::fs::read_to_string(file)?)?));
     }
     println!(
-        "| {:<14} | {:>9} | {:<7} | {:>6} | {:>13} | {:>13} | {:>9} | {:>9} | {:>6} |",
-        "uses", "budget", "policy", "hits", "/ clairvoyant", "/ demand fill", "in, kt", "out, kt", "ns/use"
+        "| {:<14} | {:>9} | {:<7} | {:>6} | {:>11} | {:>13} | {:>13} | {:>9} | {:>9} | {:>6} |",
+        "uses",
+        "budget",
+        "policy",
+        "hits",
+        "prefill, kt",
+        "/ clairvoyant",
+        "/ demand fill",
+        "in, kt",
+        "out, kt",
+        "ns/use"
     );
-    println!("|{}|", ["---"; 9].join("|"));
+    println!("|{}|", ["---"; 10].join("|"));
     cases.iter().for_each(Case::print);
     if let Some(svg) = svg {
         draw(&svg, &cases)?;
@@ -92,6 +101,8 @@ struct Row {
     share: f64,
     policy: &'static str,
     hits: f64,
+    /// Tokens to prefill.
+    prefill: f64,
     clairvoyant: Mean,
     demand_fill: Mean,
     inserted: f64,
@@ -136,11 +147,12 @@ impl Case {
     fn print(&self) {
         for row in &self.rows {
             println!(
-                "| {:<14} | {:>9} | {:<7} | {:>4.1} % | {:>13} | {:>13} | {:>9.1} | {:>9.1} | {:>6.0} |",
+                "| {:<14} | {:>9} | {:<7} | {:>4.1} % | {:>11.1} | {:>13} | {:>13} | {:>9.1} | {:>9.1} | {:>6.0} |",
                 self.name,
                 row.budget,
                 row.policy,
                 100.0 * row.hits,
+                row.prefill / 1e3,
                 row.clairvoyant.show(),
                 row.demand_fill.show(),
                 row.inserted / 1e3,
@@ -170,6 +182,7 @@ impl Row {
             share,
             policy,
             hits: replays.iter().map(|replayed| replayed.hits).sum::<usize>() as f64 / uses,
+            prefill: replays.iter().map(|replayed| replayed.work).sum::<f64>() / seeds.len() as f64,
             clairvoyant: over(&floors[0]),
             demand_fill: over(&floors[1]),
             inserted: replays.iter().map(|replayed| replayed.inserted as f64).sum::<f64>() / seeds.len() as f64,

@@ -1,7 +1,7 @@
 //! Which chunks stay in a tier when it is full.
 //!
-//! [`Value`] is the default. [`Lru`], [`Lfu`], [`Gdsf`] and [`S3Fifo`] are the baselines that it must beat; `cargo bench
-//! --bench residency` lets them compete. [`FairShare`] and [`SecondUse`] are made of other policies.
+//! [`Value`] is the default. [`Lru`], [`Lfu`], [`Gdsf`] and [`S3Fifo`] are the baselines; `cargo bench --bench
+//! residency` lets them compete. [`FairShare`] and [`SecondUse`] are made of other policies.
 
 mod fair_share;
 mod gdsf;
