@@ -2,17 +2,18 @@
 #![allow(clippy::await_holding_lock, reason = "what is waited for meanwhile does not need the gate's lock")]
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex};
 
 use amem_core::{Error, KvStore, Ledger, Namespace, NewRecord, RecordId, Timestamp};
 
 use super::hooked::{HookedLedger, HookedStore};
 use super::{about_apples, block_on, builder, notes};
 
-/// Calls that wait while somebody holds the gate, and how many there were.
+/// Calls that wait while the gate is closed, and how many there were.
 #[derive(Default)]
 struct Gate {
-    gate: Mutex<()>,
+    is_closed: Mutex<bool>,
+    opened: Condvar,
     begun: AtomicUsize,
     ended: AtomicUsize,
 }
@@ -20,12 +21,14 @@ struct Gate {
 impl Gate {
     fn pass(&self) {
         self.begun.fetch_add(1, Relaxed);
-        drop(self.gate.lock().unwrap());
+        drop(self.opened.wait_while(self.is_closed.lock().unwrap(), |is_closed| *is_closed).unwrap());
         self.ended.fetch_add(1, Relaxed);
     }
 
-    fn close(&self) -> MutexGuard<'_, ()> {
-        self.gate.lock().unwrap()
+    /// It opens when what is returned is dropped, by a test that fails too.
+    fn close(&self) -> Closed<'_> {
+        *self.is_closed.lock().unwrap() = true;
+        Closed(self)
     }
 
     /// Waits until a call waits at the gate.
@@ -33,6 +36,15 @@ impl Gate {
         while self.begun.load(Relaxed) == self.ended.load(Relaxed) {
             std::thread::yield_now();
         }
+    }
+}
+
+struct Closed<'g>(&'g Gate);
+
+impl Drop for Closed<'_> {
+    fn drop(&mut self) {
+        *self.0.is_closed.lock().unwrap() = false;
+        self.0.opened.notify_all();
     }
 }
 
