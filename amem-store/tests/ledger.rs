@@ -145,6 +145,7 @@ fn played(ledger: &impl Ledger, ops: &[Op]) -> Vec<String> {
                 let mut new = NewRecord::new(format!("text {text}"));
                 (new.key, new.expires_at) = (key.map(|k| k.to_string()), lives.map(|s| Timestamp(now.0 + 1000 * s)));
                 new.created_at = ago.map(|s| Timestamp(now.0 - 1000 * s));
+                new.updated_at = ago.filter(|s| s % 2 == 0).map(|s| Timestamp(now.0 - 500 * s));
                 new.metadata = kind.iter().map(|kind| ("kind", f64::from(*kind))).collect();
                 let added = block_on(ledger.add(&name(*namespace), &[new], now)).unwrap().remove(0);
                 if added.outcome != Outcome::Duplicate {

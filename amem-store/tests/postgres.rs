@@ -125,6 +125,7 @@ fn played(ledger: &impl Ledger, namespace: &Namespace, strings: &[String], ops: 
                     new.key = key.map(|key| string(key).to_owned());
                     new.expires_at = lives.map(|lives| Timestamp(now.0 + 1000 * lives));
                     new.created_at = ago.map(|ago| Timestamp(now.0 - 1000 * ago));
+                    new.updated_at = ago.filter(|ago| ago % 2 == 0).map(|ago| Timestamp(now.0 - 500 * ago));
                     new
                 });
                 let added = block_on(ledger.add(namespace, &new.collect::<Vec<_>>(), now));

@@ -61,10 +61,10 @@ fn texts(ledger: &dyn Ledger, namespace: &Namespace) -> Vec<String> {
     active(ledger, namespace).into_iter().map(|record| record.text).collect()
 }
 
-/// All of a record but its id and when it was changed, which do not travel.
-fn content(record: Record) -> (Namespace, String, Option<String>, Metadata, Timestamp, Option<Timestamp>) {
-    let Record { namespace, text, key, metadata, created_at, expires_at, .. } = record;
-    (namespace, text, key, metadata, created_at, expires_at)
+/// All of a record but its id, which does not travel.
+fn content(record: Record) -> (Namespace, String, Option<String>, Metadata, [Timestamp; 2], Option<Timestamp>) {
+    let Record { namespace, text, key, metadata, created_at, updated_at, expires_at, .. } = record;
+    (namespace, text, key, metadata, [created_at, updated_at], expires_at)
 }
 
 fn meta_value() -> impl Strategy<Value = MetaValue> {
@@ -82,12 +82,14 @@ fn new_record() -> impl Strategy<Value = NewRecord> {
     let metadata = prop::collection::btree_map("\\PC{1,8}", meta_value(), 0..4);
     // From 1938 to the moment, and from 2065 on.
     let created = prop::option::of(-1_000_000_000_000..1_000_000_000_000i64);
+    let updated = prop::option::of(-1_000_000_000_000..1_000_000_000_000i64);
     let expires = prop::option::of(3_000_000_000_000..100_000_000_000_000i64);
     let text = any::<String>().prop_filter("says something", |text| !text.trim().is_empty());
-    (text, prop::option::of(prop_oneof!["[ab]", any::<String>()]), metadata, created, expires).prop_map(
-        |(text, key, metadata, created, expires)| {
+    (text, prop::option::of(prop_oneof!["[ab]", any::<String>()]), metadata, created, updated, expires).prop_map(
+        |(text, key, metadata, created, updated, expires)| {
             let mut new = NewRecord::new(text).metadata(metadata.into_iter().collect());
             (new.key, new.created_at, new.expires_at) = (key, created.map(Timestamp), expires.map(Timestamp));
+            new.updated_at = updated.map(Timestamp);
             new
         },
     )
@@ -302,6 +304,18 @@ fn an_older_line_of_a_key_does_not_take_a_newer_records_place() {
 }
 
 #[test]
+fn a_line_that_was_updated_is_as_new_as_its_update() {
+    let [from, to] = [RamLedger::new(), RamLedger::new()];
+    let said =
+        |text: &str, seconds| NewRecord::new(text).key("home").created_at(T0.after(Duration::from_secs(seconds)));
+    let vienna = block_on(from.add(&ours(), &[said("Vienna", 1)], T0.after(Duration::from_secs(9)))).unwrap();
+    block_on(from.update(&ours(), vienna[0].record.id, "Oslo", T0.after(Duration::from_secs(7)))).unwrap();
+    block_on(to.add(&ours(), &[said("Lima", 5)], Timestamp::now())).unwrap();
+    let (counts, told) = imported(&to, None, exported(&from, &Export::all()).as_bytes());
+    assert_eq!((counts.superseding, texts(&to, &ours())), (1, vec!["Oslo".to_owned()]), "{told:?}");
+}
+
+#[test]
 fn what_was_read_before_an_error_is_imported() {
     struct Broken<'a>(&'a [u8]);
     impl std::io::Read for Broken<'_> {
@@ -358,6 +372,19 @@ fn a_log_of_the_reference_system_is_replayed() {
     assert_eq!(vienna.created_at, Timestamp(1_000_000_000_500));
     let tea = all.iter().find(|record| record.text == "Alice likes mate.").unwrap();
     assert_eq!(tea.created_at, Timestamp(1_000_000_001_000));
+}
+
+#[test]
+fn the_order_of_a_log_counts_more_than_its_clock() {
+    let lima = r#"{"op":"add","id":"b","text":"Lima","key":"home","created_at":1000}"#;
+    for vienna in [r#","created_at":2000"#, ""] {
+        let vienna = format!(r#"{{"op":"add","id":"a","text":"Vienna","key":"home"{vienna}}}"#);
+        let log = format!("{vienna}\n{lima}\n");
+        let ledger = RamLedger::new();
+        block_on(import_reference_log(&ledger, &ours(), log.as_bytes(), |_| {})).unwrap();
+        assert_eq!(texts(&ledger, &ours()), ["Lima"]);
+        assert_eq!(active(&ledger, &ours())[0].created_at, Timestamp(1_000_000));
+    }
 }
 
 #[test]

@@ -119,17 +119,17 @@ impl Tables {
             return Added { record: same.at(now), outcome: Outcome::Duplicate };
         }
         let (id, revision) = (RecordId::new(), self.next_revision());
-        let created_at = new.created_at.unwrap_or(now).min(now);
+        let (created_at, updated_at) = new.moments(now);
         let (mut outcome, mut outdated) = (Outcome::New, BTreeSet::new());
         let of_key = |e: &Entry| key.is_some() && e.record.key.as_deref() == key && e.record.namespace == *namespace;
         let standing = self.entries.iter().filter(|e| e.is_active(now) && of_key(e)).map(|e| &e.record);
         let newer = standing.filter(|record| new.is_older_than(record, now)).max_by_key(|record| record.updated_at);
         let state = newer
-            .map_or(State::Active, |newer| State::Superseded { by: newer.id, at: created_at.max(newer.created_at) });
+            .map_or(State::Active, |newer| State::Superseded { by: newer.id, at: updated_at.max(newer.created_at) });
         if state == State::Active {
             for older in self.entries.iter_mut().filter(|e| e.is_active(now) && of_key(e)) {
                 outcome = Outcome::Superseded(older.record.id);
-                let at = older.not_before_last_change(created_at);
+                let at = older.not_before_last_change(updated_at);
                 older.end(State::Superseded { by: id, at }, at, revision);
                 outdated.append(&mut older.links);
             }
@@ -142,12 +142,12 @@ impl Tables {
             key: new.key.clone(),
             metadata: new.metadata.clone(),
             created_at,
-            updated_at: created_at,
+            updated_at,
             expires_at: new.expires_at,
             state,
         };
         let until = if let State::Superseded { at, .. } = state { Some(at) } else { None };
-        let history = vec![Version { text: text.to_owned(), from: created_at, until }];
+        let history = vec![Version { text: text.to_owned(), from: updated_at, until }];
         let entry = Entry { record, history, links: BTreeSet::new(), changed: revision };
         let record = entry.at(now);
         self.entries.push(entry);

@@ -149,6 +149,9 @@ pub struct NewRecord {
     /// When it was first said, if that was not now: for records that come from elsewhere. A moment yet to come counts as
     /// now. Under a key, a text from before the active record's does not take its place.
     pub created_at: Option<Timestamp>,
+    /// When it got the text that it has, if that was later. What it said before is not known then, so it is in no view of
+    /// the time before.
+    pub updated_at: Option<Timestamp>,
     /// From when on it no longer counts.
     pub expires_at: Option<Timestamp>,
 }
@@ -180,6 +183,12 @@ impl NewRecord {
         Self { created_at: Some(at), ..self }
     }
 
+    /// With the text that it has since this moment.
+    #[must_use]
+    pub fn updated_at(self, at: Timestamp) -> Self {
+        Self { updated_at: Some(at), ..self }
+    }
+
     /// Until this moment.
     #[must_use]
     pub fn expires_at(self, at: Timestamp) -> Self {
@@ -190,7 +199,15 @@ impl NewRecord {
     /// text is superseded from the start, and the record stays active. What is said now, and so has no moment of its
     /// own, is older than nothing, also if a clock was set back or another machine's is fast.
     pub fn is_older_than(&self, active: &Record, now: Timestamp) -> bool {
-        self.created_at.is_some_and(|at| at < now && at < active.updated_at)
+        let (_, updated_at) = self.moments(now);
+        updated_at < now && updated_at < active.updated_at
+    }
+
+    /// When it was first said and when it got its text, for a ledger that takes it at `now`: neither is yet to come, and
+    /// the second is not before the first.
+    pub fn moments(&self, now: Timestamp) -> (Timestamp, Timestamp) {
+        let created_at = self.created_at.or(self.updated_at).unwrap_or(now).min(now);
+        (created_at, self.updated_at.unwrap_or(created_at).min(now).max(created_at))
     }
 
     /// The text without the blanks around it, if the record is one that a ledger takes.

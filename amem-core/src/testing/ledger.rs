@@ -792,6 +792,22 @@ async fn an_older_text_does_not_take_a_newer_ones_place(ledger: &impl Ledger) {
     assert_eq!(graz.state, state, "a text that an update gave is as new as the update");
     assert_eq!(texts(ledger, Query::At(later(26))).await, ["Quito"], "a key had one active record at any moment");
 
+    let bonn = add(ledger, said("Bonn", 24).updated_at(later(29)), later(40)).await.record;
+    assert_eq!((bonn.created_at, bonn.updated_at), (later(24), later(29)), "a text may have changed since it was said");
+    let state = State::Superseded { by: quito.record.id, at: later(29) };
+    assert_eq!(bonn.state, state, "and be older than another all the same");
+    let new = said("Riga", 14).updated_at(later(31));
+    let riga = add(ledger, new, later(40)).await;
+    assert_eq!(riga.outcome, Outcome::Superseded(quito.record.id), "it is as new as its change");
+    assert_eq!(ledger.get(&ours(), riga.record.id, later(40)).await.unwrap(), riga.record, "get gives what add gave");
+    assert_eq!(texts(ledger, Query::At(later(30))).await, ["Quito, old town"], "and counts from then on");
+    assert_eq!(texts(ledger, Query::At(later(31))).await, ["Riga"], "and counts from then on");
+    let early = add(ledger, NewRecord::new("early").created_at(later(9)).updated_at(later(8)), later(40)).await.record;
+    assert_eq!(early.updated_at, later(9), "no text changed before it was said");
+    let late = add(ledger, NewRecord::new("late").created_at(later(9)).updated_at(later(99)), later(40)).await.record;
+    assert_eq!((late.created_at, late.updated_at), (later(9), later(40)), "a change yet to come counts as now");
+    ledger.forget_many(&ours(), &[early.id, late.id], later(41)).await.unwrap();
+
     let of_day = |text: &str, seconds| keyed("day", text).created_at(later(seconds));
     let batch = [of_day("Tuesday", 2), of_day("Monday", 1), of_day("Wednesday", 3)];
     let added = ledger.add(&ours(), &batch, later(50)).await.unwrap();

@@ -1,5 +1,4 @@
 //! What a question does not wait for: the store deleting what others forgot, the ledger saving an index.
-#![allow(clippy::await_holding_lock, reason = "what is waited for meanwhile does not need the gate's lock")]
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex};

@@ -29,6 +29,7 @@ enum Fault {
     OlderByTheClockAreOld,
     FirstOfOneMomentStays,
     NewerOfThePastCountFromNow,
+    LosesMomentsOfChange,
     RoundsNumbers,
     CutsLongKeys,
     RefusesTheLongestKeys,
@@ -140,7 +141,7 @@ enum Fault {
     IndexesOfDeletedAreKept,
 }
 
-const FAULTS: [(Fault, &str); 123] = [
+const FAULTS: [(Fault, &str); 124] = [
     (Fault::KeepsBlanks, "without the blanks at their ends"),
     (Fault::AddsUpToTheBadOne, "texts are added all or none"),
     (Fault::AddsInReverse, "in the order in which they were added"),
@@ -155,6 +156,7 @@ const FAULTS: [(Fault, &str); 123] = [
     (Fault::OlderByTheClockAreOld, "what is said now is the newest"),
     (Fault::FirstOfOneMomentStays, "of one moment, the text counts that is added later"),
     (Fault::NewerOfThePastCountFromNow, "from the moment on when it was said"),
+    (Fault::LosesMomentsOfChange, "a text may have changed since it was said"),
     (Fault::RoundsNumbers, "metadata comes back"),
     (Fault::CutsLongKeys, "keys and metadata have bounds"),
     (Fault::RefusesTheLongestKeys, "the longest key is taken"),
@@ -367,6 +369,7 @@ impl Faulty {
             Some(Fault::SupersedesWithoutKeys) => new.key = new.key.or(Some(MARK.to_string())),
             Some(Fault::LosesExpiry) => new.expires_at = None,
             Some(Fault::LosesMomentsOfCreation) => new.created_at = None,
+            Some(Fault::LosesMomentsOfChange) => new.updated_at = None,
             Some(Fault::CutsLongKeys) => {
                 new.key = new.key.map(|key| key.chars().take(NewRecord::MAX_KEY_BYTES).collect());
             }

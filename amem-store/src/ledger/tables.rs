@@ -108,14 +108,14 @@ impl Tables<'_> {
             return Ok(Added { record: same.record(now), outcome: Outcome::Duplicate });
         }
         let (id, revision) = (RecordId::new(), self.next_revision()?);
-        let created_at = new.created_at.unwrap_or(now).min(now);
+        let (created_at, updated_at) = new.moments(now);
         let standing = self.under(namespace, key, now)?;
         let newer = standing.iter().map(|found| &found.stored).filter(|record| new.is_older_than(record, now));
         let newer = newer.max_by_key(|record| record.updated_at);
-        let ended = newer.map(|newer| (newer.id, created_at.max(newer.created_at)));
+        let ended = newer.map(|newer| (newer.id, updated_at.max(newer.created_at)));
         let mut outcome = Outcome::New;
         for older in standing.iter().filter(|_| ended.is_none()) {
-            let at = created_at.max(older.stored.updated_at);
+            let at = updated_at.max(older.stored.updated_at);
             self.end(older, SUPERSEDED, at, Some(id), revision)?;
             self.delete_chunks(older.seq, now)?;
             outcome = Outcome::Superseded(older.stored.id);
@@ -124,6 +124,7 @@ impl Tables<'_> {
         record.key.clone_from(&new.key);
         record.metadata.clone_from(&new.metadata);
         record.expires_at = new.expires_at;
+        record.updated_at = updated_at;
         let json = (!new.metadata.is_empty()).then(|| serde_json::to_string(&new.metadata)).transpose();
         let json = json.map_err(|error| Error::Ledger(error.into()))?;
         let expires_at = new.expires_at.map(|at| at.0);
@@ -132,7 +133,7 @@ impl Tables<'_> {
         let values = params![id.to_bytes(), namespace.as_str(), key, json, created_at.0, expires_at, revision];
         self.execute(insert, values)?;
         let seq = self.0.last_insert_rowid();
-        let version = self.begin_version(seq, text, Some(hash(namespace, key, text)), created_at)?;
+        let version = self.begin_version(seq, text, Some(hash(namespace, key, text)), updated_at)?;
         self.execute("UPDATE record SET version = ?2 WHERE seq = ?1", params![seq, version])?;
         self.seal(seq)?;
         let mut found = Found { seq, version, stored: record };

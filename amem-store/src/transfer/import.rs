@@ -21,15 +21,16 @@ struct Line {
     key: Option<String>,
     metadata: Option<Metadata>,
     created_at: Option<Moment>,
+    updated_at: Option<Moment>,
     expires_at: Option<Moment>,
     state: Option<String>,
 }
 
 /// Adds the records of lines, in their order, so that a later line of a key supersedes an earlier one, unless it says
-/// that it is from before: a line whose `created_at` is earlier than that of the key's active record becomes a superseded
-/// record, as [`Ledger::add`] says. With a namespace, all of them to that one; without, each to the one that its line
-/// names. Calls `told` with what became of each line, in the order of the lines but for those that are not added, which
-/// may be told earlier. Blank lines are none.
+/// that it is from before: a line whose text is older, by its `updated_at` or else its `created_at`, than that of the
+/// key's active record becomes a superseded record, as [`Ledger::add`] says. With a namespace, all of them to that one;
+/// without, each to the one that its line names. Calls `told` with what became of each line, in the order of the lines
+/// but for those that are not added, which may be told earlier. Blank lines are none.
 ///
 /// Lines that are in the ledger already are recognised: by the text and key of a record that counts, and by these and the
 /// moment of creation of one that another line superseded. So importing a file again adds nothing, unless its lines name
@@ -109,6 +110,7 @@ impl Line {
         new.key = self.key;
         new.metadata = self.metadata.unwrap_or_default();
         new.created_at = self.created_at.map(|at| at.read()).transpose()?;
+        new.updated_at = self.updated_at.map(|at| at.read()).transpose()?;
         new.expires_at = self.expires_at.map(|at| at.read()).transpose()?;
         new.check().map_err(|error| error.to_string())?;
         check(&new)?;

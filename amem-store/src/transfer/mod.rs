@@ -9,8 +9,8 @@
 //! ```
 //!
 //! (in one line). Moments are read as RFC 3339 or as seconds since 1970. Of what is read, only `text` must be there, and
-//! fields that are not known here are passed over. Ids and `updated_at` are written for the reader's sake: a ledger gives
-//! its records ids of its own.
+//! fields that are not known here are passed over. Ids are written for the reader's sake: a ledger gives its records ids of
+//! its own.
 
 mod export;
 mod import;

@@ -247,6 +247,8 @@ impl Replay {
         }
         let is_last = |entry: &Entry| entry.key.as_deref().and_then(|key| last.get(key)) == Some(&entry.line);
         let back: Vec<bool> = self.entries.iter().map(|entry| entry.is_superseded && is_last(entry)).collect();
+        // The latest moment of a text of each key so far. What the log adds later is newer, whatever the clock said.
+        let (mut latest, now) = (HashMap::<String, Timestamp>::new(), Timestamp::now());
         let mut left = Vec::new();
         for (entry, back) in self.entries.into_iter().zip(back) {
             if entry.is_forgotten {
@@ -255,6 +257,12 @@ impl Replay {
                 left_out(entry.line, "it was superseded by a text that a later line forgets");
             } else {
                 let mut new = NewRecord::new(entry.text);
+                if let Some(key) = &entry.key {
+                    let at = entry.created_at.unwrap_or(now);
+                    let latest = latest.entry(key.clone()).or_insert(at);
+                    *latest = at.max(*latest);
+                    new.updated_at = Some(*latest);
+                }
                 (new.key, new.created_at) = (entry.key, entry.created_at);
                 left.push((entry.line, new));
             }

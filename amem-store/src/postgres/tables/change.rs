@@ -32,18 +32,17 @@ impl Tables<'_> {
                 continue;
             }
             let (id, revision) = (RecordId::new(), locked.next_revision());
-            let created_at = new.created_at.unwrap_or(now).min(now);
+            let (created_at, updated_at) = new.moments(now);
             let standing = batch.under(key, now);
             let newer = newest(batch.all(&standing), namespace, new, now)?;
             let mut outcome = Outcome::New;
             for at in standing.iter().filter(|_| newer.is_none()) {
                 let Some(older) = batch.change(*at) else { continue };
-                end(older, SUPERSEDED, created_at, Some(id), revision);
+                end(older, SUPERSEDED, updated_at, Some(id), revision);
                 outcome = record_id(&older.record.id).map_or(outcome, Outcome::Superseded);
             }
             locked.records += 1;
-            let ended = newer.map(|newer| (newer.id, created_at.max(newer.created_at).0));
-            let created_at = created_at.0;
+            let ended = newer.map(|newer| (newer.id, updated_at.max(newer.created_at).0));
             let metadata = (!new.metadata.is_empty()).then(|| serde_json::to_vec(&new.metadata)).transpose();
             let record = RecordRow {
                 seq: locked.records,
@@ -51,7 +50,7 @@ impl Tables<'_> {
                 key: key.map(<[u8]>::to_vec),
                 metadata: metadata.map_err(|error| Error::Ledger(error.into()))?,
                 version: 1,
-                created_at,
+                created_at: created_at.0,
                 expires_at: new.expires_at.map(|at| at.0),
                 state: if ended.is_some() { SUPERSEDED } else { ACTIVE },
                 ended_at: ended.map(|(_, at)| at),
@@ -63,7 +62,7 @@ impl Tables<'_> {
                 number: 1,
                 text: text.as_bytes().to_vec(),
                 hash: Some(hash),
-                from_at: created_at,
+                from_at: updated_at.0,
                 until_at: ended.map(|(_, at)| at),
             };
             let found = Found { record, version };

@@ -57,6 +57,9 @@ impl Tables<'_> {
             let last = found.len() < batch;
             for found in found {
                 after = found.record.seq;
+                if matches!(listing.query, Query::At(moment) if found.version.from_at > moment.0) {
+                    continue;
+                }
                 let record = found.record(namespace, moment)?;
                 if listing.filter.as_ref().is_some_and(|filter| !filter.matches(&record)) {
                     continue;
@@ -80,8 +83,8 @@ impl Tables<'_> {
             "SELECT ",
             columns!(),
             " FROM namespace n JOIN record r ON r.namespace = n.id LEFT JOIN version v \
-             ON v.namespace = r.namespace AND v.record = r.seq AND v.number = (SELECT max(o.number) FROM version o \
-             WHERE o.namespace = r.namespace AND o.record = r.seq AND o.from_at <= $4) \
+             ON v.namespace = r.namespace AND v.record = r.seq AND v.number = coalesce((SELECT max(o.number) \
+             FROM version o WHERE o.namespace = r.namespace AND o.record = r.seq AND o.from_at <= $4), 1) \
              WHERE n.hash = $1 AND r.seq > $2 AND r.state <> 2 AND r.created_at <= $4 \
              AND (r.state = 0 OR r.ended_at > $4) AND (r.expires_at IS NULL OR r.expires_at > $4) \
              ORDER BY r.seq LIMIT $3"
