@@ -1,33 +1,147 @@
 //! Entry points for fuzzing: parsers of bytes that nobody vouches for.
 
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io::{self, ErrorKind};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
 use amem_core::{ChunkId, KvChunk};
 
+use crate::crc;
+use crate::disk::{Disk, DiskFile, Part, ReadAt};
 use crate::remote::format;
 use crate::residency_file;
-use crate::segment::{SegmentName, index_entries, scan};
+use crate::segment::{SegmentName, SegmentOptions, index_entries, store::Inner};
 
-/// Reads `bytes` as a segment file, as opening a store would, and says how many records it found.
-///
-/// Must neither panic nor allocate more than a small multiple of what it was given. The file's name, which records have
-/// to agree with, is taken from where a segment's first page has it, so that a fuzzer can get past that check.
-pub fn segment(bytes: &[u8]) -> usize {
-    let number = |at: usize| {
-        let field = bytes.get(at..).and_then(|rest| rest.first_chunk::<8>());
-        field.copied().map_or(0, u64::from_le_bytes)
-    };
-    let name = SegmentName { generation: number(16), salt: number(24) };
-    scan::segment(bytes, name, || None).map_or(0, |scan| scan.entries.len())
+/// The checksum of everything in segments.
+pub fn crc32c(bytes: &[u8]) -> u32 {
+    crc::crc32c(bytes)
 }
 
-/// Reads `bytes` as the index file of a segment, as opening a store would, and says how many records it lists. What it has
-/// to agree with is taken from where it stands in the file.
-pub fn index(bytes: &[u8]) -> usize {
-    let page = bytes.len().saturating_sub(4096);
-    let number = |at: usize| {
-        let field = bytes.get(page + at..).and_then(|rest| rest.first_chunk::<8>());
-        field.copied().map_or(0, u64::from_le_bytes)
-    };
-    index_entries(bytes, SegmentName { generation: number(8), salt: number(16) }, number(40))
+/// What a store finds in a directory.
+pub struct Found {
+    /// Each chunk that it knows of, and what it gives when that is asked for: nothing where it turns out to be damaged.
+    /// Large ones read their layers from the files when these are asked for.
+    pub chunks: Vec<(ChunkId, Option<KvChunk>)>,
+    /// The most bytes that it read at once.
+    pub largest_read: usize,
+    /// What the chunks are read from.
+    _store: Inner,
+}
+
+/// Opens a directory that has these files, by name, as a store that only reads would, and asks it for all that it knows of.
+///
+/// # Errors
+/// [`Error::NewerFormat`](crate::Error::NewerFormat), as no file fails to be read.
+pub fn segments(files: BTreeMap<String, Vec<u8>>) -> crate::Result<Found> {
+    let files = files.into_iter().map(|(name, bytes)| (OsString::from(name), Arc::from(bytes))).collect();
+    let disk = Arc::new(MemoryDisk { files, largest_read: Arc::default() });
+    let store = Inner::open(disk.clone(), Path::new(""), SegmentOptions::default().read_only(true))?;
+    let ids: Vec<ChunkId> = store.index().chunks.keys().copied().collect();
+    let found = store.get_many(&ids)?;
+    let largest_read = disk.largest_read.load(Relaxed);
+    Ok(Found { chunks: ids.into_iter().zip(found).collect(), largest_read, _store: store })
+}
+
+/// Files in memory that cannot be changed.
+struct MemoryDisk {
+    files: BTreeMap<OsString, Arc<[u8]>>,
+    largest_read: Arc<AtomicUsize>,
+}
+
+struct MemoryFile {
+    bytes: Arc<[u8]>,
+    largest_read: Arc<AtomicUsize>,
+}
+
+fn read_only<T>() -> io::Result<T> {
+    Err(ErrorKind::ReadOnlyFilesystem.into())
+}
+
+impl MemoryDisk {
+    fn file(&self, path: &Path) -> Option<&Arc<[u8]>> {
+        self.files.get(path.file_name()?)
+    }
+}
+
+impl Disk for MemoryDisk {
+    fn make_dir(&self, _: &Path) -> io::Result<()> {
+        read_only()
+    }
+
+    fn list(&self, _: &Path) -> io::Result<Vec<OsString>> {
+        Ok(self.files.keys().cloned().collect())
+    }
+
+    fn exists(&self, path: &Path) -> io::Result<bool> {
+        Ok(self.file(path).is_some())
+    }
+
+    fn lock(&self, _: &Path) -> io::Result<Box<dyn Send>> {
+        read_only()
+    }
+
+    fn create(&self, _: &Path) -> io::Result<Box<dyn DiskFile>> {
+        read_only()
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        let bytes = self.file(path).ok_or(ErrorKind::NotFound)?.clone();
+        Ok(Box::new(MemoryFile { bytes, largest_read: self.largest_read.clone() }))
+    }
+
+    fn remove(&self, _: &Path) -> io::Result<()> {
+        read_only()
+    }
+
+    fn sync_dir(&self, _: &Path) -> io::Result<()> {
+        read_only()
+    }
+
+    fn random(&self) -> u64 {
+        0
+    }
+
+    fn in_background(&self, job: Box<dyn FnOnce() + Send>) {
+        job();
+    }
+
+    fn read_ahead(&self, _: Vec<Part>) {}
+}
+
+impl ReadAt for MemoryFile {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.bytes.len() as u64)
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.largest_read.fetch_max(buffer.len(), Relaxed);
+        self.bytes[..].read_at(buffer, offset)
+    }
+}
+
+impl DiskFile for MemoryFile {
+    fn write_all_at(&self, _: &[u8], _: u64) -> io::Result<()> {
+        read_only()
+    }
+
+    fn set_len(&self, _: u64) -> io::Result<()> {
+        read_only()
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        read_only()
+    }
+
+    fn read_ahead(&self, _: u64, _: u64, _: &dyn Fn() -> bool, _: &mut Vec<u8>) {}
+}
+
+/// Reads `bytes` as the index file of a segment of these numbers whose file has `len` bytes, as opening a store would, and
+/// says how many records it lists; none if it is not believed.
+pub fn index(bytes: &[u8], generation: u64, salt: u64, len: u64) -> usize {
+    index_entries(bytes, SegmentName { generation, salt }, len)
 }
 
 /// Reads bytes as what a remote server holds of a chunk: its head, and its parts one behind the other. Says how many bytes

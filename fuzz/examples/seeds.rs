@@ -54,14 +54,6 @@ fn main() -> io::Result<()> {
         let path = root.join("../amem-cpu/tests/golden/gguf-encoders").join(file);
         seed("gguf", file, &std::fs::read(path)?)?;
     }
-    for version in ["v1", "v2", "v3"] {
-        for entry in std::fs::read_dir(root.join("../amem-store/tests/fixtures").join(version))? {
-            let path = entry?.path();
-            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or("segment");
-            let target = if name.ends_with(".idx") { "segment_index" } else { "segment" };
-            seed(target, name, &std::fs::read(&path)?)?;
-        }
-    }
     for (name, part) in [("whole", 1 << 20), ("parts", 100)] {
         let (head, parts) = amem_store::fuzzing::remote_objects(&chunk()?, part).map_err(io::Error::other)?;
         let len = u16::try_from(head.len()).map_err(io::Error::other)?;

@@ -1,5 +1,7 @@
 //! What the targets share: the demo model's files, with one of them in the fuzzer's hands, the configuration that fuzzed
-//! weights are read for, an encoder, residency policies and recallers.
+//! weights are read for, an encoder, residency policies, recallers and segment files.
+
+pub mod segments;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -18,7 +18,7 @@ mod removal_tests;
 pub(crate) mod scan;
 #[cfg(test)]
 mod simulated_disk;
-mod store;
+pub(crate) mod store;
 mod writer;
 
 pub(crate) use format::{SegmentName, index_entries};
