@@ -62,6 +62,9 @@ struct Run {
     /// Syncs that do nothing, by the call of the store that makes them.
     pretended: Vec<(Act, Call)>,
     states: u64,
+    /// Whether this process could not read some segment when it opened the store. What is in it, or which of a chunk's
+    /// records is the newest, is then not known, and a deletion drops it.
+    unread: bool,
 }
 
 /// What is done to a store.
@@ -201,6 +204,7 @@ impl Run {
             injected: 0,
             pretended: pretended.to_vec(),
             states: 0,
+            unread: false,
         }
     }
 
@@ -229,6 +233,8 @@ impl Run {
         let (disk, options) = (Arc::new(self.disk.clone()), self.options);
         let opened = self.act(Act::Open, || Inner::open(disk, Path::new(DIR), options));
         self.promises.values_mut().for_each(|promise| promise.ours = false);
+        self.unread = opened.as_ref().is_ok_and(|store| !store.index().unreadable.is_empty());
+        self.let_go_of_what_is_unread(self.options.max_bytes != u64::MAX);
         if let Some(store) = opened.as_ref().ok().filter(|_| self.options.max_bytes != u64::MAX) {
             // Files that were removed may have come back, and others go in their place.
             self.let_go_of_what_is_lost(store);
@@ -245,9 +251,22 @@ impl Run {
         let ids: Vec<ChunkId> = (0..CHUNKS).map(id).collect();
         let found = self.act(Act::Get, || owned(store, &ids)).map_err(|error| format!("reading failed: {error}"))?;
         for (at, found) in found.iter().enumerate() {
-            self.promises[&(at as u64)].check(found.as_ref()).map_err(|wrong| format!("chunk {at}: {wrong}"))?;
+            self.check(at as u64, found.as_ref())?;
         }
         Ok(found)
+    }
+
+    fn check(&self, at: u64, found: Option<&KvChunk>) -> Outcome<()> {
+        let promise = &self.promises[&at];
+        let checked = if self.unread { promise.check_other(found, true) } else { promise.check(found) };
+        checked.map_err(|wrong| format!("chunk {at}: {wrong}"))
+    }
+
+    /// Takes back all promises, where files may have gone that could not be read.
+    fn let_go_of_what_is_unread(&mut self, files_went: bool) {
+        if self.unread && files_went {
+            self.promises.values_mut().for_each(Promise::let_go);
+        }
     }
 
     fn promise(&mut self, at: u64) -> &mut Promise {
@@ -314,22 +333,26 @@ impl Run {
                     let new = chunk(at, self.random.below(3));
                     let new = if self.random.one_in(3) { measured(new) } else { new };
                     self.promise(at).put.push(new.clone());
+                    if self.unread {
+                        self.promise(at).let_go();
+                    }
                     let failed = self.disk.failed_syncs();
                     let put = self.act(Act::Put, || store.put(std::slice::from_ref(&new)));
                     if self.options.max_bytes != u64::MAX || self.disk.injected_full() > 0 {
                         // To make room, others may have gone.
                         self.let_go_of_what_is_lost(store);
+                        self.let_go_of_what_is_unread(true);
                     }
                     // A sync that fails may take the record out of the system's memory too.
                     if put.is_ok() && !self.disk.is_down() && self.disk.failed_syncs() == failed {
-                        self.promise(at).ours = true;
+                        self.promise(at).ours = !self.unread;
                         // The new one, or what was held.
                         let found = self.look(store, at)?;
                         if found.as_ref().is_none_or(|held| held.sensitivity().is_none() && new.sensitivity().is_some())
                         {
                             return Err(format!("chunk {at}: what was put is not held"));
                         }
-                        self.promise(at).until_power_cut = found;
+                        self.promise(at).until_power_cut = found.filter(|_| !self.unread);
                     }
                 }
             }
@@ -339,6 +362,7 @@ impl Run {
                 chosen.iter().for_each(|at| self.promise(*at).let_go());
                 let injected = self.disk.injected();
                 let deleted = self.act(Act::Delete, || store.delete(&ids));
+                self.let_go_of_what_is_unread(true);
                 if self.disk.injected() > injected {
                     // What cannot be read, or on a full disk not be written anew, goes with what was deleted.
                     self.promises.values_mut().for_each(Promise::let_go);
@@ -362,6 +386,8 @@ impl Run {
                 let ids: Vec<ChunkId> = chosen.iter().map(|at| id(*at)).collect();
                 chosen.iter().for_each(|at| self.promise(*at).let_go());
                 let _ = self.act(Act::Evict, || store.evict(&ids));
+                // Where one of them was put anew, an older record may be all that can be found later.
+                self.let_go_of_what_is_unread(true);
                 if self.disk.injected_full() > 0 {
                     // On a full disk, an eviction makes room at any price.
                     self.let_go_of_what_is_lost(store);
@@ -374,6 +400,7 @@ impl Run {
                 }
                 let injected = self.disk.injected();
                 let purged = self.act(Act::Purge, || store.purge());
+                self.let_go_of_what_is_unread(true);
                 if self.disk.injected() > injected || self.options.max_bytes != u64::MAX {
                     self.let_go_of_what_is_lost(store);
                 }
@@ -393,7 +420,7 @@ impl Run {
                 if self.act(Act::Sync, || store.sync()).is_ok() && !self.disk.is_down() {
                     for at in 0..CHUNKS {
                         // After a sync that failed, nobody knows of what earlier processes put.
-                        if self.promise(at).ours || !self.sync_failed {
+                        if self.promise(at).ours || !self.sync_failed && !self.unread {
                             let found = self.look(store, at)?;
                             let promise = self.promise(at);
                             (promise.until_power_cut, promise.always) = (found.clone(), found);
@@ -406,7 +433,7 @@ impl Run {
                 if let Ok(found) = self.act(Act::Get, || owned(store, &[id(at)]))
                     && !self.disk.is_down()
                 {
-                    self.promises[&at].check(found[0].as_ref()).map_err(|wrong| format!("chunk {at}: {wrong}"))?;
+                    self.check(at, found[0].as_ref())?;
                 }
             }
         }
@@ -427,7 +454,7 @@ impl Run {
     fn look(&self, store: &Inner, at: u64) -> Outcome<Option<KvChunk>> {
         let found = self.disk.undisturbed(|| owned(store, &[id(at)]));
         let found = found.map_err(|error| format!("reading failed: {error}"))?.pop().flatten();
-        self.promises[&at].check(found.as_ref()).map_err(|wrong| format!("chunk {at}: {wrong}"))?;
+        self.check(at, found.as_ref())?;
         Ok(found)
     }
 
@@ -439,8 +466,8 @@ impl Run {
         if let Some(faults) = plan.faults {
             self.disk.inject(faults);
         }
-        let injected = self.disk.injected();
-        self.injected = injected;
+        self.injected = self.disk.injected();
+        let elsewhere = self.disk.injected_elsewhere();
         match self.open() {
             Ok(store) => {
                 self.check_limit()?;
@@ -462,7 +489,8 @@ impl Run {
                 self.close(store);
                 self.reader = None;
             }
-            Err(_) if self.disk.is_down() || self.disk.injected() > injected => {}
+            // That a segment cannot be read is no reason not to open the others.
+            Err(_) if self.disk.is_down() || self.disk.injected_elsewhere() > elsewhere => {}
             Err(error) => return Err(format!("opening failed: {error}")),
         }
         let power_cut = !self.random.one_in(4);

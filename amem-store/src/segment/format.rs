@@ -387,7 +387,7 @@ pub(crate) fn encode_seal(name: SegmentName, start: u64, entries: &[Entry]) -> V
 }
 
 /// The table of a segment's records, in whole pages.
-fn encode_table(entries: &[Entry]) -> Vec<u8> {
+pub(crate) fn encode_table(entries: &[Entry]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(seal_bytes(entries.len()).unwrap_or_default() as usize);
     for entry in entries {
         bytes.extend(entry.id.0);

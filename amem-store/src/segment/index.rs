@@ -44,6 +44,9 @@ pub(crate) struct Segment {
     pub(crate) unsealed: bool,
     /// Whether its records were read from its index file.
     pub(crate) indexed: bool,
+    /// Whether its records are not known, for the disk did not read them. They may be anything, as [`strays`](Self::strays)
+    /// may, and may be read later: it is removed where something is deleted, and kept where room is only tidied up.
+    pub(crate) unreadable: bool,
     /// Whether nothing more will be appended to it: a later segment was there when it was scanned.
     complete: bool,
     /// Those who read from it at this moment.
@@ -64,6 +67,8 @@ pub(crate) struct Index {
     pub(crate) segments: BTreeMap<SegmentName, Segment>,
     /// Index files, and the segments that they say they are of.
     pub(crate) indexes: BTreeSet<SegmentName>,
+    /// Segments that could not be read at some time, each of which is counted as damage once.
+    pub(crate) unreadable: BTreeSet<SegmentName>,
     /// Oldest first.
     open: VecDeque<(SegmentName, Arc<dyn DiskFile>)>,
 }
@@ -77,7 +82,8 @@ pub(crate) struct OpenFile {
 
 impl Index {
     /// Takes in what changed in the directory since the last time; the first time, that is everything. Of a segment that
-    /// was read before, only what was appended is read.
+    /// was read before, only what was appended is read. One that cannot be read is taken for damaged, and is read when this is
+    /// called again: all it holds is a cache.
     pub(crate) fn refresh(&mut self, disk: &dyn Disk, dir: &Path) -> Result<()> {
         let files = disk.list(dir).map_err(Error::io("list", dir))?;
         let named = |parse: fn(&str) -> Option<SegmentName>| -> BTreeSet<SegmentName> {
@@ -92,7 +98,7 @@ impl Index {
         // In order, so that the newest record of a chunk is the last to be seen.
         for name in &names {
             let complete = Some(name) != last;
-            let known = self.segments.get(name);
+            let known = self.segments.get(name).filter(|segment| !segment.unreadable);
             if known.is_some_and(|segment| segment.complete) {
                 continue;
             }
@@ -112,15 +118,27 @@ impl Index {
                 Ok(scan) => self.extend(*name, scan, complete),
                 // The writer removed it since the directory was listed.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(Error::io("read", &path)(error)),
+                Err(error) if is_of_process(&error) => return Err(Error::io("read", &path)(error)),
+                Err(_) => self.miss(*name, disk, &path),
             }
         }
         Ok(())
     }
 
+    /// Takes note that a segment, or what was appended to it, could not be read.
+    fn miss(&mut self, name: SegmentName, disk: &dyn Disk, path: &Path) {
+        self.unreadable.insert(name);
+        let len = disk.open(path).and_then(|file| file.len()).unwrap_or_default();
+        let segment = self.segments.entry(name).or_default();
+        segment.unreadable = segment.entries.is_empty();
+        segment.strays = true;
+        segment.len = segment.len.max(len);
+    }
+
     fn extend(&mut self, name: SegmentName, scan: Scan, complete: bool) {
         let segment = self.segments.entry(name).or_default();
-        segment.strays |= scan.strays;
+        segment.strays = scan.strays || segment.strays && !segment.unreadable;
+        segment.unreadable = false;
         segment.unsealed = !scan.sealed;
         segment.indexed |= scan.indexed;
         segment.complete = complete;
@@ -264,6 +282,16 @@ impl Index {
             segment.live -= location.entry.bytes;
         }
     }
+}
+
+/// Whether a file could not be read for a reason that lies in this process, and says nothing about the file: it has too
+/// many open, no memory, or not the rights.
+fn is_of_process(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let number = Errno::from_io_error(error);
+    number.is_some_and(|number| {
+        matches!(number, Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::ACCESS | Errno::PERM)
+    })
 }
 
 /// The bytes of a small file that is a hint: `None` if it cannot be read.

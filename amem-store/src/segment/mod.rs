@@ -19,6 +19,8 @@ pub(crate) mod scan;
 #[cfg(test)]
 mod simulated_disk;
 pub(crate) mod store;
+#[cfg(test)]
+mod unreadable_tests;
 mod writer;
 
 pub(crate) use format::{SegmentName, index_entries};

@@ -127,7 +127,8 @@ impl Inner {
         let (worn, oldest) = {
             let index = self.index();
             let done = || index.segments.iter().filter(|(name, _)| Some(**name) != active);
-            let least = done().min_by_key(|(name, segment)| (segment.live, **name));
+            let least =
+                done().filter(|(_, segment)| !segment.unreadable).min_by_key(|(name, segment)| (segment.live, **name));
             let fits =
                 |segment: &Segment| segment.live * 2 < segment.end && (segment.live == 0 || segment.live * 2 < room);
             let worn = least.filter(|(_, segment)| fits(segment)).map(|(name, _)| *name);
@@ -159,16 +160,17 @@ impl Inner {
                 let index = self.index();
                 let worth = |(name, segment): (&SegmentName, &Segment)| {
                     let is_worn = segment.live * 2 < segment.end;
-                    (!is_worn, if is_worn { segment.live } else { 0 }, *name, segment.end)
+                    let bytes = if segment.unreadable { segment.len } else { segment.end };
+                    (!is_worn, if is_worn { segment.live } else { 0 }, *name, bytes)
                 };
                 index.segments.iter().map(worth).min()
             };
-            let Some((_, _, least, end)) = least else { break };
+            let Some((_, _, least, bytes)) = least else { break };
             if active == Some(least) {
                 writer.retire();
             }
             self.unlink(writer, least)?;
-            freed += end;
+            freed += bytes;
         }
         Ok(freed)
     }
@@ -177,7 +179,9 @@ impl Inner {
     pub(crate) fn reclaim(&self, writer: &mut Writer) -> Result<()> {
         let (worn, little): (Vec<_>, Vec<_>) = {
             let index = self.index();
-            let done = index.segments.iter().filter(|(name, _)| writer.active() != Some(**name));
+            // What cannot be read now may be later, and counts then.
+            let readable = index.segments.iter().filter(|(_, segment)| !segment.unreadable);
+            let done = readable.filter(|(name, _)| writer.active() != Some(**name));
             let worn = done.clone().filter(|(_, segment)| segment.live * 2 < segment.end);
             let little = done.filter(|(_, segment)| segment.live < self.options.segment_bytes / LITTLE);
             let named = |(name, segment): (&SegmentName, &Segment)| (segment.live, *name);

@@ -39,17 +39,19 @@ pub(crate) fn segment(
     index: impl FnOnce() -> Option<Vec<u8>>,
 ) -> io::Result<Scan> {
     let mut page = [0; PAGE as usize];
-    let filled = source.read_at(&mut page, 0)?;
-    let first = format::parse_first_page(&page[..filled]);
+    // Records and seal do not depend on it, nor do records depend on the seal: one that the disk does not read is damaged.
+    let first = source
+        .read_at(&mut page, 0)
+        .map_or(FirstPage::Damaged, |filled| format::parse_first_page(page.get(..filled).unwrap_or_default()));
     match first {
         FirstPage::Version(version) if version > format::VERSION => {
             return Ok(Scan { newer: Some(version), ..Scan::default() });
         }
         _ => {}
     }
-    let mut scan = match sealed(source, name)? {
-        Some(scan) => scan,
-        None => match indexed(source, name, index)? {
+    let mut scan = match sealed(source, name) {
+        Ok(Some(scan)) => scan,
+        Ok(None) | Err(_) => match indexed(source, name, index)? {
             Some(scan) => scan,
             None => records(source, name, PAGE)?,
         },
@@ -82,10 +84,17 @@ pub(crate) fn sealed(source: &(impl ReadAt + ?Sized), name: SegmentName) -> io::
     let len = source.len()?;
     let Some(last) = len.checked_sub(PAGE) else { return Ok(None) };
     let mut page = [0; PAGE as usize];
-    let filled = source.read_at(&mut page, last)?;
+    let filled = match source.read_at(&mut page, last) {
+        Ok(filled) => filled,
+        Err(error) => return listed(source, name, last)?.map_or(Err(error), |scan| Ok(Some(scan))),
+    };
     let Some(seal) = format::parse_seal(&page[..filled], name, len) else { return Ok(None) };
     let mut table = vec![0; seal.table];
-    let filled = source.read_at(&mut table, seal.start)?;
+    let Ok(filled) = source.read_at(&mut table, seal.start) else {
+        // Where the records end is known, and what they are is seen from their headers.
+        let scan = records(&Cut { source, len: seal.start }, name, PAGE)?;
+        return Ok(Some(Scan { end: seal.start, len, sealed: true, ..scan }));
+    };
     let mut entries = seal.parse_table(&table[..filled]);
     // Tables of version 1 know no tokens.
     for entry in entries.iter_mut().flatten().filter(|entry| entry.tokens == 0) {
@@ -96,14 +105,46 @@ pub(crate) fn sealed(source: &(impl ReadAt + ?Sized), name: SegmentName) -> io::
     Ok(entries.map(|entries| Scan { entries, end: seal.start, len, sealed: true, ..Scan::default() }))
 }
 
+/// The records of a segment whose last page, at `last`, cannot be read, if all that lies between them and that page is a
+/// table of just these records: then nothing but the rest of a seal stood there, before which they were synced.
+fn listed(source: &(impl ReadAt + ?Sized), name: SegmentName, last: u64) -> io::Result<Option<Scan>> {
+    let scan = records(&Cut { source, len: last }, name, PAGE)?;
+    let expected = format::encode_table(&scan.entries);
+    if scan.end + expected.len() as u64 != last {
+        return Ok(None);
+    }
+    let mut table = vec![0; expected.len()];
+    let filled = source.read_at(&mut table, scan.end)?;
+    let same = !scan.entries.is_empty() && table[..filled] == expected;
+    Ok(same.then_some(Scan { len: last + PAGE, strays: false, sealed: true, ..scan }))
+}
+
+/// The first bytes of a file.
+struct Cut<'a, S: ?Sized> {
+    source: &'a S,
+    len: u64,
+}
+
+impl<S: ReadAt + ?Sized> ReadAt for Cut<'_, S> {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.len)
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let left = usize::try_from(self.len.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let wanted = buffer.len().min(left);
+        self.source.read_at(&mut buffer[..wanted], offset)
+    }
+}
+
 /// The records from `start` on of a segment to which nothing more will be appended.
 pub(crate) fn rest(source: &(impl ReadAt + ?Sized), name: SegmentName, start: u64) -> io::Result<Scan> {
-    match sealed(source, name)? {
-        Some(mut scan) => {
+    match sealed(source, name) {
+        Ok(Some(mut scan)) => {
             scan.entries.retain(|entry| entry.offset >= start);
             Ok(scan)
         }
-        None => records(source, name, start),
+        Ok(None) | Err(_) => records(source, name, start),
     }
 }
 

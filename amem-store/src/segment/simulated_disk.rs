@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::io::{self, ErrorKind};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -117,6 +118,12 @@ struct State {
     injected: u64,
     /// Those of them that said that the disk is full.
     injected_full: u64,
+    /// Those of them that were of reads of a file.
+    injected_reads: u64,
+    /// Whether directories cannot be listed.
+    unlisted: bool,
+    /// Bytes of files, by their numbers, that cannot be read.
+    spoiled: Vec<(usize, Range<u64>)>,
     /// Syncs that failed so far.
     failed_syncs: u64,
     /// Syncs of these kinds do nothing and say that they worked.
@@ -161,6 +168,9 @@ impl SimulatedDisk {
             faults: None,
             injected: 0,
             injected_full: 0,
+            injected_reads: 0,
+            unlisted: false,
+            spoiled: Vec::new(),
             failed_syncs: 0,
             pretended: Vec::new(),
             saltless: false,
@@ -247,6 +257,25 @@ impl SimulatedDisk {
     /// Those of them that said that the disk is full.
     pub(super) fn injected_full(&self) -> u64 {
         self.state().injected_full
+    }
+
+    /// Those of them that were not of reads of a file.
+    pub(super) fn injected_elsewhere(&self) -> u64 {
+        let state = self.state();
+        state.injected - state.injected_reads
+    }
+
+    /// Lets directories be such as cannot be listed, or can be again.
+    pub(super) fn break_lists(&self, broken: bool) {
+        self.state().unlisted = broken;
+    }
+
+    /// Lets these bytes of a file be such as cannot be read, or, where there are none, all be read again.
+    pub(super) fn spoil(&self, path: &Path, bytes: Range<u64>) {
+        let mut state = self.state();
+        let number = state.live[path].file().unwrap();
+        state.spoiled.retain(|(spoiled, _)| *spoiled != number);
+        state.spoiled.extend(Some((number, bytes)).filter(|(_, bytes)| !bytes.is_empty()));
     }
 
     /// Syncs that failed so far.
@@ -437,6 +466,13 @@ impl State {
         }
     }
 
+    /// Counts a read of a file.
+    fn read_call(&mut self) -> Result<(), Failure> {
+        let called = self.call(Call::Read, false);
+        self.injected_reads += u64::from(matches!(called, Err(Failure::Fault(_))));
+        called
+    }
+
     fn node(&self, path: &Path) -> io::Result<Node> {
         self.live.get(path).copied().ok_or_else(|| error(ErrorKind::NotFound))
     }
@@ -494,6 +530,9 @@ impl Disk for SimulatedDisk {
     fn list(&self, dir: &Path) -> io::Result<Vec<OsString>> {
         let mut state = self.state();
         state.call(Call::Read, false)?;
+        if state.unlisted {
+            return Err(rustix::io::Errno::IO.into());
+        }
         state.node(dir)?;
         let inside = state.live.keys().filter(|path| path.parent() == Some(dir));
         Ok(inside.filter_map(|path| path.file_name()).map(OsString::from).collect())
@@ -530,7 +569,7 @@ impl Disk for SimulatedDisk {
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
         let mut state = self.state();
-        state.call(Call::Read, false)?;
+        state.read_call()?;
         let number = state.node(path)?.file().ok_or_else(|| error(ErrorKind::IsADirectory))?;
         Ok(Box::new(SimulatedFile { disk: self.clone(), number }))
     }
@@ -583,13 +622,17 @@ struct SimulatedFile {
 impl ReadAt for SimulatedFile {
     fn len(&self) -> io::Result<u64> {
         let mut state = self.disk.state();
-        state.call(Call::Read, false)?;
+        state.read_call()?;
         Ok(state.files[self.number].live.len() as u64)
     }
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         let mut state = self.disk.state();
-        state.call(Call::Read, false)?;
+        state.read_call()?;
+        let end = offset + buffer.len() as u64;
+        if state.spoiled.iter().any(|(file, bytes)| *file == self.number && bytes.start < end && offset < bytes.end) {
+            return Err(rustix::io::Errno::IO.into());
+        }
         state.files[self.number].live[..].read_at(buffer, offset)
     }
 }

@@ -130,7 +130,8 @@ impl SegmentStore {
     /// Opens the store in `dir`, which is made (for its owner only) if it is not there.
     ///
     /// # Errors
-    /// When the directory cannot be made or read, or holds segments of a later format. Damaged files are no error.
+    /// When the directory cannot be made or read, or holds segments of a later format. Damaged files are no error, nor are
+    /// those that the disk does not read.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
         Self::open_with(dir, SegmentOptions::default())
     }
@@ -206,6 +207,7 @@ impl Inner {
             let lock = self.lock()?;
             // The last writer may have left a record cut short, which only now is known to stay so.
             let mut index = Index::default();
+            index.unreadable.clone_from(&self.index().unreadable);
             index.refresh(&*self.disk, &self.dir)?;
             let generation = index.segments.last_key_value().map_or(0, |(name, _)| name.generation);
             let of_all = |found: fn(&Segment) -> bool| {
@@ -259,8 +261,8 @@ impl Inner {
         let mut failure = self.look_up(ids, &mut found).err();
         if found.iter().any(Option::is_none) && !self.writes.load(Relaxed) {
             // The writer may have put them, or moved them, since this reader last looked.
-            self.index().refresh(&*self.disk, &self.dir)?;
-            failure = self.look_up(ids, &mut found).err().or(failure);
+            let refreshed = self.index().refresh(&*self.disk, &self.dir);
+            failure = self.look_up(ids, &mut found).err().or(refreshed.err()).or(failure);
         }
         let hits = found.iter().flatten().count();
         self.hits.fetch_add(hits as u64, Relaxed);
@@ -428,13 +430,13 @@ impl KvStore for SegmentStore {
     }
 
     async fn stats(&self) -> StoreStats {
-        let (chunks, bytes) = {
+        let (chunks, bytes, unreadable) = {
             let index = self.0.index();
-            (index.chunks.len(), index.bytes())
+            (index.chunks.len(), index.bytes(), index.unreadable.len() as u64)
         };
         let counts = [&self.0.hits, &self.0.misses, &self.0.held.damaged];
         let [hits, misses, damaged] = counts.map(|count| count.load(Relaxed));
-        StoreStats { chunks, bytes, hits, misses, damaged }
+        StoreStats { chunks, bytes, hits, misses, damaged: damaged + unreadable }
     }
 
     async fn page(&self, after: Option<ChunkId>, limit: usize) -> amem_core::Result<Vec<StoredChunk>> {

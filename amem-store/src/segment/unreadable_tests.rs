@@ -1,0 +1,113 @@
+//! Segments that the disk does not read: the others are opened and read all the same.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use amem_core::{ChunkId, Dtype, Encoding, HostKv, KvChunk, KvShape, PrefixId};
+
+use super::format::PAGE;
+use super::simulated_disk::SimulatedDisk;
+use super::store::{Inner, SegmentOptions};
+use crate::disk::Disk;
+
+const DIR: &str = "/data/kv";
+
+fn chunk(at: u8) -> KvChunk {
+    let (shape, encoding) = (KvShape { layers: 1, kv_heads: 1, head_dim: 4 }, Encoding::Plain(Dtype::F32));
+    let data = HostKv::new(encoding, 1, vec![at; encoding.bytes(&shape, 1)]);
+    KvChunk::new(ChunkId([at; 32]), PrefixId([0; 32]), shape, [u32::from(at)].into(), Arc::new(data)).unwrap()
+}
+
+fn open(disk: &SimulatedDisk, read_only: bool) -> crate::Result<Inner> {
+    Inner::open(Arc::new(disk.clone()), Path::new(DIR), SegmentOptions::default().read_only(read_only))
+}
+
+/// Which of two chunks are found.
+fn found(store: &Inner) -> [bool; 2] {
+    let found = store.get_many(&[chunk(1).id(), chunk(2).id()]).unwrap();
+    [found[0].is_some(), found[1].is_some()]
+}
+
+fn segments(disk: &SimulatedDisk) -> Vec<std::path::PathBuf> {
+    let names = disk.list(Path::new(DIR)).unwrap();
+    let paths = names.into_iter().map(|name| Path::new(DIR).join(name));
+    paths.filter(|path| path.extension().is_some_and(|kind| kind == "kv")).collect()
+}
+
+/// Two chunks, each in a segment of its own that is sealed.
+fn disk() -> SimulatedDisk {
+    let disk = SimulatedDisk::new(1);
+    for at in [1, 2] {
+        open(&disk, false).unwrap().put(&[chunk(at)]).unwrap();
+    }
+    assert_eq!(segments(&disk).len(), 2);
+    disk
+}
+
+#[test]
+fn a_segment_that_cannot_be_read_is_a_miss_and_the_others_are_there() {
+    for (read_only, first) in [(false, 0), (true, 0), (false, 1), (true, 1)] {
+        let disk = disk();
+        let path = &segments(&disk)[first];
+        disk.spoil(path, 0..u64::MAX);
+        let store = open(&disk, read_only).expect("one bad file keeps nothing closed");
+        let mut expected = [true; 2];
+        expected[first] = false;
+        assert_eq!(found(&store), expected);
+        assert_eq!(found(&store), expected);
+        assert_eq!(store.index().unreadable.len(), 1, "it is counted once");
+        if !read_only {
+            store.put(&[chunk(3)]).unwrap();
+            store.sync().unwrap();
+        }
+        drop(store);
+        assert!(segments(&disk).contains(path), "opening does not remove what may be read later");
+        disk.spoil(path, 0..0);
+        assert_eq!(found(&open(&disk, true).unwrap()), [true; 2], "nothing that it holds was lost");
+    }
+}
+
+#[test]
+fn a_reader_finds_what_can_be_read_again() {
+    let disk = disk();
+    let path = &segments(&disk)[0];
+    disk.spoil(path, 0..u64::MAX);
+    let store = open(&disk, true).unwrap();
+    assert_eq!(found(&store), [false, true]);
+    disk.spoil(path, 0..0);
+    assert_eq!(found(&store), [true; 2]);
+}
+
+#[test]
+fn a_bad_sector_under_the_first_page_or_the_seal_costs_no_chunk() {
+    for sector in [0..PAGE, 3 * PAGE..4 * PAGE, 4 * PAGE..5 * PAGE] {
+        let disk = disk();
+        disk.spoil(&segments(&disk)[0], sector.clone());
+        assert_eq!(found(&open(&disk, true).unwrap()), [true; 2], "{sector:?}");
+        assert_eq!(found(&open(&disk, false).unwrap()), [true; 2], "{sector:?}");
+    }
+}
+
+#[test]
+fn a_deletion_takes_out_what_cannot_be_read() {
+    let disk = disk();
+    let path = &segments(&disk)[0];
+    disk.spoil(path, 0..u64::MAX);
+    let store = open(&disk, false).unwrap();
+    store.delete(&[chunk(1).id()]).unwrap();
+    assert!(!segments(&disk).contains(path), "it may hold what was to be deleted");
+    assert_eq!(found(&store), [false, true]);
+}
+
+#[test]
+fn a_reader_keeps_the_hits_that_it_has_when_it_cannot_look_for_more() {
+    let disk = disk();
+    let store = open(&disk, true).unwrap();
+    // The directory cannot be listed: everything fails but what is open already and is looked up first.
+    assert_eq!(found(&store), [true; 2]);
+    disk.break_lists(true);
+    let ids = [chunk(1).id(), ChunkId([9; 32])];
+    let found = store.get_many(&ids).expect("what is there is given");
+    assert!(found[0].is_some() && found[1].is_none());
+    assert!(store.get_many(&ids[1..]).is_err(), "and where there is nothing, the error is told");
+}
