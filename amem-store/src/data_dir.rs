@@ -1,19 +1,32 @@
 //! A data directory: everything that amem keeps, in one place.
 
-use std::fs;
-use std::io::ErrorKind;
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use crate::disk::{SystemDisk, make_dirs};
+use tempfile::NamedTempFile;
+
+use crate::disk::{Disk, SystemDisk, make_dirs};
 use crate::{Error, Result, SegmentOptions, SegmentStore, SqliteLedger, Verification, ledger};
+
+/// The name of the note that says where KV is kept besides.
+const SHARED_KV: &str = "shared-kv";
+/// Bytes of it that are read at most.
+const MAX_PLACE: u64 = 4096;
 
 /// Both parts of a data directory.
 ///
 /// ```text
 /// <dir>/                 made for its owner only
 ///   ledger.sqlite        what was said (SqliteLedger), with the files that SQLite keeps beside it
-///   kv/                  its KV (SegmentStore): a cache, which may be deleted while nothing runs
+///   kv/                  its KV (SegmentStore): a cache, which may be deleted while nothing runs; or a link to the
+///                        directory that has it (keep_kv_in)
+///   shared-kv            where KV is kept besides, on a server that machines share, if it is (note_shared_kv)
 /// ```
+///
+/// Chunks of what was forgotten are named in the ledger until somebody confirms that they are deleted from every store. So
+/// there is one place on the disk for the KV of a data directory, and who opens both parts deletes from it.
 ///
 /// To back it up, call [`backup`] or [`SqliteLedger::backup`] (`amem backup`), and [`restore`] (`amem restore`) to get it
 /// back. That is the only way: the newest memories are not in `ledger.sqlite` but beside it for a while, so a copy of
@@ -36,10 +49,22 @@ pub struct DataDir {
 ///
 /// # Errors
 /// When the directory cannot be made, or one of its parts cannot be opened; [`Error::Missing`] when there is KV but no
-/// ledger, for then the ledger was lost.
+/// ledger, for then the ledger was lost; [`Error::SharedKv`] when KV is kept on another server too, from which who has no
+/// more than these two parts could not delete it: use [`open_ledger`] and [`open_kv`] then.
 pub fn open(dir: impl AsRef<Path>) -> Result<DataDir> {
     let dir = dir.as_ref();
-    Ok(DataDir { ledger: open_ledger(dir)?, kv: SegmentStore::open(dir.join("kv"))? })
+    check_shared_kv(dir, None)?;
+    Ok(DataDir { ledger: open_ledger(dir)?, kv: open_kv(dir, SegmentOptions::default())? })
+}
+
+/// Opens the KV of the data directory `dir`, wherever on the disk it is kept.
+///
+/// # Errors
+/// [`Error::NoKv`] when it is kept elsewhere ([`keep_kv_in`]) and is not there; as [`SegmentStore::open`].
+pub fn open_kv(dir: impl AsRef<Path>, options: SegmentOptions) -> Result<SegmentStore> {
+    let kv = dir.as_ref().join("kv");
+    check_link(&kv)?;
+    SegmentStore::open_with(kv, options)
 }
 
 /// Opens the ledger of the data directory `dir`, which is made if it is not there, and leaves its KV to whoever uses it.
@@ -63,11 +88,12 @@ pub fn open_ledger(dir: impl AsRef<Path>) -> Result<SqliteLedger> {
 /// [`SqliteLedger::open_damaged`].
 ///
 /// # Errors
-/// As [`SqliteLedger::open_damaged`] and [`SegmentStore::open`].
+/// As [`SqliteLedger::open_damaged`] and [`open_kv`]; [`Error::SharedKv`] as [`open`].
 pub fn open_damaged(dir: impl AsRef<Path>) -> Result<DataDir> {
     let dir = dir.as_ref();
+    check_shared_kv(dir, None)?;
     let ledger = SqliteLedger::open_damaged(ledger_of(dir))?;
-    Ok(DataDir { ledger, kv: SegmentStore::open(dir.join("kv"))? })
+    Ok(DataDir { ledger, kv: open_kv(dir, SegmentOptions::default())? })
 }
 
 /// Opens the ledger of the data directory `dir` for reading, and leaves its KV alone.
@@ -87,7 +113,109 @@ pub fn open_read_only(dir: impl AsRef<Path>) -> Result<DataDir> {
     let (dir, mut options) = (dir.as_ref(), SegmentOptions::default());
     options.read_only = true;
     let ledger = open_ledger_read_only(dir)?;
-    Ok(DataDir { ledger, kv: SegmentStore::open_with(dir.join("kv"), options)? })
+    Ok(DataDir { ledger, kv: open_kv(dir, options)? })
+}
+
+/// Has the KV of the data directory `dir`, which is made if it is not there, kept in the directory `kv` from now on: on a
+/// larger or faster disk, say. `<dir>/kv` becomes a link to it, so whatever opens the data directory finds it. Nothing
+/// changes where it is kept there already.
+///
+/// # Errors
+/// [`Error::KvElsewhere`] when there is KV in another place: it is not moved, for it may be much, and not left behind, for
+/// nobody would delete from there what is forgotten. [`Error::NoKv`] when it should be there and is not;
+/// [`Error::ReadOnly`] when a process that has written no KV yet uses the data directory; when something cannot be made.
+pub fn keep_kv_in(dir: impl AsRef<Path>, kv: impl AsRef<Path>) -> Result<()> {
+    let (dir, kv) = (dir.as_ref(), kv.as_ref());
+    let link = dir.join("kv");
+    make(dir)?;
+    make_dirs(&SystemDisk, kv).map_err(Error::io("make the directory", kv))?;
+    let absolute = |path: &Path| path.canonicalize().map_err(Error::io("find", path));
+    let kv = absolute(kv)?;
+    let elsewhere = |kept: PathBuf| Error::KvElsewhere { link: link.clone(), kept, wanted: kv.clone() };
+    match fs::symlink_metadata(&link) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(Error::io("read", &link)(error)),
+        Ok(_) => {
+            check_link(&link)?;
+            match absolute(&link)? {
+                same if same == kv => return Ok(()),
+                _ if link.is_symlink() => return Err(elsewhere(absolute(&link)?)),
+                _ => remove_empty_kv(&link, elsewhere)?,
+            }
+        }
+    }
+    // By its lock it is told from the empty directory that is there when its disk is not.
+    match SystemDisk.lock(&kv.join("LOCK")) {
+        Err(error) if error.kind() != ErrorKind::WouldBlock => return Err(Error::writing(&kv)(error)),
+        _ => {}
+    }
+    let linked = SystemDisk.sync_dir(&kv).and_then(|()| symlink(&kv, &link)).and_then(|()| SystemDisk.sync_dir(dir));
+    linked.map_err(Error::io("make the link", &link))
+}
+
+/// Removes a directory for KV that has none, and that no process writes to.
+fn remove_empty_kv(kv: &Path, elsewhere: impl Fn(PathBuf) -> Error) -> Result<()> {
+    let lock = kv.join("LOCK");
+    let locked = SystemDisk.lock(&lock).map_err(|error| match error.kind() {
+        ErrorKind::WouldBlock => {
+            Error::ReadOnly { path: kv.to_owned(), reason: "another process writes to it".to_owned() }
+        }
+        _ => Error::writing(&lock)(error),
+    })?;
+    if has_segments(kv)? {
+        return Err(elsewhere(kv.to_owned()));
+    }
+    let removed = fs::remove_file(&lock).and_then(|()| fs::remove_dir(kv));
+    drop(locked);
+    removed.map_err(Error::io("remove", kv))
+}
+
+/// That KV is where the link of this path says. A disk that is not mounted would look like a place without any: what is
+/// deleted there would be on the disk all the same.
+fn check_link(link: &Path) -> Result<()> {
+    match fs::read_link(link) {
+        Ok(kept) if !link.join("LOCK").try_exists().map_err(Error::io("read", link))? => {
+            Err(Error::NoKv { link: link.to_owned(), kept })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Notes in the data directory `dir`, which is made if it is not there, that KV of it is kept at `place` besides: on a
+/// server that machines share. From then on [`open`] refuses, so that nobody confirms a deletion without deleting there too.
+/// `place` is a name for people, and for comparing: no secret should be in it.
+///
+/// # Errors
+/// [`Error::SharedKv`] when another place is noted; when the note cannot be written.
+pub fn note_shared_kv(dir: impl AsRef<Path>, place: &str) -> Result<()> {
+    let dir = dir.as_ref();
+    make(dir)?;
+    check_shared_kv(dir, Some(place))?;
+    let path = dir.join(SHARED_KV);
+    let write = || {
+        let mut file = NamedTempFile::with_prefix_in(SHARED_KV, dir)?;
+        writeln!(file, "{place}")?;
+        file.as_file().sync_all()?;
+        file.persist(&path).map_err(|error| error.error)?;
+        SystemDisk.sync_dir(dir)
+    };
+    write().map_err(Error::writing(&path))
+}
+
+/// That KV of the data directory `dir` is kept on no shared server but this one: for who deletes from it, or, with `None`,
+/// from none.
+///
+/// # Errors
+/// [`Error::SharedKv`] when another was noted ([`note_shared_kv`]); when the note cannot be read.
+pub fn check_shared_kv(dir: impl AsRef<Path>, place: Option<&str>) -> Result<()> {
+    let note = dir.as_ref().join(SHARED_KV);
+    let mut noted = String::new();
+    match File::open(&note).and_then(|file| file.take(MAX_PLACE).read_to_string(&mut noted)) {
+        Ok(_) if place == Some(noted.trim()) => Ok(()),
+        Ok(_) => Err(Error::SharedKv { note, place: noted.trim().to_owned() }),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(Error::io("read", &note)(error)),
+    }
 }
 
 /// Writes a backup of the ledger in the data directory `dir` to the new file `to`, as [`SqliteLedger::backup`] does.

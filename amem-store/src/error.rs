@@ -100,6 +100,43 @@ pub enum Error {
         /// What was left of it.
         left: PathBuf,
     },
+    /// The KV of a data directory is in another place than it is to be kept in.
+    #[error(
+        "KV is kept in {}, not in {}: go on with that place; or, while nothing runs, move its files to the new place or \
+         delete them, and remove {}",
+        kept.display(), wanted.display(), link.display()
+    )]
+    KvElsewhere {
+        /// The directory for KV in the data directory, or the link there.
+        link: PathBuf,
+        /// Where KV is kept.
+        kept: PathBuf,
+        /// Where it was to be kept.
+        wanted: PathBuf,
+    },
+    /// The directory that a data directory keeps its KV in is not there, or nothing is in it.
+    #[error(
+        "there is no KV in {}, where it is kept: mount its disk; if it was deleted, remove the link {}",
+        kept.display(), link.display()
+    )]
+    NoKv {
+        /// The link in the data directory.
+        link: PathBuf,
+        /// Where it leads.
+        kept: PathBuf,
+    },
+    /// KV of a data directory is kept on a server that machines share, too, and would not be deleted from there.
+    #[error(
+        "KV is kept on {place} too, and what is forgotten must be deleted there as well: name it (--shared-kv); if no KV is \
+         left there, remove {}",
+        note.display()
+    )]
+    SharedKv {
+        /// The note that says so.
+        note: PathBuf,
+        /// The server.
+        place: String,
+    },
     /// A backup or a ledger was to be written where a file is already.
     #[error("{} exists and is not overwritten: move it away first", path.display())]
     Exists {

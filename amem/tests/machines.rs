@@ -63,3 +63,36 @@ fn what_one_server_was_told_another_knows_and_what_one_forgot_is_forgotten_by_th
     assert!(recalled(&one).is_empty() && recalled(&other).is_empty());
     assert!(!dir.path().join("ledger.sqlite").exists(), "records are nowhere but in the database");
 }
+
+#[test]
+fn what_is_forgotten_from_a_shell_is_deleted_from_the_shared_server_too_which_has_to_be_named() {
+    let Some(redis) = servers::redis(Some("hunter2")) else { return };
+    let (dir, other) = (tempfile::tempdir().unwrap(), "redis://127.0.0.1:1");
+    let url = format!("redis://:hunter2@127.0.0.1:{}", redis.port);
+    let server = Process::start(&["kv-serve", "--shared-kv", &url], dir.path());
+    let added = post(&server, "/v1/memories", &json!({ "user": "alice", "texts": ["Alice lives in Denver."] }));
+    ask(&server);
+    server.stop();
+    let note = std::fs::read_to_string(dir.path().join("shared-kv")).unwrap();
+    assert_eq!(note, format!("redis 127.0.0.1:{}/0\n", redis.port), "without the password");
+    let keys = || servers::ask_redis(&redis, "AUTH hunter2\r\nKEYS amem/v1/*").matches("amem/v1/").count();
+    let before = keys();
+    let forget = |options: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_amem"));
+        let id = added["added"][0].as_str().unwrap();
+        command.args(["forget", "alice", id, "--data-dir"]).arg(dir.path()).args(options).output().unwrap()
+    };
+    for options in [&[][..], &["--shared-kv", other]] {
+        let refused = forget(options);
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(
+            !refused.status.success() && said.contains("their KV is not deleted yet: KV is kept on redis"),
+            "{said}"
+        );
+    }
+    assert_eq!(keys(), before);
+    let forgotten = forget(&["--shared-kv", &url]);
+    assert!(forgotten.status.success(), "{}", String::from_utf8_lossy(&forgotten.stderr));
+    // Of her memory's KV and of the system line's, the latter stays.
+    assert!(before > 0 && keys() == before / 2, "{} of {before}", keys());
+}

@@ -5,9 +5,10 @@ use std::error::Error;
 use std::path::PathBuf;
 
 use amem_core::{Error as CoreError, KvStore, Ledger, Namespace, RecordId, Timestamp};
-use amem_store::DataDir;
+use amem_store::{SegmentOptions, SegmentStore, SqliteLedger};
 
 use super::open::Data;
+use super::shared::SharedKv;
 
 #[derive(clap::Args)]
 pub(crate) struct Backup {
@@ -89,50 +90,84 @@ pub(crate) struct Forget {
     ids: Vec<RecordId>,
     #[command(flatten)]
     data: Data,
+    #[command(flatten)]
+    shared_kv: SharedKv,
 }
 
 impl Forget {
+    /// The texts are forgotten even where their KV cannot be deleted yet, which is an error then.
     pub(crate) async fn run(self) -> Result<(), Box<dyn Error>> {
-        let DataDir { kv, ledger } = amem_store::open_damaged(&self.data.data_dir)?;
+        let ledger = SqliteLedger::open_damaged(self.data.ledger())?;
         ledger.forget_many(&self.namespace, &self.ids, Timestamp::now()).await?;
         let count = self.ids.len();
-        match delete_pending(&kv, &ledger).await {
-            Ok(_) => println!("{count} memories are forgotten, and their KV is deleted"),
-            Err(CoreError::ReadOnly { .. }) => {
-                println!(
-                    "{count} memories are forgotten; the process that writes to the KV deletes theirs with its next call"
-                );
+        let deleted = async {
+            let places = Places::open(&self.data, &self.shared_kv)?;
+            Ok::<_, Box<dyn Error>>(places.delete_pending(&ledger).await?)
+        };
+        match deleted.await {
+            Ok(Some(_)) => println!("{count} memories are forgotten, and their KV is deleted"),
+            Ok(None) => println!(
+                "{count} memories are forgotten; the process that writes to the KV deletes theirs with its next call"
+            ),
+            Err(error) => {
+                return Err(format!("{count} memories are forgotten, but their KV is not deleted yet: {error}").into());
             }
-            Err(error) => return Err(error.into()),
         }
         Ok(())
     }
 }
 
-/// Deletes the KV of texts that no longer count. Says of how many chunks.
-async fn delete_pending(kv: &impl KvStore, ledger: &impl Ledger) -> amem_core::Result<usize> {
-    let now = Timestamp::now();
-    let pending = ledger.pending_deletions(now).await?;
-    kv.delete(&pending.iter().map(|deletion| deletion.chunk).collect::<Vec<_>>()).await?;
-    ledger.confirm_deleted(&pending, now).await?;
-    Ok(pending.len())
+/// Every place where KV of a data directory is kept, but for the RAM of servers that run.
+struct Places {
+    disk: SegmentStore,
+    shared: Option<Box<dyn KvStore>>,
+}
+
+impl Places {
+    /// An error where one of them is not at hand: then no deletion may be confirmed.
+    fn open(data: &Data, shared_kv: &SharedKv) -> Result<Self, Box<dyn Error>> {
+        let shared = shared_kv.store(&data.data_dir, false)?.map(|store| Box::new(store) as Box<dyn KvStore>);
+        Ok(Self { disk: amem_store::open_kv(&data.data_dir, SegmentOptions::default())?, shared })
+    }
+
+    /// Deletes the KV of texts that no longer count. Says of how many chunks; `None` if another process writes to the disk,
+    /// and deletes it.
+    async fn delete_pending(&self, ledger: &impl Ledger) -> amem_core::Result<Option<usize>> {
+        let now = Timestamp::now();
+        let pending = ledger.pending_deletions(now).await?;
+        let chunks = pending.iter().map(|deletion| deletion.chunk).collect::<Vec<_>>();
+        match self.disk.delete(&chunks).await {
+            Err(CoreError::ReadOnly { .. }) => return Ok(None),
+            deleted => deleted?,
+        }
+        if let Some(shared) = &self.shared {
+            shared.delete(&chunks).await?;
+        }
+        ledger.confirm_deleted(&pending, now).await?;
+        Ok(Some(pending.len()))
+    }
 }
 
 #[derive(clap::Args)]
 pub(crate) struct Purge {
     #[command(flatten)]
     data: Data,
+    #[command(flatten)]
+    shared_kv: SharedKv,
 }
 
 impl Purge {
     /// An error if something is still to be removed: because another process writes to the KV, or reads the ledger.
     pub(crate) async fn run(self) -> Result<(), Box<dyn Error>> {
-        let DataDir { kv, ledger } = amem_store::open(&self.data.data_dir)?;
-        let deleted = delete_pending(&kv, &ledger).await?;
-        kv.purge().await?;
+        let ledger = amem_store::open_ledger(&self.data.data_dir)?;
+        let places = Places::open(&self.data, &self.shared_kv)?;
+        let deleted = places.delete_pending(&ledger).await?;
+        // Also where another process writes, which it then says.
+        places.disk.purge().await?;
         if !ledger.wipe().await? {
             return Err("somebody reads the ledger as it was before: what was forgotten is wiped when that ends".into());
         }
+        let deleted = deleted.unwrap_or_default();
         println!("{deleted} chunks of texts that no longer count were deleted; nothing of what is gone is left");
         Ok(())
     }

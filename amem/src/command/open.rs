@@ -16,7 +16,7 @@ use super::embedder::{self, Embedder};
 use super::encryption::{Encryption, Protection};
 use super::hub::{self, HubModel, Kind};
 use super::residency::{Residency, Tiers};
-use super::shared::Shared;
+use super::shared::{Shared, SharedKv};
 
 /// Where memory is kept.
 #[derive(Args)]
@@ -30,6 +30,11 @@ impl Data {
     /// The keys of who may ask a server of it.
     pub(crate) fn keys(&self) -> KeyFile {
         KeyFile::at(self.data_dir.join("keys.json"))
+    }
+
+    /// The file of the ledger.
+    pub(crate) fn ledger(&self) -> PathBuf {
+        self.data_dir.join("ledger.sqlite")
     }
 }
 
@@ -79,6 +84,8 @@ pub(crate) struct Place {
     /// MiB of disk for KV; what is worth least makes room.
     #[arg(long, default_value_t = 16 * 1024)]
     disk_mib: u64,
+    #[command(flatten)]
+    shared_kv: SharedKv,
     #[command(flatten)]
     residency: Residency,
     /// The line that memories stand under.
@@ -130,7 +137,8 @@ pub(crate) struct Tuning {
     /// The share of cached tokens that are computed again in their new context, 0 to 1.
     #[arg(long, value_name = "SHARE", value_parser = share)]
     recompute_ratio: Option<f32>,
-    /// Where KV is kept on disk, if not in the data directory.
+    /// Where KV is kept on disk, if not in the data directory. That is noted there: its directory `kv` becomes a link to this
+    /// one, which every later command finds without this option.
     #[arg(long, value_name = "DIR")]
     disk_dir: Option<PathBuf>,
     /// Requests that wait to be computed at most, 1,024 if left out; one more is told to come back later (429).
@@ -187,7 +195,8 @@ pub(crate) async fn memory(place: &Place, tuning: &Tuning) -> Result<Opened, Box
     // One process saves what policies learn: the one that writes the KV.
     let saves = !place.read_only && disk.is_writer();
     let disk = Tier::new(protection.store(disk), place.disk_mib << 20);
-    let tiers = gpu.into_iter().chain([ram, disk]).chain(tuning.shared.tier(&protection)?).collect();
+    let shared = place.shared_kv.tier(&place.records.data.data_dir, !place.read_only, &protection)?;
+    let tiers = gpu.into_iter().chain([ram, disk]).chain(shared).collect();
     let tiers = place.residency.open(tiers, &place.records.data.data_dir, saves).await?;
     let engine = EngineOptions::default();
     let engine = tuning.max_waiting.into_iter().fold(engine, |engine, most| engine.max_waiting(most as usize));
@@ -213,8 +222,16 @@ async fn ledger(place: &Place, tuning: &Tuning, protection: &Protection) -> Resu
 
 /// The KV on disk, where the options say.
 fn kv(place: &Place, tuning: &Tuning) -> Result<SegmentStore, amem_store::Error> {
-    let dir = tuning.disk_dir.clone().unwrap_or_else(|| place.records.data.data_dir.join("kv"));
-    SegmentStore::open_with(dir, SegmentOptions::default().read_only(place.read_only))
+    let (data, options) = (&place.records.data.data_dir, SegmentOptions::default().read_only(place.read_only));
+    match &tuning.disk_dir {
+        // Nothing is deleted, so nobody need know where from.
+        Some(dir) if place.read_only => SegmentStore::open_with(dir, options),
+        Some(dir) => {
+            amem_store::keep_kv_in(data, dir)?;
+            amem_store::open_kv(data, options)
+        }
+        None => amem_store::open_kv(data, options),
+    }
 }
 
 /// What a directory, or a GGUF file, is called.

@@ -1,9 +1,10 @@
 //! What many servers share: their records, and KV.
 
 use std::error::Error;
+use std::path::Path;
 use std::sync::Arc;
 
-use amem_core::{Ledger, Tier};
+use amem_core::{KvStore, Ledger, Tier, WriteMode};
 use clap::Args;
 use secrecy::SecretString;
 
@@ -20,8 +21,14 @@ pub(crate) struct Shared {
     /// forgotten elsewhere is deleted from this server's KV under it.
     #[arg(long, value_name = "NAME", env = "AMEM_SERVER_NAME", requires = "ledger")]
     server_name: Option<String>,
-    /// Keeps KV on this Redis server too, behind RAM and disk, for all servers: redis://HOST:6379, or rediss:// for TLS. Needs
-    /// a build with the feature `redis`.
+}
+
+/// KV that is shared with servers on other machines.
+#[derive(Args, Default)]
+pub(crate) struct SharedKv {
+    /// The Redis server that KV is kept on too, behind RAM and disk, for all servers: redis://HOST:6379, or rediss:// for TLS.
+    /// That it is one is noted in the data directory, and then it has to be named wherever KV is deleted. Needs a build with
+    /// the feature `redis`.
     #[arg(long, value_name = "URL", env = "AMEM_SHARED_KV", hide_env_values = true)]
     shared_kv: Option<SecretString>,
 }
@@ -35,10 +42,33 @@ impl Shared {
             None => Ok(None),
         }
     }
+}
 
-    /// The tier of KV that is shared, if one is.
-    pub(crate) fn tier(&self, protection: &Protection) -> Result<Option<Tier>, Box<dyn Error>> {
-        self.shared_kv.as_ref().map(|url| redis(url, protection)).transpose()
+impl SharedKv {
+    /// The store that is shared, if one is. An error if KV of the data directory is in another one, from which nobody would
+    /// delete what is forgotten. With `notes` it is noted there that KV is in this one.
+    pub(crate) fn store(&self, data: &Path, notes: bool) -> Result<Option<impl KvStore + use<>>, Box<dyn Error>> {
+        let Some(url) = &self.shared_kv else {
+            amem_store::check_shared_kv(data, None)?;
+            return Ok(None);
+        };
+        let (store, place) = redis(url)?;
+        match notes {
+            true => amem_store::note_shared_kv(data, &place)?,
+            false => amem_store::check_shared_kv(data, Some(&place))?,
+        }
+        Ok(Some(store))
+    }
+
+    /// As a tier behind all others.
+    pub(crate) fn tier(
+        &self,
+        data: &Path,
+        notes: bool,
+        protection: &Protection,
+    ) -> Result<Option<Tier>, Box<dyn Error>> {
+        let store = self.store(data, notes)?;
+        Ok(store.map(|store| Tier::shared(protection.store(store)).write(WriteMode::Back)))
     }
 }
 
@@ -61,16 +91,27 @@ async fn postgres(_: &SecretString, _: &str, _: &Protection) -> Result<Arc<dyn L
     Err("this amem cannot use PostgreSQL: build it with the feature `postgres`".into())
 }
 
+/// The store on a Redis server, and what it is called without its password.
 #[cfg(feature = "redis")]
-fn redis(url: &SecretString, protection: &Protection) -> Result<Tier, Box<dyn Error>> {
+fn redis(url: &SecretString) -> Result<(impl KvStore + use<>, String), Box<dyn Error>> {
     use amem_store::remote::{RemoteOptions, RemoteStore};
     use secrecy::ExposeSecret;
 
-    let store = RemoteStore::redis(url.expose_secret(), RemoteOptions::default())?;
-    Ok(Tier::shared(protection.store(store)).write(amem_core::WriteMode::Back))
+    let url = url.expose_secret();
+    let store = RemoteStore::redis(url, RemoteOptions::default())?;
+    let parsed = reqwest::Url::parse(url)?;
+    let database = parsed.path().trim_start_matches('/');
+    let place = match parsed.host_str() {
+        Some(host) => {
+            let database = if database.is_empty() { "0" } else { database };
+            format!("redis {host}:{}/{database}", parsed.port().unwrap_or(6379))
+        }
+        None => format!("redis {}", parsed.path()),
+    };
+    Ok((store, place))
 }
 
 #[cfg(not(feature = "redis"))]
-fn redis(_: &SecretString, _: &Protection) -> Result<Tier, Box<dyn Error>> {
+fn redis(_: &SecretString) -> Result<(amem_core::RamStore, String), Box<dyn Error>> {
     Err("this amem cannot use Redis: build it with the feature `redis`".into())
 }

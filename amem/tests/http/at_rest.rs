@@ -6,8 +6,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use amem_core::{ChunkId, KvStore, Ledger, Namespace, OwnerId, Timestamp};
+use amem_store::{SegmentOptions, SegmentStore, SqliteLedger};
 use serde_json::{Value, json};
 
+use super::common::block_on;
 use super::front::Process;
 use super::{client, get, post};
 
@@ -181,4 +184,77 @@ fn what_a_policy_learned_of_the_kvs_use_outlives_the_server() {
     assert!(prefilled(&["--residency", "lfu"], true) > 0, "but nobody knew that any more");
     assert!(prefilled(&["--residency", "lru"], false) > 0, "and it was not used for longest");
     assert_eq!(prefilled(&["--residency", "lru", "--fair-share"], false), 0, "but it is all of its namespace's share");
+}
+
+#[test]
+fn what_is_forgotten_from_a_shell_is_deleted_from_where_a_server_kept_its_kv() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, disk, away) = (dir.path().join("data"), dir.path().join("disk"), dir.path().join("away"));
+    let disk_dir = ["kv-serve", "--disk-dir", disk.to_str().unwrap()];
+    let server = Process::start(&disk_dir, &data);
+    let texts = [HOME, "Alice has a dog called Rex."];
+    let (status, added) = post(server.url("/v1/memories"), &json!({ "user": ALICE, "texts": texts }));
+    assert_eq!(status, 200, "{added}");
+    let id = added["added"][0].as_str().unwrap().to_owned();
+    assert_eq!(ask(&server, ALICE, "Where does Alice live?").0, HOME);
+    ask(&server, ALICE, "What is Alice's dog called?");
+    server.stop();
+    let held = || {
+        let kv = SegmentStore::open_with(&disk, SegmentOptions::default().read_only(true)).unwrap();
+        block_on(kv.owned(OwnerId::of(ALICE))).unwrap().into_iter().map(|chunk| chunk.id).collect::<Vec<ChunkId>>()
+    };
+    let on_disk = |id: &ChunkId| bytes_below(&disk).windows(32).any(|bytes| bytes == id.0);
+    let before = held();
+    assert!(before.len() == 2 && before.iter().all(on_disk), "{before:?}");
+
+    // Where its disk is not mounted, the text is forgotten, and the KV waits.
+    fs::rename(&disk, &away).unwrap();
+    let forgotten = amem(&["forget", ALICE, &id], &data);
+    let complaint = said(&forgotten.stderr);
+    assert!(!forgotten.status.success() && complaint.contains("not deleted yet"), "{complaint}");
+    assert!(!amem(&["purge"], &data).status.success());
+    fs::rename(&away, &disk).unwrap();
+    let forgotten = amem(&["forget", ALICE, &id], &data);
+    assert!(forgotten.status.success(), "{}", said(&forgotten.stderr));
+    let after = held();
+    let gone: Vec<&ChunkId> = before.iter().filter(|id| !after.contains(id)).collect();
+    assert!(gone.len() == 1 && !on_disk(gone[0]), "{before:?} {after:?}");
+
+    let ledger = SqliteLedger::open(data.join("ledger.sqlite")).unwrap();
+    let (alice, now) = (Namespace::new(ALICE).unwrap(), Timestamp::now());
+    let left = block_on(ledger.list(&alice, amem_core::Query::At(now))).unwrap();
+    block_on(ledger.update(&alice, left[0].id, "Alice has a cat called Tom.", now)).unwrap();
+    drop(ledger);
+    let purged = amem(&["purge"], &data);
+    assert!(said(&purged.stdout).starts_with("1 chunks"), "{}", said(&purged.stdout));
+    assert!(held().is_empty() && !before.iter().any(on_disk));
+    let asked = amem(&["ask", "--user", ALICE, "What is Alice's cat called?"], &data);
+    assert!(asked.status.success(), "{}", said(&asked.stderr));
+    assert_eq!(held().len(), 1, "a command without the option keeps KV there too");
+    let elsewhere = amem(&["kv-serve", "--port=0", "--disk-dir", away.to_str().unwrap()], &data);
+    assert!(said(&elsewhere.stderr).contains("KV is kept in"), "{}", said(&elsewhere.stderr));
+}
+
+#[test]
+fn deletions_wait_while_the_server_that_shares_the_kv_is_not_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let asked = amem(&["ask", "--remember", HOME, "Where does Alice live?"], dir.path());
+    assert!(asked.status.success(), "{}", said(&asked.stderr));
+    amem_store::note_shared_kv(dir.path(), "redis cache.internal:6379/0").unwrap();
+    let ledger = SqliteLedger::open(dir.path().join("ledger.sqlite")).unwrap();
+    let (default, now) = (Namespace::new("default").unwrap(), Timestamp::now());
+    let id = block_on(ledger.list(&default, amem_core::Query::All)).unwrap()[0].id.to_string();
+    let forgotten = amem(&["forget", "default", &id], dir.path());
+    for refused in [
+        &forgotten,
+        &amem(&["purge"], dir.path()),
+        &amem(&["ask", "Where?"], dir.path()),
+        &amem(&["kv-serve"], dir.path()),
+    ] {
+        let said = said(&refused.stderr);
+        assert!(!refused.status.success() && said.contains("redis cache.internal:6379/0"), "{said}");
+    }
+    assert!(said(&forgotten.stderr).contains("1 memories are forgotten, but their KV is not deleted yet"));
+    assert_eq!(block_on(ledger.list(&default, amem_core::Query::At(now))).unwrap(), []);
+    assert_eq!(block_on(ledger.pending_deletions(now)).unwrap().len(), 1);
 }
