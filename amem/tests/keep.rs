@@ -357,7 +357,8 @@ fn what_no_longer_counts_is_purged_from_a_shell() {
     let purge = || amem(dir.path(), &["purge"]);
     let refused = purge();
     assert!(!refused.status.success(), "another process writes to the KV");
-    assert!(String::from_utf8(refused.stderr).unwrap().contains("read-only"));
+    let refused = String::from_utf8(refused.stderr).unwrap();
+    assert!(refused.contains("read-only") && refused.contains("POST /v1/admin/purge"), "{refused}");
     drop(memory);
     // Superseded by a process that has no KV at hand.
     let ledger = SqliteLedger::open(dir.path().join("ledger.sqlite")).unwrap();

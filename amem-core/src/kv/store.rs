@@ -66,6 +66,15 @@ pub trait KvStore: Send + Sync {
         self.delete(ids).await
     }
 
+    /// Removes the bytes of what is not held any more, of chunks that were [evicted](Self::evict) above all, from the store's
+    /// files now rather than in time. A store that keeps nothing of what it let go does nothing.
+    ///
+    /// # Errors
+    /// As [`delete`](Self::delete); purging again finishes the work.
+    async fn purge(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Whether a `get` of each would probably find its chunk, in the order of the ids. Reads no KV.
     async fn contains_many(&self, ids: &[ChunkId]) -> Vec<bool>;
 

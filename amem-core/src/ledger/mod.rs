@@ -330,6 +330,16 @@ pub trait Ledger: Send + Sync {
     /// [`Error::Ledger`] when the ledger cannot be read.
     async fn are_linked(&self, chunks: &[ChunkId], now: Timestamp) -> Result<Vec<bool>>;
 
+    /// Wipes what was forgotten from the ledger's files, as far as that is still to be done; see
+    /// [`forget_many`](Self::forget_many). `false` while somebody reads the ledger as it was before. A ledger that keeps
+    /// nothing of what was forgotten does nothing.
+    ///
+    /// # Errors
+    /// [`Error::Ledger`] when the ledger cannot be written.
+    async fn wipe(&self) -> Result<bool> {
+        Ok(true)
+    }
+
     /// Counts usage. An event whose id is known is not counted again, so whoever does not know whether it was recorded
     /// records it again. Amounts beyond [`Amounts::MAX`] count as so much.
     ///

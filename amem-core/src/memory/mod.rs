@@ -154,6 +154,19 @@ impl Memory {
         self.parts.texts.settle().await;
     }
 
+    /// Deletes the KV of texts that no longer count, whoever forgot, changed or superseded them, and removes the bytes of all
+    /// that is gone from the files of the store and the ledger, now rather than in time. `false` while somebody reads the
+    /// ledger as it was before, as a backup does: call it again then.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`] when another process writes to the store, which is the one to purge it; [`Error::Store`],
+    /// [`Error::Ledger`] and others when the store or the ledger fails. Calling again finishes the work.
+    pub async fn purge(&self) -> Result<bool> {
+        self.parts.chunks.delete_pending().await?;
+        self.kv().purge().await?;
+        self.ledger().wipe().await
+    }
+
     /// The records that a text is about, best first.
     ///
     /// # Errors

@@ -467,6 +467,14 @@ impl KvStore for Tiered {
         self.delete(ids).await
     }
 
+    async fn purge(&self) -> Result<()> {
+        let mut result = Ok(());
+        for level in &self.stack.levels {
+            result = result.and(level.purge().await);
+        }
+        result
+    }
+
     fn ask_of_late_writes(&self, wanted: Arc<dyn Wanted>) {
         self.stack.levels.iter().for_each(|level| level.store().ask_of_late_writes(Arc::clone(&wanted)));
         self.stack.late.ask(wanted);

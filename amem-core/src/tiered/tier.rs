@@ -353,6 +353,17 @@ impl Level {
         Ok(())
     }
 
+    /// Removes the bytes of what is not held any more.
+    pub(super) async fn purge(&self) -> Result<()> {
+        let purged = {
+            let _changes = self.changes.lock().await;
+            self.store.purge().await
+        };
+        // On a full disk, chunks that had to be written anew may have gone.
+        self.check(&self.held()).await;
+        purged
+    }
+
     /// Gives up KV for the room that it takes on a disk.
     pub(super) async fn give_up(&self, bytes: u64) -> Result<u64> {
         let freed = {

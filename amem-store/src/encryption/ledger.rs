@@ -387,6 +387,10 @@ impl<L: Ledger> Ledger for EncryptedLedger<L> {
         self.inner.are_linked(chunks, now).await
     }
 
+    async fn wipe(&self) -> Result<bool> {
+        self.inner.wipe().await
+    }
+
     async fn record_usage(&self, events: &[UsageEvent]) -> Result<()> {
         let mut names: HashMap<&Namespace, Namespace> = HashMap::new();
         for UsageEvent { namespace, .. } in events {

@@ -222,6 +222,10 @@ impl<S: KvStore> KvStore for EncryptedStore<S> {
         self.inner.evict(ids).await
     }
 
+    async fn purge(&self) -> Result<()> {
+        self.inner.purge().await
+    }
+
     /// A chunk that does not decrypt is contained until somebody asked for it.
     async fn contains_many(&self, ids: &[ChunkId]) -> Vec<bool> {
         let mut contained = self.inner.contains_many(ids).await;

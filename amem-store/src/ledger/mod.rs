@@ -441,6 +441,10 @@ impl Ledger for SqliteLedger {
         self.read("count records", move |tables| tables.stats(&namespace, now)).await
     }
 
+    async fn wipe(&self) -> amem_core::Result<bool> {
+        Ok(SqliteLedger::wipe(self).await?)
+    }
+
     async fn record_usage(&self, events: &[UsageEvent]) -> amem_core::Result<()> {
         if events.is_empty() {
             return Ok(());

@@ -353,6 +353,12 @@ impl Ledger for PostgresLedger {
         self.read("look for links", false, (chunks.to_vec(), now), linked).await
     }
 
+    /// What transactions of others can still see is not known, so it is said to be done.
+    async fn wipe(&self) -> amem_core::Result<bool> {
+        PostgresLedger::wipe(self).await?;
+        Ok(true)
+    }
+
     async fn record_usage(&self, events: &[UsageEvent]) -> amem_core::Result<()> {
         if events.is_empty() {
             return Ok(());

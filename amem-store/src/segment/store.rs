@@ -424,6 +424,10 @@ impl KvStore for SegmentStore {
         Ok(unblock(move || inner.give_up(bytes)).await?)
     }
 
+    async fn purge(&self) -> amem_core::Result<()> {
+        Ok(SegmentStore::purge(self).await?)
+    }
+
     async fn contains_many(&self, ids: &[ChunkId]) -> Vec<bool> {
         let index = self.0.index();
         ids.iter().map(|id| index.chunks.contains_key(id)).collect()

@@ -5,7 +5,7 @@ use std::error::Error;
 use std::path::PathBuf;
 
 use amem_core::{Error as CoreError, KvStore, Ledger, Namespace, RecordId, Timestamp};
-use amem_store::{SegmentOptions, SegmentStore, SqliteLedger};
+use amem_store::{Error as StoreError, SegmentOptions, SegmentStore, SqliteLedger};
 
 use super::open::Data;
 use super::shared::SharedKv;
@@ -163,7 +163,14 @@ impl Purge {
         let places = Places::open(&self.data, &self.shared_kv)?;
         let deleted = places.delete_pending(&ledger).await?;
         // Also where another process writes, which it then says.
-        places.disk.purge().await?;
+        places.disk.purge().await.map_err(|error| match error {
+            error @ StoreError::ReadOnly { .. } => {
+                format!(
+                    "{error}; have a server that runs do it, with a key that may do everything: POST /v1/admin/purge"
+                )
+            }
+            error => error.to_string(),
+        })?;
         if !ledger.wipe().await? {
             return Err("somebody reads the ledger as it was before: what was forgotten is wiped when that ends".into());
         }

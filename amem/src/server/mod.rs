@@ -9,7 +9,7 @@
 //! sessions/       Sessions                 working sets that stay, by name
 //! extract.rs      POST /v1/extract         the facts of a text, remembered one by one
 //! stats.rs        GET /v1/stats            what is held, and what was done
-//! operations.rs   health, ready, metrics
+//! operations.rs   health, ready, metrics, POST /v1/admin/purge
 //! ```
 
 mod anthropic;

@@ -1,4 +1,5 @@
-//! What whoever runs the server looks at: whether it is alive, whether it is ready, and numbers for Prometheus.
+//! For whoever runs the server: whether it is alive, whether it is ready, numbers for Prometheus, and removing what is gone
+//! from the files at once.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -133,9 +134,43 @@ async fn metrics(State(server): State<Server>, headers: HeaderMap) -> Result<imp
     Ok(([(header::CONTENT_TYPE, PROMETHEUS)], metrics.render()))
 }
 
+/// That everything is removed.
+#[derive(Debug, Serialize, ToSchema)]
+struct Purged {
+    status: &'static str,
+}
+
+/// Removes the bytes of what was forgotten, changed, superseded or let go from the files, now rather than in time.
+///
+/// It does what `amem purge` does where no server runs, and is for keys that may do everything; users of a gateway may not
+/// do it without one. What is deleted meanwhile waits for it: it writes anew what is left in files of KV.
+#[utoipa::path(post, path = "/v1/admin/purge", tag = "operations",
+    responses(
+        (status = 200, body = Purged, description = "nothing of what is gone is left"),
+        (status = 400, description = "nothing says who is asking"),
+        (status = 401, description = "no key, or a wrong one"),
+        (status = 403, description = "a key that is bound to a namespace, or a gateway's user"),
+        (status = 503, description = "not now: the ledger is read as it was before, or another process writes to the KV"),
+    ))]
+async fn purge(State(server): State<Server>, headers: HeaderMap) -> Result<Json<Purged>> {
+    let identity = &server.inner.identity;
+    identity.operator(&headers)?;
+    if !identity.is_on() && identity.caller(&headers)?.only()?.is_some() {
+        return Err(ApiError::forbidden("this is for keys that may do everything"));
+    }
+    if server.memory().purge().await? {
+        Ok(Json(Purged { status: "purged" }))
+    } else {
+        Err(ApiError::unavailable(
+            "somebody reads the ledger as it was before, a backup perhaps: ask again when that ends",
+        ))
+    }
+}
+
 /// The paths of this module.
 pub(super) fn routes() -> OpenApiRouter<Server> {
-    OpenApiRouter::new().routes(routes!(health)).routes(routes!(ready)).routes(routes!(metrics))
+    let routes = OpenApiRouter::new().routes(routes!(health)).routes(routes!(ready)).routes(routes!(metrics));
+    routes.routes(routes!(purge))
 }
 
 /// What is answered while a model is loaded: that the process is alive, and not ready.

@@ -3,7 +3,8 @@
 use amem::http::{self, Identity, KeyHeader, Limits};
 use amem::keys::{Grant, KeyFile};
 use amem::server::{Mode, Options, Server};
-use amem_core::Namespace;
+use amem_core::{ChunkId, Ledger, Namespace, OwnerId, Timestamp};
+use amem_store::SqliteLedger;
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 
@@ -54,6 +55,66 @@ fn metrics_are_for_keys_that_may_do_everything_unless_they_are_open() {
         assert_eq!(of, if open { [200; 4] } else { [401, 401, 403, 200] });
         assert_eq!(get(&front.url("/ready"), None).0, 200, "a load balancer has no key");
     }
+}
+
+#[test]
+fn whoever_runs_a_server_removes_what_is_gone_from_its_files_while_it_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let keys = KeyFile::at(dir.path().join("keys.json"));
+    let (_, bound) = keys.create(Grant::Namespace(Namespace::new("alice").unwrap())).unwrap();
+    let identity = Identity::new(KeyHeader::Authorization).admin(Some("all".into())).keys(keys);
+    let memory = common::on_disk(&dir.path().join("data"));
+    let (kept, let_go) = common::block_on(async {
+        memory.remember_all("alice", ["Alice lives in Denver.", "Bob lives in Oslo."]).await.unwrap();
+        memory.prefill("alice", |_, _| {}).await.unwrap();
+        let held = memory.kv().owned(OwnerId::of("alice")).await.unwrap();
+        memory.kv().evict(&[held[0].id]).await.unwrap();
+        (held[1].id, held[0].id)
+    });
+    let on_disk = |id: &ChunkId| {
+        let files = std::fs::read_dir(dir.path().join("data/kv")).unwrap().map(|file| file.unwrap().path());
+        files.map(|file| std::fs::read(file).unwrap()).any(|bytes| bytes.windows(32).any(|bytes| bytes == id.0))
+    };
+    assert!(on_disk(&let_go), "its bytes stay until their room is needed");
+    let front = Front::with(memory, identity, Options::default());
+    let purge = |key: Option<&str>| {
+        let request = client().post(front.url("/v1/admin/purge"));
+        key.into_iter().fold(request, |request, key| request.bearer_auth(key)).send().unwrap()
+    };
+    let refused = [purge(None), purge(Some("other")), purge(Some(bound.expose_secret()))];
+    assert_eq!(refused.map(|refused| refused.status().as_u16()), [401, 401, 403]);
+    assert!(on_disk(&let_go));
+
+    let reader = rusqlite::Connection::open(dir.path().join("data/ledger.sqlite")).unwrap();
+    reader.execute_batch("BEGIN; SELECT count(*) FROM record").unwrap();
+    let writer = SqliteLedger::open(dir.path().join("data/ledger.sqlite")).unwrap();
+    let (alice, now) = (Namespace::new("alice").unwrap(), Timestamp::now());
+    common::block_on(writer.add(&alice, &["Carol lives in Lima.".into()], now)).unwrap();
+    let not_yet = purge(Some("all"));
+    assert_eq!(not_yet.status(), 503, "somebody reads the ledger as it was before");
+    assert!(not_yet.headers().contains_key("retry-after"));
+    drop(reader);
+    let purged = purge(Some("all"));
+    assert_eq!((purged.status().as_u16(), purged.text().unwrap().as_str()), (200, r#"{"status":"purged"}"#));
+    assert!(on_disk(&kept) && !on_disk(&let_go));
+    let (_, document) = get(&front.url("/openapi.json"), None);
+    let document: Value = serde_json::from_str(&document).unwrap();
+    assert!(document["paths"]["/v1/admin/purge"]["post"].is_object());
+}
+
+#[test]
+fn users_of_a_gateway_do_not_purge_without_a_key() {
+    let identity = Identity::new(KeyHeader::Authorization).gateway(Some("x-user".parse().unwrap()));
+    let status = |identity: &Identity, headers: &[(&str, &str)]| {
+        let front = Front::with(common::in_ram(), identity.clone(), Options::default());
+        let request = client().post(front.url("/v1/admin/purge"));
+        let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+        request.send().unwrap().status().as_u16()
+    };
+    assert_eq!([status(&identity, &[]), status(&identity, &[("x-user", "alice")])], [400, 403]);
+    let identity = identity.admin(Some("all".into()));
+    assert_eq!(status(&identity, &[("x-api-key", "all")]), 200);
+    assert_eq!(status(&Identity::new(KeyHeader::Authorization), &[]), 200, "without keys everybody may do everything");
 }
 
 #[test]
