@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
+use std::sync::Mutex;
 
 use amem_core::{ChunkId, Error, KvChunk, KvStore};
 use amem_store::{SegmentOptions, SegmentStore};
@@ -68,6 +69,50 @@ fn a_flipped_byte_is_a_miss_and_the_chunk_can_be_put_again() {
     assert_same(&block_on(store.get(&a.id())).unwrap().unwrap(), &a);
     drop(store);
     assert_same(&block_on(open(dir.path()).get(&a.id())).unwrap().unwrap(), &a);
+}
+
+/// Keeps the warnings of all tests here.
+struct Warnings(Mutex<Vec<String>>);
+
+static WARNINGS: Warnings = Warnings(Mutex::new(Vec::new()));
+
+impl log::Log for Warnings {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        metadata.level() <= log::Level::Warn
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if self.enabled(record.metadata()) {
+            self.0.lock().unwrap().push(record.args().to_string());
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+#[test]
+fn damage_is_told_in_the_log_with_its_file_and_place_and_not_each_time() {
+    log::set_logger(&WARNINGS).unwrap();
+    log::set_max_level(log::LevelFilter::Warn);
+    let dir = tempfile::tempdir().unwrap();
+    let put: Vec<_> = (0..5).map(|seed| chunk(seed, 1)).collect();
+    block_on(open(dir.path()).put(&put)).unwrap();
+    let path = &segments(dir.path())[0];
+    // A record has a page of header and one of payload.
+    (0..5).for_each(|at| flip(path, 4096 + at * 8192 + 4096));
+    let store = open(dir.path());
+    for chunk in &put {
+        assert!(block_on(store.get(&chunk.id())).unwrap().is_none());
+    }
+    assert_eq!(block_on(store.stats()).damaged, 5);
+    let name = path.file_name().unwrap().to_str().unwrap();
+    let told: Vec<String> = WARNINGS.0.lock().unwrap().iter().filter(|line| line.contains(name)).cloned().collect();
+    // The first, the second and the fourth.
+    assert_eq!(told.len(), 3, "{told:?}");
+    for (line, at) in told.iter().zip([0, 1, 3]) {
+        assert!(line.contains(&format!("at byte {}", 4096 + at * 8192)), "{line}");
+        assert!(line.contains("KV"), "{line}");
+    }
 }
 
 #[test]

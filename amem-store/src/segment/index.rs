@@ -49,6 +49,8 @@ pub(crate) struct Segment {
     pub(crate) unreadable: bool,
     /// Whether nothing more will be appended to it: a later segment was there when it was scanned.
     complete: bool,
+    /// Records found damaged.
+    lost: u64,
     /// Those who read from it at this moment.
     readers: Arc<Readers>,
 }
@@ -119,15 +121,17 @@ impl Index {
                 // The writer removed it since the directory was listed.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) if is_of_process(&error) => return Err(Error::io("read", &path)(error)),
-                Err(_) => self.miss(*name, disk, &path),
+                Err(error) => self.miss(*name, disk, &path, &error),
             }
         }
         Ok(())
     }
 
     /// Takes note that a segment, or what was appended to it, could not be read.
-    fn miss(&mut self, name: SegmentName, disk: &dyn Disk, path: &Path) {
-        self.unreadable.insert(name);
+    fn miss(&mut self, name: SegmentName, disk: &dyn Disk, path: &Path, error: &io::Error) {
+        if self.unreadable.insert(name) {
+            log::warn!("{}: its records cannot be read, and are misses until they can: {error}", path.display());
+        }
         let len = disk.open(path).and_then(|file| file.len()).unwrap_or_default();
         let segment = self.segments.entry(name).or_default();
         segment.unreadable = segment.entries.is_empty();
@@ -199,6 +203,14 @@ impl Index {
             }
         }
         true
+    }
+
+    /// Counts a record of a segment that was found damaged, and says how many there are now.
+    pub(crate) fn count_lost(&mut self, name: SegmentName) -> u64 {
+        self.segments.get_mut(&name).map_or(1, |segment| {
+            segment.lost += 1;
+            segment.lost
+        })
     }
 
     /// The newest record of a chunk that is older than the one at `location`.

@@ -32,7 +32,7 @@ pub(crate) enum Check {
     Layers,
 }
 
-/// The chunk at `location` of a segment; `None` if it is damaged. `buffer` is scratch. With a lender, a large chunk's KV
+/// The chunk at `location` of a segment, or what is wrong with it if it is damaged. `buffer` is scratch. With a lender, a large chunk's KV
 /// stays in the file.
 pub(crate) fn chunk(
     location: &Location,
@@ -40,18 +40,21 @@ pub(crate) fn chunk(
     check: Check,
     lender: Option<Weak<Held>>,
     buffer: &mut Vec<u8>,
-) -> io::Result<Option<KvChunk>> {
+) -> io::Result<std::result::Result<KvChunk, &'static str>> {
     let entry = &location.entry;
     let first = if entry.bytes <= SMALL { entry.bytes as usize } else { PAGE as usize };
     let mut filled = fill(&**file, entry.offset, first, buffer)?;
     let fixed = buffer.get(..filled.min(FIXED)).unwrap_or_default();
     let lengths = format::parse_lengths(fixed, location.segment, entry.offset).filter(|l| l.record == entry.bytes);
-    let Some(lengths) = lengths else { return Ok(None) };
+    let Some(lengths) = lengths else { return Ok(Err("no header of a record of its length is there")) };
     if lengths.header > filled {
         filled = fill(&**file, entry.offset, lengths.header, buffer)?;
     }
     let header = format::parse_header(&buffer[..filled], location.segment, entry.offset);
-    let Some((header, lengths)) = header.filter(|(header, _)| header.id() == entry.id) else { return Ok(None) };
+    let Some((header, lengths)) = header else { return Ok(Err("its header does not fit its checksum")) };
+    if header.id() != entry.id {
+        return Ok(Err("another chunk's header is there"));
+    }
     let data: Option<Arc<dyn KvData>> = if entry.bytes <= SMALL {
         let payload = buffer[..filled].get(lengths.payload_start..lengths.payload_start + lengths.payload);
         let sound = payload.filter(|payload| header.fits(payload));
@@ -68,7 +71,8 @@ pub(crate) fn chunk(
         let filled = file.read_at(&mut payload, entry.offset + lengths.payload_start as u64)?;
         (filled == payload.len() && header.fits(&payload)).then(|| host(&header, payload))
     };
-    Ok(data.and_then(|data| header.into_chunk(data).ok()))
+    let Some(data) = data else { return Ok(Err("its KV is cut short or does not fit its checksums")) };
+    Ok(header.into_chunk(data).map_err(|_| "its header describes no chunk"))
 }
 
 /// Reads the first `len` bytes from `offset` on, or as many as there are, into the buffer.
@@ -165,7 +169,7 @@ impl KvData for SegmentKv {
             Ok(filled) if filled == buffer.len() && crc32c(buffer) == *checksum => Ok(buffer),
             Ok(_) => {
                 if let Some(held) = self.held.upgrade() {
-                    held.lose(&self.location);
+                    held.lose(&self.location, "a layer is not what was written");
                 }
                 Err(self.damaged(format!("layer {layer} in its file is not what was written")))
             }

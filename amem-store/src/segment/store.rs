@@ -12,7 +12,7 @@ use amem_core::{ChunkId, KvChunk, KvStore, StoreStats, StoredChunk};
 use async_trait::async_trait;
 use blocking::unblock;
 
-use super::format::SegmentIndex;
+use super::format::{Entry, SegmentIndex};
 use super::index::{Index, Location, OpenFile, Segment};
 use super::read::{self, Check, SMALL};
 use super::writer::{Found, Writer};
@@ -113,9 +113,18 @@ impl Held {
 
     /// Takes note that the record at a location is not what was written. An older record of the chunk counts then, or, if
     /// there is none, the chunk can be put again.
-    pub(crate) fn lose(&self, location: &Location) {
-        if self.index().fall_back(location) {
-            self.damaged.fetch_add(1, Relaxed);
+    ///
+    /// The first of a segment is told in the log, and then each time that there are twice as many.
+    pub(crate) fn lose(&self, location: &Location, reason: &str) {
+        let lost = {
+            let mut index = self.index();
+            index.fall_back(location).then(|| index.count_lost(location.segment))
+        };
+        let Some(lost) = lost else { return };
+        self.damaged.fetch_add(1, Relaxed);
+        if lost.is_power_of_two() {
+            let (file, Entry { id, offset, .. }) = (location.segment.file_name(), location.entry);
+            log::warn!("{file}: chunk {id} at byte {offset} is damaged, one of {lost} found in this file: {reason}");
         }
     }
 }
@@ -351,10 +360,7 @@ impl Inner {
                 drop(reading);
                 // A disk that cannot read it now may do so later: it is not forgotten.
                 let chunk = chunk.map_err(Error::io("read", &path))?;
-                if chunk.is_none() {
-                    self.held.lose(location);
-                }
-                Ok(chunk)
+                Ok(chunk.map_err(|reason| self.held.lose(location, reason)).ok())
             }
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 self.index().lose_segments(&[location.segment]);
