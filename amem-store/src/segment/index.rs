@@ -1,6 +1,6 @@
 //! Where every chunk lies: what a store knows in memory, and can always learn again from its segments.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -67,6 +67,9 @@ impl Segment {
 pub(crate) struct Index {
     pub(crate) chunks: BTreeMap<ChunkId, Location>,
     pub(crate) segments: BTreeMap<SegmentName, Segment>,
+    /// The records of chunks that newer ones replaced or that were forgotten, in no order: what is left where a newer record
+    /// turns out to be damaged.
+    older: HashMap<ChunkId, Vec<Location>>,
     /// Index files, and the segments that they say they are of.
     pub(crate) indexes: BTreeSet<SegmentName>,
     /// Segments that could not be read at some time, each of which is counted as damage once.
@@ -182,8 +185,9 @@ impl Index {
         segment.live += entry.bytes;
         segment.end = segment.end.max(entry.end());
         let older = self.chunks.insert(entry.id, Location { segment: name, entry });
-        if let Some(older) = &older {
-            self.discount(older);
+        if let Some(older) = older {
+            self.discount(&older);
+            self.older.entry(entry.id).or_default().push(older);
         }
         older.is_some()
     }
@@ -195,8 +199,9 @@ impl Index {
         if self.chunks.get(&id) != Some(location) {
             return false;
         }
-        self.remove(&id);
-        if let Some(older) = self.older(location) {
+        self.chunks.remove(&id);
+        self.discount(location);
+        if let Some(older) = self.take_older(location) {
             self.chunks.insert(id, older);
             if let Some(segment) = self.segments.get_mut(&older.segment) {
                 segment.live += older.entry.bytes;
@@ -214,23 +219,27 @@ impl Index {
     }
 
     /// The newest record of a chunk that is older than the one at `location`.
-    fn older(&self, location: &Location) -> Option<Location> {
+    fn take_older(&mut self, location: &Location) -> Option<Location> {
         #[cfg(test)]
         if planted::is(Planted::NoOlderRecord) {
             return None;
         }
         let place = |location: &Location| (location.segment, location.entry.offset);
-        let segments = self.segments.range(..=location.segment).rev();
-        let entries = segments.flat_map(|(name, segment)| segment.entries.iter().rev().map(|entry| (*name, *entry)));
-        let mut records = entries.filter(|(_, entry)| entry.id == location.entry.id);
-        let older = records.find(|(segment, entry)| (*segment, entry.offset) < place(location));
-        older.map(|(segment, entry)| Location { segment, entry })
+        let records = self.older.get_mut(&location.entry.id)?;
+        let older = records.iter().enumerate().filter(|(_, record)| place(record) < place(location));
+        let at = older.max_by_key(|(_, record)| place(record)).map(|(at, _)| at)?;
+        let older = records.swap_remove(at);
+        if records.is_empty() {
+            self.older.remove(&location.entry.id);
+        }
+        Some(older)
     }
 
     /// Forgets a chunk. Its records stay in the files, and in [`Segment::entries`].
     pub(crate) fn remove(&mut self, id: &ChunkId) {
         if let Some(location) = self.chunks.remove(id) {
             self.discount(&location);
+            self.older.entry(*id).or_default().push(location);
         }
     }
 
@@ -241,6 +250,12 @@ impl Index {
         for entry in entries {
             if self.chunks.get(&entry.id) == Some(&Location { segment: name, entry }) {
                 self.chunks.remove(&entry.id);
+            }
+            if let Some(records) = self.older.get_mut(&entry.id) {
+                records.retain(|record| record.segment != name);
+                if records.is_empty() {
+                    self.older.remove(&entry.id);
+                }
             }
         }
         readers
@@ -256,17 +271,16 @@ impl Index {
         if lost.is_empty() {
             return;
         }
-        let mut older = BTreeMap::new();
-        for (name, segment) in &self.segments {
-            let records = segment.entries.iter().filter(|entry| lost.contains(&entry.id));
-            older.extend(records.map(|entry| (entry.id, Location { segment: *name, entry: *entry })));
-        }
-        for location in older.values() {
-            if let Some(segment) = self.segments.get_mut(&location.segment) {
-                segment.live += location.entry.bytes;
+        for id in lost {
+            let place = |location: &&Location| (location.segment, location.entry.offset);
+            let newest = self.older.get(&id).and_then(|records| records.iter().max_by_key(place).copied());
+            let Some(newest) = newest else { continue };
+            self.older.entry(id).and_modify(|records| records.retain(|record| *record != newest));
+            if let Some(segment) = self.segments.get_mut(&newest.segment) {
+                segment.live += newest.entry.bytes;
             }
+            self.chunks.insert(id, newest);
         }
-        self.chunks.extend(older);
     }
 
     /// The chunks that a segment has records of and that were not forgotten, whichever of their records counts.
