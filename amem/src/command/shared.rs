@@ -101,7 +101,7 @@ fn redis(url: &SecretString) -> Result<(impl KvStore + use<>, String), Box<dyn E
     let store = RemoteStore::redis(url, RemoteOptions::default())?;
     let parsed = reqwest::Url::parse(url)?;
     let database = parsed.path().trim_start_matches('/');
-    let place = match parsed.host_str() {
+    let place = match parsed.host_str().filter(|host| !host.is_empty()) {
         Some(host) => {
             let database = if database.is_empty() { "0" } else { database };
             format!("redis {host}:{}/{database}", parsed.port().unwrap_or(6379))
