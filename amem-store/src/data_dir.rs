@@ -39,7 +39,11 @@ pub struct DataDir {
     pub ledger: SqliteLedger,
 }
 
-/// Opens the data directory `dir`, which is made if it is not there.
+/// Bytes that the files of KV have at most in a data directory that is opened without options: 16 GiB.
+pub const DEFAULT_KV_BYTES: u64 = 16 << 30;
+
+/// Opens the data directory `dir`, which is made if it is not there. The files of its KV have at most [`DEFAULT_KV_BYTES`]
+/// together: when these are reached, the oldest make room. [`open_with`] sets another limit.
 ///
 /// ```
 /// # let dir = tempfile::tempdir()?;
@@ -52,9 +56,29 @@ pub struct DataDir {
 /// ledger, for then the ledger was lost; [`Error::SharedKv`] when KV is kept on another server too, from which who has no
 /// more than these two parts could not delete it: use [`open_ledger`] and [`open_kv`] then.
 pub fn open(dir: impl AsRef<Path>) -> Result<DataDir> {
+    open_with(dir, SegmentOptions::default().max_bytes(DEFAULT_KV_BYTES))
+}
+
+/// Opens the data directory `dir`, which is made if it is not there, with its KV kept as the options say. A
+/// [`Tiered`](amem_core::Tiered) over the KV, whose policy knows what is worth keeping, wants a limit of somewhat more than
+/// twice its budget: see [`SegmentOptions::max_bytes`].
+///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # let dir = dir.path().join("amem");
+/// use amem_store::SegmentOptions;
+///
+/// let options = SegmentOptions::default().max_bytes(100 << 30);
+/// let amem_store::DataDir { kv, ledger } = amem_store::open_with(dir, options)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+/// As [`open`].
+pub fn open_with(dir: impl AsRef<Path>, options: SegmentOptions) -> Result<DataDir> {
     let dir = dir.as_ref();
     check_shared_kv(dir, None)?;
-    Ok(DataDir { ledger: open_ledger(dir)?, kv: open_kv(dir, SegmentOptions::default())? })
+    Ok(DataDir { ledger: open_ledger(dir)?, kv: open_kv(dir, options)? })
 }
 
 /// Opens the KV of the data directory `dir`, wherever on the disk it is kept.
@@ -85,7 +109,7 @@ pub fn open_ledger(dir: impl AsRef<Path>) -> Result<SqliteLedger> {
 }
 
 /// Opens the data directory `dir` though records in it may be damaged, so that these can be forgotten: see
-/// [`SqliteLedger::open_damaged`].
+/// [`SqliteLedger::open_damaged`]. Its KV has no limit, so that none makes room for a moment's work.
 ///
 /// # Errors
 /// As [`SqliteLedger::open_damaged`] and [`open_kv`]; [`Error::SharedKv`] as [`open`].

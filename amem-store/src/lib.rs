@@ -27,8 +27,8 @@ mod segment;
 pub mod transfer;
 
 pub use data_dir::{
-    DataDir, backup, check_shared_kv, keep_kv_in, note_shared_kv, open, open_damaged, open_kv, open_ledger,
-    open_ledger_read_only, open_read_only, restore, verify,
+    DEFAULT_KV_BYTES, DataDir, backup, check_shared_kv, keep_kv_in, note_shared_kv, open, open_damaged, open_kv,
+    open_ledger, open_ledger_read_only, open_read_only, open_with, restore, verify,
 };
 #[cfg(feature = "encryption")]
 pub use encryption::{EncryptedLedger, EncryptedStore, EncryptionError, Holder, Key, KeyDir, Keys, MasterKey};

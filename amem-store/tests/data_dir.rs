@@ -38,6 +38,23 @@ fn kv_that_is_kept_in_another_directory_is_found_from_the_data_directory() {
 }
 
 #[test]
+fn files_of_kv_have_a_limit_that_no_option_need_set() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    assert_eq!(amem_store::open(&data).unwrap().kv.max_bytes(), 16 << 30);
+    let most = 64 << 10;
+    let DataDir { kv, .. } = amem_store::open_with(&data, SegmentOptions::default().max_bytes(most)).unwrap();
+    let size =
+        || fs::read_dir(data.join("kv")).unwrap().map(|file| file.unwrap().metadata().unwrap().len()).sum::<u64>();
+    // Of 128 bytes for each token, and 32 tokens, behind a page each: 320 KiB.
+    for seed in 0..40 {
+        block_on(kv.put(&[chunk(seed, 32)])).unwrap();
+        assert!(size() <= most, "{} after {seed}", size());
+    }
+    assert!(block_on(kv.contains(&chunk(39, 32).id())), "the newest is there");
+}
+
+#[test]
 fn kv_in_the_data_directory_is_neither_moved_nor_left_behind() {
     let dir = tempfile::tempdir().unwrap();
     let (data, disk) = (dir.path().join("data"), dir.path().join("disk"));

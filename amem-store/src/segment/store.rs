@@ -165,6 +165,11 @@ impl SegmentStore {
         unblock(move || inner.purge()).await
     }
 
+    /// Bytes that the files have at most: [`SegmentOptions::max_bytes`].
+    pub fn max_bytes(&self) -> u64 {
+        self.0.options.max_bytes
+    }
+
     /// Whether this process is the one that writes to the directory.
     pub fn is_writer(&self) -> bool {
         self.0.writes.load(Relaxed)

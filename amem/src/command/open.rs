@@ -81,7 +81,8 @@ pub(crate) struct Place {
     /// MiB of RAM for KV that is close at hand.
     #[arg(long, default_value_t = 1024)]
     ram_mib: u64,
-    /// MiB of disk for KV; what is worth least makes room.
+    /// MiB of KV on disk; what is worth least makes room. Its files have at most two and a quarter times as much, for what
+    /// made room stays in them for a while.
     #[arg(long, default_value_t = 16 * 1024)]
     disk_mib: u64,
     #[command(flatten)]
@@ -97,6 +98,20 @@ impl Place {
     /// The keys of who may ask a server of it.
     pub(crate) fn keys(&self) -> KeyFile {
         self.records.data.keys()
+    }
+
+    /// Bytes of KV on disk.
+    fn disk_bytes(&self) -> u64 {
+        self.disk_mib.saturating_mul(1 << 20)
+    }
+
+    /// How the files of KV are kept. At worst a bit less than half of what is in each is dead, but for the one that is
+    /// written to, and there is room for one more that a deletion writes anew.
+    fn segments(&self) -> SegmentOptions {
+        let options = SegmentOptions::default();
+        let segment = (self.disk_bytes() / 8).clamp(64 << 10, options.segment_bytes);
+        let most = self.disk_bytes().saturating_add(segment).saturating_mul(2);
+        options.segment_bytes(segment).max_bytes(most).read_only(self.read_only)
     }
 
     /// Whether it is the demo model's, because none was named.
@@ -194,7 +209,7 @@ pub(crate) async fn memory(place: &Place, tuning: &Tuning) -> Result<Opened, Box
     let disk = kv(place, tuning)?;
     // One process saves what policies learn: the one that writes the KV.
     let saves = !place.read_only && disk.is_writer();
-    let disk = Tier::new(protection.store(disk), place.disk_mib << 20);
+    let disk = Tier::new(protection.store(disk), place.disk_bytes());
     let shared = place.shared_kv.tier(&place.records.data.data_dir, !place.read_only, &protection)?;
     let tiers = gpu.into_iter().chain([ram, disk]).chain(shared).collect();
     let tiers = place.residency.open(tiers, &place.records.data.data_dir, saves).await?;
@@ -222,7 +237,7 @@ async fn ledger(place: &Place, tuning: &Tuning, protection: &Protection) -> Resu
 
 /// The KV on disk, where the options say.
 fn kv(place: &Place, tuning: &Tuning) -> Result<SegmentStore, amem_store::Error> {
-    let (data, options) = (&place.records.data.data_dir, SegmentOptions::default().read_only(place.read_only));
+    let (data, options) = (&place.records.data.data_dir, place.segments());
     match &tuning.disk_dir {
         // Nothing is deleted, so nobody need know where from.
         Some(dir) if place.read_only => SegmentStore::open_with(dir, options),

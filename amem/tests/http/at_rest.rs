@@ -187,6 +187,40 @@ fn what_a_policy_learned_of_the_kvs_use_outlives_the_server() {
 }
 
 #[test]
+fn files_of_kv_have_at_most_two_and_a_quarter_times_what_the_option_says_and_no_more_than_is_held_once_purged() {
+    /// Of at least 8 tokens each, of 2,560 bytes each: 2.34 MiB, for a disk of 1 MiB, in segments of 128 KiB.
+    const MEMORIES: usize = 120;
+    let dir = tempfile::tempdir().unwrap();
+    let (data, keys) = (dir.path().join("data"), KeysAt::new(dir.path()));
+    let kv = data.join("kv");
+    let server = Process::start(&[&["kv-serve", "--disk-mib", "1"], &keys.flags()[..]].concat(), &data);
+    let locker = |n| format!("Bob's locker {n} has a code.");
+    remember(&server, BOB, &(0..MEMORIES).map(locker).collect::<Vec<_>>());
+    let mut most = 0;
+    for n in 0..MEMORIES {
+        assert!(ask(&server, BOB, &format!("What does locker {n} have?")).1 >= 8);
+        most = most.max(bytes_below(&kv).len());
+    }
+    assert!(most > 1 << 19 && most <= (9 << 20) / 4, "{most}");
+
+    // What made room is found by nobody, and its bytes stay. On the disk, the second tier:
+    let held = || {
+        let stats: Value = serde_json::from_str(&get(&server.url("/v1/stats"), None).1).unwrap();
+        stats["policy"]["tiers"][1]["chunks"].as_u64().unwrap() as usize
+    };
+    // Every record begins so.
+    let records = || bytes_below(&kv).windows(8).filter(|bytes| bytes == b"amemchk2").count();
+    let mut again = 0..MEMORIES;
+    while records() == held() {
+        let n = again.next().expect("what makes room leaves something behind");
+        ask(&server, BOB, &format!("What does locker {n} have?"));
+    }
+    let purged = client().post(server.url("/v1/admin/purge")).send().unwrap();
+    assert_eq!(purged.status().as_u16(), 200);
+    assert!(held() >= 5 && records() == held(), "{} records of {} chunks", records(), held());
+}
+
+#[test]
 fn what_is_forgotten_from_a_shell_is_deleted_from_where_a_server_kept_its_kv() {
     let dir = tempfile::tempdir().unwrap();
     let (data, disk, away) = (dir.path().join("data"), dir.path().join("disk"), dir.path().join("away"));
