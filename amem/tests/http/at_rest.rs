@@ -221,6 +221,20 @@ fn files_of_kv_have_at_most_two_and_a_quarter_times_what_the_option_says_and_no_
 }
 
 #[test]
+fn kv_that_is_kept_in_fewer_bits_takes_less_room() {
+    let size = |options: &[&str]| {
+        let data = tempfile::tempdir().unwrap();
+        let asked = amem(&[&["ask", "--remember", HOME, "Where does Alice live?"], options].concat(), data.path());
+        assert_eq!(said(&asked.stdout), format!("{HOME}\n"), "{}", said(&asked.stderr));
+        let kv = SegmentStore::open_with(data.path().join("kv"), SegmentOptions::default().read_only(true)).unwrap();
+        block_on(kv.owned(OwnerId::of("default"))).unwrap()[0].bytes
+    };
+    let [plain, f16, int8] = [size(&[]), size(&["--disk-kv", "f16"]), size(&["--disk-kv", "int8", "--ram-kv", "int8"])];
+    // The model's own numbers have 16 bits already. What is kept beside them has the same size in all of these.
+    assert!(f16 == plain && int8 < plain * 3 / 4, "{plain} {f16} {int8}");
+}
+
+#[test]
 fn what_is_forgotten_from_a_shell_is_deleted_from_where_a_server_kept_its_kv() {
     let dir = tempfile::tempdir().unwrap();
     let (data, disk, away) = (dir.path().join("data"), dir.path().join("disk"), dir.path().join("away"));
