@@ -3,6 +3,11 @@
 //! Start at [`open`], which gives both halves of a data directory. [`SegmentStore`] and [`SqliteLedger`] also stand
 //! alone, and [`ModelDir`] reads a model without copying it.
 
+// So that the example in there compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 mod crc;
 mod data_dir;
 mod disk;
