@@ -223,6 +223,8 @@ impl ResidencyPolicy for FairShare {
                 let held = owner.policy.restore(policy);
                 this.owners.insert(id, owner).is_none().then_some(())?;
                 if held.is_empty() {
+                    // An owner takes far more than the bytes that name it: no more are made than would have been saved.
+                    (this.absent.len() < REMEMBERED).then_some(())?;
                     this.absences += 1;
                     this.owners.get_mut(&id)?.absent = this.absences;
                     this.absent.insert(this.absences, id);
@@ -232,7 +234,7 @@ impl ResidencyPolicy for FairShare {
                     this.set_size(chunk, Some(*sizes.get(&chunk)?));
                 }
             }
-            (this.absent.len() <= REMEMBERED).then_some(())
+            Some(())
         };
         // What was guaranteed was said to this policy, not to the one that was saved.
         let make = std::mem::replace(&mut self.make, Box::new(|| Box::<Value>::default()));
@@ -273,6 +275,22 @@ mod tests {
         (0..=u8::MAX).for_each(|name| shares.remove(&access(name, 0, 1).chunk));
         assert_eq!((shares.owners.len(), shares.absent.len(), shares.bytes), (REMEMBERED, REMEMBERED, 0));
         assert!(shares.owners.contains_key(&owner(255)) && !shares.owners.contains_key(&owner(0)));
+    }
+
+    #[test]
+    fn no_more_owners_are_restored_than_would_have_been_saved() {
+        let restored = |owners: usize| {
+            let mut saving = Saving::new(MARK);
+            saving.list(0..owners, |saving, id| {
+                saving.int(id as u64);
+                saving.bytes(&[]);
+            });
+            saving.list(std::iter::empty::<ChunkId>(), |saving, chunk| saving.id(&chunk));
+            let mut shares = FairShare::default();
+            shares.restore(&saving.done());
+            shares.owners.len()
+        };
+        assert_eq!([restored(REMEMBERED), restored(REMEMBERED + 1)], [REMEMBERED, 0]);
     }
 
     #[test]

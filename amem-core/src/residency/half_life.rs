@@ -55,7 +55,7 @@ impl HalfLife {
         if !is_followed(&access.chunk, self.halvings) {
             return false;
         }
-        let budget = budget >> self.halvings;
+        let budget = budget.checked_shr(self.halvings).unwrap_or_default();
         for (shadow, rank) in self.shadows.iter_mut().zip(ranks) {
             shadow.count(access, *rank, budget);
         }
