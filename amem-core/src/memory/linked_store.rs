@@ -4,8 +4,8 @@
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::backoff::Backoff;
 use super::late::LateWrites;
-use super::lately::Lately;
 use super::records::Entry;
 use super::room::Room;
 use crate::{ChunkId, Error, KvChunk, KvStore, Ledger, Namespace, RecordId, Result, Timestamp};
@@ -18,7 +18,7 @@ pub(super) struct LinkedStore {
     damaged: Mutex<HashSet<ChunkId>>,
     room: Arc<Room>,
     /// The store refused to delete, for another process writes to it and deletes what the ledger names.
-    refused: Lately,
+    refused: Backoff,
 }
 
 /// KV that was computed just now.
@@ -31,7 +31,7 @@ pub(super) struct NewKv {
 
 impl LinkedStore {
     pub(super) fn new(kv: Arc<dyn KvStore>, ledger: Arc<dyn Ledger>, room: Arc<Room>) -> Self {
-        Self { kv, ledger, damaged: Mutex::default(), room, refused: Lately::default() }
+        Self { kv, ledger, damaged: Mutex::default(), room, refused: Backoff::default() }
     }
 
     pub(super) fn kv(&self) -> &Arc<dyn KvStore> {
@@ -154,7 +154,7 @@ impl LinkedStore {
 
     /// Whether this store refused lately to delete, for another process writes to it, or the ledger to note deletions.
     pub(super) fn has_refused(&self) -> bool {
-        self.refused.happened()
+        self.refused.is_on()
     }
 
     /// Deletes the KV of texts that no longer count, whoever changed or forgot them.
@@ -172,7 +172,7 @@ impl LinkedStore {
                 Ok(())
             }
             Err(Error::ReadOnly { .. }) => {
-                self.refused.note();
+                self.refused.begin();
                 Ok(())
             }
             confirmed => confirmed,
@@ -188,7 +188,7 @@ impl LinkedStore {
         match self.kv.delete(chunks).await {
             Ok(()) => Ok(true),
             Err(Error::ReadOnly { what, reason }) => {
-                self.refused.note();
+                self.refused.begin();
                 log::info!("{} chunks of forgotten texts wait in {what}: {reason}", chunks.len());
                 Ok(false)
             }

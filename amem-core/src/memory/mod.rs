@@ -5,10 +5,10 @@
 
 mod answer;
 mod background;
+mod backoff;
 mod builder;
 mod chunks;
 mod late;
-mod lately;
 mod linked_store;
 mod meter;
 mod records;

@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::sync::Arc;
 
-use super::lately::Lately;
+use super::backoff::Backoff;
 use crate::{Error, KvStore, Result};
 
 /// Room that is made at a time.
@@ -17,13 +17,13 @@ pub(super) struct Room {
     kv: Option<Arc<dyn KvStore>>,
     /// KV was given up, and the disk was full all the same: the ledger is probably on another one. For a while nothing more
     /// is given up.
-    in_vain: Lately,
+    in_vain: Backoff,
 }
 
 impl Room {
     /// Room that this store's KV makes.
     pub(super) fn of(kv: Arc<dyn KvStore>) -> Self {
-        Self { kv: Some(kv), in_vain: Lately::default() }
+        Self { kv: Some(kv), in_vain: Backoff::default() }
     }
 
     /// Writes to the ledger. As long as its disk is too full for that, some KV is given up and it is written again.
@@ -38,7 +38,7 @@ impl Room {
                 Err(full @ Error::Full { .. }) => full,
                 written => return written,
             };
-            if self.in_vain.happened() {
+            if self.in_vain.is_on() {
                 return Err(full);
             }
             match kv.give_up(BYTES).await {
@@ -52,7 +52,7 @@ impl Room {
         }
         let written = write().await;
         if matches!(written, Err(Error::Full { .. })) {
-            self.in_vain.note();
+            self.in_vain.begin();
         }
         written
     }

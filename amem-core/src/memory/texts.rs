@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::answer::{Recall, Recollection};
 use super::background::Background;
-use super::lately::Lately;
+use super::backoff::Backoff;
 use super::meter::Meter;
 use super::records::{Entry, RecordCache, Records, Refreshed};
 use super::room::Room;
@@ -49,7 +49,7 @@ struct Parts {
     /// Saving of indexes. The first to be dropped, so that what it uses is still there.
     background: Background<Namespace>,
     /// The ledger refused to save an index, for it is read-only here.
-    refused: Arc<Lately>,
+    refused: Arc<Backoff>,
     ledger: Arc<dyn Ledger>,
     recaller: Arc<dyn Recaller>,
     records: RecordCache,
@@ -343,7 +343,7 @@ impl TextMemory {
         let Parts { ledger, recaller, records, .. } = &*self.parts;
         let refreshed = records.refresh(&**ledger, &**recaller, namespace).await?;
         let Refreshed { records, forgotten, is_worth_saving } = refreshed;
-        if is_worth_saving && !self.parts.refused.happened() {
+        if is_worth_saving && !self.parts.refused.is_on() {
             self.save_index(namespace, &records);
         }
         Ok((records, forgotten))
@@ -360,7 +360,7 @@ impl TextMemory {
             match records.save(&*ledger, &*recaller, &name).await {
                 Ok(()) => {}
                 // Another process writes to the ledger, and saves what it knows.
-                Err(Error::ReadOnly { .. }) => refused.note(),
+                Err(Error::ReadOnly { .. }) => refused.begin(),
                 Err(error) => log::warn!("the index of namespace {name} could not be saved: {error}"),
             }
         };
