@@ -111,3 +111,19 @@ fn a_reader_keeps_the_hits_that_it_has_when_it_cannot_look_for_more() {
     assert!(found[0].is_some() && found[1].is_none());
     assert!(store.get_many(&ids[1..]).is_err(), "and where there is nothing, the error is told");
 }
+
+#[test]
+fn opening_reads_nothing_of_the_records_in_sealed_segments() {
+    const CHUNKS: u8 = 200;
+    let disk = SimulatedDisk::new(1);
+    let chunks: Vec<KvChunk> = (0..CHUNKS).map(chunk).collect();
+    open(&disk, false).unwrap().put(&chunks).unwrap();
+    // Behind the first page, each record has one for its header and one for its KV.
+    let records = PAGE..PAGE * (1 + 2 * u64::from(CHUNKS));
+    disk.spoil(&segments(&disk)[0], records);
+    for read_only in [false, true] {
+        let store = open(&disk, read_only).unwrap();
+        let index = store.index();
+        assert_eq!((index.chunks.len(), index.unreadable.len()), (usize::from(CHUNKS), 0));
+    }
+}
