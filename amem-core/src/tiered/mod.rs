@@ -11,13 +11,13 @@
 //!   tier is deleted from on other machines, too: what is written there in the background is deleted again if
 //!   [nobody wants it](KvStore::ask_of_late_writes) any more when it is there.
 //! - A chunk larger than a tier's budget passes that tier by; [`Error::Full`] if it passes all of them by.
-//!
 //! - A chunk that is [leased](KvStore::lease) makes no room for others, until the lease is dropped or its time is over, an
 //!   hour at most. Budgets hold all the same: where everything is leased, what comes new is let go.
 //!
 //! Nothing is written down when it leaves a tier: the tiers below were offered it when it was put, and when it was used, if
-//! they [want](crate::ResidencyPolicy::wants) it then. A chunk that none of them kept is rebuilt from its text. A policy may let go at once what it has just been offered, if everything that
-//! is held is worth more. That is no error: a store of KV may lose a chunk.
+//! they [want](crate::ResidencyPolicy::wants) it then. A chunk that none of them kept is rebuilt from its text. A policy
+//! may let go at once what it has just been offered, if everything that is held is worth more. That is no error: a store
+//! of KV may lose a chunk.
 //!
 //! **What a miss costs** ([`Access::cost`]), in tokens of prefill: the chunk's tokens where no slower tier has it;
 //! otherwise that times the read cost of the fastest slower tier that has it: seconds to read a token there over seconds
