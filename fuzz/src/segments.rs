@@ -365,6 +365,9 @@ impl<'a> Read<'a> {
             return None;
         }
         let numbers = [word(40)?, word(44)?, word(48)?, word(52)?];
+        if numbers.contains(&0) {
+            return None;
+        }
         let (encoding, flags) = (record[56], record[57]);
         let layer = layer_bytes(encoding, numbers)?;
         let (tokens, rest) =

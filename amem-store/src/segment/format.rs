@@ -346,7 +346,8 @@ fn parse_fixed(bytes: &[u8], name: SegmentName, offset: u64) -> Option<FixedPart
     };
     let shape = KvShape { layers, kv_heads, head_dim };
     let lengths = Lengths::of(rules, &shape, encoding, tokens, measured)?;
-    let sound = lengths.header as u64 == u64::from(header) && tokens > 0;
+    let is_empty = [layers, kv_heads, head_dim, tokens].contains(&0);
+    let sound = lengths.header as u64 == u64::from(header) && !is_empty;
     sound.then_some(FixedPart { rules, checksum, lengths, shape, encoding, tokens, measured, id, prefix, model })
 }
 
