@@ -7,9 +7,9 @@ use std::collections::HashMap;
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
-use amem_core::{ChunkId, Error, KvChunk, KvStore};
+use amem_core::{ChunkId, Dtype, Encoding, Error, HostKv, KvChunk, KvShape, KvStore, PrefixId};
 use amem_store::{SegmentOptions, SegmentStore};
 use common::{assert_same, chunk, files_contain, measured};
 use futures_lite::future::block_on;
@@ -37,6 +37,21 @@ fn flip(path: &Path, offset: u64) {
     let mut byte = [0];
     file.read_exact_at(&mut byte, offset).unwrap();
     file.write_all_at(&[byte[0] ^ 0x10], offset).unwrap();
+}
+
+#[test]
+fn a_record_of_a_chunk_without_numbers_is_a_miss() {
+    let encoding = Encoding::Plain(Dtype::F32);
+    for [layers, kv_heads, head_dim] in [[0, 1, 4], [1, 0, 4], [1, 1, 0]] {
+        let dir = tempfile::tempdir().unwrap();
+        let shape = KvShape { layers, kv_heads, head_dim };
+        let data = Arc::new(HostKv::new(encoding, layers, Vec::new()));
+        let empty = KvChunk::new(ChunkId([1; 32]), PrefixId([0; 32]), shape, [1].into(), data).unwrap();
+        let sound = chunk(2, 3);
+        block_on(open(dir.path()).put(&[empty.clone(), sound.clone()])).unwrap();
+        let found = block_on(open(dir.path()).get_many(&[empty.id(), sound.id()])).unwrap();
+        assert!(found[0].is_none() && found[1].is_some(), "{shape:?}");
+    }
 }
 
 #[test]
