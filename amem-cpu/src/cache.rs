@@ -309,7 +309,8 @@ impl Cpu {
             Ok(())
         };
         let work = placements.iter().map(|p| p.chunk.tokens().len()).sum::<usize>() * shape.token_numbers();
-        let threads = self.threads.count().min(layers.len());
+        // A layer is written by one thread at a time. Meanwhile others read.
+        let threads = self.threads.count().min(2 * layers.len()).min(units);
         self.each((0..threads).collect(), work, |_| {
             let mut space = Space { bytes: Vec::new(), numbers: vec![0.0; LANES * (3 * shape.row() + shape.head_dim)] };
             loop {

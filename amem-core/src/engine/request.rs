@@ -29,7 +29,7 @@ pub struct Request {
     pub(super) started: Instant,
     /// Called on the engine's thread before the stream ends, with the first answer's context.
     pub(super) finally: Option<Finally>,
-    /// Told when the pieces' KV was loaded; dropped if it could not be, or the request did not begin for another reason.
+    /// Told when the pieces' KV was loaded, by the first step; dropped if that failed, or the request did not begin.
     pub(super) loaded: Option<oneshot::Sender<()>>,
 }
 

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
-use futures_channel::mpsc;
+use futures_channel::{mpsc, oneshot};
 
 use super::generate::Generator;
 use super::queue::Queue;
@@ -50,6 +50,8 @@ struct Scheduler<'m> {
 struct Running {
     events: mpsc::UnboundedSender<Result<Output>>,
     finally: Option<Finally>,
+    /// Told once the pieces' KV is loaded.
+    loaded: Option<oneshot::Sender<()>>,
     generation: Generation,
     answers: bool,
     limit: usize,
@@ -125,11 +127,7 @@ impl Scheduler<'_> {
             context.release();
         }
         match opened {
-            Ok(running) => {
-                // Whoever waited for it may be gone.
-                job.request.loaded.take().into_iter().for_each(|loaded| _ = loaded.send(()));
-                self.running.push(running);
-            }
+            Ok(running) => self.running.push(running),
             // Those who run will give room back.
             Err(Error::Full { .. }) if !self.running.is_empty() => {
                 self.stalled = true;
@@ -173,6 +171,7 @@ impl Scheduler<'_> {
         Ok(Running {
             events: job.events.clone(),
             finally: request.finally.take(),
+            loaded: request.loaded.take(),
             generation: request.generation.clone(),
             answers: request.answers,
             limit,
@@ -320,6 +319,8 @@ impl Running {
 
     /// Goes on after a branch's rows were computed.
     fn after(&mut self, model: &dyn Model, at: usize, progress: Progress) -> Result<()> {
+        // The first step has loaded all there was to load. Whoever waited for it may be gone.
+        self.loaded.take().into_iter().for_each(|loaded| _ = loaded.send(()));
         let Progress::Done(usage) = progress else { return Ok(()) };
         if self.branches[at].context.tokens().len() == self.branches[at].prompt {
             self.usage = usage;

@@ -11,14 +11,16 @@ pub trait Context: Any + Send {
     /// The tokens that stand in it, those that are still to be computed included.
     fn tokens(&self) -> &[Token];
 
-    /// Appends pieces: cached ones are put in their places, which may wait for a disk; fresh ones, and the rows that
-    /// are to be repaired, wait for [`Model::advance`](crate::Model::advance). What stands in the context already is
-    /// never recomputed, except rows of cached pieces that were not repaired so far: they are candidates too.
+    /// Appends pieces. The KV of cached ones is put in its place, here or by the first call of
+    /// [`Model::advance`](crate::Model::advance), whichever waits for a disk less; fresh ones, and the rows that are to
+    /// be repaired, wait for that call. What stands in the context already is never recomputed, except rows of cached
+    /// pieces that were not repaired so far: they are candidates too.
     ///
     /// # Errors
     /// [`Error::TooLong`](crate::Error::TooLong); [`Error::Full`](crate::Error::Full) when the KV cache has no room;
     /// [`Error::WrongKv`](crate::Error::WrongKv) for a chunk of another shape or model;
-    /// [`Error::DamagedKv`](crate::Error::DamagedKv) for a chunk that cannot be read;
+    /// [`Error::DamagedKv`](crate::Error::DamagedKv) for a chunk that cannot be read, unless that is found when its
+    /// context is advanced;
     /// [`Error::BadValue`](crate::Error::BadValue) for a repair that makes no sense, a token that is not in the
     /// vocabulary, or when something appended before is not computed yet. After any of these the context is as it was.
     fn append(&mut self, pieces: &[Piece], options: &AppendOptions) -> Result<()>;

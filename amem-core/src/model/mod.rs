@@ -135,8 +135,9 @@ pub trait Model: Send + Sync {
     /// that is possible. What each answer says does not depend on which contexts are advanced together, nor on how
     /// many rows a step may compute, as far as the model's [`Exactness`] goes.
     ///
-    /// There is one result for each step. After an error, [`Context::is_usable`] tells whether the context is as it was
-    /// before the append, or broken.
+    /// There is one result for each step. [`Error::DamagedKv`](crate::Error::DamagedKv), when a chunk that was appended
+    /// cannot be read, comes with the first step after the append and concerns the chunk's context alone. After an error,
+    /// [`Context::is_usable`] tells whether the context is as it was before the append but for its logits, or broken.
     fn advance(&self, steps: &mut [Step<'_>]) -> Vec<Result<Progress>>;
 
     /// Draws the token that follows a context from the logits after its last token, among the tokens that are allowed:

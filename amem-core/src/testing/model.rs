@@ -30,6 +30,7 @@ pub fn model<M: Model>(make: impl Fn() -> M) {
     repair_of_all_rows_is_a_cold_prefill(model);
     a_budget_of_rows_is_kept(model);
     a_refused_call_changes_nothing(model);
+    a_damaged_chunk_concerns_its_context_alone(model);
     contexts_know_nothing_of_each_other(model);
     contexts_in_one_pass_are_as_alone(model);
     a_fork_shares_what_stood_and_goes_its_own_way(model);
@@ -307,14 +308,50 @@ fn a_refused_call_changes_nothing(model: &impl Model) {
     assert!(matches!(error, Err(Error::BadValue { .. })), "a repair without sense is refused");
     let error = refused(&[chunk(), of_another_shape(&chunks[0])], &Repair::None);
     assert!(matches!(error, Err(Error::WrongKv { .. })), "a chunk of another shape is refused");
-    let error = refused(&[chunk(), damaged(&chunks[2])], &Repair::None);
-    assert!(matches!(error, Err(Error::DamagedKv { .. })), "a chunk that cannot be read is refused");
     assert_eq!(context.tokens(), untouched.tokens(), "a refused call adds no tokens");
     assert_same(model, context.logits(), untouched.logits(), "a refused call leaves the logits");
     for context in [&mut context, &mut untouched] {
         model.extend(&mut **context, &[fresh(&[3])], &Repair::All).unwrap();
     }
     assert_same(model, context.logits(), untouched.logits(), "a refused call leaves no trace");
+}
+
+/// Damage may be noticed when a chunk is appended, or only when it is computed with.
+fn a_damaged_chunk_concerns_its_context_alone(model: &impl Model) {
+    let chunks = memories(model);
+    let stood = [cached(&chunks[1]), fresh(&[9, 8])];
+    let behind = [cached(&chunks[2]), fresh(&[5, 6])];
+    let [mut broken, mut sound, mut alone] = [(); 3].map(|()| blend(model, &stood, &Repair::None).0);
+    let usage = model.extend(&mut *alone, &behind, &Repair::None).unwrap();
+    let options = AppendOptions::new(Repair::None);
+    sound.append(&behind, &options).expect("sound chunks are appended");
+    let appended = broken.append(&[elsewhere(&chunks[0]), damaged(&chunks[2]), fresh(&[5, 6])], &options);
+    let (mut refused, mut computed) = (appended.err(), None);
+    while refused.is_none() || computed.is_none() {
+        let contexts = [(&mut broken, refused.is_none()), (&mut sound, computed.is_none())];
+        let going = contexts.map(|(context, is_on)| is_on.then_some(context)).into_iter().flatten();
+        let mut steps: Vec<Step<'_>> = going.map(|context| Step { context: &mut **context, max_rows: 1000 }).collect();
+        let mut results = model.advance(&mut steps).into_iter();
+        if refused.is_none() {
+            match results.next().expect("each step has a result") {
+                Err(error) => refused = Some(error),
+                Ok(Progress::Pending) => {}
+                Ok(Progress::Done(_)) => panic!("a chunk that cannot be read is refused"),
+            }
+        }
+        if computed.is_none()
+            && let Progress::Done(usage) = results.next().expect("each step has a result").expect("it is not damaged")
+        {
+            computed = Some(usage);
+        }
+    }
+    assert!(matches!(refused, Some(Error::DamagedKv { .. })), "damage is called so");
+    assert_eq!(computed, Some(usage), "beside a damaged chunk as much is computed as without");
+    assert_same(model, sound.logits(), alone.logits(), "a damaged chunk of another context changes nothing");
+    assert!(broken.is_usable(), "a context breaks only where rows that stood were written");
+    assert_eq!(broken.tokens(), [&**chunks[1].tokens(), &[9, 8]].concat(), "of what was refused no tokens stand");
+    model.extend(&mut *broken, &behind, &Repair::None).unwrap();
+    assert_same(model, broken.logits(), alone.logits(), "damage leaves no trace");
 }
 
 fn of_another_shape(chunk: &KvChunk) -> Piece {
@@ -325,28 +362,42 @@ fn of_another_shape(chunk: &KvChunk) -> Piece {
     Piece::Cached(KvChunk::new(chunk.id(), chunk.prefix(), shape, Arc::clone(chunk.tokens()), data).unwrap())
 }
 
-/// KV whose last layer cannot be read.
-struct Damaged(KvChunk);
+/// KV that is read layer by layer. The last layer may be one that cannot be read.
+struct Elsewhere {
+    chunk: KvChunk,
+    is_damaged: bool,
+}
 
-impl KvData for Damaged {
+impl KvData for Elsewhere {
     fn encoding(&self) -> Encoding {
-        self.0.encoding()
+        self.chunk.encoding()
     }
 
     fn size(&self) -> usize {
-        self.0.size()
+        self.chunk.size()
     }
 
     fn layer(&self, layer: usize) -> Result<Cow<'_, [u8]>> {
-        if layer + 1 == self.0.shape().layers {
-            return Err(Error::DamagedKv { chunk: self.0.id(), reason: "a test says so".to_owned() });
+        if self.is_damaged && layer + 1 == self.chunk.shape().layers {
+            return Err(Error::DamagedKv { chunk: self.chunk.id(), reason: "a test says so".to_owned() });
         }
-        self.0.data().layer(layer)
+        self.chunk.data().layer(layer)
+    }
+}
+
+fn elsewhere(chunk: &KvChunk) -> Piece {
+    Piece::Cached(chunk.clone().with_data(Arc::new(Elsewhere { chunk: chunk.clone(), is_damaged: false })).unwrap())
+}
+
+fn read_by_layers(piece: &Piece) -> Piece {
+    match piece {
+        Piece::Cached(chunk) => elsewhere(chunk),
+        Piece::Fresh(_) => piece.clone(),
     }
 }
 
 fn damaged(chunk: &KvChunk) -> Piece {
-    Piece::Cached(chunk.clone().with_data(Arc::new(Damaged(chunk.clone()))).unwrap())
+    Piece::Cached(chunk.clone().with_data(Arc::new(Elsewhere { chunk: chunk.clone(), is_damaged: true })).unwrap())
 }
 
 /// Contexts that begin and end at different times, with different repairs, in one pass after the other.
@@ -371,7 +422,12 @@ fn contexts_in_one_pass_are_as_alone(model: &impl Model) {
         let mut passes = 0;
         while usages.iter().any(Option::is_none) {
             if let Some((pieces, repair)) = prompts.get(begun) {
-                contexts[begun].append(pieces, &AppendOptions::new(repair.clone())).expect("pieces are appended");
+                // Where chunks lie, and how they are read, changes nothing.
+                let pieces: Vec<Piece> = match max_rows {
+                    3 => pieces.iter().map(read_by_layers).collect(),
+                    _ => pieces.clone(),
+                };
+                contexts[begun].append(&pieces, &AppendOptions::new(repair.clone())).expect("pieces are appended");
                 begun += 1;
             }
             let open = contexts.iter_mut().take(begun).zip(&usages).filter(|(_, usage)| usage.is_none());

@@ -13,12 +13,14 @@
 //! Runs have a fixed length so that sums are rounded alike however many contexts share a pass: which rows a context
 //! repairs does not depend on its company.
 
+use std::mem::take;
 use std::ops::Range;
 
 use super::backend::{Backend, BlockTable, Row};
 use super::context::{PagedContext, Phase, Work};
 use super::graph::Graph;
 use super::pass::{Pass, Written};
+use super::pass_cache::PassCache;
 use super::select::{self, Candidate, Selection};
 use crate::{Error, Progress, Result};
 
@@ -41,16 +43,19 @@ pub(super) fn advance<B: Backend>(
     members: Vec<Member<'_, B>>,
 ) -> Vec<Result<Progress>> {
     let mut running: Vec<Running<'_, B>> = members.into_iter().map(Running::new).collect();
+    let pending = running.iter_mut().map(|member| member.work.as_mut().map(|work| take(&mut work.pending)));
+    let mut cache = PassCache::new(graph, cache, pending.map(Option::unwrap_or_default));
     let done = graph.begin_pass().and_then(|scope| {
         for member in &mut running {
-            member.choose_alone(graph, cache);
+            member.choose_alone(graph, &mut cache);
         }
         for member in &mut running {
-            member.take_slots(cache);
+            member.take_slots(&mut cache);
         }
-        pass(graph, cache, &mut running)?;
+        pass(graph, &mut cache, &mut running)?;
+        let loaded = cache.finish();
         scope.end()?;
-        running.iter_mut().for_each(Running::computed);
+        running.iter_mut().zip(loaded).for_each(|(member, loaded)| member.computed(loaded));
         Ok(())
     });
     if let Err(error) = done {
@@ -99,7 +104,7 @@ impl<'c, B: Backend> Running<'c, B> {
     }
 
     /// Chooses the rows to repair, if that takes no part in the common pass; else says what has to be read for it.
-    fn choose_alone(&mut self, graph: &Graph<B>, cache: &mut B::Cache) {
+    fn choose_alone(&mut self, graph: &Graph<B>, cache: &mut PassCache<'_, B>) {
         let Some(mut work) = self.work.take() else { return };
         if let Phase::Choose { read, .. } = work.phase
             && let Err(error) = self.begin_choice(graph, cache, &mut work, read)
@@ -109,7 +114,13 @@ impl<'c, B: Backend> Running<'c, B> {
         self.work = Some(work);
     }
 
-    fn begin_choice(&mut self, graph: &Graph<B>, cache: &mut B::Cache, work: &mut Work, read: usize) -> Result<()> {
+    fn begin_choice(
+        &mut self,
+        graph: &Graph<B>,
+        cache: &mut PassCache<'_, B>,
+        work: &mut Work,
+        read: usize,
+    ) -> Result<()> {
         let needs_candidates = !matches!(work.options.repair, crate::Repair::None);
         let candidates = if needs_candidates { self.context.candidates() } else { Vec::new() };
         let asked = work.question > 0;
@@ -139,7 +150,13 @@ impl<'c, B: Backend> Running<'c, B> {
     }
 
     /// Reads attention beyond the layers that can be read on the way.
-    fn read_alone(&self, graph: &Graph<B>, cache: &mut B::Cache, work: &mut Work, reading: Reading) -> Result<()> {
+    fn read_alone(
+        &self,
+        graph: &Graph<B>,
+        cache: &mut PassCache<'_, B>,
+        work: &mut Work,
+        reading: Reading,
+    ) -> Result<()> {
         let table = self.context.table();
         let tables: [BlockTable<'_>; 1] = [&table];
         let rows: Vec<Row> = self.context.rows(0, &work.fresh).collect();
@@ -164,7 +181,7 @@ impl<'c, B: Backend> Running<'c, B> {
     fn narrow(
         &mut self,
         graph: &Graph<B>,
-        cache: &mut B::Cache,
+        cache: &mut PassCache<'_, B>,
         work: &mut Work,
         candidates: &[Candidate],
         (ratio, check_layer): (f32, usize),
@@ -195,12 +212,12 @@ impl<'c, B: Backend> Running<'c, B> {
         }
         work.choosing += ((candidates.len() - repaired.len()) * (check_layer + 1)) as u64;
         work.repaired = repaired;
-        self.result = Some(Ok(Progress::Done(self.context.complete(work))));
+        work.phase = Phase::Compute { done: slots.len(), slots };
         Ok(())
     }
 
     /// Takes the slots that this pass computes, and makes them writable.
-    fn take_slots(&mut self, cache: &mut B::Cache) {
+    fn take_slots(&mut self, cache: &mut PassCache<'_, B>) {
         if self.result.is_some() {
             return;
         }
@@ -215,7 +232,7 @@ impl<'c, B: Backend> Running<'c, B> {
     }
 
     /// Takes note of the attention that was read: rows are chosen once all of it is.
-    fn read(&mut self, backend: &B, cache: &mut B::Cache, read: &B::Tensor, layers: usize) -> Result<()> {
+    fn read(&mut self, backend: &B, cache: &mut PassCache<'_, B>, read: &B::Tensor, layers: usize) -> Result<()> {
         let (Some(reading), Some(work)) = (&self.reading, &mut self.work) else { return Ok(()) };
         let Phase::Choose { read: before, mass } = &mut work.phase else { return Ok(()) };
         if !reading.goes_on {
@@ -247,9 +264,13 @@ impl<'c, B: Backend> Running<'c, B> {
         Ok(())
     }
 
-    /// Takes note that the pass has computed its rows.
-    fn computed(&mut self) {
+    /// Takes note that the pass has computed its rows, if the KV that they depend on was loaded.
+    fn computed(&mut self, loaded: Result<()>) {
         let Some(work) = self.work.as_mut().filter(|_| self.result.is_none()) else { return };
+        if let Err(error) = loaded {
+            self.result = Some(Err(error));
+            return;
+        }
         let goes_on = self.reading.as_ref().is_some_and(|reading| reading.goes_on);
         if let Phase::Compute { slots, done } = &mut work.phase {
             match &self.reading {
@@ -319,7 +340,7 @@ impl Reading {
 }
 
 /// The pass that all share.
-fn pass<B: Backend>(graph: &Graph<B>, cache: &mut B::Cache, running: &mut [Running<'_, B>]) -> Result<()> {
+fn pass<B: Backend>(graph: &Graph<B>, cache: &mut PassCache<'_, B>, running: &mut [Running<'_, B>]) -> Result<()> {
     let read_tables: Vec<Vec<u32>> = running.iter().map(|member| member.context.table()).collect();
     let read_tables: Vec<BlockTable<'_>> = read_tables.iter().map(Vec::as_slice).collect();
     let stop = SHALLOW.min(graph.layers.len() - 1);
@@ -384,7 +405,7 @@ fn wanted<B: Backend>(running: &[Running<'_, B>], slots: &[(usize, u32)]) -> Vec
 /// any, after the second step of that layer.
 fn read_on_the_way<'a, B: Backend>(
     graph: &'a Graph<B>,
-    cache: &mut B::Cache,
+    cache: &mut PassCache<'_, B>,
     running: &mut [Running<'_, B>],
     tables: &'a [BlockTable<'a>],
     stop: usize,

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use super::backend::{Backend, Placement, Row, Span};
+use super::backend::{Backend, Row, Span};
 use super::graph::Graph;
 use super::paged::{BlockCopy, ContextBlocks};
+use super::pass_cache::{PassCache, PendingKv};
 use super::select::{self, Candidate};
 use crate::{AppendOptions, Context, Error, KvChunk, ModelInfo, Piece, PrefixId, Result, Token, Usage};
 
@@ -37,6 +38,8 @@ pub(super) enum RowState {
 pub(super) struct Work {
     /// Tokens before the append.
     pub(super) before: usize,
+    /// The KV of cached pieces, until it is loaded.
+    pub(super) pending: PendingKv,
     pub(super) options: AppendOptions,
     /// The slots of fresh pieces, in ascending order.
     pub(super) fresh: Vec<u32>,
@@ -122,26 +125,25 @@ impl<B: Backend> PagedContext<B> {
         }
     }
 
-    /// Brings cached pieces into their slots.
-    fn load(&mut self, pieces: &[Piece], tokens: usize) -> Result<()> {
+    /// Takes slots for pieces. Returns what is to be loaded into those of cached ones.
+    fn place(&mut self, pieces: &[Piece], tokens: usize) -> Result<PendingKv> {
         let before = self.tokens.len();
         let graph = Arc::clone(&self.graph);
         let mut cache = graph.cache();
         let copy = |copy: BlockCopy| graph.backend.copy_block(&mut cache, copy.from, copy.to);
         self.table.write(before, tokens, before as u32..tokens as u32, copy)?;
-        let table = self.table.ids();
         let mut slot = before as u32;
-        let mut placements = Vec::new();
+        let mut pending = PendingKv::default();
         for piece in pieces {
             if let Piece::Cached(chunk) = piece {
-                placements.push(Placement { chunk, table: &table, slot, position: slot });
+                pending.chunks.push((chunk.clone(), slot));
             }
             slot += piece.tokens().len() as u32;
         }
-        if placements.is_empty() {
-            return Ok(());
+        if !pending.chunks.is_empty() {
+            pending.table = self.table.ids();
         }
-        graph.load_kv(&mut cache, &placements)
+        Ok(pending)
     }
 
     /// Notes what a chunk's rows are worth where they stand now.
@@ -211,9 +213,9 @@ impl<B: Backend> PagedContext<B> {
     }
 
     /// Makes the blocks of these slots its own, so that they can be written.
-    pub(super) fn make_writable(&mut self, cache: &mut B::Cache, slots: &[u32]) -> Result<()> {
+    pub(super) fn make_writable(&mut self, cache: &mut PassCache<'_, B>, slots: &[u32]) -> Result<()> {
         let len = self.tokens.len();
-        let copy = |copy: BlockCopy| self.graph.backend.copy_block(cache, copy.from, copy.to);
+        let copy = |copy: BlockCopy| self.graph.backend.copy_block(cache.blocks(), copy.from, copy.to);
         self.table.write(len, len, slots.iter().copied(), copy)
     }
 
@@ -280,12 +282,16 @@ impl<B: Backend> Context for PagedContext<B> {
         self.check(pieces, options)?;
         let before = self.tokens.len();
         let tokens = before + pieces.iter().map(|piece| piece.tokens().len()).sum::<usize>();
-        if let Err(error) = self.load(pieces, tokens) {
-            self.table.truncate(before);
-            return Err(error);
-        }
+        let pending = match self.place(pieces, tokens) {
+            Ok(pending) => pending,
+            Err(error) => {
+                self.table.truncate(before);
+                return Err(error);
+            }
+        };
         let mut work = Work {
             before,
+            pending,
             options: options.clone(),
             fresh: Vec::new(),
             question: 0,

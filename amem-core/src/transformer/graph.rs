@@ -1,5 +1,6 @@
 //! A model's weights on a backend, and how they hang together.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::backend::{Attention, Backend, BlockTable, Placement, Row};
@@ -270,10 +271,15 @@ impl<B: Backend> Graph<B> {
         self.kinds.iter().map(plan).collect()
     }
 
-    /// Puts all layers of chunks into their slots.
-    pub(super) fn load_kv(&self, cache: &mut B::Cache, placements: &[Placement<'_>]) -> Result<()> {
+    /// Puts some layers of chunks into their slots.
+    pub(super) fn load_kv(
+        &self,
+        cache: &mut B::Cache,
+        layers: Range<usize>,
+        placements: &[Placement<'_>],
+    ) -> Result<()> {
         let mut ropes: Vec<(&Rope, Vec<usize>)> = Vec::new();
-        for (index, layer) in self.layers.iter().enumerate() {
+        for (index, layer) in self.layers.iter().enumerate().take(layers.end).skip(layers.start) {
             let rope = &self.kinds[layer.kind].rope;
             match ropes.iter_mut().find(|(known, _)| *known == rope) {
                 Some((_, layers)) => layers.push(index),

@@ -12,6 +12,7 @@ mod gguf;
 mod graph;
 mod paged;
 mod pass;
+mod pass_cache;
 mod prefill;
 mod rope;
 mod select;

@@ -14,6 +14,7 @@ use std::ops::Range;
 
 use super::backend::{Attention, Backend, BlockTable, Qkv, Row};
 use super::graph::{FeedForward, Graph};
+use super::pass_cache::PassCache;
 use crate::{Result, Token};
 
 /// Rows before a layer.
@@ -105,7 +106,7 @@ impl<'a, B: Backend> Pass<'a, B> {
     }
 
     /// Goes on to where the keys and values of a layer that is not behind it are written.
-    pub(super) fn advance_to(mut self, cache: &mut B::Cache, layer: usize) -> Result<Written<'a, B>> {
+    pub(super) fn advance_to(mut self, cache: &mut PassCache<'_, B>, layer: usize) -> Result<Written<'a, B>> {
         loop {
             let written = self.project()?.write(cache)?;
             if written.pass.layer >= layer {
@@ -123,20 +124,20 @@ impl<'a, B: Backend> Projected<'a, B> {
     }
 
     /// How far the keys of each row are from those that stand in its slot. Waits for the device.
-    pub(super) fn key_distance(&self, cache: &B::Cache) -> Result<Vec<f32>> {
+    pub(super) fn key_distance(&self, cache: &mut PassCache<'_, B>) -> Result<Vec<f32>> {
         let (backend, pass) = (&self.pass.graph.backend, &self.pass);
-        backend.read(&backend.key_distance(cache, pass.layer, pass.plan(), &self.qkv.keys)?)
+        backend.read(&backend.key_distance(cache.layer(pass.layer), pass.layer, pass.plan(), &self.qkv.keys)?)
     }
 
     /// Puts keys and values into the cache, over what stood there.
-    pub(super) fn write(self, cache: &mut B::Cache) -> Result<Written<'a, B>> {
+    pub(super) fn write(self, cache: &mut PassCache<'_, B>) -> Result<Written<'a, B>> {
         Ok(self.write_and_keep(cache)?.0)
     }
 
     /// As [`write`](Self::write), and returns them too.
-    pub(super) fn write_and_keep(self, cache: &mut B::Cache) -> Result<(Written<'a, B>, [B::Tensor; 2])> {
+    pub(super) fn write_and_keep(self, cache: &mut PassCache<'_, B>) -> Result<(Written<'a, B>, [B::Tensor; 2])> {
         let Self { pass, qkv: Qkv { queries, keys, values } } = self;
-        pass.graph.backend.write_kv(cache, pass.layer, pass.plan(), &keys, &values)?;
+        pass.graph.backend.write_kv(cache.layer(pass.layer), pass.layer, pass.plan(), &keys, &values)?;
         Ok((Written { pass, queries }, [keys, values]))
     }
 }
@@ -148,9 +149,21 @@ impl<'a, B: Backend> Written<'a, B> {
     }
 
     /// Adds up the attention that the slots of one context get from some of its rows.
-    pub(super) fn attention_mass(&self, cache: &B::Cache, rows: Range<usize>, mass: &mut B::Tensor) -> Result<()> {
+    pub(super) fn attention_mass(
+        &self,
+        cache: &mut PassCache<'_, B>,
+        rows: Range<usize>,
+        mass: &mut B::Tensor,
+    ) -> Result<()> {
         let pass = &self.pass;
-        pass.graph.backend.attention_mass(cache, pass.attention(), pass.plan(), rows, &self.queries, mass)
+        pass.graph.backend.attention_mass(
+            cache.layer(pass.layer),
+            pass.attention(),
+            pass.plan(),
+            rows,
+            &self.queries,
+            mass,
+        )
     }
 
     /// Goes on with some rows only, given by their indexes in order.
@@ -178,11 +191,11 @@ impl<'a, B: Backend> Written<'a, B> {
     }
 
     /// Attention and the feed-forward block.
-    pub(super) fn finish(self, cache: &B::Cache) -> Result<Pass<'a, B>> {
+    pub(super) fn finish(self, cache: &mut PassCache<'_, B>) -> Result<Pass<'a, B>> {
         let Self { mut pass, queries } = self;
         let (graph, backend) = (pass.graph, &pass.graph.backend);
         let layer = &graph.layers[pass.layer];
-        let attended = backend.attend(cache, pass.attention(), pass.plan(), &queries)?;
+        let attended = backend.attend(cache.layer(pass.layer), pass.attention(), pass.plan(), &queries)?;
         let output = &layer.attention.output;
         let output = backend.linear(&attended, &output.weight, output.bias.as_ref())?;
         pass.leave(output, layer.attention_output_norm.as_ref())?;
@@ -200,7 +213,7 @@ impl<'a, B: Backend> Written<'a, B> {
     /// Goes through the layers that are left. Returns the logits, `[wanted][vocabulary]`, of the rows with the wanted
     /// indexes, given in order. In the last layer the others yield keys and values and are done. Waits for the device
     /// if anything is wanted.
-    pub(super) fn run(mut self, cache: &mut B::Cache, wanted: &[usize]) -> Result<Vec<f32>> {
+    pub(super) fn run(mut self, cache: &mut PassCache<'_, B>, wanted: &[usize]) -> Result<Vec<f32>> {
         let last = self.pass.graph.layers.len() - 1;
         if self.pass.layer < last {
             self = self.finish(cache)?.advance_to(cache, last)?;

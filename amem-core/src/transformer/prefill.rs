@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::backend::{Backend, BlockTable, Placement, Row, Span};
 use super::graph::Graph;
 use super::pass::Pass;
+use super::pass_cache::PassCache;
 use crate::model::STEP_ROWS;
 use crate::{Dtype, KvChunk, Result, Token};
 
@@ -58,9 +59,10 @@ pub(super) fn compute<'g, B: Backend>(
     let mut computed: Vec<[B::Tensor; 2]> = Vec::new();
     {
         let scope = graph.begin_pass()?;
-        graph.load_kv(cache, &placements)?;
+        graph.load_kv(cache, 0..graph.layers.len(), &placements)?;
         scope.end()?;
     }
+    let cache = &mut PassCache::new(graph, cache, []);
     for run in rows(start as u32, texts).chunks(STEP_ROWS) {
         let scope = graph.begin_pass()?;
         let mut layers = Vec::new();

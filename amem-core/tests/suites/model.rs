@@ -50,6 +50,7 @@ enum Fault {
     TakesOtherShapes,
     TakesOtherModels,
     TakesDamagedKv,
+    DamageSpreads,
     RefusedCallsLoseLogits,
     RefusedCallsLeaveTokens,
     LogitsDependOnCompany,
@@ -75,7 +76,7 @@ enum Fault {
     ContextsShareState,
 }
 
-const FAULTS: [(Fault, &str); 58] = [
+const FAULTS: [(Fault, &str); 59] = [
     (Fault::PrefillsInReverse, "chunks come in the order of their texts"),
     (Fault::NamesChunksOfAllOwnersAlike, "a chunk has the id that the model says"),
     (Fault::ForgetsTheModelOfChunks, "a chunk knows the model that computed it"),
@@ -111,6 +112,7 @@ const FAULTS: [(Fault, &str); 58] = [
     (Fault::TakesOtherShapes, "a chunk of another shape is refused"),
     (Fault::TakesOtherModels, "a chunk of another model is refused"),
     (Fault::TakesDamagedKv, "a chunk that cannot be read is refused"),
+    (Fault::DamageSpreads, "it is not damaged"),
     (Fault::RefusedCallsLoseLogits, "a refused call leaves the logits"),
     (Fault::RefusedCallsLeaveTokens, "a refused call adds no tokens"),
     (Fault::LogitsDependOnCompany, "is the same alone and with others"),
@@ -316,6 +318,9 @@ impl Model for Faulty {
                     _ => {}
                 }
             }
+        }
+        if self.has(Fault::DamageSpreads) && results.iter().any(Result::is_err) {
+            results.iter_mut().for_each(|result| *result = Err(Error::Model("somebody's chunk is damaged".into())));
         }
         if self.has(Fault::AnswersTheFirstStepOnly) {
             results.truncate(1);
