@@ -8,6 +8,9 @@
 //!   the store's own files from end to end.
 //! - `store/cold`: the files were dropped from the page cache, so the disk is on the way. Behind a hypervisor or on a
 //!   file system in RAM it may not be. Against reading the store's own files from end to end.
+//! - `store/first token`: a question behind 14 chunks of 512 tokens, of the random model or that of `AMEM_BENCH_MODEL`, from
+//!   cold files to the logits: with all chunks read before the first layer is computed, and with each layer's KV read when
+//!   the layer is reached, while what comes later is read ahead. `in memory` is the floor.
 //! - `store/decode`: loading alone, from each encoding.
 //! - `store/put`: until all of it would survive a power cut, against writing and syncing one file of as many bytes.
 #![allow(clippy::expect_used, reason = "a bench that cannot set itself up has nothing to measure")]
@@ -17,9 +20,9 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use amem_benches::{Race, random_numbers};
+use amem_benches::{Race, model, random_numbers};
 use amem_core::transformer::{Backend, Placement, Rope};
-use amem_core::{ChunkId, Dtype, Encoding, HostKv, KvChunk, KvShape, KvStore, PrefixId};
+use amem_core::{ChunkId, Dtype, Encoding, HostKv, KvChunk, KvShape, KvStore, Model, Piece, PrefixId, Repair, Token};
 use amem_cpu::{Cache, Cpu};
 use amem_store::SegmentStore;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -71,6 +74,48 @@ fn get(criterion: &mut Criterion) {
     race.lane_with("read", evicted, |_| read(&files));
     race.lane_with("get and read", evicted, |store| fetch_and_read(&store, &ids));
     race.lane_with("get and load", evicted, |store| fetch_and_load(&store, &ids, &backend, &mut cache));
+    race.finish();
+}
+
+/// Reading KV before computing, and on the way.
+fn first_token(criterion: &mut Criterion) {
+    const MEMORIES: usize = 14;
+    const LENGTH: usize = 512;
+    let model = model();
+    let vocabulary = model.info().vocabulary;
+    let text = |number: usize| (0..LENGTH).map(|token| ((number * LENGTH + token * 7) % vocabulary) as Token).collect();
+    let texts: Vec<Arc<[Token]>> = (0..MEMORIES).map(text).collect();
+    let texts = model.info().prefill_texts("bench", &[], &texts);
+    let (chunks, _) = model.prefill(&[], &texts, true).expect("the memories fit into a context");
+    let ids: Vec<ChunkId> = chunks.iter().map(KvChunk::id).collect();
+    let dir = tempfile::tempdir().expect("a temporary directory can be made");
+    let open = || SegmentStore::open(dir.path()).expect("the store can be opened");
+    let store = open();
+    block_on(store.put(&chunks)).expect("chunks can be put");
+    block_on(store.sync()).expect("they can be synced");
+    drop(store);
+    let files = segments(dir.path());
+    let cold = || {
+        files.iter().for_each(|file| evict(file));
+        open()
+    };
+    let found = |store: SegmentStore| {
+        store.prefetch(&ids);
+        fetch(&store, &ids)
+    };
+    let blend = |chunks: &[KvChunk]| {
+        let question = Piece::Fresh((0..16).collect());
+        let pieces: Vec<Piece> = chunks.iter().cloned().map(Piece::Cached).chain([question]).collect();
+        model.blend(&pieces, &Repair::None).expect("the prompt fits into a context").0.logits()[0]
+    };
+    let mut race = Race::new(criterion, "store/first token");
+    race.throughput(Throughput::Bytes(chunks.iter().map(|chunk| chunk.size() as u64).sum()));
+    race.lane_with("read before", cold, |store| {
+        let read = |chunk: &KvChunk| chunk.encoded_as(chunk.encoding()).expect("a chunk can be read");
+        blend(&found(store).iter().map(read).collect::<Vec<_>>())
+    });
+    race.lane_with("read on the way", cold, |store| blend(&found(store)));
+    race.lane("in memory", || blend(&chunks));
     race.finish();
 }
 
@@ -209,5 +254,5 @@ fn evict(path: &Path) {
     fadvise(&file, 0, None, Advice::DontNeed).expect("the system takes advice");
 }
 
-criterion_group!(benches, get, decode, put);
+criterion_group!(benches, get, first_token, decode, put);
 criterion_main!(benches);
