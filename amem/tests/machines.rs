@@ -1,4 +1,4 @@
-//! `amem kv-serve` on two machines that share their records in PostgreSQL and KV in Redis.
+//! `amem kv-serve` on two machines that share their records in PostgreSQL and KV in Redis or S3.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod common;
@@ -10,14 +10,19 @@ mod postgres_server;
 #[path = "../../amem-store/tests/common/servers.rs"]
 mod servers;
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
 use reqwest::blocking::Client;
 use serde_json::{Value, json};
 
 use front::Process;
 
-fn start(ledger: &str, redis: u16, name: &str, data: &std::path::Path) -> Process {
-    let kv = format!("redis://127.0.0.1:{redis}");
-    Process::start(&["kv-serve", "--ledger", ledger, "--server-name", name, "--shared-kv", &kv], data)
+fn start(ledger: &str, kv: &str, name: &str, data: &std::path::Path) -> Process {
+    let options = ["kv-serve", "--ledger", ledger, "--server-name", name, "--shared-kv", kv];
+    let mut command = Process::command(&options, data);
+    command.env("AWS_ACCESS_KEY_ID", "somebody").env("AWS_SECRET_ACCESS_KEY", "hunter2");
+    Process::spawn(command)
 }
 
 fn post(server: &Process, path: &str, body: &Value) -> Value {
@@ -40,11 +45,45 @@ fn ask(server: &Process) -> Value {
 
 #[test]
 fn what_one_server_was_told_another_knows_and_what_one_forgot_is_forgotten_by_the_other() {
-    let (Some(postgres), Some(redis)) = (postgres_server::shared(), servers::redis(None)) else { return };
+    let Some(redis) = servers::redis(None) else { return };
+    let chunks = || servers::ask_redis(&redis, "KEYS amem/v1/*").matches("amem/v1/").count();
+    two_servers(&format!("redis://127.0.0.1:{}", redis.port), "over_redis", chunks);
+}
+
+#[test]
+fn servers_share_kv_in_a_bucket_as_well() {
+    let Some(s3) = servers::s3() else { return };
+    let chunks = || {
+        let mut client = TcpStream::connect(("127.0.0.1", s3.port)).unwrap();
+        let host = format!("Host: 127.0.0.1:{}", s3.port);
+        write!(client, "GET /agents-kv?list-type=2 HTTP/1.1\r\n{host}\r\nConnection: close\r\n\r\n").unwrap();
+        let mut listed = String::new();
+        client.read_to_string(&mut listed).unwrap();
+        listed.matches("<Key>team/v1/").count()
+    };
+    let url = format!("s3://agents-kv/team?region=us-east-1&endpoint=http://127.0.0.1:{}", s3.port);
+    two_servers(&url, "over_s3", chunks);
+}
+
+/// Waits until so many chunks are shared: they are written, and deleted, behind the answers.
+fn wait_for(chunks: impl Fn() -> usize, expected: usize) {
+    for _ in 0..600 {
+        if chunks() == expected {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    panic!("{} chunks are shared, not {expected}", chunks());
+}
+
+/// One server is told something, and killed; the other knows it, and forgets it.
+fn two_servers(kv: &str, database: &str, chunks: impl Fn() -> usize) {
+    let Some(postgres) = postgres_server::shared() else { return };
+    postgres.sql(&format!("CREATE DATABASE {database}"));
     let (dir, other_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let ledger = postgres.address();
-    let one = start(&ledger, redis.port, "one", dir.path());
-    let other = start(&ledger, redis.port, "other", other_dir.path());
+    let ledger = postgres.address().replace("dbname=postgres", &format!("dbname={database}"));
+    let one = start(&ledger, kv, "one", dir.path());
+    let other = start(&ledger, kv, "other", other_dir.path());
 
     let text = "Alice lives in Denver.";
     let added = post(&one, "/v1/memories", &json!({ "user": "alice", "texts": [text] }));
@@ -52,15 +91,18 @@ fn what_one_server_was_told_another_knows_and_what_one_forgot_is_forgotten_by_th
     let said = |answer: &Value| answer["choices"][0]["message"]["content"].as_str().unwrap().to_owned();
     assert_eq!(said(&answer), text);
     assert_eq!(said(&again), text, "both answer from the same memory");
+    // That of the system line, and that of the memory.
+    wait_for(&chunks, 2);
 
     // The first one is gone from one moment to the next; what it acknowledged is not.
     let id = added["added"][0].as_str().unwrap();
     drop(one);
     assert_eq!(recalled(&other), [text]);
-    let one = start(&ledger, redis.port, "one", dir.path());
+    let one = start(&ledger, kv, "one", dir.path());
     let forgotten = Client::new().delete(other.url(&format!("/v1/memories/alice/{id}"))).send().unwrap();
     assert!(forgotten.status().is_success());
     assert!(recalled(&one).is_empty() && recalled(&other).is_empty());
+    wait_for(&chunks, 1);
     assert!(!dir.path().join("ledger.sqlite").exists(), "records are nowhere but in the database");
 }
 
