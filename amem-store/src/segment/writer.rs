@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, TryRecvError, channel};
 
 use amem_core::KvChunk;
 
@@ -127,8 +127,16 @@ impl Writer {
     }
 
     /// # Errors
-    /// [`Error::Poisoned`] after a failure that leaves unknown what is on disk.
-    pub(crate) fn check(&self) -> Result<()> {
+    /// [`Error::Poisoned`] after a failure that leaves unknown what is on disk, in the background too.
+    pub(crate) fn check(&mut self) -> Result<()> {
+        while let Some(sealing) = self.sealing.front() {
+            let sealed = match sealing.done.try_recv() {
+                Ok(sealed) => sealed,
+                Err(TryRecvError::Empty) => break,
+                Err(TryRecvError::Disconnected) => Err(thread_ended()),
+            };
+            self.take_sealed(sealed);
+        }
         match &self.poison {
             Some(reason) => Err(Error::Poisoned { path: self.dir.clone(), reason: reason.clone() }),
             None => Ok(()),
@@ -293,13 +301,20 @@ impl Writer {
 
     /// Waits until the segment that was completed first is sealed.
     fn wait_for_seal(&mut self) -> Result<()> {
-        let Some(Sealing { name, seal, done }) = self.sealing.pop_front() else { return Ok(()) };
-        match done.recv().unwrap_or_else(|_| Err(io::Error::other("the thread that synced it ended"))) {
+        let Some(sealing) = self.sealing.front() else { return Ok(()) };
+        let sealed = sealing.done.recv().unwrap_or_else(|_| Err(thread_ended()));
+        self.take_sealed(sealed);
+        self.check()
+    }
+
+    /// Takes note of how the segment that was completed first was sealed.
+    fn take_sealed(&mut self, sealed: io::Result<bool>) {
+        let Some(Sealing { name, seal, .. }) = self.sealing.pop_front() else { return };
+        match sealed {
             Ok(true) => {}
             Ok(false) => _ = self.sizes.get_mut(&name).map(|size| *size = size.saturating_sub(seal)),
-            Err(error) => return Err(self.poisoned(error.to_string())),
+            Err(error) => self.poison = Some(error.to_string()),
         }
-        Ok(())
     }
 
     /// Writes nothing more to the active segment.
@@ -411,6 +426,10 @@ impl Writer {
     }
 }
 
+fn thread_ended() -> io::Error {
+    io::Error::other("the thread that synced a segment ended")
+}
+
 /// Bytes of a seal over this many records.
 fn seal_bytes(entries: usize) -> u64 {
     format::seal_bytes(entries).unwrap_or(u64::MAX)
@@ -477,6 +496,7 @@ mod tests {
 
     use amem_core::{ChunkId, Dtype, Encoding, HostKv, KvData, KvShape, PrefixId};
 
+    use super::super::simulated_disk::{Faults, SimulatedDisk};
     use super::*;
     use crate::disk::SystemDisk;
 
@@ -504,6 +524,22 @@ mod tests {
         for refused in [writer.append(&chunk(3)).map(|_| ()), writer.sync()] {
             assert!(matches!(refused, Err(Error::Poisoned { .. })), "{refused:?}");
         }
+    }
+
+    #[test]
+    fn after_a_sync_that_failed_in_the_background_nothing_more_is_written() {
+        let disk = SimulatedDisk::new(1);
+        disk.make_dir(Path::new("/kv")).unwrap();
+        let options = SegmentOptions::default();
+        let mut writer =
+            Writer::new(Arc::new(disk.clone()), Path::new("/kv"), Box::new(()), &options, Found::default());
+        writer.append(&chunk(1)).unwrap();
+        disk.inject(Faults { from: 1, count: 1, kind: ErrorKind::Other });
+        writer.seal_in_background().unwrap();
+        assert_eq!(disk.failed_syncs(), 1);
+        let changes = disk.changes();
+        assert!(matches!(writer.append(&chunk(2)), Err(Error::Poisoned { .. })));
+        assert_eq!(disk.changes(), changes);
     }
 
     struct Unreadable;
