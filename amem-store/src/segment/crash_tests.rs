@@ -84,10 +84,13 @@ fn number(at: u64, version: u64) -> u64 {
     Random::new(at << 8 | version).next()
 }
 
-/// A chunk, by its number. Its versions have the same tokens, and other KV.
+/// A chunk, by its number. Its versions have the same tokens, and other KV. The header of the last has many sectors, so that
+/// some may be lost in the middle, and of the others all but the one with the payload's checksums may not.
 fn chunk(at: u64, version: u64) -> KvChunk {
-    let (shape, encoding) = (KvShape { layers: 2, kv_heads: 1, head_dim: 4 }, Encoding::Plain(Dtype::F32));
-    let tokens: Arc<[u32]> = (0..1 + at * 9).map(|i| number(at, i) as u32).collect();
+    let last = at + 1 == CHUNKS;
+    let shape = KvShape { layers: 2, kv_heads: 1, head_dim: if last { 1 } else { 4 } };
+    let encoding = Encoding::Plain(Dtype::F32);
+    let tokens: Arc<[u32]> = (0..if last { 400 } else { 1 + at * 9 }).map(|i| number(at, i) as u32).collect();
     let mut random = Random::new(at << 16 | version);
     let data = (0..encoding.bytes(&shape, tokens.len()) / 8).flat_map(|_| random.next().to_le_bytes()).collect();
     let data = HostKv::new(encoding, 2, data);
@@ -561,33 +564,52 @@ impl Run {
 }
 
 /// How long the first life of a run is, if nothing goes wrong.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct Length {
     changes: u64,
     calls: u64,
 }
 
-/// Runs of one seed: with a crash at every change of the first life, and with errors injected into every third call.
-/// Stops after `limit` states, or at the first promise that is broken.
-fn runs_of(seed: u64, limit: u64, prepare: &dyn Fn() -> Run) -> (u64, Outcome<()>) {
-    let mut states = 0;
-    let mut run = |plan: Option<Plan>, length: Length, again: u64| {
+/// A run, which can be done again.
+#[derive(Clone, Copy)]
+struct Case {
+    seed: u64,
+    again: u64,
+    /// What happens in the first life.
+    first: Plan,
+    /// `None` where there is no other life.
+    length: Option<Length>,
+}
+
+impl Case {
+    /// The run as it ended, and what was wrong.
+    fn run(self, prepare: &dyn Fn() -> Run) -> (Run, Outcome<()>) {
+        let Self { seed, again, first, length } = self;
         let mut run = prepare_with(seed, again, prepare);
-        let mut outcome = Ok(());
-        for life in 0..run.lives {
-            let plan = plan.filter(|_| life == 0).unwrap_or_else(|| run.random_plan(length));
-            outcome =
-                run.live(plan).map_err(|wrong| format!("seed {seed}, again {again}, {plan:?}, life {life}: {wrong}"));
-            if outcome.is_err() {
-                break;
+        let lives = if length.is_some() { run.lives } else { 1 };
+        for life in 0..lives {
+            let plan = if life == 0 { first } else { run.random_plan(length.unwrap_or_default()) };
+            if let Err(wrong) = run.live(plan) {
+                return (run, Err(format!("seed {seed}, again {again}, {plan:?}, life {life}: {wrong}")));
             }
         }
-        states += run.states;
-        outcome.map(|()| states)
-    };
-    let mut first = prepare_with(seed, 0, prepare);
-    if let Err(wrong) = first.live(Plan::default()) {
-        return (first.states, Err(format!("seed {seed}, without a crash: {wrong}")));
+        (run, Ok(()))
+    }
+}
+
+/// What was seen, and the first run in which a promise was broken.
+struct Seen {
+    states: u64,
+    broken: Option<(Case, String)>,
+}
+
+/// Runs of one seed: with a crash at every change of the first life, and with errors injected into every third call.
+/// Stops after `limit` states, or at the first promise that is broken.
+fn runs_of(seed: u64, limit: u64, prepare: &dyn Fn() -> Run) -> Seen {
+    let whole = Case { seed, again: 0, first: Plan::default(), length: None };
+    let (first, outcome) = whole.run(prepare);
+    if let Err(wrong) = outcome {
+        return Seen { states: first.states, broken: Some((whole, wrong)) };
     }
     let length = Length { changes: first.disk.changes(), calls: first.disk.calls() };
     let crashes = (1..=length.changes).map(|at| Plan { crash_at: Some(at), faults: None });
@@ -595,14 +617,19 @@ fn runs_of(seed: u64, limit: u64, prepare: &dyn Fn() -> Run) -> (u64, Outcome<()
         let kind = if at % 2 == 0 { ErrorKind::StorageFull } else { ErrorKind::Other };
         Plan { crash_at: None, faults: Some(Faults { from: at, count: 1 + at % 3 * 4, kind }) }
     });
-    for (again, plan) in crashes.chain(faults).enumerate() {
-        match run(Some(plan), length, again as u64) {
-            Ok(states) if states >= limit => break,
-            Ok(_) => {}
-            Err(wrong) => return (states, Err(wrong)),
+    let mut states = 0;
+    for (again, first) in (0..).zip(crashes.chain(faults)) {
+        let case = Case { seed, again, first, length: Some(length) };
+        let (run, outcome) = case.run(prepare);
+        states += run.states;
+        if let Err(wrong) = outcome {
+            return Seen { states, broken: Some((case, wrong)) };
+        }
+        if states >= limit {
+            break;
         }
     }
-    (states, Ok(()))
+    Seen { states, broken: None }
 }
 
 /// A run of the same calls in its first life for each `again`, on a disk that loses other things.
@@ -618,29 +645,33 @@ fn prepare_with(seed: u64, again: u64, prepare: &dyn Fn() -> Run) -> Run {
 }
 
 /// Runs of one seed after the other, until so many states were seen.
-fn simulate(limit: u64, prepare: &dyn Fn() -> Run) -> (u64, Outcome<()>) {
+fn simulate(limit: u64, prepare: &dyn Fn() -> Run) -> Seen {
     let mut states = 0;
     for seed in 1.. {
-        let (more, outcome) = runs_of(seed, limit - states, prepare);
-        states += more;
-        if outcome.is_err() || states >= limit {
-            return (states, outcome);
+        let seen = runs_of(seed, limit - states, prepare);
+        states += seen.states;
+        if seen.broken.is_some() || states >= limit {
+            return Seen { states, ..seen };
         }
     }
-    (states, Ok(()))
+    Seen { states, broken: None }
 }
 
 #[test]
 fn a_store_keeps_its_promises_wherever_it_is_interrupted() {
     let states = std::env::var("AMEM_CRASH_STATES").ok().map_or(20_000, |states| states.parse().unwrap());
-    let (states, outcome) = simulate(states, &|| Run::new(&[]));
+    let Seen { states, broken } = simulate(states, &|| Run::new(&[]));
     println!("{states} states");
-    outcome.unwrap();
+    if let Some((_, wrong)) = broken {
+        panic!("{wrong}");
+    }
 }
 
 /// What is planted, and whether it is in the store or in what the disk does.
 enum Mistake {
     Store(Planted),
+    /// In the store, on a disk that gives every segment the same salt.
+    StoreWithoutSalts(Planted),
     /// These syncs are not made, in these calls of the store.
     Skipped(Vec<(Act, Call)>),
     /// Every segment has the same salt.
@@ -649,10 +680,15 @@ enum Mistake {
 
 #[test]
 fn the_simulation_notices_what_it_is_for() {
-    use Mistake::{Saltless, Skipped, Store};
+    use Mistake::{Saltless, Skipped, Store, StoreWithoutSalts};
     const ALL: [Act; 8] = [Act::Open, Act::Put, Act::Delete, Act::Evict, Act::Purge, Act::Sync, Act::Get, Act::Close];
     let mistakes = [
         ("a payload is not checked", Store(Planted::NoPayloadChecksum)),
+        ("a header is not checked", Store(Planted::NoHeaderChecksum)),
+        ("a record is believed wherever it stands", Store(Planted::AnyPlace)),
+        ("a record is believed in a segment of another generation", StoreWithoutSalts(Planted::AnyGeneration)),
+        ("a record is believed elsewhere in its segment", Store(Planted::AnyOffset)),
+        ("a segment without a seal is appended to", Store(Planted::TailReused)),
         ("a damaged record hides an older one", Store(Planted::NoOlderRecord)),
         ("a segment without a seal is trusted", Store(Planted::UnsealedTrusted)),
         ("salts are all the same", Saltless),
@@ -676,21 +712,26 @@ fn the_simulation_notices_what_it_is_for() {
     ];
     let mut unnoticed = Vec::new();
     for (what, mistake) in mistakes {
-        planted::plant(if let Store(mistake) = mistake { Some(mistake) } else { None });
         let skipped = if let Skipped(skipped) = &mistake { skipped.as_slice() } else { &[] };
-        let prepare = || {
+        let disk = |saltless: bool, skipped: &[(Act, Call)]| {
             let run = Run::new(skipped);
-            if let Saltless = mistake {
+            if saltless {
                 run.disk.take_salts();
             }
             run
         };
-        let (states, outcome) = simulate(60_000, &prepare);
+        let prepare = || disk(matches!(mistake, Saltless | StoreWithoutSalts(_)), skipped);
+        let without = || disk(matches!(mistake, StoreWithoutSalts(_)), &[]);
+        planted::plant(if let Store(mistake) | StoreWithoutSalts(mistake) = mistake { Some(mistake) } else { None });
+        let Seen { states, broken } = simulate(100_000, &prepare);
         planted::plant(None);
-        match outcome {
-            Err(noticed) => println!("{what}: noticed after {states} states: {noticed}"),
-            Ok(()) => unnoticed.push(what),
-        }
+        let Some((case, noticed)) = broken else {
+            unnoticed.push(what);
+            continue;
+        };
+        println!("{what}: noticed after {states} states: {noticed}");
+        // It was the mistake that was noticed, if all is well without it.
+        case.run(&without).1.unwrap();
     }
     assert!(unnoticed.is_empty(), "not noticed: {unnoticed:?}");
 }

@@ -7,6 +7,16 @@ use std::cell::Cell;
 pub(crate) enum Planted {
     /// Payloads are not compared with their checksums.
     NoPayloadChecksum,
+    /// Headers are not compared with their checksums.
+    NoHeaderChecksum,
+    /// A record may be one of any segment and any place.
+    AnyPlace,
+    /// A record may be one of a segment of any generation.
+    AnyGeneration,
+    /// A record may be one of any place in its segment.
+    AnyOffset,
+    /// A process goes on writing behind the last record of a segment that it found without a seal.
+    TailReused,
     /// A damaged record hides an older one that is whole.
     NoOlderRecord,
     /// What is in a segment without a seal is taken for durable.

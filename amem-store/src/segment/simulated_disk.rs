@@ -14,6 +14,8 @@ use crate::disk::{Disk, DiskFile, Part, ReadAt};
 
 /// What a disk writes as a whole or not at all.
 const SECTOR: usize = 512;
+/// What a file system gives to a file at once.
+const BLOCK: usize = 4096;
 
 /// A pseudorandom sequence (xorshift), the same for the same seed.
 #[derive(Clone, Debug)]
@@ -85,15 +87,22 @@ enum Fate {
     OneLostIn(u64),
     /// One in this many sectors and names is kept.
     OneKeptIn(u64),
+    /// Names and the lengths of files are kept, and one in this many sectors: a file system that writes what it keeps
+    /// of files before what is in them.
+    Sizes(u64),
 }
 
 impl Fate {
-    fn keeps(self, random: &mut Random) -> bool {
+    fn keeps_name(self, random: &mut Random) -> bool {
+        matches!(self, Fate::Sizes(_)) || self.keeps_sector(random)
+    }
+
+    fn keeps_sector(self, random: &mut Random) -> bool {
         match self {
             Fate::Lost => false,
             Fate::Kept => true,
             Fate::OneLostIn(n) => !random.one_in(n),
-            Fate::OneKeptIn(n) => random.one_in(n),
+            Fate::OneKeptIn(n) | Fate::Sizes(n) => random.one_in(n),
         }
     }
 }
@@ -315,17 +324,19 @@ impl SimulatedDisk {
     /// Cuts the power, and turns it on again.
     pub(super) fn cut_power(&self) {
         let mut state = self.state();
-        let State { files, durable, unsynced, random, stale, saltless, .. } = &mut *state;
-        let fate = match random.below(6) {
+        let State { files, durable, unsynced, random, stale, .. } = &mut *state;
+        let fate = match random.below(8) {
             0 => Fate::Lost,
             1 => Fate::Kept,
             2 => Fate::OneLostIn(8),
             3 => Fate::OneKeptIn(8),
+            4 => Fate::Sizes(2),
+            5 => Fate::Sizes(32),
             _ => Fate::OneKeptIn(2),
         };
         let mut entries = std::mem::take(durable);
         for (path, node) in unsynced.drain(..) {
-            if fate.keeps(random) {
+            if fate.keeps_name(random) {
                 match node {
                     Some(node) => _ = entries.insert(path, node),
                     None => _ = entries.remove(&path),
@@ -339,9 +350,7 @@ impl SimulatedDisk {
         let used: BTreeSet<usize> = reachable.values().filter_map(|node| node.file()).collect();
         for (number, file) in files.iter_mut().enumerate() {
             if used.contains(&number) {
-                // Only those that went last can have had the same number.
-                let first = if *saltless { stale.len().saturating_sub(2) } else { 0 };
-                file.settle(fate, random, &stale[first..]);
+                file.settle(fate, random, stale);
             } else if !file.live.is_empty() {
                 stale.push(std::mem::take(&mut file.live));
             }
@@ -378,18 +387,23 @@ impl Contents {
     /// What was not synced is lost or kept, sector by sector.
     fn settle(&mut self, fate: Fate, random: &mut Random, stale: &[Vec<u8>]) {
         let mut image = std::mem::take(&mut self.durable);
+        let written = std::mem::take(&mut self.live);
+        let blocks = Blocks { removed: stale, written: &written };
+        if matches!(fate, Fate::Sizes(_)) {
+            self.stale |= blocks.resize(&mut image, written.len(), random);
+        }
         for change in self.unsynced.drain(..) {
             match change {
-                Change::Len(len) if fate.keeps(random) => self.stale |= resize(&mut image, len, random, stale),
+                Change::Len(len) if fate.keeps_name(random) => self.stale |= blocks.resize(&mut image, len, random),
                 Change::Len(_) => {}
                 Change::Write { offset, bytes } => {
                     let mut done = 0;
                     while done < bytes.len() {
                         let at = offset + done;
                         let sector = (SECTOR - at % SECTOR).min(bytes.len() - done);
-                        if fate.keeps(random) {
+                        if fate.keeps_sector(random) {
                             if image.len() < at + sector {
-                                self.stale |= resize(&mut image, at + sector, random, stale);
+                                self.stale |= blocks.resize(&mut image, at + sector, random);
                             }
                             image[at..at + sector].copy_from_slice(&bytes[done..done + sector]);
                         }
@@ -415,21 +429,38 @@ impl Change {
     }
 }
 
-/// Sets zeros behind the end, or what another file left in the blocks: then it is true.
-fn resize(image: &mut Vec<u8>, len: usize, random: &mut Random, stale: &[Vec<u8>]) -> bool {
-    let end = image.len();
-    image.resize(len, 0);
-    if len <= end || random.one_in(2) {
-        return false;
+/// What blocks may hold that a file was given and nothing was written to.
+struct Blocks<'a> {
+    /// What files held that were removed or lost, the latest last.
+    removed: &'a [Vec<u8>],
+    /// What was written to this file: file systems move blocks, and leave them as they were where they lay before.
+    written: &'a [u8],
+}
+
+impl Blocks<'_> {
+    /// Sets zeros behind the end, or what such blocks hold: then it is true.
+    fn resize(&self, image: &mut Vec<u8>, len: usize, random: &mut Random) -> bool {
+        let end = image.len();
+        image.resize(len, 0);
+        if len <= end || random.one_in(2) {
+            return false;
+        }
+        let (at, left) = if random.one_in(2) {
+            // In the same place, which is where a record of it would pass for one of this file, and of a file that went
+            // lately, which may have had the same number. Index files, which are many and short, are passed over.
+            let behind =
+                self.removed.iter().rev().filter_map(|left| left.get(end..)).filter(|left| left.len() > 2 * BLOCK);
+            let behind: Vec<&[u8]> = behind.take(2).collect();
+            (end, behind.get(random.below(behind.len() as u64) as usize).copied())
+        } else {
+            let place = BLOCK * random.below((self.written.len() / BLOCK) as u64) as usize;
+            (end.next_multiple_of(BLOCK), self.written.get(place..))
+        };
+        let (Some(left), Some(room)) = (left, image.get_mut(at..)) else { return false };
+        let filled = left.len().min(room.len());
+        room[..filled].copy_from_slice(&left[..filled]);
+        filled > 0
     }
-    // In the same place, which is where a record of it would pass for one of this file, and of a file that went lately,
-    // which may have had the same number.
-    let behind = stale.iter().rev().filter_map(|left| left.get(end..)).filter(|left| !left.is_empty());
-    let left: Vec<&[u8]> = behind.take(4).collect();
-    let Some(left) = left.get(random.below(left.len() as u64) as usize) else { return false };
-    let filled = left.len().min(len - end);
-    image[end..end + filled].copy_from_slice(&left[..filled]);
-    true
 }
 
 fn error(kind: ErrorKind) -> io::Error {

@@ -14,6 +14,8 @@ use blocking::unblock;
 
 use super::format::{Entry, SegmentIndex};
 use super::index::{Index, Location, OpenFile, Segment};
+#[cfg(test)]
+use super::planted::{self, Planted};
 use super::read::{self, Check, SMALL};
 use super::writer::{Found, Writer};
 use crate::disk::{Disk, Part, SystemDisk, make_dirs};
@@ -236,6 +238,12 @@ impl Inner {
             let _ = self.reclaim(&mut writer);
             let _ = self.keep_limit(&mut writer);
             self.write_indexes(&mut writer);
+            #[cfg(test)]
+            if planted::is(Planted::TailReused) {
+                let index = self.index();
+                let tail = index.segments.last_key_value().filter(|(_, segment)| segment.unsealed);
+                tail.into_iter().for_each(|(name, tail)| writer.go_on(*name, &tail.entries, tail.end));
+            }
             *role = Role::Writer(Box::new(writer));
             self.writes.store(true, Relaxed);
         }

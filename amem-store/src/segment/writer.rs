@@ -406,6 +406,15 @@ impl Writer {
         Ok(Active { name, path, file, entries: Vec::new(), end: PAGE, unsynced: true })
     }
 
+    /// Takes a segment that another process began for the one being written.
+    #[cfg(test)]
+    pub(crate) fn go_on(&mut self, name: SegmentName, entries: &[Entry], end: u64) {
+        let path = self.dir.join(name.file_name());
+        if let Ok(file) = self.disk.open(&path) {
+            self.active = Some(Active { name, path, file, entries: entries.to_vec(), end, unsynced: true });
+        }
+    }
+
     /// Leaves a segment whose last write failed. A full disk is a state that passes, and a chunk that cannot be read is no
     /// fault of the disk; after anything else nobody knows what was written.
     fn abandon(&mut self, error: Error) -> Error {
