@@ -1,14 +1,12 @@
 //! A data directory: everything that amem keeps, in one place.
 
-use std::fs::{self, File};
-use std::io::{ErrorKind, Read, Write};
+use std::fs;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use tempfile::NamedTempFile;
-
-use crate::disk::{Disk, SystemDisk, make_dirs};
-use crate::{Error, Result, SegmentOptions, SegmentStore, SqliteLedger, Verification, ledger};
+use crate::disk::{Disk, FileDisk, SystemDisk, make_dirs, read_at_most};
+use crate::{Error, Result, SegmentOptions, SegmentStore, SqliteLedger, Verification, ledger, whole_file};
 
 /// The name of the note that says where KV is kept besides.
 const SHARED_KV: &str = "shared-kv";
@@ -212,18 +210,15 @@ fn check_link(link: &Path) -> Result<()> {
 /// # Errors
 /// [`Error::SharedKv`] when another place is noted; when the note cannot be written.
 pub fn note_shared_kv(dir: impl AsRef<Path>, place: &str) -> Result<()> {
-    let dir = dir.as_ref();
-    make(dir)?;
-    check_shared_kv(dir, Some(place))?;
+    note_shared_kv_on(&SystemDisk, dir.as_ref(), place)
+}
+
+pub(crate) fn note_shared_kv_on(disk: &dyn FileDisk, dir: &Path, place: &str) -> Result<()> {
+    make_dirs(disk, dir).map_err(Error::io("make the data directory", dir))?;
+    check_shared_kv_on(disk, dir, Some(place))?;
     let path = dir.join(SHARED_KV);
-    let write = || {
-        let mut file = NamedTempFile::with_prefix_in(SHARED_KV, dir)?;
-        writeln!(file, "{place}")?;
-        file.as_file().sync_all()?;
-        file.persist(&path).map_err(|error| error.error)?;
-        SystemDisk.sync_dir(dir)
-    };
-    write().map_err(Error::writing(&path))
+    let draft = whole_file::draft(disk, &path, SHARED_KV);
+    whole_file::replace(disk, &path, &draft, format!("{place}\n").as_bytes()).map_err(Error::writing(&path))
 }
 
 /// That KV of the data directory `dir` is kept on no shared server but this one: for who deletes from it, or, with `None`,
@@ -232,11 +227,16 @@ pub fn note_shared_kv(dir: impl AsRef<Path>, place: &str) -> Result<()> {
 /// # Errors
 /// [`Error::SharedKv`] when another was noted ([`note_shared_kv`]); when the note cannot be read.
 pub fn check_shared_kv(dir: impl AsRef<Path>, place: Option<&str>) -> Result<()> {
-    let note = dir.as_ref().join(SHARED_KV);
-    let mut noted = String::new();
-    match File::open(&note).and_then(|file| file.take(MAX_PLACE).read_to_string(&mut noted)) {
-        Ok(_) if place == Some(noted.trim()) => Ok(()),
-        Ok(_) => Err(Error::SharedKv { note, place: noted.trim().to_owned() }),
+    check_shared_kv_on(&SystemDisk, dir.as_ref(), place)
+}
+
+pub(crate) fn check_shared_kv_on(disk: &dyn FileDisk, dir: &Path, place: Option<&str>) -> Result<()> {
+    let note = dir.join(SHARED_KV);
+    let read = read_at_most(disk, &note, MAX_PLACE);
+    match read.and_then(|noted| String::from_utf8(noted).map_err(|error| io::Error::new(ErrorKind::InvalidData, error)))
+    {
+        Ok(noted) if place == Some(noted.trim()) => Ok(()),
+        Ok(noted) => Err(Error::SharedKv { note, place: noted.trim().to_owned() }),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         Err(error) => Err(Error::io("read", &note)(error)),
     }

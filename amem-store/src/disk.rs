@@ -1,14 +1,16 @@
-//! The file operations that segments are made of, behind a trait: so that tests can put a simulated disk in the place of
-//! the system's, and cut its power at any operation.
+//! The file operations that segments and keys are made of, behind a trait: so that tests can put a simulated disk in the
+//! place of the system's, and cut its power at any operation.
 
 use std::collections::hash_map::RandomState;
 use std::ffi::OsString;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::hash::{BuildHasher, Hasher};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+
+use tempfile::TempPath;
 
 use crate::readers::ReadLater;
 
@@ -29,7 +31,7 @@ pub(crate) trait Disk: Send + Sync {
     ///
     /// # Errors
     /// `WouldBlock` when another process has locked it.
-    fn lock(&self, path: &Path) -> io::Result<Box<dyn Send>>;
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>>;
 
     /// Makes a file, for its owner only, that was not there.
     fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>>;
@@ -51,6 +53,34 @@ pub(crate) trait Disk: Send + Sync {
 
     /// Has parts of files read ahead, in this order, and does not wait for it.
     fn read_ahead(&self, parts: Vec<Part>);
+}
+
+/// A [`Disk`] for files that are replaced as a whole.
+#[cfg_attr(not(feature = "encryption"), allow(dead_code, reason = "some of it is for keys alone"))]
+pub(crate) trait FileDisk: Disk {
+    /// Locks a file as [`lock`](Disk::lock) does, with others that lock it like this.
+    ///
+    /// # Errors
+    /// `WouldBlock` when another process has locked it alone.
+    fn lock_shared(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>>;
+
+    /// Opens a file for writing over what is in it.
+    fn open_to_write(&self, path: &Path) -> io::Result<Box<dyn DiskFile>>;
+
+    /// How many names a file has; `None` where there is something else.
+    fn names(&self, path: &Path) -> io::Result<Option<u64>>;
+
+    /// Gives a file another name in the same file system, in place of the file that has it.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Gives a file a second name in the same file system.
+    fn link(&self, path: &Path, name: &Path) -> io::Result<()>;
+
+    /// Gives a file another name in the same file system. For a moment, and after a crash, it may have both.
+    ///
+    /// # Errors
+    /// `AlreadyExists` when there is a file of that name.
+    fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()>;
 }
 
 /// A part of a file.
@@ -87,28 +117,23 @@ pub(crate) trait DiskFile: ReadAt + Send + Sync {
     fn read_ahead(&self, offset: u64, len: u64, stop: &dyn Fn() -> bool, space: &mut Vec<u8>);
 }
 
-/// Makes a directory and those above it that are missing. All that were made survive a power cut.
+/// Makes a directory and those above it that are missing. It survives a power cut, and so do they.
 pub(crate) fn make_dirs(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
-    if disk.exists(dir)? {
-        return Ok(());
+    if !disk.exists(dir)? {
+        make_dirs(disk, parent(dir))?;
+        match disk.make_dir(dir) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
     }
-    let parent = parent(dir);
-    if disk.exists(parent)? {
-        // It may have been made by a process that was killed before it synced.
-        sync_entry(disk, parent)?;
-    } else {
-        make_dirs(disk, parent)?;
-    }
-    match disk.make_dir(dir) {
-        Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
-        _ => {}
-    }
+    // Also if it is there: it may have been made by a process that was killed before it synced, or by a call whose sync
+    // failed.
     sync_entry(disk, dir)
 }
 
 /// Makes it last that there is this directory. The directory above it may be one that this user may not open, and so did
 /// not make it in, or be on another file system, which is read-only or cannot sync directories: no error then.
-pub(crate) fn sync_entry(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
+fn sync_entry(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
     use ErrorKind::{InvalidInput, PermissionDenied, ReadOnlyFilesystem, Unsupported};
     match disk.sync_dir(parent(dir)) {
         Err(error) if matches!(error.kind(), PermissionDenied | ReadOnlyFilesystem | InvalidInput | Unsupported) => {
@@ -118,13 +143,23 @@ pub(crate) fn sync_entry(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
     }
 }
 
-fn parent(path: &Path) -> &Path {
+/// The directory that a file or a directory is in.
+pub(crate) fn parent(path: &Path) -> &Path {
     match path.parent() {
         // Of a relative path's first part.
         Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
         Some(parent) => parent,
         None => path,
     }
+}
+
+/// The bytes of a file; of one that has more than `limit`, only so many.
+pub(crate) fn read_at_most(disk: &dyn Disk, path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let file = disk.open(path)?;
+    let mut bytes = vec![0; usize::try_from(file.len()?.min(limit)).unwrap_or(usize::MAX)];
+    let filled = file.read_at(&mut bytes, 0)?;
+    bytes.truncate(filled);
+    Ok(bytes)
 }
 
 /// The system's files.
@@ -142,6 +177,16 @@ impl Drop for Locked {
     }
 }
 
+fn locked(path: &Path, lock: impl FnOnce(&File) -> Result<(), TryLockError>) -> io::Result<Box<dyn Send + Sync>> {
+    let mut options = OpenOptions::new();
+    let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    match lock(&file) {
+        Ok(()) => Ok(Box::new(Locked(file))),
+        Err(TryLockError::WouldBlock) => Err(ErrorKind::WouldBlock.into()),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
 impl Disk for SystemDisk {
     fn make_dir(&self, dir: &Path) -> io::Result<()> {
         DirBuilder::new().mode(0o700).create(dir)
@@ -155,14 +200,8 @@ impl Disk for SystemDisk {
         path.try_exists()
     }
 
-    fn lock(&self, path: &Path) -> io::Result<Box<dyn Send>> {
-        let mut options = OpenOptions::new();
-        let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
-        match file.try_lock() {
-            Ok(()) => Ok(Box::new(Locked(file))),
-            Err(TryLockError::WouldBlock) => Err(ErrorKind::WouldBlock.into()),
-            Err(TryLockError::Error(error)) => Err(error),
-        }
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>> {
+        locked(path, File::try_lock)
     }
 
     fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
@@ -213,6 +252,37 @@ impl Disk for SystemDisk {
             }
         };
         blocking::unblock(read).detach();
+    }
+}
+
+impl FileDisk for SystemDisk {
+    fn lock_shared(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>> {
+        locked(path, File::try_lock_shared)
+    }
+
+    fn open_to_write(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        Ok(Box::new(OpenOptions::new().write(true).open(path)?))
+    }
+
+    fn names(&self, path: &Path) -> io::Result<Option<u64>> {
+        let metadata = std::fs::symlink_metadata(path)?;
+        Ok(metadata.is_file().then(|| metadata.nlink()))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        std::fs::rename(from, to)
+    }
+
+    fn link(&self, path: &Path, name: &Path) -> io::Result<()> {
+        std::fs::hard_link(path, name)
+    }
+
+    fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
+        TempPath::try_from_path(from)?.persist_noclobber(to).map_err(|failed| {
+            // It is not for this to remove it. That it cannot be kept shows when it is used.
+            let _ = failed.path.keep();
+            failed.error
+        })
     }
 }
 

@@ -79,7 +79,7 @@ impl Disk for MemoryDisk {
         Ok(self.file(path).is_some())
     }
 
-    fn lock(&self, _: &Path) -> io::Result<Box<dyn Send>> {
+    fn lock(&self, _: &Path) -> io::Result<Box<dyn Send + Sync>> {
         read_only()
     }
 

@@ -19,6 +19,8 @@ pub mod fuzzing;
 mod ledger;
 mod map;
 mod model_dir;
+#[cfg(test)]
+mod planted;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod readers;
@@ -29,7 +31,12 @@ mod remote;
 mod residency_file;
 mod residency_saver;
 mod segment;
+#[cfg(test)]
+mod simulated_disk;
 pub mod transfer;
+mod whole_file;
+#[cfg(test)]
+mod whole_file_tests;
 
 pub use data_dir::{
     DEFAULT_KV_BYTES, DataDir, backup, check_shared_kv, keep_kv_in, note_shared_kv, open, open_damaged, open_kv,
@@ -49,3 +56,4 @@ pub use transfer::{
     Became, Export, Imported, ImportedLine, MAX_LINE_BYTES, ReferenceFile, TransferError, export, import,
     import_checked, import_reference, import_reference_log,
 };
+pub use whole_file::{create_file, make_dir, replace_file};

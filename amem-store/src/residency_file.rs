@@ -10,15 +10,13 @@
 //! checksum   32 bytes   BLAKE3 of all bytes before
 //! ```
 
-use std::fs::{self, File};
-use std::io::{self, ErrorKind, Read, Write};
+use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tempfile::NamedTempFile;
-
-use crate::disk::{Disk, SystemDisk};
-use crate::{Error, Result};
+use crate::disk::{FileDisk, SystemDisk, parent, read_at_most};
+use crate::{Error, Result, whole_file};
 
 const MAGIC: &[u8; 8] = b"amemres1";
 /// Bytes of a file at most. A chunk takes less than 200 bytes of it.
@@ -60,8 +58,13 @@ impl ResidencyFile {
     /// # Errors
     /// When it cannot be written, or is more than [`load`](Self::load) would read. The earlier file is still there then.
     pub fn save(&self, tiers: &[Vec<u8>]) -> Result<()> {
+        self.save_on(&SystemDisk, tiers)
+    }
+
+    pub(crate) fn save_on(&self, disk: &dyn FileDisk, tiers: &[Vec<u8>]) -> Result<()> {
         let bytes = encode(tiers).ok_or(ErrorKind::FileTooLarge.into()).map_err(Error::writing(&self.path))?;
-        self.replace(&bytes).map_err(Error::writing(&self.path))
+        let draft = whole_file::draft(disk, &self.path, DRAFT);
+        whole_file::replace(disk, &self.path, &draft, &bytes).map_err(Error::writing(&self.path))
     }
 
     /// As [`save`](Self::save). Says how many bytes the file has.
@@ -73,16 +76,9 @@ impl ResidencyFile {
         &self.path
     }
 
-    fn dir(&self) -> &Path {
-        match self.path.parent() {
-            Some(dir) if !dir.as_os_str().is_empty() => dir,
-            _ => Path::new("."),
-        }
-    }
-
     /// Removes drafts that a process which was killed has left. Another may write one at this moment, so the young stay.
     pub(crate) fn remove_drafts(&self) {
-        let drafts = fs::read_dir(self.dir()).into_iter().flatten().flatten();
+        let drafts = fs::read_dir(parent(&self.path)).into_iter().flatten().flatten();
         for draft in drafts.filter(|draft| draft.file_name().as_encoded_bytes().starts_with(DRAFT.as_bytes())) {
             let age = draft.metadata().and_then(|file| file.modified()).map(|at| at.elapsed().unwrap_or_default());
             if age.is_ok_and(|age| age > DRAFT_AGE) {
@@ -92,25 +88,15 @@ impl ResidencyFile {
         }
     }
 
-    fn replace(&self, bytes: &[u8]) -> io::Result<()> {
-        let dir = self.dir();
-        // For its owner only. It is removed if it does not come to be the file.
-        let mut file = NamedTempFile::with_prefix_in(DRAFT, dir)?;
-        file.write_all(bytes)?;
-        file.as_file().sync_all()?;
-        file.persist(&self.path).map_err(|error| error.error)?;
-        SystemDisk.sync_dir(dir)
-    }
-
     /// What was saved last, fastest tier first. Empty when there is no such file, and when it is damaged or cannot be read.
     pub fn load(&self) -> Vec<Vec<u8>> {
-        let mut bytes = Vec::new();
+        self.load_on(&SystemDisk)
+    }
+
+    pub(crate) fn load_on(&self, disk: &dyn FileDisk) -> Vec<Vec<u8>> {
         // One byte more than allowed is enough to see that it is too large.
-        let read = File::open(&self.path).and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut bytes));
-        match read {
-            Ok(_) => decode(&bytes).unwrap_or_default(),
-            Err(_) => Vec::new(),
-        }
+        let read = read_at_most(disk, &self.path, MAX_BYTES + 1);
+        read.ok().and_then(|bytes| decode(&bytes)).unwrap_or_default()
     }
 }
 

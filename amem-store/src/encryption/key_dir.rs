@@ -14,9 +14,9 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::fs::File;
+use std::io::{self, ErrorKind, Read};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -29,13 +29,18 @@ use chacha20poly1305::{KeyInit, XChaCha20Poly1305};
 use zeroize::Zeroizing;
 
 use super::{Holder, Key, Keys};
-use crate::disk::{Disk, SystemDisk, make_dirs};
-use crate::{Error, Result};
+use crate::disk::{DiskFile, FileDisk, SystemDisk, make_dirs, read_at_most};
+#[cfg(test)]
+use crate::planted::{self, Planted};
+use crate::{Error, Result, whole_file};
 
 const MAGIC: &[u8; 8] = b"amemkey1";
 /// What stands before the nonce, and before what is sealed.
 const HEAD: usize = 24;
 const SEALED: usize = HEAD + 24;
+const LOCK: &str = "LOCK";
+/// What the name of a file begins with that is being made or destroyed.
+pub(super) const ASIDE: &str = "tmp-";
 /// The key, its holder's kind and name, and the tag.
 const MAX_FILE: usize = SEALED + 32 + 1 + Namespace::MAX_BYTES + 16;
 
@@ -82,7 +87,7 @@ impl MasterKey {
     }
 
     /// What tells one master key from another in a file.
-    fn id(&self) -> [u8; 16] {
+    pub(super) fn id(&self) -> [u8; 16] {
         *self.0.derive("amem 2026-11 id of a master key")
     }
 }
@@ -92,14 +97,15 @@ impl MasterKey {
 #[derive(Clone)]
 pub struct KeyDir(Arc<Inner>);
 
-struct Inner {
+pub(super) struct Inner {
+    disk: Arc<dyn FileDisk>,
     dir: PathBuf,
     master: MasterKey,
     root: Key,
     /// Files whose names are known to be durable.
     durable: Mutex<HashSet<String>>,
     /// Held while the directory is in use.
-    _lock: File,
+    _lock: Box<dyn Send + Sync>,
 }
 
 impl KeyDir {
@@ -109,30 +115,7 @@ impl KeyDir {
     /// [`Error::WrongMasterKey`] when it was made with another master key, [`Error::KeysInUse`] while that is being
     /// changed; when something cannot be read or written, or is damaged.
     pub fn open(dir: impl AsRef<Path>, master: &MasterKey) -> Result<Self> {
-        let dir = dir.as_ref();
-        make_dirs(&SystemDisk, dir).map_err(Error::io("make the directory of keys", dir))?;
-        let lock = lock_file(dir)?;
-        // Whoever is alone here clears what was left by processes that ended.
-        if lock.try_lock().is_ok() {
-            clear_left_over(dir)?;
-            lock.unlock().map_err(Error::io("unlock", dir))?;
-        }
-        lock_shared(&lock, dir)?;
-        let root = match read(dir, "root", master)? {
-            Some((root, _)) => root,
-            None => {
-                // A new root would find none of them.
-                if !key_files(dir)?.is_empty() && read(dir, "root", master)?.is_none() {
-                    return Err(damaged(&dir.join("root"), "it is gone, and there are keys"));
-                }
-                let new = Key::random().map_err(random_failed(dir))?;
-                create(dir, "root", &wrap("root", &new, &Contents::Root, master, dir)?)?;
-                let (root, _) = read(dir, "root", master)?.ok_or_else(|| damaged(&dir.join("root"), "it is gone"))?;
-                root
-            }
-        };
-        let inner = Inner { dir: dir.to_owned(), master: master.clone(), root, durable: Mutex::default(), _lock: lock };
-        Ok(Self(Arc::new(inner)))
+        Ok(Self(Arc::new(Inner::open(Arc::new(SystemDisk), dir.as_ref(), master)?)))
     }
 
     /// Wraps all keys of the directory `dir` under another master key, and says how many there are. If it is
@@ -142,41 +125,12 @@ impl KeyDir {
     /// [`Error::KeysInUse`] while a process uses the directory, [`Error::WrongMasterKey`] when `old` is not its master key;
     /// when something cannot be read or written, or is damaged.
     pub fn rewrap(dir: impl AsRef<Path>, old: &MasterKey, new: &MasterKey) -> Result<usize> {
-        let dir = dir.as_ref();
-        let lock = lock_file(dir)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(Error::KeysInUse { path: dir.to_owned() }),
-            Err(TryLockError::Error(error)) => return Err(Error::io("lock", dir)(error)),
-        }
-        clear_left_over(dir)?;
-        let mut names = key_files(dir)?;
-        let count = names.len();
-        // Last, so that the directory opens under the old key until all is done.
-        names.push("root".to_owned());
-        for name in names {
-            let (key, contents) = match read(dir, &name, old) {
-                Ok(Some(found)) => found,
-                Ok(None) => continue,
-                // From an earlier call, that was interrupted.
-                Err(Error::WrongMasterKey { .. }) if read(dir, &name, new)?.is_some() => continue,
-                Err(error) => return Err(error),
-            };
-            let path = dir.join(&name);
-            let wrapped = wrap(&name, &key, &contents, new, dir)?;
-            let file = write_aside(dir, &wrapped)?;
-            // The old wrapping is overwritten: who learns the old master key later must not find it.
-            let before = OpenOptions::new().write(true).open(&path).map_err(Error::io("open", &path))?;
-            file.persist(&path).map_err(|error| Error::writing(&path)(error.error))?;
-            sync_dir(dir)?;
-            overwrite(before).map_err(Error::writing(&path))?;
-        }
-        Ok(count)
+        rewrap(&SystemDisk, dir.as_ref(), old, new)
     }
 
     /// [`Keys::id_secret`].
     pub fn id_secret(&self) -> [u8; 32] {
-        *self.0.root.derive("amem 2026-11 secret of chunk ids")
+        self.0.id_secret()
     }
 }
 
@@ -215,7 +169,39 @@ impl Contents {
 }
 
 impl Inner {
-    fn file_name(&self, holder: &Holder) -> String {
+    pub(super) fn open(disk: Arc<dyn FileDisk>, dir: &Path, master: &MasterKey) -> Result<Self> {
+        make_dirs(&*disk, dir).map_err(Error::io("make the directory of keys", dir))?;
+        // Whoever is alone here clears what was left by processes that ended.
+        if let Ok(alone) = disk.lock(&dir.join(LOCK)) {
+            clear_left_over(&*disk, dir)?;
+            drop(alone);
+        }
+        let lock = lock_shared(&*disk, dir)?;
+        let root = match read(&*disk, dir, "root", master)? {
+            Some((root, _)) => {
+                // Whoever made it may have been killed before its name was durable, and what is derived from it will be.
+                sync_dir(&*disk, dir)?;
+                root
+            }
+            None => {
+                // A new root would find none of them.
+                if !key_files(&*disk, dir)?.is_empty() && read(&*disk, dir, "root", master)?.is_none() {
+                    return Err(damaged(&dir.join("root"), "it is gone, and there are keys"));
+                }
+                let new = Key::random().map_err(random_failed(dir))?;
+                create(&*disk, dir, "root", &wrap("root", &new, &Contents::Root, master, dir)?)?;
+                let root = read(&*disk, dir, "root", master)?;
+                root.ok_or_else(|| damaged(&dir.join("root"), "it is gone"))?.0
+            }
+        };
+        Ok(Self { disk, dir: dir.to_owned(), master: master.clone(), root, durable: Mutex::default(), _lock: lock })
+    }
+
+    pub(super) fn id_secret(&self) -> [u8; 32] {
+        *self.root.derive("amem 2026-11 secret of chunk ids")
+    }
+
+    pub(super) fn file_name(&self, holder: &Holder) -> String {
         let mut hash = blake3::Hasher::new_keyed(&self.root.derive("amem 2026-11 names of key files"));
         let contents = Contents::Holder(holder.clone());
         let (kind, name) = contents.write();
@@ -224,7 +210,7 @@ impl Inner {
         format!("{}.key", hash.finalize().to_hex())
     }
 
-    fn get(&self, holder: &Holder) -> Result<Option<Key>> {
+    pub(super) fn get(&self, holder: &Holder) -> Result<Option<Key>> {
         let name = self.file_name(holder);
         match self.read(&name)? {
             Some((key, Contents::Holder(found))) if found == *holder => Ok(Some(key)),
@@ -234,28 +220,29 @@ impl Inner {
     }
 
     fn read(&self, name: &str) -> Result<Option<(Key, Contents)>> {
-        match read(&self.dir, name, &self.master) {
+        let look = || read(&*self.disk, &self.dir, name, &self.master);
+        match look() {
             // It may be just being destroyed: then it is gone, or all zeros, at the next look.
-            Err(Error::DamagedKey { .. } | Error::WrongMasterKey { .. }) => read(&self.dir, name, &self.master),
+            Err(Error::DamagedKey { .. } | Error::WrongMasterKey { .. }) => look(),
             found => found,
         }
     }
 
-    fn get_or_create(&self, holder: &Holder) -> Result<Key> {
+    pub(super) fn get_or_create(&self, holder: &Holder) -> Result<Key> {
         let name = self.file_name(holder);
         // Others may make and destroy it meanwhile, but not for ever.
         for _ in 0..100 {
             if let Some(key) = self.get(holder)? {
                 // Whoever made it may have been killed before its name was durable, and what is encrypted with it will be.
                 if !self.durable().contains(&name) {
-                    sync_dir(&self.dir)?;
+                    sync_dir(&*self.disk, &self.dir)?;
                     self.durable().insert(name);
                 }
                 return Ok(key);
             }
             let key = Key::random().map_err(random_failed(&self.dir))?;
             let wrapped = wrap(&name, &key, &Contents::Holder(holder.clone()), &self.master, &self.dir)?;
-            create(&self.dir, &name, &wrapped)?;
+            create(&*self.disk, &self.dir, &name, &wrapped)?;
         }
         Err(damaged(&self.dir.join(&name), "it is there and has nothing in it"))
     }
@@ -264,32 +251,36 @@ impl Inner {
         self.durable.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn destroy(&self, namespace: &Namespace) -> Result<()> {
-        let secret = self.root.derive("amem 2026-11 secret of chunk ids");
+    pub(super) fn destroy(&self, namespace: &Namespace) -> Result<()> {
+        let secret = self.id_secret();
         let name = namespace.as_str();
         let holders = [
             Holder::Namespace(namespace.clone()),
             Holder::Owner(OwnerId::keyed(&secret, name)),
             Holder::Owner(OwnerId::of(name)),
         ];
+        let mut aside = Vec::new();
         for holder in holders {
             let name = self.file_name(&holder);
-            let (path, aside) = (self.dir.join(&name), self.dir.join(format!("tmp-{:016x}", SystemDisk.random())));
+            let path = self.dir.join(&name);
+            let gone = whole_file::draft(&*self.disk, &path, ASIDE);
             // Without its name it is gone, even if this is interrupted. Whoever opens the directory then wipes it.
-            match fs::rename(&path, &aside) {
-                Ok(()) => {}
+            match self.disk.rename(&path, &gone) {
+                Ok(()) => aside.push(gone),
                 Err(error) if error.kind() == ErrorKind::NotFound => continue,
                 Err(error) => return Err(Error::writing(&path)(error)),
             }
             self.durable().remove(&name);
-            wipe(&aside)?;
         }
-        sync_dir(&self.dir)
+        // Also where there is none: whoever took its name may have been killed. And before anything is wiped: else a power
+        // cut could leave the name, and half of what had it.
+        sync_dir(&*self.disk, &self.dir)?;
+        aside.iter().try_for_each(|gone| wipe(&*self.disk, gone))
     }
 
     fn namespaces(&self) -> Result<Vec<(Namespace, Key)>> {
         let mut found = Vec::new();
-        for name in key_files(&self.dir)? {
+        for name in key_files(&*self.disk, &self.dir)? {
             if let Some((key, Contents::Holder(Holder::Namespace(namespace)))) = self.read(&name)? {
                 found.push((namespace, key));
             }
@@ -359,13 +350,12 @@ fn wrap(name: &str, key: &Key, contents: &Contents, master: &MasterKey, dir: &Pa
 }
 
 /// The key in a file; `None` where there is none, or it was being destroyed.
-fn read(dir: &Path, name: &str, master: &MasterKey) -> Result<Option<(Key, Contents)>> {
+fn read(disk: &dyn FileDisk, dir: &Path, name: &str, master: &MasterKey) -> Result<Option<(Key, Contents)>> {
     let path = dir.join(name);
-    let mut bytes = Vec::with_capacity(MAX_FILE + 1);
-    match File::open(&path) {
-        Ok(file) => file.take(MAX_FILE as u64 + 1).read_to_end(&mut bytes).map_err(Error::io("read", &path))?,
+    let bytes = match read_at_most(disk, &path, MAX_FILE as u64 + 1) {
+        Ok(bytes) => bytes,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(Error::io("open", &path)(error)),
+        Err(error) => return Err(Error::io("read", &path)(error)),
     };
     // It was opened just before it was destroyed.
     if bytes.iter().all(|byte| *byte == 0) {
@@ -390,86 +380,115 @@ fn read(dir: &Path, name: &str, master: &MasterKey) -> Result<Option<(Key, Conte
     read.map(Some).ok_or_else(|| damaged(&path, "what it decrypts to is no key"))
 }
 
+/// Wraps all keys of a directory under another master key: see [`KeyDir::rewrap`].
+pub(super) fn rewrap(disk: &dyn FileDisk, dir: &Path, old: &MasterKey, new: &MasterKey) -> Result<usize> {
+    let _alone = disk.lock(&dir.join(LOCK)).map_err(|error| match error.kind() {
+        ErrorKind::WouldBlock => Error::KeysInUse { path: dir.to_owned() },
+        _ => Error::io("lock", dir)(error),
+    })?;
+    clear_left_over(disk, dir)?;
+    let mut names = key_files(disk, dir)?;
+    let count = names.len();
+    // Last, so that the directory opens under the old key until all is done.
+    names.push("root".to_owned());
+    for name in names {
+        let (key, contents) = match read(disk, dir, &name, old) {
+            Ok(Some(found)) => found,
+            Ok(None) => continue,
+            // From an earlier call, that was interrupted.
+            Err(Error::WrongMasterKey { .. }) if read(disk, dir, &name, new)?.is_some() => continue,
+            Err(error) => return Err(error),
+        };
+        let path = dir.join(&name);
+        let wrapped = wrap(&name, &key, &contents, new, dir)?;
+        // The old wrapping is overwritten: who learns the old master key later must not find it. Until then it has a name
+        // aside, so that it is wiped later if this is interrupted.
+        let before = disk.open_to_write(&path).map_err(Error::io("open", &path))?;
+        let aside = whole_file::draft(disk, &path, ASIDE);
+        let named = match disk.link(&path, &aside) {
+            Ok(()) => true,
+            // A file system without second names.
+            Err(error) if matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::PermissionDenied) => false,
+            Err(error) => return Err(Error::writing(&aside)(error)),
+        };
+        sync_dir(disk, dir)?;
+        let draft = whole_file::draft(disk, &path, ASIDE);
+        whole_file::replace(disk, &path, &draft, &wrapped).map_err(Error::writing(&path))?;
+        overwrite(&*before).map_err(Error::writing(&path))?;
+        if named {
+            disk.remove(&aside).map_err(Error::writing(&aside))?;
+        }
+    }
+    // Also what an earlier call did, that was interrupted.
+    sync_dir(disk, dir)?;
+    Ok(count)
+}
+
 /// Makes a file that is whole and durable when it has its name, unless there is one of that name.
-fn create(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
+fn create(disk: &dyn FileDisk, dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
     let path = dir.join(name);
-    match write_aside(dir, bytes)?.persist_noclobber(&path) {
-        Ok(_) => sync_dir(dir),
+    match whole_file::create(disk, &path, &whole_file::draft(disk, &path, ASIDE), bytes) {
         // Another process was faster.
-        Err(error) if error.error.kind() == ErrorKind::AlreadyExists => sync_dir(dir),
-        Err(error) => Err(Error::writing(&path)(error.error)),
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(Error::writing(&path)(error)),
+        _ => Ok(()),
     }
 }
 
-/// A durable file that has no lasting name yet.
-fn write_aside(dir: &Path, bytes: &[u8]) -> Result<tempfile::NamedTempFile> {
-    // For its owner only.
-    let mut file = tempfile::Builder::new().prefix("tmp-").tempfile_in(dir).map_err(Error::writing(dir))?;
-    file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(Error::writing(dir))?;
-    Ok(file)
-}
-
 /// Overwrites a file with zeros, durably, and removes it.
-fn wipe(path: &Path) -> Result<()> {
-    let file = OpenOptions::new().write(true).open(path).map_err(Error::io("open", path))?;
-    overwrite(file).and_then(|()| fs::remove_file(path)).map_err(Error::writing(path))
+fn wipe(disk: &dyn FileDisk, path: &Path) -> Result<()> {
+    let file = disk.open_to_write(path).map_err(Error::io("open", path))?;
+    overwrite(&*file).and_then(|()| disk.remove(path)).map_err(Error::writing(path))
 }
 
-fn overwrite(mut file: File) -> io::Result<()> {
-    let len = usize::try_from(file.metadata()?.len()).unwrap_or(MAX_FILE);
-    file.write_all(&[0; MAX_FILE][..len.min(MAX_FILE)])?;
-    file.sync_all()
+fn overwrite(file: &dyn DiskFile) -> io::Result<()> {
+    #[cfg(test)]
+    if planted::is(Planted::KeyNotWiped) {
+        return Ok(());
+    }
+    let len = usize::try_from(file.len()?).unwrap_or(MAX_FILE);
+    file.write_all_at(&[0; MAX_FILE][..len.min(MAX_FILE)], 0)?;
+    file.sync()
 }
 
-fn sync_dir(dir: &Path) -> Result<()> {
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::writing(dir))
+fn sync_dir(disk: &dyn FileDisk, dir: &Path) -> Result<()> {
+    disk.sync_dir(dir).map_err(Error::writing(dir))
 }
 
 /// Waits for a process that only clears the directory, and not for one that changes the master key.
-fn lock_shared(lock: &File, dir: &Path) -> Result<()> {
+fn lock_shared(disk: &dyn FileDisk, dir: &Path) -> Result<Box<dyn Send + Sync>> {
     for _ in 0..100 {
-        match lock.try_lock_shared() {
-            Ok(()) => return Ok(()),
-            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(10)),
-            Err(TryLockError::Error(error)) => return Err(Error::io("lock", dir)(error)),
+        match disk.lock_shared(&dir.join(LOCK)) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => std::thread::sleep(Duration::from_millis(10)),
+            locked => return locked.map_err(Error::io("lock", dir)),
         }
     }
     Err(Error::KeysInUse { path: dir.to_owned() })
 }
 
-fn lock_file(dir: &Path) -> Result<File> {
-    let path = dir.join("LOCK");
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false).mode(0o600);
-    options.open(&path).map_err(Error::io("open", &path))
-}
-
 /// The names of the files that hold keys.
-fn key_files(dir: &Path) -> Result<Vec<String>> {
-    let entries = fs::read_dir(dir).map_err(Error::io("read", dir))?;
-    let mut names = Vec::new();
-    for entry in entries {
-        let name = entry.map_err(Error::io("read", dir))?.file_name();
-        names.extend(name.into_string().ok().filter(|name| name.ends_with(".key")));
-    }
+fn key_files(disk: &dyn FileDisk, dir: &Path) -> Result<Vec<String>> {
+    let files = disk.list(dir).map_err(Error::io("read", dir))?;
+    let names = files.into_iter().filter_map(|name| name.into_string().ok());
+    let mut names: Vec<String> = names.filter(|name| name.ends_with(".key")).collect();
     names.sort_unstable();
     Ok(names)
 }
 
 /// Wipes files that were being made or destroyed when a process ended.
-fn clear_left_over(dir: &Path) -> Result<()> {
-    for entry in fs::read_dir(dir).map_err(Error::io("read", dir))? {
-        let entry = entry.map_err(Error::io("read", dir))?;
-        if !entry.file_name().as_encoded_bytes().starts_with(b"tmp-") {
-            continue;
-        }
-        let path = entry.path();
-        let metadata = entry.metadata().map_err(Error::io("read", &path))?;
-        if metadata.is_file() && metadata.nlink() == 1 {
-            wipe(&path)?;
-        } else if metadata.is_file() {
+fn clear_left_over(disk: &dyn FileDisk, dir: &Path) -> Result<()> {
+    let mut left = disk.list(dir).map_err(Error::io("read", dir))?;
+    left.retain(|name| name.as_encoded_bytes().starts_with(ASIDE.as_bytes()));
+    if !left.is_empty() {
+        // What has one name now must not have two after a power cut: it may be what a key was wrapped in before.
+        sync_dir(disk, dir)?;
+    }
+    for name in left {
+        let path = dir.join(name);
+        match disk.names(&path).map_err(Error::io("read", &path))? {
+            Some(1) => wipe(disk, &path)?,
             // It was just being given its name, and is a key that may be in use.
-            fs::remove_file(&path).map_err(Error::writing(&path))?;
+            Some(_) => disk.remove(&path).map_err(Error::writing(&path))?,
+            None => {}
         }
     }
     Ok(())

@@ -36,6 +36,8 @@
 //! namespace for a while: it is of use only to who has the master key as well.
 
 mod key_dir;
+#[cfg(test)]
+mod key_dir_tests;
 mod keys;
 mod ledger;
 mod seal;

@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
-use tempfile::{Builder, TempDir, TempPath};
+use tempfile::{Builder, TempDir};
 
-use crate::{Error, Result};
+use crate::disk::SystemDisk;
+use crate::{Error, Result, whole_file};
 
 /// What the name of a draft's folder begins with.
 const DRAFT: &str = ".amem-draft-";
@@ -50,11 +51,9 @@ impl Draft {
     /// [`Error::Exists`] when there is a file of this name.
     pub(super) fn publish(self, target: &Path) -> Result<()> {
         let Self { folder, path, lock } = self;
-        File::open(&path).and_then(|file| file.sync_all()).map_err(Error::writing(&path))?;
-        let path = TempPath::try_from_path(&path).map_err(Error::writing(&path))?;
-        path.persist_noclobber(target).map_err(|failed| match failed.error.kind() {
+        whole_file::name(&SystemDisk, &path, target).map_err(|error| match error.kind() {
             ErrorKind::AlreadyExists => Error::Exists { path: target.to_owned() },
-            _ => Error::writing(target)(failed.error),
+            _ => Error::writing(target)(error),
         })?;
         folder.close().map_err(Error::io("clear up beside", target))?;
         drop(lock);

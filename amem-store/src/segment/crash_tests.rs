@@ -12,9 +12,9 @@ use std::sync::{Arc, Mutex};
 
 use amem_core::{ChunkId, Dtype, Encoding, HostKv, KvChunk, KvData, KvShape, PrefixId};
 
-use super::planted::{self, Planted};
-use super::simulated_disk::{Call, Faults, Random, SimulatedDisk};
 use super::store::{Inner, SegmentOptions};
+use crate::planted::{self, Planted};
+use crate::simulated_disk::{Call, Faults, Random, SimulatedDisk};
 
 const DIR: &str = "/data/kv";
 const CHUNKS: u64 = 9;

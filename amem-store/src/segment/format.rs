@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use amem_core::{ChunkId, Encoding, Fingerprint, KvChunk, KvShape, PrefixId, Token};
 
-#[cfg(test)]
-use super::planted::{self, Planted};
 use crate::crc::crc32c;
+#[cfg(test)]
+use crate::planted::{self, Planted};
 
 /// Segments and records start at multiples of this.
 pub(crate) const PAGE: u64 = 4096;

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use amem_core::ChunkId;
 
 use super::format::{self, Entry, SegmentName};
-#[cfg(test)]
-use super::planted::{self, Planted};
 use super::scan::{self, Scan};
 use crate::disk::{Disk, DiskFile};
+#[cfg(test)]
+use crate::planted::{self, Planted};
 use crate::readers::{Readers, Reading};
 use crate::{Error, Result};
 

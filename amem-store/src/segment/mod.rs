@@ -9,15 +9,11 @@
 mod crash_tests;
 pub(crate) mod format;
 mod index;
-#[cfg(test)]
-mod planted;
 mod read;
 mod reclaim;
 #[cfg(test)]
 mod removal_tests;
 pub(crate) mod scan;
-#[cfg(test)]
-mod simulated_disk;
 pub(crate) mod store;
 #[cfg(test)]
 mod unreadable_tests;

@@ -11,11 +11,11 @@ use amem_core::{ChunkId, KvChunk};
 use super::SegmentName;
 use super::format::Entry;
 use super::index::{Location, Segment};
-#[cfg(test)]
-use super::planted::{self, Planted};
 use super::read::Check;
 use super::store::Inner;
 use super::writer::Writer;
+#[cfg(test)]
+use crate::planted::{self, Planted};
 use crate::{Error, Result};
 
 /// This many segments that hold little are worth being merged.

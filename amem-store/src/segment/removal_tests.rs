@@ -61,7 +61,7 @@ impl Disk for Watched {
         SystemDisk.exists(path)
     }
 
-    fn lock(&self, path: &Path) -> io::Result<Box<dyn Send>> {
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>> {
         SystemDisk.lock(path)
     }
 

@@ -14,11 +14,11 @@ use blocking::unblock;
 
 use super::format::{Entry, SegmentIndex};
 use super::index::{Index, Location, OpenFile, Segment};
-#[cfg(test)]
-use super::planted::{self, Planted};
 use super::read::{self, Check, SMALL};
 use super::writer::{Found, Writer};
 use crate::disk::{Disk, Part, SystemDisk, make_dirs};
+#[cfg(test)]
+use crate::planted::{self, Planted};
 use crate::{Error, Result};
 
 /// How a [`SegmentStore`] keeps its files.
@@ -253,7 +253,7 @@ impl Inner {
         }
     }
 
-    fn lock(&self) -> Result<Box<dyn Send>> {
+    fn lock(&self) -> Result<Box<dyn Send + Sync>> {
         if self.options.read_only {
             return Err(self.read_only("it was opened so"));
         }

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use amem_core::{ChunkId, Dtype, Encoding, HostKv, KvChunk, KvShape, PrefixId};
 
 use super::format::PAGE;
-use super::simulated_disk::SimulatedDisk;
 use super::store::{Inner, SegmentOptions};
 use crate::disk::Disk;
+use crate::simulated_disk::SimulatedDisk;
 
 const DIR: &str = "/data/kv";
 

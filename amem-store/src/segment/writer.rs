@@ -9,11 +9,11 @@ use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use amem_core::KvChunk;
 
 use super::format::{self, Entry, Lengths, PAGE, SegmentIndex, SegmentName};
-#[cfg(test)]
-use super::planted::{self, Planted};
 use super::store::SegmentOptions;
 use crate::crc::crc32c;
-use crate::disk::{Disk, DiskFile, sync_entry};
+use crate::disk::{Disk, DiskFile};
+#[cfg(test)]
+use crate::planted::{self, Planted};
 use crate::{Error, Result};
 
 /// Where the files' bytes have a limit, a segment has at most this part of it.
@@ -46,12 +46,10 @@ pub(crate) struct Writer {
     made: bool,
     /// Whether a file was removed since then. At first that is unknown, for an earlier process may have removed one.
     removed: bool,
-    /// Whether this process synced the directory's own entry.
-    dir_lasts: bool,
     /// The failure after which nothing more is written.
     poison: Option<String>,
     /// The lock goes when this is dropped, or the process ends.
-    _lock: Box<dyn Send>,
+    _lock: Box<dyn Send + Sync>,
 }
 
 struct Active {
@@ -92,7 +90,7 @@ impl Writer {
     pub(crate) fn new(
         disk: Arc<dyn Disk>,
         dir: &Path,
-        lock: Box<dyn Send>,
+        lock: Box<dyn Send + Sync>,
         options: &SegmentOptions,
         found: Found,
     ) -> Self {
@@ -111,7 +109,6 @@ impl Writer {
             disk_full: false,
             made: false,
             removed: true,
-            dir_lasts: false,
             poison: None,
             _lock: lock,
         };
@@ -358,10 +355,6 @@ impl Writer {
             self.disk.sync_dir(&self.dir).map_err(|error| self.poisoned(error.to_string()))?;
             (self.made, self.removed) = (false, false);
         }
-        if !self.dir_lasts {
-            sync_entry(&*self.disk, &self.dir).map_err(|error| self.poisoned(error.to_string()))?;
-            self.dir_lasts = true;
-        }
         Ok(())
     }
 
@@ -505,9 +498,9 @@ mod tests {
 
     use amem_core::{ChunkId, Dtype, Encoding, HostKv, KvData, KvShape, PrefixId};
 
-    use super::super::simulated_disk::{Faults, SimulatedDisk};
     use super::*;
     use crate::disk::SystemDisk;
+    use crate::simulated_disk::{Faults, SimulatedDisk};
 
     fn chunk(n: u8) -> KvChunk {
         let (shape, encoding) = (KvShape { layers: 1, kv_heads: 1, head_dim: 8 }, Encoding::Plain(Dtype::F16));

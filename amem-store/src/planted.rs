@@ -21,6 +21,10 @@ pub(crate) enum Planted {
     NoOlderRecord,
     /// What is in a segment without a seal is taken for durable.
     UnsealedTrusted,
+    /// A file that is to be replaced is written over.
+    WrittenOver,
+    /// What held a key that was destroyed is removed as it is.
+    KeyNotWiped,
     /// A purge does nothing.
     NothingPurged,
     /// Nothing is counted against the limit.

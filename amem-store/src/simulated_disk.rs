@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use crate::disk::{Disk, DiskFile, Part, ReadAt};
+use crate::disk::{Disk, DiskFile, FileDisk, Part, ReadAt, parent};
 
 /// What a disk writes as a whole or not at all.
 const SECTOR: usize = 512;
@@ -19,14 +19,14 @@ const BLOCK: usize = 4096;
 
 /// A pseudorandom sequence (xorshift), the same for the same seed.
 #[derive(Clone, Debug)]
-pub(super) struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
-    pub(super) fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self((seed ^ 0x5851_f42d_4c95_7f2d).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
-    pub(super) fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -34,11 +34,11 @@ impl Random {
     }
 
     /// A number below `limit`.
-    pub(super) fn below(&mut self, limit: u64) -> u64 {
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
         self.next() % limit.max(1)
     }
 
-    pub(super) fn one_in(&mut self, n: u64) -> bool {
+    pub(crate) fn one_in(&mut self, n: u64) -> bool {
         self.below(n) == 0
     }
 }
@@ -49,6 +49,13 @@ enum Node {
     Dir,
     /// A file's number.
     File(usize),
+}
+
+/// Who holds a lock.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Holders {
+    One,
+    Sharing(usize),
 }
 
 #[derive(Clone, Debug)]
@@ -69,7 +76,7 @@ struct Contents {
 
 /// Which calls of [`Disk`] an error may be injected into.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Call {
+pub(crate) enum Call {
     /// Only reads.
     Read,
     /// Changes files or directories.
@@ -113,7 +120,8 @@ struct State {
     durable: BTreeMap<PathBuf, Node>,
     /// Entries that were made or removed since their directory was synced.
     unsynced: Vec<(PathBuf, Option<Node>)>,
-    locked: BTreeSet<PathBuf>,
+    /// By one who is alone, or by how many who share it.
+    locked: BTreeMap<PathBuf, Holders>,
     random: Random,
     /// Calls that change something or sync, so far.
     changes: u64,
@@ -147,28 +155,28 @@ struct State {
 
 /// Errors to be injected.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Faults {
+pub(crate) struct Faults {
     /// The first call that fails.
-    pub(super) from: u64,
+    pub(crate) from: u64,
     /// How many calls fail, those alone counted that can fail this way.
-    pub(super) count: u64,
+    pub(crate) count: u64,
     /// [`ErrorKind::StorageFull`] comes from what needs room; anything else comes from every call.
-    pub(super) kind: ErrorKind,
+    pub(crate) kind: ErrorKind,
 }
 
 /// The disk. Cloning it gives another handle to the same.
 #[derive(Clone)]
-pub(super) struct SimulatedDisk(Arc<Mutex<State>>);
+pub(crate) struct SimulatedDisk(Arc<Mutex<State>>);
 
 impl SimulatedDisk {
-    pub(super) fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         let root = BTreeMap::from([(PathBuf::from("/"), Node::Dir)]);
         Self(Arc::new(Mutex::new(State {
             files: Vec::new(),
             live: root.clone(),
             durable: root,
             unsynced: Vec::new(),
-            locked: BTreeSet::new(),
+            locked: BTreeMap::new(),
             random: Random::new(seed),
             changes: 0,
             calls: 0,
@@ -193,24 +201,24 @@ impl SimulatedDisk {
     }
 
     /// Lets everything fail from the `changes`th change or sync on, which is done in part.
-    pub(super) fn crash_at(&self, changes: u64) {
+    pub(crate) fn crash_at(&self, changes: u64) {
         let mut state = self.state();
         state.crash_at = Some(state.changes + changes);
     }
 
     /// Lets calls fail, counted from now on.
-    pub(super) fn inject(&self, faults: Faults) {
+    pub(crate) fn inject(&self, faults: Faults) {
         let mut state = self.state();
         state.faults = Some(Faults { from: state.calls + faults.from, ..faults });
     }
 
     /// Has something happen before the `changes`th change from now on: what another process does meanwhile.
-    pub(super) fn interrupt(&self, changes: u64, what: impl FnOnce() + Send + 'static) {
+    pub(crate) fn interrupt(&self, changes: u64, what: impl FnOnce() + Send + 'static) {
         self.state().interruption = Some((changes, Box::new(what)));
     }
 
     /// Forgets what was to happen, if it did not.
-    pub(super) fn let_be(&self) {
+    pub(crate) fn let_be(&self) {
         self.state().interruption = None;
     }
 
@@ -233,54 +241,54 @@ impl SimulatedDisk {
     }
 
     /// Bytes of all files in a directory.
-    pub(super) fn bytes_in(&self, dir: &Path) -> u64 {
+    pub(crate) fn bytes_in(&self, dir: &Path) -> u64 {
         let state = self.state();
         let files =
             state.live.iter().filter(|(path, _)| path.parent() == Some(dir)).filter_map(|(_, node)| node.file());
         files.map(|number| state.files[number].live.len() as u64).sum()
     }
 
-    pub(super) fn pretend(&self, syncs: &[Call]) {
+    pub(crate) fn pretend(&self, syncs: &[Call]) {
         self.state().pretended = syncs.to_vec();
     }
 
-    pub(super) fn take_salts(&self) {
+    pub(crate) fn take_salts(&self) {
         self.state().saltless = true;
     }
 
     /// Changes and syncs so far.
-    pub(super) fn changes(&self) -> u64 {
+    pub(crate) fn changes(&self) -> u64 {
         self.state().changes
     }
 
     /// Calls so far.
-    pub(super) fn calls(&self) -> u64 {
+    pub(crate) fn calls(&self) -> u64 {
         self.state().calls
     }
 
     /// Errors injected so far.
-    pub(super) fn injected(&self) -> u64 {
+    pub(crate) fn injected(&self) -> u64 {
         self.state().injected
     }
 
     /// Those of them that said that the disk is full.
-    pub(super) fn injected_full(&self) -> u64 {
+    pub(crate) fn injected_full(&self) -> u64 {
         self.state().injected_full
     }
 
     /// Those of them that were not of reads of a file.
-    pub(super) fn injected_elsewhere(&self) -> u64 {
+    pub(crate) fn injected_elsewhere(&self) -> u64 {
         let state = self.state();
         state.injected - state.injected_reads
     }
 
     /// Lets directories be such as cannot be listed, or can be again.
-    pub(super) fn break_lists(&self, broken: bool) {
+    pub(crate) fn break_lists(&self, broken: bool) {
         self.state().unlisted = broken;
     }
 
     /// Lets these bytes of a file be such as cannot be read, or, where there are none, all be read again.
-    pub(super) fn spoil(&self, path: &Path, bytes: Range<u64>) {
+    pub(crate) fn spoil(&self, path: &Path, bytes: Range<u64>) {
         let mut state = self.state();
         let number = state.live[path].file().unwrap();
         state.spoiled.retain(|(spoiled, _)| *spoiled != number);
@@ -288,17 +296,17 @@ impl SimulatedDisk {
     }
 
     /// Syncs that failed so far.
-    pub(super) fn failed_syncs(&self) -> u64 {
+    pub(crate) fn failed_syncs(&self) -> u64 {
         self.state().failed_syncs
     }
 
     /// Changes what will be lost and kept from now on.
-    pub(super) fn reseed(&self, seed: u64) {
+    pub(crate) fn reseed(&self, seed: u64) {
         self.state().random = Random::new(seed);
     }
 
     /// Does something that only reads, in which no error is injected.
-    pub(super) fn undisturbed<T>(&self, what: impl FnOnce() -> T) -> T {
+    pub(crate) fn undisturbed<T>(&self, what: impl FnOnce() -> T) -> T {
         let faults = self.state().faults.take();
         let result = what();
         self.state().faults = faults;
@@ -306,23 +314,23 @@ impl SimulatedDisk {
     }
 
     /// Lets everything fail from now on.
-    pub(super) fn stop(&self) {
+    pub(crate) fn stop(&self) {
         self.state().down = true;
     }
 
-    pub(super) fn is_down(&self) -> bool {
+    pub(crate) fn is_down(&self) -> bool {
         self.state().down
     }
 
     /// The end of the process that used the disk: the live image stays as it is, and everything works again.
-    pub(super) fn end_process(&self) {
+    pub(crate) fn end_process(&self) {
         let mut state = self.state();
         (state.down, state.crash_at, state.faults) = (false, None, None);
         state.locked.clear();
     }
 
     /// Cuts the power, and turns it on again.
-    pub(super) fn cut_power(&self) {
+    pub(crate) fn cut_power(&self) {
         let mut state = self.state();
         let State { files, durable, unsynced, random, stale, .. } = &mut *state;
         let fate = match random.below(8) {
@@ -360,8 +368,16 @@ impl SimulatedDisk {
         self.end_process();
     }
 
+    /// Whether the bytes are anywhere on the disk, in removed files too.
+    #[cfg(feature = "encryption")]
+    pub(crate) fn holds_anywhere(&self, needle: &[u8]) -> bool {
+        let state = self.state();
+        let files = state.files.iter().flat_map(|file| [&file.live, &file.durable]).chain(&state.stale);
+        files.into_iter().any(|bytes| bytes.windows(needle.len()).any(|window| window == needle))
+    }
+
     /// Whether the bytes are in any file that has a name, those left out that hold what another file left in its blocks.
-    pub(super) fn contains(&self, needle: &[u8]) -> bool {
+    pub(crate) fn contains(&self, needle: &[u8]) -> bool {
         let state = self.state();
         let files = state.live.values().filter_map(|node| node.file()).map(|number| &state.files[number]);
         let mut files = files.filter(|file| !file.stale);
@@ -508,6 +524,19 @@ impl State {
         self.live.get(path).copied().ok_or_else(|| error(ErrorKind::NotFound))
     }
 
+    /// Both names change at once for programs, and after a power cut each has or has not.
+    fn rename(&mut self, from: &Path, to: &Path) -> io::Result<()> {
+        let called = self.call(Call::Change, true);
+        // A process that is killed in a call does not learn whether it was done.
+        if called.is_ok() || matches!(called, Err(Failure::Crash)) && self.random.one_in(2) {
+            let node = self.node(from)?;
+            self.node(parent(to))?;
+            self.set_entry(to, Some(node));
+            self.set_entry(from, None);
+        }
+        Ok(called?)
+    }
+
     fn set_entry(&mut self, path: &Path, node: Option<Node>) {
         match node {
             Some(node) => _ = self.live.insert(path.to_owned(), node),
@@ -542,7 +571,11 @@ struct Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        self.disk.state().locked.remove(&self.path);
+        let mut state = self.disk.state();
+        match state.locked.get_mut(&self.path) {
+            Some(Holders::Sharing(count)) if *count > 1 => *count -= 1,
+            _ => _ = state.locked.remove(&self.path),
+        }
     }
 }
 
@@ -575,12 +608,13 @@ impl Disk for SimulatedDisk {
         Ok(state.live.contains_key(path))
     }
 
-    fn lock(&self, path: &Path) -> io::Result<Box<dyn Send>> {
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>> {
         let mut state = self.state();
         state.call(Call::Read, false)?;
-        if !state.locked.insert(path.to_owned()) {
+        if state.locked.contains_key(path) {
             return Err(error(ErrorKind::WouldBlock));
         }
+        state.locked.insert(path.to_owned(), Holders::One);
         Ok(Box::new(Lock { disk: self.clone(), path: path.to_owned() }))
     }
 
@@ -643,6 +677,57 @@ impl Disk for SimulatedDisk {
     }
 
     fn read_ahead(&self, _: Vec<Part>) {}
+}
+
+impl FileDisk for SimulatedDisk {
+    fn lock_shared(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>> {
+        let mut state = self.state();
+        state.call(Call::Read, false)?;
+        match state.locked.entry(path.to_owned()).or_insert(Holders::Sharing(0)) {
+            Holders::One => return Err(error(ErrorKind::WouldBlock)),
+            Holders::Sharing(count) => *count += 1,
+        }
+        Ok(Box::new(Lock { disk: self.clone(), path: path.to_owned() }))
+    }
+
+    fn open_to_write(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        self.open(path)
+    }
+
+    fn names(&self, path: &Path) -> io::Result<Option<u64>> {
+        let mut state = self.state();
+        state.call(Call::Read, false)?;
+        let node = state.node(path)?;
+        Ok(node.file().map(|_| state.live.values().filter(|other| **other == node).count() as u64))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.interrupted();
+        let mut state = self.state();
+        state.rename(from, to)
+    }
+
+    fn link(&self, path: &Path, name: &Path) -> io::Result<()> {
+        self.interrupted();
+        let mut state = self.state();
+        state.call(Call::Change, true)?;
+        if state.live.contains_key(name) {
+            return Err(error(ErrorKind::AlreadyExists));
+        }
+        let node = state.node(path)?;
+        state.set_entry(name, Some(node));
+        Ok(())
+    }
+
+    fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.interrupted();
+        let mut state = self.state();
+        if state.live.contains_key(to) {
+            state.call(Call::Change, true)?;
+            return Err(error(ErrorKind::AlreadyExists));
+        }
+        state.rename(from, to)
+    }
 }
 
 struct SimulatedFile {
