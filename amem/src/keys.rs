@@ -5,7 +5,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
@@ -178,27 +178,14 @@ impl KeyFile {
         let Some(path) = &self.path else { return Ok(()) };
         let io = |source| KeyError::Io { path: path.clone(), source };
         let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        fs::create_dir_all(dir).map_err(io)?;
-        let beside = |ending: &str| path.with_extension(ending);
-        let lock = fs::File::create(beside("lock")).map_err(io)?;
+        amem_store::make_dir(dir).map_err(io)?;
+        let lock = fs::File::create(path.with_extension("lock")).map_err(io)?;
         lock.lock().map_err(io)?;
         let mut contents = load(path)?;
         change(&mut contents.keys)?;
         let bytes = serde_json::to_vec_pretty(&contents).map_err(|error| io(error.into()))?;
-        let new = beside("new");
-        let mut file = private().open(&new).map_err(io)?;
-        file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(io)?;
-        fs::rename(&new, path).and_then(|()| fs::File::open(dir)?.sync_all()).map_err(io)
+        amem_store::replace_file(path, &bytes).map_err(io)
     }
-}
-
-/// Options for a file that nobody else may read.
-fn private() -> fs::OpenOptions {
-    let mut options = fs::OpenOptions::new();
-    options.write(true).create(true).truncate(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options
 }
 
 fn load(path: &Path) -> Result<Contents, KeyError> {

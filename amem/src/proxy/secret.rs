@@ -1,7 +1,7 @@
 //! What tells upstreams one namespace's requests from another's, and tells nobody whose they are.
 
 use std::fs;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::path::Path;
 
 use amem_core::Namespace;
@@ -21,19 +21,16 @@ impl Secret {
     /// # Errors
     /// When the file cannot be read or written, or is no secret.
     pub fn in_file(path: &Path) -> io::Result<Self> {
-        let mut options = fs::OpenOptions::new();
-        options.write(true).create_new(true);
-        #[cfg(unix)]
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        match options.open(path) {
-            Ok(mut file) => {
-                let mut bytes = [0; 32];
-                getrandom::fill(&mut bytes).map_err(io::Error::other)?;
-                file.write_all(&bytes).and_then(|()| file.sync_all())?;
-                Ok(Self(bytes))
-            }
+        match read(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            found => return found,
+        }
+        let mut bytes = [0; 32];
+        getrandom::fill(&mut bytes).map_err(io::Error::other)?;
+        match amem_store::create_file(path, &bytes) {
+            // Another process was faster.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => read(path),
-            Err(error) => Err(error),
+            made => made.map(|()| Self(bytes)),
         }
     }
 
@@ -64,17 +61,11 @@ impl Secret {
     }
 }
 
-/// The secret in a file that another process may be about to write.
 fn read(path: &Path) -> io::Result<Secret> {
-    for _ in 0..100 {
-        let mut bytes = Vec::new();
-        fs::File::open(path)?.take(33).read_to_end(&mut bytes)?;
-        if let Ok(bytes) = <[u8; 32]>::try_from(bytes) {
-            return Ok(Secret(bytes));
-        }
-        std::thread::sleep(std::time::Duration::from_millis(10));
-    }
-    Err(io::Error::new(io::ErrorKind::InvalidData, "it is no secret: delete it, and a new one is made"))
+    let mut bytes = Vec::new();
+    fs::File::open(path)?.take(33).read_to_end(&mut bytes)?;
+    let no_secret = |_| io::Error::new(io::ErrorKind::InvalidData, "it is no secret: delete it, and a new one is made");
+    <[u8; 32]>::try_from(bytes).map(Secret).map_err(no_secret)
 }
 
 #[cfg(test)]
