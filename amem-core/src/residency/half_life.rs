@@ -1,45 +1,55 @@
-//! Which half-life serves a tier best: small shadows of it try each.
+//! Which half-life serves a tier best: each is judged by where it ranked what was then used.
 
 use std::collections::HashMap;
 
-use super::ranking::Ranking;
 use super::saved::{Saved, Saving};
 use super::{Access, MAX_BYTES, within};
 use crate::ChunkId;
 
 /// Half-lives to choose from, in uses of any chunk.
-pub(super) const HALF_LIVES: [f64; KINDS] = [30.0, 100.0, 300.0, 1_000.0, 3_000.0, 10_000.0, 30_000.0, 100_000.0];
+pub(super) const HALF_LIVES: [f64; KINDS] = [15.0, 50.0, 150.0, 500.0, 1_500.0, 5_000.0, 15_000.0, 50_000.0];
 pub(super) const KINDS: usize = 8;
 /// The one to begin with.
 const FIRST_CHOICE: usize = 3;
-/// Uses in which what the shadows had to do fades to a third.
+/// What stands against a half-life from the beginning, for each place that it is away from the first choice: the cost of
+/// this many uses. It is what tells noise from a reason to change while few chunks were used.
+const PRIOR: f64 = 0.5;
+/// Uses in which what the half-lives would have cost fades to a third.
 const MEMORY: f64 = 4_000.0;
-/// A half-life with this much less work than the present one takes its place.
-const MARGIN: f64 = 0.005;
-/// Chunks in a shadow at most. Beyond that, all of them follow half as many.
-const MAX_CHUNKS: usize = 512;
+/// A half-life with this much less cost than the present one takes its place.
+const MARGIN: f64 = 0.002;
+/// How far from the real budget a budget may be and still say something, in doublings.
+const DOUBLINGS: f64 = 2.0;
+/// Chunks in the sample at most. Beyond that, half as many are followed.
+const MAX_CHUNKS: usize = 1024;
 
 /// The half-life by which a tier goes, and how others would do.
 pub(super) struct HalfLife {
     chosen: usize,
-    shadows: [Shadow; KINDS],
-    /// The shadows follow one chunk in `2^halvings`, under as small a share of the budget.
+    /// For each half-life, what the misses would have cost lately.
+    work: [f64; KINDS],
+    /// What the uses would have cost without a tier, and how many they are, both fading as the work does.
+    all: f64,
+    uses: f64,
+    /// Of all chunks that are known, one in `2^halvings` is followed, and stands for the others.
     halvings: u32,
+    sample: Sample,
 }
 
-/// A tier without KV that goes by one half-life.
+/// The chunks that are followed. They may be in the tier or have left it.
 #[derive(Default)]
-struct Shadow {
-    ranking: Ranking,
-    sizes: HashMap<ChunkId, u64>,
-    bytes: u64,
-    /// What its misses cost, lately.
-    work: f64,
+struct Sample {
+    places: HashMap<ChunkId, usize>,
+    chunks: Vec<ChunkId>,
+    bytes: Vec<u64>,
+    /// One list for each half-life.
+    ranks: [Vec<f64>; KINDS],
 }
 
 impl Default for HalfLife {
     fn default() -> Self {
-        Self { chosen: FIRST_CHOICE, shadows: Default::default(), halvings: 0 }
+        let sample = Sample::default();
+        Self { chosen: FIRST_CHOICE, work: [0.0; KINDS], all: 0.0, uses: 0.0, halvings: 0, sample }
     }
 }
 
@@ -55,15 +65,24 @@ impl HalfLife {
         if !is_followed(&access.chunk, self.halvings) {
             return false;
         }
-        let budget = budget.checked_shr(self.halvings).unwrap_or_default();
-        for (shadow, rank) in self.shadows.iter_mut().zip(ranks) {
-            shadow.count(access, *rank, budget);
+        let cost = within(f64::from(access.cost), 0.0, 1e12);
+        let fade = |sum: &mut f64, more: f64| *sum = *sum * (1.0 - 1.0 / MEMORY) + more;
+        fade(&mut self.all, cost);
+        fade(&mut self.uses, 1.0);
+        let budget = budget.checked_shr(self.halvings).unwrap_or_default().max(1) as f64;
+        let place = self.sample.places.get(&access.chunk);
+        for (kind, work) in self.work.iter_mut().enumerate() {
+            // A chunk that is not known is a miss whatever the half-life, and says nothing.
+            let missed = place.map_or(0.0, |place| missed(self.sample.needed(*place, kind) as f64 / budget));
+            fade(work, missed * cost);
         }
-        while self.shadows.iter().any(|shadow| shadow.sizes.len() > MAX_CHUNKS) {
+        self.follow(access.chunk, access.bytes.min(MAX_BYTES), ranks);
+        while self.sample.chunks.len() > MAX_CHUNKS {
             self.halvings += 1;
-            self.shadows.iter_mut().for_each(|shadow| shadow.follow_fewer(self.halvings));
+            self.sample.retain(|chunk| is_followed(chunk, self.halvings));
         }
-        let work = |kind: usize| self.shadows[kind].work;
+        let each = PRIOR * self.all / self.uses;
+        let work = |kind: usize| self.work[kind] + each * kind.abs_diff(FIRST_CHOICE) as f64;
         let best = (0..KINDS).min_by(|a, b| work(*a).total_cmp(&work(*b))).unwrap_or(self.chosen);
         let is_better = work(best) < (1.0 - MARGIN) * work(self.chosen);
         if is_better {
@@ -72,65 +91,93 @@ impl HalfLife {
         is_better
     }
 
+    /// A chunk with these ranks is known from now on, if it is one of those that are followed.
+    pub(super) fn follow(&mut self, chunk: ChunkId, bytes: u64, ranks: &[f64; KINDS]) {
+        if is_followed(&chunk, self.halvings) {
+            self.sample.set(chunk, bytes, ranks);
+        }
+    }
+
+    /// A chunk is not known any more.
+    pub(super) fn forget(&mut self, chunk: &ChunkId) {
+        self.sample.remove(chunk);
+    }
+
+    /// Saves all but the chunks that are followed.
     pub(super) fn save(&self, saving: &mut Saving) {
         saving.int(self.chosen as u64);
         saving.int(u64::from(self.halvings));
-        for shadow in &self.shadows {
-            saving.float(shadow.work);
-            saving.list(shadow.ranking.chunks().iter(), |saving, chunk| {
-                saving.id(chunk);
-                saving.float(shadow.ranking.score(chunk).unwrap_or_default());
-                saving.int(shadow.sizes.get(chunk).copied().unwrap_or_default());
-            });
-        }
+        self.work.iter().chain([&self.all, &self.uses]).for_each(|sum| saving.float(*sum));
     }
 
+    /// What was saved, once all chunks that are known have been [followed](Self::follow) again and
+    /// [fit](Self::is_complete).
     pub(super) fn restore(saved: &mut Saved<'_>) -> Option<Self> {
         let chosen = usize::try_from(saved.int()?).ok().filter(|chosen| *chosen < KINDS)?;
         let halvings = u32::try_from(saved.int()?).ok().filter(|halvings| *halvings < 64)?;
-        let mut shadows: [Shadow; KINDS] = Default::default();
-        for shadow in &mut shadows {
-            shadow.work = saved.float().filter(|work| *work >= 0.0)?;
-            for (chunk, rank, bytes) in saved.list(|saved| Some((saved.id()?, saved.float()?, saved.int()?)))? {
-                shadow.hold(chunk, rank, bytes.min(MAX_BYTES));
-            }
-            // No more are ever saved. More would have the sample halved until no bit of a hash is left.
-            (shadow.sizes.len() <= MAX_CHUNKS).then_some(())?;
+        let mut sum = || saved.float().filter(|sum| *sum >= 0.0);
+        let mut work = [0.0; KINDS];
+        for work in &mut work {
+            *work = sum()?;
         }
-        Some(Self { chosen, shadows, halvings })
+        let (all, uses) = (sum()?, sum()?);
+        Some(Self { chosen, work, all, uses, halvings, sample: Sample::default() })
+    }
+
+    /// Whether no more chunks are followed than ever are. More would have the sample halved until no bit of a hash is
+    /// left.
+    pub(super) fn is_complete(&self) -> Option<()> {
+        (self.sample.chunks.len() <= MAX_CHUNKS).then_some(())
     }
 }
 
-impl Shadow {
-    fn count(&mut self, access: &Access, rank: f64, budget: u64) {
-        self.work *= 1.0 - 1.0 / MEMORY;
-        if !self.sizes.contains_key(&access.chunk) {
-            self.work += within(f64::from(access.cost), 0.0, 1e12);
-        }
-        self.hold(access.chunk, rank, access.bytes.min(MAX_BYTES));
-        while self.bytes > budget {
-            let Some((chunk, _)) = self.ranking.ascending().next() else { break };
-            self.remove(&chunk);
-        }
+impl Sample {
+    /// The least budget under which a tier of the sample would hold this chunk, if it went by this half-life: the bytes of
+    /// what ranks above it, and its own. Such a tier holds the chunks of the highest ranks, for only a use changes how
+    /// two ranks compare.
+    fn needed(&self, place: usize, kind: usize) -> u64 {
+        let rank = self.ranks[kind][place];
+        let above =
+            self.ranks[kind].iter().zip(&self.bytes).map(|(other, bytes)| if *other > rank { *bytes } else { 0 });
+        above.sum::<u64>() + self.bytes[place]
     }
 
-    fn hold(&mut self, chunk: ChunkId, rank: f64, bytes: u64) {
-        self.ranking.set(chunk, rank);
-        self.bytes += bytes;
-        self.bytes -= self.sizes.insert(chunk, bytes).unwrap_or_default();
+    fn set(&mut self, chunk: ChunkId, bytes: u64, ranks: &[f64; KINDS]) {
+        let place = *self.places.entry(chunk).or_insert(self.chunks.len());
+        if place == self.chunks.len() {
+            self.chunks.push(chunk);
+            self.bytes.push(bytes);
+            self.ranks.iter_mut().zip(ranks).for_each(|(all, rank)| all.push(*rank));
+        } else {
+            self.bytes[place] = bytes;
+            self.ranks.iter_mut().zip(ranks).for_each(|(all, rank)| all[place] = *rank);
+        }
     }
 
     fn remove(&mut self, chunk: &ChunkId) {
-        self.ranking.remove(chunk);
-        self.bytes -= self.sizes.remove(chunk).unwrap_or_default();
+        let Some(place) = self.places.remove(chunk) else { return };
+        self.chunks.swap_remove(place);
+        self.bytes.swap_remove(place);
+        self.ranks.iter_mut().for_each(|all| _ = all.swap_remove(place));
+        if let Some(moved) = self.chunks.get(place) {
+            self.places.insert(*moved, place);
+        }
     }
 
-    fn follow_fewer(&mut self, halvings: u32) {
-        self.ranking.chunks().iter().filter(|chunk| !is_followed(chunk, halvings)).for_each(|chunk| self.remove(chunk));
+    fn retain(&mut self, keeps: impl Fn(&ChunkId) -> bool) {
+        let chunks = self.chunks.clone();
+        chunks.iter().filter(|chunk| !keeps(chunk)).for_each(|chunk| self.remove(chunk));
     }
 }
 
-/// Whether a chunk is one of those that the shadows follow. All bytes of the id decide, for not every id is a hash.
+/// The share of budgets about the real one that would have been too small for what needed so many times the real one. All
+/// within [`DOUBLINGS`] count, each doubling as much as another: what was missed by little would have been held with a
+/// little luck, and hits and misses alone say too little while there are few.
+fn missed(needed: f64) -> f64 {
+    (needed.log2() / (2.0 * DOUBLINGS) + 0.5).clamp(0.0, 1.0)
+}
+
+/// Whether a chunk is one of those in the sample. All bytes of the id decide, for not every id is a hash.
 fn is_followed(chunk: &ChunkId, halvings: u32) -> bool {
     let mix = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
     let hash = chunk.0.iter().fold(0xcbf2_9ce4_8422_2325, mix);

@@ -15,9 +15,13 @@
 //! in GDSF).
 //!
 //! *The half-life is learned.* Too short is LRU, too long is LFU, and which is right depends on the users and on the
-//! budget. For each of a few half-lives a small shadow of the tier replays a sample of the chunks under a budget as much
-//! smaller, without any KV (Waldspurger et al., "Cache Modeling and Optimization using Miniature Simulations", 2017).
-//! The tier goes by the half-life whose shadow had the least work to do lately.
+//! budget. Each of a few half-lives ranks all chunks that are known, held or not. When one is used, the bytes of those
+//! that rank above it tell how large a tier by that half-life would have had to be to hold it (the stack distance of
+//! Mattson et al., "Evaluation Techniques for Storage Hierarchies", 1970). The tier goes by the half-life that would have
+//! had the least to prefill lately, taken over budgets from a quarter of the real one to four times as much: a single
+//! budget has too few misses to tell half-lives apart soon. At the beginning, a little stands against half-lives that are
+//! far from the first. Where many chunks are known, a sample stands for all, under a budget as much smaller (Waldspurger
+//! et al., "Cache Modeling and Optimization using Miniature Simulations", 2017).
 //!
 //! *Victims are chosen by what is lost.* Where one large chunk or two small ones would make room, the choice with the
 //! least value leaves: in a tier of a few chunks, half of one lies fallow otherwise.
@@ -41,7 +45,7 @@ const LEAST_RELEVANCE: f64 = 0.01;
 const WINDOW: usize = 8;
 /// The value of a byte that becomes free beyond what is needed, as a share of one of the lowest rank: something will
 /// fill it in time.
-const SPARE_BYTE: f64 = 0.25;
+const SPARE_BYTE: f64 = 0.1;
 /// The difference of two ranks from which on it does not matter how large it is.
 const MAX_RANKS: f64 = 64.0;
 /// Chunks that left and are still known, about two hundred bytes each: some, and more for each that is held, up to a
@@ -49,7 +53,7 @@ const MAX_RANKS: f64 = 64.0;
 const REMEMBERED: usize = 256;
 const REMEMBERED_PER_CHUNK: usize = 4;
 const MOST_REMEMBERED: usize = 1 << 15;
-const MARK: &[u8; 8] = b"amemval2";
+const MARK: &[u8; 8] = b"amemval3";
 
 /// The default: relevance, recency and reuse against size.
 ///
@@ -78,8 +82,9 @@ struct History {
     /// Number of the last use, counted over all chunks.
     last_use: u64,
     density: f64,
-    /// Bytes that it occupies in the tier, if it is there.
-    held: Option<u64>,
+    /// Bytes that it occupies in the tier, or did when it left.
+    bytes: u64,
+    is_held: bool,
 }
 
 impl History {
@@ -93,18 +98,18 @@ impl History {
         self.weights.iter().for_each(|weight| saving.float(*weight));
         saving.int(self.last_use);
         saving.float(self.density);
-        saving.int(self.held.unwrap_or(u64::MAX));
+        saving.int(self.bytes);
     }
 
-    fn restore(saved: &mut Saved<'_>, uses: u64) -> Option<Self> {
+    fn restore(saved: &mut Saved<'_>, uses: u64, is_held: bool) -> Option<Self> {
         let mut weights = [0.0; KINDS];
         for weight in &mut weights {
             *weight = saved.float().filter(|weight| *weight > 0.0)?;
         }
         let last_use = saved.int().filter(|last_use| *last_use <= uses)?;
         let density = saved.float().filter(|density| *density > 0.0)?;
-        let held = Some(saved.int()?).filter(|bytes| *bytes <= MAX_BYTES);
-        Some(Self { weights, last_use, density, held })
+        let bytes = saved.int().filter(|bytes| *bytes <= MAX_BYTES)?;
+        Some(Self { weights, last_use, density, bytes, is_held })
     }
 }
 
@@ -137,10 +142,10 @@ impl Value {
             None => relevance * FIRST_USE,
         };
         let (bytes, density) = (access.bytes.min(MAX_BYTES), access.density());
-        self.bytes -= before.and_then(|history| history.held).unwrap_or_default();
+        self.bytes -= before.filter(|history| history.is_held).map_or(0, |history| history.bytes);
         self.bytes += bytes;
         let weights = std::array::from_fn(weight);
-        let history = History { weights, last_use: self.uses, density, held: Some(bytes) };
+        let history = History { weights, last_use: self.uses, density, bytes, is_held: true };
         self.histories.insert(access.chunk, history);
         let ranks = history.ranks();
         self.ranking.set(access.chunk, ranks[self.half_life.chosen()]);
@@ -156,6 +161,7 @@ impl Value {
             let Some(leaving) = self.left.pop_front() else { break };
             if has_left(&self.histories, &leaving) {
                 self.histories.remove(&leaving.0);
+                self.half_life.forget(&leaving.0);
             }
         }
         if self.left.len() > 2 * (self.histories.len() - held) + 16 {
@@ -181,7 +187,7 @@ fn most_remembered(held: usize) -> usize {
 
 /// Whether a chunk that left at this use has not come back since.
 fn has_left(histories: &HashMap<ChunkId, History>, (chunk, last_use): &(ChunkId, u64)) -> bool {
-    histories.get(chunk).is_some_and(|history| history.held.is_none() && history.last_use == *last_use)
+    histories.get(chunk).is_some_and(|history| !history.is_held && history.last_use == *last_use)
 }
 
 impl ResidencyPolicy for Value {
@@ -195,9 +201,9 @@ impl ResidencyPolicy for Value {
 
     fn remove(&mut self, chunk: &ChunkId) {
         self.ranking.remove(chunk);
-        let Some(history) = self.histories.get_mut(chunk) else { return };
-        let Some(bytes) = history.held.take() else { return };
-        self.bytes -= bytes;
+        let Some(history) = self.histories.get_mut(chunk).filter(|history| history.is_held) else { return };
+        history.is_held = false;
+        self.bytes -= history.bytes;
         self.left.push_back((*chunk, history.last_use));
         self.forget();
     }
@@ -207,7 +213,7 @@ impl ResidencyPolicy for Value {
         let may_leave = self.ranking.ascending().filter(|(chunk, _)| room.may_leave(chunk)).take(WINDOW);
         let mut candidates: Vec<Candidate> = Vec::with_capacity(WINDOW);
         for (chunk, rank) in may_leave {
-            let bytes = self.histories.get(&chunk).and_then(|history| history.held).unwrap_or_default();
+            let bytes = self.histories.get(&chunk).map_or(0, |history| history.bytes);
             // Ranks are logarithms of values per byte; only how they compare counts here.
             let lowest = candidates.first().map_or(rank, |lowest| lowest.rank);
             let loss = (rank - lowest).min(MAX_RANKS).exp2() * bytes as f64;
@@ -242,18 +248,24 @@ impl ResidencyPolicy for Value {
             let budget = saved.int()?;
             let half_life = HalfLife::restore(&mut saved)?;
             let mut this = Self { uses, budget, half_life, ..Self::default() };
-            for (chunk, history) in saved.list(|saved| Some((saved.id()?, History::restore(saved, uses)?)))? {
-                this.ranking.set(chunk, history.ranks()[this.half_life.chosen()]);
-                this.bytes += history.held?;
+            let mut histories =
+                |is_held| saved.list(|saved| Some((saved.id()?, History::restore(saved, uses, is_held)?)));
+            let [held, left] = [histories(true)?, histories(false)?];
+            saved.is_done()?;
+            (left.len() <= most_remembered(held.len())).then_some(())?;
+            for (chunk, history) in held.into_iter().chain(left) {
+                let ranks = history.ranks();
+                if history.is_held {
+                    this.ranking.set(chunk, ranks[this.half_life.chosen()]);
+                    this.bytes += history.bytes;
+                } else {
+                    this.left.push_back((chunk, history.last_use));
+                }
+                this.half_life.follow(chunk, history.bytes, &ranks);
                 // No chunk is there twice.
                 this.histories.insert(chunk, history).is_none().then_some(())?;
             }
-            for (chunk, history) in saved.list(|saved| Some((saved.id()?, History::restore(saved, uses)?)))? {
-                (history.held.is_none() && this.left.len() < most_remembered(this.ranking.len())).then_some(())?;
-                this.left.push_back((chunk, history.last_use));
-                this.histories.insert(chunk, history).is_none().then_some(())?;
-            }
-            saved.is_done()?;
+            this.half_life.is_complete()?;
             Some(this)
         };
         *self = read().unwrap_or_default();
