@@ -13,13 +13,15 @@ pub(super) const KINDS: usize = 8;
 const FIRST_CHOICE: usize = 3;
 /// What stands against a half-life from the beginning, for each place that it is away from the first choice: the cost of
 /// this many uses. It is what tells noise from a reason to change while few chunks were used.
-const PRIOR: f64 = 0.5;
+const PRIOR: f64 = 0.25;
 /// Uses in which what the half-lives would have cost fades to a third.
 const MEMORY: f64 = 4_000.0;
 /// A half-life with this much less cost than the present one takes its place.
 const MARGIN: f64 = 0.002;
-/// How far from the real budget a budget may be and still say something, in doublings.
-const DOUBLINGS: f64 = 2.0;
+/// How fast a use goes from a hit to a miss where the budget that it needs passes the real one, as an exponent: this much
+/// at first, and one more for each so many uses.
+const FIRST_STEEPNESS: f64 = 2.0;
+const USES_PER_STEEPNESS: f64 = 400.0;
 /// Chunks in the sample at most. Beyond that, half as many are followed.
 const MAX_CHUNKS: usize = 1024;
 
@@ -70,11 +72,12 @@ impl HalfLife {
         fade(&mut self.all, cost);
         fade(&mut self.uses, 1.0);
         let budget = budget.checked_shr(self.halvings).unwrap_or_default().max(1) as f64;
+        let steepness = FIRST_STEEPNESS + self.uses / USES_PER_STEEPNESS;
         let place = self.sample.places.get(&access.chunk);
         for (kind, work) in self.work.iter_mut().enumerate() {
             // A chunk that is not known is a miss whatever the half-life, and says nothing.
-            let missed = place.map_or(0.0, |place| missed(self.sample.needed(*place, kind) as f64 / budget));
-            fade(work, missed * cost);
+            let needed = place.map_or(0.0, |place| self.sample.needed(*place, kind) as f64 / budget);
+            fade(work, missed(needed, steepness) * cost);
         }
         self.follow(access.chunk, access.bytes.min(MAX_BYTES), ranks);
         while self.sample.chunks.len() > MAX_CHUNKS {
@@ -170,11 +173,10 @@ impl Sample {
     }
 }
 
-/// The share of budgets about the real one that would have been too small for what needed so many times the real one. All
-/// within [`DOUBLINGS`] count, each doubling as much as another: what was missed by little would have been held with a
-/// little luck, and hits and misses alone say too little while there are few.
-fn missed(needed: f64) -> f64 {
-    (needed.log2() / (2.0 * DOUBLINGS) + 0.5).clamp(0.0, 1.0)
+/// How much of a miss a use is that needs so many times the budget: a half where it needs just that. Hits and misses alone
+/// say too little while they are few; what was missed by little would have been held with a little luck.
+fn missed(needed: f64, steepness: f64) -> f64 {
+    1.0 / (1.0 + needed.powf(-steepness))
 }
 
 /// Whether a chunk is one of those in the sample. All bytes of the id decide, for not every id is a hash.

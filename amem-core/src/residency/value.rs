@@ -18,13 +18,14 @@
 //! budget. Each of a few half-lives ranks all chunks that are known, held or not. When one is used, the bytes of those
 //! that rank above it tell how large a tier by that half-life would have had to be to hold it (the stack distance of
 //! Mattson et al., "Evaluation Techniques for Storage Hierarchies", 1970). The tier goes by the half-life that would have
-//! had the least to prefill lately, taken over budgets from a quarter of the real one to four times as much: a single
-//! budget has too few misses to tell half-lives apart soon. At the beginning, a little stands against half-lives that are
-//! far from the first. Where many chunks are known, a sample stands for all, under a budget as much smaller (Waldspurger
-//! et al., "Cache Modeling and Optimization using Miniature Simulations", 2017).
+//! had the least to prefill lately. At the beginning there are too few misses to tell half-lives apart; so what needs a
+//! little less or more than the budget counts as a part of a miss, the less the more uses were seen, and a little stands
+//! against half-lives that are far from the first. Where many chunks are known, a sample stands for all, under a budget as
+//! much smaller (Waldspurger et al., "Cache Modeling and Optimization using Miniature Simulations", 2017).
 //!
 //! *Victims are chosen by what is lost.* Where one large chunk or two small ones would make room, the choice with the
-//! least value leaves: in a tier of a few chunks, half of one lies fallow otherwise.
+//! least value leaves: in a tier of a few chunks, half of one lies fallow otherwise. For this choice, chunks of low ranks
+//! are held to be more alike than their histories say ([`LEAST_WORTH`]).
 //!
 //! *Chunks that left are remembered* for a while: one that comes back has its history. Without that, a small tier would
 //! see short gaps only, and take them for the truth.
@@ -46,8 +47,9 @@ const WINDOW: usize = 8;
 /// The value of a byte that becomes free beyond what is needed, as a share of one of the lowest rank: something will
 /// fill it in time.
 const SPARE_BYTE: f64 = 0.1;
-/// The difference of two ranks from which on it does not matter how large it is.
-const MAX_RANKS: f64 = 64.0;
+/// What a chunk that is known is worth whatever its history, as a share of the mean: a short half-life says that a chunk
+/// that was used a little earlier than another is worth far less, where in fact neither is likely to be used.
+const LEAST_WORTH: f64 = 0.5;
 /// Chunks that left and are still known, about two hundred bytes each: some, and more for each that is held, up to a
 /// limit.
 const REMEMBERED: usize = 256;
@@ -71,6 +73,8 @@ pub struct Value {
     bytes: u64,
     /// Bytes that the tier may hold: without limit until it was full.
     budget: u64,
+    /// For each half-life, the sum of the weights of all uses, faded as they do.
+    weights: [f64; KINDS],
     half_life: HalfLife,
 }
 
@@ -122,6 +126,7 @@ impl Default for Value {
             uses: 0,
             bytes: 0,
             budget: u64::MAX,
+            weights: [0.0; KINDS],
             half_life: HalfLife::default(),
         }
     }
@@ -133,18 +138,18 @@ impl Value {
         self.uses += 1;
         let relevance = within(f64::from(access.relevance), LEAST_RELEVANCE, 1.0);
         let before = self.histories.get(&access.chunk);
+        let counts_for = if before.is_some() { relevance } else { relevance * FIRST_USE };
+        // Sums of geometric series: they stay small whatever comes.
+        let add = |sum: f64, age: u64, kind: usize| sum * (-(age as f64) / HALF_LIVES[kind]).exp2() + counts_for;
         let weight = |kind: usize| match before {
-            Some(history) => {
-                let age = (self.uses - history.last_use) as f64;
-                // A sum of a geometric series: it stays small whatever comes.
-                relevance + history.weights[kind] * (-age / HALF_LIVES[kind]).exp2()
-            }
-            None => relevance * FIRST_USE,
+            Some(history) => add(history.weights[kind], self.uses - history.last_use, kind),
+            None => counts_for,
         };
         let (bytes, density) = (access.bytes.min(MAX_BYTES), access.density());
         self.bytes -= before.filter(|history| history.is_held).map_or(0, |history| history.bytes);
         self.bytes += bytes;
         let weights = std::array::from_fn(weight);
+        self.weights = std::array::from_fn(|kind| add(self.weights[kind], 1, kind));
         let history = History { weights, last_use: self.uses, density, bytes, is_held: true };
         self.histories.insert(access.chunk, history);
         let ranks = history.ranks();
@@ -211,13 +216,16 @@ impl ResidencyPolicy for Value {
     fn victim(&mut self, room: &Room<'_>) -> Option<ChunkId> {
         self.budget = self.bytes.saturating_sub(room.bytes);
         let may_leave = self.ranking.ascending().filter(|(chunk, _)| room.may_leave(chunk)).take(WINDOW);
+        let (kind, known) = (self.half_life.chosen(), self.histories.len().max(1) as f64);
+        let (now, mean) = (self.uses as f64 / HALF_LIVES[kind], self.weights[kind] / known);
         let mut candidates: Vec<Candidate> = Vec::with_capacity(WINDOW);
         for (chunk, rank) in may_leave {
-            let bytes = self.histories.get(&chunk).map_or(0, |history| history.bytes);
-            // Ranks are logarithms of values per byte; only how they compare counts here.
-            let lowest = candidates.first().map_or(rank, |lowest| lowest.rank);
-            let loss = (rank - lowest).min(MAX_RANKS).exp2() * bytes as f64;
-            candidates.push(Candidate { chunk, rank, bytes, loss });
+            let Some(history) = self.histories.get(&chunk) else { continue };
+            let value = ((rank - now).exp2() + LEAST_WORTH * mean * history.density).max(f64::MIN_POSITIVE);
+            // Only how values compare counts.
+            let lowest = candidates.first().map_or(value, |lowest| lowest.value);
+            let loss = value / lowest * history.bytes as f64;
+            candidates.push(Candidate { chunk, value, bytes: history.bytes, loss });
         }
         first_to_leave(&candidates, room.bytes)
     }
@@ -226,6 +234,7 @@ impl ResidencyPolicy for Value {
         let mut saving = Saving::new(MARK);
         saving.int(self.uses);
         saving.int(self.budget);
+        self.weights.iter().for_each(|weight| saving.float(*weight));
         self.half_life.save(&mut saving);
         let known = |chunk: &ChunkId| self.histories.get(chunk).map(|history| (*chunk, *history));
         let held: Vec<(ChunkId, History)> = self.ranking.chunks().iter().filter_map(known).collect();
@@ -246,8 +255,12 @@ impl ResidencyPolicy for Value {
             let mut saved = Saved::new(MARK, saved)?;
             let uses = saved.int().filter(|uses| *uses < 1 << 62)?;
             let budget = saved.int()?;
+            let mut weights = [0.0; KINDS];
+            for weight in &mut weights {
+                *weight = saved.float().filter(|weight| *weight >= 0.0)?;
+            }
             let half_life = HalfLife::restore(&mut saved)?;
-            let mut this = Self { uses, budget, half_life, ..Self::default() };
+            let mut this = Self { uses, budget, weights, half_life, ..Self::default() };
             let mut histories =
                 |is_held| saved.list(|saved| Some((saved.id()?, History::restore(saved, uses, is_held)?)));
             let [held, left] = [histories(true)?, histories(false)?];
@@ -276,16 +289,16 @@ impl ResidencyPolicy for Value {
 /// A chunk that may leave.
 struct Candidate {
     chunk: ChunkId,
-    rank: f64,
+    /// By byte.
+    value: f64,
     bytes: u64,
-    /// Its value.
+    /// Its value where a byte of the lowest rank has one of 1.
     loss: f64,
 }
 
 /// One of those candidates that make this much room at the least loss. Compares the lowest ranks, as many as it takes,
 /// each chunk alone, and each pair: where a chunk is not many times as large as another, hardly any choice is better.
 fn first_to_leave(candidates: &[Candidate], bytes: u64) -> Option<ChunkId> {
-    // A byte of the lowest rank has a value of 1.
     let loss = |freed: u64, lost: f64| lost - SPARE_BYTE * freed as f64;
     let (mut freed, mut lost) = (0, 0.0);
     for candidate in candidates {
@@ -397,7 +410,8 @@ mod tests {
                 let mut chunks = chunks.clone();
                 chunks.sort_by(|a, b| a.0.total_cmp(&b.0));
                 let candidate = |(name, (rank, bytes)): (u8, (f64, u64))| {
-                    Candidate { chunk: ChunkId([name; 32]), rank, bytes, loss: rank.exp2() * bytes as f64 }
+                    let value = rank.exp2();
+                    Candidate { chunk: ChunkId([name; 32]), value, bytes, loss: value * bytes as f64 }
                 };
                 (0..).zip(chunks).map(candidate).collect()
             };

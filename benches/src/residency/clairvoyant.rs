@@ -1,4 +1,5 @@
-//! One who knows the future: Belady's rule, with sizes and costs.
+//! What can be had at best: by one who knows the future (Belady's rule, with sizes and costs), and by one who knows only
+//! how likely each chunk is.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -59,6 +60,28 @@ pub fn clairvoyant(uses: &[Use], budget: u64, fill: Fill) -> f64 {
         }
         if fill == Fill::Always && size <= budget {
             enter(&mut tokens, &mut held, &mut classes);
+        }
+    }
+    work
+}
+
+/// What the misses cost one who knows how likely each chunk is to be used, but not which is next, and who may keep a part
+/// of a chunk: A0 (Aho, Denning and Ullman, "Principles of Optimal Page Replacement", 1971). Where each use is drawn by
+/// these odds, no policy that does not know the future costs less on the average. A chunk without odds is not used again.
+pub fn by_odds(uses: &[Use], odds: &[f64], budget: u64) -> f64 {
+    let worth = |u: &Use| odds.get(u.chunk as usize).map_or(0.0, |odds| odds * f64::from(u.cost) / f64::from(u.tokens));
+    let mut seen: BTreeMap<u32, (f64, u64)> = BTreeMap::new();
+    let mut work = 0.0;
+    for u in uses {
+        let (worth, tokens) = (worth(u), u64::from(u.tokens));
+        // It keeps what is worth most, of what it has seen. Of equals, the first.
+        let is_before = |chunk: u32, other: f64| other > worth || (other == worth && chunk < u.chunk);
+        let before =
+            seen.iter().filter(|(chunk, (other, _))| is_before(**chunk, *other)).map(|(_, (_, tokens))| tokens);
+        let held = if seen.contains_key(&u.chunk) { budget.saturating_sub(before.sum()).min(tokens) } else { 0 };
+        work += f64::from(u.cost) * (1.0 - held as f64 / tokens as f64);
+        if worth > 0.0 {
+            seen.insert(u.chunk, (worth, tokens));
         }
     }
     work

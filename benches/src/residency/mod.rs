@@ -1,4 +1,4 @@
-//! Replays uses of chunks against residency policies, and against one who knows the future.
+//! Replays uses of chunks against residency policies, and against the best that can be had.
 
 mod clairvoyant;
 mod patterns;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use amem_core::residency::{Gdsf, Lfu, Lru, Room, S3Fifo, Value};
 use amem_core::{Access, ChunkId, ResidencyPolicy};
-pub use clairvoyant::{Fill, clairvoyant};
+pub use clairvoyant::{Fill, by_odds, clairvoyant};
 pub use patterns::{Pattern, agents, small, trace};
 
 /// One use of a chunk.

@@ -39,6 +39,22 @@ impl Pattern {
         ("drift", Self::Drift, 1000),
         ("scan", Self::Scan, 1000),
     ];
+
+    /// How likely a question is about each memory; `None` where that changes. Chunks beyond them are not asked for.
+    pub fn odds(self) -> Option<Vec<f64>> {
+        let odds = |rank: usize| match self {
+            Self::Mixed | Self::Scan if rank < FAVOURITES => Some(0.8 / FAVOURITES as f64 + 0.2 / MEMORIES as f64),
+            Self::Mixed | Self::Scan => Some(0.2 / MEMORIES as f64),
+            Self::Zipf => Some(zipf_weight(rank) / (0..MEMORIES).map(zipf_weight).sum::<f64>()),
+            Self::Uniform => Some(1.0 / MEMORIES as f64),
+            Self::Drift => None,
+        };
+        (0..MEMORIES).map(odds).collect()
+    }
+}
+
+fn zipf_weight(rank: usize) -> f64 {
+    1.0 / (rank as f64 + 1.0).powf(1.2)
 }
 
 /// So many questions of a pattern.
@@ -46,7 +62,7 @@ pub fn small(pattern: Pattern, questions: usize, seed: u64) -> Vec<Use> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut tokens: Vec<u32> = (0..MEMORIES).map(|_| rng.random_range(256..=512)).collect();
     let mut by_rank: Vec<usize> = (0..MEMORIES).collect();
-    let weights: Vec<f64> = (0..MEMORIES).map(|rank| 1.0 / (rank as f64 + 1.0).powf(1.2)).collect();
+    let weights: Vec<f64> = (0..MEMORIES).map(zipf_weight).collect();
     let all: f64 = weights.iter().sum();
     let mut uses = Vec::new();
     let mut push = |chunk: usize, tokens: u32| {

@@ -55,8 +55,7 @@ fn value_has_less_to_prefill_than_every_baseline() {
     }
 }
 
-/// With memory for most of what is asked for, there is less to be had: policies tie, or LRU is a little better where interests
-/// drift.
+/// With memory for most of what is asked for, there is less to be had.
 #[test]
 fn with_more_memory_value_is_close_to_the_best_baseline() {
     for (name, pattern, questions) in Pattern::ALL.into_iter().filter(|(_, pattern, _)| *pattern != Pattern::Uniform) {
@@ -64,13 +63,36 @@ fn with_more_memory_value_is_close_to_the_best_baseline() {
             let works = works(&seeds(pattern, questions, SEEDS, budget));
             let value = works[POLICIES.len() - 1];
             for ((other, _), work) in POLICIES.iter().zip(&works) {
-                assert!(value < 1.03 * work, "{name}, {budget}: {value:.0} tokens to prefill, {other} has {work:.0}");
+                assert!(value < 1.01 * work, "{name}, {budget}: {value:.0} tokens to prefill, {other} has {work:.0}");
             }
         }
     }
 }
 
-/// Conversations in which a chunk's next use is soon or never: there GDSF or LRU may be a little better.
+/// Questions of which all but a few are about eight memories; at every fifth, one of these makes way for another.
+fn moving(seed: u64) -> Vec<Use> {
+    const SET: usize = 8;
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut memories: Vec<u32> = (0..60).collect();
+    let ask = |question: u32| {
+        if question.is_multiple_of(5) {
+            memories.swap(rng.random_range(0..SET), rng.random_range(SET..60));
+        }
+        let rank = if rng.random_bool(0.95) { rng.random_range(0..SET) } else { rng.random_range(0..60) };
+        Use { chunk: memories[rank], tokens: 300, cost: 300.0, relevance: 1.0, time: f64::from(question) }
+    };
+    (0..300).map(ask).collect()
+}
+
+/// LRU is right where interests move on fast. The policy has to find that out in less than the 300 questions that there are.
+#[test]
+fn a_working_set_that_moves_on_is_followed_almost_as_by_lru() {
+    let works = works(&SEEDS.map(|seed| (moving(seed), 16 * 300)).collect::<Vec<Replay>>());
+    let (lru, value) = (works[0], works[POLICIES.len() - 1]);
+    assert!(value < 1.03 * lru, "{value:.0} tokens to prefill, LRU has {lru:.0}");
+}
+
+/// Conversations in which a chunk's next use is soon or never: there GDSF is better by some percent.
 #[test]
 fn on_conversations_value_is_close_to_the_best_baseline() {
     let uses = trace(&conversations()).unwrap();
@@ -78,7 +100,7 @@ fn on_conversations_value_is_close_to_the_best_baseline() {
         let works = works(&[with_share(&uses, share)]);
         let value = works[POLICIES.len() - 1];
         for ((other, _), work) in POLICIES.iter().zip(&works) {
-            assert!(value < 1.03 * work, "{share}: {value:.0} tokens to prefill, {other} has {work:.0}");
+            assert!(value < 1.05 * work, "{share}: {value:.0} tokens to prefill, {other} has {work:.0}");
         }
     }
 }
@@ -143,4 +165,32 @@ fn conversations() -> String {
         }
     }
     lines
+}
+
+#[test]
+fn one_who_knows_the_odds_keeps_the_likely_chunks_and_a_part_of_the_next() {
+    let ask = |chunk| Use { chunk, tokens: 10, cost: 10.0, relevance: 1.0, time: 0.0 };
+    let uses = [0, 1, 2, 0, 1, 2].map(ask);
+    let odds = [0.2, 0.5, 0.3];
+    // All are misses once. Then 1 is held, and half of 2.
+    assert_eq!(by_odds(&uses, &odds, 15), 30.0 + 10.0 + 0.0 + 5.0);
+    // 2 has no odds: it leaves room for 0.
+    assert_eq!(by_odds(&uses, &odds[..2], 15), 30.0 + 5.0 + 0.0 + 10.0);
+    assert_eq!(by_odds(&uses, &odds, 30), 30.0);
+}
+
+#[test]
+fn no_policy_without_foresight_beats_one_who_knows_the_odds() {
+    // On `uniform` all are too close to the floor for so few seeds.
+    for (name, pattern, questions) in Pattern::ALL.into_iter().filter(|(_, pattern, _)| *pattern != Pattern::Uniform) {
+        let Some(odds) = pattern.odds() else { continue };
+        assert!((odds.iter().sum::<f64>() - 1.0).abs() < 1e-9, "{name}");
+        let replays = seeds(pattern, questions, SEEDS, BUDGET);
+        let floor: f64 = replays.iter().map(|(uses, budget)| by_odds(uses, &odds, *budget)).sum();
+        let best: f64 = replays.iter().map(|(uses, budget)| clairvoyant(uses, *budget, Fill::IfWorthIt)).sum();
+        assert!(best < floor, "{name}: the future is worth more than the odds");
+        for ((policy, _), work) in POLICIES.iter().zip(works(&replays)) {
+            assert!(work > floor, "{name}: {policy} has {work:.0} tokens to prefill, less than {floor:.0}");
+        }
+    }
 }
