@@ -186,3 +186,28 @@ fn is_followed(chunk: &ChunkId, halvings: u32) -> bool {
     // The high bits of this hash (FNV-1a) depend on all bytes.
     hash.leading_zeros() >= halvings
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_chunk_needs_is_the_least_budget_that_holds_the_highest_ranks_down_to_it() {
+        let mut sample = Sample::default();
+        for (name, (bytes, rank)) in (0..).zip([(5, 2.0), (70, 4.0), (300, 1.0), (1_000, 3.0)]) {
+            sample.set(ChunkId([name; 32]), bytes, &[rank; KINDS]);
+        }
+        let needed = |sample: &Sample, name: u8| sample.needed(sample.places[&ChunkId([name; 32])], 0);
+        assert_eq!([0, 1, 2, 3].map(|name| needed(&sample, name)), [1_075, 70, 1_375, 1_070]);
+        sample.remove(&ChunkId([0; 32]));
+        sample.set(ChunkId([2; 32]), 200, &[5.0; KINDS]);
+        assert_eq!([1, 2, 3].map(|name| needed(&sample, name)), [270, 200, 1_270]);
+    }
+
+    #[test]
+    fn what_needs_twice_the_budget_counts_for_more_of_a_miss_with_every_use_seen() {
+        assert_eq!([0.5, 1.0, 2.0].map(|needed| missed(needed, 2.0)), [0.2, 0.5, 0.8]);
+        assert_eq!([0.5, 1.0, 2.0].map(|needed| missed(needed, 4.0)), [1.0 / 17.0, 0.5, 16.0 / 17.0]);
+        assert_eq!([0.0, f64::INFINITY].map(|needed| missed(needed, 3.0)), [0.0, 1.0]);
+    }
+}
