@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
-use amem_core::recall::Lexical;
+use amem_core::recall::{Dense, Embedder, Hybrid, Lexical};
 use amem_core::{
     Ask, Error, Filter, Generation, Ledger, Listing, Memory, Metadata, Namespace, NewRecord, Query, RamStore, Recall,
     RecallQuery, Recalled, Recaller, Record, RecordId, Repair, Result, Tier, Tiered, Timestamp, UsageQuery,
@@ -287,6 +287,57 @@ fn a_process_that_opens_a_large_namespace_indexes_what_changed_and_no_more() {
         let (memory, _, recaller) = open();
         assert_eq!(recall(&memory, 9999).await, "Carl saw town 9999 twice.");
         assert_eq!(recaller.indexed.load(Relaxed), 1501);
+    });
+}
+
+/// Counts the texts that it embeds.
+#[derive(Default)]
+struct CountingEmbedder(AtomicUsize);
+
+#[async_trait]
+impl Embedder for CountingEmbedder {
+    async fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>> {
+        self.0.fetch_add(texts.len(), Relaxed);
+        Ok(texts.iter().map(|text| vec![1.0, text.len() as f32]).collect())
+    }
+
+    fn name(&self) -> Option<&str> {
+        Some("lengths")
+    }
+}
+
+#[test]
+fn a_process_that_forgets_and_ends_leaves_nothing_to_be_embedded_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let me = Namespace::new("me").unwrap();
+    let open = || {
+        let ledger = Arc::new(SqliteLedger::open(dir.path().join("l")).unwrap());
+        let (words, embedder) = (Arc::<Lexical>::default(), Arc::<CountingEmbedder>::default());
+        let recaller = Arc::new(Hybrid::new(vec![words, Arc::new(Dense::new(embedder.clone(), 2))]));
+        let memory = builder().ledger(ledger.clone()).recaller(recaller.clone()).build().unwrap();
+        (memory, ledger, recaller.index_name().unwrap(), embedder)
+    };
+    let has = |bytes: &[u8], word: &str| bytes.windows(word.len()).any(|part| part == word.as_bytes());
+    block_on(async {
+        let (memory, ledger, name, _) = open();
+        let notes = (0..40).map(|n| format!("Carl saw town {n} once.")).chain(["A zebra bit Carl.".to_owned()]);
+        let added = memory.remember_all("me", notes).await.unwrap();
+        memory.recall("me", "Who saw town 3?").await.unwrap();
+        memory.settle().await;
+        let saved = ledger.saved_index(&me, &name).await.unwrap().unwrap().bytes;
+        assert!(has(&saved, "carl") && has(&saved, "zebra"), "the index has the words");
+
+        memory.forget("me", added[40].record.id).await.unwrap();
+        assert!(ledger.saved_index(&me, &name).await.unwrap().is_none(), "at once");
+        memory.remember("me", "Carl saw town 99 twice.").await.unwrap();
+        drop(memory);
+        let saved = ledger.saved_index(&me, &name).await.unwrap().unwrap().bytes;
+        assert!(has(&saved, "carl") && !has(&saved, "zebra"), "what was forgotten is not in it");
+
+        let (memory, _, _, embedder) = open();
+        let found = memory.recall("me", Recall::new("Who saw town 99?").k(100)).await.unwrap();
+        assert!(found.len() == 41 && texts(&found).contains(&"Carl saw town 99 twice."), "{found:?}");
+        assert_eq!(embedder.0.load(Relaxed), 1, "the question");
     });
 }
 

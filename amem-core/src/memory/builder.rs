@@ -48,7 +48,8 @@ impl MemoryBuilder {
         self
     }
 
-    /// What finds the records that a question is about.
+    /// What finds the records that a question is about. It is used in the background too, on threads that belong to no
+    /// asynchronous runtime.
     #[must_use]
     pub fn recaller(mut self, recaller: Arc<dyn Recaller>) -> Self {
         self.texts.recaller = recaller;

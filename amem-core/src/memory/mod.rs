@@ -149,6 +149,9 @@ impl Memory {
     /// Waits until the work is done that calls before this one left to the background: deleting KV of texts that other
     /// processes changed or forgot or whose time is over, and saving indexes in the ledger. No question waits for it. The
     /// last clone of a memory does when it is dropped.
+    ///
+    /// An index that the ledger dropped because something was forgotten is saved again a while after it was saved last, and
+    /// by this call in any case.
     pub async fn settle(&self) {
         self.parts.background.finish().await;
         self.parts.texts.settle().await;

@@ -21,7 +21,8 @@ use crate::{
 
 /// An index is saved again when this part of the records has changed since it was saved last.
 const CHANGED_PART: usize = 8;
-/// How long an index that is gone, because something was forgotten, waits at least until it is saved again.
+/// How long after the last time an index that is gone, because something was forgotten, is saved again. A thousand things
+/// that are forgotten one after the other must not write a thousand indexes.
 const SAVE_PAUSE: Duration = Duration::from_secs(60);
 const MARK: &[u8; 8] = b"amemrec1";
 
@@ -69,8 +70,8 @@ pub(super) struct Refreshed {
     pub(super) records: Arc<Records>,
     /// Those entries from before whose records were found forgotten.
     pub(super) forgotten: Vec<Arc<Entry>>,
-    /// Enough has changed for [`Records::save`].
-    pub(super) is_worth_saving: bool,
+    /// How long to wait before the index is [saved](RecordCache::save); `None` if it is not worth it.
+    pub(super) save_in: Option<Duration>,
 }
 
 /// The active records of one namespace.
@@ -80,6 +81,8 @@ pub(crate) struct Records {
     /// applied in order, to the index too.
     read: async_lock::Mutex<Read>,
     entries: Mutex<Entries>,
+    /// When the index was last saved, or what was saved was read.
+    saved: Mutex<Option<Instant>>,
     used: AtomicU64,
 }
 
@@ -91,15 +94,21 @@ struct Read {
     unsaved: usize,
     /// Something was forgotten since, so that nothing is saved any more.
     is_gone: bool,
-    saved: Option<Instant>,
+    /// Entries whose records were found forgotten, for the next question.
+    forgotten: Vec<Arc<Entry>>,
+    /// Records that count among those that the cache holds.
+    counted: usize,
 }
 
 impl Read {
-    /// Whether the index is worth saving, where it is from `least` records on.
+    /// Whether as much has changed as makes it worth saving the index, where that is so from `least` records on.
+    fn has_changed(&self, records: usize, least: usize) -> bool {
+        records >= least && self.unsaved >= least.max(records / CHANGED_PART)
+    }
+
+    /// Whether the index is worth saving, at once or after a pause.
     fn is_worth_saving(&self, records: usize, least: usize) -> bool {
-        let changed = self.unsaved >= least.max(records / CHANGED_PART);
-        let pause_is_over = self.saved.is_none_or(|saved| saved.elapsed() >= SAVE_PAUSE);
-        records >= least && (changed || self.is_gone && pause_is_over)
+        self.has_changed(records, least) || self.is_gone && records >= least
     }
 }
 
@@ -214,19 +223,65 @@ impl RecordCache {
             records.used.store(self.clock.fetch_add(1, Relaxed), Relaxed);
             records
         };
-        let (forgotten, is_worth_saving) = {
+        let (forgotten, save_in) = {
             let mut read = records.read.lock().await;
-            let before = records.entries().len();
-            let forgotten = records.refresh(ledger, recaller, namespace, &mut read).await?;
-            let after = records.entries().len();
-            self.held.fetch_add(after.wrapping_sub(before), Relaxed);
-            (forgotten, records.is_worth_saving(recaller, &read))
+            self.update(ledger, recaller, namespace, &records, &mut read).await?;
+            (std::mem::take(&mut read.forgotten), records.save_in(recaller, &read))
         };
         self.remove_empty(namespace, &records);
         if self.held.load(Relaxed) > self.limit {
             self.shrink(recaller).await;
         }
-        Ok(Refreshed { records, forgotten, is_worth_saving })
+        Ok(Refreshed { records, forgotten, save_in })
+    }
+
+    /// Brings records up to date, and counts how many are held.
+    async fn update(
+        &self,
+        ledger: &dyn Ledger,
+        recaller: &dyn Recaller,
+        namespace: &Namespace,
+        records: &Records,
+        read: &mut Read,
+    ) -> Result<()> {
+        let refreshed = records.refresh(ledger, recaller, namespace, read).await;
+        // Also after a failure: what was saved may have been read before it.
+        let held = records.entries().len();
+        self.held.fetch_add(held.wrapping_sub(read.counted), Relaxed);
+        read.counted = held;
+        refreshed
+    }
+
+    /// How long to wait before a namespace's index is saved, of which something was forgotten; `None` if it is not held
+    /// here.
+    pub(super) fn pause(&self, namespace: &Namespace) -> Option<Duration> {
+        self.namespaces().get(namespace).map(|records| records.pause())
+    }
+
+    /// Saves in the ledger the names of a namespace's records and the index, brought up to date, if they are held here and
+    /// worth it. Questions wait while a copy of them is made, and not while the ledger writes it.
+    ///
+    /// # Errors
+    /// When the recaller or the ledger fails; what was to be saved is saved when as much has changed again.
+    pub(super) async fn save(&self, ledger: &dyn Ledger, recaller: &dyn Recaller, namespace: &Namespace) -> Result<()> {
+        let held = self.namespaces().get(namespace).cloned();
+        let (Some(records), Some(name)) = (held, recaller.index_name()) else { return Ok(()) };
+        let index = {
+            let mut read = records.read.lock().await;
+            // They may have left the cache just now.
+            if read.revision == Revision(0) {
+                return Ok(());
+            }
+            self.update(ledger, recaller, namespace, &records, &mut read).await?;
+            if records.save_in(recaller, &read).is_none() {
+                return Ok(());
+            }
+            (read.unsaved, read.is_gone) = (0, false);
+            *records.saved() = Some(Instant::now());
+            let Some(index) = recaller.save(namespace).await? else { return Ok(()) };
+            SavedIndex { revision: read.revision, bytes: records.entries().save(&index) }
+        };
+        ledger.save_index(namespace, &name, &index).await.map(drop)
     }
 
     /// Lets go of a namespace without records, if nobody else uses it.
@@ -261,9 +316,10 @@ impl RecordCache {
                 continue;
             }
             // Before the index is cleared: should that fail or be given up half-way, all of it is indexed anew.
-            let gone = std::mem::take(&mut *records.entries()).len();
-            self.held.fetch_sub(gone, Relaxed);
+            drop(std::mem::take(&mut *records.entries()));
+            self.held.fetch_sub(read.counted, Relaxed);
             *read = Read::default();
+            *records.saved() = None;
             if let Err(error) = recaller.clear(&name).await {
                 log::warn!("the index of namespace {name} could not be cleared: {error}");
             }
@@ -274,13 +330,14 @@ impl RecordCache {
 }
 
 impl Records {
+    /// Reads what changed in the ledger.
     async fn refresh(
         &self,
         ledger: &dyn Ledger,
         recaller: &dyn Recaller,
         namespace: &Namespace,
         read: &mut Read,
-    ) -> Result<Vec<Arc<Entry>>> {
+    ) -> Result<()> {
         if read.revision == Revision(0) {
             self.restore(ledger, recaller, namespace, read).await?;
         }
@@ -305,17 +362,14 @@ impl Records {
         if !active.is_empty() {
             recaller.index(&active).await?;
         }
-        let forgotten = {
-            let mut entries = self.entries();
-            let forgotten = forgotten.iter().filter_map(|id| entries.by_id.get(id)?.entry.clone()).collect();
-            gone.into_iter().for_each(|id| entries.remove(id));
-            active.into_iter().for_each(|record| entries.insert(record));
-            forgotten
-        };
+        let mut entries = self.entries();
+        read.forgotten.extend(forgotten.iter().filter_map(|id| entries.by_id.get(id)?.entry.clone()));
+        gone.into_iter().for_each(|id| entries.remove(id));
+        active.into_iter().for_each(|record| entries.insert(record));
         read.revision = revision;
         read.unsaved += changes;
         read.is_gone |= forgot_any;
-        Ok(forgotten)
+        Ok(())
     }
 
     /// Takes over what was saved of the records and the index, if anything was, and is sound.
@@ -335,37 +389,28 @@ impl Records {
         match restored {
             Some(entries) => {
                 *self.entries() = entries;
-                *read = Read { revision, saved: Some(Instant::now()), ..Read::default() };
+                *self.saved() = Some(Instant::now());
+                *read = Read { revision, counted: read.counted, ..Read::default() };
             }
             None => log::warn!("the saved index of namespace {namespace} makes no sense: it is built anew"),
         }
         Ok(())
     }
 
-    /// Whether the index can be saved, and enough has changed for that.
-    fn is_worth_saving(&self, recaller: &dyn Recaller, read: &Read) -> bool {
-        let known = self.entries().len();
-        read.is_worth_saving(known, recaller.worth_saving()) && recaller.index_name().is_some()
+    /// How long to wait before the index is saved; `None` if it cannot be, or is not worth it.
+    fn save_in(&self, recaller: &dyn Recaller, read: &Read) -> Option<Duration> {
+        let (known, least) = (self.entries().len(), recaller.worth_saving());
+        recaller.index_name().filter(|_| read.is_worth_saving(known, least))?;
+        Some(if read.has_changed(known, least) { Duration::ZERO } else { self.pause() })
     }
 
-    /// Saves the records' names and the index in the ledger, if they still are worth it. Questions wait while a copy of
-    /// them is made, and not while the ledger writes it.
-    ///
-    /// # Errors
-    /// When the recaller or the ledger fails; what was to be saved is saved when as much has changed again.
-    pub(super) async fn save(&self, ledger: &dyn Ledger, recaller: &dyn Recaller, namespace: &Namespace) -> Result<()> {
-        let Some(name) = recaller.index_name() else { return Ok(()) };
-        let index = {
-            let mut read = self.read.lock().await;
-            // They may have left the cache since.
-            if !self.is_worth_saving(recaller, &read) {
-                return Ok(());
-            }
-            (read.unsaved, read.is_gone, read.saved) = (0, false, Some(Instant::now()));
-            let Some(index) = recaller.save(namespace).await? else { return Ok(()) };
-            SavedIndex { revision: read.revision, bytes: self.entries().save(&index) }
-        };
-        ledger.save_index(namespace, &name, &index).await.map(drop)
+    /// How long an index that is gone still waits until it is saved again.
+    fn pause(&self) -> Duration {
+        self.saved().map_or(Duration::ZERO, |saved| SAVE_PAUSE.saturating_sub(saved.elapsed()))
+    }
+
+    fn saved(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.saved.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn entries(&self) -> MutexGuard<'_, Entries> {

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::answer::{Recall, Recollection};
 use super::background::Background;
@@ -19,7 +20,8 @@ use crate::{
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct TextMemoryOptions {
-    /// What finds the records that a text is about; by their words unless said otherwise.
+    /// What finds the records that a text is about; by their words unless said otherwise. It is used in the background too,
+    /// on threads that belong to no asynchronous runtime.
     pub recaller: Arc<dyn Recaller>,
     /// Records that are held in RAM and in the recaller's index, about (100,000 unless said otherwise). Beyond that, the
     /// namespaces that were asked about longest ago leave, and are read from the ledger when they are asked about again.
@@ -52,7 +54,7 @@ struct Parts {
     refused: Arc<Backoff>,
     ledger: Arc<dyn Ledger>,
     recaller: Arc<dyn Recaller>,
-    records: RecordCache,
+    records: Arc<RecordCache>,
     meter: Arc<Meter>,
     room: Arc<Room>,
 }
@@ -86,7 +88,7 @@ impl TextMemory {
         let TextMemoryOptions { recaller, cached_records, meter_usage } = options;
         let meter = Arc::new(Meter::new(meter_usage.then(|| Arc::clone(&ledger)), Arc::clone(&room)));
         let (background, refused) = (Background::default(), Arc::default());
-        let records = RecordCache::new(cached_records);
+        let records = Arc::new(RecordCache::new(cached_records));
         Self { parts: Arc::new(Parts { background, refused, ledger, recaller, records, meter, room }) }
     }
 
@@ -321,7 +323,10 @@ impl TextMemory {
     /// Wipes records from the ledger.
     pub(super) async fn erase(&self, namespace: &Namespace, ids: &[RecordId]) -> Result<Vec<Record>> {
         let ledger = self.ledger();
-        self.parts.room.make("forget records", || ledger.forget_many(namespace, ids, Timestamp::now())).await
+        let forget = || ledger.forget_many(namespace, ids, Timestamp::now());
+        let forgotten = self.parts.room.make("forget records", forget).await?;
+        self.save_index_again(namespace);
+        Ok(forgotten)
     }
 
     /// Makes a change, and counts the memories that it changed, which it says beside its result.
@@ -342,21 +347,33 @@ impl TextMemory {
     pub(super) async fn refresh(&self, namespace: &Namespace) -> Result<(Arc<Records>, Vec<Arc<Entry>>)> {
         let Parts { ledger, recaller, records, .. } = &*self.parts;
         let refreshed = records.refresh(&**ledger, &**recaller, namespace).await?;
-        let Refreshed { records, forgotten, is_worth_saving } = refreshed;
-        if is_worth_saving && !self.parts.refused.is_on() {
-            self.save_index(namespace, &records);
+        let Refreshed { records, forgotten, save_in } = refreshed;
+        if let Some(delay) = save_in {
+            self.save_index(namespace, delay);
         }
         Ok((records, forgotten))
     }
 
-    /// Has a namespace's index saved in the background. Whatever fails there costs the next process time, and nothing else.
-    fn save_index(&self, namespace: &Namespace, records: &Arc<Records>) {
-        let (ledger, recaller) = (Arc::clone(&self.parts.ledger), Arc::clone(&self.parts.recaller));
-        let (refused, name) = (Arc::clone(&self.parts.refused), namespace.clone());
+    /// Has the index of a namespace of which something was forgotten saved again, for the ledger has dropped it: else a
+    /// process to come would have to build it anew, whoever asks it. Only where it is in RAM.
+    fn save_index_again(&self, namespace: &Namespace) {
+        let pause = self.parts.recaller.index_name().and_then(|_| self.parts.records.pause(namespace));
+        if let Some(pause) = pause {
+            self.save_index(namespace, pause);
+        }
+    }
+
+    /// Has a namespace's index saved in the background, after this time. Whatever fails there costs the next process time,
+    /// and nothing else.
+    fn save_index(&self, namespace: &Namespace, delay: Duration) {
+        if self.parts.refused.is_on() {
+            return;
+        }
+        let Parts { ledger, recaller, refused, records, .. } = &*self.parts;
+        let (ledger, recaller, refused) = (Arc::clone(ledger), Arc::clone(recaller), Arc::clone(refused));
         // They leave the cache all the same when others need their room.
-        let records = Arc::downgrade(records);
+        let (records, name) = (Arc::clone(records), namespace.clone());
         let save = async move {
-            let Some(records) = records.upgrade() else { return };
             match records.save(&*ledger, &*recaller, &name).await {
                 Ok(()) => {}
                 // Another process writes to the ledger, and saves what it knows.
@@ -364,11 +381,15 @@ impl TextMemory {
                 Err(error) => log::warn!("the index of namespace {name} could not be saved: {error}"),
             }
         };
-        self.parts.background.push(namespace.clone(), save);
+        match delay {
+            Duration::ZERO => self.parts.background.push(namespace.clone(), save),
+            delay => self.parts.background.push_later(namespace.clone(), delay, save),
+        }
     }
 
-    /// Waits until the indexes are saved that calls before this one found worth saving. That is done in the background, and
-    /// by whoever drops the last clone of a memory.
+    /// Waits until the indexes are saved that calls before this one found worth saving, which is done in the background. An
+    /// index that the ledger dropped because something was forgotten is saved again a while after it was saved last, and by
+    /// this call in any case; so it is by whoever drops the last clone of a memory.
     pub async fn settle(&self) {
         self.parts.background.finish().await;
     }

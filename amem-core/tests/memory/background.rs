@@ -248,3 +248,37 @@ fn a_process_that_may_not_write_to_the_ledger_does_not_try_to_save_an_index_agai
         assert_eq!(tries.load(Relaxed), 1);
     });
 }
+
+#[test]
+fn things_that_are_forgotten_one_by_one_have_the_index_saved_once_more() {
+    let saved = Arc::new(AtomicUsize::new(0));
+    let of_ledger = Arc::clone(&saved);
+    let ledger = HookedLedger::new(move |call| {
+        if call == "save_index" {
+            of_ledger.fetch_add(1, Relaxed);
+        }
+        Ok(())
+    });
+    let (_, kv, _) = gated();
+    let memory = builder(ledger, kv).build().unwrap();
+    block_on(async {
+        let added = memory.remember_all("me", (0..1100).map(|n| format!("pear {n}"))).await.unwrap();
+        memory.forget("me", added[0].record.id).await.unwrap();
+        memory.settle().await;
+        assert_eq!(saved.load(Relaxed), 0, "what is not in RAM is not read to be saved");
+        memory.recall("me", "pear").await.unwrap();
+        memory.settle().await;
+        assert_eq!(saved.load(Relaxed), 1);
+        for added in &added[1..30] {
+            memory.forget("me", added.record.id).await.unwrap();
+        }
+        assert_eq!(saved.load(Relaxed), 1, "it waits, for more may be forgotten");
+        memory.settle().await;
+        assert_eq!(saved.load(Relaxed), 2);
+        memory.settle().await;
+        assert_eq!(saved.load(Relaxed), 2, "nothing was forgotten since");
+        memory.forget("me", added[30].record.id).await.unwrap();
+        drop(memory);
+        assert_eq!(saved.load(Relaxed), 3, "whoever drops the memory waits for it");
+    });
+}
