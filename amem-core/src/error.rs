@@ -60,6 +60,18 @@ pub enum Error {
         /// The record that stands already.
         existing: RecordId,
     },
+    /// A change would give two active records of one namespace the same key.
+    #[error("record {existing} has this key: change its text, or forget one of the two")]
+    KeyTaken {
+        /// The record that has the key.
+        existing: RecordId,
+    },
+    /// The record is not what the change was made for.
+    #[error("record {id} has changed meanwhile: read it, and change it as it is now")]
+    ChangedMeanwhile {
+        /// The record.
+        id: RecordId,
+    },
     /// The model is of a kind that amem does not run.
     #[error("{what} is not supported: {supported}")]
     UnsupportedModel {

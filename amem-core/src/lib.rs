@@ -47,9 +47,9 @@ pub use kv::{
     f32_to_f16,
 };
 pub use ledger::{
-    Added, Amounts, Changes, Comparison, EventId, Field, Filter, Ledger, Listing, MetaValue, Metadata, Namespace,
-    NewRecord, Outcome, Page, PendingDeletion, Query, RamLedger, Record, RecordId, RecordStats, Revision, SavedIndex,
-    State, Timestamp, UsageEvent, UsageQuery, UsageTotal, Version,
+    Added, Amounts, Change, Changes, Comparison, EventId, Field, Filter, Ledger, Listing, MetaValue, Metadata,
+    Namespace, NewRecord, Outcome, Page, PendingDeletion, Query, RamLedger, Record, RecordId, RecordStats, Revision,
+    SavedIndex, State, Timestamp, UsageEvent, UsageQuery, UsageTotal, Version,
 };
 pub use memory::{
     Answer, AnswerStream, Ask, Event, Memory, MemoryBuilder, NamespaceStats, Prompt, Recall, Recollection, Session,

@@ -1,11 +1,13 @@
 //! What was said: records, their lives, and the ledger that keeps them.
 
+mod change;
 mod metadata;
 mod ram;
 mod record;
 mod usage;
 
 use async_trait::async_trait;
+pub use change::Change;
 pub use metadata::{Comparison, Field, Filter, MetaValue, Metadata};
 pub use ram::RamLedger;
 pub use record::{Added, Namespace, NewRecord, Outcome, Record, RecordId, State, Timestamp, Version};
@@ -239,14 +241,27 @@ pub trait Ledger: Send + Sync {
         }
     }
 
-    /// Gives an active record another text; the old one stays in its history. The chunks linked to the old text become
-    /// [pending deletions](Self::pending_deletions), unless another active record links them too. Giving it the text
-    /// that it has already changes nothing.
+    /// Gives an active record another text: [`change`](Self::change) of that alone.
     ///
     /// # Errors
-    /// [`Error::UnknownRecord`], [`Error::NotActive`], [`Error::Empty`], [`Error::SameText`] when another active
-    /// record with the same key (or, like this one, without any) says it already; [`Error::Ledger`] when the ledger fails.
-    async fn update(&self, namespace: &Namespace, id: RecordId, text: &str, now: Timestamp) -> Result<Record>;
+    /// As [`change`](Self::change).
+    async fn update(&self, namespace: &Namespace, id: RecordId, text: &str, now: Timestamp) -> Result<Record> {
+        self.change(namespace, id, &Change::new().text(text), now).await
+    }
+
+    /// Changes an active record, in all that the change names or in nothing. A change that leaves the record as it is
+    /// writes nothing.
+    ///
+    /// Where it names another text, the old one stays in the record's history, and the chunks linked to it become
+    /// [pending deletions](Self::pending_deletions), unless another active record links them too. Where it does not, the
+    /// chunks stay linked, and [`updated_at`](Record::updated_at) stays what it was.
+    ///
+    /// # Errors
+    /// As [`Change::check`]; [`Error::UnknownRecord`], [`Error::NotActive`]; [`Error::ChangedMeanwhile`] for one that is
+    /// for [other metadata](Change::if_metadata); [`Error::KeyTaken`] when another active record has the key that it
+    /// names; [`Error::SameText`] when another active record with the same key (or, like this one, without any) says the
+    /// same already; [`Error::Ledger`] when the ledger fails.
+    async fn change(&self, namespace: &Namespace, id: RecordId, change: &Change, now: Timestamp) -> Result<Record>;
 
     /// Forgets a record: [`forget_many`](Self::forget_many) of one.
     ///

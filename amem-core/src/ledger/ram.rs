@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 
-use super::{Amounts, Changes, EventId, Listing, Metadata, Page, UsageEvent, UsageQuery, UsageTotal};
+use super::{Amounts, Change, Changes, EventId, Listing, Metadata, Page, UsageEvent, UsageQuery, UsageTotal};
 use crate::{
     Added, ChunkId, Error, Ledger, Namespace, NewRecord, Outcome, PendingDeletion, Query, Record, RecordId, Result,
     Revision, State, Timestamp, Version,
@@ -61,8 +61,12 @@ impl Entry {
         matches!(self.record.state, State::Forgotten { .. })
     }
 
+    fn has_key(&self, namespace: &Namespace, key: Option<&str>) -> bool {
+        self.record.namespace == *namespace && self.record.key.as_deref() == key
+    }
+
     fn says(&self, namespace: &Namespace, key: Option<&str>, text: &str) -> bool {
-        self.record.namespace == *namespace && self.record.key.as_deref() == key && self.record.text == text
+        self.has_key(namespace, key) && self.record.text == text
     }
 
     /// The record as it is at `now`.
@@ -154,6 +158,24 @@ impl Tables {
         Added { record, outcome }
     }
 
+    /// Makes an active record what it is to be from now on.
+    fn replace(&mut self, namespace: &Namespace, changed: Record, now: Timestamp) -> Result<Record> {
+        let revision = self.next_revision();
+        let entry = self.find(namespace, changed.id)?;
+        entry.changed = revision;
+        let (mut outdated, mut updated_at) = (BTreeSet::new(), entry.record.updated_at);
+        if changed.text != entry.record.text {
+            updated_at = entry.not_before_last_change(now);
+            entry.end(State::Active, updated_at, revision);
+            entry.history.push(Version { text: changed.text.clone(), from: updated_at, until: None });
+            outdated = std::mem::take(&mut entry.links);
+        }
+        entry.record = Record { updated_at, ..changed };
+        let record = entry.at(now);
+        self.queue(outdated, now);
+        Ok(record)
+    }
+
     /// Queues for deletion those of `chunks` that no active record has.
     fn queue(&mut self, chunks: BTreeSet<ChunkId>, now: Timestamp) {
         for chunk in chunks {
@@ -174,11 +196,6 @@ impl Tables {
 
 fn hash(namespace: &Namespace) -> [u8; 32] {
     blake3::hash(namespace.as_str().as_bytes()).into()
-}
-
-fn said(text: &str) -> Result<&str> {
-    let text = text.trim();
-    if text.is_empty() { Err(Error::Empty { what: "memory" }) } else { Ok(text) }
 }
 
 #[async_trait]
@@ -219,29 +236,27 @@ impl Ledger for RamLedger {
         Ok(tables.entries.iter().filter(|e| e.record.namespace == *namespace && e.is_active(now)).count())
     }
 
-    async fn update(&self, namespace: &Namespace, id: RecordId, text: &str, now: Timestamp) -> Result<Record> {
-        let text = said(text)?;
+    async fn change(&self, namespace: &Namespace, id: RecordId, change: &Change, now: Timestamp) -> Result<Record> {
+        change.check()?;
         let mut tables = self.tables();
         let record = tables.find(namespace, id)?.at(now);
         if record.state != State::Active {
             return Err(Error::NotActive { id, state: record.state.name() });
         }
-        if record.text == text {
+        let changed = change.of(&record)?;
+        if changed == record {
             return Ok(record);
         }
-        let key = record.key.as_deref();
-        if let Some(same) = tables.entries.iter().find(|e| e.is_active(now) && e.says(namespace, key, text)) {
+        let (key, has_other_key) = (changed.key.as_deref(), changed.key != record.key);
+        let mut others = tables.entries.iter().filter(|e| e.is_active(now) && e.record.id != id);
+        if let Some(other) = others.clone().find(|e| has_other_key && key.is_some() && e.has_key(namespace, key)) {
+            return Err(Error::KeyTaken { existing: other.record.id });
+        }
+        let says_other = has_other_key || changed.text != record.text;
+        if let Some(same) = others.find(|e| says_other && e.says(namespace, key, &changed.text)) {
             return Err(Error::SameText { existing: same.record.id });
         }
-        let revision = tables.next_revision();
-        let entry = tables.find(namespace, id)?;
-        let at = entry.not_before_last_change(now);
-        entry.end(State::Active, at, revision);
-        entry.history.push(Version { text: text.to_owned(), from: at, until: None });
-        (entry.record.text, entry.record.updated_at) = (text.to_owned(), at);
-        let (record, links) = (entry.at(now), std::mem::take(&mut entry.links));
-        tables.queue(links, now);
-        Ok(record)
+        tables.replace(namespace, changed, now)
     }
 
     async fn forget_many(&self, namespace: &Namespace, ids: &[RecordId], now: Timestamp) -> Result<Vec<Record>> {

@@ -215,15 +215,20 @@ impl NewRecord {
     /// # Errors
     /// [`Error::Empty`] for a text with nothing in it, [`Error::BadValue`] for a key or metadata beyond their bounds.
     pub fn check(&self) -> Result<&str> {
-        if let Some(key) = self.key.as_ref().filter(|key| key.len() > Self::MAX_KEY_BYTES) {
-            let value = format!("{} bytes", key.len());
-            return Err(Error::BadValue { what: "key", value, expected: "at most 512 bytes" });
-        }
+        self.key.as_deref().map_or(Ok(()), Self::check_key)?;
         self.metadata.check()?;
         match self.text.trim() {
             "" => Err(Error::Empty { what: "memory" }),
             text => Ok(text),
         }
+    }
+
+    pub(super) fn check_key(key: &str) -> Result<()> {
+        if key.len() <= Self::MAX_KEY_BYTES {
+            return Ok(());
+        }
+        let value = format!("{} bytes", key.len());
+        Err(Error::BadValue { what: "key", value, expected: "at most 512 bytes" })
     }
 }
 

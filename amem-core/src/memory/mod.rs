@@ -16,6 +16,7 @@ mod room;
 mod session;
 mod texts;
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -31,9 +32,9 @@ use texts::{Found, new_among};
 pub use texts::{TextMemory, TextMemoryOptions};
 
 use crate::{
-    Added, Amounts, ChunkId, Completion, Conversation, Engine, Error, Exchange, KvChunk, KvStore, Layout, Ledger,
-    Listing, Message, Model, Namespace, NewRecord, Outcome, Page, Piece, Query, Record, RecordId, RecordStats, Repair,
-    Request, Result, Role, Timestamp, Token, Usage, UsageQuery, UsageTotal, Version,
+    Added, Amounts, Change, ChunkId, Completion, Conversation, Engine, Error, Exchange, KvChunk, KvStore, Layout,
+    Ledger, Listing, Message, Model, Namespace, NewRecord, Outcome, Page, Piece, Query, Record, RecordId, RecordStats,
+    Repair, Request, Result, Role, Timestamp, Token, Usage, UsageQuery, UsageTotal, Version,
 };
 
 /// An agent's memory. Cheap to clone; clones are the same memory.
@@ -284,26 +285,42 @@ impl Memory {
         Session::new(self.clone(), namespace.try_into()?, options)
     }
 
-    /// Gives a record another text.
+    /// Gives a record another text: [`change`](Self::change) of that alone.
     ///
     /// # Errors
-    /// [`Error::UnknownRecord`], [`Error::NotActive`], [`Error::Empty`], [`Error::TooLong`], [`Error::SameText`];
-    /// [`Error::Full`] and [`Error::Ledger`] when the ledger cannot be written.
+    /// As [`change`](Self::change).
     pub async fn update(
         &self,
         namespace: impl TryInto<Namespace, Error = Error>,
         id: RecordId,
         text: &str,
     ) -> Result<Record> {
+        self.change(namespace, id, Change::new().text(text)).await
+    }
+
+    /// Changes a record's text, key, metadata or expiry, as [`Ledger::change`] says. If its text changes, or its time is
+    /// over, its KV is deleted; otherwise the KV stays.
+    ///
+    /// # Errors
+    /// [`Error::UnknownRecord`], [`Error::NotActive`], [`Error::ChangedMeanwhile`], [`Error::KeyTaken`],
+    /// [`Error::SameText`]; [`Error::Empty`], [`Error::TooLong`], and [`Error::BadValue`] for a key or metadata beyond
+    /// their bounds; [`Error::Full`] and [`Error::Ledger`] when the ledger cannot be written.
+    pub async fn change(
+        &self,
+        namespace: impl TryInto<Namespace, Error = Error>,
+        id: RecordId,
+        change: Change,
+    ) -> Result<Record> {
         let namespace = namespace.try_into()?;
-        self.check_text(text)?;
+        change.text.as_deref().map_or(Ok(()), |text| self.check_text(text))?;
         self.check_meter().await?;
-        let update = async {
-            let record = self.parts.texts.change(&namespace, id, text).await?;
-            let deleted = self.parts.chunks.delete_pending().await;
+        let write = async {
+            let record = self.parts.texts.write_change(&namespace, id, &change).await?;
+            let may_end = change.text.is_some() || change.expires_at.is_some();
+            let deleted = if may_end { self.parts.chunks.delete_pending().await } else { Ok(()) };
             Ok((deleted.map(|()| record), 1))
         };
-        self.parts.texts.counted(&namespace, update).await?
+        self.parts.texts.counted(&namespace, write).await?
     }
 
     /// Forgets a record: [`forget_many`](Self::forget_many) of one.
@@ -329,11 +346,17 @@ impl Memory {
         ids: &[RecordId],
     ) -> Result<Vec<Record>> {
         let namespace = namespace.try_into()?;
-        // The ledger knows the chunks that were computed for its texts. A store may hold more, from before the ledger.
+        let chunks = self.chunks_of(&namespace, ids).await?;
+        self.erased(&namespace, &chunks, self.parts.texts.erase(&namespace, ids)).await
+    }
+
+    /// The chunks of all texts that records had. The ledger knows those that were computed for its texts; a store may hold
+    /// more, from before the ledger.
+    async fn chunks_of(&self, namespace: &Namespace, ids: &[RecordId]) -> Result<Vec<ChunkId>> {
         let mut chunks = Vec::new();
         for id in ids {
-            match self.ledger().history(&namespace, *id).await {
-                Ok(texts) => chunks.extend(self.parts.chunks.ids_of(&namespace, &texts)?),
+            match self.ledger().history(namespace, *id).await {
+                Ok(texts) => chunks.extend(self.parts.chunks.ids_of(namespace, &texts)?),
                 // A record that is damaged can be forgotten all the same: the ledger knows its chunks without its texts.
                 Err(Error::Ledger(error)) => {
                     log::warn!("the texts of record {id}, which is forgotten, are unknown: {error}")
@@ -341,14 +364,24 @@ impl Memory {
                 Err(error) => return Err(error),
             }
         }
+        Ok(chunks)
+    }
+
+    /// Has records wiped from the ledger, and then deletes these chunks and those that the ledger names.
+    async fn erased(
+        &self,
+        namespace: &Namespace,
+        chunks: &[ChunkId],
+        erase: impl Future<Output = Result<Vec<Record>>>,
+    ) -> Result<Vec<Record>> {
         let forget = async {
-            let records = self.parts.texts.erase(&namespace, ids).await?;
-            let erased = self.parts.chunks.erase(&chunks).await;
+            let records = erase.await?;
+            let erased = self.parts.chunks.erase(chunks).await;
             let deleted = self.parts.chunks.delete_pending().await;
             let operations = records.len();
             Ok((erased.and(deleted).map(|()| records), operations))
         };
-        self.parts.texts.counted(&namespace, forget).await?
+        self.parts.texts.counted(namespace, forget).await?
     }
 
     /// Deletes a namespace: all its records with their histories, and their KV. Returns how many records there were.

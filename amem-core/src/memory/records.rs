@@ -124,6 +124,8 @@ struct Known {
     updated_at: Timestamp,
     expires_at: Option<Timestamp>,
     entry: Option<Arc<Entry>>,
+    /// The entry is what was indexed. One that was read later may say already what the next changes tell of.
+    is_indexed: bool,
 }
 
 impl Known {
@@ -140,9 +142,16 @@ impl Entries {
 
     fn insert(&mut self, record: Record) {
         let (id, updated_at, expires_at) = (record.id, record.updated_at, record.expires_at);
+        let content = self.saying(&record).map(|entry| entry.content.clone()).unwrap_or_default();
         self.remove(id);
         self.expiring.extend(expires_at.map(|at| (at, id)));
-        self.by_id.insert(id, Known { updated_at, expires_at, entry: Some(Arc::new(Entry::new(record))) });
+        let entry = Some(Arc::new(Entry { record, content }));
+        self.by_id.insert(id, Known { updated_at, expires_at, entry, is_indexed: true });
+    }
+
+    /// The record's entry from before, if it was read and said the same.
+    fn saying(&self, record: &Record) -> Option<&Arc<Entry>> {
+        self.by_id.get(&record.id)?.entry.as_ref().filter(|entry| entry.record.text == record.text)
     }
 
     fn remove(&mut self, id: RecordId) {
@@ -186,7 +195,7 @@ impl Entries {
             if known.last().is_some_and(|(last, _)| *last >= id) {
                 return None;
             }
-            known.push((id, Known { updated_at, expires_at, entry: None }));
+            known.push((id, Known { updated_at, expires_at, entry: None, is_indexed: false }));
         }
         let index = reader.bytes()?;
         reader.is_done()?;
@@ -350,6 +359,13 @@ impl Records {
         let forgot_any = deleted || !forgotten.is_empty();
         let mut gone: Vec<RecordId> = gone.iter().map(|record| record.id).collect();
         gone.extend(self.entries().expired(now));
+        // What says the same stays in the index as it is.
+        let is_indexed = |record: &Record| {
+            let entries = self.entries();
+            let is_there = entries.by_id.get(&record.id).is_some_and(|known| known.is_indexed && known.counts(now));
+            !deleted && is_there && entries.saying(record).is_some()
+        };
+        let (indexed, active): (Vec<Record>, Vec<Record>) = active.into_iter().partition(is_indexed);
         // The index first: should it fail, the same changes are read again.
         if deleted {
             recaller.clear(namespace).await?;
@@ -365,7 +381,7 @@ impl Records {
         let mut entries = self.entries();
         read.forgotten.extend(forgotten.iter().filter_map(|id| entries.by_id.get(id)?.entry.clone()));
         gone.into_iter().for_each(|id| entries.remove(id));
-        active.into_iter().for_each(|record| entries.insert(record));
+        indexed.into_iter().chain(active).for_each(|record| entries.insert(record));
         read.revision = revision;
         read.unsaved += changes;
         read.is_gone |= forgot_any;

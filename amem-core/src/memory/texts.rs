@@ -12,8 +12,8 @@ use super::records::{Entry, RecordCache, Records, Refreshed};
 use super::room::Room;
 use crate::recall::Lexical;
 use crate::{
-    Added, Amounts, Error, Ledger, Listing, Namespace, NewRecord, Page, Query, RecallQuery, Recalled, Recaller, Record,
-    RecordId, RecordStats, Result, Timestamp, UsageQuery, UsageTotal, Version,
+    Added, Amounts, Change, Error, Ledger, Listing, Namespace, NewRecord, Page, Query, RecallQuery, Recalled, Recaller,
+    Record, RecordId, RecordStats, Result, Timestamp, UsageQuery, UsageTotal, Version,
 };
 
 /// The parts of a [`TextMemory`] beside its ledger.
@@ -216,21 +216,35 @@ impl TextMemory {
         self.ledger().history(&namespace.try_into()?, id).await
     }
 
-    /// Gives a record another text.
+    /// Gives a record another text: [`change`](Self::change) of that alone.
     ///
     /// # Errors
-    /// [`Error::UnknownRecord`], [`Error::NotActive`], [`Error::Empty`], [`Error::SameText`]; [`Error::Ledger`] when the
-    /// ledger cannot be written.
+    /// As [`change`](Self::change).
     pub async fn update(
         &self,
         namespace: impl TryInto<Namespace, Error = Error>,
         id: RecordId,
         text: &str,
     ) -> Result<Record> {
+        self.change(namespace, id, Change::new().text(text)).await
+    }
+
+    /// Changes a record's text, key, metadata or expiry, as [`Ledger::change`] says.
+    ///
+    /// # Errors
+    /// [`Error::UnknownRecord`], [`Error::NotActive`], [`Error::ChangedMeanwhile`], [`Error::KeyTaken`],
+    /// [`Error::SameText`]; [`Error::Empty`], and [`Error::BadValue`] for a key or metadata beyond their bounds;
+    /// [`Error::Ledger`] when the ledger cannot be written.
+    pub async fn change(
+        &self,
+        namespace: impl TryInto<Namespace, Error = Error>,
+        id: RecordId,
+        change: Change,
+    ) -> Result<Record> {
         let namespace = namespace.try_into()?;
         self.meter().check().await?;
-        let update = async { Ok((self.change(&namespace, id, text).await?, 1)) };
-        self.counted(&namespace, update).await
+        let write = async { Ok((self.write_change(&namespace, id, &change).await?, 1)) };
+        self.counted(&namespace, write).await
     }
 
     /// Forgets a record: [`forget_many`](Self::forget_many) of one.
@@ -314,10 +328,10 @@ impl TextMemory {
         self.parts.room.make(&doing, || ledger.add(namespace, new, Timestamp::now())).await
     }
 
-    /// Changes a record's text in the ledger.
-    pub(super) async fn change(&self, namespace: &Namespace, id: RecordId, text: &str) -> Result<Record> {
+    /// Changes a record in the ledger.
+    pub(super) async fn write_change(&self, namespace: &Namespace, id: RecordId, change: &Change) -> Result<Record> {
         let ledger = self.ledger();
-        self.parts.room.make("update a record", || ledger.update(namespace, id, text, Timestamp::now())).await
+        self.parts.room.make("change a record", || ledger.change(namespace, id, change, Timestamp::now())).await
     }
 
     /// Wipes records from the ledger.

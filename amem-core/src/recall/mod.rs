@@ -62,7 +62,7 @@ impl<'a> RecallQuery<'a> {
 #[async_trait]
 pub trait Recaller: Send + Sync {
     /// Indexes records; one whose id is known is replaced. One that is not active is not indexed, and leaves the index
-    /// if it was there.
+    /// if it was there. A record whose key, metadata or expiry changed and whose text did not need not come again.
     ///
     /// # Errors
     /// [`Error::Recall`](crate::Error::Recall) when the index fails.

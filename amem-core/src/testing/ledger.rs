@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_lite::future::block_on;
 
 use crate::{
-    Added, Amounts, Changes, ChunkId, Comparison, Error, Field, Filter, Ledger, Listing, MetaValue, Metadata,
+    Added, Amounts, Change, Changes, ChunkId, Comparison, Error, Field, Filter, Ledger, Listing, MetaValue, Metadata,
     Namespace, NewRecord, Outcome, PendingDeletion, Query, Record, RecordId, RecordStats, Result, Revision, SavedIndex,
     State, Timestamp, UsageEvent, UsageQuery, UsageTotal,
 };
@@ -48,6 +48,8 @@ pub fn ledger<L: Ledger>(make: impl Fn() -> L) {
         usage_outlives_its_namespace_without_its_name(&make()).await;
         a_saved_index_is_gone_once_something_is_forgotten(&make()).await;
         what_expired_before_it_was_added_never_counts(&make()).await;
+        a_change_is_of_what_it_names(&make()).await;
+        a_change_that_cannot_be_changes_nothing(&make()).await;
     });
     many_threads_may_add_at_once(&make());
 }
@@ -283,6 +285,109 @@ async fn what_expired_before_it_was_added_never_counts(ledger: &impl Ledger) {
     let then = Timestamp(T0.0 - 1);
     assert_eq!(texts(ledger, Query::At(then)).await, ["baker"], "what was said before its time counted until then");
     assert_eq!(texts(ledger, Query::At(later(3))).await, ["tired"], "and does not count now");
+}
+
+async fn a_change_is_of_what_it_names(ledger: &impl Ledger) {
+    let from = |source: &str| Metadata::from_iter([("source", source)]);
+    let tea = add(ledger, NewRecord::new("tea").metadata(from("mail")), T0).await.record;
+    let id = tea.id;
+    ledger.link(&ours(), &[(id, chunk(1))], T0).await.unwrap();
+    let Changes { mut revision, .. } = ledger.changes(&ours(), Revision(0), T0).await.unwrap();
+    let change = async |change: Change, now| ledger.change(&ours(), id, &change, now).await;
+    let same = Change::new().text(" tea ").no_key().metadata(from("mail")).no_expiry();
+    for nothing in [Change::new(), same] {
+        assert_eq!(change(nothing, later(1)).await.expect("a change may be of nothing"), tea);
+        assert_eq!(ledger.changes(&ours(), revision, later(1)).await.unwrap(), none(revision), "which is no change");
+    }
+    let mut expected = Record { key: Some("drink".to_owned()), ..tea };
+    let keyed_now = change(Change::new().key("drink"), later(1)).await.expect("it is active");
+    assert_eq!(keyed_now, expected, "a change gives a key, and nothing else");
+    expected.metadata = from("chat");
+    let changed = change(Change::new().metadata(from("chat")), later(2)).await.expect("it is active");
+    assert_eq!(changed, expected, "a change gives metadata, and nothing else");
+    expected.expires_at = Some(later(100));
+    let changed = change(Change::new().expires_at(later(100)), later(3)).await.expect("it is active");
+    assert_eq!(changed, expected, "a change gives an end, and nothing else");
+    assert_eq!(ledger.get(&ours(), id, later(4)).await.unwrap(), expected, "get gives what change gave");
+    let changes = ledger.changes(&ours(), revision, later(4)).await.unwrap();
+    assert_eq!(changes.records, [expected.clone()], "a changed record has changed");
+    revision = changes.revision;
+    let history = ledger.history(&ours(), id).await.unwrap();
+    assert_eq!((history.len(), history[0].until), (1, None), "its text stands as it stood");
+    let reason = "the chunks of a text that did not change stay";
+    assert_eq!(ledger.are_linked(&[chunk(1)], later(4)).await.unwrap(), [true], "{reason}");
+    assert!(pending_at(ledger, later(4)).await.is_empty(), "{reason}");
+    change(Change::new().expires_at(later(200)), later(5)).await.unwrap();
+    assert_eq!(ledger.are_linked(&[chunk(1)], later(150)).await.unwrap(), [true], "an end can be moved");
+    assert!(pending_at(ledger, later(150)).await.is_empty(), "and the end of its chunks with it");
+    let lasting = change(Change::new().no_expiry(), later(6)).await.unwrap();
+    assert_eq!((lasting.expires_at, lasting.state), (None, State::Active), "an end can be taken away");
+    assert!(pending_at(ledger, later(300)).await.is_empty(), "and that of its chunks with it");
+
+    let again = add(ledger, keyed("drink", "tea"), later(7)).await;
+    assert_eq!((again.outcome, again.record.id), (Outcome::Duplicate, id), "it is found under its new key");
+    let keyless = add(ledger, "tea", later(7)).await;
+    assert_eq!(keyless.outcome, Outcome::New, "and not without");
+    let all = Change::new().text("green tea").key("hot drink").metadata(from("web")).expires_at(later(400));
+    let changed = change(all, later(8)).await.expect("all can change at once");
+    assert_eq!((&*changed.text, changed.key.as_deref()), ("green tea", Some("hot drink")), "all of it changes");
+    assert_eq!((&changed.metadata, changed.expires_at), (&from("web"), Some(later(400))), "all of it changes");
+    assert_eq!((changed.created_at, changed.updated_at), (T0, later(8)), "another text is an update");
+    let history = ledger.history(&ours(), id).await.unwrap();
+    let history: Vec<_> = history.iter().map(|version| (version.text.as_str(), version.until)).collect();
+    assert_eq!(history, [("tea", Some(later(8))), ("green tea", None)], "which the history has");
+    assert_eq!(pending_at(ledger, later(8)).await, [chunk(1)].into(), "the chunks of the old text are to be deleted");
+    let coffee = add(ledger, keyed("drink", "coffee"), later(9)).await;
+    assert_eq!(coffee.outcome, Outcome::New, "the key that it had is free");
+    let next = add(ledger, keyed("hot drink", "cocoa"), later(9)).await;
+    assert_eq!(next.outcome, Outcome::Superseded(id), "the key that it got is taken");
+    let cocoa = ledger.change(&ours(), next.record.id, &Change::new().no_key(), later(10)).await.unwrap();
+    assert_eq!(cocoa.key, None, "a change takes a key away");
+    assert_eq!(add(ledger, "cocoa", later(11)).await.outcome, Outcome::Duplicate, "a change takes a key away");
+    assert!(ledger.changes(&ours(), revision, later(11)).await.unwrap().revision > revision);
+    let over = ledger.change(&ours(), cocoa.id, &Change::new().expires_at(later(5)), later(12)).await.unwrap();
+    assert_eq!(over.state, State::Expired { at: later(5) }, "a record's time may be said to be over");
+}
+
+async fn a_change_that_cannot_be_changes_nothing(ledger: &impl Ledger) {
+    let theirs = Namespace::new("theirs").unwrap();
+    let metadata = |n: usize| Metadata::from_iter((0..n).map(|n| (n.to_string(), true)));
+    let tea = add(ledger, keyed("drink", "tea").metadata(metadata(1)), T0).await.record;
+    let bread = add(ledger, keyed("food", "bread"), T0).await.record;
+    let keyless = add(ledger, "tea", T0).await.record;
+    let gone = add(ledger, NewRecord::new("gone").expires_at(later(1)), T0).await.record;
+    let Changes { revision, .. } = ledger.changes(&ours(), Revision(0), T0).await.unwrap();
+    let refused =
+        async |change: Change| ledger.change(&ours(), tea.id, &change, later(1)).await.expect_err("it cannot be");
+    let taken = ledger.change(&ours(), tea.id, &Change::new().key("food"), later(1)).await;
+    let is_taken = matches!(taken, Err(Error::KeyTaken { existing }) if existing == bread.id);
+    assert!(is_taken, "a key has one active record, so another's is refused");
+    assert!(matches!(refused(Change::new().text("x").key("food")).await, Error::KeyTaken { .. }));
+    let same = refused(Change::new().no_key()).await;
+    assert!(
+        matches!(same, Error::SameText { existing } if existing == keyless.id),
+        "two records must not say the same"
+    );
+    let other = ledger.change(&ours(), tea.id, &Change::new().text("x").if_metadata(metadata(2)), later(1)).await;
+    let is_other = matches!(other, Err(Error::ChangedMeanwhile { id }) if id == tea.id);
+    assert!(is_other, "a change for other metadata is refused");
+    assert!(matches!(refused(Change::new().text(" ").key("new")).await, Error::Empty { .. }));
+    let long = "k".repeat(NewRecord::MAX_KEY_BYTES + 1);
+    for beyond in [Change::new().key(long), Change::new().metadata(metadata(65))] {
+        assert!(matches!(refused(beyond).await, Error::BadValue { .. }), "keys and metadata have bounds");
+    }
+    let key = &Change::new().key("new");
+    let over = ledger.change(&ours(), gone.id, key, later(1)).await;
+    assert!(matches!(over, Err(Error::NotActive { state: "expired", .. })), "its life is over");
+    assert!(is_unknown(ledger.change(&ours(), RecordId::new(), key, later(1)).await));
+    assert!(is_unknown(ledger.change(&theirs, tea.id, key, later(1)).await), "change knows its namespace only");
+    let changes = ledger.changes(&ours(), revision, later(1)).await.unwrap();
+    assert_eq!(changes, none(revision), "what is refused is no change");
+    let changed = Change::new().key("food").metadata(metadata(2)).if_metadata(metadata(1));
+    ledger.forget(&ours(), bread.id, later(2)).await.unwrap();
+    let changed =
+        ledger.change(&ours(), tea.id, &changed, later(2)).await.expect("the key of a forgotten record is free");
+    assert_eq!((changed.key.as_deref(), changed.metadata), (Some("food"), metadata(2)));
 }
 
 async fn a_view_as_of_a_moment_has_the_texts_of_then(ledger: &impl Ledger) {

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use amem_core::{
-    Added, Changes, ChunkId, KvChunk, KvStore, Ledger, Listing, Namespace, NewRecord, Page, PendingDeletion, RamLedger,
-    RamStore, Record, RecordId, Result, Revision, SavedIndex, StoreStats, StoredChunk, Timestamp, UsageEvent,
-    UsageQuery, UsageTotal, Version,
+    Added, Change, Changes, ChunkId, KvChunk, KvStore, Ledger, Listing, Namespace, NewRecord, Page, PendingDeletion,
+    RamLedger, RamStore, Record, RecordId, Result, Revision, SavedIndex, StoreStats, StoredChunk, Timestamp,
+    UsageEvent, UsageQuery, UsageTotal, Version,
 };
 use async_trait::async_trait;
 
@@ -42,9 +42,9 @@ impl Ledger for HookedLedger {
         self.inner.count(namespace, now).await
     }
 
-    async fn update(&self, namespace: &Namespace, id: RecordId, text: &str, now: Timestamp) -> Result<Record> {
-        (self.hook)("update")?;
-        self.inner.update(namespace, id, text, now).await
+    async fn change(&self, namespace: &Namespace, id: RecordId, change: &Change, now: Timestamp) -> Result<Record> {
+        (self.hook)("change")?;
+        self.inner.change(namespace, id, change, now).await
     }
 
     async fn forget_many(&self, namespace: &Namespace, ids: &[RecordId], now: Timestamp) -> Result<Vec<Record>> {

@@ -1,7 +1,9 @@
-//! A memory whose ledger or store has no room, loses KV or takes its time: questions are answered all the same.
+//! A memory whose ledger or store has no room, loses KV or takes its time: questions are answered all the same. And what
+//! changes, and what stays, when records do.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod background;
+mod changes;
 mod damaged;
 mod full_disk;
 mod hooked;

@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 
 use amem_core::{
-    Added, Changes, ChunkId, Error, Filter, Ledger, Listing, MetaValue, Metadata, Namespace, NewRecord, Outcome, Page,
-    PendingDeletion, Query, RamLedger, Record, RecordId, RecordStats, Result, Revision, SavedIndex, State, Timestamp,
-    UsageEvent, UsageQuery, UsageTotal, Version, testing,
+    Added, Change, Changes, ChunkId, Error, Filter, Ledger, Listing, MetaValue, Metadata, Namespace, NewRecord,
+    Outcome, Page, PendingDeletion, Query, RamLedger, Record, RecordId, RecordStats, Result, Revision, SavedIndex,
+    State, Timestamp, UsageEvent, UsageQuery, UsageTotal, Version, testing,
 };
 use async_trait::async_trait;
 
@@ -139,9 +139,17 @@ enum Fault {
     IndexesAreNeverKeptAgain,
     IndexesOutliveTheirNamespace,
     IndexesOfDeletedAreKept,
+    ChangesLoseKeys,
+    ChangesLoseMetadata,
+    ChangesLoseExpiry,
+    ChangesAreUpdates,
+    ChangesDropChunks,
+    ChangesTakeKeys,
+    ChangesAskForNothing,
+    ChangesLeaveKeys,
 }
 
-const FAULTS: [(Fault, &str); 124] = [
+const FAULTS: [(Fault, &str); 132] = [
     (Fault::KeepsBlanks, "without the blanks at their ends"),
     (Fault::AddsUpToTheBadOne, "texts are added all or none"),
     (Fault::AddsInReverse, "in the order in which they were added"),
@@ -266,6 +274,14 @@ const FAULTS: [(Fault, &str); 124] = [
     (Fault::IndexesAreNeverKeptAgain, "one from after that is kept"),
     (Fault::IndexesOutliveTheirNamespace, "it goes with its namespace"),
     (Fault::IndexesOfDeletedAreKept, "an index from before its namespace was deleted is refused"),
+    (Fault::ChangesLoseKeys, "a change gives a key"),
+    (Fault::ChangesLoseMetadata, "a change gives metadata"),
+    (Fault::ChangesLoseExpiry, "a change gives an end"),
+    (Fault::ChangesAreUpdates, "a change gives a key, and nothing else"),
+    (Fault::ChangesDropChunks, "the chunks of a text that did not change stay"),
+    (Fault::ChangesTakeKeys, "a key has one active record"),
+    (Fault::ChangesAskForNothing, "a change for other metadata is refused"),
+    (Fault::ChangesLeaveKeys, "a change takes a key away"),
 ];
 
 #[test]
@@ -617,14 +633,25 @@ impl Ledger for Faulty {
         }
     }
 
-    async fn update(&self, namespace: &Namespace, id: RecordId, text: &str, now: Timestamp) -> Result<Record> {
+    async fn change(&self, namespace: &Namespace, id: RecordId, change: &Change, now: Timestamp) -> Result<Record> {
         let namespace = self.home(Fault::LeaksUpdate, namespace, Some(id)).await;
         let before = self.inner.get(&namespace, id, now).await.ok();
         let all = self.inner.list(&namespace, Query::All).await?;
-        let over = all.iter().any(|record| record.text == text.trim() && record.state != State::Active);
-        let mut record = match (self.inner.update(&namespace, id, text, now).await, self.fault) {
+        let said = change.text.as_deref().map(str::trim);
+        let over = all.iter().any(|record| said == Some(&*record.text) && record.state != State::Active);
+        let mut asked = change.clone();
+        match self.fault {
+            Some(Fault::ChangesLoseKeys) => asked.key = asked.key.filter(Option::is_none),
+            Some(Fault::ChangesLeaveKeys) => asked.key = asked.key.filter(Option::is_some),
+            Some(Fault::ChangesLoseMetadata) => asked.metadata = None,
+            Some(Fault::ChangesLoseExpiry) => asked.expires_at = None,
+            Some(Fault::ChangesAskForNothing) => asked.if_metadata = None,
+            _ => {}
+        }
+        let mut record = match (self.inner.change(&namespace, id, &asked, now).await, self.fault) {
             (Err(Error::Empty { .. }), Some(Fault::UpdatesToNothing))
             | (Err(Error::SameText { .. }), Some(Fault::UpdatesToTextsOfOthers))
+            | (Err(Error::KeyTaken { .. }), Some(Fault::ChangesTakeKeys))
             | (Err(Error::NotActive { .. }), Some(Fault::UpdatesTheSuperseded)) => before.clone().unwrap(),
             (result, _) => result?,
         };
@@ -633,6 +660,12 @@ impl Ledger for Faulty {
             Some(Fault::RefusesTextsOfThePast) if over => return Err(Error::SameText { existing: id }),
             Some(Fault::WritesTheSameText) if same => self.revise().await?,
             Some(Fault::UpdatesLoseMetadata) => record.metadata = Metadata::default(),
+            Some(Fault::ChangesAreUpdates) if matches!(change.key, Some(Some(_))) => record.updated_at = now,
+            Some(Fault::ChangesDropChunks) if same => {
+                let mut aside = self.aside.lock().unwrap();
+                let links = aside.links.get(&id).cloned().unwrap_or_default();
+                aside.pending.extend(links);
+            }
             _ => {}
         }
         if !same {

@@ -14,9 +14,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use amem_core::{
-    Added, Changes, ChunkId, Error, Ledger, Listing, MetaValue, Metadata, Namespace, NewRecord, Page, PendingDeletion,
-    Query, Record, RecordId, Result, Revision, SavedIndex, State, Timestamp, UsageEvent, UsageQuery, UsageTotal,
-    Version,
+    Added, Change, Changes, ChunkId, Error, Ledger, Listing, MetaValue, Metadata, Namespace, NewRecord, Page,
+    PendingDeletion, Query, Record, RecordId, Result, Revision, SavedIndex, State, Timestamp, UsageEvent, UsageQuery,
+    UsageTotal, Version,
 };
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -56,20 +56,23 @@ impl Open {
     }
 
     fn seal(&self, new: &NewRecord, text: &str) -> Result<NewRecord> {
-        if new.metadata.0.contains_key(Metadata::SEALED) {
-            let (value, expected) = (Metadata::SEALED.to_owned(), "another name than the one that encryption uses");
-            return Err(Error::BadValue { what: "metadata", value, expected });
-        }
+        refuse_sealed(&new.metadata)?;
         let mut sealed = new.clone();
         sealed.text = self.sealed(Domain::Text, text)?;
         sealed.key = new.key.as_deref().map(|key| self.key(key));
-        if new.key.is_some() || !new.metadata.is_empty() {
-            let details = Details { key: new.key.clone(), metadata: new.metadata.clone() };
-            let details = serde_json::to_string(&details).map_err(|error| Error::Ledger(error.into()))?;
-            let details = self.sealed(Domain::Details, &details)?;
-            sealed.metadata = [(Metadata::SEALED, details)].into_iter().collect();
-        }
+        sealed.metadata = self.details(&new.key, &new.metadata)?;
         Ok(sealed)
+    }
+
+    /// The metadata below of a record with this key and these metadata.
+    fn details(&self, key: &Option<String>, metadata: &Metadata) -> Result<Metadata> {
+        if key.is_none() && metadata.is_empty() {
+            return Ok(Metadata::default());
+        }
+        let details = Details { key: key.clone(), metadata: metadata.clone() };
+        let details = serde_json::to_string(&details).map_err(|error| Error::Ledger(error.into()))?;
+        let details = self.sealed(Domain::Details, &details)?;
+        Ok([(Metadata::SEALED, details)].into_iter().collect())
     }
 
     /// What stands for a key. Hashed, for it has to be the same for the same key, and a key may be long.
@@ -114,6 +117,14 @@ impl Open {
         (record.key, record.metadata) = (details.key, details.metadata);
         Ok(record)
     }
+}
+
+fn refuse_sealed(metadata: &Metadata) -> Result<()> {
+    if !metadata.0.contains_key(Metadata::SEALED) {
+        return Ok(());
+    }
+    let (value, expected) = (Metadata::SEALED.to_owned(), "another name than the one that encryption uses");
+    Err(Error::BadValue { what: "metadata", value, expected })
 }
 
 fn damaged(what: &'static str, id: RecordId) -> Error {
@@ -300,15 +311,32 @@ impl<L: Ledger> Ledger for EncryptedLedger<L> {
         }
     }
 
-    async fn update(&self, namespace: &Namespace, id: RecordId, text: &str, now: Timestamp) -> Result<Record> {
-        let text = text.trim();
-        if text.is_empty() {
-            return Err(Error::Empty { what: "memory" });
-        }
+    async fn change(&self, namespace: &Namespace, id: RecordId, change: &Change, now: Timestamp) -> Result<Record> {
+        /// Key and metadata are sealed together, so each is read to change the other. Somebody else may change it meanwhile.
+        const TRIES: usize = 16;
+        change.check()?;
+        change.metadata.as_ref().map_or(Ok(()), refuse_sealed)?;
         let open = self.of(namespace, id).await?;
-        let sealed = open.sealed(Domain::Text, text)?;
-        let updated = self.inner.update(&open.name, id, &sealed, now).await;
-        open.record(namespace, updated.map_err(|error| outer(error, namespace))?)
+        for _ in 0..TRIES {
+            let mut sealed = Change::new();
+            sealed.text = change.text.as_ref().map(|text| open.sealed(Domain::Text, text.trim())).transpose()?;
+            sealed.expires_at = change.expires_at;
+            if change.key.is_some() || change.metadata.is_some() || change.if_metadata.is_some() {
+                let below = self.inner.get(&open.name, id, now).await.map_err(|error| outer(error, namespace))?;
+                sealed.if_metadata = Some(below.metadata.clone());
+                let record = open.record(namespace, below)?;
+                if record.state == State::Active {
+                    let changed = change.of(&record)?;
+                    sealed.key = change.key.as_ref().map(|key| key.as_deref().map(|key| open.key(key)));
+                    sealed.metadata = Some(open.details(&changed.key, &changed.metadata)?);
+                }
+            }
+            match self.inner.change(&open.name, id, &sealed, now).await {
+                Err(Error::ChangedMeanwhile { .. }) => {}
+                changed => return open.record(namespace, changed.map_err(|error| outer(error, namespace))?),
+            }
+        }
+        Err(Error::ChangedMeanwhile { id })
     }
 
     async fn forget_many(&self, namespace: &Namespace, ids: &[RecordId], now: Timestamp) -> Result<Vec<Record>> {

@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use amem_core::{
-    Added, Changes, ChunkId, Ledger, Listing, Namespace, NewRecord, Page, PendingDeletion, Record, RecordId,
+    Added, Change, Changes, ChunkId, Ledger, Listing, Namespace, NewRecord, Page, PendingDeletion, Record, RecordId,
     RecordStats, Revision, SavedIndex, Timestamp, UsageEvent, UsageQuery, UsageTotal, Version,
 };
 use async_trait::async_trait;
@@ -366,15 +366,15 @@ impl Ledger for SqliteLedger {
         self.read("count records", move |tables| tables.count(&namespace, now)).await
     }
 
-    async fn update(
+    async fn change(
         &self,
         namespace: &Namespace,
         id: RecordId,
-        text: &str,
+        change: &Change,
         now: Timestamp,
     ) -> amem_core::Result<Record> {
-        let (namespace, text) = (namespace.clone(), text.to_owned());
-        self.write("update a record", move |tables| tables.update(&namespace, id, &text, now)).await
+        let (namespace, change) = (namespace.clone(), change.clone());
+        self.write("change a record", move |tables| tables.change(&namespace, id, &change, now)).await
     }
 
     async fn forget_many(

@@ -1,9 +1,9 @@
 //! What a ledger does, each within one transaction.
 
 use amem_core::{
-    Added, Amounts, Changes, ChunkId, Error, Listing, Metadata, Namespace, NewRecord, Outcome, Page, PendingDeletion,
-    Query, Record, RecordId, RecordStats, Revision, SavedIndex, State, Timestamp, UsageEvent, UsageQuery, UsageTotal,
-    Version,
+    Added, Amounts, Change, Changes, ChunkId, Error, Listing, Metadata, Namespace, NewRecord, Outcome, Page,
+    PendingDeletion, Query, Record, RecordId, RecordStats, Revision, SavedIndex, State, Timestamp, UsageEvent,
+    UsageQuery, UsageTotal, Version,
 };
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, Params, Row, params};
@@ -125,8 +125,7 @@ impl Tables<'_> {
         record.metadata.clone_from(&new.metadata);
         record.expires_at = new.expires_at;
         record.updated_at = updated_at;
-        let json = (!new.metadata.is_empty()).then(|| serde_json::to_string(&new.metadata)).transpose();
-        let json = json.map_err(|error| Error::Ledger(error.into()))?;
+        let json = json(&new.metadata)?;
         let expires_at = new.expires_at.map(|at| at.0);
         let insert = "INSERT INTO record (id, namespace, key, metadata, version, created_at, expires_at, state, revision) \
                       VALUES (?1, ?2, ?3, ?4, 0, ?5, ?6, 0, ?7)";
@@ -216,32 +215,78 @@ impl Tables<'_> {
         Ok(counted.first().map_or(0, |count| count.unsigned_abs() as usize))
     }
 
-    pub(super) fn update(&self, namespace: &Namespace, id: RecordId, text: &str, now: Timestamp) -> Result<Record> {
-        let text = said(text)?;
+    pub(super) fn change(
+        &self,
+        namespace: &Namespace,
+        id: RecordId,
+        change: &Change,
+        now: Timestamp,
+    ) -> Result<Record> {
+        change.check()?;
         let found = self.find(namespace, id)?;
         let (seq, version) = (found.seq, found.version);
-        let mut record = found.record(now);
+        let record = found.record(now);
         if record.state != State::Active {
             return Err(Error::NotActive { id, state: record.state.name() }.into());
         }
-        if record.text == text {
+        let changed = change.of(&record)?;
+        if changed == record {
             return Ok(record);
         }
-        let key = record.key.as_deref();
-        if let Some(same) = self.saying(namespace, key, text, now)? {
+        let (key, has_other_key) = (changed.key.as_deref(), changed.key != record.key);
+        if has_other_key && let Some(other) = self.under(namespace, key, now)?.first() {
+            return Err(Error::KeyTaken { existing: other.stored.id }.into());
+        }
+        if (has_other_key || changed.text != record.text)
+            && let Some(same) = self.saying(namespace, key, &changed.text, now)?
+        {
             return Err(Error::SameText { existing: same.stored.id }.into());
         }
-        // A clock that was set back must not turn the history around.
-        let at = now.max(record.updated_at);
-        self.execute("UPDATE version SET until_at = ?2 WHERE seq = ?1", params![version, at.0])?;
-        self.seal_version(version)?;
-        let version = self.begin_version(seq, text, Some(hash(namespace, key, text)), at)?;
-        let change = "UPDATE record SET version = ?2, revision = ?3 WHERE seq = ?1";
-        self.execute(change, params![seq, version, self.next_revision()?])?;
+        let stored = self.replace(Found { seq, version, stored: record }, changed, now)?;
+        Ok(stored.record(now))
+    }
+
+    /// Makes an active record what it is to be from now on.
+    fn replace(&self, found: Found, changed: Record, now: Timestamp) -> Result<Found> {
+        let Found { seq, mut version, stored: before } = found;
+        let mut record = changed;
+        record.updated_at = before.updated_at;
+        if record.key != before.key {
+            self.rehash(seq, &record)?;
+        }
+        let says_other = record.text != before.text;
+        if says_other {
+            // A clock that was set back must not turn the history around.
+            record.updated_at = now.max(before.updated_at);
+            self.execute("UPDATE version SET until_at = ?2 WHERE seq = ?1", params![version, record.updated_at.0])?;
+            self.seal_version(version)?;
+            let hash = hash(&record.namespace, record.key.as_deref(), &record.text);
+            version = self.begin_version(seq, &record.text, Some(hash), record.updated_at)?;
+        }
+        let expires_at = record.expires_at.map(|at| at.0);
+        let change =
+            "UPDATE record SET key = ?2, metadata = ?3, version = ?4, expires_at = ?5, revision = ?6 WHERE seq = ?1";
+        let (json, revision) = (json(&record.metadata)?, self.next_revision()?);
+        self.execute(change, params![seq, record.key, json, version, expires_at, revision])?;
         self.seal(seq)?;
-        self.delete_chunks(seq, now)?;
-        (record.text, record.updated_at) = (text.to_owned(), at);
-        Ok(record)
+        if says_other {
+            self.delete_chunks(seq, now)?;
+        } else {
+            self.execute("UPDATE kv_link SET expires_at = ?2 WHERE record = ?1", params![seq, expires_at])?;
+        }
+        Ok(Found { seq, version, stored: record })
+    }
+
+    /// Writes the hashes of a record's texts anew, for its key is another one.
+    fn rehash(&self, seq: i64, record: &Record) -> Result<()> {
+        let texts = "SELECT seq, text FROM version WHERE record = ?1";
+        let texts = self.rows(texts, [seq], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?)))?;
+        for (version, text) in texts {
+            let hash = hash(&record.namespace, record.key.as_deref(), &text);
+            self.execute("UPDATE version SET hash = ?2 WHERE seq = ?1", params![version, hash])?;
+            self.seal_version(version)?;
+        }
+        Ok(())
     }
 
     pub(super) fn forget_many(&self, namespace: &Namespace, ids: &[RecordId], now: Timestamp) -> Result<Vec<Record>> {
@@ -614,10 +659,10 @@ impl Tables<'_> {
     }
 }
 
-/// A text without the blanks around it.
-fn said(text: &str) -> Result<&str> {
-    let text = text.trim();
-    if text.is_empty() { Err(Error::Empty { what: "memory" }.into()) } else { Ok(text) }
+/// Metadata as they stand in a row.
+fn json(metadata: &Metadata) -> Result<Option<String>> {
+    let json = (!metadata.is_empty()).then(|| serde_json::to_string(metadata)).transpose();
+    Ok(json.map_err(|error| Error::Ledger(error.into()))?)
 }
 
 /// What equal texts under equal keys of one namespace have in common. Others may have it too, by chance.

@@ -17,7 +17,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use amem_core::{
-    Added, Changes, ChunkId, Ledger, Listing, Namespace, NewRecord, Page, PendingDeletion, Record, RecordId,
+    Added, Change, Changes, ChunkId, Ledger, Listing, Namespace, NewRecord, Page, PendingDeletion, Record, RecordId,
     RecordStats, Revision, SavedIndex, Timestamp, UsageEvent, UsageQuery, UsageTotal, Version,
 };
 use async_trait::async_trait;
@@ -268,17 +268,17 @@ impl Ledger for PostgresLedger {
             .await
     }
 
-    async fn update(
+    async fn change(
         &self,
         namespace: &Namespace,
         id: RecordId,
-        text: &str,
+        change: &Change,
         now: Timestamp,
     ) -> amem_core::Result<Record> {
-        let args = (namespace.clone(), id, text.to_owned(), now);
-        let update: Work<(_, _, String, _), _> =
-            |tables, (namespace, id, text, now)| Box::pin(tables.update(namespace, *id, text, *now));
-        self.write("update a record", args, update).await
+        let args = (namespace.clone(), id, change.clone(), now);
+        let work: Work<_, _> =
+            |tables, (namespace, id, change, now)| Box::pin(tables.change(namespace, *id, change, *now));
+        self.write("change a record", args, work).await
     }
 
     async fn forget_many(

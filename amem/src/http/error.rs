@@ -155,7 +155,10 @@ impl From<Error> for ApiError {
             Error::BadValue { what, .. } => Self::bad_request(message).param(what),
             Error::TooLong { .. } => Self::bad_request(message).code("context_length_exceeded"),
             Error::UnknownRecord { .. } => Self::not_found(message),
-            Error::NotActive { .. } | Error::SameText { .. } => Self::conflict(message),
+            Error::NotActive { .. }
+            | Error::SameText { .. }
+            | Error::KeyTaken { .. }
+            | Error::ChangedMeanwhile { .. } => Self::conflict(message),
             Error::Overloaded { .. } => Self::overloaded(message),
             Error::Full { .. } | Error::Cancelled | Error::ReadOnly { .. } => Self::unavailable(message),
             error => Self::internal(&error),

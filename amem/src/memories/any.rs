@@ -1,6 +1,8 @@
 //! A memory with KV, or of texts alone.
 
-use amem_core::{Added, Memory, Namespace, NewRecord, Recall, Recollection, Record, RecordId, Result, TextMemory};
+use amem_core::{
+    Added, Change, Memory, Namespace, NewRecord, Recall, Recollection, Record, RecordId, Result, TextMemory,
+};
 
 /// The memory that a server has.
 ///
@@ -39,11 +41,11 @@ impl AnyMemory {
         }
     }
 
-    /// As [`Memory::update`] and [`TextMemory::update`].
-    pub(crate) async fn update(&self, namespace: &Namespace, id: RecordId, text: &str) -> Result<Record> {
+    /// As [`Memory::change`] and [`TextMemory::change`].
+    pub(crate) async fn change(&self, namespace: &Namespace, id: RecordId, change: Change) -> Result<Record> {
         match self {
-            Self::Kv(memory) => memory.update(namespace, id, text).await,
-            Self::Texts(memory) => memory.update(namespace, id, text).await,
+            Self::Kv(memory) => memory.change(namespace, id, change).await,
+            Self::Texts(memory) => memory.change(namespace, id, change).await,
         }
     }
 

@@ -1,21 +1,63 @@
 //! Changing and forgetting what is remembered.
 
-use amem_core::{Error, State as RecordState};
+use amem_core::{Change, Error, Metadata, Record, State as RecordState};
 use axum::Json;
 use axum::extract::State;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::MemoryPaths;
-use super::moment::Said;
-use super::view::{Counts, id};
+use super::moment::{Moment, Said};
+use super::remember::{Entries, expiry};
+use super::view::{Counts, id, metadata};
 use crate::http::{ApiError, Body, Caller, Result, Segments};
 
-/// What a memory is to say.
+/// What is to change of a memory. What is left out stays as it is.
 #[derive(Debug, Deserialize, ToSchema)]
 pub(super) struct UpdateRequest {
-    /// Its new text.
-    text: String,
+    /// What it is to say.
+    text: Option<String>,
+    /// What it is to be about. `null`, or an empty text, takes its key away.
+    #[serde(default, deserialize_with = "given")]
+    #[schema(value_type = Option<String>)]
+    key: Option<Option<String>>,
+    /// What the application is to keep with it, in place of all that it keeps now.
+    #[serde(default, deserialize_with = "given")]
+    #[schema(value_type = Option<Object>)]
+    metadata: Option<Option<Entries>>,
+    /// From when on it no longer counts. `null` takes its end away.
+    #[serde(default, deserialize_with = "given")]
+    #[schema(value_type = Option<Moment>)]
+    expires_at: Option<Option<Moment>>,
+    /// After how many seconds it no longer counts, in place of `expires_at`.
+    ttl_seconds: Option<f64>,
+}
+
+/// What is given, be it `null`: something else than nothing.
+fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(from).map(Some)
+}
+
+impl UpdateRequest {
+    fn read(self) -> Result<Change> {
+        let Self { text, key, metadata, expires_at, ttl_seconds } = self;
+        let mut change = Change::new();
+        change.text = text;
+        change.key = key.map(|key| key.filter(|key| !key.is_empty()));
+        change.metadata =
+            metadata.map(|entries| entries.map_or(Ok(Metadata::default()), |entries| entries.read())).transpose()?;
+        change.expires_at = match (expires_at, ttl_seconds) {
+            (None, None) => None,
+            (at, ttl) => Some(expiry(at.flatten().as_ref(), ttl)?),
+        };
+        if change == Change::new() {
+            return Err(ApiError::unprocessable(
+                "give what is to change: text, key, metadata, expires_at or ttl_seconds",
+            ));
+        }
+        Ok(change)
+    }
 }
 
 /// A memory that was changed.
@@ -27,7 +69,15 @@ pub(super) struct Updated {
     updated: bool,
     /// What it says now.
     text: String,
+    /// What it is about now, if anything.
+    key: Option<String>,
+    /// What the application keeps with it now.
+    #[schema(value_type = Object)]
+    metadata: Map<String, Value>,
+    /// When its text last changed.
     updated_at: Said,
+    /// From when on it no longer counts.
+    expires_at: Option<Said>,
 }
 
 /// A memory that was forgotten.
@@ -64,7 +114,9 @@ pub(super) struct Deleted {
     deleted: usize,
 }
 
-/// Gives a memory another text; the old one stays in its history.
+/// Changes a memory: its text, the old one of which stays in its history, its key, its metadata, or when it ends.
+///
+/// Without another text, nothing has to be computed anew for it. A key that another memory has is refused (409).
 ///
 /// What was forgotten is not there any more (404). What another memory superseded, or whose time is over, is there and
 /// cannot be changed (409): remember the text anew. The reference system's SDK raises its `AmemError` for both.
@@ -72,11 +124,12 @@ pub(super) struct Deleted {
     params(("user" = String, Path, description = "whose memory it is"), ("id" = String, Path, description = "its id")),
     responses(
         (status = 200, body = Updated),
-        (status = 400, description = "a text that says nothing, or that no context of the model can hold"),
+        (status = 400, description = "a text that says nothing or that no context of the model can hold, or something beyond \
+                                      its bounds"),
         (status = 401, description = "no key, or a wrong one"),
         (status = 403, description = "another user's memory"),
         (status = 404, description = "no such memory, or it was forgotten"),
-        (status = 409, description = "it no longer counts, or another memory says this already"),
+        (status = 409, description = "it no longer counts, or another memory says this already or has this key"),
         (status = 413, description = "too large"),
         (status = 422, description = "not of this shape"),
         (status = 503, description = "the disk is full, or the memory is read-only"),
@@ -89,12 +142,21 @@ pub(super) async fn update(
 ) -> Result<Json<Updated>> {
     let namespace = caller.namespace(Some(&user))?;
     let id = id(&memory, &namespace)?;
-    let record = match paths.memory.update(&namespace, id, &request.text).await {
+    let record = match paths.memory.change(&namespace, id, request.read()?).await {
         Err(Error::NotActive { state: "forgotten", id }) => return Err(Error::UnknownRecord { namespace, id }.into()),
         record => record?,
     };
-    let (user, id) = (namespace.as_str().to_owned(), id.to_string());
-    Ok(Json(Updated { user, id, updated: true, text: record.text, updated_at: record.updated_at.into() }))
+    let Record { text, key, metadata, updated_at, expires_at, .. } = record;
+    Ok(Json(Updated {
+        user: namespace.as_str().to_owned(),
+        id: id.to_string(),
+        updated: true,
+        text,
+        key,
+        metadata: self::metadata(metadata),
+        updated_at: updated_at.into(),
+        expires_at: expires_at.map(Said::from),
+    }))
 }
 
 /// Forgets a memory: all texts that it ever had, its key and its metadata are gone, and the KV of them.

@@ -38,7 +38,7 @@ pub(super) struct RememberRequest {
 #[derive(Clone, Debug, Default, Deserialize, ToSchema)]
 #[serde(transparent)]
 #[schema(value_type = Object)]
-struct Entries(Map<String, Value>);
+pub(super) struct Entries(Map<String, Value>);
 
 /// One value, or one for each text.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -120,13 +120,13 @@ fn same_length<T>(all: Vec<T>, length: usize, name: &str) -> Result<Vec<T>> {
 }
 
 impl Entries {
-    fn read(&self) -> Result<Metadata> {
+    pub(super) fn read(&self) -> Result<Metadata> {
         let entry = |(name, value): (&String, &Value)| Ok((name.clone(), plain(value, &format!("metadata.{name}"))?));
         self.0.iter().map(entry).collect::<Result<Vec<_>>>().map(Metadata::from_iter)
     }
 }
 
-fn expiry(expires_at: Option<&Moment>, ttl_seconds: Option<f64>) -> Result<Option<Timestamp>> {
+pub(super) fn expiry(expires_at: Option<&Moment>, ttl_seconds: Option<f64>) -> Result<Option<Timestamp>> {
     match (expires_at, ttl_seconds) {
         (Some(_), Some(_)) => {
             Err(ApiError::bad_request("give expires_at or ttl_seconds, not both").param("ttl_seconds"))

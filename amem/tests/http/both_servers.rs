@@ -182,6 +182,11 @@ fn both_servers_say_the_same_about_memories() {
     for (status, path, text) in [(409, "/#0", "x"), (409, "/#1", "Carl sings."), (400, "/#1", " "), (404, "/x", "x")] {
         same(status, patch.clone(), &at(path), &json!({ "text": text }));
     }
+    let beside = json!({ "key": "pets", "metadata": { "n": 1 }, "expires_at": null });
+    let changed = same(200, patch.clone(), &at("/#1"), &beside);
+    assert_eq!((&changed["key"], &changed["metadata"]), (&json!("pets"), &json!({ "n": 1 })));
+    same(409, patch.clone(), &at("/#1"), &json!({ "key": "home" }));
+    same(422, patch.clone(), &at("/#1"), &json!({}));
     assert_eq!(same(200, delete.clone(), &at("/#2"), &none)["counts"]["deleted"], 1);
     same(404, delete.clone(), &at("/#2"), &none);
     same(404, patch.clone(), &at("/#2"), &text);
@@ -197,14 +202,15 @@ fn both_servers_say_the_same_about_memories() {
     let imported = same(200, post.clone(), "/v1/memories/dora/import", &lines);
     assert_eq!((&imported["added"], &imported["refused"], &imported["left_out"]), (&json!(1), &json!(1), &json!(1)));
 
-    // Who has memories, and what was done: five times a text was remembered or changed, and one forgotten.
+    // Who has memories, and what was done: five times a text was remembered or changed, once what stands
+    // beside one, and one was forgotten.
     assert_eq!(
         same(200, get.clone(), "/v1/users", &none)["users"][0],
         json!({ "user": "a/b", "active_memories": 2, "loaded": true })
     );
     assert_eq!(same(200, get.clone(), "/v1/users?limit=1", &none)["next"], "a/b");
     same(400, get.clone(), "/v1/users?limit=0", &none);
-    assert_eq!(same(200, get.clone(), "/v1/usage", &none)["per_user"]["a/b"]["memory_ops"], 6);
+    assert_eq!(same(200, get.clone(), "/v1/usage", &none)["per_user"]["a/b"]["memory_ops"], 7);
     assert_eq!(same(200, get.clone(), "/v1/usage?format=csv&user=dora", &none)[1], "dora,0,1,0,0,0,0,0");
     same(400, get.clone(), "/v1/usage?since=soon", &none);
     assert_eq!(
@@ -213,7 +219,7 @@ fn both_servers_say_the_same_about_memories() {
     );
     assert_eq!(same(200, delete.clone(), &at(""), &none)["deleted"], 4);
     assert_eq!(same(200, get.clone(), "/v1/users", &none)["count"], 1);
-    assert_eq!(same(200, get.clone(), "/v1/usage", &none)["deleted_users"]["memory_ops"], 8);
+    assert_eq!(same(200, get.clone(), "/v1/usage", &none)["deleted_users"]["memory_ops"], 9);
 }
 
 #[test]

@@ -109,6 +109,41 @@ fn a_memory_is_changed_keeps_its_history_and_is_forgotten() {
 }
 
 #[test]
+fn what_stands_beside_a_text_is_changed_and_taken_away() {
+    let front = Front::of(in_ram());
+    let body =
+        json!({ "user": "a", "texts": ["one", "two"], "keys": ["k", "other"], "metadata": { "source": "mail" } });
+    let ids = remember(&front, &body)["added"].clone();
+    let patch = |body: Value| {
+        call(Method::PATCH, front.url(&format!("/v1/memories/a/{}", ids[0].as_str().unwrap())), Some(&body))
+    };
+    let until = "2101-09-09T01:46:40.000Z";
+    let (status, changed) = patch(json!({ "key": "home", "metadata": { "n": 1 }, "expires_at": until }));
+    let expected = (200, &json!("one"), &json!("home"), &json!({ "n": 1 }), &json!(until));
+    assert_eq!((status, &changed["text"], &changed["key"], &changed["metadata"], &changed["expires_at"]), expected);
+    let (_, changed) = patch(json!({ "text": "uno" }));
+    let kept = (&json!("uno"), &json!("home"), &json!({ "n": 1 }), &json!(until));
+    assert_eq!((&changed["text"], &changed["key"], &changed["metadata"], &changed["expires_at"]), kept);
+    let (_, changed) = patch(json!({ "key": null, "metadata": null, "expires_at": null }));
+    let none = (&json!("uno"), &Value::Null, &json!({}), &Value::Null);
+    assert_eq!((&changed["text"], &changed["key"], &changed["metadata"], &changed["expires_at"]), none);
+    let one = get(front.url(&format!("/v1/memories/a/{}", ids[0].as_str().unwrap())));
+    assert_eq!((&one["key"], &one["metadata"], &one["expires_at"]), (&Value::Null, &json!({}), &Value::Null));
+    assert_eq!(patch(json!({ "key": "other" })).0, 409, "another memory has it");
+    assert_eq!(patch(json!({})).0, 422, "nothing is to change");
+    for bad in [
+        json!({ "key": "k".repeat(513) }),
+        json!({ "metadata": { "list": [1] } }),
+        json!({ "expires_at": "soon" }),
+        json!({ "ttl_seconds": 0 }),
+        json!({ "ttl_seconds": 9, "expires_at": until }),
+    ] {
+        assert_eq!(patch(bad.clone()).0, 400, "{bad}");
+    }
+    assert_eq!(patch(json!({ "ttl_seconds": 9 })).0, 200);
+}
+
+#[test]
 fn what_was_superseded_or_has_expired_is_there_but_cannot_be_changed() {
     let front = Front::of(in_ram());
     let gone = json!({ "user": "a", "texts": ["short"], "expires_at": "2001-09-09T01:46:40Z" });

@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::turns::{Turn, is_current};
+use super::turns::Turn;
 use crate::memory::records::{Entry, Records};
-use crate::{Context, RecordId, Token};
+use crate::{Context, Filter, RecordId, Timestamp, Token};
 
 /// A context and what stands in it: the system line, memories, and what was said.
 pub(super) struct Epoch {
@@ -39,9 +39,17 @@ impl Epoch {
         self.context.tokens().len() + self.pending.len()
     }
 
-    /// Whether every memory in it still says what it said.
-    pub(super) fn is_current(&self, records: &Records) -> bool {
-        self.resident.values().all(|entry| is_current(records, entry))
+    /// The epoch with its memories as they are now, if each of them still says what it said, and passes the filter.
+    pub(super) fn current(mut self, records: &Records, filter: Option<&Filter>) -> Option<Self> {
+        for entry in self.resident.values_mut() {
+            let now = records.get(entry.record.id, Timestamp::now())?;
+            let passes = filter.is_none_or(|filter| filter.matches(&now.record));
+            if !passes || now.record.text != entry.record.text {
+                return None;
+            }
+            *entry = now;
+        }
+        Some(self)
     }
 
     /// Takes the context back to where a conversation differs from what stands, and returns how many turns of the

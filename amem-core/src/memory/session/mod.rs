@@ -186,7 +186,8 @@ impl Session {
         let (records, found) = self.find(about).await?;
         let resident: Vec<RecordId> = self.epoch.iter().flat_map(|epoch| epoch.resident.keys().copied()).collect();
         self.memory.load(&self.namespace, &records, &resident).await?;
-        self.epoch = self.epoch.take().filter(|epoch| epoch.is_current(&records));
+        let filter = self.options.filter.as_ref();
+        self.epoch = self.epoch.take().and_then(|epoch| epoch.current(&records, filter));
         if self.epoch.is_none() {
             // For a question that is not known yet.
             let reserve = self.limit / 4;
@@ -277,7 +278,8 @@ impl Session {
         if needed > 0 && least > self.limit {
             return Err(Error::TooLong { what: "conversation", tokens: least, limit: self.limit });
         }
-        if let Some(mut epoch) = self.epoch.take().filter(|epoch| epoch.is_current(&records)) {
+        let filter = self.options.filter.as_ref();
+        if let Some(mut epoch) = self.epoch.take().and_then(|epoch| epoch.current(&records, filter)) {
             passed = epoch.keep(&opening, &conversation);
             let missing = if epoch.turns.is_empty() { needed_tokens } else { 0 };
             let has_room = self.has_room(&epoch, &found, &conversation[passed..], reserve + missing, is_question);

@@ -59,7 +59,7 @@ impl Turn {
 }
 
 /// Whether a memory still says what it said.
-pub(super) fn is_current(records: &Records, entry: &Entry) -> bool {
+fn is_current(records: &Records, entry: &Entry) -> bool {
     records.get(entry.record.id, Timestamp::now()).is_some_and(|now| now.record.text == entry.record.text)
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use amem_core::{Added, Error, Namespace, NewRecord, Outcome, Record, RecordId, State, Timestamp};
+use amem_core::{Added, Change, Error, Metadata, Namespace, NewRecord, Outcome, Record, RecordId, State, Timestamp};
 use futures_util::future;
 
 use super::super::rows::{ACTIVE, FORGOTTEN, Found, RecordRow, SUPERSEDED, VersionRow, record_id, text_hash};
@@ -43,12 +43,11 @@ impl Tables<'_> {
             }
             locked.records += 1;
             let ended = newer.map(|newer| (newer.id, updated_at.max(newer.created_at).0));
-            let metadata = (!new.metadata.is_empty()).then(|| serde_json::to_vec(&new.metadata)).transpose();
             let record = RecordRow {
                 seq: locked.records,
                 id: id.to_bytes().to_vec(),
                 key: key.map(<[u8]>::to_vec),
-                metadata: metadata.map_err(|error| Error::Ledger(error.into()))?,
+                metadata: json(&new.metadata)?,
                 version: 1,
                 created_at: created_at.0,
                 expires_at: new.expires_at.map(|at| at.0),
@@ -87,48 +86,68 @@ impl Tables<'_> {
         Ok(added)
     }
 
-    pub(in crate::postgres) async fn update(
+    pub(in crate::postgres) async fn change(
         &self,
         namespace: &Namespace,
         id: RecordId,
-        text: &str,
+        change: &Change,
         now: Timestamp,
     ) -> Result<Record> {
-        let text = bounded(text.trim())?;
-        if text.is_empty() {
-            return Err(Error::Empty { what: "memory" }.into());
-        }
+        change.check()?;
+        change.text.as_deref().map(|text| bounded(text.trim())).transpose()?;
         let Some(mut locked) = self.lock(namespace).await? else { return Err(unknown(namespace, id)) };
         let mut found = self.find(namespace, id).await?;
         let record = found.record(namespace, now)?;
         if record.state != State::Active {
             return Err(Error::NotActive { id, state: record.state.name() }.into());
         }
-        if record.text == text {
+        let changed = change.of(&record)?;
+        if changed == record {
             return Ok(record);
         }
-        let hash = text_hash(&locked.hash, record.key.as_deref(), text);
-        let batch = Batch::of(self.standing(&locked, &[hash], &[]).await?);
-        if let Some(same) = batch.saying(hash, found.record.key.as_deref(), text, now) {
-            let existing = record_id(&same.record.id).ok_or_else(|| Failure::Damaged("a record's id".to_owned()))?;
-            return Err(Error::SameText { existing }.into());
+        let (has_other_key, says_other) = (changed.key != record.key, changed.text != record.text);
+        let hash = text_hash(&locked.hash, changed.key.as_deref(), &changed.text);
+        let key = changed.key.as_deref().map(str::as_bytes);
+        if has_other_key || says_other {
+            let keys: Vec<&[u8]> = key.filter(|_| has_other_key).into_iter().collect();
+            let mut batch = Batch::of(self.standing(&locked, &[hash], &keys).await?);
+            let taken = if has_other_key { batch.under(key, now) } else { Vec::new() };
+            if let Some(other) = batch.all(&taken).next() {
+                return Err(Error::KeyTaken { existing: id_of(other)? }.into());
+            }
+            if let Some(same) = batch.saying(hash, key, &changed.text, now) {
+                return Err(Error::SameText { existing: id_of(same)? }.into());
+            }
         }
-        // A clock that was set back must not turn the history around.
-        let at = now.0.max(found.version.from_at);
         let mut old = found.version.clone();
-        old.until_at = Some(at);
-        let number = old.number + 1;
-        let text = text.as_bytes().to_vec();
-        found.version = VersionRow { record: old.record, number, text, hash: Some(hash), from_at: at, until_at: None };
-        (found.record.version, found.record.revision) = (number, locked.next_revision());
+        if says_other {
+            // A clock that was set back must not turn the history around.
+            let at = now.0.max(old.from_at);
+            old.until_at = Some(at);
+            let (number, text) = (old.number + 1, changed.text.into_bytes());
+            found.version =
+                VersionRow { record: old.record, number, text, hash: Some(hash), from_at: at, until_at: None };
+        } else {
+            old.hash = Some(hash);
+            found.version.hash = old.hash;
+        }
+        let row = &mut found.record;
+        (row.version, row.revision) = (found.version.number, locked.next_revision());
+        row.key = changed.key.map(String::into_bytes);
+        (row.metadata, row.expires_at) = (json(&changed.metadata)?, changed.expires_at.map(|at| at.0));
+        let new: &[&VersionRow] = if says_other { &[&found.version] } else { &[] };
         future::try_join4(
             self.put_versions(UPDATE_VERSIONS, &locked, &[&old]),
-            self.put_versions(INSERT_VERSIONS, &locked, &[&found.version]),
+            self.put_versions(INSERT_VERSIONS, &locked, new),
             self.put_records(UPDATE_RECORDS, &locked, &[&found.record]),
             self.note_changes(&locked),
         )
         .await?;
-        self.delete_chunks(&locked, &[found.record.seq], now).await?;
+        if says_other {
+            self.delete_chunks(&locked, &[found.record.seq], now).await?;
+        } else {
+            self.move_expiry(&locked, &[&found.record]).await?;
+        }
         found.record(namespace, now)
     }
 
@@ -275,6 +294,16 @@ fn end(found: &mut Found, state: i16, now: Timestamp, by: Option<RecordId>, revi
     (record.state, record.ended_at, record.revision) = (state, Some(at), revision);
     record.ended_by = by.map(|by| by.to_bytes().to_vec());
     found.version.until_at.get_or_insert(at);
+}
+
+fn id_of(found: &Found) -> Result<RecordId> {
+    record_id(&found.record.id).ok_or_else(|| Failure::Damaged("a record's id".to_owned()))
+}
+
+/// Metadata as they stand in a row.
+fn json(metadata: &Metadata) -> Result<Option<Vec<u8>>> {
+    let json = (!metadata.is_empty()).then(|| serde_json::to_vec(metadata)).transpose();
+    Ok(json.map_err(|error| Error::Ledger(error.into()))?)
 }
 
 fn bounded(text: &str) -> amem_core::Result<&str> {

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashSet};
 
 use amem_core::{ChunkId, Namespace, PendingDeletion, RecordId, Timestamp};
 
-use super::super::rows::get;
+use super::super::rows::{RecordRow, get};
 use super::{Failure, Locked, Result, Tables, unknown};
 
 impl Tables<'_> {
@@ -101,6 +101,18 @@ impl Tables<'_> {
             return Ok(());
         }
         self.pend(locked, &chunks.into_iter().collect::<Vec<_>>(), records, now).await
+    }
+
+    /// Has records' links end when the records do.
+    pub(super) async fn move_expiry(&self, locked: &Locked<'_>, records: &[&RecordRow]) -> Result<()> {
+        if records.is_empty() {
+            return Ok(());
+        }
+        let (seqs, ends): (Vec<i64>, Vec<Option<i64>>) = records.iter().map(|row| (row.seq, row.expires_at)).unzip();
+        let change = "UPDATE link l SET expires_at = u.at FROM unnest($2::bigint[], $3::bigint[]) u(record, at) \
+                      WHERE l.namespace = $1 AND l.record = u.record";
+        self.execute(change, &[&locked.id, &seqs, &ends]).await?;
+        Ok(())
     }
 
     /// Has chunks deleted from every store, unless an active record beside `records` has them.
