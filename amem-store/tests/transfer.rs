@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use amem_core::{
-    Ledger, MetaValue, Metadata, Namespace, NewRecord, Outcome, Query, RamLedger, Record, State, Timestamp,
+    Change, Ledger, MetaValue, Metadata, Namespace, NewRecord, Outcome, Query, RamLedger, Record, State, Timestamp,
 };
 use amem_store::{
     Became, Export, Imported, ImportedLine, MAX_LINE_BYTES, ReferenceFile, SqliteLedger, TransferError, export, import,
@@ -285,6 +285,25 @@ fn importing_again_adds_nothing_where_later_lines_superseded_earlier_ones() {
     assert_eq!(block_on(ledger.list(&ours(), Query::All)).unwrap(), before);
     let (newer, _) = imported(&ledger, Some(&ours()), line("Oslo", 4).as_bytes());
     assert_eq!((newer.superseding, texts(&ledger, &ours())), (1, vec!["Oslo".to_owned()]));
+}
+
+#[test]
+fn importing_again_undoes_no_change_and_a_later_line_makes_one() {
+    let ledger = RamLedger::new();
+    let line = |source: &str, second: u32| {
+        format!("{{\"text\":\"tea\",\"metadata\":{{\"source\":\"{source}\"}},\"created_at\":{second}}}\n")
+    };
+    let from = |source: &str| Metadata::from_iter([("source", source)]);
+    imported(&ledger, Some(&ours()), line("mail", 1000).as_bytes());
+    let id = block_on(ledger.list(&ours(), Query::All)).unwrap()[0].id;
+    let change = Change::new().metadata(from("chat"));
+    let changed = block_on(ledger.change(&ours(), id, &change, Timestamp::now())).unwrap();
+    let (again, _) = imported(&ledger, Some(&ours()), line("mail", 1000).as_bytes());
+    assert_eq!((again.duplicates, again.changed), (1, 0));
+    assert_eq!(block_on(ledger.get(&ours(), id, Timestamp::now())).unwrap(), changed);
+    let (later, _) = imported(&ledger, Some(&ours()), line("web", 2000).as_bytes());
+    assert_eq!((later.changed, later.lines()), (1, 1));
+    assert_eq!(block_on(ledger.get(&ours(), id, Timestamp::now())).unwrap().metadata, from("web"));
 }
 
 #[test]

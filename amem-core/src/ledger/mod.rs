@@ -169,6 +169,10 @@ pub trait Ledger: Send + Sync {
     /// other's place. The chunks linked to a record whose place a new one takes become
     /// [pending deletions](Self::pending_deletions), unless another active record links them too.
     ///
+    /// A text that an active record says already, under the same key, is no new record. It can give that one another
+    /// expiry and other metadata, as [`NewRecord::restates`] says, and changes nothing else of it. What has expired before
+    /// it is added ([`NewRecord::is_over`]) is a record of its own in any case, and takes no other's place.
+    ///
     /// # Errors
     /// As [`NewRecord::check`]; [`Error::Ledger`] when the ledger cannot be written.
     async fn add(&self, namespace: &Namespace, new: &[NewRecord], now: Timestamp) -> Result<Vec<Added>>;

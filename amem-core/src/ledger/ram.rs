@@ -117,15 +117,20 @@ impl Tables {
         self.revision
     }
 
-    fn add(&mut self, namespace: &Namespace, text: &str, new: &NewRecord, now: Timestamp) -> Added {
-        let key = new.key.as_deref();
-        if let Some(same) = self.entries.iter().find(|e| e.is_active(now) && e.says(namespace, key, text)) {
-            return Added { record: same.at(now), outcome: Outcome::Duplicate };
+    fn add(&mut self, namespace: &Namespace, text: &str, new: &NewRecord, now: Timestamp) -> Result<Added> {
+        let (key, is_over) = (new.key.as_deref(), new.is_over(now));
+        let same = self.entries.iter().find(|e| !is_over && e.is_active(now) && e.says(namespace, key, text));
+        if let Some(record) = same.map(|same| same.at(now)) {
+            let changed = new.restates(&record, now).of(&record)?;
+            if changed == record {
+                return Ok(Added { record, outcome: Outcome::Duplicate });
+            }
+            return Ok(Added { record: self.replace(namespace, changed, now)?, outcome: Outcome::Changed });
         }
         let (id, revision) = (RecordId::new(), self.next_revision());
         let (created_at, updated_at) = new.moments(now);
         let (mut outcome, mut outdated) = (Outcome::New, BTreeSet::new());
-        let of_key = |e: &Entry| key.is_some() && e.record.key.as_deref() == key && e.record.namespace == *namespace;
+        let of_key = |e: &Entry| !is_over && key.is_some() && e.has_key(namespace, key);
         let standing = self.entries.iter().filter(|e| e.is_active(now) && of_key(e)).map(|e| &e.record);
         let newer = standing.filter(|record| new.is_older_than(record, now)).max_by_key(|record| record.updated_at);
         let state = newer
@@ -155,7 +160,7 @@ impl Tables {
         let entry = Entry { record, history, links: BTreeSet::new(), changed: revision };
         let record = entry.at(now);
         self.entries.push(entry);
-        Added { record, outcome }
+        Ok(Added { record, outcome })
     }
 
     /// Makes an active record what it is to be from now on.
@@ -203,7 +208,7 @@ impl Ledger for RamLedger {
     async fn add(&self, namespace: &Namespace, new: &[NewRecord], now: Timestamp) -> Result<Vec<Added>> {
         let texts = new.iter().map(NewRecord::check).collect::<Result<Vec<_>>>()?;
         let mut tables = self.tables();
-        Ok(texts.into_iter().zip(new).map(|(text, new)| tables.add(namespace, text, new, now)).collect())
+        texts.into_iter().zip(new).map(|(text, new)| tables.add(namespace, text, new, now)).collect()
     }
 
     async fn get(&self, namespace: &Namespace, id: RecordId, now: Timestamp) -> Result<Record> {

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use uuid::Uuid;
 
-use super::Metadata;
+use super::{Change, Metadata};
 use crate::{Error, Result};
 
 /// Whose memory it is. Namespaces share nothing: no record, no KV, no statistics.
@@ -141,8 +141,8 @@ pub struct NewRecord {
     /// What to remember.
     pub text: String,
     /// What the text is about, for facts that replace one another: remembering a text under a key supersedes the
-    /// active record of that key, unless that one [is newer](Self::is_older_than). At most
-    /// [`MAX_KEY_BYTES`](Self::MAX_KEY_BYTES).
+    /// active record of that key, unless that one [is newer](Self::is_older_than) or the text [is over](Self::is_over)
+    /// already. At most [`MAX_KEY_BYTES`](Self::MAX_KEY_BYTES).
     pub key: Option<String>,
     /// What the application keeps with it.
     pub metadata: Metadata,
@@ -154,6 +154,9 @@ pub struct NewRecord {
     pub updated_at: Option<Timestamp>,
     /// From when on it no longer counts.
     pub expires_at: Option<Timestamp>,
+    /// If an active record says the same already, that record keeps its metadata, whatever stands here: for ledgers that
+    /// encrypt, below which something always does.
+    pub keeps_metadata: bool,
 }
 
 impl NewRecord {
@@ -201,6 +204,25 @@ impl NewRecord {
     pub fn is_older_than(&self, active: &Record, now: Timestamp) -> bool {
         let (_, updated_at) = self.moments(now);
         updated_at < now && updated_at < active.updated_at
+    }
+
+    /// Whether its time is over at `now`. If it is added then, it is a record that never counts, and changes no other one.
+    pub fn is_over(&self, now: Timestamp) -> bool {
+        self.expires_at.is_some_and(|at| at <= now)
+    }
+
+    /// What telling it at `now` changes of an active record that has its text and its key already: the record gets the
+    /// expiry and the metadata that are stated here. What is not stated (no expiry, no metadata) stays.
+    ///
+    /// The later statement counts, so one with a moment of its own that is not after the moment when the record got its
+    /// text changes nothing: importing a file again must not undo what was changed since.
+    pub fn restates(&self, active: &Record, now: Timestamp) -> Change {
+        let ((_, updated_at), mut change) = (self.moments(now), Change::new());
+        if updated_at >= now || updated_at > active.updated_at {
+            change.expires_at = self.expires_at.map(Some);
+            change.metadata = Some(&self.metadata).filter(|new| !new.is_empty() && !self.keeps_metadata).cloned();
+        }
+        change
     }
 
     /// When it was first said and when it got its text, for a ledger that takes it at `now`: neither is yet to come, and
@@ -339,9 +361,12 @@ pub enum Outcome {
     /// A new record. It may have expired before it was added, or have been superseded by the active record of its key,
     /// which is newer: its state says so.
     New,
-    /// An active record of the namespace says exactly this, under the same key: that record is returned, and nothing
-    /// was written.
+    /// An active record of the namespace says exactly this, under the same key, and has the expiry and the metadata that
+    /// were stated: that record is returned, and nothing was written.
     Duplicate,
+    /// An active record of the namespace says exactly this, under the same key: that record is returned, with the other
+    /// expiry or the other metadata that it has got now.
+    Changed,
     /// A new record that took the place of this one, which had the same key.
     Superseded(RecordId),
 }

@@ -109,8 +109,8 @@ impl Memory {
         added.ok_or_else(|| Error::Ledger("the ledger did not say what became of the text".into()))
     }
 
-    /// Remembers texts, all or none of them. An exact duplicate is not stored twice, and the answer says so. On a full disk
-    /// KV, which can be computed again, makes room for them ([`KvStore::give_up`]), as for whatever else the ledger has to
+    /// Remembers texts, all or none of them. An exact duplicate is not stored twice, and the answer says so; it can give the
+    /// record that stands another expiry and other metadata, as [`Ledger::add`] says. On a full disk KV, which can be computed again, makes room for them ([`KvStore::give_up`]), as for whatever else the ledger has to
     /// write. The KV of texts that are superseded is deleted.
     ///
     /// # Errors
@@ -712,7 +712,7 @@ impl Memory {
 }
 
 impl Added {
-    /// Whether nothing was written because an active record says exactly this.
+    /// Whether nothing was written because an active record says exactly this, and has all that was stated.
     pub fn is_duplicate(&self) -> bool {
         self.outcome == Outcome::Duplicate
     }

@@ -93,7 +93,7 @@ impl TextMemory {
     }
 
     /// Remembers texts, all or none of them: durable when this returns. An exact duplicate is not stored twice, and the
-    /// answer says so.
+    /// answer says so; it can give the record that stands another expiry and other metadata, as [`Ledger::add`] says.
     ///
     /// # Errors
     /// [`Error::Empty`]; [`Error::BadValue`] for a key or metadata beyond their bounds; [`Error::Ledger`] and

@@ -47,9 +47,11 @@ pub fn ledger<L: Ledger>(make: impl Fn() -> L) {
         usage_is_counted_once(&make()).await;
         usage_outlives_its_namespace_without_its_name(&make()).await;
         a_saved_index_is_gone_once_something_is_forgotten(&make()).await;
+        what_expired_before_it_was_added_takes_no_place(&make()).await;
         what_expired_before_it_was_added_never_counts(&make()).await;
         a_change_is_of_what_it_names(&make()).await;
         a_change_that_cannot_be_changes_nothing(&make()).await;
+        what_is_told_again_has_what_was_stated_last(&make()).await;
     });
     many_threads_may_add_at_once(&make());
 }
@@ -287,6 +289,26 @@ async fn what_expired_before_it_was_added_never_counts(ledger: &impl Ledger) {
     assert_eq!(texts(ledger, Query::At(later(3))).await, ["tired"], "and does not count now");
 }
 
+async fn what_expired_before_it_was_added_takes_no_place(ledger: &impl Ledger) {
+    let vienna = add(ledger, keyed("home", "Vienna"), T0).await.record;
+    ledger.link(&ours(), &[(vienna.id, chunk(1))], T0).await.unwrap();
+    let Changes { revision, .. } = ledger.changes(&ours(), Revision(0), T0).await.unwrap();
+    let lima = add(ledger, keyed("home", "Lima").expires_at(later(1)), later(2)).await;
+    let expired = State::Expired { at: later(1) };
+    assert_eq!((lima.outcome, lima.record.state), (Outcome::New, expired), "add says that it has expired");
+    let reason = "what has expired before it was added takes no place";
+    assert_eq!(ledger.get(&ours(), vienna.id, later(2)).await.unwrap(), vienna, "{reason}");
+    let view = texts(ledger, Query::At(later(2))).await;
+    assert_eq!(view, ["Vienna"], "no view has what expired before it was added");
+    assert!(pending_at(ledger, later(2)).await.is_empty(), "{reason}");
+    let changes = ledger.changes(&ours(), revision, later(2)).await.unwrap().records;
+    assert_eq!(changes, [lima.record], "it is the only change");
+    let both = [keyed("job", "baker"), keyed("job", "smith").expires_at(later(1)), keyed("job", "cook")];
+    let both = ledger.add(&ours(), &both, later(3)).await.unwrap();
+    let outcomes: Vec<_> = both.iter().map(|added| added.outcome).collect();
+    assert_eq!(outcomes, [Outcome::New, Outcome::New, Outcome::Superseded(both[0].record.id)], "nor within one call");
+}
+
 async fn a_change_is_of_what_it_names(ledger: &impl Ledger) {
     let from = |source: &str| Metadata::from_iter([("source", source)]);
     let tea = add(ledger, NewRecord::new("tea").metadata(from("mail")), T0).await.record;
@@ -388,6 +410,58 @@ async fn a_change_that_cannot_be_changes_nothing(ledger: &impl Ledger) {
     let changed =
         ledger.change(&ours(), tea.id, &changed, later(2)).await.expect("the key of a forgotten record is free");
     assert_eq!((changed.key.as_deref(), changed.metadata), (Some("food"), metadata(2)));
+}
+
+async fn what_is_told_again_has_what_was_stated_last(ledger: &impl Ledger) {
+    let from = |source: &str| Metadata::from_iter([("source", source)]);
+    let tea = || keyed("drink", " tea ");
+    let first = add(ledger, tea().metadata(from("mail")).expires_at(later(100)), T0).await.record;
+    ledger.link(&ours(), &[(first.id, chunk(1))], T0).await.unwrap();
+    let Changes { revision, .. } = ledger.changes(&ours(), Revision(0), T0).await.unwrap();
+    let stands = Added { record: first.clone(), outcome: Outcome::Duplicate };
+    assert_eq!(add(ledger, tea(), later(1)).await, stands, "what is not stated stays");
+    let same = tea().metadata(from("mail")).expires_at(later(100));
+    assert_eq!(add(ledger, same, later(1)).await, stands, "and so does what is stated again");
+    let no_later = [Timestamp(T0.0 - 1), T0].map(|at| tea().expires_at(later(300)).created_at(at));
+    for no_later in no_later {
+        assert_eq!(add(ledger, no_later, later(1)).await, stands, "what was said no later changes nothing");
+    }
+    let over = add(ledger, tea().expires_at(later(1)), later(2)).await;
+    let state = State::Expired { at: later(1) };
+    assert_eq!((over.outcome, over.record.state), (Outcome::New, state), "what is over is a record of its own");
+    let reason = "what is over when it is told again changes nothing";
+    assert_eq!(ledger.get(&ours(), first.id, later(2)).await.unwrap(), first, "{reason}");
+    ledger.forget(&ours(), over.record.id, later(2)).await.unwrap();
+    let Changes { revision: second, .. } = ledger.changes(&ours(), revision, later(2)).await.unwrap();
+
+    let mut expected = Record { expires_at: Some(later(200)), ..first.clone() };
+    let longer = add(ledger, tea().expires_at(later(200)), later(3)).await;
+    let changed = Added { record: expected.clone(), outcome: Outcome::Changed };
+    assert_eq!(
+        longer, changed,
+        "what is told again has the expiry that was stated last, and is the record that it was"
+    );
+    assert_eq!(ledger.get(&ours(), first.id, later(3)).await.unwrap(), expected, "get gives what add gave");
+    let changes = ledger.changes(&ours(), second, later(3)).await.unwrap().records;
+    assert_eq!(changes, [expected.clone()], "others learn of it");
+    assert_eq!(ledger.history(&ours(), first.id).await.unwrap().len(), 1, "its text is the same");
+    assert_eq!(ledger.are_linked(&[chunk(1)], later(150)).await.unwrap(), [true], "its chunks are linked as long");
+    assert!(pending_at(ledger, later(150)).await.is_empty(), "its chunks are kept as long");
+    expected.metadata = from("chat");
+    let noted = add(ledger, tea().metadata(from("chat")).created_at(later(1)), later(4)).await;
+    let changed = Added { record: expected.clone(), outcome: Outcome::Changed };
+    assert_eq!(noted, changed, "what is told again has the metadata that were stated last");
+    assert_eq!(add(ledger, tea(), later(5)).await.record, expected, "what is not stated stays");
+
+    let twice = [NewRecord::new("milk"), NewRecord::new("milk").expires_at(later(50)), tea().expires_at(later(60))];
+    let coffee = keyed("drink", "coffee");
+    let added = ledger.add(&ours(), &[&twice[..], &[coffee]].concat(), later(6)).await.unwrap();
+    let outcomes: Vec<_> = added.iter().map(|added| added.outcome).collect();
+    let superseded = Outcome::Superseded(first.id);
+    assert_eq!(outcomes, [Outcome::New, Outcome::Changed, Outcome::Changed, superseded], "texts are told in order");
+    let milk = ledger.get(&ours(), added[0].record.id, later(6)).await.unwrap();
+    assert_eq!((milk.expires_at, &milk), (Some(later(50)), &added[1].record), "and each knows of those before it");
+    assert_eq!(pending_at(ledger, later(6)).await, [chunk(1)].into(), "superseding it deletes its chunks");
 }
 
 async fn a_view_as_of_a_moment_has_the_texts_of_then(ledger: &impl Ledger) {

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use amem_core::recall::Lexical;
 use amem_core::{
-    Change, Filter, KvStore, MemoryBuilder, Metadata, Namespace, NewRecord, Recall, RecallQuery, Recalled, Recaller,
-    Record, RecordId, Result, SessionOptions, State, Timestamp,
+    Change, Filter, KvStore, MemoryBuilder, Metadata, Namespace, NewRecord, Outcome, Recall, RecallQuery, Recalled,
+    Recaller, Record, RecordId, Result, SessionOptions, State, Timestamp, UsageQuery,
 };
 use async_trait::async_trait;
 
@@ -64,7 +64,8 @@ fn what_changes_beside_a_text_has_nothing_computed_or_indexed_again() {
         let held = kv.stats().await.chunks;
         let change = Change::new().key("fruit").metadata(from("mail")).expires_at(in_a_while());
         let changed = memory.change("me", added[0].record.id, change).await.unwrap();
-        memory.change("me", added[1].record.id, Change::new().metadata(from("mail"))).await.unwrap();
+        let told = NewRecord::new("apple 2").metadata(from("mail")).expires_at(in_a_while());
+        assert_eq!(memory.remember("me", told).await.unwrap().outcome, Outcome::Changed);
         let by_mail = Recall::new("apple").filter(Filter::eq("source", "mail"));
         let found = memory.recall("me", by_mail).await.unwrap();
         assert_eq!(found.len(), 2, "they are found by what they have now");
@@ -98,5 +99,19 @@ fn a_session_leaves_out_what_no_longer_passes_its_filter() {
         session.ask(about_apples(2)).await.unwrap();
         session.settle().await;
         assert_eq!(session.resident(), [kept]);
+    });
+}
+
+#[test]
+fn what_is_told_again_or_changed_is_counted_once() {
+    let (memory, ..) = parts();
+    let memory = memory.meter_usage(true).build().unwrap();
+    block_on(async {
+        let id = memory.remember("me", "apple 0").await.unwrap().record.id;
+        memory.remember("me", NewRecord::new("apple 0").metadata(from("mail"))).await.unwrap();
+        memory.remember("me", "apple 0").await.unwrap();
+        memory.change("me", id, Change::new().key("fruit")).await.unwrap();
+        let used = memory.usage(&UsageQuery::all()).await.unwrap();
+        assert_eq!(used[0].amounts.memory_ops, 1 + 1 + 1, "remembered, told again, changed");
     });
 }

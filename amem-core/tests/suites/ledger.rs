@@ -147,9 +147,15 @@ enum Fault {
     ChangesTakeKeys,
     ChangesAskForNothing,
     ChangesLeaveKeys,
+    TellingAgainChangesNothing,
+    TellingAgainIsNotTold,
+    TellingAgainTakesAway,
+    TellingOfThePastCounts,
+    TellingWhatIsOverCounts,
+    WhatIsOverTakesPlaces,
 }
 
-const FAULTS: [(Fault, &str); 132] = [
+const FAULTS: [(Fault, &str); 138] = [
     (Fault::KeepsBlanks, "without the blanks at their ends"),
     (Fault::AddsUpToTheBadOne, "texts are added all or none"),
     (Fault::AddsInReverse, "in the order in which they were added"),
@@ -282,6 +288,12 @@ const FAULTS: [(Fault, &str); 132] = [
     (Fault::ChangesTakeKeys, "a key has one active record"),
     (Fault::ChangesAskForNothing, "a change for other metadata is refused"),
     (Fault::ChangesLeaveKeys, "a change takes a key away"),
+    (Fault::TellingAgainChangesNothing, "what is told again has the expiry that was stated last"),
+    (Fault::TellingAgainIsNotTold, "what is told again has the expiry that was stated last"),
+    (Fault::TellingAgainTakesAway, "what is not stated stays"),
+    (Fault::TellingOfThePastCounts, "what was said no later changes nothing"),
+    (Fault::TellingWhatIsOverCounts, "what is over when it is told again changes nothing"),
+    (Fault::WhatIsOverTakesPlaces, "what has expired before it was added takes no place"),
 ];
 
 #[test]
@@ -472,6 +484,36 @@ impl Ledger for Faulty {
         for stored in &mut stored {
             stored.created_at = self.moment(namespace, stored, new.len(), now).await;
         }
+        let active = self.inner.list(namespace, Query::At(now)).await?;
+        let standing = |new: &NewRecord| {
+            active.iter().find(|record| record.key == new.key && record.text == new.text.trim()).map(|record| record.id)
+        };
+        for new in &mut stored {
+            let (id, is_over) = (standing(new), new.is_over(now));
+            match self.fault {
+                Some(Fault::TellingAgainChangesNothing) if id.is_some() && !is_over => {
+                    (new.expires_at, new.metadata) = (None, Metadata::default());
+                }
+                Some(Fault::TellingOfThePastCounts) if id.is_some() => new.created_at = None,
+                Some(Fault::TellingWhatIsOverCounts) if is_over => {
+                    if let Some(id) = id {
+                        self.inner.change(namespace, id, &Change::new().expires_at(now), now).await?;
+                    }
+                }
+                Some(Fault::TellingAgainTakesAway) if new.expires_at.is_none() => {
+                    if let Some(id) = id {
+                        self.inner.change(namespace, id, &Change::new().no_expiry(), now).await?;
+                    }
+                }
+                Some(Fault::WhatIsOverTakesPlaces) if is_over && new.key.is_some() => {
+                    let mut taker = new.clone();
+                    taker.expires_at = None;
+                    let taken = self.inner.add(namespace, &[taker], now).await?;
+                    self.inner.forget(namespace, taken[0].record.id, now).await?;
+                }
+                _ => {}
+            }
+        }
         {
             let mut aside = self.aside.lock().unwrap();
             if !aside.namespaces.contains(namespace) {
@@ -516,6 +558,9 @@ impl Ledger for Faulty {
                 Some(Fault::KeepsBlanks) => added.record.text.clone_from(&new.text),
                 Some(Fault::TakesMomentsYetToCome) => {
                     added.record.created_at = new.created_at.unwrap_or(added.record.created_at);
+                }
+                Some(Fault::TellingAgainIsNotTold) if added.outcome == Outcome::Changed => {
+                    added.outcome = Outcome::Duplicate;
                 }
                 Some(Fault::WritesDuplicates) if added.outcome == Outcome::Duplicate => self.revise().await?,
                 _ => {}

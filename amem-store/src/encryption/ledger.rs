@@ -61,6 +61,7 @@ impl Open {
         sealed.text = self.sealed(Domain::Text, text)?;
         sealed.key = new.key.as_deref().map(|key| self.key(key));
         sealed.metadata = self.details(&new.key, &new.metadata)?;
+        sealed.keeps_metadata |= new.metadata.is_empty();
         Ok(sealed)
     }
 

@@ -103,13 +103,17 @@ impl Tables<'_> {
     }
 
     fn add_one(&self, namespace: &Namespace, new: &NewRecord, now: Timestamp) -> Result<Added> {
-        let (text, key) = (new.check()?, new.key.as_deref());
-        if let Some(same) = self.saying(namespace, key, text, now)? {
-            return Ok(Added { record: same.record(now), outcome: Outcome::Duplicate });
+        let (text, key, is_over) = (new.check()?, new.key.as_deref(), new.is_over(now));
+        if !is_over && let Some(same) = self.saying(namespace, key, text, now)? {
+            let changed = new.restates(&same.stored, now).of(&same.stored)?;
+            if changed == same.stored {
+                return Ok(Added { record: changed, outcome: Outcome::Duplicate });
+            }
+            return Ok(Added { record: self.replace(same, changed, now)?.stored, outcome: Outcome::Changed });
         }
         let (id, revision) = (RecordId::new(), self.next_revision()?);
         let (created_at, updated_at) = new.moments(now);
-        let standing = self.under(namespace, key, now)?;
+        let standing = self.under(namespace, key.filter(|_| !is_over), now)?;
         let newer = standing.iter().map(|found| &found.stored).filter(|record| new.is_older_than(record, now));
         let newer = newer.max_by_key(|record| record.updated_at);
         let ended = newer.map(|newer| (newer.id, updated_at.max(newer.created_at)));

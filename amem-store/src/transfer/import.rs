@@ -34,7 +34,8 @@ struct Line {
 ///
 /// Lines that are in the ledger already are recognised: by the text and key of a record that counts, and by these and the
 /// moment of creation of one that another line superseded. So importing a file again adds nothing, unless its lines name
-/// no moments. What was forgotten since is added again, for nothing of it was kept by which it could be recognised.
+/// no moments. A later line of what a record says already can give that record another expiry and other metadata, as
+/// [`NewRecord::restates`] says. What was forgotten since is added again, for nothing of it was kept by which it could be recognised.
 ///
 /// Holds [`MAX_LINE_BYTES`](super::MAX_LINE_BYTES) and one batch of lines at a time, and some bytes for each superseded
 /// record of the namespace. That a model can hold each text is not checked.

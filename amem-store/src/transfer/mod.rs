@@ -111,6 +111,8 @@ pub struct Imported {
     pub superseding: u64,
     /// Records that stood already.
     pub duplicates: u64,
+    /// Records that stood already, and have another expiry or other metadata now.
+    pub changed: u64,
     /// Lines that changed or ended what an earlier line had added.
     pub applied: u64,
     /// Lines that are no memories that count.
@@ -123,6 +125,7 @@ impl Imported {
     fn count(&mut self, became: &Became) {
         let count = match became {
             Became::Held { outcome: Outcome::Duplicate, .. } => &mut self.duplicates,
+            Became::Held { outcome: Outcome::Changed, .. } => &mut self.changed,
             Became::Held { outcome: Outcome::Superseded(_), .. } => &mut self.superseding,
             Became::Held { .. } => &mut self.added,
             Became::Applied => &mut self.applied,
@@ -134,6 +137,7 @@ impl Imported {
 
     /// All lines that were read.
     pub fn lines(&self) -> u64 {
-        self.added + self.superseding + self.duplicates + self.applied + self.left_out + self.refused
+        let held = self.added + self.superseding + self.duplicates + self.changed;
+        held + self.applied + self.left_out + self.refused
     }
 }

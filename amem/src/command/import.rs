@@ -94,8 +94,11 @@ fn tell(file: Option<&str>, line: &ImportedLine) {
 }
 
 fn summary(imported: &Imported) -> String {
-    let Imported { added, superseding, duplicates, applied, left_out, refused, .. } = imported;
+    let Imported { added, superseding, duplicates, changed, applied, left_out, refused, .. } = imported;
     let mut said = format!("{added} added, {superseding} superseding others, {duplicates} known");
+    if *changed > 0 {
+        said += &format!(", {changed} known and changed");
+    }
     for (count, what) in [(applied, "changes"), (left_out, "left out"), (refused, "refused")] {
         if *count > 0 {
             said += &format!(", {count} {what}");

@@ -114,6 +114,7 @@ struct RememberedText {
 enum Became {
     Added,
     Duplicate,
+    Changed,
     Superseded,
 }
 
@@ -450,6 +451,7 @@ impl From<&Added> for RememberedText {
     fn from(added: &Added) -> Self {
         let (outcome, superseded) = match added.outcome {
             Outcome::Duplicate => (Became::Duplicate, None),
+            Outcome::Changed => (Became::Changed, None),
             Outcome::Superseded(id) => (Became::Superseded, Some(id.to_string())),
             _ => (Became::Added, None),
         };

@@ -141,7 +141,9 @@ pub(super) fn expiry(expires_at: Option<&Moment>, ttl_seconds: Option<f64>) -> R
 
 /// Remembers texts, all of them or none.
 ///
-/// A text that a memory says already, exactly and under the same key, is not stored twice.
+/// A text that a memory says already, exactly and under the same key, is not stored twice. That memory gets the expiry and
+/// the metadata that are given here, if any are; what is not given stays. With a `created_at` that is not after the moment
+/// when it got its text, it stays as it is.
 #[utoipa::path(post, path = "/v1/memories", tag = "memories", request_body = RememberRequest,
     responses(
         (status = 200, body = Remembered),

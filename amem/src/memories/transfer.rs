@@ -58,6 +58,8 @@ pub(super) struct ImportAnswer {
     superseding: u64,
     /// Lines that were remembered already.
     duplicates: u64,
+    /// Memories that stood already, and have another expiry or other metadata now.
+    changed: u64,
     /// Lines that are no memories that count: superseded, expired or forgotten ones.
     left_out: u64,
     /// Lines that cannot be read or are beyond the bounds of a memory.
@@ -169,13 +171,13 @@ pub(super) async fn import(
     // Whatever was imported may have superseded something, also if the import broke off.
     paths.memory.delete_outdated().await;
     let (imported, errors) = imported.map_err(|error| broken_off(&error))?;
-    let Imported { added, superseding, duplicates, left_out, refused, .. } = imported;
+    let Imported { added, superseding, duplicates, changed, left_out, refused, .. } = imported;
     let mut amounts = Amounts::default();
-    amounts.memory_ops = added + superseding;
+    amounts.memory_ops = added + superseding + changed;
     paths.texts().record_usage(&namespace, amounts).await?;
     let counts = paths.texts().stats(&namespace).await?.into();
     let (user, lines) = (namespace.as_str().to_owned(), imported.lines());
-    Ok(Json(ImportAnswer { user, lines, added, superseding, duplicates, left_out, refused, errors, counts }))
+    Ok(Json(ImportAnswer { user, lines, added, superseding, duplicates, changed, left_out, refused, errors, counts }))
 }
 
 /// What exports and imports work on. Each keeps a thread busy, for as long as the client takes.

@@ -119,8 +119,8 @@ impl From<RecordStats> for Counts {
 pub(crate) struct OutcomeView {
     /// The memory that holds it.
     pub(crate) id: String,
-    /// `added`; `duplicate` if this memory said it already, under the same key; `superseded` if it took the place of the
-    /// memory that had its key.
+    /// `added`; `duplicate` if this memory said it already, under the same key; `changed` if it did and has another expiry or
+    /// other metadata now; `superseded` if it took the place of the memory that had its key.
     outcome: &'static str,
     /// The memory whose place it took.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -131,6 +131,7 @@ impl From<&Added> for OutcomeView {
     fn from(added: &Added) -> Self {
         let (outcome, supersedes) = match added.outcome {
             Outcome::Duplicate => ("duplicate", None),
+            Outcome::Changed => ("changed", None),
             Outcome::Superseded(id) => ("superseded", Some(id.to_string())),
             _ => ("added", None),
         };

@@ -144,6 +144,18 @@ fn what_stands_beside_a_text_is_changed_and_taken_away() {
 }
 
 #[test]
+fn what_is_told_again_has_what_was_stated_last() {
+    let front = Front::of(in_ram());
+    let tell = |body: Value| remember(&front, &body)["outcomes"][0]["outcome"].clone();
+    assert_eq!(tell(json!({ "user": "a", "texts": ["one"], "metadata": { "source": "mail" } })), "added");
+    let until = "2101-09-09T01:46:40.000Z";
+    assert_eq!(tell(json!({ "user": "a", "texts": ["one"], "expires_at": until })), "changed");
+    assert_eq!(tell(json!({ "user": "a", "texts": ["one"] })), "duplicate");
+    let one = get(front.url("/v1/memories/a"))["memories"][0].clone();
+    assert_eq!((&one["expires_at"], &one["metadata"]), (&json!(until), &json!({ "source": "mail" })));
+}
+
+#[test]
 fn what_was_superseded_or_has_expired_is_there_but_cannot_be_changed() {
     let front = Front::of(in_ram());
     let gone = json!({ "user": "a", "texts": ["short"], "expires_at": "2001-09-09T01:46:40Z" });

@@ -41,11 +41,16 @@ impl Batch {
         self.all.push(Candidate { found, is_new, is_changed: is_new });
     }
 
-    /// The active record that says this under this key.
-    pub(super) fn saying(&self, hash: i64, key: Option<&[u8]>, text: &str, now: Timestamp) -> Option<&Found> {
-        let candidates = self.by_hash.get(&hash)?.iter().map(|at| &self.all[*at].found);
-        let says = |found: &&Found| found.record.key.as_deref() == key && found.version.text == text.as_bytes();
-        candidates.filter(says).find(|found| found.is_active(now))
+    /// The place of the active record that says this under this key.
+    pub(super) fn saying(&self, hash: i64, key: Option<&[u8]>, text: &str, now: Timestamp) -> Option<usize> {
+        let says = |found: &Found| found.record.key.as_deref() == key && found.version.text == text.as_bytes();
+        let mut candidates = self.by_hash.get(&hash)?.iter().copied();
+        candidates.find(|at| self.get(*at).is_some_and(|found| says(found) && found.is_active(now)))
+    }
+
+    /// The record in this place.
+    pub(super) fn get(&self, at: usize) -> Option<&Found> {
+        self.all.get(at).map(|candidate| &candidate.found)
     }
 
     /// The active records with this key: one, or none. (Two, if a clock was set back over an expiry.)
@@ -59,7 +64,7 @@ impl Batch {
 
     /// The records in these places.
     pub(super) fn all<'b>(&'b self, places: &'b [usize]) -> impl Iterator<Item = &'b Found> {
-        places.iter().filter_map(|at| self.all.get(*at)).map(|candidate| &candidate.found)
+        places.iter().filter_map(|at| self.get(*at))
     }
 
     /// A record that is to be changed.

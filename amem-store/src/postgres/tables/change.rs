@@ -26,14 +26,26 @@ impl Tables<'_> {
         let mut batch = Batch::of(self.standing(&locked, &hashes, &keys).await?);
         let mut added = Vec::with_capacity(new.len());
         for ((new, text), hash) in new.iter().zip(&texts).zip(hashes) {
-            let key = new.key.as_deref().map(str::as_bytes);
-            if let Some(same) = batch.saying(hash, key, text, now) {
-                added.push(Added { record: same.record(namespace, now)?, outcome: Outcome::Duplicate });
+            let (key, is_over) = (new.key.as_deref().map(str::as_bytes), new.is_over(now));
+            if let Some(at) = batch.saying(hash, key, text, now).filter(|_| !is_over)
+                && let Some(same) = batch.get(at)
+            {
+                let record = same.record(namespace, now)?;
+                let changed = new.restates(&record, now).of(&record)?;
+                let outcome = if changed == record { Outcome::Duplicate } else { Outcome::Changed };
+                if outcome == Outcome::Changed
+                    && let Some(same) = batch.change(at)
+                {
+                    same.record.revision = locked.next_revision();
+                    same.record.metadata = json(&changed.metadata)?;
+                    same.record.expires_at = changed.expires_at.map(|at| at.0);
+                }
+                added.push(Added { record: changed, outcome });
                 continue;
             }
             let (id, revision) = (RecordId::new(), locked.next_revision());
             let (created_at, updated_at) = new.moments(now);
-            let standing = batch.under(key, now);
+            let standing = batch.under(key.filter(|_| !is_over), now);
             let newer = newest(batch.all(&standing), namespace, new, now)?;
             let mut outcome = Outcome::New;
             for at in standing.iter().filter(|_| newer.is_none()) {
@@ -69,7 +81,7 @@ impl Tables<'_> {
             batch.insert(found);
         }
         let (old, new) = batch.changed();
-        if !new.is_empty() {
+        if !old.is_empty() || !new.is_empty() {
             let (old_records, old_versions): (Vec<_>, Vec<_>) = old.iter().map(|f| (&f.record, &f.version)).unzip();
             let (new_records, new_versions): (Vec<_>, Vec<_>) = new.iter().map(|f| (&f.record, &f.version)).unzip();
             future::try_join5(
@@ -80,8 +92,11 @@ impl Tables<'_> {
                 self.note_changes(&locked),
             )
             .await?;
-            let superseded: Vec<i64> = old_records.iter().map(|record| record.seq).collect();
+            let (standing, superseded): (Vec<&RecordRow>, Vec<&RecordRow>) =
+                old_records.into_iter().partition(|record| record.state == ACTIVE);
+            let superseded: Vec<i64> = superseded.iter().map(|record| record.seq).collect();
             self.delete_chunks(&locked, &superseded, now).await?;
+            self.move_expiry(&locked, &standing).await?;
         }
         Ok(added)
     }
@@ -115,7 +130,7 @@ impl Tables<'_> {
             if let Some(other) = batch.all(&taken).next() {
                 return Err(Error::KeyTaken { existing: id_of(other)? }.into());
             }
-            if let Some(same) = batch.saying(hash, key, &changed.text, now) {
+            if let Some(same) = batch.saying(hash, key, &changed.text, now).and_then(|at| batch.get(at)) {
                 return Err(Error::SameText { existing: id_of(same)? }.into());
             }
         }
