@@ -97,6 +97,23 @@ fn a_damaged_memory_is_forgotten_from_a_shell_as_verify_says() {
 }
 
 #[test]
+fn all_that_was_said_under_a_key_is_forgotten_from_a_shell() {
+    let dir = tempfile::tempdir().unwrap();
+    let memory = common::on_disk(dir.path());
+    let home = |text: &str| amem_core::NewRecord::new(text).key("home");
+    let notes = [home("Alice lives in Denver."), home("Alice lives in Oslo."), "Bob has a cat.".into()];
+    block_on(memory.remember_all("me", notes)).unwrap();
+    drop(memory);
+    let forgotten = amem(dir.path(), &["forget", "me", "--key", "home"]);
+    assert!(forgotten.status.success() && stdout(&forgotten).starts_with("2 memories are forgotten"), "{forgotten:?}");
+    let again = amem(dir.path(), &["forget", "me", "--key", "home"]);
+    assert!(!again.status.success(), "no memory has the key");
+    let ledger = std::fs::read(dir.path().join("ledger.sqlite")).unwrap();
+    let has = |word: &str| ledger.windows(word.len()).any(|part| part == word.as_bytes());
+    assert!(has("Bob has a cat") && !has("Denver") && !has("Oslo"), "nothing of it is left in the file");
+}
+
+#[test]
 fn a_memory_that_is_damaged_while_it_is_in_use_is_forgotten_with_its_kv() {
     let dir = tempfile::tempdir().unwrap();
     let (path, kv) = (dir.path().join("ledger.sqlite"), Arc::new(RamStore::default()));

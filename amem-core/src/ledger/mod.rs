@@ -290,6 +290,17 @@ pub trait Ledger: Send + Sync {
     /// [`Error::UnknownRecord`]; [`Error::Ledger`] when the ledger cannot be written.
     async fn forget_many(&self, namespace: &Namespace, ids: &[RecordId], now: Timestamp) -> Result<Vec<Record>>;
 
+    /// Forgets all records that have this key, those that were superseded or have expired included, as
+    /// [`forget_many`](Self::forget_many) does; none if no record has it. They come back in the order in which they were
+    /// added.
+    ///
+    /// # Errors
+    /// [`Error::Ledger`] when the ledger cannot be written.
+    async fn forget_key(&self, namespace: &Namespace, key: &str, now: Timestamp) -> Result<Vec<Record>> {
+        let ids = ids_under(self, namespace, key).await?;
+        if ids.is_empty() { Ok(Vec::new()) } else { self.forget_many(namespace, &ids, now).await }
+    }
+
     /// Deletes a namespace: every record of it, with its history, and its name. What it [used](Self::usage) still counts,
     /// under no name. All chunks linked to its records become
     /// pending deletions. Its bytes are wiped from the ledger's files as [`forget_many`](Self::forget_many) says. Returns
@@ -392,5 +403,23 @@ pub trait Ledger: Send + Sync {
     async fn saved_index(&self, namespace: &Namespace, name: &str) -> Result<Option<SavedIndex>> {
         let _ = (namespace, name);
         Ok(None)
+    }
+}
+
+/// The records that have a key, whatever their states, in the order in which they were added.
+pub(crate) async fn ids_under<L: Ledger + ?Sized>(
+    ledger: &L,
+    namespace: &Namespace,
+    key: &str,
+) -> Result<Vec<RecordId>> {
+    let has_key = Filter::Compare(Field::Key, Comparison::Eq, key.into());
+    let (mut ids, mut listing) = (Vec::new(), Listing::new(Query::All).filter(has_key).limit(Listing::MAX_LIMIT));
+    loop {
+        let page = ledger.page(namespace, &listing).await?;
+        ids.extend(page.records.iter().map(|record| record.id));
+        match page.next {
+            Some(next) => listing.after = Some(next),
+            None => return Ok(ids),
+        }
     }
 }

@@ -31,6 +31,7 @@ pub use session::{Session, SessionOptions};
 use texts::{Found, new_among};
 pub use texts::{TextMemory, TextMemoryOptions};
 
+use crate::ledger::ids_under;
 use crate::{
     Added, Amounts, Change, ChunkId, Completion, Conversation, Engine, Error, Exchange, KvChunk, KvStore, Layout,
     Ledger, Listing, Message, Model, Namespace, NewRecord, Outcome, Page, Piece, Query, Record, RecordId, RecordStats,
@@ -348,6 +349,31 @@ impl Memory {
         let namespace = namespace.try_into()?;
         let chunks = self.chunks_of(&namespace, ids).await?;
         self.erased(&namespace, &chunks, self.parts.texts.erase(&namespace, ids)).await
+    }
+
+    /// Forgets all records that have this key, those that were superseded or have expired included, as
+    /// [`Ledger::forget_key`] says; none if no record has it. Their KV is deleted as that of
+    /// [others](Self::forget_many).
+    ///
+    /// # Errors
+    /// [`Error::Full`] and [`Error::Ledger`] when the ledger cannot be written; when the store cannot delete, as
+    /// [`forget_many`](Self::forget_many).
+    pub async fn forget_key(
+        &self,
+        namespace: impl TryInto<Namespace, Error = Error>,
+        key: &str,
+    ) -> Result<Vec<Record>> {
+        let namespace = namespace.try_into()?;
+        let ids = match ids_under(&**self.ledger(), &namespace, key).await {
+            // As with a record that is damaged.
+            Err(Error::Ledger(error)) => {
+                log::warn!("the records of a key that is forgotten are unknown: {error}");
+                Vec::new()
+            }
+            ids => ids?,
+        };
+        let chunks = self.chunks_of(&namespace, &ids).await?;
+        self.erased(&namespace, &chunks, self.parts.texts.erase_key(&namespace, key)).await
     }
 
     /// The chunks of all texts that records had. The ledger knows those that were computed for its texts; a store may hold

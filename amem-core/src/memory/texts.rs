@@ -275,6 +275,25 @@ impl TextMemory {
         self.counted(&namespace, forget).await
     }
 
+    /// Forgets all records that have this key, those that were superseded or have expired included, as
+    /// [`Ledger::forget_key`] says; none if no record has it.
+    ///
+    /// # Errors
+    /// [`Error::Ledger`] when the ledger cannot be written.
+    pub async fn forget_key(
+        &self,
+        namespace: impl TryInto<Namespace, Error = Error>,
+        key: &str,
+    ) -> Result<Vec<Record>> {
+        let namespace = namespace.try_into()?;
+        let forget = async {
+            let records = self.erase_key(&namespace, key).await?;
+            let operations = records.len();
+            Ok((records, operations))
+        };
+        self.counted(&namespace, forget).await
+    }
+
     /// Deletes a namespace: all its records with their histories. Returns how many records there were.
     ///
     /// # Errors
@@ -340,6 +359,17 @@ impl TextMemory {
         let forget = || ledger.forget_many(namespace, ids, Timestamp::now());
         let forgotten = self.parts.room.make("forget records", forget).await?;
         self.save_index_again(namespace);
+        Ok(forgotten)
+    }
+
+    /// Wipes all records of a key from the ledger.
+    pub(super) async fn erase_key(&self, namespace: &Namespace, key: &str) -> Result<Vec<Record>> {
+        let ledger = self.ledger();
+        let forget = || ledger.forget_key(namespace, key, Timestamp::now());
+        let forgotten = self.parts.room.make("forget records", forget).await?;
+        if !forgotten.is_empty() {
+            self.save_index_again(namespace);
+        }
         Ok(forgotten)
     }
 

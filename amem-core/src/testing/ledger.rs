@@ -52,6 +52,7 @@ pub fn ledger<L: Ledger>(make: impl Fn() -> L) {
         a_change_is_of_what_it_names(&make()).await;
         a_change_that_cannot_be_changes_nothing(&make()).await;
         what_is_told_again_has_what_was_stated_last(&make()).await;
+        a_key_is_forgotten_with_all_that_was_said_under_it(&make()).await;
     });
     many_threads_may_add_at_once(&make());
 }
@@ -462,6 +463,43 @@ async fn what_is_told_again_has_what_was_stated_last(ledger: &impl Ledger) {
     let milk = ledger.get(&ours(), added[0].record.id, later(6)).await.unwrap();
     assert_eq!((milk.expires_at, &milk), (Some(later(50)), &added[1].record), "and each knows of those before it");
     assert_eq!(pending_at(ledger, later(6)).await, [chunk(1)].into(), "superseding it deletes its chunks");
+}
+
+async fn a_key_is_forgotten_with_all_that_was_said_under_it(ledger: &impl Ledger) {
+    let theirs = Namespace::new("theirs").unwrap();
+    let rome = ledger.add(&theirs, &[keyed("home", "Rome")], T0).await.unwrap().remove(0).record;
+    let vienna = add(ledger, keyed("home", "Vienna").expires_at(later(100)), T0).await.record;
+    let metadata = Metadata::from_iter([("source", "mail")]);
+    let lima = add(ledger, keyed("home", "Lima").metadata(metadata).expires_at(later(2)), later(1)).await.record;
+    let oslo = add(ledger, keyed("home", "Oslo"), later(3)).await.record;
+    let moved = add(ledger, keyed("home.old", "Graz"), later(3)).await.record;
+    add(ledger, "home", later(3)).await;
+    ledger.link(&ours(), &[(vienna.id, chunk(1)), (oslo.id, chunk(2)), (moved.id, chunk(3))], later(3)).await.unwrap();
+    let forgotten = ledger.forget_key(&ours(), "home", later(4)).await.expect("a key can be forgotten");
+    let ids: Vec<RecordId> = forgotten.iter().map(|record| record.id).collect();
+    assert_eq!(ids, [vienna.id, lima.id, oslo.id], "all records of a key are forgotten, and no others");
+    for record in &forgotten {
+        assert_eq!(record.state, State::Forgotten { at: later(4) }, "and said to be");
+        assert!(
+            record.text.is_empty() && record.key.is_none() && record.metadata.is_empty(),
+            "nothing of them is left"
+        );
+        assert_eq!(ledger.get(&ours(), record.id, later(5)).await.unwrap(), *record, "get gives what forget_key gave");
+    }
+    assert_eq!(texts(ledger, Query::At(later(4))).await, ["Graz", "home"], "and no others");
+    assert_eq!(ledger.get(&theirs, rome.id, later(4)).await.unwrap(), rome, "forget_key knows its namespace only");
+    assert_eq!(pending_at(ledger, later(4)).await, [chunk(1), chunk(2)].into(), "their chunks are to be deleted");
+    let Changes { revision, .. } = ledger.changes(&ours(), Revision(0), later(4)).await.unwrap();
+    assert!(ledger.forget_key(&ours(), "home", later(5)).await.expect("a key may have no records").is_empty());
+    let nobody = Namespace::new("nobody's").unwrap();
+    assert!(ledger.forget_key(&nobody, "home", later(5)).await.expect("there may be none").is_empty());
+    let changes = ledger.changes(&ours(), revision, later(5)).await.unwrap();
+    assert_eq!(changes, none(revision), "forgetting nothing is no change");
+    assert_eq!(add(ledger, keyed("home", "Lima"), later(6)).await.outcome, Outcome::New, "the key can be used again");
+    ledger.change(&ours(), moved.id, &Change::new().key("past"), later(7)).await.unwrap();
+    assert!(ledger.forget_key(&ours(), "home.old", later(8)).await.unwrap().is_empty(), "a record has its present key");
+    let past = ledger.forget_key(&ours(), "past", later(8)).await.unwrap();
+    assert_eq!(past.iter().map(|record| record.id).collect::<Vec<_>>(), [moved.id], "a record has its present key");
 }
 
 async fn a_view_as_of_a_moment_has_the_texts_of_then(ledger: &impl Ledger) {

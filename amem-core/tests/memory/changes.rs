@@ -103,15 +103,28 @@ fn a_session_leaves_out_what_no_longer_passes_its_filter() {
 }
 
 #[test]
-fn what_is_told_again_or_changed_is_counted_once() {
-    let (memory, ..) = parts();
+fn forgetting_a_key_deletes_the_kv_of_all_that_was_said_under_it() {
+    let (memory, kv, _) = parts();
     let memory = memory.meter_usage(true).build().unwrap();
     block_on(async {
-        let id = memory.remember("me", "apple 0").await.unwrap().record.id;
-        memory.remember("me", NewRecord::new("apple 0").metadata(from("mail"))).await.unwrap();
+        memory.remember("me", "apple 0").await.unwrap();
+        memory.ask("me", about_apples(1)).await.unwrap();
+        let held = kv.stats().await.chunks;
+        for text in ["apple 1", "apple 2"] {
+            memory.remember("me", NewRecord::new(text).key("fruit")).await.unwrap();
+            memory.ask("me", about_apples(2)).await.unwrap();
+        }
+        assert_eq!(kv.stats().await.chunks, held + 1);
+        let forgotten = memory.forget_key("me", "fruit").await.unwrap();
+        assert_eq!(forgotten.len(), 2, "what was superseded too");
+        assert_eq!(kv.stats().await.chunks, held);
+        assert_eq!(memory.recall("me", "apple").await.unwrap().len(), 1);
+        assert!(memory.forget_key("me", "fruit").await.unwrap().is_empty());
+        let told = NewRecord::new("apple 0").metadata(from("mail"));
+        let id = memory.remember("me", told).await.unwrap().record.id;
         memory.remember("me", "apple 0").await.unwrap();
         memory.change("me", id, Change::new().key("fruit")).await.unwrap();
         let used = memory.usage(&UsageQuery::all()).await.unwrap();
-        assert_eq!(used[0].amounts.memory_ops, 1 + 1 + 1, "remembered, told again, changed");
+        assert_eq!(used[0].amounts.memory_ops, 3 + 2 + 1 + 1, "remembered, forgotten, told again, changed");
     });
 }

@@ -153,9 +153,11 @@ enum Fault {
     TellingOfThePastCounts,
     TellingWhatIsOverCounts,
     WhatIsOverTakesPlaces,
+    ForgetsTheActiveOfAKey,
+    ForgetsAllOfTheKeysNamespace,
 }
 
-const FAULTS: [(Fault, &str); 138] = [
+const FAULTS: [(Fault, &str); 140] = [
     (Fault::KeepsBlanks, "without the blanks at their ends"),
     (Fault::AddsUpToTheBadOne, "texts are added all or none"),
     (Fault::AddsInReverse, "in the order in which they were added"),
@@ -294,6 +296,8 @@ const FAULTS: [(Fault, &str); 138] = [
     (Fault::TellingOfThePastCounts, "what was said no later changes nothing"),
     (Fault::TellingWhatIsOverCounts, "what is over when it is told again changes nothing"),
     (Fault::WhatIsOverTakesPlaces, "what has expired before it was added takes no place"),
+    (Fault::ForgetsTheActiveOfAKey, "all records of a key are forgotten"),
+    (Fault::ForgetsAllOfTheKeysNamespace, "and no others"),
 ];
 
 #[test]
@@ -753,6 +757,17 @@ impl Ledger for Faulty {
             forgotten.iter_mut().for_each(|record| record.state = State::Forgotten { at: now });
         }
         Ok(forgotten.into_iter().map(|record| self.shown(record)).collect())
+    }
+
+    async fn forget_key(&self, namespace: &Namespace, key: &str, now: Timestamp) -> Result<Vec<Record>> {
+        let mut ids = Vec::new();
+        for record in self.inner.list(namespace, Query::All).await? {
+            let is_named = record.key.as_deref() == Some(key) || self.has(Fault::ForgetsAllOfTheKeysNamespace);
+            if is_named && (record.state == State::Active || !self.has(Fault::ForgetsTheActiveOfAKey)) {
+                ids.push(record.id);
+            }
+        }
+        self.forget_many(namespace, &ids, now).await
     }
 
     async fn delete_namespace(&self, namespace: &Namespace) -> Result<usize> {

@@ -347,6 +347,12 @@ impl<L: Ledger> Ledger for EncryptedLedger<L> {
         forgotten.into_iter().map(|record| open.record(namespace, record)).collect()
     }
 
+    async fn forget_key(&self, namespace: &Namespace, key: &str, now: Timestamp) -> Result<Vec<Record>> {
+        let Some(open) = self.find(namespace).await? else { return Ok(Vec::new()) };
+        let forgotten = self.inner.forget_key(&open.name, &open.key(key), now).await?;
+        forgotten.into_iter().map(|record| open.record(namespace, record)).collect()
+    }
+
     async fn delete_namespace(&self, namespace: &Namespace) -> Result<usize> {
         let deletion = self.deletion(namespace)?;
         let Some(open) = self.find(namespace).await? else {

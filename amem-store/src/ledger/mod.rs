@@ -387,6 +387,11 @@ impl Ledger for SqliteLedger {
         self.write_and_wipe("forget records", move |tables| tables.forget_many(&namespace, &ids, now)).await
     }
 
+    async fn forget_key(&self, namespace: &Namespace, key: &str, now: Timestamp) -> amem_core::Result<Vec<Record>> {
+        let (namespace, key) = (namespace.clone(), key.to_owned());
+        self.write_and_wipe("forget a key", move |tables| tables.forget_key(&namespace, &key, now)).await
+    }
+
     async fn delete_namespace(&self, namespace: &Namespace) -> amem_core::Result<usize> {
         let namespace = namespace.clone();
         self.write_and_wipe("delete a namespace", move |tables| tables.delete_namespace(&namespace)).await

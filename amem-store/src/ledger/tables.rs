@@ -322,6 +322,13 @@ impl Tables<'_> {
         ids.iter().map(|id| Ok(self.find(namespace, *id)?.record(now))).collect()
     }
 
+    pub(super) fn forget_key(&self, namespace: &Namespace, key: &str, now: Timestamp) -> Result<Vec<Record>> {
+        let ids = "SELECT id FROM record WHERE namespace = ?1 AND key = ?2 ORDER BY seq";
+        let ids = self
+            .rows(ids, params![namespace.as_str(), key], |row| Ok(RecordId::from_bytes(row.get::<_, [u8; 16]>(0)?)))?;
+        self.forget_many(namespace, &ids, now)
+    }
+
     /// Where a record stands, even one that is not what was written.
     fn place(&self, namespace: &Namespace, id: RecordId) -> Result<Option<i64>> {
         let by_id = "SELECT seq FROM record WHERE id = ?1 AND namespace = ?2";

@@ -295,6 +295,15 @@ impl Ledger for PostgresLedger {
         Ok(forgotten)
     }
 
+    async fn forget_key(&self, namespace: &Namespace, key: &str, now: Timestamp) -> amem_core::Result<Vec<Record>> {
+        let args = (namespace.clone(), key.to_owned(), now);
+        let forget: Work<(_, String, _), _> =
+            |tables, (namespace, key, now)| Box::pin(tables.forget_key(namespace, key, *now));
+        let forgotten = self.write("forget a key", args, forget).await?;
+        self.0.vacuum_later();
+        Ok(forgotten)
+    }
+
     async fn delete_namespace(&self, namespace: &Namespace) -> amem_core::Result<usize> {
         let delete: Work<_, _> = |tables, namespace| Box::pin(tables.delete_namespace(namespace));
         let deleted = self.write("delete a namespace", namespace.clone(), delete).await?;

@@ -86,8 +86,12 @@ pub(crate) struct Forget {
     #[arg(value_parser = super::open::namespace)]
     namespace: Namespace,
     /// The memories' ids.
-    #[arg(required = true)]
+    #[arg(required_unless_present = "key")]
     ids: Vec<RecordId>,
+    /// Forget all memories that have this key, in whatever state. An encrypted ledger does not know it: there only ids
+    /// name memories.
+    #[arg(long, conflicts_with = "ids")]
+    key: Option<String>,
     #[command(flatten)]
     data: Data,
     #[command(flatten)]
@@ -98,8 +102,14 @@ impl Forget {
     /// The texts are forgotten even where their KV cannot be deleted yet, which is an error then.
     pub(crate) async fn run(self) -> Result<(), Box<dyn Error>> {
         let ledger = SqliteLedger::open_damaged(self.data.ledger())?;
-        ledger.forget_many(&self.namespace, &self.ids, Timestamp::now()).await?;
-        let count = self.ids.len();
+        let (namespace, now) = (&self.namespace, Timestamp::now());
+        let count = match &self.key {
+            Some(key) => ledger.forget_key(namespace, key, now).await?.len(),
+            None => ledger.forget_many(namespace, &self.ids, now).await?.len(),
+        };
+        if count == 0 {
+            return Err(format!("{namespace} has no memory of this key").into());
+        }
         let deleted = async {
             let places = Places::open(&self.data, &self.shared_kv)?;
             Ok::<_, Box<dyn Error>>(places.delete_pending(&ledger).await?)

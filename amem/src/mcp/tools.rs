@@ -68,7 +68,9 @@ struct List {
 #[derive(Debug, Deserialize, JsonSchema)]
 struct Forget {
     /// The id of the memory, from recall or list_memories.
-    memory_id: String,
+    memory_id: Option<String>,
+    /// In place of an id, what the memories are about: all that have this key are forgotten, earlier ones included.
+    key: Option<String>,
     #[expect(dead_code, reason = "in the schema; read before the other arguments are")]
     user: Option<String>,
 }
@@ -165,7 +167,11 @@ struct ListedMemory {
 struct Forgotten {
     /// Whose memory it was.
     user: String,
-    id: String,
+    /// The id of the memory, if it was forgotten by that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
+    /// The ids of all that was forgotten.
+    ids: Vec<String>,
 }
 
 /// What a memory says now.
@@ -217,7 +223,8 @@ pub(super) fn all(choice: Option<&Option<Namespace>>) -> Vec<Tool> {
         tool(
             "forget",
             "Forget a memory",
-            "Forgets a memory for good, by its id from recall or list_memories. Its text cannot be brought back.",
+            "Forgets a memory for good, by its id from recall or list_memories, or all memories of a key. Their texts cannot \
+             be brought back.",
             schema_for_type::<Forget>(),
             schema_for_output::<Forgotten>(),
             hints("Forget a memory").read_only(false).destructive(true).idempotent(true),
@@ -429,11 +436,30 @@ impl Session {
     }
 
     async fn forget(&self, user: Namespace, arguments: Forget) -> Result<CallToolResult> {
-        let id = id_of(&arguments.memory_id)?;
-        let forgotten = self.memory().forget(&user, id).await;
-        forgotten.map_err(|error| about(&arguments.memory_id, error))?;
+        let memory_id = match (arguments.memory_id, arguments.key) {
+            (Some(memory_id), None) => memory_id,
+            (None, Some(key)) => return self.forget_key(user, &key).await,
+            _ => return Err(ApiError::bad_request("give memory_id or key, one of the two").param("memory_id")),
+        };
+        let id = id_of(&memory_id)?;
+        self.memory().forget(&user, id).await.map_err(|error| about(&memory_id, error))?;
         self.watchers().changed(&user, &[id]);
-        done(format!("Forgot memory {id}."), &Forgotten { user: user.to_string(), id: id.to_string() })
+        let ids = vec![id.to_string()];
+        done(format!("Forgot memory {id}."), &Forgotten { user: user.to_string(), id: Some(id.to_string()), ids })
+    }
+
+    async fn forget_key(&self, user: Namespace, key: &str) -> Result<CallToolResult> {
+        let forgotten = self.memory().forget_key(&user, key).await?;
+        let ids: Vec<RecordId> = forgotten.iter().map(|record| record.id).collect();
+        if !ids.is_empty() {
+            self.watchers().changed(&user, &ids);
+        }
+        let text = match ids.len() {
+            0 => format!("No memory has the key {key:?}."),
+            count => format!("Forgot {count} memory item(s) with the key {key:?}."),
+        };
+        let ids = ids.iter().map(ToString::to_string).collect();
+        done(text, &Forgotten { user: user.to_string(), id: None, ids })
     }
 
     async fn update(&self, user: Namespace, arguments: Update) -> Result<CallToolResult> {

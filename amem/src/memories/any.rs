@@ -57,6 +57,14 @@ impl AnyMemory {
         }
     }
 
+    /// As [`Memory::forget_key`] and [`TextMemory::forget_key`].
+    pub(crate) async fn forget_key(&self, namespace: &Namespace, key: &str) -> Result<Vec<Record>> {
+        match self {
+            Self::Kv(memory) => memory.forget_key(namespace, key).await,
+            Self::Texts(memory) => memory.forget_key(namespace, key).await,
+        }
+    }
+
     /// As [`Memory::delete_namespace`] and [`TextMemory::delete_namespace`].
     pub(crate) async fn delete_namespace(&self, namespace: &Namespace) -> Result<usize> {
         match self {

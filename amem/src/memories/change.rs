@@ -90,18 +90,20 @@ pub(super) struct Forgotten {
     counts: Counts,
 }
 
-/// Memories to forget.
+/// Memories to forget: by their ids, or by their key.
 #[derive(Debug, Deserialize, ToSchema)]
 pub(super) struct ForgetRequest {
     /// Their ids.
-    ids: Vec<String>,
+    ids: Option<Vec<String>>,
+    /// Their key: all memories that have it are forgotten, those that others superseded included.
+    key: Option<String>,
 }
 
 /// Memories that were forgotten.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct ForgottenMany {
     user: String,
-    /// Their ids, in the order of the request.
+    /// Their ids, in the order of the request; those of a key in the order in which they were remembered.
     forgotten: Vec<String>,
     counts: Counts,
 }
@@ -194,12 +196,13 @@ pub(super) async fn forget(
     Ok(Json(Forgotten { user, id, forgotten: true, counts }))
 }
 
-/// Forgets memories, all of them or none. Forgetting one again changes nothing.
+/// Forgets memories, all of them or none: those of some ids, or all that have a key, whatever became of them. Forgetting
+/// one again, or a key that no memory has, changes nothing.
 #[utoipa::path(post, path = "/v1/memories/{user}/forget", tag = "memories", request_body = ForgetRequest,
     params(("user" = String, Path, description = "whose memory it is")),
     responses(
         (status = 200, body = ForgottenMany),
-        (status = 400, description = "no ids"),
+        (status = 400, description = "no ids, or ids and a key"),
         (status = 401, description = "no key, or a wrong one"),
         (status = 403, description = "another user's memory"),
         (status = 404, description = "one of them is no memory of this user"),
@@ -214,8 +217,19 @@ pub(super) async fn forget_many(
     Body(request): Body<ForgetRequest>,
 ) -> Result<Json<ForgottenMany>> {
     let namespace = caller.namespace(Some(&user))?;
+    let ids = match (request.ids, request.key) {
+        (Some(ids), None) => ids,
+        (None, Some(key)) => {
+            let forgotten = paths.memory.forget_key(&namespace, &key).await?;
+            let counts = paths.texts().stats(&namespace).await?.into();
+            let forgotten = forgotten.iter().map(|record| record.id.to_string()).collect();
+            return Ok(Json(ForgottenMany { user: namespace.as_str().to_owned(), forgotten, counts }));
+        }
+        (Some(_), Some(_)) => return Err(ApiError::bad_request("give ids or a key, not both").param("key")),
+        (None, None) => return Err(ApiError::unprocessable("give the ids of what to forget, or its key")),
+    };
     let most = paths.max_texts;
-    match request.ids.len() {
+    match ids.len() {
         0 => return Err(ApiError::bad_request("ids is empty: give at least one id").param("ids")),
         count if count > most => {
             return Err(
@@ -224,7 +238,7 @@ pub(super) async fn forget_many(
         }
         _ => {}
     }
-    let ids = request.ids.iter().map(|memory| id(memory, &namespace)).collect::<Result<Vec<_>>>()?;
+    let ids = ids.iter().map(|memory| id(memory, &namespace)).collect::<Result<Vec<_>>>()?;
     paths.memory.forget_many(&namespace, &ids).await?;
     let counts = paths.texts().stats(&namespace).await?.into();
     let forgotten = ids.iter().map(ToString::to_string).collect();

@@ -193,6 +193,9 @@ fn both_servers_say_the_same_about_memories() {
     same(400, post.clone(), &at("/forget"), &json!({ "ids": [] }));
     same(404, post.clone(), &at("/forget"), &json!({ "ids": ["#1", "x"] }));
     same(413, post.clone(), &at("/forget"), &json!({ "ids": vec!["#1"; 1001] }));
+    assert_eq!(same(200, post.clone(), &at("/forget"), &json!({ "key": "unheard of" }))["forgotten"], json!([]));
+    same(400, post.clone(), &at("/forget"), &json!({ "ids": ["#1"], "key": "pets" }));
+    same(422, post.clone(), &at("/forget"), &json!({}));
 
     // Out and in.
     let lines = same(200, get.clone(), &at("/export"), &none);

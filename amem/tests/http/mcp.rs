@@ -198,5 +198,14 @@ fn the_kv_of_what_is_forgotten_in_another_process_is_gone_with_the_next_question
         let answer = memory.ask("default", "Where does Bob live?").await.unwrap();
         assert!(answer.text.contains("Kyiv"), "{}", answer.text);
         assert_eq!(memory.stats("default").await.unwrap().chunks, 1, "that of Oslo is gone, that of Kyiv is new");
+        for (texts, keys) in [("Carl lives in Rome.", "carl"), ("Carl lives in Bonn.", "carl")] {
+            let told = call(&mcp.url, &[], "remember", &json!({ "texts": [texts], "keys": [keys] }));
+            assert_eq!(told["isError"], false);
+        }
+        let forgotten = call(&mcp.url, &[], "forget", &json!({ "key": "carl" }));
+        assert_eq!(forgotten["structuredContent"]["ids"].as_array().unwrap().len(), 2, "the earlier one too");
+        for bad in [json!({}), json!({ "key": "carl", "memory_id": moved })] {
+            assert_eq!(call(&mcp.url, &[], "forget", &bad)["isError"], true, "{bad}");
+        }
     });
 }

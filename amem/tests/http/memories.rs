@@ -367,6 +367,23 @@ fn many_memories_are_forgotten_at_once_or_none_of_them() {
 }
 
 #[test]
+fn all_that_was_said_under_a_key_is_forgotten_at_once() {
+    let front = Front::of(in_ram());
+    let body = json!({ "user": "a", "texts": ["one", "two", "three"], "keys": ["k", "k", "other"] });
+    let ids = remember(&front, &body)["added"].clone();
+    let forget = |body: Value| post(front.url("/v1/memories/a/forget"), &body);
+    let (status, answer) = forget(json!({ "key": "k" }));
+    assert_eq!((status, &answer["forgotten"]), (200, &json!([ids[0], ids[1]])));
+    assert_eq!(answer["counts"]["forgotten"], 2);
+    assert_eq!(texts(&get(front.url("/v1/memories/a"))["memories"]), ["three"]);
+    let (status, answer) = forget(json!({ "key": "k" }));
+    assert_eq!((status, &answer["forgotten"]), (200, &json!([])), "no memory has it now");
+    assert_eq!(forget(json!({ "key": "other", "ids": [ids[2]] })).0, 400, "one of the two");
+    assert_eq!(forget(json!({})).0, 422);
+    assert_eq!(get(front.url("/v1/memories/a"))["counts"]["active"], 1);
+}
+
+#[test]
 fn the_facts_of_a_text_are_its_sentences_where_the_model_names_none() {
     let front = Front::of(in_ram());
     let text = "Alice moved to Denver. Her sister Maria lives in Paris!\nBob's code is 4.5";

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use amem_core::{Added, Change, Error, Metadata, Namespace, NewRecord, Outcome, Record, RecordId, State, Timestamp};
 use futures_util::future;
 
-use super::super::rows::{ACTIVE, FORGOTTEN, Found, RecordRow, SUPERSEDED, VersionRow, record_id, text_hash};
+use super::super::rows::{ACTIVE, FORGOTTEN, Found, RecordRow, SUPERSEDED, VersionRow, get, record_id, text_hash};
 use super::batch::Batch;
 use super::write::{INSERT_RECORDS, INSERT_VERSIONS, UPDATE_RECORDS, UPDATE_VERSIONS};
 use super::{Failure, Locked, MAX_TEXT_BYTES, Result, Tables, unknown};
@@ -210,6 +210,22 @@ impl Tables<'_> {
             self.drop_indexes(&locked).await?;
         }
         ids.iter().map(|id| found.get(id).ok_or_else(|| locked.unknown(*id))?.record(namespace, now)).collect()
+    }
+
+    pub(in crate::postgres) async fn forget_key(
+        &self,
+        namespace: &Namespace,
+        key: &str,
+        now: Timestamp,
+    ) -> Result<Vec<Record>> {
+        let Some(locked) = self.lock(namespace).await? else { return Ok(Vec::new()) };
+        let ids = "SELECT id FROM record WHERE namespace = $1 AND key = $2 ORDER BY seq";
+        let rows = self.rows(ids, &[&locked.id, &key.as_bytes()]).await?;
+        let ids = rows.iter().map(|row| {
+            let id = record_id(get(row, 0)?);
+            id.ok_or_else(|| Failure::Damaged("a record's id is not what was written".to_owned()))
+        });
+        self.forget_many(namespace, &ids.collect::<Result<Vec<_>>>()?, now).await
     }
 
     /// Records that are to be forgotten. Of those that are not what was written sound ones are made before, which say
