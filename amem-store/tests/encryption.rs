@@ -3,10 +3,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod common;
+#[path = "common/machine.rs"]
+mod machine;
 
 use std::cell::Cell;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -17,9 +19,11 @@ use amem_core::{
 use amem_store::encryption::{
     EncryptedLedger, EncryptedStore, EncryptionError, Holder, Key, KeyDir, Keys, MasterKey, refuse_encrypted,
 };
-use amem_store::{SegmentStore, SqliteLedger};
+use amem_store::{SegmentOptions, SegmentStore, SqliteLedger};
 use common::{assert_same, chunk, files_contain, measured};
 use futures_lite::future::block_on;
+use machine::{Disturbed, Machine, Subject, steps};
+use proptest::prelude::*;
 
 const T0: Timestamp = Timestamp(1_000_000_000_000);
 const MASTER: [u8; 32] = [7; 32];
@@ -560,4 +564,84 @@ fn a_master_key_is_read_from_a_file_that_nobody_else_may_read() {
     }
     let missing = MasterKey::from_file(dir.path().join("none"));
     assert!(matches!(missing, Err(amem_store::Error::BadMasterKey { .. })), "{missing:?}");
+}
+
+/// A store on disk behind encryption, whose files are damaged and whose keys are destroyed.
+struct Encrypted {
+    dir: tempfile::TempDir,
+    keys: KeyDir,
+    /// `None` for a moment.
+    store: Option<EncryptedStore<SegmentStore>>,
+    other: EncryptedStore<SegmentStore>,
+}
+
+impl Encrypted {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let keys = key_dir(&dir.path().join("keys"));
+        let open = |options| EncryptedStore::new(segments(&dir, options), Arc::new(keys.clone()));
+        let (store, other) = (open(tiny()), open(tiny().read_only(true)));
+        Self { store: Some(store), other, keys, dir }
+    }
+}
+
+fn tiny() -> SegmentOptions {
+    SegmentOptions::default().segment_bytes(64 << 10)
+}
+
+fn segments(dir: &tempfile::TempDir, options: SegmentOptions) -> SegmentStore {
+    SegmentStore::open_with(dir.path().join("kv"), options).unwrap()
+}
+
+impl Subject for Encrypted {
+    type Store = EncryptedStore<SegmentStore>;
+    const EVICTED_COMES_BACK: bool = true;
+    const DAMAGE_LINGERS: bool = true;
+
+    fn store(&self) -> &Self::Store {
+        self.store.as_ref().unwrap()
+    }
+
+    fn other(&self) -> &Self::Store {
+        &self.other
+    }
+
+    fn reopen(&mut self) {
+        drop(self.store.take());
+        self.store = Some(EncryptedStore::new(segments(&self.dir, tiny()), Arc::new(self.keys.clone())));
+    }
+
+    fn disturb(&mut self, at: u32) -> Disturbed {
+        let (kind, at) = (at % 4, at as usize / 4);
+        if kind == 0 {
+            // Whose chunks they are.
+            block_on(self.keys.destroy(&Namespace::new("test").unwrap())).unwrap();
+            return Disturbed::All;
+        }
+        let files = fs::read_dir(self.dir.path().join("kv")).unwrap().map(|file| file.unwrap().path());
+        let mut files: Vec<_> = files.filter(|path| path.extension().is_some_and(|kind| kind == "kv")).collect();
+        files.sort();
+        let Some(path) = files.get(at % files.len().max(1)) else { return Disturbed::Nothing };
+        let file = fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+        let (len, mut byte) = (file.metadata().unwrap().len(), [0]);
+        let offset = (at / 7) as u64 % len.max(1);
+        if file.read_exact_at(&mut byte, offset).is_ok() {
+            file.write_all_at(&[byte[0] ^ 0x10], offset).unwrap();
+        }
+        Disturbed::Held
+    }
+
+    /// At no time does KV lie there in clear.
+    fn is_left(&self, gone: &KvChunk) -> bool {
+        files_contain(&self.dir.path().join("kv"), &gone.to_bytes().unwrap()[..40])
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn an_encrypted_store_behaves_like_a_map_that_damage_and_lost_keys_make_forgetful(steps in steps()) {
+        Machine::new(Encrypted::new()).run(steps)?;
+    }
 }

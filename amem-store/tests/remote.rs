@@ -3,6 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod common;
+#[path = "common/faults.rs"]
+mod faults;
+#[path = "common/machine.rs"]
+mod machine;
 #[path = "common/servers.rs"]
 mod servers;
 
@@ -15,7 +19,10 @@ use amem_core::{ChunkId, Error, HostKv, KvChunk, KvStore, RamStore, Tier, Tiered
 use amem_store::remote::opendal::{Operator, services};
 use amem_store::remote::{RemoteError, RemoteOptions, RemoteStore};
 use common::{assert_same, chunk, measured};
+use faults::{Fault, Faults, Plan};
 use futures_lite::future::block_on;
+use machine::{Disturbed, Machine, Subject, steps};
+use proptest::prelude::*;
 
 /// So small that most chunks have parts.
 const SMALL: usize = 1 << 10;
@@ -273,6 +280,103 @@ fn options_that_make_no_sense_are_refused() {
     }
     assert!(RemoteStore::new(memory(), RemoteOptions::default().prefix("team-1/kv_2.x")).is_ok());
     assert!(!format!("{:?}", RemoteOptions::default().secret([201; 32])).contains("201"));
+}
+
+/// A store on a server that fails and loses things.
+struct Server {
+    /// As the server has it, without failures.
+    held: Operator,
+    operator: Operator,
+    faults: Faults,
+    store: RemoteStore,
+    other: RemoteStore,
+    /// One that gives up soon: it is asked while the server hangs, so that no test depends on how fast a machine is.
+    hasty: RemoteStore,
+    hangs: bool,
+}
+
+impl Server {
+    fn new() -> Self {
+        let (held, faults) = (memory(), Faults::default());
+        let operator = held.clone().layer(faults.clone());
+        let within = |deadline| within(&operator, deadline);
+        let [store, other] = [PATIENT; 2].map(within);
+        let hasty = within(Duration::from_millis(10));
+        Self { held, operator, faults, store, other, hasty, hangs: false }
+    }
+}
+
+const PATIENT: Duration = Duration::from_secs(600);
+
+/// A store that gives up after this time, and does not leave the server alone for failures.
+fn within(operator: &Operator, deadline: Duration) -> RemoteStore {
+    let options = RemoteOptions::default().part_bytes(SMALL).deadline(deadline).write_deadline(deadline);
+    let pause = Duration::from_millis(1);
+    RemoteStore::new(operator.clone(), options.pauses(1000, pause, pause)).unwrap()
+}
+
+impl Subject for Server {
+    type Store = RemoteStore;
+    const EVICTED_COMES_BACK: bool = false;
+    const DAMAGE_LINGERS: bool = false;
+
+    fn store(&self) -> &RemoteStore {
+        if self.hangs { &self.hasty } else { &self.store }
+    }
+
+    fn other(&self) -> &RemoteStore {
+        if self.hangs { &self.hasty } else { &self.other }
+    }
+
+    fn reopen(&mut self) {
+        self.store = within(&self.operator, PATIENT);
+    }
+
+    fn disturb(&mut self, at: u32) -> Disturbed {
+        let (kind, at) = (at % 8, at / 8);
+        if kind < 4 {
+            let fault = match kind {
+                0 => Fault::Hangs,
+                1 => Fault::Unanswered,
+                _ => Fault::Refused,
+            };
+            self.hangs = fault == Fault::Hangs;
+            self.faults.plan(Some(Plan { after: at % 20, count: 1 + at / 20 % 7, fault }));
+            return Disturbed::Calls;
+        }
+        let objects = objects(&self.held);
+        let Some((path, bytes)) = objects.into_iter().nth(at as usize % 40) else { return Disturbed::Nothing };
+        let mut changed = bytes;
+        match kind {
+            4 => changed.truncate(at as usize / 40 % changed.len().max(1)),
+            5 => changed.push(0),
+            6 => changed.iter_mut().skip(at as usize / 40 % 1200).take(1).for_each(|byte| *byte ^= 0x10),
+            _ => {
+                block_on(self.held.delete(&path)).unwrap();
+                return Disturbed::Held;
+            }
+        }
+        block_on(self.held.write(&path, changed)).unwrap();
+        Disturbed::Held
+    }
+
+    fn calm(&mut self) {
+        self.faults.plan(None);
+        self.hangs = false;
+    }
+
+    fn is_left(&self, gone: &KvChunk) -> bool {
+        objects(&self.held).into_keys().any(|name| name.contains(&gone.id().to_string()))
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn it_behaves_like_a_map_that_failures_make_forgetful(steps in steps()) {
+        Machine::new(Server::new()).run(steps)?;
+    }
 }
 
 #[cfg(unix)]

@@ -2,8 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod common;
+#[path = "common/machine.rs"]
+mod machine;
 
-use std::collections::HashMap;
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
@@ -13,6 +14,7 @@ use amem_core::{ChunkId, Dtype, Encoding, Error, HostKv, KvChunk, KvShape, KvSto
 use amem_store::{SegmentOptions, SegmentStore};
 use common::{assert_same, chunk, files_contain, measured};
 use futures_lite::future::block_on;
+use machine::{Disturbed, Machine, Subject, steps};
 use proptest::prelude::*;
 
 fn tiny() -> SegmentOptions {
@@ -105,10 +107,43 @@ impl log::Log for Warnings {
     fn flush(&self) {}
 }
 
+/// Has the log kept from now on.
+fn keep_warnings() {
+    // Another test may have done so.
+    let _ = log::set_logger(&WARNINGS);
+    log::set_max_level(log::LevelFilter::Warn);
+}
+
+/// What was told in the log of what has this in its name.
+fn warnings(of: &str) -> Vec<String> {
+    WARNINGS.0.lock().unwrap().iter().filter(|line| line.contains(of)).cloned().collect()
+}
+
+#[test]
+fn a_damaged_seal_and_files_of_others_are_told_in_the_log_once() {
+    keep_warnings();
+    let dir = tempfile::tempdir().unwrap();
+    block_on(open(dir.path()).put(&[chunk(1, 1)])).unwrap();
+    let path = &segments(dir.path())[0];
+    flip(path, fs::metadata(path).unwrap().len() - 4096 + 20);
+    ["one by others", "seg-1.kv"].into_iter().for_each(|other| fs::write(dir.path().join(other), "").unwrap());
+    let store = open(dir.path());
+    let reader = SegmentStore::open_with(dir.path(), tiny().read_only(true)).unwrap();
+    for _ in 0..2 {
+        for store in [&store, &reader] {
+            assert!(block_on(store.get(&chunk(2, 1).id())).unwrap().is_none());
+            assert!(block_on(store.get(&chunk(1, 1).id())).unwrap().is_some());
+        }
+    }
+    let told = warnings(dir.path().to_str().unwrap());
+    let count = |of: &str| told.iter().filter(|line| line.contains(of)).count();
+    // By each of the two stores.
+    assert_eq!((count("seal"), count("2 files"), told.len()), (2, 2, 4), "{told:?}");
+}
+
 #[test]
 fn damage_is_told_in_the_log_with_its_file_and_place_and_not_each_time() {
-    log::set_logger(&WARNINGS).unwrap();
-    log::set_max_level(log::LevelFilter::Warn);
+    keep_warnings();
     let dir = tempfile::tempdir().unwrap();
     let put: Vec<_> = (0..5).map(|seed| chunk(seed, 1)).collect();
     block_on(open(dir.path()).put(&put)).unwrap();
@@ -121,7 +156,7 @@ fn damage_is_told_in_the_log_with_its_file_and_place_and_not_each_time() {
     }
     assert_eq!(block_on(store.stats()).damaged, 5);
     let name = path.file_name().unwrap().to_str().unwrap();
-    let told: Vec<String> = WARNINGS.0.lock().unwrap().iter().filter(|line| line.contains(name)).cloned().collect();
+    let told = warnings(name);
     // The first, the second and the fourth.
     assert_eq!(told.len(), 3, "{told:?}");
     for (line, at) in told.iter().zip([0, 1, 3]) {
@@ -320,43 +355,6 @@ fn arbitrary_bytes_are_parsed_without_a_panic() {
     }
 }
 
-#[derive(Clone, Debug)]
-enum Step {
-    Put {
-        seed: u32,
-        measured: bool,
-    },
-    Delete(u32),
-    Evict(u32),
-    Purge,
-    Get(u32),
-    /// By a second store, which does not write.
-    Look(u32),
-    Reopen,
-    Flip {
-        at: u32,
-    },
-    Truncate {
-        at: u32,
-    },
-}
-
-fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let seed = 0..12_u32;
-    let step = prop_oneof![
-        6 => (seed.clone(), any::<bool>()).prop_map(|(seed, measured)| Step::Put { seed, measured }),
-        2 => seed.clone().prop_map(Step::Delete),
-        1 => seed.clone().prop_map(Step::Evict),
-        1 => Just(Step::Purge),
-        4 => seed.clone().prop_map(Step::Get),
-        2 => seed.prop_map(Step::Look),
-        2 => Just(Step::Reopen),
-        1 => any::<u32>().prop_map(|at| Step::Flip { at }),
-        1 => any::<u32>().prop_map(|at| Step::Truncate { at }),
-    ];
-    proptest::collection::vec(step, 1..60)
-}
-
 /// A segment, and an offset in it, that `at` stands for.
 fn somewhere(dir: &Path, at: u32) -> Option<(std::path::PathBuf, u64)> {
     let segments = segments(dir);
@@ -365,95 +363,56 @@ fn somewhere(dir: &Path, at: u32) -> Option<(std::path::PathBuf, u64)> {
     Some((path.clone(), u64::from(at / 7) % len.max(1))).filter(|_| len > 0)
 }
 
+/// Segments in a directory, which damage makes forgetful.
+struct Segments {
+    dir: tempfile::TempDir,
+    store: Option<SegmentStore>,
+    reader: SegmentStore,
+}
+
+impl Subject for Segments {
+    type Store = SegmentStore;
+    const EVICTED_COMES_BACK: bool = true;
+    const DAMAGE_LINGERS: bool = true;
+
+    fn store(&self) -> &SegmentStore {
+        self.store.as_ref().unwrap()
+    }
+
+    fn other(&self) -> &SegmentStore {
+        &self.reader
+    }
+
+    fn reopen(&mut self) {
+        drop(self.store.take());
+        self.store = Some(open(self.dir.path()));
+    }
+
+    fn disturb(&mut self, at: u32) -> Disturbed {
+        let Some((path, offset)) = somewhere(self.dir.path(), at / 2) else { return Disturbed::Nothing };
+        if at.is_multiple_of(2) {
+            flip(&path, offset);
+        } else {
+            // While it is open a writer goes on behind the cut; both ways have to be survived.
+            OpenOptions::new().write(true).open(&path).unwrap().set_len(offset).unwrap();
+        }
+        Disturbed::Held
+    }
+
+    fn is_left(&self, gone: &KvChunk) -> bool {
+        files_contain(self.dir.path(), &gone.to_bytes().unwrap()[..40])
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn it_behaves_like_a_map_that_damage_makes_forgetful(steps in steps()) {
         let dir = tempfile::tempdir().unwrap();
-        let mut store = Some(open(dir.path()));
+        let store = Some(open(dir.path()));
         let reader = SegmentStore::open_with(dir.path(), tiny().read_only(true)).unwrap();
-        let mut model: HashMap<ChunkId, KvChunk> = HashMap::new();
-        // What was evicted, and may come back when the store is opened anew.
-        let mut evicted: HashMap<ChunkId, Vec<KvChunk>> = HashMap::new();
-        // From the first damage on, a miss is allowed, and an older record of a chunk may stand in for a newer one.
-        let mut damaged = false;
-        for step in steps {
-            let open_store = store.as_ref().unwrap();
-            match step {
-                Step::Put { seed, measured: with } => {
-                    let bare = chunk(seed, 1 + seed as usize * 40);
-                    let new = if with { measured(&bare) } else { bare };
-                    block_on(open_store.put(std::slice::from_ref(&new))).unwrap();
-                    evicted.remove(&new.id());
-                    let held = model.entry(new.id()).or_insert(new.clone());
-                    if held.sensitivity().is_none() { *held = new; }
-                }
-                Step::Delete(seed) => {
-                    let gone = chunk(seed, 1 + seed as usize * 40);
-                    block_on(open_store.delete(&[gone.id()])).unwrap();
-                    model.remove(&gone.id());
-                    evicted.remove(&gone.id());
-                    prop_assert!(!files_contain(dir.path(), &gone.to_bytes().unwrap()[..40]), "deleted bytes are in the files");
-                }
-                Step::Evict(seed) => {
-                    let id = chunk(seed, 1 + seed as usize * 40).id();
-                    block_on(open_store.evict(&[id])).unwrap();
-                    if let Some(gone) = model.remove(&id) {
-                        evicted.entry(id).or_default().push(gone);
-                    }
-                    prop_assert!(block_on(open_store.get(&id)).unwrap().is_none(), "an evicted chunk is a miss");
-                }
-                Step::Purge => {
-                    block_on(open_store.purge()).unwrap();
-                    for gone in std::mem::take(&mut evicted).into_values().flatten().filter(|gone| !model.contains_key(&gone.id())) {
-                        let there = files_contain(dir.path(), &gone.to_bytes().unwrap()[..40]);
-                        // One that came back when the store was opened anew is held.
-                        prop_assert!(!there || block_on(open_store.contains(&gone.id())), "purged bytes are in the files");
-                        if there {
-                            evicted.entry(gone.id()).or_default().push(gone);
-                        }
-                    }
-                }
-                Step::Look(seed) => {
-                    let id = chunk(seed, 1 + seed as usize * 40).id();
-                    let possible = || model.get(&id).into_iter().chain(evicted.get(&id).into_iter().flatten());
-                    match block_on(reader.get(&id)).unwrap() {
-                        Some(found) => {
-                            let found = found.to_bytes().unwrap();
-                            prop_assert!(possible().any(|put| put.to_bytes().unwrap() == found), "a reader finds other bytes");
-                        }
-                        None => prop_assert!(damaged || !model.contains_key(&id), "a reader misses what was put"),
-                    }
-                }
-                Step::Get(seed) => {
-                    let id = chunk(seed, 1 + seed as usize * 40).id();
-                    match (block_on(open_store.get(&id)).unwrap(), model.get(&id)) {
-                        (Some(found), Some(put)) if !damaged => assert_same(&found, put),
-                        (Some(found), Some(put)) => prop_assert!(found.to_bytes().unwrap() == put.to_bytes().unwrap()),
-                        (Some(found), None) => {
-                            let of = evicted.get(&id).into_iter().flatten();
-                            let back = of.filter(|gone| gone.to_bytes().unwrap() == found.to_bytes().unwrap()).count();
-                            prop_assert!(back > 0, "found what was not put");
-                        }
-                        (None, put) => prop_assert!(put.is_none() || damaged, "lost what was put"),
-                    }
-                }
-                Step::Reopen => {
-                    drop(store.take());
-                    store = Some(open(dir.path()));
-                }
-                Step::Flip { at } => if let Some((path, offset)) = somewhere(dir.path(), at) {
-                    flip(&path, offset);
-                    damaged = true;
-                },
-                Step::Truncate { at } => if let Some((path, offset)) = somewhere(dir.path(), at) {
-                    // While it is open a writer goes on behind the cut; both ways have to be survived.
-                    OpenOptions::new().write(true).open(&path).unwrap().set_len(offset).unwrap();
-                    damaged = true;
-                },
-            }
-        }
+        Machine::new(Segments { dir, store, reader }).run(steps)?;
     }
 }
 
