@@ -141,6 +141,8 @@ struct State {
     unlisted: bool,
     /// Bytes of files, by their numbers, that cannot be read.
     spoiled: Vec<(usize, Range<u64>)>,
+    /// Files that cannot be opened (those of reads) or removed (those of changes).
+    refused: Vec<(PathBuf, Call, rustix::io::Errno)>,
     /// Syncs that failed so far.
     failed_syncs: u64,
     /// Syncs of these kinds do nothing and say that they worked.
@@ -188,6 +190,7 @@ impl SimulatedDisk {
             injected_reads: 0,
             unlisted: false,
             spoiled: Vec::new(),
+            refused: Vec::new(),
             failed_syncs: 0,
             pretended: Vec::new(),
             saltless: false,
@@ -293,6 +296,11 @@ impl SimulatedDisk {
         let number = state.live[path].file().unwrap();
         state.spoiled.retain(|(spoiled, _)| *spoiled != number);
         state.spoiled.extend(Some((number, bytes)).filter(|(_, bytes)| !bytes.is_empty()));
+    }
+
+    /// Lets a file be such as cannot be opened, for [`Call::Read`], or removed, for [`Call::Change`]; or any be again.
+    pub(crate) fn refuse(&self, refused: Option<(&Path, Call, rustix::io::Errno)>) {
+        self.state().refused = refused.map(|(path, call, error)| (path.to_owned(), call, error)).into_iter().collect();
     }
 
     /// Syncs that failed so far.
@@ -520,6 +528,11 @@ impl State {
         called
     }
 
+    fn check_refused(&self, path: &Path, call: Call) -> io::Result<()> {
+        let refused = self.refused.iter().find(|(refused, during, _)| (&**refused, *during) == (path, call));
+        refused.map_or(Ok(()), |(_, _, error)| Err((*error).into()))
+    }
+
     fn node(&self, path: &Path) -> io::Result<Node> {
         self.live.get(path).copied().ok_or_else(|| error(ErrorKind::NotFound))
     }
@@ -635,6 +648,7 @@ impl Disk for SimulatedDisk {
     fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
         let mut state = self.state();
         state.read_call()?;
+        state.check_refused(path, Call::Read)?;
         let number = state.node(path)?.file().ok_or_else(|| error(ErrorKind::IsADirectory))?;
         Ok(Box::new(SimulatedFile { disk: self.clone(), number }))
     }
@@ -643,6 +657,7 @@ impl Disk for SimulatedDisk {
         self.interrupted();
         let mut state = self.state();
         state.call(Call::Change, false)?;
+        state.check_refused(path, Call::Change)?;
         state.node(path)?;
         state.set_entry(path, None);
         Ok(())

@@ -296,6 +296,11 @@ pub(crate) fn begins_record(page: &[u8]) -> bool {
     page.starts_with(RECORD_MAGIC) || page.starts_with(RECORD_MAGIC_1)
 }
 
+/// Whether a page begins as the last one of a sealed segment does.
+pub(crate) fn begins_seal(page: &[u8]) -> bool {
+    page.starts_with(SEAL_MAGIC)
+}
+
 /// The lengths that a record's first [`FIXED`] bytes claim, if they can be those of a record at `offset` of `name`.
 pub(crate) fn parse_lengths(fixed: &[u8], name: SegmentName, offset: u64) -> Option<Lengths> {
     parse_fixed(fixed, name, offset).map(|fixed| fixed.lengths)

@@ -9,6 +9,7 @@ use amem_core::ChunkId;
 
 use super::format::{self, Entry, SegmentName};
 use super::scan::{self, Scan};
+use super::store::LOCK;
 use crate::disk::{Disk, DiskFile};
 #[cfg(test)]
 use crate::planted::{self, Planted};
@@ -74,6 +75,8 @@ pub(crate) struct Index {
     pub(crate) indexes: BTreeSet<SegmentName>,
     /// Segments that could not be read at some time, each of which is counted as damage once.
     pub(crate) unreadable: BTreeSet<SegmentName>,
+    /// Whether the directory was read before.
+    pub(crate) was_read: bool,
     /// Oldest first.
     open: VecDeque<(SegmentName, Arc<dyn DiskFile>)>,
 }
@@ -94,9 +97,22 @@ impl Index {
         let named = |parse: fn(&str) -> Option<SegmentName>| -> BTreeSet<SegmentName> {
             files.iter().filter_map(|file| file.to_str().and_then(parse)).collect()
         };
-        // Files of other names are none of ours.
         let names = named(SegmentName::parse);
         self.indexes = named(SegmentName::parse_index);
+        if !std::mem::replace(&mut self.was_read, true) {
+            let is_ours = |file: &str| {
+                file == LOCK || SegmentName::parse(file).is_some() || SegmentName::parse_index(file).is_some()
+            };
+            let mut others = files.iter().filter(|file| !file.to_str().is_some_and(is_ours));
+            if let Some(first) = others.next() {
+                let count = 1 + others.count();
+                log::warn!(
+                    "{}: {count} files there are no store's, and left alone: {}",
+                    dir.display(),
+                    first.display()
+                );
+            }
+        }
         let gone = self.segments.keys().filter(|name| !names.contains(name)).copied().collect::<Vec<_>>();
         self.lose_segments(&gone);
         let last = names.last();
@@ -120,7 +136,12 @@ impl Index {
                 Ok(Scan { newer: Some(found), .. }) => {
                     return Err(Error::NewerFormat { path, found, supported: format::VERSION });
                 }
-                Ok(scan) => self.extend(*name, scan, complete),
+                Ok(scan) => {
+                    if scan.damaged_seal {
+                        log::warn!("{}: its seal is damaged: its records are found by their headers", path.display());
+                    }
+                    self.extend(*name, scan, complete);
+                }
                 // The writer removed it since the directory was listed.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) if is_of_process(&error) => return Err(Error::io("read", &path)(error)),
@@ -312,7 +333,7 @@ impl Index {
 
 /// Whether a file could not be read for a reason that lies in this process, and says nothing about the file: it has too
 /// many open, no memory, or not the rights.
-fn is_of_process(error: &io::Error) -> bool {
+pub(crate) fn is_of_process(error: &io::Error) -> bool {
     use rustix::io::Errno;
     let number = Errno::from_io_error(error);
     number.is_some_and(|number| {

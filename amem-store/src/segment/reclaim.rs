@@ -10,7 +10,7 @@ use amem_core::{ChunkId, KvChunk};
 
 use super::SegmentName;
 use super::format::Entry;
-use super::index::{Location, Segment};
+use super::index::{Location, Segment, is_of_process};
 use super::read::Check;
 use super::store::Inner;
 use super::writer::Writer;
@@ -30,6 +30,11 @@ enum WhenFull {
     Keep,
     /// They go with their segment, as do those that cannot be read: they are a cache, and a deletion is a promise.
     Drop,
+}
+
+/// Whether a record could not be had for a reason that lies in its file.
+fn is_unreadable(error: &Error) -> bool {
+    matches!(error, Error::Io { action: "open" | "read", source, .. } if !is_of_process(source))
 }
 
 impl Inner {
@@ -64,12 +69,15 @@ impl Inner {
         if writer.active().is_some_and(|active| affected.contains(&active)) {
             writer.retire();
         }
+        // A segment that cannot be removed keeps no other: what is in those is gone, though the call has failed.
+        let mut failure = None;
         for name in &affected {
-            self.rewrite(writer, *name, WhenFull::Drop)?;
+            failure = failure.or(self.rewrite(writer, *name, WhenFull::Drop).err());
         }
         // Also where nothing had to be removed: an eviction may have removed the file, in this process or in an earlier
         // one, and it must not come back.
-        writer.sync_dir()
+        let synced = writer.sync_dir();
+        failure.map_or(synced, Err)
     }
 
     /// Forgets chunks. Their space comes back once half of a segment is dead; until then their bytes stay where they
@@ -136,7 +144,7 @@ impl Inner {
         };
         if let Some(worn) = worn {
             match self.rewrite(writer, worn, WhenFull::Keep) {
-                Err(Error::Full { .. }) => {}
+                Err(error) if matches!(error, Error::Full { .. }) || is_unreadable(&error) => {}
                 result => return result.map(|()| true),
             }
         }
@@ -192,7 +200,8 @@ impl Inner {
         spent.sort_unstable();
         for (_, name) in spent {
             match self.rewrite(writer, name, WhenFull::Keep) {
-                Err(Error::Full { .. }) => {}
+                // It stays. What cannot be read now may be read later.
+                Err(error) if matches!(error, Error::Full { .. }) || is_unreadable(&error) => {}
                 result => result?,
             }
         }
@@ -209,13 +218,23 @@ impl Inner {
         if planted::is(Planted::RemovedFirst) {
             writer.unlink(name)?;
         }
+        let mut unreadable: Option<(u64, Error)> = None;
         for id in &chunks {
             match self.secure(writer, id, name) {
                 Err(Error::Full { .. }) if when_full == WhenFull::Drop => break,
                 // It cannot be read, and a bad disk must not keep what was deleted.
-                Err(Error::Io { action: "read", .. }) if when_full == WhenFull::Drop => {}
+                Err(error) if when_full == WhenFull::Drop && is_unreadable(&error) => {
+                    unreadable = Some((unreadable.map_or(1, |(count, _)| count + 1), error));
+                }
                 secured => secured?,
             }
+        }
+        if let Some((count, error)) = unreadable {
+            self.count_dropped(count);
+            log::warn!(
+                "{}: {count} chunks that cannot be read are dropped, for others in this file are deleted: {error}",
+                name.file_name()
+            );
         }
         if !chunks.is_empty() {
             writer.sync_records(Some(name))?;

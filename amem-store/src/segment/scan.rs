@@ -25,6 +25,8 @@ pub(crate) struct Scan {
     pub(crate) strays: bool,
     /// Whether there is a sound seal, before which all records were synced.
     pub(crate) sealed: bool,
+    /// Whether there is a seal, and it is not sound or cannot be read.
+    pub(crate) damaged_seal: bool,
     /// Whether its index file was used.
     pub(crate) indexed: bool,
     /// A version that is not known here, in a first page that is otherwise sound.
@@ -51,10 +53,13 @@ pub(crate) fn segment(
     }
     let mut scan = match sealed(source, name) {
         Ok(Some(scan)) => scan,
-        Ok(None) | Err(_) => match indexed(source, name, index)? {
-            Some(scan) => scan,
-            None => records(source, name, PAGE)?,
-        },
+        unsealed => {
+            let scan = match indexed(source, name, index)? {
+                Some(scan) => scan,
+                None => records(source, name, PAGE)?,
+            };
+            Scan { damaged_seal: unsealed.is_err() || has_seal(source).unwrap_or_default(), ..scan }
+        }
     };
     scan.strays |= first == FirstPage::Damaged;
     Ok(scan)
@@ -103,6 +108,14 @@ pub(crate) fn sealed(source: &(impl ReadAt + ?Sized), name: SegmentName) -> io::
         entry.tokens = format::parse_tokens(&fixed[..filled], name, entry.offset).unwrap_or_default();
     }
     Ok(entries.map(|entries| Scan { entries, end: seal.start, len, sealed: true, ..Scan::default() }))
+}
+
+/// Whether the last page of a segment begins as that of a seal.
+fn has_seal(source: &(impl ReadAt + ?Sized)) -> io::Result<bool> {
+    let Some(last) = source.len()?.checked_sub(PAGE) else { return Ok(false) };
+    let mut start = [0; 8];
+    let filled = source.read_at(&mut start, last)?;
+    Ok(format::begins_seal(&start[..filled]))
 }
 
 /// The records of a segment whose last page, at `last`, cannot be read, if all that lies between them and that page is a

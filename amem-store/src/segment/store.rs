@@ -21,6 +21,9 @@ use crate::disk::{Disk, Part, SystemDisk, make_dirs};
 use crate::planted::{self, Planted};
 use crate::{Error, Result};
 
+/// The name of the file that the process which writes has locked.
+pub(crate) const LOCK: &str = "LOCK";
+
 /// How a [`SegmentStore`] keeps its files.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
@@ -213,6 +216,16 @@ impl Inner {
         self.held.index()
     }
 
+    /// Chunks found damaged, and those given up because they could not be read.
+    pub(crate) fn damaged(&self) -> u64 {
+        self.held.damaged.load(Relaxed)
+    }
+
+    /// Counts chunks that were given up because they could not be read.
+    pub(crate) fn count_dropped(&self, chunks: u64) {
+        self.held.damaged.fetch_add(chunks, Relaxed);
+    }
+
     pub(crate) fn role(&self) -> MutexGuard<'_, Role> {
         self.role.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -224,6 +237,7 @@ impl Inner {
             // The last writer may have left a record cut short, which only now is known to stay so.
             let mut index = Index::default();
             index.unreadable.clone_from(&self.index().unreadable);
+            index.was_read = self.index().was_read;
             index.refresh(&*self.disk, &self.dir)?;
             let generation = index.segments.last_key_value().map_or(0, |(name, _)| name.generation);
             let of_all = |found: fn(&Segment) -> bool| {
@@ -257,7 +271,7 @@ impl Inner {
         if self.options.read_only {
             return Err(self.read_only("it was opened so"));
         }
-        let path = self.dir.join("LOCK");
+        let path = self.dir.join(LOCK);
         self.disk.lock(&path).map_err(|error| match error.kind() {
             ErrorKind::WouldBlock => self.read_only("another process writes to it"),
             _ => Error::writing(&path)(error),
@@ -457,9 +471,8 @@ impl KvStore for SegmentStore {
             let index = self.0.index();
             (index.chunks.len(), index.bytes(), index.unreadable.len() as u64)
         };
-        let counts = [&self.0.hits, &self.0.misses, &self.0.held.damaged];
-        let [hits, misses, damaged] = counts.map(|count| count.load(Relaxed));
-        StoreStats { chunks, bytes, hits, misses, damaged: damaged + unreadable }
+        let [hits, misses] = [&self.0.hits, &self.0.misses].map(|count| count.load(Relaxed));
+        StoreStats { chunks, bytes, hits, misses, damaged: self.0.damaged() + unreadable }
     }
 
     async fn page(&self, after: Option<ChunkId>, limit: usize) -> amem_core::Result<Vec<StoredChunk>> {
