@@ -24,6 +24,7 @@ pub(crate) enum Planted {
     /// A file that is to be replaced is written over.
     WrittenOver,
     /// What held a key that was destroyed is removed as it is.
+    #[cfg(feature = "encryption")]
     KeyNotWiped,
     /// A purge does nothing.
     NothingPurged,
