@@ -53,7 +53,7 @@ pub(super) fn advance<B: Backend>(
             member.take_slots(&mut cache);
         }
         pass(graph, &mut cache, &mut running)?;
-        let loaded = cache.finish();
+        let loaded = cache.finish()?;
         scope.end()?;
         running.iter_mut().zip(loaded).for_each(|(member, loaded)| member.computed(loaded));
         Ok(())
@@ -264,7 +264,7 @@ impl<'c, B: Backend> Running<'c, B> {
         Ok(())
     }
 
-    /// Takes note that the pass has computed its rows, if the KV that they depend on was loaded.
+    /// Takes note that the pass has computed its rows, if the KV that they depend on was whole.
     fn computed(&mut self, loaded: Result<()>) {
         let Some(work) = self.work.as_mut().filter(|_| self.result.is_none()) else { return };
         if let Err(error) = loaded {

@@ -126,7 +126,7 @@ impl<'a, B: Backend> Projected<'a, B> {
     /// How far the keys of each row are from those that stand in its slot. Waits for the device.
     pub(super) fn key_distance(&self, cache: &mut PassCache<'_, B>) -> Result<Vec<f32>> {
         let (backend, pass) = (&self.pass.graph.backend, &self.pass);
-        backend.read(&backend.key_distance(cache.layer(pass.layer), pass.layer, pass.plan(), &self.qkv.keys)?)
+        backend.read(&backend.key_distance(cache.layer(pass.layer)?, pass.layer, pass.plan(), &self.qkv.keys)?)
     }
 
     /// Puts keys and values into the cache, over what stood there.
@@ -137,7 +137,7 @@ impl<'a, B: Backend> Projected<'a, B> {
     /// As [`write`](Self::write), and returns them too.
     pub(super) fn write_and_keep(self, cache: &mut PassCache<'_, B>) -> Result<(Written<'a, B>, [B::Tensor; 2])> {
         let Self { pass, qkv: Qkv { queries, keys, values } } = self;
-        pass.graph.backend.write_kv(cache.layer(pass.layer), pass.layer, pass.plan(), &keys, &values)?;
+        pass.graph.backend.write_kv(cache.layer(pass.layer)?, pass.layer, pass.plan(), &keys, &values)?;
         Ok((Written { pass, queries }, [keys, values]))
     }
 }
@@ -157,7 +157,7 @@ impl<'a, B: Backend> Written<'a, B> {
     ) -> Result<()> {
         let pass = &self.pass;
         pass.graph.backend.attention_mass(
-            cache.layer(pass.layer),
+            cache.layer(pass.layer)?,
             pass.attention(),
             pass.plan(),
             rows,
@@ -195,7 +195,7 @@ impl<'a, B: Backend> Written<'a, B> {
         let Self { mut pass, queries } = self;
         let (graph, backend) = (pass.graph, &pass.graph.backend);
         let layer = &graph.layers[pass.layer];
-        let attended = backend.attend(cache.layer(pass.layer), pass.attention(), pass.plan(), &queries)?;
+        let attended = backend.attend(cache.layer(pass.layer)?, pass.attention(), pass.plan(), &queries)?;
         let output = &layer.attention.output;
         let output = backend.linear(&attended, &output.weight, output.bias.as_ref())?;
         pass.leave(output, layer.attention_output_norm.as_ref())?;

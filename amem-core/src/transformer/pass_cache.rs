@@ -50,9 +50,9 @@ impl Load {
         Self { pending, loaded: 0, part: part.max(1), failure: None }
     }
 
-    /// Has all layers before this one in the cache. If they cannot be loaded, zeros are put there for the rest of the pass:
-    /// other contexts' rows are in it too, and what comes of these is dropped.
-    fn load_before<B: Backend>(&mut self, layer: usize, graph: &Graph<B>, cache: &mut B::Cache) {
+    /// Has all layers before this one in the cache. Where a chunk is damaged, there are zeros for the rest of the pass: other
+    /// contexts' rows are in it too, and what comes of these is dropped.
+    fn load_before<B: Backend>(&mut self, layer: usize, graph: &Graph<B>, cache: &mut B::Cache) -> Result<()> {
         let Self { pending: PendingKv { chunks, table }, loaded, part, failure } = self;
         while *loaded < layer && !chunks.is_empty() {
             let layers = *loaded..(*loaded + *part).min(graph.layers.len());
@@ -60,14 +60,15 @@ impl Load {
                 chunks.iter().map(|(chunk, slot)| Placement { chunk, table, slot: *slot, position: *slot }).collect();
             match graph.load_kv(cache, layers.clone(), &placements) {
                 Ok(()) => *loaded = layers.end,
-                Err(error) if failure.is_none() => {
+                Err(error @ Error::DamagedKv { .. }) if failure.is_none() => {
                     *failure = Some(error);
                     chunks.iter_mut().for_each(|(chunk, _)| *chunk = zeros(chunk));
                 }
-                // The backend is broken: the pass will fail.
-                Err(_) => chunks.clear(),
+                // It may be work of this pass that failed, and not this load.
+                Err(error) => return Err(error),
             }
         }
+        Ok(())
     }
 }
 
@@ -110,11 +111,14 @@ impl<'p, B: Backend> PassCache<'p, B> {
         Self { graph, cache, loads }
     }
 
-    /// The cache, with all that is stored in this layer and those before it. Of a context whose KV could not be loaded
-    /// there are zeros instead, and [`finish`](Self::finish) says so.
-    pub(super) fn layer(&mut self, layer: usize) -> &mut B::Cache {
-        self.load_before(layer + 1);
-        self.cache
+    /// The cache, with all that is stored in this layer and those before it. Of a context with a damaged chunk there are
+    /// zeros instead, and [`finish`](Self::finish) says so.
+    ///
+    /// # Errors
+    /// When the backend fails: then the pass has.
+    pub(super) fn layer(&mut self, layer: usize) -> Result<&mut B::Cache> {
+        self.load_before(layer + 1)?;
+        Ok(self.cache)
     }
 
     /// The cache, for copying blocks of which no slot is waited for.
@@ -122,16 +126,17 @@ impl<'p, B: Backend> PassCache<'p, B> {
         self.cache
     }
 
-    /// Loads what no pass has come to. Says for each context whether all of its KV was loaded.
-    pub(super) fn finish(mut self) -> Vec<Result<()>> {
-        self.load_before(self.graph.layers.len());
-        self.loads.into_iter().map(|load| load.failure.map_or(Ok(()), Err)).collect()
+    /// Loads what no pass has come to. Says for each context whether all of its KV was whole.
+    ///
+    /// # Errors
+    /// When the backend fails: then the pass has.
+    pub(super) fn finish(mut self) -> Result<Vec<Result<()>>> {
+        self.load_before(self.graph.layers.len())?;
+        Ok(self.loads.into_iter().map(|load| load.failure.map_or(Ok(()), Err)).collect())
     }
 
-    fn load_before(&mut self, layer: usize) {
-        for load in &mut self.loads {
-            load.load_before(layer, self.graph, self.cache);
-        }
+    fn load_before(&mut self, layer: usize) -> Result<()> {
+        self.loads.iter_mut().try_for_each(|load| load.load_before(layer, self.graph, self.cache))
     }
 }
 
