@@ -151,8 +151,8 @@ impl OutputStream {
         Self { events, loading, received: None }
     }
 
-    /// Waits until the KV of the request's pieces was loaded. It may take as long as requests before it need, but for KV that
-    /// lies in memory, which is not waited for.
+    /// Waits until the KV of the request's pieces was loaded, by the request's first step. It may take as long as requests
+    /// before it need, but for KV that lies in memory, which is not waited for.
     ///
     /// # Errors
     /// [`Error::DamagedKv`] if some of it was lost; then nothing was generated. Any other error is left to the stream.

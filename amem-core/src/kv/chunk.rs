@@ -300,11 +300,20 @@ impl KvChunk {
 
     /// Reads a layer, and tells who counts that.
     fn counted<B>(&self, layer: usize, read: impl FnOnce() -> Result<B>) -> Result<B> {
+        // Whatever goes wrong with the data concerns this chunk alone.
+        let read = || read().map_err(|error| self.damaged(error));
         let Some(reads) = self.reads.as_deref().filter(|reads| reads.begin(layer)) else { return read() };
         let mut reading = Reading { reads, is_read: false };
         let bytes = read();
         reading.is_read = bytes.is_ok();
         bytes
+    }
+
+    fn damaged(&self, error: Error) -> Error {
+        match error {
+            Error::DamagedKv { .. } => error,
+            other => Error::DamagedKv { chunk: self.id, reason: other.to_string() },
+        }
     }
 
     fn check_layer(&self, layer: usize) -> Result<()> {

@@ -208,8 +208,8 @@ impl Memory {
 
     /// As [`ask`](Self::ask), with the text as it is generated. Dropping the stream stops the work.
     ///
-    /// Where KV comes from a disk or a server, it returns once that stands in the context: what turns out to be lost is
-    /// computed again.
+    /// Where KV comes from a disk or a server, it returns once that stands in the context, which is after the first step of
+    /// computing: what turns out to be lost is computed again.
     ///
     /// # Errors
     /// As [`ask`](Self::ask).

@@ -136,8 +136,9 @@ pub trait Model: Send + Sync {
     /// many rows a step may compute, as far as the model's [`Exactness`] goes.
     ///
     /// There is one result for each step. [`Error::DamagedKv`](crate::Error::DamagedKv), when a chunk that was appended
-    /// cannot be read, comes with the first step after the append and concerns the chunk's context alone. After an error,
-    /// [`Context::is_usable`] tells whether the context is as it was before the append but for its logits, or broken.
+    /// cannot be read, comes with the first step after the append and concerns the chunk's context alone: that is as it was
+    /// before the append, but for its logits and for rows that may have been repaired. After any other error,
+    /// [`Context::is_usable`] tells whether the context is as it was, or broken.
     fn advance(&self, steps: &mut [Step<'_>]) -> Vec<Result<Progress>>;
 
     /// Draws the token that follows a context from the logits after its last token, among the tokens that are allowed:

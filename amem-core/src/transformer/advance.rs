@@ -266,11 +266,11 @@ impl<'c, B: Backend> Running<'c, B> {
 
     /// Takes note that the pass has computed its rows, if the KV that they depend on was whole.
     fn computed(&mut self, loaded: Result<()>) {
-        let Some(work) = self.work.as_mut().filter(|_| self.result.is_none()) else { return };
-        if let Err(error) = loaded {
+        if let (None, Err(error)) = (&self.result, loaded) {
+            self.work.take().into_iter().for_each(|work| self.context.take_back(&work));
             self.result = Some(Err(error));
-            return;
         }
+        let Some(work) = self.work.as_mut().filter(|_| self.result.is_none()) else { return };
         let goes_on = self.reading.as_ref().is_some_and(|reading| reading.goes_on);
         if let Phase::Compute { slots, done } = &mut work.phase {
             match &self.reading {

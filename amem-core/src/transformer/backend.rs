@@ -222,11 +222,13 @@ pub trait Backend: Send + Sync + Sized + 'static {
     ) -> Result<()>;
 
     /// Puts some layers of chunks, given in order, into their slots: decoded, rounded and rotated as
-    /// [`write_kv`](Self::write_kv) does it. No two chunks share a slot.
+    /// [`write_kv`](Self::write_kv) does it. No two chunks share a slot. It is called within a pass, and waits for what has
+    /// to be read.
     ///
     /// # Errors
     /// [`Error::DamagedKv`](crate::Error::DamagedKv) for a chunk that cannot be read; slots of other contexts are as
-    /// they were.
+    /// they were, and the pass goes on: the same layers may be loaded again from other data. After any other error it does
+    /// not.
     fn load_kv(
         &self,
         cache: &mut Self::Cache,

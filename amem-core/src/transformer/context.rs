@@ -259,6 +259,13 @@ impl<B: Backend> PagedContext<B> {
         }
     }
 
+    /// Gives up what was appended, after a pass that came to its end. Rows that it computed before the append are as a repair
+    /// leaves them, for they see nothing of what was appended.
+    pub(super) fn take_back(&mut self, work: &Work) {
+        self.usable = true;
+        self.truncate(work.before);
+    }
+
     /// Takes note that computing this failed: the context is as it was before, unless rows that stood already have been
     /// written since. `begun` says whether the last pass may have written any.
     pub(super) fn fail(&mut self, work: &Work, begun: bool) {

@@ -1,7 +1,7 @@
 //! The KV cache as a pass sees it: stored KV comes into a layer before the pass gets there.
 //!
-//! Chunks that lie in memory are loaded at once. Those that have to be read come a few layers at a time, and the pass
-//! computes with these while the system reads ahead what the store was told to
+//! Where all chunks of a context lie in host memory, they are loaded at once. Otherwise they come a few layers at a time, and
+//! the pass computes with these while the system reads ahead what the store was told to
 //! [prefetch](crate::KvStore::prefetch). So a disk is waited for where computing takes less time than reading, and then only
 //! for the difference.
 
@@ -31,6 +31,8 @@ pub(super) struct PassCache<'p, B: Backend> {
     cache: &'p mut B::Cache,
     /// One for each context.
     loads: Vec<Load>,
+    /// A load has failed, and maybe work of the pass with it.
+    has_failed: bool,
 }
 
 /// What comes into one context's slots.
@@ -108,7 +110,7 @@ impl<'p, B: Backend> PassCache<'p, B> {
     ) -> Self {
         let layers = graph.layers.len();
         let loads = pending.into_iter().map(|pending| Load::new(pending, layers)).collect();
-        Self { graph, cache, loads }
+        Self { graph, cache, loads, has_failed: false }
     }
 
     /// The cache, with all that is stored in this layer and those before it. Of a context with a damaged chunk there are
@@ -136,7 +138,13 @@ impl<'p, B: Backend> PassCache<'p, B> {
     }
 
     fn load_before(&mut self, layer: usize) -> Result<()> {
-        self.loads.iter_mut().try_for_each(|load| load.load_before(layer, self.graph, self.cache))
+        // Also where whoever was told of the failure has gone on with other contexts.
+        if self.has_failed {
+            return Err(Error::Model("stored KV could not be loaded in this pass".into()));
+        }
+        let loaded = self.loads.iter_mut().try_for_each(|load| load.load_before(layer, self.graph, self.cache));
+        self.has_failed = loaded.is_err();
+        loaded
     }
 }
 
