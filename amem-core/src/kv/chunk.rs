@@ -417,6 +417,31 @@ mod tests {
         assert_eq!(same.to_bytes().unwrap(), exact.to_bytes().unwrap());
     }
 
+    /// Data whose store is gone.
+    struct Gone(usize);
+
+    impl KvData for Gone {
+        fn encoding(&self) -> Encoding {
+            Encoding::Plain(Dtype::F16)
+        }
+
+        fn size(&self) -> usize {
+            self.0
+        }
+
+        fn layer(&self, _: usize) -> Result<Cow<'_, [u8]>> {
+            Err(Error::Store("the store was closed".into()))
+        }
+    }
+
+    #[test]
+    fn whatever_goes_wrong_with_data_is_damage_of_its_chunk() {
+        let chunk = chunk(Encoding::Plain(Dtype::F16), 3);
+        let gone = chunk.clone().with_data(Arc::new(Gone(chunk.size()))).unwrap();
+        let lost = |error: Error| matches!(error, Error::DamagedKv { chunk, .. } if chunk == gone.id());
+        assert!(lost(gone.layer(0).unwrap_err()) && lost(gone.layer_in(1, &mut Vec::new()).unwrap_err()));
+    }
+
     #[test]
     fn data_of_another_size_is_refused() {
         let chunk = chunk(Encoding::Plain(Dtype::F16), 3);

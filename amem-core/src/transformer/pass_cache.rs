@@ -153,7 +153,7 @@ mod tests {
     use super::super::{Options, Transformer, fixtures};
     use super::*;
     use crate::testing::{Probe, Reference};
-    use crate::{AppendOptions, Model, Piece, PrefillText, PrefixId, Repair, Step, Token};
+    use crate::{AppendOptions, Budget, Model, Piece, PrefillText, PrefixId, Repair, Step, Token};
 
     /// KV whose layers have to be read.
     struct Read(KvChunk);
@@ -172,13 +172,39 @@ mod tests {
         }
     }
 
-    #[test]
-    fn kv_that_has_to_be_read_is_waited_for_layer_by_layer_and_kv_in_memory_comes_at_once() {
+    /// A model whose calls are watched, and a chunk of it.
+    fn watched() -> (Probe<Reference>, Transformer<Probe<Reference>>, KvChunk) {
         let probe = Probe::new(Reference);
         let model = Transformer::load(&fixtures::demo(), probe.clone(), Options::default()).unwrap();
         let tokens: Arc<[Token]> = [5, 6, 7].into();
         let text = PrefillText { id: model.info().chunk_id("", &PrefixId::of(&[]), &tokens), tokens };
-        let in_memory = model.prefill(&[], &[text], false).unwrap().0.remove(0);
+        let chunk = model.prefill(&[], &[text], false).unwrap().0.remove(0);
+        (probe, model, chunk)
+    }
+
+    #[test]
+    fn a_load_that_fails_while_one_context_is_computed_alone_fails_the_pass_of_all() {
+        let (probe, model, chunk) = watched();
+        let alone = AppendOptions::new(Repair::Attention { budget: Budget::Rows(1), layers: 2..3 });
+        let pieces = [Piece::Fresh([8, 9].into()), Piece::Cached(chunk), Piece::Fresh([8].into())];
+        let results = |fail_at: usize| {
+            let [mut one, mut other] = [(); 2].map(|()| model.open(0).unwrap());
+            one.append(&pieces, &alone).unwrap();
+            other.append(&pieces, &AppendOptions::new(Repair::None)).unwrap();
+            probe.take_calls();
+            probe.fail_at(fail_at);
+            let steps = &mut [&mut one, &mut other].map(|context| Step { context: &mut **context, max_rows: 100 });
+            model.advance(steps)
+        };
+        let sound = results(0);
+        assert!(sound.iter().all(Result::is_ok), "{sound:?}");
+        let first_load = 1 + probe.take_calls().iter().position(|call| *call == "load_kv").unwrap();
+        assert!(results(first_load).iter().all(Result::is_err), "nobody knows what failed with it");
+    }
+
+    #[test]
+    fn kv_that_has_to_be_read_is_waited_for_layer_by_layer_and_kv_in_memory_comes_at_once() {
+        let (probe, model, in_memory) = watched();
         let to_read = in_memory.clone().with_data(Arc::new(Read(in_memory.clone()))).unwrap();
         let calls_of = |pieces: &[Piece]| {
             let mut context = model.open(0).unwrap();
