@@ -174,6 +174,45 @@ fn sums_of_groups_are_added_up_in_their_order_to_the_bit() {
     }
 }
 
+/// The largest products side by side: where instructions add them in few bits, all of a group have to fit.
+#[test]
+fn no_sum_of_a_group_is_too_large() {
+    let (outputs, inputs) = (33, 256);
+    for dtype in BLOCKS {
+        for codes in [0x00, 0xff, 0x80, 0x7f] {
+            let mut bytes = blocks(dtype, outputs, inputs);
+            // All but the scales.
+            let (start, end) = match dtype {
+                WeightType::Q6K => (0, 208),
+                WeightType::Q4_1 | WeightType::Q5_1 | WeightType::Q4K | WeightType::Q5K => (4, dtype.block_bytes()),
+                _ => (2, dtype.block_bytes()),
+            };
+            bytes.chunks_exact_mut(dtype.block_bytes()).for_each(|block| block[start..end].fill(codes));
+            let tensor = WeightTensor::new(WeightRole::Up, dtype, outputs, inputs, &bytes);
+            for rows in [1, 3, 6] {
+                let sign = |row: usize| if row.is_multiple_of(2) { 127.0 } else { -127.0 };
+                let x: Vec<f32> = (0..rows * inputs).map(|at| sign(at / inputs)).collect();
+                for instructions in Instructions::ALL.into_iter().filter(|set| set.is_available()) {
+                    let cpu = cpu(instructions, WeightFormat::AsStored);
+                    let w = cpu.matrix(&tensor).unwrap();
+                    let found = cpu.read(&cpu.linear(&cpu.upload(inputs, &x).unwrap(), &w, None).unwrap()).unwrap();
+                    let numbers = rows_of(&cpu, &w, outputs);
+                    let sums: Vec<f64> =
+                        numbers.chunks_exact(inputs).map(|row| row.iter().map(|x| f64::from(*x)).sum()).collect();
+                    let sizes = numbers.chunks_exact(inputs).map(|row| row.iter().map(|x| f64::from(x.abs())).sum());
+                    let sizes: Vec<f64> = sizes.collect();
+                    for (at, found) in found.into_iter().enumerate() {
+                        let (row, output) = (at / outputs, at % outputs);
+                        let expected = f64::from(sign(row)) * sums[output];
+                        let near = (f64::from(found) - expected).abs() <= 1e-5 * 127.0 * sizes[output];
+                        assert!(near, "{dtype}, {codes:#x}, {rows} rows, {instructions:?}: {found} for {expected}");
+                    }
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn inputs_that_fill_no_group_and_activations_of_any_size_are_rounded_to_a_hundredth() {
     for (format, tolerance) in [(WeightFormat::Int8, 0.01), (WeightFormat::Int4, 0.1)] {

@@ -5,7 +5,7 @@ use amem_core::transformer::{WeightTensor, WeightType};
 use half::f16;
 use pulp::{Simd, WithSimd};
 
-use super::quantized::{Group, Layout, Quantized};
+use super::quantized::{GROUP_OF_4_BITS, Group, Layout, Quantized};
 use crate::Cpu;
 
 impl Layout {
@@ -15,8 +15,8 @@ impl Layout {
         let layout = |group, four_bits, offset, mins| Some(Self { group, four_bits, offset, mins });
         match weights {
             WeightType::Q8_0 => layout(32, false, 128, false),
-            WeightType::Q4_0 => layout(32, true, 8, false),
-            WeightType::Q4_1 | WeightType::Q4K => layout(32, true, 0, true),
+            WeightType::Q4_0 => layout(GROUP_OF_4_BITS, true, 8, false),
+            WeightType::Q4_1 | WeightType::Q4K => layout(GROUP_OF_4_BITS, true, 0, true),
             WeightType::Q5_0 => layout(32, false, 16, false),
             WeightType::Q5_1 | WeightType::Q5K => layout(32, false, 0, true),
             WeightType::Q6K => layout(16, false, 32, false),

@@ -2,12 +2,13 @@
 //! two instructions add them in two steps.
 //!
 //! The first of these steps has room for 16 bits. Codes of up to 6 bits fit. Those of 8 bits are taken as signed numbers: their
-//! magnitudes times bytes that have taken their sign are at most 2 · 128 · 127.
+//! magnitudes times bytes that have taken their sign are at most 2 · 128 · 127. Of codes of 4 bits there is room for the products
+//! of a whole group of 32 inputs, at most 16 · 15 · 127, and the second step is taken once for a group.
 
 use std::arch::x86_64::*;
 
-use super::super::{Columns, PANEL, load_panel, store_panel};
-use super::{BLOCK, ByteTile, Groups, Quantized, RowGroup, Scales};
+use super::super::{Columns, PANEL, load_columns, store_columns, tile_heights, with_rows};
+use super::{ByteTile, GROUP_OF_4_BITS, Groups, Layout, Quantized, RowGroup, Scales};
 use crate::isa::{Avx2, AvxVnni};
 
 impl AvxVnni {
@@ -32,13 +33,60 @@ impl Avx2 {
     }
 }
 
-/// Vectors of a panel.
-const VECTORS: usize = PANEL / 8;
+/// How codes are multiplied.
+#[derive(Clone, Copy)]
+enum Kind {
+    /// As unsigned bytes. What that is too much is taken off a group's sum.
+    Unsigned,
+    /// As signed bytes.
+    Signed,
+    /// Two of a byte, one after the other.
+    FourBits,
+}
 
-/// The kernels with these features. `$dot` adds to sums the products of codes, which are signed or not, with bytes; with the
-/// second `$signed`, codes of offset 128 are signed.
+const UNSIGNED: u8 = Kind::Unsigned as u8;
+const SIGNED: u8 = Kind::Signed as u8;
+const FOUR_BITS: u8 = Kind::FourBits as u8;
+
+impl Kind {
+    fn of(layout: Layout, signed: bool) -> Self {
+        match layout {
+            Layout { four_bits: true, .. } => Self::FourBits,
+            Layout { offset: super::SIGNED, .. } if signed => Self::Signed,
+            _ => Self::Unsigned,
+        }
+    }
+
+    /// Rows that are multiplied together at most: with two vectors each, their sums leave registers for what is made of codes. The
+    /// sums of all groups go through the cache.
+    fn tallest(self) -> usize {
+        match self {
+            Self::Signed => 4,
+            Self::Unsigned | Self::FourBits => 6,
+        }
+    }
+}
+
+/// Inputs of a panel that are multiplied at a time: 16 KiB of codes of 8 bits, which leave room for rows in the smallest L1
+/// caches.
+const BLOCK: usize = 512;
+
+const _: () = assert!(GROUP_OF_4_BITS / 2 * 15 * 127 <= i16::MAX as usize, "products of a group fit 16 bits");
+
+/// A tile's rows for some groups, its height, and the first row that is multiplied.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    x: &'a [[i8; 4]],
+    groups: &'a [RowGroup],
+    height: usize,
+    first: usize,
+}
+
+/// The kernels with these features. With `$signed`, codes of offset 128 are signed. `dot` adds to sums the products of codes,
+/// which are signed or not, with bytes. `dot_4_bits` does for codes of 4 bits, and what it has added up in a group becomes
+/// sums by `sums_of_4_bits`.
 macro_rules! kernels {
-    ($module:ident, $features:literal, signed: $signed:literal, $dot:item) => {
+    ($module:ident, $features:literal, signed: $signed:literal, $($dot:item)*) => {
         mod $module {
             use super::*;
 
@@ -53,79 +101,111 @@ macro_rules! kernels {
                         let groups = w.groups(panel, range.clone());
                         let mut rest = &mut rows[..];
                         for tile in tiles {
-                            let (rows, others) = rest.split_at_mut(tile.rows);
-                            rest = others;
-                            let fours = w.layout.group / 4 * tile.rows;
-                            let x = &tile.bytes[range.start * fours..range.end * fours];
-                            let x_groups = &tile.groups[range.start * tile.rows..range.end * tile.rows];
-                            for (index, rows) in rows.chunks_mut(2).enumerate() {
-                                let (x, place) = ((x, x_groups), (tile.rows, 2 * index));
-                                match (rows.len(), w.layout.four_bits) {
-                                    (2, true) => multiply::<2, true>(&groups, x, place, (rows, column), start > 0),
-                                    (2, false) => multiply::<2, false>(&groups, x, place, (rows, column), start > 0),
-                                    (_, true) => multiply::<1, true>(&groups, x, place, (rows, column), start > 0),
-                                    (_, false) => multiply::<1, false>(&groups, x, place, (rows, column), start > 0),
-                                }
+                            let (height, fours) = (tile.rows, w.layout.group / 4 * tile.rows);
+                            let mut place = Place {
+                                x: &tile.bytes[range.start * fours..range.end * fours],
+                                groups: &tile.groups[range.start * height..range.end * height],
+                                height,
+                                first: 0,
+                            };
+                            let kind = Kind::of(w.layout, $signed);
+                            for count in tile_heights(tile.rows, kind.tallest()) {
+                                let (rows, others) = rest.split_at_mut(count);
+                                rest = others;
+                                with_rows!(@each count, ROWS, {
+                                    let column = (column, start > 0);
+                                    match kind {
+                                        Kind::Unsigned => multiply::<ROWS, UNSIGNED>(&groups, place, rows, column),
+                                        Kind::Signed => multiply::<ROWS, SIGNED>(&groups, place, rows, column),
+                                        Kind::FourBits => multiply::<ROWS, FOUR_BITS>(&groups, place, rows, column),
+                                    }
+                                }, 1 2 3 4 5 6);
+                                place.first += count;
                             }
                         }
                     }
                 }
             }
 
-            /// Two rows of a tile of `height`, or one, from `first` on.
+            /// Some rows times a panel, whose column they go to, where sums may have begun.
             #[inline]
             #[target_feature(enable = $features)]
-            fn multiply<const ROWS: usize, const FOUR_BITS: bool>(
+            fn multiply<const ROWS: usize, const KIND: u8>(
                 w: &Groups<'_>,
-                (x, x_groups): (&[[i8; 4]], &[RowGroup]),
-                (height, first): (usize, usize),
-                (rows, column): (&mut [&mut [f32]], usize),
-                begun: bool,
+                place: Place<'_>,
+                rows: &mut [&mut [f32]],
+                column: (usize, bool),
+            ) {
+                // One row leaves registers for a whole panel.
+                if ROWS == 1 {
+                    return multiply_part::<ROWS, KIND, 4>(w, 0, place, rows, column);
+                }
+                for first in [0, 2] {
+                    multiply_part::<ROWS, KIND, 2>(w, first, place, rows, column);
+                }
+            }
+
+            /// Some rows times so many vectors of a panel.
+            #[inline]
+            #[target_feature(enable = $features)]
+            fn multiply_part<const ROWS: usize, const KIND: u8, const VECTORS: usize>(
+                w: &Groups<'_>,
+                part: usize,
+                place: Place<'_>,
+                rows: &mut [&mut [f32]],
+                (column, begun): (usize, bool),
             ) {
                 let Groups { layout, codes, scales, mins, unit } = *w;
-                let signed = $signed && layout.offset == 128;
-                let offset = if signed { 0 } else { -i32::from(layout.offset) };
-                let low = _mm256_set1_epi8(15);
+                let Place { x, groups: x_groups, height, first } = place;
+                let offset = if KIND == SIGNED { 0 } else { -i32::from(layout.offset) };
+                let (low, zero) = (_mm256_set1_epi8(15), _mm256_setzero_si256());
                 let unit = _mm256_set1_ps(unit);
                 let mut totals = [[_mm256_setzero_ps(); VECTORS]; ROWS];
                 if begun {
-                    totals.iter_mut().zip(&*rows).for_each(|(to, row)| *to = bytemuck::cast(load_panel(row, column)));
+                    for (to, row) in totals.iter_mut().zip(&*rows) {
+                        for (vector, to) in to.iter_mut().enumerate() {
+                            *to = bytemuck::cast(load_columns::<8>(row, column + 8 * (part + vector)));
+                        }
+                    }
                 }
                 let units = codes.chunks_exact(layout.units()).zip(x.chunks_exact(layout.group / 4 * height));
                 for (index, ((codes, x), x_groups)) in units.zip(x_groups.chunks_exact(height)).enumerate() {
-                    let x_groups: [RowGroup; ROWS] = std::array::from_fn(|row| x_groups[first + row]);
-                    let mut sums = x_groups.map(|x| [_mm256_set1_epi32(offset * x.sum); VECTORS]);
+                    let Some(x_groups) = x_groups[first..].first_chunk::<ROWS>() else { return };
+                    let offsets = x_groups.map(|x| _mm256_set1_epi32(offset * x.sum));
+                    let mut sums = if KIND == FOUR_BITS { [[zero; VECTORS]; ROWS] } else { offsets.map(|sum| [sum; VECTORS]) };
                     let mut fours = x.chunks_exact(height);
                     let mut next = || -> [__m256i; ROWS] {
-                        let fours = fours.next().unwrap_or_default();
-                        std::array::from_fn(|row| {
-                            let four = fours.get(first + row).copied().unwrap_or_default();
-                            _mm256_set1_epi32(i32::from_ne_bytes(bytemuck::cast(four)))
-                        })
+                        let fours = fours.next().and_then(|fours| fours[first..].first_chunk::<ROWS>());
+                        fours.unwrap_or(&[[0; 4]; ROWS]).map(|four| _mm256_set1_epi32(bytemuck::cast(four)))
                     };
                     for codes in codes {
-                        let codes: [__m256i; VECTORS] = bytemuck::cast(codes.0);
-                        if FOUR_BITS {
-                            let (lower, upper) = (next(), next());
-                            for (vector, codes) in codes.into_iter().enumerate() {
-                                let low_codes = _mm256_and_si256(codes, low);
-                                let high_codes = _mm256_and_si256(_mm256_srli_epi16::<4>(codes), low);
-                                for row in 0..ROWS {
-                                    sums[row][vector] = dot(sums[row][vector], low_codes, lower[row], false);
-                                    sums[row][vector] = dot(sums[row][vector], high_codes, upper[row], false);
+                        let vectors = codes.0.as_chunks::<8>().0;
+                        let codes: [__m256i; VECTORS] = std::array::from_fn(|at| bytemuck::cast(vectors[part + at]));
+                        if KIND == FOUR_BITS {
+                            let lower = codes.map(|codes| _mm256_and_si256(codes, low));
+                            let upper = codes.map(|codes| _mm256_and_si256(_mm256_srli_epi16::<4>(codes), low));
+                            for codes in [lower, upper] {
+                                for (sums, x) in sums.iter_mut().zip(next()) {
+                                    for (sum, codes) in sums.iter_mut().zip(codes) {
+                                        *sum = dot_4_bits(*sum, codes, x);
+                                    }
                                 }
                             }
                         } else {
-                            let x = next();
-                            for (vector, codes) in codes.into_iter().enumerate() {
-                                for row in 0..ROWS {
-                                    sums[row][vector] = dot(sums[row][vector], codes, x[row], signed);
+                            for (sums, x) in sums.iter_mut().zip(next()) {
+                                for (sum, codes) in sums.iter_mut().zip(codes) {
+                                    *sum = dot(*sum, codes, x, KIND == SIGNED);
                                 }
                             }
                         }
                     }
-                    let scales = wide(&scales[index], unit);
-                    let mins = mins.map(|mins| wide(&mins[index], unit));
+                    if KIND == FOUR_BITS {
+                        for (sums, offset) in sums.iter_mut().zip(offsets) {
+                            sums.iter_mut().for_each(|sum| *sum = _mm256_add_epi32(sums_of_4_bits(*sum), offset));
+                        }
+                    }
+                    let scales = wide::<VECTORS>(&scales[index], part, unit);
+                    let mins = mins.map(|mins| wide::<VECTORS>(&mins[index], part, unit));
                     for ((totals, sums), x) in totals.iter_mut().zip(sums).zip(x_groups) {
                         let of_row = _mm256_set1_ps(x.scale);
                         for vector in 0..VECTORS {
@@ -140,19 +220,25 @@ macro_rules! kernels {
                         }
                     }
                 }
-                totals.iter().zip(rows).for_each(|(totals, row)| store_panel(&bytemuck::cast(*totals), row, column));
+                for (totals, row) in totals.iter().zip(rows) {
+                    for (vector, total) in totals.iter().enumerate() {
+                        store_columns::<8>(&bytemuck::cast(*total), row, column + 8 * (part + vector));
+                    }
+                }
             }
 
             #[inline]
             #[target_feature(enable = $features)]
-            fn wide(scales: &Scales, unit: __m256) -> [__m256; VECTORS] {
-                let quarters: [__m128i; VECTORS] = bytemuck::cast(scales.0);
-                quarters.map(|quarter| _mm256_mul_ps(_mm256_cvtph_ps(quarter), unit))
+            fn wide<const VECTORS: usize>(scales: &Scales, part: usize, unit: __m256) -> [__m256; VECTORS] {
+                let vectors = scales.0.as_chunks::<8>().0;
+                std::array::from_fn(|at| _mm256_mul_ps(_mm256_cvtph_ps(bytemuck::cast(vectors[part + at])), unit))
             }
 
-            #[inline]
-            #[target_feature(enable = $features)]
-            $dot
+            $(
+                #[inline]
+                #[target_feature(enable = $features)]
+                $dot
+            )*
         }
     };
 }
@@ -163,6 +249,12 @@ kernels!(
     signed: false,
     fn dot(sums: __m256i, codes: __m256i, x: __m256i, _: bool) -> __m256i {
         _mm256_dpbusd_avx_epi32(sums, codes, x)
+    }
+    fn dot_4_bits(sums: __m256i, codes: __m256i, x: __m256i) -> __m256i {
+        _mm256_dpbusd_avx_epi32(sums, codes, x)
+    }
+    fn sums_of_4_bits(sums: __m256i) -> __m256i {
+        sums
     }
 );
 
@@ -178,5 +270,11 @@ kernels!(
             (codes, x)
         };
         _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(codes, x), _mm256_set1_epi16(1)))
+    }
+    fn dot_4_bits(sums: __m256i, codes: __m256i, x: __m256i) -> __m256i {
+        _mm256_add_epi16(sums, _mm256_maddubs_epi16(codes, x))
+    }
+    fn sums_of_4_bits(sums: __m256i) -> __m256i {
+        _mm256_madd_epi16(sums, _mm256_set1_epi16(1))
     }
 );

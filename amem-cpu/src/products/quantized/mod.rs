@@ -54,6 +54,8 @@ impl Order {
             Bytes::NeonDot(_) => Self { inputs: 4, signed: true, rows: 4, padded: 4 },
             #[cfg(target_arch = "aarch64")]
             Bytes::NeonI8mm(_) => Self { inputs: 8, signed: true, rows: 4, padded: 2 },
+            #[cfg(target_arch = "x86_64")]
+            Bytes::AvxVnni(_) | Bytes::Avx2(_) => Self { inputs: 4, signed: false, rows: 12, padded: 1 },
             _ => Self { inputs: 4, signed: false, rows: 8, padded: 1 },
         }
     }
@@ -77,6 +79,9 @@ impl Order {
     }
 }
 
+/// Inputs of a group with codes of 4 bits.
+pub(super) const GROUP_OF_4_BITS: usize = 32;
+
 /// The offset of codes that can be kept as signed numbers.
 const SIGNED: u8 = 128;
 
@@ -95,7 +100,7 @@ pub(super) struct Layout {
 
 impl Layout {
     pub(super) const INT8: Self = Self { group: 32, four_bits: false, offset: 128, mins: false };
-    pub(super) const INT4: Self = Self { group: 32, four_bits: true, offset: 8, mins: false };
+    pub(super) const INT4: Self = Self { group: GROUP_OF_4_BITS, four_bits: true, offset: 8, mins: false };
 
     /// Codes of a group for one output, in units of four bytes.
     fn units(self) -> usize {
