@@ -63,6 +63,16 @@ impl Instructions {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Avx2(());
 
+#[cfg(target_arch = "x86_64")]
+impl Avx2 {
+    /// Where kernels of one source are compiled for AVX2, and the machine has F16C.
+    #[inline(always)]
+    pub(crate) fn of<S: pulp::Simd>(simd: S) -> Option<Self> {
+        let is_avx2 = (&simd as &dyn std::any::Any).is::<pulp::x86::V3>();
+        (is_avx2 && is_x86_feature_detected!("f16c")).then_some(Self(()))
+    }
+}
+
 /// A proof that the machine has these and AVX-VNNI.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy, Debug)]

@@ -103,6 +103,11 @@ impl Element for f16 {
             widen_each(from_rest, to_rest);
             return space;
         }
+        #[cfg(target_arch = "x86_64")]
+        if let Some(avx2) = crate::isa::Avx2::of(simd) {
+            avx2.widen(from, space);
+            return space;
+        }
         let _ = simd;
         widen_each(from, space);
         space

@@ -4,7 +4,6 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use pulp::Simd;
 
@@ -160,19 +159,7 @@ impl Widen for bf16 {
 impl Widen for f16 {
     #[inline(always)]
     fn widen_all<S: Simd>(simd: S, from: &[Self], to: &mut [f32]) {
-        #[cfg(target_arch = "x86_64")]
-        if crate::number::v4(simd).is_some() {
-            f16::widen(simd, from, to);
-            return;
-        }
-        #[cfg(target_arch = "aarch64")]
-        if crate::number::neon(simd).is_some() {
-            f16::widen(simd, from, to);
-            return;
-        }
-        let _ = simd;
-        // Uses an instruction of its own where there is one.
-        from.convert_to_f32_slice(to);
+        f16::widen(simd, from, to);
     }
 }
 

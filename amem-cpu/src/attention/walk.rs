@@ -13,6 +13,7 @@ use super::tile::{HEIGHTS, Kernels, NOTHING, Step, TALLEST, Values, Work, query_
 use crate::Tensor;
 use crate::cache::{BLOCK_TOKENS, Head, LANES};
 use crate::elementwise::total_of;
+use crate::products::tile_heights;
 
 /// Blocks of a part.
 const PART_BLOCKS: usize = PART / BLOCK_TOKENS;
@@ -267,8 +268,8 @@ fn tiles_of<S: Simd>(chunk: &Chunk<'_>, tiles: &mut Vec<Tile>) {
     };
     tiles.clear();
     let queries = chunk.queries();
-    for first in (0..queries).step_by(tallest) {
-        let count = tallest.min(queries - first);
+    let mut first = 0;
+    for count in tile_heights(queries, tallest) {
         let height = HEIGHTS.into_iter().find(|&height| height >= count).unwrap_or(tallest);
         let rows = &chunk.rows[first / chunk.group..(first + count).div_ceil(chunk.group)];
         let hull = |part: fn(&Row) -> &Range<u32>| {
@@ -280,6 +281,7 @@ fn tiles_of<S: Simd>(chunk: &Chunk<'_>, tiles: &mut Vec<Tile>) {
         let start = rows.iter().map(|row| row.sees.own.start).max().unwrap_or(0);
         let common = start..rows.iter().map(|row| row.sees.own.end).min().unwrap_or(start);
         tiles.push(Tile { height, first, count, shared, own, common });
+        first += count;
     }
 }
 

@@ -13,7 +13,7 @@ const VECTORS: usize = PANEL / 8;
 
 impl Avx2 {
     /// Numbers as f32.
-    pub(super) fn widen(self, from: &[f16], to: &mut [f32]) {
+    pub(crate) fn widen(self, from: &[f16], to: &mut [f32]) {
         // SAFETY: `self` is made only where the machine has AVX2, FMA and F16C.
         #[allow(unsafe_code)]
         unsafe {

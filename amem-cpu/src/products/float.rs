@@ -10,7 +10,6 @@ use crate::unroll::each_row;
 use super::{
     Columns, MOST_ROWS, Matrix, PANEL, Weights, load_columns, load_panel, store_columns, store_panel, with_rows,
 };
-use crate::isa::Isa;
 use crate::{Cpu, Tensor};
 
 /// Inputs of a panel that are multiplied at a time: 32 KiB of it.
@@ -21,22 +20,15 @@ impl Matrix {
     #[inline(always)]
     fn block<'a, S: Simd>(
         &'a self,
-        (simd, isa): (S, Isa),
+        simd: S,
         panel: usize,
         inputs: std::ops::Range<usize>,
         space: &'a mut [f32],
     ) -> &'a [f32] {
         let start = panel * self.inputs * PANEL;
         let at = start + inputs.start * PANEL..start + inputs.end * PANEL;
-        let _ = isa;
         match &self.weights {
             Weights::F32(w) => &w[at],
-            #[cfg(target_arch = "x86_64")]
-            Weights::F16(w) if let Some(isa) = isa.f16 => {
-                let space = &mut space[..at.len()];
-                isa.widen(&w[at], space);
-                space
-            }
             Weights::F16(w) => Element::widen(simd, &w[at], space),
             Weights::Bf16(w) => Element::widen(simd, &w[at], space),
             // Other kinds have products of their own.
@@ -102,13 +94,12 @@ impl Cpu {
             return isa.few_rows(w, tile, columns);
         }
         let _ = weights;
-        self.arch.dispatch(PanelProducts { isa: self.isa, tiles, columns });
+        self.arch.dispatch(PanelProducts { tiles, columns });
     }
 }
 
 /// All rows times some panels.
 struct PanelProducts<'a, 'b> {
-    isa: Isa,
     tiles: &'a [Tile],
     columns: &'a mut Columns<'b>,
 }
@@ -134,7 +125,7 @@ impl WithSimd for PanelProducts<'_, '_> {
         for start in (0..matrix.inputs).step_by(BLOCK) {
             let end = matrix.inputs.min(start + BLOCK);
             for (panel, column) in (*first..).zip((0..width).step_by(PANEL)) {
-                let block = matrix.block((simd, self.isa), panel, start..end, &mut space);
+                let block = matrix.block(simd, panel, start..end, &mut space);
                 let mut rest = &mut rows[..];
                 for tile in self.tiles {
                     let (rows, others) = rest.split_at_mut(tile.rows);

@@ -295,7 +295,7 @@ fn columns<'a>(
 }
 
 /// How many rows each tile has, when `count` rows are cut into tiles of at most `most`, about equally high.
-fn tile_heights(count: usize, most: usize) -> impl Iterator<Item = usize> {
+pub(crate) fn tile_heights(count: usize, most: usize) -> impl Iterator<Item = usize> {
     let tiles = count.div_ceil(most);
     (0..tiles).map(move |tile| count * (tile + 1) / tiles - count * tile / tiles)
 }
