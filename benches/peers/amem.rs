@@ -17,7 +17,7 @@ use std::time::Instant;
 
 use amem_benches::Prompt;
 use amem_core::transformer::{Options, Transformer};
-use amem_core::{Context, Model, Piece, Progress, Repair, Step, Token};
+use amem_core::{Context, Model, Piece, Progress, Repair, Step, Token, Usage};
 use amem_cpu::{Arithmetic, Cpu, CpuOptions, WeightFormat};
 use amem_store::ModelDir;
 use serde_json::{Map, Value, json};
@@ -138,14 +138,15 @@ fn tokens(model: &dyn Model, count: usize) -> Vec<Token> {
 
 /// Seconds from an empty context to the logits behind so many tokens.
 fn prefill(model: &dyn Model, count: usize) -> Result<f64> {
-    first_token(model, &[Piece::Fresh(tokens(model, count).into())], &Repair::None)
+    Ok(first_token(model, &[Piece::Fresh(tokens(model, count).into())], &Repair::None)?.0)
 }
 
-fn first_token(model: &dyn Model, pieces: &[Piece], repair: &Repair) -> Result<f64> {
+/// Seconds from an empty context to the logits behind some pieces, and what was computed.
+fn first_token(model: &dyn Model, pieces: &[Piece], repair: &Repair) -> Result<(f64, Usage)> {
     let begun = Instant::now();
-    let (context, _) = model.blend(pieces, repair)?;
+    let (context, usage) = model.blend(pieces, repair)?;
     std::hint::black_box(context.logits());
-    Ok(begun.elapsed().as_secs_f64())
+    Ok((begun.elapsed().as_secs_f64(), usage))
 }
 
 /// Seconds of so many steps in each of which every context gets a token, from empty contexts on.
@@ -175,15 +176,23 @@ fn step(model: &dyn Model, contexts: &mut [Box<dyn Context>], token: Token) -> R
     Ok(())
 }
 
-/// The first token behind memories: all computed, and with a tenth of the rows repaired.
+/// The first token behind memories: all computed, and with a tenth of the rows repaired. The share is what that computes of a
+/// cold prefill's rows, those of the question included.
 fn blended(model: &dyn Model, tokens: usize) -> Result<Value> {
     let prompt = Prompt::new(model, tokens);
     let (mut cold, mut warm) = (Vec::new(), Vec::new());
+    let mut work = [0, 0];
     for _ in 0..if tokens > LONG { 1 } else { BLENDS } {
-        cold.push(first_token(model, &prompt.fresh, &Repair::None)?);
-        warm.push(first_token(model, &prompt.cached, &Repair::default())?);
+        let ways = [(&prompt.fresh, Repair::None, &mut cold), (&prompt.cached, Repair::default(), &mut warm)];
+        for ((pieces, repair, seconds), work) in ways.into_iter().zip(&mut work) {
+            let (time, usage) = first_token(model, pieces, &repair)?;
+            seconds.push(time);
+            *work = usage.work();
+        }
     }
-    Ok(json!({ "tokens": prompt.tokens, "cold": median(cold), "blend": median(warm) }))
+    let [of_cold, of_blend] = work;
+    let share = of_blend as f64 / of_cold as f64;
+    Ok(json!({ "tokens": prompt.tokens, "cold": median(cold), "blend": median(warm), "share": share }))
 }
 
 /// Many short memories in packed passes, without and with their sensitivity, and one prompt of as many tokens.

@@ -5,6 +5,7 @@
 pub mod encoder;
 mod model;
 mod notes;
+pub mod peak;
 mod prompt;
 mod race;
 pub mod residency;
