@@ -227,9 +227,15 @@ impl<'a> Layer<'a> {
         launch.submit(self.backend.device())
     }
 
-    /// The factor of scores, for exponentials to the base 2.
-    fn scale(&self) -> f32 {
-        (std::f64::consts::LOG2_E * f64::from(self.attention.scale)) as f32
+    /// What scores are made with, for exponentials to the base 2: `scale_log2`, and `squash` if they are capped. The kernels'
+    /// templates say what they are.
+    fn scores(&self) -> (f32, Option<f32>) {
+        let log2 = |x: f64| (std::f64::consts::LOG2_E * x) as f32;
+        let scale = f64::from(self.attention.scale);
+        match self.attention.soft_cap.map(f64::from) {
+            None => (log2(scale), None),
+            Some(cap) => (log2(2.0 * cap), Some(log2(-2.0 * scale / cap))),
+        }
     }
 
     fn attend(&self, staged: &Staged, queries: &Tensor, lse: Option<&Tensor>) -> amem_core::Result<Tensor> {
@@ -257,7 +263,8 @@ impl<'a> Layer<'a> {
             let launch = staged.lists.argument(launch, WorkList::Order as usize)?;
             let launch = self.plan.lists.argument(launch, List::Spans as usize)?;
             let launch = self.plan.lists.argument(launch, List::Tables as usize)?;
-            let launch = launch.count(kv_heads).count(group).real(self.scale());
+            let (scale, squash) = self.scores();
+            let launch = launch.count(kv_heads).count(group).real(scale).real(squash.unwrap_or(0.0));
             let launch = launch
                 .buffer(&partial_out, 4 * partial_rows * self.head_dim())?
                 .buffer(&partial_lse, 4 * partial_rows)?;
@@ -292,7 +299,9 @@ impl Layer<'_> {
         let lse = Tensor::new(device, queries.rows, kv_heads * group, Dtype::F32)?;
         self.attend(&staged, queries, Some(&lse))?;
         let partial = Buffer::new(device, 4 * kv_heads * slots)?;
-        let kernel = device.kernel(self.module, "attention_mass")?;
+        let (scale, squash) = self.scores();
+        let name = if squash.is_some() { "attention_mass_capped" } else { "attention_mass" };
+        let kernel = device.kernel(self.module, name)?;
         let launch = Launch::new(&kernel, [slots.div_ceil(BLOCK_TOKENS), kv_heads, 1])
             .buffer(&queries.buffer, queries.bytes())?
             .buffer(&lse.buffer, lse.bytes())?;
@@ -301,7 +310,8 @@ impl Layer<'_> {
         let launch = self.plan.lists.argument(launch, List::Spans as usize)?;
         let launch = self.plan.lists.argument(launch, List::Tables as usize)?;
         let launch = launch.count(0).count(order.len()).count(table as usize);
-        let launch = launch.count(kv_heads).count(group).real(self.scale());
+        let launch = launch.count(kv_heads).count(group).real(scale);
+        let launch = squash.into_iter().fold(launch, Launch::real);
         self.finish(launch.buffer(&partial, 4 * kv_heads * slots)?.count(slots))?;
         let kernel = device.kernel(self.module, "mass_sum")?;
         Launch::new(&kernel, [slots.div_ceil(kernel.threads()), 1, 1])

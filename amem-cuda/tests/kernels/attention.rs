@@ -56,6 +56,8 @@ struct Case {
     splits: u32,
     /// How large scores are, after scaling.
     score: f32,
+    /// What they are capped at.
+    cap: Option<f32>,
     unseen: Unseen,
     with_lse: bool,
     seed: u64,
@@ -73,6 +75,7 @@ impl Default for Case {
             sight: Sight::Scattered,
             splits: 1,
             score: 4.0,
+            cap: None,
             unseen: Unseen::Nan,
             with_lse: true,
             seed: 1,
@@ -98,6 +101,23 @@ impl Case {
     /// Query rows that fit an item.
     fn capacity(&self) -> usize {
         (constant(&self.module(), self.entry, "rows") / self.group).max(1) as usize
+    }
+
+    /// `scale_log2`, and `squash` if scores are capped: what makes a score of a product p is p times the scale, or of it
+    /// the cap times the tangent of (that by the cap), and the cap once more.
+    fn scales(&self) -> (f32, Option<f32>) {
+        let log2 = |x: f64| (std::f64::consts::LOG2_E * x) as f32;
+        let scale = 1.0 / f64::from(self.head_dim).sqrt();
+        match self.cap.map(f64::from) {
+            None => (log2(scale), None),
+            Some(cap) => (log2(2.0 * cap), Some(log2(-2.0 * scale / cap))),
+        }
+    }
+
+    /// The kernels that tell what is attended to.
+    fn mass_kernels(&self) -> [&'static Kernel; 2] {
+        let mass = if self.cap.is_some() { "attention_mass_capped" } else { "attention_mass" };
+        [mass, "mass_sum"].map(|entry| kernel(&self.module(), entry))
     }
 
     fn kernels(&self) -> Kernels<'static> {
@@ -221,17 +241,21 @@ impl Problem {
         &self.queries[(row * (case.kv_heads * case.group) as usize + head as usize) * size..][..size]
     }
 
-    /// The slots that a row sees, and their scores in powers of two.
+    /// The slots that a row sees, and their scores in powers of two; capped ones count from minus the cap.
     fn scores(&self, case: &Case, row: usize, head: u32) -> Vec<(u32, f64)> {
         let seen = &self.rows[row];
         let query = self.query(case, row, head);
-        let scale = f64::from(scale_log2(case.head_dim));
+        let (scale, squash) = case.scales();
+        let score = |product: f64| match squash {
+            None => product * f64::from(scale),
+            Some(squash) => f64::from(scale) / (1.0 + (product * f64::from(squash)).exp2()),
+        };
         (0..seen.shared.end.max(seen.own.end))
             .filter(|&slot| seen.sees(slot))
             .map(|slot| {
                 let key = self.at(case, &self.keys, seen.context, slot, head / case.group);
                 let dot: f64 = query.iter().zip(key).map(|(&q, &k)| f64::from(q) * f64::from(k)).sum();
-                (slot, dot * scale)
+                (slot, score(dot))
             })
             .collect()
     }
@@ -253,10 +277,6 @@ impl Problem {
         }
         (out, terms, largest + sum.log2())
     }
-}
-
-fn scale_log2(head_dim: u32) -> f32 {
-    (std::f64::consts::LOG2_E / f64::from(head_dim).sqrt()) as f32
 }
 
 /// Work items, as a backend would make them.
@@ -398,6 +418,7 @@ fn launch(
     let partial_out = device.allocate("partial_out", (plan.partial_rows * case.head_dim * 4) as usize);
     let partial_lse = device.allocate("partial_lse", plan.partial_rows as usize * 4);
 
+    let (scale, squash) = case.scales();
     let mut arguments: Vec<Argument> = vec![
         queries.into(),
         out.into(),
@@ -410,7 +431,8 @@ fn launch(
         tables.into(),
         case.kv_heads.into(),
         case.group.into(),
-        scale_log2(case.head_dim).into(),
+        scale.into(),
+        squash.unwrap_or(0.0).into(),
         partial_out.into(),
         partial_lse.into(),
     ];
@@ -440,10 +462,11 @@ fn launch(
     Ok(Written { out: device.read(out)?, lse: device.read(lse)?, counts })
 }
 
-/// How far a score may be off, for sums in f32: by the sum of the terms' magnitudes times a few roundings.
+/// How far a score may be off, for sums in f32: by the sum of the terms' magnitudes times a few roundings, and by what
+/// capping it is off.
 fn score_error(case: &Case) -> f64 {
     let terms = f64::from(case.head_dim).sqrt() * f64::from(case.score) / 4.0;
-    1e-6 + 4.0 * terms * f64::from(f32::EPSILON)
+    1e-6 + 4.0 * terms * f64::from(f32::EPSILON) + 5e-7 * f64::from(case.cap.unwrap_or(0.0))
 }
 
 /// Compares all of the output.
@@ -522,6 +545,7 @@ fn mass(case: &Case, kernels: [&Kernel; 2], schedule: Schedule) -> Result<(), St
     let mut device = Device::new();
     let partial = device.allocate("partial", (case.kv_heads * slots * 4) as usize);
     let sums = device.upload("mass", &before);
+    let (scale, squash) = case.scales();
     let mut arguments: Vec<Argument> = vec![
         device.upload_as(case.dtype, "queries", &problem.queries).into(),
         device.upload("lse", &lse).into(),
@@ -534,10 +558,10 @@ fn mass(case: &Case, kernels: [&Kernel; 2], schedule: Schedule) -> Result<(), St
         1u32.into(),
         case.kv_heads.into(),
         case.group.into(),
-        scale_log2(case.head_dim).into(),
-        partial.into(),
-        slots.into(),
+        scale.into(),
     ];
+    arguments.extend(squash.map(Argument::from));
+    arguments.extend([Argument::from(partial), slots.into()]);
     if case.dtype == Type::F32 {
         arguments.push(case.head_dim.into());
     }
@@ -565,8 +589,7 @@ fn mass(case: &Case, kernels: [&Kernel; 2], schedule: Schedule) -> Result<(), St
 fn check_mass(cases: impl IntoIterator<Item = Case>) {
     let mut failures = Vec::new();
     for (index, case) in cases.into_iter().enumerate() {
-        let kernels = ["attention_mass", "mass_sum"].map(|entry| kernel(&case.module(), entry));
-        if let Err(error) = mass(&case, kernels, SCHEDULES[index % SCHEDULES.len()]) {
+        if let Err(error) = mass(&case, case.mass_kernels(), SCHEDULES[index % SCHEDULES.len()]) {
             failures.push(format!("{case:?}: {error}"));
         }
     }
@@ -624,6 +647,65 @@ fn many_rows_attend_in_tiles_of_any_fill() {
 fn scores_far_from_zero_do_not_drown_each_other() {
     let sights = [Sight::Prefill, Sight::Packed, Sight::Blind];
     check(sights.map(|sight| Case { sight, score: 400.0, contexts: vec![(300, 20)], ..Case::default() }));
+}
+
+/// Caps that scores hardly reach, that squash them, and at which they all stand.
+const CAPS: [(f32, f32); 3] = [(50.0, 4.0), (3.0, 6.0), (50.0, 4000.0)];
+
+#[test]
+fn scores_are_capped_before_what_a_row_does_not_see_is_left_out() {
+    let case = Case { contexts: vec![(150, 20), (64, 5)], ..Case::default() };
+    let few = Case { entry: "attend_short", contexts: vec![(150, 9), (64, 5), (400, 1)], ..Case::default() };
+    check([case, few].into_iter().flat_map(|case| {
+        SIGHTS.into_iter().zip(CAPS.into_iter().cycle()).map(move |(sight, (cap, score))| Case {
+            sight,
+            score,
+            cap: Some(cap),
+            ..case.clone()
+        })
+    }));
+}
+
+#[test]
+fn scores_are_capped_in_every_head_size_and_type() {
+    let sizes = HEAD_DIMS.into_iter().zip(CAPS.into_iter().cycle());
+    check(sizes.flat_map(|(head_dim, (cap, score))| {
+        ["attend_rows", "attend_short"].into_iter().zip(HALVES).map(move |(entry, dtype)| Case {
+            dtype,
+            head_dim,
+            entry,
+            score,
+            cap: Some(cap),
+            contexts: vec![(300, 5)],
+            splits: 3,
+            ..Case::default()
+        })
+    }));
+    check(["attend_rows", "attend_short"].into_iter().zip(CAPS).map(|(entry, (cap, score))| Case {
+        dtype: Type::F32,
+        head_dim: 66,
+        entry,
+        score,
+        cap: Some(cap),
+        splits: 2,
+        unseen: Unseen::Infinite,
+        ..Case::default()
+    }));
+}
+
+#[test]
+fn the_mass_of_slots_is_that_of_capped_scores() {
+    let types = HALVES.into_iter().chain([Type::F32]);
+    check_mass(types.flat_map(|dtype| {
+        HEAD_DIMS.into_iter().zip(CAPS.into_iter().cycle()).map(move |(head_dim, (cap, score))| Case {
+            dtype,
+            head_dim,
+            score,
+            cap: Some(cap),
+            contexts: vec![(129, if dtype == Type::F32 { 20 } else { 80 })],
+            ..Case::default()
+        })
+    }));
 }
 
 #[test]
@@ -774,6 +856,7 @@ fn sweep(entry: &'static str, head_dims: &[u32], dtypes: &[Type]) {
                             sight,
                             splits: [1, 1, 2, 5][random.below(4) as usize],
                             score: [0.1, 4.0, 50.0, 400.0][random.below(4) as usize],
+                            cap: [None, None, Some(3.0), Some(50.0)][random.below(4) as usize],
                             unseen: [Unseen::Nan, Unseen::Infinite, Unseen::Large][random.below(3) as usize],
                             with_lse: random.below(4) > 0,
                             seed: random.next(),
@@ -816,7 +899,8 @@ fn probes(dtype: Type, head_dim: u32, entry: &'static str) -> Vec<Case> {
         Case { sight: Sight::Prefill, contexts: vec![(300, rows)], group: 1, score: 400.0, ..case.clone() },
         Case { sight: Sight::Window, contexts: vec![(400, rows)], score: 400.0, splits: 3, ..case.clone() },
         Case { sight: Sight::Apart, contexts: vec![(800, rows)], kv_heads: 1, ..case.clone() },
-        Case { group: 17, contexts: vec![(70, 3)], ..case.clone() },
+        Case { sight: Sight::Prefill, contexts: vec![(333, rows)], score: 6.0, cap: Some(3.0), ..case.clone() },
+        Case { group: 17, contexts: vec![(70, 3)], cap: Some(3.0), ..case.clone() },
         Case { sight: Sight::Blind, contexts: vec![(9, 1)], ..case.clone() },
         Case { contexts: vec![(300, 4)], splits: 5, ..case.clone() },
         Case { sight: Sight::Whole, contexts: vec![(40 * BLOCK, 1)], splits: 40, unseen: Unseen::Infinite, ..case },
@@ -850,16 +934,17 @@ pub(crate) fn subjects(dtype: Type, head_dim: u32) -> Vec<Subject> {
             })
         }),
     ));
-    for (index, entry) in ["attention_mass", "mass_sum"].into_iter().enumerate() {
-        let kernels = ["attention_mass", "mass_sum"].map(get);
+    let masses = [(0, "attention_mass", None), (0, "attention_mass_capped", Some(3.0)), (1, "mass_sum", None)];
+    for (index, entry, cap) in masses {
         subjects.push((
             get(entry),
             Box::new(move |kernel| {
-                let mut kernels: [&Kernel; 2] = kernels;
-                kernels[index] = kernel;
                 let mut cases = probes(dtype, head_dim, "attend_rows");
                 cases.truncate(6);
-                cases.iter_mut().for_each(|case| case.contexts = vec![(case.contexts[0].0, 120)]);
+                let contexts = |case: &Case| vec![(case.contexts[0].0, 120)];
+                cases.iter_mut().for_each(|case| (case.contexts, case.cap) = (contexts(case), cap));
+                let mut kernels: [&Kernel; 2] = cases[0].mass_kernels();
+                kernels[index] = kernel;
                 cases
                     .iter()
                     .zip(SCHEDULES.iter().cycle())
