@@ -4,15 +4,15 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use amem_core::transformer::{
-    Attention, AttentionWeights, Backend, BlockTable, MlpWeights, Numerics, Placement, Qkv, Rope, Row, WeightRole,
-    WeightTensor,
+    Attention, AttentionWeights, Backend, BlockTable, LayerNorm, MlpWeights, Numerics, Placement, Qkv, Rope, Row,
+    WeightRole, WeightTensor,
 };
 use amem_core::{Dtype, Error, Exactness, KvShape, Result, Token};
 
 use crate::angles::{Angles, Table};
 use crate::attention::Plan;
 use crate::cache::Cache;
-use crate::driver::{Counters, Device, Launch};
+use crate::driver::{Buffer, Counters, Device, Launch};
 use crate::error::CudaError;
 use crate::plan::BLOCK_TOKENS;
 use crate::precision::Precision;
@@ -20,6 +20,9 @@ use crate::tensor::{Matrix, Tensor, Vector};
 
 /// Elements that a block of an elementwise kernel takes.
 const PART: usize = 1024;
+
+/// The largest cap of scores, which are off by at most 5e-7 of it.
+const LARGEST_CAP: f32 = 1000.0;
 
 /// Which GPU to compute on, and in what.
 #[derive(Clone, Copy, Debug, Default)]
@@ -112,11 +115,43 @@ impl CudaBackend {
     }
 
     /// A tensor in the precision that is computed in: as it is, or converted.
-    pub(crate) fn narrowed<'a>(&self, x: &'a Tensor) -> Result<Narrowed<'a>, CudaError> {
-        match x.dtype == self.precision.dtype() {
-            true => Ok(Narrowed::AsItIs(x)),
-            false => Ok(Narrowed::Converted(self.converted(x, self.precision.dtype())?)),
+    pub(crate) fn narrowed<'a>(&self, x: &'a Tensor) -> Result<Typed<'a>, CudaError> {
+        self.typed(x, self.precision.dtype())
+    }
+
+    /// A tensor in the precision that is computed in or in f32: as it is, or converted.
+    fn typed<'a>(&self, x: &'a Tensor, dtype: Dtype) -> Result<Typed<'a>, CudaError> {
+        match x.dtype == dtype {
+            true => Ok(Typed::AsItIs(x)),
+            false => Ok(Typed::Converted(self.converted(x, dtype)?)),
         }
+    }
+
+    /// What a kernel of that name makes of a gate and what it is for.
+    fn gated_by(&self, name: &'static str, gate: &Tensor, up: &Tensor) -> Result<Tensor, CudaError> {
+        let (gate, up) = (self.narrowed(gate)?, self.narrowed(up)?);
+        let y = self.tensor(gate.rows, gate.columns, gate.dtype)?;
+        self.elementwise(name, [y.numbers().div_ceil(PART), 1, 1])?
+            .buffer(&gate.buffer, y.bytes())?
+            .buffer(&up.buffer, y.bytes())?
+            .buffer(&y.buffer, y.bytes())?
+            .count(y.numbers())
+            .submit(&self.device)?;
+        Ok(y)
+    }
+
+    /// A launch that changes each number of a tensor where it lies.
+    fn in_place(&self, name: &'static str, x: &Tensor) -> Result<Launch, CudaError> {
+        let launch = self.elementwise(name, [x.numbers().div_ceil(PART), 1, 1])?;
+        Ok(launch.buffer(&x.buffer, x.bytes())?.count(x.numbers()))
+    }
+
+    /// Makes a tensor one of the precision that is computed in, if it is not.
+    fn narrow(&self, x: &mut Tensor) -> Result<(), CudaError> {
+        if x.dtype != self.precision.dtype() {
+            *x = self.converted(x, self.precision.dtype())?;
+        }
+        Ok(())
     }
 
     /// Makes the residual stream f32, if it is not.
@@ -128,19 +163,19 @@ impl CudaBackend {
     }
 }
 
-/// A tensor in the precision that is computed in.
-pub(crate) enum Narrowed<'a> {
+/// A tensor in the number type that is wanted.
+pub(crate) enum Typed<'a> {
     AsItIs(&'a Tensor),
     Converted(Tensor),
 }
 
-impl std::ops::Deref for Narrowed<'_> {
+impl std::ops::Deref for Typed<'_> {
     type Target = Tensor;
 
     fn deref(&self) -> &Tensor {
         match self {
-            Narrowed::AsItIs(tensor) => tensor,
-            Narrowed::Converted(tensor) => tensor,
+            Typed::AsItIs(tensor) => tensor,
+            Typed::Converted(tensor) => tensor,
         }
     }
 }
@@ -248,21 +283,11 @@ impl Backend for CudaBackend {
     }
 
     fn silu_mul(&self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-        let (gate, up) = (self.narrowed(gate)?, self.narrowed(up)?);
-        let y = self.tensor(gate.rows, gate.columns, gate.dtype)?;
-        self.elementwise("silu_mul", [y.numbers().div_ceil(PART), 1, 1])?
-            .buffer(&gate.buffer, y.bytes())?
-            .buffer(&up.buffer, y.bytes())?
-            .buffer(&y.buffer, y.bytes())?
-            .count(y.numbers())
-            .submit(&self.device)?;
-        Ok(y)
+        Ok(self.gated_by("silu_mul", gate, up)?)
     }
 
     fn rotate(&self, x: &mut Tensor, plan: &Plan) -> Result<()> {
-        if x.dtype != self.precision.dtype() {
-            *x = self.converted(x, self.precision.dtype())?;
-        }
+        self.narrow(x)?;
         let head_dim = plan.angles.head_dim();
         let launch = self
             .elementwise("rotate", [plan.rows.len(), 1, 1])?
@@ -291,13 +316,16 @@ impl Backend for CudaBackend {
     }
 
     fn concat(&self, x: &mut Tensor, y: &Tensor) -> Result<()> {
-        let same = |y: &Tensor| -> Result<Tensor, CudaError> {
-            let joined = self.tensor(x.rows + y.rows, x.columns, x.dtype)?;
-            self.device.copy((&joined.buffer, 0), (&x.buffer, 0), x.bytes())?;
-            self.device.copy((&joined.buffer, x.bytes()), (&y.buffer, 0), y.bytes())?;
-            Ok(joined)
-        };
-        *x = if x.dtype == y.dtype { same(y)? } else { same(&self.converted(y, x.dtype)?)? };
+        let y = self.typed(y, x.dtype)?;
+        let (held, joined) = (x.bytes(), x.bytes() + y.bytes());
+        if x.buffer.bytes() < joined {
+            // With room for more: what experts make of rows is appended one by one.
+            let buffer = Buffer::new(&self.device, joined.saturating_add(joined / 2))?;
+            self.device.copy((&buffer, 0), (&x.buffer, 0), held)?;
+            x.buffer = buffer;
+        }
+        self.device.copy((&x.buffer, held), (&y.buffer, 0), y.bytes())?;
+        x.rows += y.rows;
         Ok(())
     }
 
@@ -328,11 +356,11 @@ impl Backend for CudaBackend {
 
     fn check_attention(&self, attention: &Attention) -> Result<()> {
         match attention.soft_cap {
-            None => Ok(()),
-            Some(_) => Err(Error::UnsupportedModel {
-                what: "attention whose scores are capped, on a GPU".to_owned(),
-                supported: "attention without attn_logit_softcapping is; the CPU backend has both",
+            Some(cap) if cap > LARGEST_CAP => Err(Error::UnsupportedModel {
+                what: format!("attention whose scores are capped at {cap}, on a GPU"),
+                supported: "caps of up to 1,000 are, for scores are off by a share of the cap; the CPU backend has all",
             }),
+            _ => Ok(()),
         }
     }
 
@@ -396,6 +424,62 @@ impl Backend for CudaBackend {
 
     fn heaviest(&self, mass: &Tensor, slots: &[u32], factors: Option<&[f32]>, count: usize) -> Result<Vec<usize>> {
         self.choose(mass, slots, factors, count)
+    }
+
+    fn gelu_mul(&self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+        Ok(self.gated_by("gelu_mul", gate, up)?)
+    }
+
+    fn scale(&self, x: &mut Tensor, factor: f32) -> Result<()> {
+        // Where f32 is not what is computed in, it has a kernel of its own.
+        let wide = x.dtype == Dtype::F32 && self.precision != Precision::F32;
+        let name = if wide { "scale_f32" } else { "scale" };
+        Ok(self.in_place(name, x)?.real(factor).submit(&self.device)?)
+    }
+
+    fn soft_cap(&self, x: &mut Tensor, cap: f32) -> Result<()> {
+        self.widen(x)?;
+        Ok(self.in_place("soft_cap", x)?.real(cap).submit(&self.device)?)
+    }
+
+    fn sum_rows(&self, x: &Tensor, picked: &[(usize, f32)], each: usize) -> Result<Tensor> {
+        if let Some((row, _)) = picked.iter().find(|(row, _)| *row >= x.rows) {
+            let value = row.to_string();
+            return Err(Error::BadValue { what: "row", value, expected: "one of the tensor's" });
+        }
+        let x = self.narrowed(x)?;
+        let y = self.tensor(picked.len().checked_div(each).unwrap_or(0), x.columns, x.dtype)?;
+        let pairs: Vec<[u32; 2]> = picked.iter().map(|(row, weight)| [*row as u32, weight.to_bits()]).collect();
+        let pairs = self.device.upload(bytemuck::cast_slice(&pairs))?;
+        self.elementwise("sum_rows", [y.rows, 1, 1])?
+            .buffer(&x.buffer, x.bytes())?
+            .buffer(&pairs, 8 * y.rows * each)?
+            .buffer(&y.buffer, y.bytes())?
+            .count(each)
+            .count(y.columns)
+            .submit(&self.device)?;
+        Ok(y)
+    }
+
+    fn layer_norm(&self, x: &Tensor, norm: &LayerNorm<Self>) -> Result<Tensor> {
+        const ROWS: usize = 8;
+        let x = self.typed(x, Dtype::F32)?;
+        let y = self.tensor(x.rows, x.columns, self.precision.dtype())?;
+        self.elementwise("layer_norm", [x.rows.div_ceil(ROWS), 1, 1])?
+            .buffer(&x.buffer, x.bytes())?
+            .buffer(&norm.weight.exact, 4 * x.columns)?
+            .buffer(&norm.bias.exact, 4 * x.columns)?
+            .buffer(&y.buffer, y.bytes())?
+            .count(x.rows)
+            .count(x.columns)
+            .real(norm.eps)
+            .submit(&self.device)?;
+        Ok(y)
+    }
+
+    fn gelu(&self, x: &mut Tensor) -> Result<()> {
+        self.narrow(x)?;
+        Ok(self.in_place("gelu", x)?.submit(&self.device)?)
     }
 
     fn begin_pass(&self) -> Result<()> {

@@ -1,7 +1,7 @@
 //! Products with weights: of few rows by kernels that read each weight once, of many by cuBLASLt.
 
 use amem_core::transformer::{Activation, Backend, Linear, MlpWeights};
-use amem_core::{Dtype, Result};
+use amem_core::{Dtype, Error, Result};
 
 use crate::backend::CudaBackend;
 use crate::driver::{Launch, Product};
@@ -56,15 +56,21 @@ impl CudaBackend {
 
     /// `silu(gate) · up` of a feed-forward block's rows, or what its activation is.
     pub(crate) fn gated(&self, x: &Tensor, w: &MlpWeights<Self>) -> Result<Tensor> {
-        let product = |linear: &Linear<Self>| self.product(x, &linear.weight, linear.bias.as_ref());
-        if w.activation != Activation::Silu {
-            return self.gelu_mul(&product(&w.gate)?, &product(&w.up)?);
-        }
         if !self.fuses(x) || w.up.weight.outputs != w.gate.weight.outputs {
-            return self.silu_mul(&product(&w.gate)?, &product(&w.up)?);
+            let product = |linear: &Linear<Self>| self.product(x, &linear.weight, linear.bias.as_ref());
+            let (gate, up) = (product(&w.gate)?, product(&w.up)?);
+            return match w.activation {
+                Activation::Silu => self.silu_mul(&gate, &up),
+                Activation::GeluTanh => self.gelu_mul(&gate, &up),
+                other => Err(unsupported(other)),
+            };
         }
         let x = self.narrowed(x)?;
-        let name = "matvec_swiglu";
+        let name = match w.activation {
+            Activation::Silu => "matvec_swiglu",
+            Activation::GeluTanh => "matvec_geglu",
+            other => return Err(unsupported(other)),
+        };
         let y = self.output(&x, &w.gate.weight, x.dtype)?;
         // The columns of `up` are checked like those of `gate`.
         self.output(&x, &w.up.weight, x.dtype)?;
@@ -100,6 +106,12 @@ impl CudaBackend {
         let kernel = self.device().kernel(self.precision().matvec(), name)?;
         Ok(Launch::new(&kernel, [blocks, 1, 1]).buffer(&x.buffer, x.bytes())?.count(x.rows).count(x.columns))
     }
+}
+
+/// What is said of an activation that there is no kernel for.
+fn unsupported(activation: Activation) -> Error {
+    let what = format!("feed-forward blocks with the activation {activation:?}, on a GPU");
+    Error::UnsupportedModel { what, supported: "silu and gelu_pytorch_tanh are" }
 }
 
 /// A matrix and its bias, as the next arguments.

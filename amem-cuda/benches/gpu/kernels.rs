@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use amem_core::transformer::{Attention, Backend, Placement, Rope, Row, Span, WeightRole, WeightTensor};
+use amem_core::transformer::{Attention, Backend, LayerNorm, Placement, Rope, Row, Span, WeightRole, WeightTensor};
 use amem_core::{ChunkId, Dtype, Encoding, HostKv, KvChunk, KvShape, KvStore, PrefixId};
 use amem_cuda::{CudaBackend, Matrix, Tensor};
 use futures_lite::future::block_on;
@@ -99,19 +99,27 @@ fn row(context: usize, slot: usize) -> Row {
     Row { token: 0, context, slot, position: slot, sees: Span { shared: 0..0, own: 0..slot + 1 } }
 }
 
+/// Attention without a cap, and with one.
+const KINDS: [(&str, Option<f32>); 2] = [("attention", None), ("attention, capped", Some(50.0))];
+
 struct Line {
     name: String,
     seconds: f64,
     floor: f64,
 }
 
-fn attention(gpu: &CudaBackend, ceilings: &Ceilings, name: &str, contexts: usize, slots: usize, rows: &[Row]) -> Line {
+fn attention(
+    gpu: &CudaBackend,
+    ceilings: &Ceilings,
+    (name, cap): (&str, Option<f32>),
+    (contexts, slots): (usize, usize),
+    rows: &[Row],
+) -> Line {
+    let kind = Attention::new(0, SHAPE.head_dim).soft_cap(cap);
     let standing = Standing::new(gpu, contexts, slots);
     let plan = standing.plan(gpu, rows);
     let queries = activations(gpu, rows.len(), HEADS * SHAPE.head_dim);
-    let seconds = seconds(gpu, 20, || {
-        drop(gpu.attend(&standing.cache, Attention::new(0, SHAPE.head_dim), &plan, &queries).unwrap())
-    });
+    let seconds = seconds(gpu, 20, || drop(gpu.attend(&standing.cache, kind, &plan, &queries).unwrap()));
     let seen: f64 = rows.iter().map(|row| row.sees.own.len() as f64).sum();
     let operations = 4.0 * seen * (HEADS * SHAPE.head_dim) as f64;
     // Keys and values once for each context, queries and results once.
@@ -135,23 +143,58 @@ fn chunk(gpu: &CudaBackend, tokens: usize) -> KvChunk {
     })
 }
 
+/// What some families and encoders need beside the others.
+fn of_some_families(gpu: &CudaBackend, ceilings: &Ceilings, scale: usize) -> Vec<Line> {
+    let (rows, columns, each) = (2048 / scale, 2048, 8);
+    let numbers = rows * columns;
+    let line = |name: String, bytes: usize, seconds: f64| Line { name, seconds, floor: bytes as f64 / ceilings.copy };
+    let mut x = activations(gpu, rows, columns);
+    let mut lines = Vec::new();
+    let time = seconds(gpu, 50, || gpu.scale(&mut x, 1.0).unwrap());
+    lines.push(line(format!("scale {rows} rows"), 4 * numbers, time));
+    let time = seconds(gpu, 50, || gpu.gelu(&mut x).unwrap());
+    lines.push(line(format!("GELU of {rows} rows"), 4 * numbers, time));
+
+    let wide = random(gpu, rows, columns);
+    let norm = LayerNorm::new(gpu, vec![1.0; columns], vec![0.0; columns], 1e-5).unwrap();
+    let time = seconds(gpu, 50, || drop(gpu.layer_norm(&wide, &norm).unwrap()));
+    lines.push(line(format!("layer norm of {rows} rows"), 6 * numbers, time));
+
+    let vocabulary = 256_000 / scale;
+    let mut logits = random(gpu, 8, vocabulary);
+    let time = seconds(gpu, 50, || gpu.soft_cap(&mut logits, 30.0).unwrap());
+    lines.push(line(format!("cap 8 × {vocabulary} logits"), 8 * 8 * vocabulary, time));
+
+    // Each row of what experts made counts once.
+    let made = activations(gpu, rows * each, columns);
+    let picked: Vec<(usize, f32)> = (0..rows * each).map(|index| (index * 7919 % (rows * each), 0.125)).collect();
+    let time = seconds(gpu, 50, || drop(gpu.sum_rows(&made, &picked, each).unwrap()));
+    lines.push(line(format!("sums of {each} experts for {rows} rows"), (2 * each + 2) * numbers, time));
+    lines
+}
+
 pub(crate) fn table(gpu: &CudaBackend, ceilings: &Ceilings, quick: bool) {
     let scale = if quick { 64 } else { 1 };
     let mut lines = Vec::new();
     let long = 8192 / scale;
     let prefill: Vec<Row> = (0..long).map(|slot| row(0, slot)).collect();
-    lines.push(attention(gpu, ceilings, &format!("attention, prefill of {long}"), 1, long, &prefill));
+    for (kind, cap) in KINDS {
+        let name = format!("{kind}, prefill of {long}");
+        lines.push(attention(gpu, ceilings, (&name, cap), (1, long), &prefill));
+    }
     for (rows, slots) in [(512, 8192), (1200, 8192), (128, 32_768)] {
         let (rows, slots) = (rows / scale.min(16), slots / scale);
         let scattered: Vec<Row> = (0..rows).map(|index| row(0, index * slots / rows)).collect();
         let name = format!("attention, {rows} scattered rows of {slots}");
-        lines.push(attention(gpu, ceilings, &name, 1, slots, &scattered));
+        lines.push(attention(gpu, ceilings, (&name, None), (1, slots), &scattered));
     }
     for (contexts, slots) in [(1, 32_768), (8, 8192), (64, 2048)] {
         let (contexts, slots) = (contexts.min(if quick { 2 } else { 64 }), slots / scale);
         let rows: Vec<Row> = (0..contexts).map(|context| row(context, slots - 1)).collect();
-        let name = format!("attention, decode of {contexts} × {slots}");
-        lines.push(attention(gpu, ceilings, &name, contexts, slots, &rows));
+        for (kind, cap) in KINDS {
+            let name = format!("{kind}, decode of {contexts} × {slots}");
+            lines.push(attention(gpu, ceilings, (&name, cap), (contexts, slots), &rows));
+        }
     }
 
     let tokens = 16_384 / scale;
@@ -184,6 +227,11 @@ pub(crate) fn table(gpu: &CudaBackend, ceilings: &Ceilings, quick: bool) {
     let time = seconds(gpu, 50, || drop(gpu.silu_mul(&y, &y).unwrap()));
     let name = format!("SwiGLU of {} rows", rows.len());
     lines.push(Line { name, seconds: time, floor: (6 * numbers) as f64 / ceilings.copy });
+
+    let time = seconds(gpu, 50, || drop(gpu.gelu_mul(&y, &y).unwrap()));
+    let name = format!("GEGLU of {} rows", rows.len());
+    lines.push(Line { name, seconds: time, floor: (6 * numbers) as f64 / ceilings.copy });
+    lines.extend(of_some_families(gpu, ceilings, scale));
 
     println!("{:<40} {:>12} {:>12} {:>8}", "kernel", "time, µs", "floor, µs", "reached");
     for Line { name, seconds, floor } in lines {

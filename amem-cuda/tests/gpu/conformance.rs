@@ -54,7 +54,7 @@ fn it_is_a_backend_for_every_size_of_heads() {
     });
 }
 
-/// Attention in both directions, and what has no kernels yet.
+/// Attention in both directions, layer norms and GELU.
 #[test]
 fn encoders_have_the_vectors_of_an_independent_implementation_on_it() {
     in_simulator("conformance::encoders_have_the_vectors_of_an_independent_implementation_on_it", &[], || {
@@ -75,7 +75,7 @@ fn encoders_have_the_vectors_of_an_independent_implementation_on_it() {
 #[test]
 fn every_family_is_a_model_on_it() {
     in_simulator("conformance::every_family_is_a_model_on_it", &[], || {
-        for case in ["mistral-sliding", "qwen2-tied-bf16", "qwen3"] {
+        for case in ["gemma2", "mistral-sliding", "mixtral", "qwen2-tied-bf16", "qwen3"] {
             testing::model(|| common::golden(case, open(Precision::F32), Dtype::F32));
         }
     });

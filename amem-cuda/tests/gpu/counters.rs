@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use amem_core::transformer::{Backend, Transformer};
 use amem_core::{Dtype, Model, Piece, Repair, Step, Token};
 use amem_cuda::{Counters, Precision};
 use amem_cuda_simulator::in_simulator;
 
-use crate::{common, open};
+use crate::{common, families, open};
 
 /// What one more decode step of some contexts asks for.
 fn step<M: Model>(
@@ -30,31 +31,63 @@ fn step<M: Model>(
     ]
 }
 
+/// What the second and later decode steps of some contexts ask for; the first is launched piece by piece.
+fn is_one_graph<B: Backend>(model: &Transformer<B>, counters: &dyn Fn() -> Counters, contexts: usize) -> u64 {
+    let text: Arc<[Token]> = (0..70).map(|index| 8 + index % 90).collect();
+    let mut open: Vec<Box<dyn amem_core::Context>> = (0..contexts)
+        .map(|_| {
+            let mut context = model.open(200).unwrap();
+            model.extend(&mut *context, &[Piece::Fresh(Arc::clone(&text))], &Repair::None).unwrap();
+            context
+        })
+        .collect();
+    let first = step(model, &mut open, counters);
+    // The second is captured.
+    step(model, &mut open, counters);
+    for _ in 0..5 {
+        let [submitted, graphs, waits, allocations] = step(model, &mut open, counters);
+        assert_eq!((graphs, waits, allocations), (1, 1, 0), "{contexts} contexts");
+        assert_eq!(submitted, first[0], "the same work as the first step");
+    }
+    first[0]
+}
+
 #[test]
 fn a_decode_step_is_one_graph_and_one_wait_and_allocates_nothing() {
     in_simulator("counters::a_decode_step_is_one_graph_and_one_wait_and_allocates_nothing", &[], || {
         let gpu = open(Precision::F16);
         let model = common::demo(gpu.clone(), Dtype::F16);
-        let counters = || gpu.counters();
         for contexts in [1, 3] {
-            let text: Arc<[Token]> = (0..70).map(|index| 8 + index % 90).collect();
-            let mut open: Vec<Box<dyn amem_core::Context>> = (0..contexts)
-                .map(|_| {
-                    let mut context = model.open(200).unwrap();
-                    model.extend(&mut *context, &[Piece::Fresh(Arc::clone(&text))], &Repair::None).unwrap();
-                    context
-                })
-                .collect();
-            // The first step is launched piece by piece, and the second is captured.
-            let first = step(&model, &mut open, &counters);
-            step(&model, &mut open, &counters);
-            for _ in 0..5 {
-                let [submitted, graphs, waits, allocations] = step(&model, &mut open, &counters);
-                assert_eq!((graphs, waits, allocations), (1, 1, 0), "{contexts} contexts");
-                assert_eq!(submitted, first[0], "the same work as the first step");
-            }
             // What the README says: nine a layer, and seven beside.
-            assert_eq!(first[0], 5 * 9 + 7, "{contexts} contexts");
+            assert_eq!(is_one_graph(&model, &|| gpu.counters(), contexts), 5 * 9 + 7, "{contexts} contexts");
+        }
+    });
+}
+
+#[test]
+fn a_decode_step_of_gemma_is_one_graph_too() {
+    in_simulator("counters::a_decode_step_of_gemma_is_one_graph_too", &[], || {
+        let gpu = open(Precision::F16);
+        let model = families::gemma2().model(gpu.clone(), Precision::F16);
+        for contexts in [1, 3] {
+            // What the README says: two norms more a layer, the scale of the embedding, the cap of the logits, and the copies
+            // for the layers with a window.
+            let submitted = is_one_graph(&model, &|| gpu.counters(), contexts);
+            assert_eq!(submitted, 3 * (9 + 2) + 7 + 2 + 2, "{contexts} contexts");
+        }
+    });
+}
+
+#[test]
+fn a_decode_step_waits_for_nothing_but_its_logits_and_the_scores_of_experts() {
+    in_simulator("counters::a_decode_step_waits_for_nothing_but_its_logits_and_the_scores_of_experts", &[], || {
+        let gpu = open(Precision::F16);
+        for family in families::families() {
+            let model = family.model(gpu.clone(), Precision::F16);
+            let mut context = model.open(64).unwrap();
+            model.extend(&mut *context, &[Piece::Fresh([8, 9, 10].into())], &Repair::None).unwrap();
+            let [_, _, waits, _] = step(&model, &mut [context], &|| gpu.counters());
+            assert_eq!(waits, 1 + family.layers_with_experts(), "{}", family.name);
         }
     });
 }

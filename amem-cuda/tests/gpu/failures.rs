@@ -1,6 +1,6 @@
 //! What is missing or breaks is said by name.
 
-use amem_core::transformer::{Backend, WeightRole, WeightTensor};
+use amem_core::transformer::{Attention, Backend, WeightRole, WeightTensor};
 use amem_core::{Dtype, Error, KvShape};
 use amem_cuda::{CudaBackend, CudaError, CudaOptions, Precision};
 use amem_cuda_simulator::in_simulator;
@@ -97,8 +97,13 @@ fn arguments_that_do_not_fit_are_errors() {
         let shape = KvShape { head_dim: 64, ..shape };
         let error = gpu.cache(&shape, Dtype::F16, 1).err().unwrap();
         assert!(error.to_string().contains("what the backend computes in"), "{error}");
+        let capped = |cap| gpu.check_attention(&Attention::new(0, 64).soft_cap(Some(cap)));
+        assert!(capped(50.0).is_ok());
+        let error = capped(2000.0).unwrap_err();
+        assert!(matches!(error, Error::UnsupportedModel { .. }) && error.to_string().contains("2000"), "{error}");
         let x = gpu.upload(8, &[0.0; 16]).unwrap();
         assert!(gpu.gather(&x, &[2]).is_err());
+        assert!(gpu.sum_rows(&x, &[(2, 1.0)], 1).is_err());
         assert!(gpu.linear(&x, &matrix(&gpu, 8, 16).unwrap(), None).is_err());
         assert!(gpu.embed(&matrix(&gpu, 8, 8).unwrap(), &[8]).is_err());
     });

@@ -127,34 +127,210 @@ const STEEP: [f32; 22] = [
 ];
 
 fn silu_mul(kernel: &Kernel, schedule: Schedule, dtype: Type, count: usize) -> Result<Counts, String> {
-    let mut random = Random::new(count as u64);
+    let [gate, up] = gates(&mut Random::new(count as u64), dtype, count);
+    gated(kernel, schedule, (dtype, count), [&gate, &up], |gate, up| {
+        let y = gate / (1.0 + (-gate).exp()) * up;
+        (y, y)
+    })
+}
+
+/// Gates and what they are for, as `silu_mul` gets them.
+fn gates(random: &mut Random, dtype: Type, count: usize) -> [Vec<f32>; 2] {
     let gate = random.units(count).into_iter().enumerate().map(|(i, x)| STEEP.get(i % 31).copied().unwrap_or(90.0 * x));
     let gate = rounded(dtype, &gate.collect::<Vec<_>>());
     // 90 times 6,000 is too large for an f16. The largest gates stay finite.
     let up = random.units(count).into_iter().zip(&gate);
     let up = up.map(|(x, gate)| if x > 0.5 && gate.abs() < 1e30 { 6000.0 * x } else { x });
     let up = rounded(dtype, &up.collect::<Vec<_>>());
+    [gate, up]
+}
+
+/// A gate's activation times what it is for: f(gate, up) is the number, and its size where it is rounded off.
+fn gated(
+    kernel: &Kernel,
+    schedule: Schedule,
+    (dtype, count): (Type, usize),
+    [gate, up]: [&[f32]; 2],
+    f: impl Fn(f64, f64) -> (f64, f64),
+) -> Result<Counts, String> {
     let expected = || {
-        gate.iter().zip(&up).map(|(&gate, &up)| {
-            let (gate, up) = (f64::from(gate), f64::from(up));
-            let y = cut(dtype, gate / (1.0 + (-gate).exp()) * up);
-            (y, slack(dtype, y, y, if dtype == Type::F32 { 1e-6 } else { 2e-5 }))
+        gate.iter().zip(up).map(|(&gate, &up)| {
+            let (y, size) = f(gate.into(), up.into());
+            (cut(dtype, y), slack(dtype, y, size, if dtype == Type::F32 { 1e-6 } else { 2e-5 }))
         })
     };
     let mut all = Counts::default();
     for grid in grids(count, 16 / dtype.bytes()) {
         let mut device = Device::new();
-        let (gate, up) = (device.upload_as(dtype, "gate", &gate), device.upload_as(dtype, "up", &up));
+        let (gate, up) = (device.upload_as(dtype, "gate", gate), device.upload_as(dtype, "up", up));
         let out = device.allocate("out", gate.bytes);
         let arguments = [gate.into(), up.into(), out.into(), (count as u32).into()];
         all = device.launch(kernel, grid, 256, 0, &arguments, schedule)?;
-        near("silu", &device.read_as(dtype, out)?, expected())?;
+        near(kernel.name(), &device.read_as(dtype, out)?, expected())?;
         // In place.
         let arguments = [gate.into(), up.into(), gate.into(), (count as u32).into()];
         device.launch(kernel, grid, 256, 0, &arguments, schedule)?;
-        near("silu in place", &device.read_as(dtype, gate)?, expected())?;
+        near(kernel.name(), &device.read_as(dtype, gate)?, expected())?;
     }
     Ok(all)
+}
+
+/// GELU, approximated with a tangent, and how much larger than itself a rounding of its exponent makes it.
+pub(crate) fn gelu_tanh(x: f64) -> (f64, f64) {
+    let exponent = 2.0 * (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3));
+    let y = if exponent < -700.0 { 0.0 } else { x / (1.0 + (-exponent).exp()) };
+    (y, 1.0 + exponent.abs())
+}
+
+fn gelu_mul(kernel: &Kernel, schedule: Schedule, dtype: Type, count: usize) -> Result<Counts, String> {
+    let [mut gate, up] = gates(&mut Random::new(count as u64), dtype, count);
+    // Most of what is between does not vanish.
+    gate.iter_mut().filter(|gate| gate.abs() < 90.0 && gate.abs() > 1.0).for_each(|gate| *gate /= 16.0);
+    let gate = rounded(dtype, &gate);
+    gated(kernel, schedule, (dtype, count), [&gate, &up], |gate, up| {
+        let (y, size) = gelu_tanh(gate);
+        (y * up, if y == 0.0 { 0.0 } else { y * up * size })
+    })
+}
+
+/// Changes numbers where they lie. `f` gives each number and how far it may be off in f32.
+fn in_place(
+    kernel: &Kernel,
+    schedule: Schedule,
+    dtype: Type,
+    (x, real): (&[f32], Option<f32>),
+    f: impl Fn(f64) -> (f64, f64),
+) -> Result<Counts, String> {
+    let mut all = Counts::default();
+    for grid in grids(x.len(), 16 / dtype.bytes()) {
+        let mut device = Device::new();
+        let at = device.upload_as(dtype, "x", x);
+        let mut arguments: Vec<Argument> = vec![at.into(), (x.len() as u32).into()];
+        arguments.extend(real.map(Argument::from));
+        all = device.launch(kernel, grid, 256, 0, &arguments, schedule)?;
+        let expected = x.iter().map(|&x| f(x.into())).map(|(y, off)| (cut(dtype, y), slack(dtype, y, off, 1.0)));
+        near(kernel.name(), &device.read_as(dtype, at)?, expected)?;
+    }
+    Ok(all)
+}
+
+/// The share of the normal distribution that is less than x, by the series of the error function.
+fn normal_distribution(x: f64) -> f64 {
+    if x.abs() > 8.0 {
+        return if x > 0.0 { 1.0 } else { 0.0 };
+    }
+    let (mut term, mut sum, mut odd) = (x, x, 1.0);
+    while term.abs() > 1e-17 * sum.abs() {
+        odd += 2.0;
+        term *= x * x / odd;
+        sum += term;
+    }
+    0.5 + sum * (-x * x / 2.0).exp() / (2.0 * std::f64::consts::PI).sqrt()
+}
+
+fn gelu(kernel: &Kernel, schedule: Schedule, dtype: Type, count: usize) -> Result<Counts, String> {
+    let x = Random::new(count as u64).units(count).into_iter().enumerate();
+    let x = x.map(|(i, x)| STEEP.get(i % 61).copied().unwrap_or(6.0 * x));
+    let x = rounded(dtype, &x.collect::<Vec<_>>());
+    in_place(kernel, schedule, dtype, (&x, None), |x| (x * normal_distribution(x), 1.5e-7 * x.abs()))
+}
+
+fn scale(kernel: &Kernel, schedule: Schedule, dtype: Type, count: usize) -> Result<Counts, String> {
+    const FACTOR: f32 = 0.22;
+    let x = Random::new(count as u64).units(count).into_iter().enumerate();
+    // Some of them become too large for an f16.
+    let x = x.map(|(i, x)| x * [1.0, 3e-4, 65504.0][i % 3] / if dtype == Type::F16 { 1.0 } else { FACTOR });
+    let x = rounded(dtype, &x.collect::<Vec<_>>());
+    let factor = if dtype == Type::F16 { 1.0 / FACTOR } else { FACTOR };
+    in_place(kernel, schedule, dtype, (&x, Some(factor)), |x| {
+        let y = x * f64::from(factor);
+        (y, y.abs() * Type::F32.rounding())
+    })
+}
+
+fn soft_cap(kernel: &Kernel, schedule: Schedule, count: usize) -> Result<Counts, String> {
+    const CAP: f32 = 30.0;
+    let x = Random::new(count as u64).units(count).into_iter().enumerate();
+    let x = x.map(|(i, x)| STEEP.get(i % 61).copied().unwrap_or([100.0, 15.0][i % 2] * x)).collect::<Vec<_>>();
+    in_place(kernel, schedule, Type::F32, (&x, Some(CAP)), |x| {
+        let y = f64::from(CAP) * (x / f64::from(CAP)).tanh();
+        (y, 5e-7 * y.abs())
+    })
+}
+
+fn sum_rows(
+    kernel: &Kernel,
+    schedule: Schedule,
+    dtype: Type,
+    (sums, each, columns): (usize, usize, usize),
+) -> Result<Counts, String> {
+    const ROWS: usize = 9;
+    let mut random = Random::new((each * columns) as u64);
+    let x = rounded(dtype, &rows_of(&mut random, ROWS, columns));
+    // Some sums are too large for an f16.
+    let weight = |random: &mut Random| random.unit() * [1.0, 1.0, 1e6][random.below(3) as usize];
+    let picked: Vec<(u32, f32)> = (0..sums * each).map(|_| (random.below(ROWS as u32), weight(&mut random))).collect();
+    let words: Vec<[u32; 2]> = picked.iter().map(|(row, weight)| [*row, weight.to_bits()]).collect();
+    let mut device = Device::new();
+    let (x_at, picked_at) = (device.upload_as(dtype, "x", &x), device.upload("picked", &words));
+    let out = device.allocate("out", sums * columns * dtype.bytes());
+    let arguments = [x_at.into(), picked_at.into(), out.into(), (each as u32).into(), (columns as u32).into()];
+    let counts = device.launch(kernel, [sums as u32, 1, 1], 256, 0, &arguments, schedule)?;
+    let expected = picked.chunks(each).flat_map(|picked| {
+        let x = &x;
+        (0..columns).map(move |column| {
+            let terms = || picked.iter().map(|(row, w)| f64::from(*w) * f64::from(x[*row as usize * columns + column]));
+            let (y, size) = (terms().sum::<f64>(), terms().map(f64::abs).sum::<f64>());
+            (cut(dtype, y), slack(dtype, y, size, relative(dtype)))
+        })
+    });
+    near("sum of rows", &device.read_as(dtype, out)?, expected)?;
+    Ok(counts)
+}
+
+fn layer_norm(
+    kernel: &Kernel,
+    schedule: Schedule,
+    dtype: Type,
+    (rows, columns): (usize, usize),
+) -> Result<Counts, String> {
+    let mut random = Random::new((rows * columns) as u64);
+    let mut x = rows_of(&mut random, rows, columns);
+    // About other numbers than zero.
+    x.chunks_mut(columns).enumerate().for_each(|(row, x)| x.iter_mut().for_each(|x| *x += row as f32 - 2.0));
+    let (weight, bias) = (weights(&mut random, columns), random.units(columns));
+    let run = |x: &[f32]| -> Result<(Vec<f32>, Counts), String> {
+        let count = x.len() / columns;
+        let mut device = Device::new();
+        let out = device.allocate("out", x.len() * dtype.bytes());
+        let arguments = [
+            device.upload("x", x).into(),
+            device.upload("weight", &weight).into(),
+            device.upload("bias", &bias).into(),
+            out.into(),
+            (count as u32).into(),
+            (columns as u32).into(),
+            EPS.into(),
+        ];
+        let counts = device.launch(kernel, [count.div_ceil(8) as u32, 1, 1], 256, 0, &arguments, schedule)?;
+        Ok((device.read_as(dtype, out)?, counts))
+    };
+    let (found, counts) = run(&x)?;
+    let expected = x.chunks(columns).flat_map(|row| {
+        let mean = row.iter().map(|&x| f64::from(x)).sum::<f64>() / columns as f64;
+        let square: f64 = row.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum();
+        let root = (square / columns as f64 + f64::from(EPS)).sqrt();
+        row.iter().zip(&weight).zip(&bias).map(move |((&x, &weight), &bias)| {
+            let (x, weight, bias) = (f64::from(x), f64::from(weight), f64::from(bias));
+            let size = (x.abs() + mean.abs()) / root * weight.abs() + bias.abs();
+            let y = (x - mean) / root * weight + bias;
+            (cut(dtype, y), slack(dtype, y, size, relative(dtype)))
+        })
+    });
+    near("layer norm", &found, expected)?;
+    // What a row yields does not depend on the others.
+    same("a row alone", &run(&x[(rows - 1) * columns..])?.0, &found[(rows - 1) * columns..])?;
+    Ok(counts)
 }
 
 fn rotate(
@@ -281,9 +457,23 @@ pub(crate) fn cases() -> Vec<Case> {
         for size in [(2, 3), (16, 1), (20, 17), (64, 9), (80, 8), (96, 3), (128, 17), (258, 2)] {
             all.push(of("rotate", Box::new(move |k, s| rotate(k, s, t, size).map(drop))));
         }
+        for size in [(1, 1, 8), (3, 2, 40), (5, 3, 264), (2, 8, 2056), (1, 5, 4096)] {
+            all.push(of("sum_rows", Box::new(move |k, s| sum_rows(k, s, t, size).map(drop))));
+        }
+        // Fewer columns than the lanes hold, as many, and more.
+        for size in [(3, 4), (9, 64), (8, 384), (1, 1020), (5, 1024), (4, 1028), (3, 1540), (2, 3000)] {
+            all.push(of("layer_norm", Box::new(move |k, s| layer_norm(k, s, t, size).map(drop))));
+        }
         for count in COUNTS {
             all.push(of("add", Box::new(move |k, s| add(k, s, t, count).map(drop))));
             all.push(of("silu_mul", Box::new(move |k, s| silu_mul(k, s, t, count).map(drop))));
+            all.push(of("gelu_mul", Box::new(move |k, s| gelu_mul(k, s, t, count).map(drop))));
+            all.push(of("gelu", Box::new(move |k, s| gelu(k, s, t, count).map(drop))));
+            all.push(of("scale", Box::new(move |k, s| scale(k, s, t, count).map(drop))));
+            if t != Type::F32 {
+                all.push(of("scale_f32", Box::new(move |k, s| scale(k, s, Type::F32, count).map(drop))));
+            }
+            all.push(of("soft_cap", Box::new(move |k, s| soft_cap(k, s, count).map(drop))));
             all.push(of("narrow", Box::new(move |k, s| narrow(k, s, t, count).map(drop))));
             all.push(of("widen", Box::new(move |k, s| widen(k, s, t, count))));
         }
@@ -322,6 +512,33 @@ fn sums_are_those_of_f32() {
 #[test]
 fn silu_is_right_where_an_exponential_overflows() {
     hold(cases(), "silu_mul");
+}
+
+#[test]
+fn gelu_is_right_where_an_exponential_overflows() {
+    hold(cases(), "gelu_mul");
+    hold(cases(), "gelu");
+}
+
+#[test]
+fn numbers_are_scaled_and_rounded_once() {
+    hold(cases(), "scale");
+    hold(cases(), "scale_f32");
+}
+
+#[test]
+fn caps_keep_the_digits_of_small_numbers() {
+    hold(cases(), "soft_cap");
+}
+
+#[test]
+fn rows_are_added_up_by_their_weights() {
+    hold(cases(), "sum_rows");
+}
+
+#[test]
+fn layer_norms_are_those_of_each_row_alone() {
+    hold(cases(), "layer_norm");
 }
 
 #[test]
@@ -368,6 +585,14 @@ fn no_kernel_moves_more_than_it_must() {
         check("add_rms_norm", add_rms_norm(of("add_rms_norm"), s, t, 8192), 3 * 8192 * (8 + 2 * size + 4));
         check("add", add(of("add"), s, t, 16384), 16384 * (8 + size));
         check("silu_mul", silu_mul(of("silu_mul"), s, t, 16384), 16384 * 3 * size);
+        check("gelu_mul", gelu_mul(of("gelu_mul"), s, t, 16384), 16384 * 3 * size);
+        check("gelu", gelu(of("gelu"), s, t, 16384), 16384 * 2 * size);
+        check("scale", scale(of("scale"), s, t, 16384), 16384 * 2 * size);
+        check("soft_cap", soft_cap(of("soft_cap"), s, 16384), 16384 * 8);
+        // Pairs are read by each of a block's eight warps, for each 4,096 bytes of a row.
+        check("sum_rows", sum_rows(of("sum_rows"), s, t, (3, 8, 4096)), 3 * (4096 * 9 * size + 8 * 8 * 32 * size));
+        // Each of four rows reads weights and biases.
+        check("layer_norm", layer_norm(of("layer_norm"), s, t, (4, 1024)), 4 * 1024 * (4 + size + 8));
         check("narrow", narrow(of("narrow"), s, t, 16384), 16384 * (4 + size));
         let floor = 3 * (32 * 128 * 2 * size + 4 * 128);
         check("rotate", rotate(of("rotate"), s, t, (128, 32)), floor);

@@ -3,6 +3,7 @@
 use amem_ptxsim::{Counts, Kernel, Schedule};
 
 use super::check::{Case, TYPES, at_floor, cut, hold, near, rounded, same, slack};
+use super::elementwise::gelu_tanh;
 use super::harness::{Argument, Buffer, Device, NULL, Random, SCHEDULES, Type, constant, kernel};
 
 /// A matrix `[outputs][inputs]`, and its bias unless there is none.
@@ -104,14 +105,15 @@ fn products(
     Ok(counts)
 }
 
-/// SiLU of one product times another.
-fn swiglu(
+/// SiLU or GELU of one product times another.
+fn gated(
     kernel: &Kernel,
     schedule: Schedule,
     dtype: Type,
     (rows, inputs, outputs): (usize, usize, usize),
     biased: bool,
 ) -> Result<Counts, String> {
+    let gelu = kernel.name() == "matvec_geglu";
     let mut random = Random::new((inputs * outputs + rows) as u64);
     // Numbers whose sums are exact, so that it is known how the products are rounded.
     let exact =
@@ -130,11 +132,14 @@ fn swiglu(
         pairs.map(|((gate, _), (up, _))| (round(gate), round(up))).collect()
     };
     let expected = expected.into_iter().map(|(gate, up)| {
-        let y = gate / (1.0 + (-gate).exp()) * up;
-        (cut(dtype, y), slack(dtype, y, y, 2e-5))
+        let (y, size) = if gelu { gelu_tanh(gate) } else { (gate / (1.0 + (-gate).exp()), 1.0) };
+        let y = y * up;
+        // An exponential that is hardly there has few digits.
+        let least = (gate * up).abs() * 2f64.powi(-149);
+        (cut(dtype, y), slack(dtype, y, y * size, 2e-5) + least)
     });
     let (found, counts) = launch(kernel, schedule, (dtype, dtype), &x, (&[gate], &[&up]))?;
-    near("SwiGLU", &found[0], expected)?;
+    near(kernel.name(), &found[0], expected)?;
     Ok(counts)
 }
 
@@ -169,9 +174,11 @@ pub(crate) fn cases() -> Vec<Case> {
                 }));
             }
             if t != Type::F32 {
-                all.push(Case::of("matvec", t, "matvec_swiglu", move |k, s| {
-                    swiglu(k, s, t, (rows, inputs, outputs), biased).map(drop)
-                }));
+                for entry in ["matvec_swiglu", "matvec_geglu"] {
+                    all.push(Case::of("matvec", t, entry, move |k, s| {
+                        gated(k, s, t, (rows, inputs, outputs), biased).map(drop)
+                    }));
+                }
             }
         }
         for (outputs, (rows, inputs)) in QKV_OUTPUTS.into_iter().zip([(3, 2056), (1, 24), (8, 72)]) {
@@ -206,6 +213,11 @@ fn a_swiglu_is_that_of_two_rounded_products() {
 }
 
 #[test]
+fn a_geglu_is_that_of_two_rounded_products() {
+    hold(cases(), "matvec_geglu");
+}
+
+#[test]
 fn weights_are_read_once() {
     let (s, rows, inputs, outputs) = (SCHEDULES[0], 4, 4096, 64);
     for dtype in TYPES {
@@ -220,8 +232,10 @@ fn weights_are_read_once() {
             assert_eq!(at_floor(&counts, floor(1), 0.02), Ok(()), "{entry} of {module}");
         }
         if dtype != Type::F32 {
-            let counts = swiglu(kernel(&module, "matvec_swiglu"), s, dtype, (rows, inputs, outputs), true).unwrap();
-            assert_eq!(at_floor(&counts, floor(2), 0.02), Ok(()), "matvec_swiglu of {module}");
+            for entry in ["matvec_swiglu", "matvec_geglu"] {
+                let counts = gated(kernel(&module, entry), s, dtype, (rows, inputs, outputs), true).unwrap();
+                assert_eq!(at_floor(&counts, floor(2), 0.02), Ok(()), "{entry} of {module}");
+            }
         }
     }
 }
