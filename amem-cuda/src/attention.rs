@@ -227,8 +227,8 @@ impl<'a> Layer<'a> {
         launch.submit(self.backend.device())
     }
 
-    /// What scores are made with, for exponentials to the base 2: `scale_log2`, and `squash` if they are capped. The kernels'
-    /// templates say what they are.
+    /// What scores are made with, for exponentials to the base 2: `scale_log2`, and `squash` if they are capped. The
+    /// kernels' templates say what they are.
     fn scores(&self) -> (f32, Option<f32>) {
         let log2 = |x: f64| (std::f64::consts::LOG2_E * x) as f32;
         let scale = f64::from(self.attention.scale);
