@@ -231,14 +231,18 @@ fn segments(dir: &Path) -> Vec<PathBuf> {
 }
 
 /// Reads files from end to end, and says how many bytes they have. The buffer is small, so that no time goes to taking
-/// memory from the system.
+/// memory from the system, and begins with a cache line: to most other addresses behind a page's begin some processors copy at a
+/// fifth of the rate.
 fn read(files: &[PathBuf]) -> usize {
-    let mut buffer = vec![0; 1 << 20];
+    const LINE: usize = 64;
+    let mut space = vec![0; (1 << 20) + LINE];
+    let start = space.as_ptr().align_offset(LINE).min(LINE);
+    let buffer = &mut space[start..][..1 << 20];
     let mut all = 0;
     for file in files {
         let mut file = File::open(file).expect("a segment can be opened");
         loop {
-            match file.read(&mut buffer).expect("a segment can be read") {
+            match file.read(buffer).expect("a segment can be read") {
                 0 => break,
                 bytes => all += bytes,
             }

@@ -99,6 +99,19 @@ pub(crate) trait ReadAt {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
 }
 
+/// So many bytes of `space`, which grows if it is too small, where those of a file from `offset` on are best read to: in a cache
+/// line where they stand in it in the file. Memory for a buffer often begins 16 bytes behind a page's begin, and some
+/// processors (AMD's Zen 3) copy a page's bytes to an address that lies up to 31 bytes behind theirs, counted within a page, five
+/// times as slowly as to any other.
+pub(crate) fn space_for(space: &mut Vec<u8>, len: usize, offset: u64) -> &mut [u8] {
+    const LINE: usize = 64;
+    if space.len() < len + LINE {
+        space.resize(len + LINE, 0);
+    }
+    let start = (space.as_ptr().align_offset(LINE) % LINE + offset as usize % LINE) % LINE;
+    &mut space[start..start + len]
+}
+
 /// A file of a [`Disk`].
 pub(crate) trait DiskFile: ReadAt + Send + Sync {
     /// Writes all of these bytes. After an error, any part of them may have been written.
@@ -349,8 +362,7 @@ fn read_ahead(file: &File, mut offset: u64, len: u64, stop: &dyn Fn() -> bool, s
     const PROBE: usize = 64 << 10;
     const PIECE: usize = 1 << 20;
     let end = offset.saturating_add(len);
-    space.resize(PIECE, 0);
-    let probe = &mut space[..PROBE.min(usize::try_from(len).unwrap_or(PROBE))];
+    let probe = space_for(space, PROBE.min(usize::try_from(len).unwrap_or(PROBE)), offset);
     let wanted = probe.len();
     match preadv2(file, &mut [io::IoSliceMut::new(probe)], offset, ReadWriteFlags::NOWAIT) {
         Ok(read) if read < wanted => offset += read as u64,
@@ -360,7 +372,7 @@ fn read_ahead(file: &File, mut offset: u64, len: u64, stop: &dyn Fn() -> bool, s
     }
     while offset < end && !stop() {
         let piece = PIECE.min(usize::try_from(end - offset).unwrap_or(PIECE));
-        match ReadAt::read_at(file, &mut space[..piece], offset) {
+        match ReadAt::read_at(file, space_for(space, piece, offset), offset) {
             Ok(read) if read == piece => offset += read as u64,
             _ => return,
         }
@@ -370,6 +382,15 @@ fn read_ahead(file: &File, mut offset: u64, len: u64, stop: &dyn Fn() -> bool, s
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bytes_are_read_to_where_they_stand_in_their_cache_line() {
+        let mut space = Vec::new();
+        for (len, offset) in [(100, 0), (4096, 64), (70, 4097), (5000, 8191), (0, 3)] {
+            let place = space_for(&mut space, len, offset);
+            assert_eq!((place.len(), place.as_ptr() as usize % 64), (len, offset as usize % 64));
+        }
+    }
 
     #[test]
     fn a_lock_ends_with_its_holder_whoever_else_has_the_file_open() {

@@ -16,7 +16,7 @@ use super::format::{self, FIXED, Header, Lengths, PAGE};
 use super::index::Location;
 use super::store::Held;
 use crate::crc::{Crc32c, crc32c};
-use crate::disk::DiskFile;
+use crate::disk::{DiskFile, space_for};
 
 /// Records of at most so many bytes are read as a whole, and handed out as they are.
 pub(crate) const SMALL: u64 = if cfg!(test) { 8 << 10 } else { 128 << 10 };
@@ -43,20 +43,20 @@ pub(crate) fn chunk(
 ) -> io::Result<std::result::Result<KvChunk, &'static str>> {
     let entry = &location.entry;
     let first = if entry.bytes <= SMALL { entry.bytes as usize } else { PAGE as usize };
-    let mut filled = fill(&**file, entry.offset, first, buffer)?;
-    let fixed = buffer.get(..filled.min(FIXED)).unwrap_or_default();
+    let mut start = fill(&**file, entry.offset, first, buffer)?;
+    let fixed = start.get(..FIXED).unwrap_or(start);
     let lengths = format::parse_lengths(fixed, location.segment, entry.offset).filter(|l| l.record == entry.bytes);
     let Some(lengths) = lengths else { return Ok(Err("no header of a record of its length is there")) };
-    if lengths.header > filled {
-        filled = fill(&**file, entry.offset, lengths.header, buffer)?;
+    if lengths.header > start.len() {
+        start = fill(&**file, entry.offset, lengths.header, buffer)?;
     }
-    let header = format::parse_header(&buffer[..filled], location.segment, entry.offset);
+    let header = format::parse_header(start, location.segment, entry.offset);
     let Some((header, lengths)) = header else { return Ok(Err("its header does not fit its checksum")) };
     if header.id() != entry.id {
         return Ok(Err("another chunk's header is there"));
     }
     let data: Option<Arc<dyn KvData>> = if entry.bytes <= SMALL {
-        let payload = buffer[..filled].get(lengths.payload_start..lengths.payload_start + lengths.payload);
+        let payload = start.get(lengths.payload_start..lengths.payload_start + lengths.payload);
         let sound = payload.filter(|payload| header.fits(payload));
         sound.map(|payload| host(&header, payload.to_vec()))
     } else if let Some(held) = lender.filter(|_| header.has_layers_of(lengths.layer)) {
@@ -76,9 +76,10 @@ pub(crate) fn chunk(
 }
 
 /// Reads the first `len` bytes from `offset` on, or as many as there are, into the buffer.
-fn fill(file: &dyn DiskFile, offset: u64, len: usize, buffer: &mut Vec<u8>) -> io::Result<usize> {
-    buffer.resize(buffer.len().max(len), 0);
-    file.read_at(&mut buffer[..len], offset)
+fn fill<'b>(file: &dyn DiskFile, offset: u64, len: usize, buffer: &'b mut Vec<u8>) -> io::Result<&'b [u8]> {
+    let space = space_for(buffer, len, offset);
+    let filled = file.read_at(space, offset)?;
+    Ok(&space[..filled])
 }
 
 fn host(header: &Header, payload: Vec<u8>) -> Arc<dyn KvData> {
@@ -98,10 +99,11 @@ fn is_whole(
         let (mut left, mut checksum) = (lengths.layer, Crc32c::new());
         while left > 0 {
             let piece = left.min(PIECE);
-            if fill(file, at, piece, buffer)? != piece {
+            let bytes = fill(file, at, piece, buffer)?;
+            if bytes.len() < piece {
                 return Ok(false);
             }
-            checksum.update(&buffer[..piece]);
+            checksum.update(bytes);
             (at, left) = (at + piece as u64, left - piece);
         }
         if !header.trusts(checksum.finish(), *expected) {
@@ -154,8 +156,7 @@ impl KvData for SegmentKv {
 
     fn layer(&self, layer: usize) -> Result<Cow<'_, [u8]>> {
         let mut bytes = Vec::new();
-        self.layer_in(layer, &mut bytes)?;
-        Ok(Cow::Owned(bytes))
+        Ok(Cow::Owned(self.layer_in(layer, &mut bytes)?.to_vec()))
     }
 
     fn layer_in<'a>(&'a self, layer: usize, buffer: &'a mut Vec<u8>) -> Result<&'a [u8]> {
@@ -163,10 +164,9 @@ impl KvData for SegmentKv {
             let reason = format!("layer {layer} of a chunk with {} layers", self.checksums.len());
             return Err(Error::WrongKv { reason });
         };
-        buffer.resize(self.layer_bytes, 0);
         let at = self.offset + (layer * self.layer_bytes) as u64;
-        match self.file.read_at(buffer, at) {
-            Ok(filled) if filled == buffer.len() && crc32c(buffer) == *checksum => Ok(buffer),
+        match fill(&*self.file, at, self.layer_bytes, buffer) {
+            Ok(bytes) if bytes.len() == self.layer_bytes && crc32c(bytes) == *checksum => Ok(bytes),
             Ok(_) => {
                 if let Some(held) = self.held.upgrade() {
                     held.lose(&self.location, "a layer is not what was written");
