@@ -61,15 +61,21 @@ impl Instructions {
 /// A proof that the machine has AVX2, FMA and F16C.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Avx2(());
+pub(crate) struct Avx2(pulp::x86::V3);
 
 #[cfg(target_arch = "x86_64")]
 impl Avx2 {
+    /// The same but F16C, for what `pulp` knows.
+    #[inline(always)]
+    pub(crate) fn simd(self) -> pulp::x86::V3 {
+        self.0
+    }
+
     /// Where kernels of one source are compiled for AVX2, and the machine has F16C.
     #[inline(always)]
     pub(crate) fn of<S: pulp::Simd>(simd: S) -> Option<Self> {
-        let is_avx2 = (&simd as &dyn std::any::Any).is::<pulp::x86::V3>();
-        (is_avx2 && is_x86_feature_detected!("f16c")).then_some(Self(()))
+        let avx2: Option<pulp::x86::V3> = (&simd as &dyn std::any::Any).downcast_ref().copied();
+        avx2.filter(|_| is_x86_feature_detected!("f16c")).map(Self)
     }
 }
 
@@ -154,7 +160,7 @@ impl Isa {
         use pulp::x86::{V3, V4};
         let avx2 = || {
             let has_halves = is_x86_feature_detected!("f16c");
-            V3::try_new().filter(|_| has_halves).map(|arch| (Arch::V3(arch), Avx2(())))
+            V3::try_new().filter(|_| has_halves).map(|arch| (Arch::V3(arch), Avx2(arch)))
         };
         let avx512 = || V4::try_new().map(Arch::V4);
         let vnni = || is_x86_feature_detected!("avx512vnni").then_some(Bytes::Avx512Vnni(Avx512Vnni(())));

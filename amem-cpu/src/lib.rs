@@ -14,6 +14,8 @@ mod cache;
 mod elementwise;
 mod experts;
 mod isa;
+mod lines;
+mod load;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod number;
@@ -23,6 +25,7 @@ mod products;
 mod rotation;
 mod threads;
 mod unroll;
+mod vectors;
 
 use std::ops::Range;
 

@@ -1,14 +1,20 @@
 //! What NEON does with f16 and with numbers of vectors, as far as `pulp` does not have it.
 
-use std::arch::aarch64::{float32x4_t, vcvt_f16_f32, vcvt_f32_f16, vreinterpret_f16_u16, vreinterpret_u16_f16};
+use std::arch::aarch64::{
+    float32x4_t, uint16x8_t, uint32x4_t, uint64x2_t, vcvt_f16_f32, vcvt_f32_f16, vreinterpret_f16_u16,
+    vreinterpret_u16_f16,
+};
 use std::arch::asm;
 
+use bytemuck::Pod;
 use half::{bf16, f16};
 use pulp::Simd;
 use pulp::aarch64::Neon;
 
+use crate::cache::LANES;
 use crate::number::neon;
 use crate::unroll::{MOST, each_row};
+use crate::vectors::GROUP;
 
 /// Four numbers as f32.
 #[inline(always)]
@@ -76,4 +82,27 @@ pub(crate) fn add_products<S: Simd, const ROWS: usize, const VECTORS: usize>(
         }
     });
     true
+}
+
+/// Lays rows of numbers of 16 bits across, eight rows at a time: in three rounds pairs of vectors are put between each other,
+/// numbers, twos and fours.
+#[inline(always)]
+pub(crate) fn across<T: Pod>(simd: Neon, rows: [[T; GROUP]; LANES]) -> [[T; LANES]; GROUP] {
+    let v = simd.neon;
+    let numbers = |a, b| [v.vzip1q_u16(a, b), v.vzip2q_u16(a, b)].map(bytemuck::cast::<_, uint32x4_t>);
+    let twos = |a, b| [v.vzip1q_u32(a, b), v.vzip2q_u32(a, b)].map(bytemuck::cast::<_, uint64x2_t>);
+    let fours = |a, b| [v.vzip1q_u64(a, b), v.vzip2q_u64(a, b)];
+    let eight = |first: usize| -> [uint64x2_t; GROUP] {
+        let row = |row: usize| bytemuck::cast::<_, uint16x8_t>(rows[first + row]);
+        let [[a, e], [b, f]] = [numbers(row(0), row(1)), numbers(row(2), row(3))];
+        let [[c, g], [d, h]] = [numbers(row(4), row(5)), numbers(row(6), row(7))];
+        let [[a, c, e, g], [b, d, f, h]] = [[a, b, e, f], [c, d, g, h]].map(|[a, b, e, f]| {
+            let ([a, c], [e, g]) = (twos(a, b), twos(e, f));
+            [a, c, e, g]
+        });
+        let [[a, b], [c, d], [e, f], [g, h]] = [fours(a, b), fours(c, d), fours(e, f), fours(g, h)];
+        [a, b, c, d, e, f, g, h]
+    };
+    let [first, second] = [eight(0), eight(8)];
+    std::array::from_fn(|row| bytemuck::cast([first[row], second[row]]))
 }

@@ -13,7 +13,9 @@ use bytemuck::Pod;
 use half::{bf16, f16};
 use pulp::Simd;
 
-use crate::cache::Head;
+use crate::cache::{Head, LANES};
+use crate::lines::Lines;
+use crate::vectors::GROUP;
 
 /// A number as it stands in a cache.
 pub(crate) trait Element: Pod + Default + Send + Sync {
@@ -23,11 +25,11 @@ pub(crate) trait Element: Pod + Default + Send + Sync {
     /// The numbers as f32: as they lie, or put into `space`.
     fn widen<'a, S: Simd>(simd: S, from: &'a [Self], space: &'a mut [f32]) -> &'a [f32];
 
-    /// Puts the numbers of the second half between those of the first.
-    fn shuffle<S: Simd>(simd: S, halves: (&[Self], &[Self]), to: &mut [Self]);
+    /// Lays rows across.
+    fn across<S: Simd>(simd: S, rows: [[Self; GROUP]; LANES]) -> [[Self; LANES]; GROUP];
 
     /// A head's blocks, if these are its numbers.
-    fn blocks(head: &mut Head) -> Option<&mut Vec<Vec<Self>>>;
+    fn blocks(head: &mut Head) -> Option<&mut Vec<Lines<Self>>>;
 }
 
 impl Element for f32 {
@@ -41,20 +43,20 @@ impl Element for f32 {
         from
     }
 
-    /// Written as arithmetic on pairs, for compilers make vector instructions of that, and none of copying numbers to every
-    /// second place.
     #[inline(always)]
-    fn shuffle<S: Simd>(_: S, (first, second): (&[Self], &[Self]), to: &mut [Self]) {
-        let [first, second] = [first, second].map(bytemuck::cast_slice::<f32, u32>);
-        let pairs = bytemuck::cast_slice_mut::<f32, u8>(to).as_chunks_mut::<8>().0;
-        for ((pair, &a), &b) in pairs.iter_mut().zip(first).zip(second) {
-            let (a, b) = if cfg!(target_endian = "little") { (a, b) } else { (b, a) };
-            *pair = (u64::from(a) | u64::from(b) << 32).to_ne_bytes();
-        }
+    fn across<S: Simd>(_: S, rows: [[Self; GROUP]; LANES]) -> [[Self; LANES]; GROUP] {
+        by_rounds(rows, |first, second, to| {
+            let [first, second] = [first, second].map(bytemuck::cast_slice::<f32, u32>);
+            let pairs = bytemuck::cast_slice_mut::<f32, u8>(to).as_chunks_mut::<8>().0;
+            for ((pair, &a), &b) in pairs.iter_mut().zip(first).zip(second) {
+                let (a, b) = if cfg!(target_endian = "little") { (a, b) } else { (b, a) };
+                *pair = (u64::from(a) | u64::from(b) << 32).to_ne_bytes();
+            }
+        })
     }
 
     #[inline(always)]
-    fn blocks(head: &mut Head) -> Option<&mut Vec<Vec<Self>>> {
+    fn blocks(head: &mut Head) -> Option<&mut Vec<Lines<Self>>> {
         if let Head::F32(blocks) = head { Some(blocks) } else { None }
     }
 }
@@ -114,12 +116,12 @@ impl Element for f16 {
     }
 
     #[inline(always)]
-    fn shuffle<S: Simd>(simd: S, halves: (&[Self], &[Self]), to: &mut [Self]) {
-        shuffle_halves(simd, halves, to);
+    fn across<S: Simd>(simd: S, rows: [[Self; GROUP]; LANES]) -> [[Self; LANES]; GROUP] {
+        halves_across(simd, rows)
     }
 
     #[inline(always)]
-    fn blocks(head: &mut Head) -> Option<&mut Vec<Vec<Self>>> {
+    fn blocks(head: &mut Head) -> Option<&mut Vec<Lines<Self>>> {
         if let Head::F16(blocks) = head { Some(blocks) } else { None }
     }
 }
@@ -138,12 +140,12 @@ impl Element for bf16 {
     }
 
     #[inline(always)]
-    fn shuffle<S: Simd>(simd: S, halves: (&[Self], &[Self]), to: &mut [Self]) {
-        shuffle_halves(simd, halves, to);
+    fn across<S: Simd>(simd: S, rows: [[Self; GROUP]; LANES]) -> [[Self; LANES]; GROUP] {
+        halves_across(simd, rows)
     }
 
     #[inline(always)]
-    fn blocks(head: &mut Head) -> Option<&mut Vec<Vec<Self>>> {
+    fn blocks(head: &mut Head) -> Option<&mut Vec<Lines<Self>>> {
         if let Head::Bf16(blocks) = head { Some(blocks) } else { None }
     }
 }
@@ -176,45 +178,43 @@ fn widen_each(from: &[f16], to: &mut [f32]) {
     from.iter().zip(to).for_each(|(x, y)| *y = f16_to_f32(x.to_bits()));
 }
 
-/// [`Element::shuffle`] of numbers of 16 bits.
+/// [`Element::across`] for numbers of 16 bits.
 #[inline(always)]
-fn shuffle_halves<S: Simd, T: Pod>(simd: S, (first, second): (&[T], &[T]), to: &mut [T]) {
-    let [first, second] = [first, second].map(bytemuck::cast_slice::<T, u16>);
+fn halves_across<S: Simd, T: Element>(simd: S, rows: [[T; GROUP]; LANES]) -> [[T; LANES]; GROUP] {
     #[cfg(target_arch = "x86_64")]
-    if let Some(simd) = v4(simd)
-        && first.len().is_multiple_of(32)
-    {
-        const FIRST: [u16; 32] = places(0);
-        const SECOND: [u16; 32] = places(16);
-        let to = bytemuck::cast_slice_mut::<T, u16>(to).as_chunks_mut::<64>().0;
-        for ((first, second), to) in first.as_chunks::<32>().0.iter().zip(second.as_chunks::<32>().0).zip(to) {
-            let [a, b] = [first, second].map(|part| bytemuck::cast(*part));
-            let both = [FIRST, SECOND].map(|places| {
-                let mixed = simd.avx512bw._mm512_permutex2var_epi16(a, bytemuck::cast(places), b);
-                bytemuck::cast::<_, [u16; 32]>(mixed)
-            });
-            *to = bytemuck::cast(both);
-        }
-        return;
+    if let Some(simd) = crate::vectors::v3(simd) {
+        return crate::vectors::across(simd, rows);
+    }
+    #[cfg(target_arch = "aarch64")]
+    if let Some(simd) = neon(simd) {
+        return crate::neon::across(simd, rows);
     }
     let _ = simd;
-    let pairs = bytemuck::cast_slice_mut::<T, u8>(to).as_chunks_mut::<4>().0;
-    for ((pair, &a), &b) in pairs.iter_mut().zip(first).zip(second) {
-        let (a, b) = if cfg!(target_endian = "little") { (a, b) } else { (b, a) };
-        *pair = (u32::from(a) | u32::from(b) << 16).to_ne_bytes();
-    }
+    by_rounds(rows, |first, second, to| {
+        let [first, second] = [first, second].map(bytemuck::cast_slice::<T, u16>);
+        let pairs = bytemuck::cast_slice_mut::<T, u8>(to).as_chunks_mut::<4>().0;
+        for ((pair, &a), &b) in pairs.iter_mut().zip(first).zip(second) {
+            let (a, b) = if cfg!(target_endian = "little") { (a, b) } else { (b, a) };
+            *pair = (u32::from(a) | u32::from(b) << 16).to_ne_bytes();
+        }
+    })
 }
 
-/// From where 32 numbers come in two vectors of 32: from one and the other in turn, from this place on.
-#[cfg(target_arch = "x86_64")]
-const fn places(first: u16) -> [u16; 32] {
-    let mut places = [0; 32];
-    let mut at = 0;
-    while at < 32 {
-        places[at] = first + at as u16 / 2 + 32 * (at as u16 % 2);
-        at += 1;
-    }
-    places
+/// Lays rows across: with each of four rounds, the numbers of the second half go between those of the first. `mix` does that,
+/// as arithmetic on pairs, for compilers make vector instructions of that, and none of copying numbers to every second place.
+#[inline(always)]
+fn by_rounds<T: Element>(rows: [[T; GROUP]; LANES], mix: impl Fn(&[T], &[T], &mut [T])) -> [[T; LANES]; GROUP] {
+    const { assert!(LANES == 1 << 4) };
+    let [mut even, mut odd] = [[[T::default(); LANES]; GROUP]; 2];
+    let round = |from: &[T], to: &mut [[T; LANES]; GROUP]| {
+        let (first, second) = from.split_at(from.len() / 2);
+        mix(first, second, to.as_flattened_mut());
+    };
+    round(rows.as_flattened(), &mut odd);
+    round(odd.as_flattened(), &mut even);
+    round(even.as_flattened(), &mut odd);
+    round(odd.as_flattened(), &mut even);
+    even
 }
 
 /// The instructions of AVX-512, if these are they. What it comes to is known when the code is compiled.
@@ -252,16 +252,14 @@ mod tests {
         }
     }
 
-    /// Pairs of numbers, which were in two halves.
-    struct Shuffled<'a>(&'a [f16]);
+    /// Rows, and what they are when they are laid across.
+    struct Across<T>([[T; GROUP]; LANES]);
 
-    impl WithSimd for Shuffled<'_> {
-        type Output = Vec<f16>;
+    impl<T: Element> WithSimd for Across<T> {
+        type Output = [[T; LANES]; GROUP];
 
-        fn with_simd<S: Simd>(self, simd: S) -> Vec<f16> {
-            let mut to = vec![f16::ZERO; self.0.len()];
-            f16::shuffle(simd, self.0.split_at(self.0.len() / 2), &mut to);
-            to
+        fn with_simd<S: Simd>(self, simd: S) -> Self::Output {
+            T::across(simd, self.0)
         }
     }
 
@@ -291,13 +289,16 @@ mod tests {
     }
 
     #[test]
-    fn halves_of_any_length_are_put_between_each_other() {
-        for length in [1_u16, 4, 31, 32, 40, 64, 96] {
-            let numbers: Vec<f16> = (0..2 * length).map(f16::from_bits).collect();
-            let expected: Vec<f16> = (0..length).flat_map(|at| [at, length + at].map(f16::from_bits)).collect();
+    fn rows_are_laid_across_by_all_instructions() {
+        fn check<T: Element + PartialEq + std::fmt::Debug>(number: impl Fn(usize) -> T) {
+            let rows = std::array::from_fn(|row| std::array::from_fn(|column| number(row * GROUP + column)));
+            let expected = std::array::from_fn(|row| std::array::from_fn(|column| number(column * GROUP + row)));
             for arch in [Arch::Scalar, Arch::new()] {
-                assert_eq!(arch.dispatch(Shuffled(&numbers)), expected, "{length} numbers with {arch:?}");
+                assert_eq!(arch.dispatch(Across(rows)), expected, "{arch:?}");
             }
         }
+        check(|number| number as f32);
+        check(|number| f16::from_bits(number as u16 * 257));
+        check(|number| bf16::from_bits(number as u16 * 257));
     }
 }

@@ -13,6 +13,7 @@ use pulp::{Simd, WithSimd};
 use crate::activation::tanh;
 use crate::cache::{BLOCK_TOKENS, Cache, Head, LANES};
 use crate::elementwise::softmax;
+use crate::lines::Lines;
 use crate::number::Element;
 use crate::products::{Tile, multiply_tile, tile_rows, tile_sizes};
 use crate::{Cpu, Plan, Tensor};
@@ -197,7 +198,7 @@ impl WithSimd for Attend<'_> {
 
 impl Attend<'_> {
     #[inline(always)]
-    fn run<S: Simd, T: Element>(self, simd: S, blocks: &[Vec<T>]) {
+    fn run<S: Simd, T: Element>(self, simd: S, blocks: &[Lines<T>]) {
         let Self { task, attention, rows, queries, result } = self;
         let head_dim = task.head_dim;
         let mut tiles = tiles((task, attention.scale), rows, queries, if S::REGISTER_COUNT >= 32 { 8 } else { 4 });

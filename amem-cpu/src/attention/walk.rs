@@ -1,7 +1,7 @@
 //! The way through some parts of a context: which tiles see what of each block.
 
 use std::cell::Cell;
-use std::ops::Range;
+use std::ops::{Deref, Range};
 
 use amem_core::transformer::{Attention, Row};
 use half::{bf16, f16};
@@ -13,6 +13,7 @@ use super::tile::{HEIGHTS, Kernels, NOTHING, Step, TALLEST, Values, Work, query_
 use crate::Tensor;
 use crate::cache::{BLOCK_TOKENS, Head, LANES};
 use crate::elementwise::total_of;
+use crate::lines::Lines;
 use crate::products::tile_heights;
 
 /// Blocks of a part.
@@ -99,14 +100,14 @@ struct State<'s> {
 
 impl Walk<'_> {
     #[inline(always)]
-    fn run<A: Arithmetic>(self, arithmetic: A, blocks: &[Vec<A::Stored>]) {
+    fn run<A: Arithmetic>(self, arithmetic: A, blocks: &[Lines<A::Stored>]) {
         let mut space = Space::take();
         self.run_in(arithmetic, blocks, &mut space);
         space.give_back();
     }
 
     #[inline(always)]
-    fn run_in<A: Arithmetic>(self, arithmetic: A, blocks: &[Vec<A::Stored>], space: &mut Space) {
+    fn run_in<A: Arithmetic>(self, arithmetic: A, blocks: &[Lines<A::Stored>], space: &mut Space) {
         let Self { chunk, queries, attention, parts, mut output } = self;
         let (head_dim, width) = (chunk.head_dim, chunk.head_dim.next_multiple_of(LANES));
         let Space { numbers, tiles } = space;
@@ -249,8 +250,8 @@ impl Tile {
 }
 
 /// A block of a context, if anything was ever written to it.
-fn block<'a, T>(blocks: &'a [Vec<T>], table: &[u32], index: usize) -> Option<&'a [T]> {
-    table.get(index).and_then(|id| blocks.get(*id as usize)).map(Vec::as_slice).filter(|block| !block.is_empty())
+fn block<'a, T>(blocks: &'a [Lines<T>], table: &[u32], index: usize) -> Option<&'a [T]> {
+    table.get(index).and_then(|id| blocks.get(*id as usize)).map(Deref::deref).filter(|block| !block.is_empty())
 }
 
 /// The slots of a block that a range covers.
@@ -385,7 +386,7 @@ pub(super) fn walk(simd: pulp::aarch64::Neon, walk: Walk<'_>) {
 struct Run<'a, A: Arithmetic> {
     walk: Walk<'a>,
     arithmetic: A,
-    blocks: &'a [Vec<A::Stored>],
+    blocks: &'a [Lines<A::Stored>],
 }
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
