@@ -38,6 +38,7 @@ use buffers::{Buffers, Numbers};
 use cache::{BLOCK_TOKENS, Slots};
 use elementwise::{Add, AddRowDistance, RmsNorm};
 use isa::Isa;
+use pages::Regions;
 use pulp::Arch;
 use rotation::{Angles, Rotate};
 use threads::Threads;
@@ -77,6 +78,7 @@ pub struct Cpu {
     weights: WeightFormat,
     threads: Threads,
     buffers: Buffers,
+    pages: Regions,
 }
 
 impl Cpu {
@@ -120,6 +122,7 @@ impl Cpu {
             weights,
             threads: Threads::start(threads)?,
             buffers: Buffers::default(),
+            pages: Regions::default(),
         })
     }
 

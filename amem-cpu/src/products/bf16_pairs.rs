@@ -9,6 +9,7 @@ use amem_core::Result;
 use bytemuck::{Pod, Zeroable};
 use pulp::{Simd, WithSimd};
 
+use super::transpose::Pairs;
 use super::{Columns, MOST_ROWS, PANEL, load_panel, round_to_bf16, store_panel, with_rows};
 use crate::isa::Avx512Bf16;
 use crate::pages::Pages;
@@ -42,15 +43,14 @@ impl Cpu {
     pub(super) fn pack_bf16(&self, (outputs, inputs): (usize, usize), bytes: &[u8]) -> Result<Pages<Weights>> {
         let pairs = inputs.div_ceil(2);
         self.packed(outputs, pairs, 1, bytes, |rows: &[[u8; 2]], panel: &mut [Weights]| {
-            const PART: usize = 64;
-            for start in (0..pairs).step_by(PART) {
-                let end = pairs.min(start + PART);
-                for (output, row) in rows.chunks_exact(inputs).enumerate() {
-                    let row = &row[2 * start..inputs.min(2 * end)];
-                    for (to, pair) in panel[start..end].iter_mut().zip(row.chunks(2)) {
-                        let [low, high] = [pair.first(), pair.get(1)].map(|x| x.copied().unwrap_or_default());
-                        to.0[output] = u32::from(u16::from_le_bytes(low)) | u32::from(u16::from_le_bytes(high)) << 16;
-                    }
+            if inputs % 2 == 0 {
+                let (rows, panel) = (bytemuck::cast_slice(rows), bytemuck::cast_slice_mut(panel));
+                return self.arch.dispatch(Pairs { rows, inputs: pairs, panel });
+            }
+            for (output, row) in rows.chunks_exact(inputs).enumerate() {
+                for (to, pair) in panel.iter_mut().zip(row.chunks(2)) {
+                    let [low, high] = [pair.first(), pair.get(1)].map(|x| x.copied().unwrap_or_default());
+                    to.0[output] = u32::from(u16::from_le_bytes(low)) | u32::from(u16::from_le_bytes(high)) << 16;
                 }
             }
         })

@@ -1,12 +1,14 @@
 //! How weights become codes: plain numbers are rounded, and the blocks of GGUF files are taken as they are.
 
-use amem_core::Result;
 use amem_core::transformer::{WeightTensor, WeightType};
-use half::f16;
+use amem_core::{Result, f16_to_f32};
 use pulp::{Simd, WithSimd};
 
 use super::quantized::{GROUP_OF_4_BITS, Group, Layout, Quantized};
 use crate::Cpu;
+
+/// Rows that one task looks through for the largest scale.
+const ROWS: usize = 64;
 
 impl Layout {
     /// How the blocks of a type are kept. Their codes stay what they are; scales are those of the file, or, where a file has
@@ -36,13 +38,17 @@ impl Cpu {
         };
         // Scales are at most this.
         let mut tops = vec![0f32; outputs];
-        self.each(tops.chunks_mut(64).enumerate().collect(), outputs * inputs, |(part, tops): (usize, &mut [f32])| {
-            let mut numbers = Vec::new();
-            for (output, top) in (part * 64..).zip(tops) {
-                row(output, &mut numbers);
-                *top = self.arch.dispatch(Largest(&numbers));
-            }
-        });
+        self.each(
+            tops.chunks_mut(ROWS).enumerate().collect(),
+            outputs * inputs,
+            |(part, tops): (usize, &mut [f32])| {
+                let mut numbers = Vec::new();
+                for (output, top) in (part * ROWS..).zip(tops) {
+                    row(output, &mut numbers);
+                    *top = self.arch.dispatch(Largest(&numbers));
+                }
+            },
+        );
         let levels = if layout.four_bits { 7.0 } else { 127.0 };
         let largest = tops.into_iter().fold(0.0, f32::max) / levels;
         Quantized::pack(self, layout, (outputs, inputs), largest, |output, groups| {
@@ -56,8 +62,13 @@ impl Cpu {
     pub(super) fn take_blocks(&self, layout: Layout, tensor: &WeightTensor<'_>) -> Result<Quantized> {
         let &WeightTensor { dtype, rows: outputs, columns: inputs, bytes, .. } = tensor;
         let row_bytes = bytes.len() / outputs;
-        let blocks = bytes.chunks_exact(dtype.block_bytes());
-        let largest = blocks.map(|block| largest_scale(dtype, block)).fold(0.0, f32::max);
+        let mut tops = vec![0f32; outputs.div_ceil(ROWS)];
+        let parts = tops.iter_mut().zip(bytes.chunks(ROWS * row_bytes)).collect();
+        self.each(parts, outputs * inputs, |(top, bytes): (&mut f32, &[u8])| {
+            let blocks = bytes.chunks_exact(dtype.block_bytes());
+            *top = blocks.map(|block| largest_scale(dtype, block)).fold(0.0, f32::max);
+        });
+        let largest = tops.into_iter().fold(0.0, f32::max);
         Quantized::pack(self, layout, (outputs, inputs), largest, |output, groups| {
             let row = &bytes[output * row_bytes..(output + 1) * row_bytes];
             let groups = groups.chunks_exact_mut(dtype.block() / layout.group);
@@ -68,7 +79,7 @@ impl Cpu {
 
 /// The f16 at a place of a block.
 fn half_at(block: &[u8], at: usize) -> f32 {
-    block.get(at..).and_then(<[u8]>::first_chunk).map_or(0.0, |bytes| f16::from_le_bytes(*bytes).to_f32())
+    block.get(at..).and_then(<[u8]>::first_chunk).map_or(0.0, |bytes| f16_to_f32(u16::from_le_bytes(*bytes)))
 }
 
 /// No scale of a block is larger.
@@ -152,6 +163,11 @@ fn fifth_at(block: &[u8], at: usize) -> u32 {
 fn take_halves(bytes: &[u8], fifth: u32, codes: &mut [u8]) {
     let half = codes.len() / 2;
     let (low, high) = codes.split_at_mut(half);
+    if fifth == 0 {
+        low.iter_mut().zip(bytes).for_each(|(low, byte)| *low = byte & 15);
+        high.iter_mut().zip(bytes).for_each(|(high, byte)| *high = byte >> 4);
+        return;
+    }
     for (index, ((low, high), byte)) in low.iter_mut().zip(high).zip(bytes).enumerate() {
         *low = (byte & 15) | ((fifth >> index & 1) as u8 * 16);
         *high = (byte >> 4) | ((fifth >> (index + half) & 1) as u8 * 16);

@@ -14,6 +14,7 @@ mod blocks;
 mod f16_avx2;
 mod float;
 mod quantized;
+mod transpose;
 
 use amem_core::transformer::{WeightRole, WeightTensor, WeightType};
 use amem_core::{Error, Result};
@@ -27,6 +28,7 @@ use bf16_fours as bf16_products;
 #[cfg(target_arch = "x86_64")]
 use bf16_pairs as bf16_products;
 use quantized::{ByteTile, Layout, Order, Quantized};
+use transpose::{Fours, Pairs};
 
 pub(crate) use float::{Tile, multiply_tile, tile_rows, tile_sizes};
 
@@ -68,43 +70,49 @@ impl Cpu {
         let weights = match (format, tensor.dtype) {
             (WeightFormat::Int4, _) if !embeds => Weights::Quantized(self.quantize(Layout::INT4, tensor)?),
             (WeightFormat::Int4 | WeightFormat::Int8, _) => Weights::Quantized(self.quantize(Layout::INT8, tensor)?),
-            (_, WeightType::F32) => Weights::F32(self.panels(shape, bytes, f32::from_le_bytes)?),
-            (_, WeightType::F16) => Weights::F16(self.panels(shape, bytes, f16::from_le_bytes)?),
+            (_, WeightType::F32) => Weights::F32(self.panels_of_pairs(shape, bytes)?),
+            (_, WeightType::F16) => Weights::F16(self.panels_of_fours(shape, bytes)?),
             #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
             (_, WeightType::Bf16) if let Some(isa) = self.isa.bf16.filter(|_| self.is_fast() && !routes) => {
                 Weights::Bf16Interleaved(self.pack_bf16(shape, bytes)?, isa)
             }
-            (_, WeightType::Bf16) => Weights::Bf16(self.panels(shape, bytes, bf16::from_le_bytes)?),
+            (_, WeightType::Bf16) => Weights::Bf16(self.panels_of_fours(shape, bytes)?),
             (_, quantized) => match Layout::of(quantized).filter(|_| self.is_fast() && !routes) {
                 Some(layout) => Weights::Quantized(self.take_blocks(layout, tensor)?),
                 None => {
-                    let numbers: Vec<u8> = tensor.to_f32().iter().flat_map(|number| number.to_ne_bytes()).collect();
-                    Weights::F32(self.panels(shape, &numbers, f32::from_ne_bytes)?)
+                    let numbers: Vec<u8> = tensor.to_f32().iter().flat_map(|number| number.to_le_bytes()).collect();
+                    Weights::F32(self.panels_of_pairs(shape, &numbers)?)
                 }
             },
         };
         Ok(Matrix { outputs, inputs, weights })
     }
 
-    /// Numbers input by input, in panels.
-    fn panels<T: Pod + Send + Sync, const SIZE: usize>(
+    /// Numbers of two bytes input by input, in panels.
+    fn panels_of_fours<T: Pod + Send + Sync>(
         &self,
         (outputs, inputs): (usize, usize),
         bytes: &[u8],
-        read: impl Fn([u8; SIZE]) -> T + Send + Sync,
     ) -> Result<Pages<T>> {
-        self.packed(outputs, inputs, PANEL, bytes, |rows: &[[u8; SIZE]], panel: &mut [T]| {
-            // In parts of rows that stay in the cache with what is made of them.
-            const PART: usize = 64;
-            for start in (0..inputs).step_by(PART) {
-                let part = start..inputs.min(start + PART);
-                let to = &mut panel[part.start * PANEL..part.end * PANEL];
-                for (output, row) in rows.chunks_exact(inputs).enumerate() {
-                    for (to, &number) in to[output..].iter_mut().step_by(PANEL).zip(&row[part.clone()]) {
-                        *to = read(number);
-                    }
-                }
-            }
+        self.packed(outputs, inputs, PANEL, bytes, |rows: &[[u8; 2]], panel: &mut [T]| {
+            let numbers: &mut [[u8; 2]] = bytemuck::cast_slice_mut(panel);
+            let panel = numbers.as_chunks_mut::<PANEL>().0;
+            self.arch.dispatch(Fours { rows, inputs, panel });
+            in_native_order(panel);
+        })
+    }
+
+    /// Numbers of four bytes input by input, in panels.
+    fn panels_of_pairs<T: Pod + Send + Sync>(
+        &self,
+        (outputs, inputs): (usize, usize),
+        bytes: &[u8],
+    ) -> Result<Pages<T>> {
+        self.packed(outputs, inputs, PANEL, bytes, |rows: &[[u8; 4]], panel: &mut [T]| {
+            let numbers: &mut [[u8; 4]] = bytemuck::cast_slice_mut(panel);
+            let panel = numbers.as_chunks_mut::<PANEL>().0;
+            self.arch.dispatch(Pairs { rows, inputs, panel });
+            in_native_order(panel);
         })
     }
 
@@ -120,11 +128,18 @@ impl Cpu {
     ) -> Result<Pages<T>> {
         let numbers = bytes.as_chunks::<SIZE>().0;
         let (panels, row) = (outputs.div_ceil(PANEL), numbers.len() / outputs.max(1));
-        let mut packed = Pages::zeros(panels.saturating_mul(units).saturating_mul(width))?;
+        let mut packed = self.pages.zeros(panels.saturating_mul(units).saturating_mul(width))?;
         let rows = numbers.chunks(PANEL * row);
         let parts = packed.chunks_exact_mut(units * width).zip(rows).collect();
         self.each(parts, numbers.len(), |(panel, rows)| fill(rows, panel));
         Ok(packed)
+    }
+}
+
+/// Turns numbers as files have them, little-endian, into those of this machine.
+fn in_native_order<const SIZE: usize>(panel: &mut [[[u8; SIZE]; PANEL]]) {
+    if cfg!(target_endian = "big") {
+        panel.as_flattened_mut().iter_mut().for_each(|number| number.reverse());
     }
 }
 

@@ -21,6 +21,7 @@ mod portable;
 use amem_core::Result;
 use bytemuck::{Pod, Zeroable};
 use half::f16;
+use half::slice::HalfFloatSliceExt;
 use pulp::{Simd, WithSimd};
 
 use super::{Columns, PANEL};
@@ -157,12 +158,12 @@ impl Quantized {
         fill: impl Fn(usize, &mut [Group<'_>]) + Send + Sync,
     ) -> Result<Self> {
         let kernels = cpu.isa.bytes;
-        let (order, flip) = (Order::of(kernels), Order::of(kernels).flip(layout));
+        let order = Order::of(kernels);
         let (panels, groups, units) = (outputs.div_ceil(PANEL), inputs.div_ceil(layout.group), layout.units());
         let of_groups = panels.saturating_mul(groups);
-        let mut codes: Pages<Codes> = Pages::zeros(of_groups.saturating_mul(units))?;
-        let mut scales: Pages<Scales> = Pages::zeros(of_groups)?;
-        let mut mins: Option<Pages<Scales>> = if layout.mins { Some(Pages::zeros(of_groups)?) } else { None };
+        let mut codes: Pages<Codes> = cpu.pages.zeros(of_groups.saturating_mul(units))?;
+        let mut scales: Pages<Scales> = cpu.pages.zeros(of_groups)?;
+        let mut mins: Option<Pages<Scales>> = if layout.mins { Some(cpu.pages.zeros(of_groups)?) } else { None };
         // The largest scale comes to between 2^10 and 2^11: f16 has 24 powers of two below that without loss.
         let exponent = if largest > 0.0 && largest.is_finite() { largest.log2().floor() as i32 - 10 } else { 0 };
         let unit = 2f32.powi(exponent.clamp(-100, 100));
@@ -173,34 +174,19 @@ impl Quantized {
         };
         let parts = codes.chunks_exact_mut(groups * units).zip(scales.chunks_exact_mut(groups)).zip(of_mins);
         cpu.each(parts.enumerate().collect(), outputs * inputs, |(panel, ((codes, scales), mins))| {
-            let mut bytes = vec![0; groups * layout.group];
-            for lane in 0..PANEL.min(outputs - panel * PANEL) {
+            let mut bytes = vec![0; 2 * groups * layout.group];
+            let lanes = PANEL.min(outputs - panel * PANEL);
+            for first in (0..lanes).step_by(2) {
                 bytes.fill(layout.offset);
-                let mut row: Vec<Group<'_>> =
-                    bytes.chunks_exact_mut(layout.group).map(|codes| Group { codes, scale: 0.0, min: 0.0 }).collect();
-                fill(panel * PANEL + lane, &mut row);
-                for (index, group) in row.iter().enumerate() {
-                    scales[index].0[lane] = f16::from_f32(group.scale / unit);
-                    if let Some(mins) = mins.get_mut(index) {
-                        mins.0[lane] = f16::from_f32(group.min / unit);
-                    }
-                    let units = &mut codes[index * units..(index + 1) * units];
-                    if order.inputs == 8 {
-                        for (at, codes) in (0..).step_by(4).zip(group.codes.as_chunks::<4>().0) {
-                            let (unit, four, _, shift) = order.place(layout, lane, at);
-                            let bytes = codes.map(|code| (code ^ flip) << shift);
-                            units[unit].0[four].iter_mut().zip(bytes).for_each(|(to, byte)| *to |= byte);
-                        }
-                    } else if layout.four_bits {
-                        for (unit, codes) in units.iter_mut().zip(group.codes.as_chunks::<8>().0) {
-                            unit.0[lane] = std::array::from_fn(|at| codes[at] | codes[at + 4] << 4);
-                        }
-                    } else {
-                        for (unit, codes) in units.iter_mut().zip(group.codes.as_chunks::<4>().0) {
-                            unit.0[lane] = codes.map(|code| code ^ flip);
-                        }
-                    }
+                let rows = bytes.chunks_exact_mut((groups * layout.group).max(1));
+                for (lane, bytes) in (first..lanes).zip(rows) {
+                    let codes = bytes.chunks_exact_mut(layout.group);
+                    let mut row: Vec<Group<'_>> = codes.map(|codes| Group { codes, scale: 0.0, min: 0.0 }).collect();
+                    fill(panel * PANEL + lane, &mut row);
+                    put_scales(scales, lane, row.iter().map(|group| group.scale / unit));
+                    put_scales(mins, lane, row.iter().map(|group| group.min / unit));
                 }
+                put_codes(codes, first, &bytes, (order, layout));
             }
         });
         Ok(Self { layout, kernels, groups, codes, scales, mins, unit })
@@ -238,6 +224,54 @@ impl Quantized {
             mins: self.mins.as_ref().map(|mins| &mins[at]),
             unit: self.unit,
         }
+    }
+}
+
+/// Puts the scales of an output's groups in their places.
+fn put_scales(places: &mut [Scales], lane: usize, scales: impl Iterator<Item = f32>) {
+    if places.is_empty() {
+        return;
+    }
+    let scales: Vec<f32> = scales.collect();
+    let mut rounded = vec![f16::ZERO; scales.len()];
+    rounded.convert_from_f32_slice(&scales);
+    places.iter_mut().zip(rounded).for_each(|(place, scale)| place.0[lane] = scale);
+}
+
+/// Puts the codes of two outputs, which lie one behind the other, in their places: the units of a panel.
+fn put_codes(units: &mut [Codes], lane: usize, codes: &[u8], (order, layout): (Order, Layout)) {
+    let (first, second) = codes.split_at(codes.len() / 2);
+    let flip = order.flip(layout);
+    if order.inputs == 8 {
+        for (lane, codes) in [(lane, first), (lane + 1, second)] {
+            let groups = units.chunks_exact_mut(layout.units()).zip(codes.chunks_exact(layout.group));
+            for (units, codes) in groups {
+                for (at, codes) in (0..).step_by(4).zip(codes.as_chunks::<4>().0) {
+                    let (unit, four, _, shift) = order.place(layout, lane, at);
+                    let bytes = codes.map(|code| (code ^ flip) << shift);
+                    units[unit].0[four].iter_mut().zip(bytes).for_each(|(to, byte)| *to |= byte);
+                }
+            }
+        }
+        return;
+    }
+    // Two outputs have eight bytes, which are stored at once.
+    let put = |unit: &mut Codes, first: u32, second: u32| {
+        let both = (u64::from(first) | u64::from(second) << 32).to_le_bytes();
+        unit.0[lane..lane + 2].as_flattened_mut().copy_from_slice(&both);
+    };
+    if layout.four_bits {
+        let halves = |codes: &[u8; 8]| {
+            let codes = u64::from_le_bytes(*codes);
+            codes as u32 | (codes >> 28) as u32
+        };
+        let codes = first.as_chunks::<8>().0.iter().zip(second.as_chunks::<8>().0);
+        units.iter_mut().zip(codes).for_each(|(unit, (first, second))| put(unit, halves(first), halves(second)));
+    } else {
+        let flip = u32::from_le_bytes([flip; 4]);
+        let codes = first.as_chunks::<4>().0.iter().zip(second.as_chunks::<4>().0);
+        let code = |codes: &[u8; 4]| u32::from_le_bytes(*codes) ^ flip;
+        units.iter_mut().zip(codes).for_each(|(unit, (first, second))| put(unit, code(first), code(second)));
     }
 }
 
