@@ -22,6 +22,13 @@ impl Buffers {
         let sizes = kept.iter().enumerate().filter(|(_, buffer)| fits(buffer));
         let best = sizes.min_by_key(|(_, buffer)| buffer.len()).map(|(index, _)| index);
         let buffer = best.map(|index| kept.swap_remove(index));
+        if buffer.is_none() {
+            // It takes the place of one that is somewhat too small: else those of short passes stay when long ones come.
+            let small = kept.iter().enumerate().filter(|(_, buffer)| (len / 4..len).contains(&buffer.len()));
+            if let Some((index, _)) = small.max_by_key(|(_, buffer)| buffer.len()) {
+                kept.swap_remove(index);
+            }
+        }
         drop(kept);
         Numbers { buffer: buffer.unwrap_or_else(|| vec![0.0; len]), len, home: self.clone() }
     }
@@ -95,6 +102,18 @@ mod tests {
         assert_eq!((again.len(), again[4002]), (4003, 7.0));
         assert_eq!(buffers.take(5000).len(), 5000);
         assert_eq!(again.clone().len(), 4003);
+    }
+
+    #[test]
+    fn larger_buffers_take_the_places_of_smaller_ones() {
+        let buffers = Buffers::default();
+        drop([10_000, 20_000, 30_000].map(|len| buffers.take(len)));
+        drop(buffers.take(40_000));
+        let mut kept: Vec<usize> = buffers.0.lock().unwrap().iter().map(Vec::len).collect();
+        kept.sort_unstable();
+        assert_eq!(kept, [10_000, 20_000, 40_000]);
+        drop(buffers.take(200_000));
+        assert_eq!(buffers.0.lock().unwrap().len(), 4);
     }
 
     #[test]
