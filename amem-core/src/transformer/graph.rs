@@ -193,10 +193,22 @@ impl<B: Backend> Scratch<'_, B> {
     }
 }
 
-impl<B: Backend> Graph<B> {
+/// A model's weights on a backend, and room for its KV.
+pub(super) struct Uploaded<B: Backend> {
+    attention: Attention,
+    embedding: B::Matrix,
+    lm_head: Option<B::Matrix>,
+    layers: Vec<Layer<B>>,
+    final_norm: B::Vector,
+    cache: B::Cache,
+    /// Of the cache.
+    blocks: usize,
+}
+
+impl<B: Backend> Uploaded<B> {
     /// Uploads the weights and makes a KV cache of at most `cache_bytes`, or of one full context if that is more.
     pub(super) fn load(
-        backend: B,
+        backend: &B,
         config: &Config,
         weights: &Weights<'_>,
         dtype: Dtype,
@@ -205,7 +217,7 @@ impl<B: Backend> Graph<B> {
     ) -> Result<Self> {
         let attention = Attention::new(0, config.head_dim).scale(config.score_scale).soft_cap(config.score_cap);
         backend.check_attention(&attention)?;
-        let loader = Loader { backend: &backend, config, weights };
+        let loader = Loader { backend, config, weights };
         // A matrix lies in memory twice while it is packed: once as in its file. The largest go first, when nothing else is there.
         let embedding = loader.matrix(&weights.embedding)?;
         let lm_head = weights.lm_head.as_ref().map(|tensor| loader.matrix(tensor)).transpose()?;
@@ -214,10 +226,25 @@ impl<B: Backend> Graph<B> {
         let final_norm = loader.norm(&weights.norm)?;
         let shape = config.kv_shape();
         let block_tokens = backend.block_tokens().max(1);
-        let block_bytes = (block_tokens * shape.token_numbers() * dtype.size()) as u64;
-        let blocks = (cache_bytes / block_bytes.max(1)).max(context.div_ceil(block_tokens) as u64).min(1 << 31);
-        let cache = backend.cache(&shape, dtype, blocks as usize)?;
-        Ok(Self {
+        let fit = cache_bytes / block_bytes(&shape, dtype, block_tokens).max(1);
+        let blocks = fit.max(context.div_ceil(block_tokens) as u64).min(1 << 31) as usize;
+        let cache = backend.cache(&shape, dtype, blocks)?;
+        Ok(Self { attention, embedding, lm_head, layers, final_norm, cache, blocks })
+    }
+}
+
+/// Bytes of a block of the KV cache.
+fn block_bytes(shape: &KvShape, dtype: Dtype, block_tokens: usize) -> u64 {
+    (block_tokens * shape.token_numbers() * dtype.size()) as u64
+}
+
+impl<B: Backend> Graph<B> {
+    /// The model that was uploaded to this backend.
+    pub(super) fn new(backend: B, config: &Config, dtype: Dtype, uploaded: Uploaded<B>) -> Self {
+        let Uploaded { attention, embedding, lm_head, layers, final_norm, cache, blocks } = uploaded;
+        let shape = config.kv_shape();
+        let block_tokens = backend.block_tokens().max(1);
+        Self {
             shape,
             dtype,
             kinds: config.kinds.clone(),
@@ -233,9 +260,9 @@ impl<B: Backend> Graph<B> {
             lm_head,
             cache: Mutex::new(cache),
             scratch: Mutex::new(None),
-            pool: BlockPool::new(blocks as usize, block_tokens, block_bytes),
+            pool: BlockPool::new(blocks, block_tokens, block_bytes(&shape, dtype, block_tokens)),
             backend,
-        })
+        }
     }
 
     /// Begins a pass. It ends with [`PassScope::end`], and also when what is returned is dropped.

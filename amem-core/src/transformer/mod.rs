@@ -47,7 +47,7 @@ use crate::{
 };
 use advance::Member;
 use context::{PagedContext, check_tokens};
-use graph::Graph;
+use graph::{Graph, Uploaded};
 
 /// How a model is loaded.
 #[derive(Clone, Debug)]
@@ -164,8 +164,8 @@ impl<B: Backend> Transformer<B> {
         Self::assemble(source, backend, options, || Ok((chat, sampling)))
     }
 
-    /// Reads what `chat` reads, packs the weights and hashes them, all at the same time: the first and the last are work
-    /// for one thread each.
+    /// Reads what `chat` reads, packs the weights and hashes them, all at the same time. The first is work for one thread;
+    /// the others share the backend's.
     fn assemble(
         source: &dyn ModelSource,
         backend: B,
@@ -176,12 +176,14 @@ impl<B: Backend> Transformer<B> {
         let weights = Weights::open(source, &config)?;
         let (numerics, dtype) = (backend.numerics(), options.kv);
         let context = options.context.unwrap_or(config.context).min(config.context);
-        let (chat, fingerprint, graph) = std::thread::scope(|scope| {
+        let (chat, fingerprint, uploaded) = std::thread::scope(|scope| {
             let chat = beside(scope, chat)?;
-            let fingerprint = beside(scope, || Ok(weights.fingerprint(&config, &numerics.name, dtype)))?;
-            let graph = Graph::load(backend, &config, &weights, dtype, context, options.kv_cache_bytes);
-            Ok::<_, Error>((joined(chat)?, joined(fingerprint)?, graph?))
+            let fingerprint =
+                beside(scope, || Ok(backend.run(|| weights.fingerprint(&config, &numerics.name, dtype))))?;
+            let uploaded = Uploaded::load(&backend, &config, &weights, dtype, context, options.kv_cache_bytes);
+            Ok::<_, Error>((joined(chat)?, joined(fingerprint)?, uploaded?))
         })?;
+        let graph = Graph::new(backend, &config, dtype, uploaded);
         let (chat, sampling) = chat;
         let info = ModelInfo::new(options.name, fingerprint, graph.shape, context, config.vocabulary);
         let info = ModelInfo { exactness: numerics.exactness, dtype, ..info };

@@ -16,7 +16,7 @@ pub(super) const SINGLE: &str = "model.safetensors";
 pub(super) const INDEX: &str = "model.safetensors.index.json";
 
 /// Bytes of a tensor that are in memory at a time while it is hashed.
-const HASHED_BYTES: usize = 16 << 20;
+const HASHED_BYTES: usize = 4 << 20;
 
 /// A tensor as a file declares it.
 struct Raw<'a> {
@@ -125,13 +125,13 @@ impl<'a> Tensors<'a> {
         self.prefix = found.or(prefixes.first()).copied().unwrap_or_default();
     }
 
-    /// Hashes all tensors in the order of their names.
+    /// Hashes all tensors in the order of their names, on all threads of the pool that this is called on.
     pub(super) fn hash(&self, hash: &mut blake3::Hasher) {
         for (name, tensor) in &self.named {
             hash.update(&(name.len() as u64).to_le_bytes());
             hash.update(format!("{name}{}{:?}", tensor.type_name, tensor.shape).as_bytes());
             for bytes in tensor.bytes.chunks(HASHED_BYTES) {
-                hash.update(bytes);
+                hash.update_rayon(bytes);
                 self.release(bytes);
             }
         }
