@@ -37,8 +37,8 @@ impl Cpu {
         let (shape, dtype) = (*shape, *dtype);
         let turns = Turns::of(turns, rope);
         turns.prepare(self, placements.iter().flat_map(runs_of));
-        let runs = placements.iter().map(|placement| turns.with_angles(runs_of(placement)));
-        let runs: Vec<Vec<(Run, &[[f32; LANES]])>> = runs.collect();
+        let runs: Vec<Vec<Turned<'_>>> =
+            placements.iter().map(|placement| turns.with_angles(runs_of(placement))).collect();
         let heads = heads.chunks_exact_mut(shape.kv_heads.max(1)).enumerate();
         let layers: Vec<(usize, Mutex<&mut [Head]>)> = heads
             .filter(|(layer, _)| layers.contains(layer))
@@ -92,6 +92,9 @@ struct Space {
     numbers: Vec<f32>,
 }
 
+/// A run, and the cosines and sines by which its keys are turned.
+type Turned<'t> = (Run, &'t [[f32; LANES]]);
+
 /// Tokens of a chunk whose slots are side by side in a vector of [`LANES`].
 struct Run {
     /// The first of them, in the chunk.
@@ -120,7 +123,7 @@ fn runs_of(placement: &Placement<'_>) -> Vec<Run> {
 pub(crate) struct Load<'a> {
     placement: &'a Placement<'a>,
     /// With their angles.
-    runs: &'a [(Run, &'a [[f32; LANES]])],
+    runs: &'a [Turned<'a>],
     kv: &'a LayerKv<'a>,
     shape: KvShape,
     dtype: Dtype,
@@ -265,7 +268,7 @@ impl Turns {
     }
 
     /// The runs, each with what it is turned by.
-    fn with_angles(&self, runs: Vec<Run>) -> Vec<(Run, &[[f32; LANES]])> {
+    fn with_angles(&self, runs: Vec<Run>) -> Vec<Turned<'_>> {
         runs.into_iter()
             .map(|run| {
                 let angles = self.angles.get(&run.base).map(Vec::as_slice).unwrap_or_default();
