@@ -20,7 +20,7 @@ use crate::rotation::Angles;
 use crate::vectors::{Fence, Plain, Vectors, turn};
 
 /// From so many bytes on, what is loaded at once is written past the processor's caches: it would drive out all that is in them,
-/// and itself in part, before it is read.
+/// and itself in part, before it is read. The bound is estimated from the sizes of caches, not measured.
 const STREAMED: usize = if cfg!(test) { 64 << 10 } else { 16 << 20 };
 
 impl Cpu {

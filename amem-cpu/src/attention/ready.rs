@@ -137,7 +137,10 @@ fn widened<'a, S: Simd, T: Widen>(simd: S, numbers: &'a [T], some: Range<usize>,
 pub(super) trait Widen: Element {
     const IS_F32: bool = false;
 
-    fn widen_all<S: Simd>(simd: S, from: &[Self], to: &mut [f32]);
+    #[inline(always)]
+    fn widen_all<S: Simd>(simd: S, from: &[Self], to: &mut [f32]) {
+        Self::widen(simd, from, to);
+    }
 }
 
 impl Widen for f32 {
@@ -149,19 +152,9 @@ impl Widen for f32 {
     }
 }
 
-impl Widen for bf16 {
-    #[inline(always)]
-    fn widen_all<S: Simd>(simd: S, from: &[Self], to: &mut [f32]) {
-        bf16::widen(simd, from, to);
-    }
-}
+impl Widen for bf16 {}
 
-impl Widen for f16 {
-    #[inline(always)]
-    fn widen_all<S: Simd>(simd: S, from: &[Self], to: &mut [f32]) {
-        f16::widen(simd, from, to);
-    }
-}
+impl Widen for f16 {}
 
 /// f32 arithmetic on numbers that can be widened as they are loaded.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
