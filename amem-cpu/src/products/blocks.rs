@@ -16,8 +16,8 @@ impl Layout {
     pub(super) fn of(weights: WeightType) -> Option<Self> {
         let layout = |group, four_bits, offset, mins| Some(Self { group, four_bits, offset, mins });
         match weights {
-            WeightType::Q8_0 => layout(32, false, 128, false),
-            WeightType::Q4_0 => layout(GROUP_OF_4_BITS, true, 8, false),
+            WeightType::Q8_0 => Some(Self::INT8),
+            WeightType::Q4_0 => Some(Self::INT4),
             WeightType::Q4_1 | WeightType::Q4K => layout(GROUP_OF_4_BITS, true, 0, true),
             WeightType::Q5_0 => layout(32, false, 16, false),
             WeightType::Q5_1 | WeightType::Q5K => layout(32, false, 0, true),

@@ -7,8 +7,8 @@
 
 use std::arch::x86_64::*;
 
-use super::super::{Columns, PANEL, load_columns, store_columns, tile_heights, with_rows};
-use super::{ByteTile, GROUP_OF_4_BITS, Groups, Layout, Quantized, RowGroup, Scales};
+use super::super::{Columns, PANEL, load_columns, store_columns, with_rows};
+use super::{ByteTile, Codes, GROUP_OF_4_BITS, Groups, Layout, Quantized, RowGroup, Scales};
 use crate::isa::{Avx2, AvxVnni};
 
 impl AvxVnni {
@@ -52,17 +52,8 @@ impl Kind {
     fn of(layout: Layout, signed: bool) -> Self {
         match layout {
             Layout { four_bits: true, .. } => Self::FourBits,
-            Layout { offset: super::SIGNED, .. } if signed => Self::Signed,
+            Layout::INT8 if signed => Self::Signed,
             _ => Self::Unsigned,
-        }
-    }
-
-    /// Rows that are multiplied together at most: with two vectors each, their sums leave registers for what is made of codes. The
-    /// sums of all groups go through the cache.
-    fn tallest(self) -> usize {
-        match self {
-            Self::Signed => 4,
-            Self::Unsigned | Self::FourBits => 6,
         }
     }
 }
@@ -71,16 +62,12 @@ impl Kind {
 /// caches.
 const BLOCK: usize = 512;
 
-const _: () = assert!(GROUP_OF_4_BITS / 2 * 15 * 127 <= i16::MAX as usize, "products of a group fit 16 bits");
+/// Inputs of a group whose codes are signed or have 4 bits.
+const GROUP: usize = GROUP_OF_4_BITS;
 
-/// A tile's rows for some groups, its height, and the first row that is multiplied.
-#[derive(Clone, Copy)]
-struct Place<'a> {
-    x: &'a [[i8; 4]],
-    groups: &'a [RowGroup],
-    height: usize,
-    first: usize,
-}
+const _: () = assert!(GROUP == Layout::INT8.group);
+
+const _: () = assert!(GROUP / 2 * 15 * 127 <= i16::MAX as usize, "products of a group fit 16 bits");
 
 /// The kernels with these features. With `$signed`, codes of offset 128 are signed. `dot` adds to sums the products of codes,
 /// which are signed or not, with bytes. `dot_4_bits` does for codes of 4 bits, and what it has added up in a group becomes
@@ -94,34 +81,26 @@ macro_rules! kernels {
             pub(super) fn multiply_columns(w: &Quantized, tiles: &[ByteTile], columns: &mut Columns<'_>) {
                 let Columns { panel: first, rows, .. } = columns;
                 let width = rows.first().map_or(0, |row| row.len());
-                let block = (BLOCK / w.layout.group).max(1);
+                let (block, kind) = ((BLOCK / w.layout.group).max(1), Kind::of(w.layout, $signed));
                 for start in (0..w.groups).step_by(block) {
                     let range = start..w.groups.min(start + block);
                     for (panel, column) in (*first..).zip((0..width).step_by(PANEL)) {
                         let groups = w.groups(panel, range.clone());
                         let mut rest = &mut rows[..];
                         for tile in tiles {
-                            let (height, fours) = (tile.rows, w.layout.group / 4 * tile.rows);
-                            let mut place = Place {
-                                x: &tile.bytes[range.start * fours..range.end * fours],
-                                groups: &tile.groups[range.start * height..range.end * height],
-                                height,
-                                first: 0,
-                            };
-                            let kind = Kind::of(w.layout, $signed);
-                            for count in tile_heights(tile.rows, kind.tallest()) {
-                                let (rows, others) = rest.split_at_mut(count);
-                                rest = others;
-                                with_rows!(@each count, ROWS, {
-                                    let column = (column, start > 0);
-                                    match kind {
-                                        Kind::Unsigned => multiply::<ROWS, UNSIGNED>(&groups, place, rows, column),
-                                        Kind::Signed => multiply::<ROWS, SIGNED>(&groups, place, rows, column),
-                                        Kind::FourBits => multiply::<ROWS, FOUR_BITS>(&groups, place, rows, column),
-                                    }
-                                }, 1 2 3 4 5 6);
-                                place.first += count;
-                            }
+                            let (rows, others) = rest.split_at_mut(tile.rows);
+                            rest = others;
+                            let fours = w.layout.group / 4 * tile.rows;
+                            let x = &tile.bytes[range.start * fours..range.end * fours];
+                            let x = (x, &tile.groups[range.start * tile.rows..range.end * tile.rows]);
+                            let column = (column, start > 0);
+                            with_rows!(@each tile.rows, ROWS, {
+                                match kind {
+                                    Kind::Unsigned => multiply::<ROWS, UNSIGNED>(&groups, x, rows, column),
+                                    Kind::Signed => multiply::<ROWS, SIGNED>(&groups, x, rows, column),
+                                    Kind::FourBits => multiply::<ROWS, FOUR_BITS>(&groups, x, rows, column),
+                                }
+                            }, 1 2 3 4 5 6);
                         }
                     }
                 }
@@ -132,16 +111,16 @@ macro_rules! kernels {
             #[target_feature(enable = $features)]
             fn multiply<const ROWS: usize, const KIND: u8>(
                 w: &Groups<'_>,
-                place: Place<'_>,
+                x: (&[[i8; 4]], &[RowGroup]),
                 rows: &mut [&mut [f32]],
                 column: (usize, bool),
             ) {
                 // One row leaves registers for a whole panel.
                 if ROWS == 1 {
-                    return multiply_part::<ROWS, KIND, 4>(w, 0, place, rows, column);
+                    return multiply_part::<ROWS, KIND, 4>(w, 0, x, rows, column);
                 }
                 for first in [0, 2] {
-                    multiply_part::<ROWS, KIND, 2>(w, first, place, rows, column);
+                    multiply_part::<ROWS, KIND, 2>(w, first, x, rows, column);
                 }
             }
 
@@ -151,13 +130,12 @@ macro_rules! kernels {
             fn multiply_part<const ROWS: usize, const KIND: u8, const VECTORS: usize>(
                 w: &Groups<'_>,
                 part: usize,
-                place: Place<'_>,
+                (x, x_groups): (&[[i8; 4]], &[RowGroup]),
                 rows: &mut [&mut [f32]],
                 (column, begun): (usize, bool),
             ) {
                 let Groups { layout, codes, scales, mins, unit } = *w;
-                let Place { x, groups: x_groups, height, first } = place;
-                let offset = if KIND == SIGNED { 0 } else { -i32::from(layout.offset) };
+                let offset = -i32::from(layout.offset);
                 let (low, zero) = (_mm256_set1_epi8(15), _mm256_setzero_si256());
                 let unit = _mm256_set1_ps(unit);
                 let mut totals = [[_mm256_setzero_ps(); VECTORS]; ROWS];
@@ -168,40 +146,50 @@ macro_rules! kernels {
                         }
                     }
                 }
-                let units = codes.chunks_exact(layout.units()).zip(x.chunks_exact(layout.group / 4 * height));
-                for (index, ((codes, x), x_groups)) in units.zip(x_groups.chunks_exact(height)).enumerate() {
-                    let Some(x_groups) = x_groups[first..].first_chunk::<ROWS>() else { return };
-                    let offsets = x_groups.map(|x| _mm256_set1_epi32(offset * x.sum));
-                    let mut sums = if KIND == FOUR_BITS { [[zero; VECTORS]; ROWS] } else { offsets.map(|sum| [sum; VECTORS]) };
-                    let mut fours = x.chunks_exact(height);
-                    let mut next = || -> [__m256i; ROWS] {
-                        let fours = fours.next().and_then(|fours| fours[first..].first_chunk::<ROWS>());
-                        fours.unwrap_or(&[[0; 4]; ROWS]).map(|four| _mm256_set1_epi32(bytemuck::cast(four)))
-                    };
-                    for codes in codes {
-                        let vectors = codes.0.as_chunks::<8>().0;
-                        let codes: [__m256i; VECTORS] = std::array::from_fn(|at| bytemuck::cast(vectors[part + at]));
-                        if KIND == FOUR_BITS {
+                // Loops are better for a length that compilers know.
+                let (units, fours) = match KIND {
+                    UNSIGNED => (layout.units(), layout.group / 4),
+                    SIGNED => (GROUP / 4, GROUP / 4),
+                    _ => (GROUP / 8, GROUP / 4),
+                };
+                let groups = codes.chunks_exact(units).zip(x.chunks_exact(fours * ROWS));
+                for (index, ((codes, x), x_groups)) in groups.zip(x_groups.as_chunks::<ROWS>().0).enumerate() {
+                    let mut sums = [[zero; VECTORS]; ROWS];
+                    if KIND == UNSIGNED {
+                        for (sums, x) in sums.iter_mut().zip(x_groups) {
+                            *sums = [_mm256_set1_epi32(offset * x.sum); VECTORS];
+                        }
+                    }
+                    let x = x.as_chunks::<ROWS>().0;
+                    if KIND == FOUR_BITS {
+                        for (codes, x) in codes.iter().zip(x.as_chunks::<2>().0) {
+                            let codes: [__m256i; VECTORS] = vectors(codes, part);
                             let lower = codes.map(|codes| _mm256_and_si256(codes, low));
                             let upper = codes.map(|codes| _mm256_and_si256(_mm256_srli_epi16::<4>(codes), low));
-                            for codes in [lower, upper] {
-                                for (sums, x) in sums.iter_mut().zip(next()) {
+                            for (codes, x) in [lower, upper].into_iter().zip(x) {
+                                for (sums, x) in sums.iter_mut().zip(x) {
+                                    let x = _mm256_set1_epi32(bytemuck::cast(*x));
                                     for (sum, codes) in sums.iter_mut().zip(codes) {
                                         *sum = dot_4_bits(*sum, codes, x);
                                     }
                                 }
                             }
-                        } else {
-                            for (sums, x) in sums.iter_mut().zip(next()) {
+                        }
+                        for (sums, x) in sums.iter_mut().zip(x_groups) {
+                            let offset = _mm256_set1_epi32(offset * x.sum);
+                            for sum in sums {
+                                *sum = _mm256_add_epi32(sums_of_4_bits(*sum), offset);
+                            }
+                        }
+                    } else {
+                        for (codes, x) in codes.iter().zip(x) {
+                            let codes: [__m256i; VECTORS] = vectors(codes, part);
+                            for (sums, x) in sums.iter_mut().zip(x) {
+                                let x = _mm256_set1_epi32(bytemuck::cast(*x));
                                 for (sum, codes) in sums.iter_mut().zip(codes) {
                                     *sum = dot(*sum, codes, x, KIND == SIGNED);
                                 }
                             }
-                        }
-                    }
-                    if KIND == FOUR_BITS {
-                        for (sums, offset) in sums.iter_mut().zip(offsets) {
-                            sums.iter_mut().for_each(|sum| *sum = _mm256_add_epi32(sums_of_4_bits(*sum), offset));
                         }
                     }
                     let scales = wide::<VECTORS>(&scales[index], part, unit);
@@ -225,6 +213,13 @@ macro_rules! kernels {
                         store_columns::<8>(&bytemuck::cast(*total), row, column + 8 * (part + vector));
                     }
                 }
+            }
+
+            #[inline]
+            #[target_feature(enable = $features)]
+            fn vectors<const VECTORS: usize>(codes: &Codes, part: usize) -> [__m256i; VECTORS] {
+                let vectors = codes.0.as_chunks::<8>().0;
+                std::array::from_fn(|at| bytemuck::cast(vectors[part + at]))
             }
 
             #[inline]

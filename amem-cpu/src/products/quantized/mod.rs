@@ -56,7 +56,9 @@ impl Order {
             #[cfg(target_arch = "aarch64")]
             Bytes::NeonI8mm(_) => Self { inputs: 8, signed: true, rows: 4, padded: 2 },
             #[cfg(target_arch = "x86_64")]
-            Bytes::AvxVnni(_) | Bytes::Avx2(_) => Self { inputs: 4, signed: false, rows: 12, padded: 1 },
+            Bytes::Avx2(_) => Self { inputs: 4, signed: false, rows: 4, padded: 1 },
+            #[cfg(target_arch = "x86_64")]
+            Bytes::AvxVnni(_) => Self { inputs: 4, signed: false, rows: 6, padded: 1 },
             _ => Self { inputs: 4, signed: false, rows: 8, padded: 1 },
         }
     }
