@@ -199,6 +199,10 @@ impl Cpu {
         if let Arch::V4(simd) = self.arch {
             return super::walk::walk(simd, self.isa.bf16.and_then(|_| super::pairs::Bf16::try_new()), walk);
         }
+        #[cfg(target_arch = "x86_64")]
+        if let Some(avx2) = self.isa.f16 {
+            return super::walk::walk_avx2(avx2, walk);
+        }
         #[cfg(target_arch = "aarch64")]
         if let Arch::Neon(simd) = self.arch {
             return super::walk::walk(simd, walk);

@@ -8,9 +8,9 @@ use half::{bf16, f16};
 use pulp::Simd;
 
 use super::tile::{Kernels, Values};
-use super::wide::Wide;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-use super::wide::Wider;
+use super::wide::Loads;
+use super::wide::{Native, Wide};
 use crate::cache::LANES;
 use crate::number::Element;
 
@@ -69,12 +69,12 @@ impl<S: Simd, T> Plain<S, T> {
 
 impl<S: Simd, T: Widen> Arithmetic for Plain<S, T> {
     type Stored = T;
-    type Ready = Wide<S, f32, false>;
-    type Direct = Wide<S, f32, false>;
+    type Ready = Wide<Native<S>, f32, false>;
+    type Direct = Wide<Native<S>, f32, false>;
 
     #[inline(always)]
     fn ready(self) -> Self::Ready {
-        Wide::new(self.simd)
+        Wide::new(Native(self.simd))
     }
 
     #[inline(always)]
@@ -156,35 +156,35 @@ impl Widen for bf16 {}
 
 impl Widen for f16 {}
 
-/// f32 arithmetic on numbers that can be widened as they are loaded.
+/// f32 arithmetic on numbers that `L` widens as it loads them.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 #[derive(Clone, Copy)]
-pub(super) struct Loaded<S, T> {
-    simd: S,
+pub(super) struct Loaded<L, T> {
+    loads: L,
     numbers: PhantomData<T>,
 }
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-impl<S: Simd, T> Loaded<S, T> {
-    pub(super) fn new(simd: S) -> Self {
-        Self { simd, numbers: PhantomData }
+impl<L: Loads<T>, T> Loaded<L, T> {
+    pub(super) fn new(loads: L) -> Self {
+        Self { loads, numbers: PhantomData }
     }
 }
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-impl<S: Simd, T: Widen + Wider> Arithmetic for Loaded<S, T> {
+impl<L: Loads<T>, T: Widen> Arithmetic for Loaded<L, T> {
     type Stored = T;
-    type Ready = Wide<S, f32, false>;
-    type Direct = Wide<S, T, true>;
+    type Ready = Wide<Native<L::Simd>, f32, false>;
+    type Direct = Wide<L, T, true>;
 
     #[inline(always)]
     fn ready(self) -> Self::Ready {
-        Wide::new(self.simd)
+        Wide::new(Native(self.loads.simd()))
     }
 
     #[inline(always)]
     fn direct(self, block: &[T]) -> Option<(Self::Direct, Numbers<'_, Self::Direct>)> {
-        Some((Wide::new(self.simd), block))
+        Some((Wide::new(self.loads), block))
     }
 
     #[inline(always)]
@@ -194,7 +194,7 @@ impl<S: Simd, T: Widen + Wider> Arithmetic for Loaded<S, T> {
 
     #[inline(always)]
     fn ready_keys<'a>(self, keys: &'a [T], head_dim: usize, groups: Range<usize>, space: &'a mut [f32]) -> &'a [f32] {
-        widened(self.simd, keys, groups.start * LANES * head_dim..groups.end * LANES * head_dim, space)
+        widened(self.loads.simd(), keys, groups.start * LANES * head_dim..groups.end * LANES * head_dim, space)
     }
 
     #[inline(always)]
@@ -206,7 +206,7 @@ impl<S: Simd, T: Widen + Wider> Arithmetic for Loaded<S, T> {
         slots: Range<usize>,
         space: &'a mut [f32],
     ) -> Values<'a, f32> {
-        Plain::<S, T>::new(self.simd).ready_values(values, head_dim, width, slots, space)
+        Plain::<L::Simd, T>::new(self.loads.simd()).ready_values(values, head_dim, width, slots, space)
     }
 }
 

@@ -344,7 +344,7 @@ impl Block<'_> {
 }
 
 #[cfg(target_arch = "x86_64")]
-pub(super) use x86::walk;
+pub(super) use x86::{walk, walk_avx2};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
@@ -353,20 +353,34 @@ mod x86 {
 
     use super::super::pairs::{Bf16, Pairs};
     use super::super::ready::{Loaded, Paired};
+    use super::super::wide::{Loads, Native};
     use super::{Run, Walk};
     use crate::cache::Head;
+    use crate::isa::Avx2;
 
     /// Goes through some parts with AVX-512, and with products of bf16 where there are.
     pub(in super::super) fn walk(simd: V4, products: Option<Bf16>, walk: Walk<'_>) {
         match walk.chunk.head {
-            Head::F32(blocks) => simd.vectorize(Run { walk, arithmetic: Loaded::<V4, f32>::new(simd), blocks }),
-            Head::F16(blocks) => simd.vectorize(Run { walk, arithmetic: Loaded::<V4, f16>::new(simd), blocks }),
+            Head::F32(blocks) => simd.vectorize(Run { walk, arithmetic: Loaded::<_, f32>::new(Native(simd)), blocks }),
+            Head::F16(blocks) => simd.vectorize(Run { walk, arithmetic: Loaded::<_, f16>::new(Native(simd)), blocks }),
             Head::Bf16(blocks) => match products {
                 Some(products) if walk.chunk.head_dim.is_multiple_of(Pairs::<true>::WIDTH) => {
                     simd.vectorize(Run { walk, arithmetic: Paired::new(simd, products), blocks });
                 }
-                _ => simd.vectorize(Run { walk, arithmetic: Loaded::<V4, bf16>::new(simd), blocks }),
+                _ => simd.vectorize(Run { walk, arithmetic: Loaded::<_, bf16>::new(Native(simd)), blocks }),
             },
+        }
+    }
+
+    /// Goes through some parts with AVX2 and F16C.
+    pub(in super::super) fn walk_avx2(avx2: Avx2, walk: Walk<'_>) {
+        let simd = avx2.simd();
+        match walk.chunk.head {
+            Head::F32(blocks) => simd.vectorize(Run { walk, arithmetic: Loaded::<_, f32>::new(Native(simd)), blocks }),
+            Head::F16(blocks) => Loads::<f16>::vectorize(avx2, Run { walk, arithmetic: Loaded::new(avx2), blocks }),
+            Head::Bf16(blocks) => {
+                simd.vectorize(Run { walk, arithmetic: Loaded::<_, bf16>::new(Native(simd)), blocks })
+            }
         }
     }
 }
@@ -375,10 +389,11 @@ mod x86 {
 #[cfg(target_arch = "aarch64")]
 pub(super) fn walk(simd: pulp::aarch64::Neon, walk: Walk<'_>) {
     use super::ready::Loaded;
+    use super::wide::Native;
     match walk.chunk.head {
-        Head::F32(blocks) => simd.vectorize(Run { walk, arithmetic: Loaded::<_, f32>::new(simd), blocks }),
-        Head::F16(blocks) => simd.vectorize(Run { walk, arithmetic: Loaded::<_, f16>::new(simd), blocks }),
-        Head::Bf16(blocks) => simd.vectorize(Run { walk, arithmetic: Loaded::<_, bf16>::new(simd), blocks }),
+        Head::F32(blocks) => simd.vectorize(Run { walk, arithmetic: Loaded::<_, f32>::new(Native(simd)), blocks }),
+        Head::F16(blocks) => simd.vectorize(Run { walk, arithmetic: Loaded::<_, f16>::new(Native(simd)), blocks }),
+        Head::Bf16(blocks) => simd.vectorize(Run { walk, arithmetic: Loaded::<_, bf16>::new(Native(simd)), blocks }),
     }
 }
 

@@ -11,7 +11,44 @@ use super::tile::{Kernels, Scores, TALLEST, Values, fetch, group};
 use crate::cache::{BLOCK_TOKENS, LANES};
 use crate::unroll::each_row;
 
-/// Numbers that are f32 once they are loaded: those of 16 bits with AVX-512 and with NEON.
+/// Vectors, and the instructions by which numbers of `N` become f32 in them.
+pub(super) trait Loads<N>: Copy {
+    type Simd: Simd;
+
+    fn simd(self) -> Self::Simd;
+
+    /// A vector of the first numbers.
+    fn load(self, numbers: &[N]) -> Vector<Self, N>;
+
+    fn vectorize<F: NullaryFnOnce>(self, f: F) -> F::Output;
+}
+
+type Vector<L, N> = <<L as Loads<N>>::Simd as Simd>::f32s;
+
+/// The vectors of `S`, with its own instructions.
+#[derive(Clone, Copy)]
+pub(super) struct Native<S>(pub(super) S);
+
+impl<S: Simd, N: Wider> Loads<N> for Native<S> {
+    type Simd = S;
+
+    #[inline(always)]
+    fn simd(self) -> S {
+        self.0
+    }
+
+    #[inline(always)]
+    fn load(self, numbers: &[N]) -> S::f32s {
+        N::load(self.0, numbers)
+    }
+
+    #[inline(always)]
+    fn vectorize<F: NullaryFnOnce>(self, f: F) -> F::Output {
+        self.0.vectorize(f)
+    }
+}
+
+/// Numbers that are f32 once they are loaded: those of 16 bits with AVX-512 and with NEON, and bf16 with AVX2.
 pub(super) trait Wider: Pod {
     /// A vector of numbers.
     fn load<S: Simd>(simd: S, numbers: &[Self]) -> S::f32s;
@@ -24,31 +61,31 @@ impl Wider for f32 {
     }
 }
 
-/// f32 arithmetic with the vectors of `S` on numbers of `N`. Where they stand in a cache, what is ahead is fetched.
+/// f32 arithmetic on numbers of `N`, which `L` loads. Where they stand in a cache, what is ahead is fetched.
 #[derive(Clone, Copy)]
-pub(super) struct Wide<S, N, const CACHED: bool> {
-    simd: S,
+pub(super) struct Wide<L, N, const CACHED: bool> {
+    loads: L,
     numbers: PhantomData<N>,
 }
 
-impl<S: Simd, N, const CACHED: bool> Wide<S, N, CACHED> {
-    pub(super) fn new(simd: S) -> Self {
-        Self { simd, numbers: PhantomData }
+impl<L: Loads<N>, N, const CACHED: bool> Wide<L, N, CACHED> {
+    pub(super) fn new(loads: L) -> Self {
+        Self { loads, numbers: PhantomData }
     }
 }
 
-impl<S: Simd, N: Wider, const CACHED: bool> Kernels for Wide<S, N, CACHED> {
-    type Simd = S;
+impl<L: Loads<N>, N: Pod, const CACHED: bool> Kernels for Wide<L, N, CACHED> {
+    type Simd = L::Simd;
     type Number = N;
 
     #[inline(always)]
-    fn simd(self) -> S {
-        self.simd
+    fn simd(self) -> L::Simd {
+        self.loads.simd()
     }
 
     #[inline(always)]
     fn vectorize<F: NullaryFnOnce>(self, f: F) -> F::Output {
-        self.simd.vectorize(f)
+        self.loads.vectorize(f)
     }
 
     #[inline(always)]
@@ -61,24 +98,24 @@ impl<S: Simd, N: Wider, const CACHED: bool> Kernels for Wide<S, N, CACHED> {
         groups: Range<usize>,
         scores: &mut Scores<M>,
     ) {
-        let lanes = S::F32_LANES;
+        let lanes = L::Simd::F32_LANES;
         let mut lane = groups.start * LANES;
         while lane + 2 * lanes <= groups.end * LANES {
-            score::<S, N, M, 2, CACHED>(self.simd, queries, [keys, ahead], head_dim, lane, scores);
+            score::<L, N, M, 2, CACHED>(self.loads, queries, [keys, ahead], head_dim, lane, scores);
             lane += 2 * lanes;
         }
         if lane < groups.end * LANES {
-            score::<S, N, M, 1, CACHED>(self.simd, queries, [keys, ahead], head_dim, lane, scores);
+            score::<L, N, M, 1, CACHED>(self.loads, queries, [keys, ahead], head_dim, lane, scores);
         }
     }
 
     #[inline(always)]
     fn total<const M: usize>(self, groups: Range<usize>, weights: &mut Scores<M>, totals: &mut [[f32; LANES]; M]) {
-        let simd = self.simd;
+        let simd = self.simd();
         for (weights, totals) in weights.iter().zip(totals) {
-            let (totals, _) = S::as_mut_simd_f32s(totals);
+            let (totals, _) = L::Simd::as_mut_simd_f32s(totals);
             for weights in weights[groups.start * LANES..groups.end * LANES].chunks_exact(LANES) {
-                for (total, &weight) in totals.iter_mut().zip(S::as_simd_f32s(weights).0) {
+                for (total, &weight) in totals.iter_mut().zip(L::Simd::as_simd_f32s(weights).0) {
                     *total = simd.add_f32s(*total, weight);
                 }
             }
@@ -94,14 +131,14 @@ impl<S: Simd, N: Wider, const CACHED: bool> Kernels for Wide<S, N, CACHED> {
         factors: &[f32; M],
         sums: &mut [f32],
     ) {
-        let (width, lanes) = (sums.len() / M, S::F32_LANES);
+        let (width, lanes) = (sums.len() / M, L::Simd::F32_LANES);
         let mut column = 0;
         while column + 2 * lanes <= width {
-            add::<S, N, M, 2, CACHED>(self.simd, weights, values, slots.clone(), factors, column, sums);
+            add::<L, N, M, 2, CACHED>(self.loads, weights, values, slots.clone(), factors, column, sums);
             column += 2 * lanes;
         }
         if column < width {
-            add::<S, N, M, 1, CACHED>(self.simd, weights, values, slots, factors, column, sums);
+            add::<L, N, M, 1, CACHED>(self.loads, weights, values, slots, factors, column, sums);
         }
     }
 }
@@ -109,15 +146,15 @@ impl<S: Simd, N: Wider, const CACHED: bool> Kernels for Wide<S, N, CACHED> {
 /// The scores of `V` vectors of keys, the first of which begins at `lane`. Keys are `[groups][head_dim][LANES]`, queries
 /// `[head_dim][M]`.
 #[inline(always)]
-fn score<S: Simd, N: Wider, const M: usize, const V: usize, const CACHED: bool>(
-    simd: S,
+fn score<L: Loads<N>, N, const M: usize, const V: usize, const CACHED: bool>(
+    loads: L,
     queries: &[f32],
     [keys, ahead]: [&[N]; 2],
     head_dim: usize,
     lane: usize,
     scores: &mut Scores<M>,
 ) {
-    let lanes = S::F32_LANES;
+    let (simd, lanes) = (loads.simd(), L::Simd::F32_LANES);
     let (queries, _) = queries.as_chunks::<M>();
     // The keys of the first vector and of the last, which may be one. What follows has no other way out than its end: where
     // there is one, compilers keep the sums in memory.
@@ -129,10 +166,10 @@ fn score<S: Simd, N: Wider, const M: usize, const V: usize, const CACHED: bool>(
         if CACHED {
             ahead.iter().filter_map(|ahead| ahead.get(at)).for_each(fetch);
         }
-        let first = N::load(simd, part::<S, N>(first, places[0]));
-        let last = if V == 2 { N::load(simd, part::<S, N>(last, places[1])) } else { first };
+        let first = loads.load(part::<L::Simd, N>(first, places[0]));
+        let last = if V == 2 { loads.load(part::<L::Simd, N>(last, places[1])) } else { first };
         #[cfg(target_arch = "aarch64")]
-        if crate::neon::add_products::<S, M, V>(simd, queries, [first, last], &mut sums) {
+        if crate::neon::add_products::<L::Simd, M, V>(simd, queries, [first, last], &mut sums) {
             continue;
         }
         each_row!(ROW < M, {
@@ -144,9 +181,9 @@ fn score<S: Simd, N: Wider, const M: usize, const V: usize, const CACHED: bool>(
         });
     }
     each_row!(ROW < M, {
-        put::<S>(&mut scores[ROW], lane, sums[ROW][0]);
+        put::<L::Simd>(&mut scores[ROW], lane, sums[ROW][0]);
         if V == 2 {
-            put::<S>(&mut scores[ROW], lane + lanes, sums[ROW][1]);
+            put::<L::Simd>(&mut scores[ROW], lane + lanes, sums[ROW][1]);
         }
     });
 }
@@ -168,8 +205,8 @@ fn part<S: Simd, N>(numbers: &[N; LANES], place: usize) -> &[N] {
 
 /// The weighted sums of `V` vectors of columns.
 #[inline(always)]
-fn add<S: Simd, N: Wider, const M: usize, const V: usize, const CACHED: bool>(
-    simd: S,
+fn add<L: Loads<N>, N, const M: usize, const V: usize, const CACHED: bool>(
+    loads: L,
     weights: &Scores<M>,
     values: Values<'_, N>,
     slots: Range<usize>,
@@ -177,7 +214,7 @@ fn add<S: Simd, N: Wider, const M: usize, const V: usize, const CACHED: bool>(
     column: usize,
     sums: &mut [f32],
 ) {
-    let (lanes, width) = (S::F32_LANES, sums.len() / M);
+    let (simd, lanes, width) = (loads.simd(), L::Simd::F32_LANES, sums.len() / M);
     let mut registers = [[simd.splat_f32s(0.0); 2]; TALLEST];
     each_row!(ROW < M, {
         let (factor, sums) = (simd.splat_f32s(factors[ROW]), sums.get(ROW * width + column..).unwrap_or_default());
@@ -192,40 +229,40 @@ fn add<S: Simd, N: Wider, const M: usize, const V: usize, const CACHED: bool>(
             let first = slots.start.next_multiple_of(2).min(slots.end);
             let pairs = first / 2..(first + (slots.end - first)) / 2;
             let last = first.max(2 * pairs.end);
-            add_slots::<S, N, M, V, CACHED>(simd, weights, values, slots.start..first, column, &mut registers);
-            add_pairs::<S, N, M, V, CACHED>((simd, neon), weights, values, pairs, column, &mut registers);
+            add_slots::<L, N, M, V, CACHED>(loads, weights, values, slots.start..first, column, &mut registers);
+            add_pairs::<L, N, M, V, CACHED>((loads, neon), weights, values, pairs, column, &mut registers);
             last..slots.end
         }
         None => slots,
     };
-    add_slots::<S, N, M, V, CACHED>(simd, weights, values, slots, column, &mut registers);
+    add_slots::<L, N, M, V, CACHED>(loads, weights, values, slots, column, &mut registers);
     each_row!(ROW < M, {
-        put::<S>(sums, ROW * width + column, registers[ROW][0]);
+        put::<L::Simd>(sums, ROW * width + column, registers[ROW][0]);
         if V == 2 {
-            put::<S>(sums, ROW * width + column + lanes, registers[ROW][1]);
+            put::<L::Simd>(sums, ROW * width + column + lanes, registers[ROW][1]);
         }
     });
 }
 
 /// Adds the weighted values of some slots.
 #[inline(always)]
-fn add_slots<S: Simd, N: Wider, const M: usize, const V: usize, const CACHED: bool>(
-    simd: S,
+fn add_slots<L: Loads<N>, N, const M: usize, const V: usize, const CACHED: bool>(
+    loads: L,
     weights: &Scores<M>,
     Values { numbers, ahead, stride }: Values<'_, N>,
     slots: Range<usize>,
     column: usize,
-    registers: &mut [[S::f32s; 2]; TALLEST],
+    registers: &mut [[Vector<L, N>; 2]; TALLEST],
 ) {
-    let lanes = S::F32_LANES;
+    let (simd, lanes) = (loads.simd(), L::Simd::F32_LANES);
     let start = slots.start * stride + column;
     let [values, ahead] = [numbers, ahead].map(|numbers| numbers.get(start..).unwrap_or_default());
     for ((at, slot), values) in slots.enumerate().zip(values.chunks(stride.max(1))) {
         if CACHED {
             [0, (V - 1) * lanes].iter().filter_map(|other| ahead.get(at * stride + other)).for_each(fetch);
         }
-        let first = N::load(simd, values);
-        let last = if V == 2 { N::load(simd, values.get(lanes..).unwrap_or_default()) } else { first };
+        let first = loads.load(values);
+        let last = if V == 2 { loads.load(values.get(lanes..).unwrap_or_default()) } else { first };
         each_row!(ROW < M, {
             let weight = simd.splat_f32s(weights[ROW][slot % BLOCK_TOKENS]);
             registers[ROW][0] = simd.mul_add_f32s(weight, first, registers[ROW][0]);
@@ -240,15 +277,15 @@ fn add_slots<S: Simd, N: Wider, const M: usize, const V: usize, const CACHED: bo
 /// taken out by the instruction that multiplies with them; each as a vector of its own would take another instruction.
 #[cfg(target_arch = "aarch64")]
 #[inline(always)]
-fn add_pairs<S: Simd, N: Wider, const M: usize, const V: usize, const CACHED: bool>(
-    (simd, neon): (S, pulp::aarch64::Neon),
+fn add_pairs<L: Loads<N>, N, const M: usize, const V: usize, const CACHED: bool>(
+    (loads, neon): (L, pulp::aarch64::Neon),
     weights: &Scores<M>,
     Values { numbers, ahead, stride }: Values<'_, N>,
     pairs: Range<usize>,
     column: usize,
-    registers: &mut [[S::f32s; 2]; TALLEST],
+    registers: &mut [[Vector<L, N>; 2]; TALLEST],
 ) {
-    let lanes = S::F32_LANES;
+    let lanes = L::Simd::F32_LANES;
     let start = 2 * pairs.start * stride + column;
     let [values, ahead] = [numbers, ahead].map(|numbers| numbers.get(start..).unwrap_or_default());
     for ((at, pair), values) in pairs.enumerate().zip(values.chunks((2 * stride).max(1))) {
@@ -258,8 +295,8 @@ fn add_pairs<S: Simd, N: Wider, const M: usize, const V: usize, const CACHED: bo
         }
         let slots = [values, values.get(stride..).unwrap_or_default()];
         let values = slots.map(|values| {
-            let first = N::load(simd, values);
-            [first, if V == 2 { N::load(simd, values.get(lanes..).unwrap_or_default()) } else { first }]
+            let first = loads.load(values);
+            [first, if V == 2 { loads.load(values.get(lanes..).unwrap_or_default()) } else { first }]
         });
         let weights = weights.as_flattened().get(2 * (pair % (BLOCK_TOKENS / 2))..).unwrap_or_default();
         each_row!(ROW < M, {
@@ -298,11 +335,59 @@ impl Wider for bf16 {
             let wide = v4.avx512f._mm512_cvtepu16_epi32(bytemuck::cast(*numbers));
             return bytemuck::cast(v4.avx512f._mm512_slli_epi32::<16>(wide));
         }
+        #[cfg(target_arch = "x86_64")]
+        if let (Some(v3), Some(numbers), 8) = (crate::vectors::v3(simd), numbers.first_chunk::<8>(), S::F32_LANES) {
+            let wide = v3.avx2._mm256_cvtepu16_epi32(bytemuck::cast(*numbers));
+            return bytemuck::cast(v3.avx2._mm256_slli_epi32::<16>(wide));
+        }
         #[cfg(target_arch = "aarch64")]
         if let (Some(neon), Some(numbers)) = (crate::number::neon(simd), numbers.first_chunk::<4>()) {
             return bytemuck::cast(crate::neon::widen_bf16(neon, *numbers));
         }
         let _ = numbers;
         simd.splat_f32s(f32::NAN)
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code, reason = "instructions are called that were found to be there")]
+mod x86 {
+    use std::arch::x86_64::_mm256_cvtph_ps;
+
+    use half::f16;
+    use pulp::x86::V3;
+    use pulp::{NullaryFnOnce, Simd};
+
+    use super::Loads;
+    use crate::isa::Avx2;
+
+    /// F16C makes eight f16 f32 as it loads them.
+    impl Loads<f16> for Avx2 {
+        type Simd = V3;
+
+        #[inline(always)]
+        fn simd(self) -> V3 {
+            Avx2::simd(self)
+        }
+
+        #[inline(always)]
+        fn load(self, numbers: &[f16]) -> <V3 as Simd>::f32s {
+            match numbers.first_chunk::<8>() {
+                // SAFETY: there is an `Avx2` only where the machine has F16C.
+                Some(numbers) => bytemuck::cast(unsafe { _mm256_cvtph_ps(bytemuck::cast(*numbers)) }),
+                None => Avx2::simd(self).splat_f32s(f32::NAN),
+            }
+        }
+
+        #[inline(always)]
+        fn vectorize<F: NullaryFnOnce>(self, f: F) -> F::Output {
+            // SAFETY: there is an `Avx2` only where the machine has AVX2, FMA and F16C.
+            unsafe { call(f) }
+        }
+    }
+
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn call<F: NullaryFnOnce>(f: F) -> F::Output {
+        f.call()
     }
 }
