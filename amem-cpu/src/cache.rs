@@ -1,6 +1,6 @@
 //! The paged KV cache: blocks of rotated keys and of values, in the number type that the cache was made for.
 
-use std::ops::{Deref, Range};
+use std::ops::Range;
 
 use amem_core::transformer::Row;
 use amem_core::{Dtype, Error, KvShape, Result};
@@ -259,8 +259,11 @@ impl Distances<'_> {
         for (distance, (index, row)) in self.distances.iter_mut().zip(rows) {
             let (slot, at) = (row.slot as usize, (index * kv_heads + kv_head) * head_dim);
             let id = self.plan.tables.get(row.context).and_then(|table| table.get(slot / BLOCK_TOKENS));
-            let block = id.and_then(|id| blocks.get(*id as usize)).map(Deref::deref).unwrap_or_default();
-            let Some(places) = block.get(key_start(slot % BLOCK_TOKENS, head_dim)..) else { continue };
+            // One that nothing was written to is empty.
+            let block = id.and_then(|id| blocks.get(*id as usize)).filter(|block| !block.is_empty());
+            let Some(places) = block.and_then(|block| block.get(key_start(slot % BLOCK_TOKENS, head_dim)..)) else {
+                continue;
+            };
             stored_key(simd, &self.keys.data[at..at + head_dim], self.plan.angles.row(index), &mut key, &mut space);
             standing.iter_mut().zip(places.iter().step_by(LANES)).for_each(|(to, x)| *to = *x);
             let (fresh_space, standing_space) = space.split_at_mut(head_dim);

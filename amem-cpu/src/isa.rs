@@ -51,10 +51,7 @@ impl Instructions {
 
     /// Whether this machine has them.
     pub fn is_available(self) -> bool {
-        match Isa::of(self) {
-            Some(isa) => isa.instructions == self,
-            None => false,
-        }
+        Isa::of(self).is_some()
     }
 }
 

@@ -69,7 +69,8 @@ pub struct Plan {
     angles: Angles,
 }
 
-/// The CPU and the threads that compute on it. Clones share the threads, and so may several models.
+/// The CPU and the threads that compute on it. Clones share the threads, and so may several models. While one of them waits for
+/// the rest of its pass, its thread may take up another's: give a model that must answer at once a `Cpu` of its own.
 #[derive(Clone)]
 pub struct Cpu {
     arch: Arch,
@@ -170,12 +171,15 @@ impl Backend for Cpu {
     type Plan = Plan;
 
     fn numerics(&self) -> Numerics {
-        let name = match (self.arithmetic, self.weights) {
-            (Arithmetic::Exact, _) => "exact f32",
-            (Arithmetic::Fast, WeightFormat::Int8) => "fast, int8 weights",
-            (Arithmetic::Fast, WeightFormat::Int4) => "fast, int4 weights",
-            (Arithmetic::Fast, WeightFormat::AsStored) if self.isa.has_bf16() => "fast, bf16 products",
-            (Arithmetic::Fast, WeightFormat::AsStored) => "fast",
+        // Where bf16 is multiplied as it is, attention rounds to it as well.
+        let name = match (self.arithmetic, self.weights, self.isa.has_bf16()) {
+            (Arithmetic::Exact, ..) => "exact f32",
+            (Arithmetic::Fast, WeightFormat::Int8, false) => "fast, int8 weights",
+            (Arithmetic::Fast, WeightFormat::Int8, true) => "fast, int8 weights, bf16 products",
+            (Arithmetic::Fast, WeightFormat::Int4, false) => "fast, int4 weights",
+            (Arithmetic::Fast, WeightFormat::Int4, true) => "fast, int4 weights, bf16 products",
+            (Arithmetic::Fast, WeightFormat::AsStored, false) => "fast",
+            (Arithmetic::Fast, WeightFormat::AsStored, true) => "fast, bf16 products",
         };
         // Attention adds up what a row sees in parts, by the slots where it lies, and a row may see the same elsewhere.
         let exactness = match self.arithmetic {

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use amem_core::transformer::{Attention, Backend, Rope, Row, Span};
 use amem_core::{Dtype, KvShape};
-use amem_cpu::{Cache, Cpu, CpuOptions, Instructions};
+use amem_cpu::{Arithmetic, Cache, Cpu, CpuOptions, Instructions};
 
 /// Noise between -1 and 1.
 fn noise(seed: u64, count: usize) -> Vec<f32> {
@@ -313,6 +313,63 @@ fn a_row_yields_the_same_bits_beside_any_rows_and_on_any_number_of_threads() {
                             );
                         }
                     }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_mass_that_many_queries_give_has_the_same_bits_on_any_number_of_threads() {
+    for instructions in sets() {
+        for dtype in DTYPES {
+            // More queries than are computed together, on two key heads.
+            let case = Case::new(64, 2, 7, dtype, causal(300..340));
+            let bits = |threads| {
+                let cpu = cpu(instructions, threads);
+                let mass = case.mass(&cpu, &case.cache(&cpu), 1..40);
+                mass.into_iter().map(f32::to_bits).collect::<Vec<u32>>()
+            };
+            let alone = bits(1);
+            assert!([2, 3, 5].map(bits).iter().all(|found| *found == alone), "{} with {instructions:?}", case.name());
+        }
+    }
+}
+
+#[test]
+fn in_exact_arithmetic_all_instructions_give_the_same_bits() {
+    for dtype in DTYPES {
+        for rows in [packed(), causal(300..340)] {
+            let case = Case::new(64, 2, 7, dtype, rows);
+            let mut all = Vec::new();
+            for instructions in Instructions::ALL.into_iter().filter(|set| set.is_available()) {
+                for threads in [1, 3] {
+                    let options = CpuOptions::default().arithmetic(Arithmetic::Exact);
+                    let cpu = Cpu::open(options.instructions(instructions).threads(threads)).unwrap();
+                    let (cache, count) = (case.cache(&cpu), case.rows.len());
+                    let [attended, mass] = [case.attended(&cpu, &cache, 0..count), case.mass(&cpu, &cache, 1..count)];
+                    all.push([attended, mass].map(|x| x.into_iter().map(f32::to_bits).collect::<Vec<u32>>()));
+                }
+            }
+            assert!(all.iter().all(|bits| *bits == all[0]), "{}", case.name());
+        }
+    }
+}
+
+#[test]
+fn a_key_that_is_no_number_shows_in_the_rows_that_see_it_and_in_no_others() {
+    for instructions in sets() {
+        let cpu = cpu(instructions, 1);
+        for dtype in DTYPES {
+            for cap in [None, Some(3.0)] {
+                let attention = Attention::new(1, 32).soft_cap(cap);
+                let mut case = Case { attention, ..Case::new(32, 1, 3, dtype, causal(0..90)) };
+                case.keys[70 * 32..71 * 32].fill(f32::NAN);
+                let cache = case.cache(&cpu);
+                for (row, attended) in case.attended(&cpu, &cache, 0..90).chunks_exact(case.columns()).enumerate() {
+                    let shows = attended.iter().all(|x| x.is_nan());
+                    let hidden = attended.iter().all(|x| x.is_finite());
+                    assert!(if row < 70 { hidden } else { shows }, "row {row}, {dtype:?}, {instructions:?}, {cap:?}");
                 }
             }
         }

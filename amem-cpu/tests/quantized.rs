@@ -174,6 +174,27 @@ fn sums_of_groups_are_added_up_in_their_order_to_the_bit() {
     }
 }
 
+#[test]
+fn a_weight_that_is_no_number_shows_in_what_is_multiplied_with_it() {
+    let (outputs, inputs) = (33, 96);
+    for format in [WeightFormat::Int8, WeightFormat::Int4] {
+        for strange in [f32::NAN, f32::INFINITY] {
+            let number = |at: usize| if at == 5 * inputs + 40 { strange } else { (at % 89) as f32 / 100.0 - 0.4 };
+            let bytes: Vec<u8> = (0..outputs * inputs).flat_map(|at| number(at).to_le_bytes()).collect();
+            let tensor = WeightTensor::new(WeightRole::Up, WeightType::F32, outputs, inputs, &bytes);
+            for instructions in Instructions::ALL.into_iter().filter(|set| set.is_available()) {
+                let cpu = cpu(instructions, format);
+                let w = cpu.matrix(&tensor).unwrap();
+                let product = cpu.linear(&cpu.upload(inputs, &whole(3, inputs)).unwrap(), &w, None).unwrap();
+                for (at, found) in cpu.read(&product).unwrap().into_iter().enumerate() {
+                    let output = at % outputs;
+                    assert_eq!(found.is_finite(), output != 5, "{found} of {output}, {format:?}, {instructions:?}");
+                }
+            }
+        }
+    }
+}
+
 /// The largest products side by side: where instructions add them in few bits, all of a group have to fit.
 #[test]
 fn no_sum_of_a_group_is_too_large() {

@@ -40,7 +40,10 @@ impl Cpu {
     /// See [`Backend::attend`](amem_core::transformer::Backend::attend).
     pub(super) fn exact_attention(&self, cache: &Cache, attention: Attention, plan: &Plan, queries: &Tensor) -> Tensor {
         let head_dim = cache.shape.head_dim;
-        let tasks = self.tasks(cache, attention.layer, plan, 0..plan.rows.len(), queries);
+        // Where nothing has to be widened, small tasks are as good.
+        let tiles = if matches!(cache.head(attention.layer, 0), Head::F32(_)) { 1 } else { TILES };
+        let most = tiles * tile_rows(self.arch);
+        let tasks = self.tasks(cache, attention.layer, plan, 0..plan.rows.len(), queries, most);
         let work = work(&plan.rows, queries);
         let mut sums: Vec<Vec<f32>> = tasks.iter().map(|task| vec![0f32; task.queries.len() * head_dim]).collect();
         self.each(tasks.iter().zip(&mut sums).collect(), work, |(task, sums)| {
@@ -66,7 +69,9 @@ impl Cpu {
         mass: &mut Tensor,
     ) {
         let asking = plan.rows.get(rows.clone()).unwrap_or_default();
-        let tasks = self.tasks(cache, attention.layer, plan, rows, queries);
+        // Whatever the instructions and threads, for weights are added up task by task.
+        const QUERIES: usize = 32;
+        let tasks = self.tasks(cache, attention.layer, plan, rows, queries, QUERIES);
         // A sum for each run of tasks: enough to keep threads busy, and not one for every token of a long question.
         const SUMS: usize = 64;
         let runs: Vec<&[Task<'_>]> = tasks.chunks(tasks.len().div_ceil(SUMS).max(1)).collect();
@@ -88,12 +93,10 @@ impl Cpu {
         plan: &'a Plan,
         rows: Range<usize>,
         queries: &Tensor,
+        most: usize,
     ) -> Vec<Task<'a>> {
         let shape = cache.shape;
         let group = queries.columns / shape.row().max(1);
-        // Where nothing has to be widened, small tasks are as good.
-        let tiles = if matches!(cache.head(layer, 0), Head::F32(_)) { 1 } else { TILES };
-        let most = tiles * tile_rows(self.arch);
         let mut tasks = Vec::new();
         let mut first = rows.start;
         for rows in plan.rows.get(rows).unwrap_or_default().chunk_by(|a, b| a.context == b.context) {
@@ -232,11 +235,12 @@ impl Attend<'_> {
                 }
             }
             Output::Mass(mass) => {
+                // Query by query, so that how many a tile has makes no difference.
                 for tile in &tiles {
-                    for Segment { slots, weights, .. } in &tile.segments {
-                        let weights = weights.chunks_exact(tile.spans.len());
-                        for (mass, weights) in mass.iter_mut().skip(slots.start).zip(weights) {
-                            *mass += weights.iter().sum::<f32>();
+                    for query in 0..tile.spans.len() {
+                        for Segment { slots, weights, .. } in &tile.segments {
+                            let weights = weights.iter().skip(query).step_by(tile.spans.len());
+                            mass.iter_mut().skip(slots.start).zip(weights).for_each(|(mass, weight)| *mass += weight);
                         }
                     }
                 }

@@ -72,7 +72,10 @@ pub(super) enum Output<'a> {
 impl Cpu {
     /// See [`Backend::attend`](amem_core::transformer::Backend::attend).
     pub(super) fn fast_attention(&self, cache: &Cache, attention: Attention, plan: &Plan, queries: &Tensor) -> Tensor {
-        let (chunks, work) = self.chunks(cache, attention.layer, plan, 0..plan.rows.len(), queries);
+        let all = plan.rows.len() * queries.columns / cache.shape.head_dim.max(1);
+        let enough = |&queries: &usize| all >= 4 * self.threads.count() * queries;
+        let most = QUERIES.into_iter().find(enough).unwrap_or(QUERIES[QUERIES.len() - 1]);
+        let (chunks, work) = self.chunks(cache, attention.layer, plan, 0..plan.rows.len(), queries, most);
         let mut attended = self.tensor(queries.rows(), queries.columns);
         let outputs = outputs(&chunks, queries.columns, &mut attended.data);
         if chunks.len() >= 4 * self.threads.count() || chunks.iter().all(|chunk| chunk.parts().len() < 2) {
@@ -110,7 +113,8 @@ impl Cpu {
         queries: &Tensor,
         mass: &mut Tensor,
     ) {
-        let (chunks, work) = self.chunks(cache, attention.layer, plan, rows, queries);
+        // As many on any number of threads, for weights are added up chunk by chunk. Threads share the parts.
+        let (chunks, work) = self.chunks(cache, attention.layer, plan, rows, queries, QUERIES[0]);
         let parts = self.each_part(&chunks, 2, work / 2, |chunk, parts, weights| {
             self.walk(chunk, queries, attention, parts, Output::Weights(weights));
         });
@@ -161,7 +165,8 @@ impl Cpu {
         parts
     }
 
-    /// The queries of some rows, cut into what is computed together, and about how many multiplications they take.
+    /// The queries of some rows, cut into what is computed together, at most so many, and about how many multiplications they
+    /// take.
     fn chunks<'a>(
         &self,
         cache: &'a Cache,
@@ -169,13 +174,13 @@ impl Cpu {
         plan: &'a Plan,
         rows: Range<usize>,
         queries: &Tensor,
+        most: usize,
     ) -> (Vec<Chunk<'a>>, usize) {
         let (shape, mut first) = (cache.shape, rows.start);
         let group = queries.columns / shape.row().max(1);
         let (mut chunks, mut work) = (Vec::new(), 0);
         let rows = plan.rows.get(rows).unwrap_or_default();
-        let enough = |&queries: &usize| rows.len() * group * shape.kv_heads >= 4 * self.threads.count() * queries;
-        let most = rows_of_chunk(group, QUERIES.into_iter().find(enough).unwrap_or(QUERIES[QUERIES.len() - 1]));
+        let most = rows_of_chunk(group, most);
         for of_context in rows.chunk_by(|a, b| a.context == b.context) {
             let table = of_context.first().and_then(|row| plan.tables.get(row.context));
             for rows in of_context.chunks(most) {

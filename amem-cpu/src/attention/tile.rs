@@ -256,7 +256,7 @@ fn weigh<S: Simd, const M: usize>(
     let mut factors = [1.0; M];
     for ((scores, top), factor) in scores.iter_mut().zip(tops).zip(&mut factors) {
         let (scores, _) = S::as_mut_simd_f32s(&mut scores[groups.start * LANES..groups.end * LANES]);
-        let highest = scores.iter().fold(simd.splat_f32s(UNSEEN), |highest, &score| simd.max_f32s(highest, score));
+        let highest = scores.iter().fold(simd.splat_f32s(UNSEEN), |highest, &score| simd.max_f32s(score, highest));
         let above = simd.greater_than_f32s(highest, simd.splat_f32s(*top + SLACK));
         if simd.first_true_m32s(above) < S::F32_LANES {
             let highest = simd.reduce_max_f32s(highest);
@@ -304,5 +304,7 @@ pub(super) fn exp2<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     let power = polynomial(simd.sub_f32s(limited, simd.sub_f32s(shifted, round)));
     let n = simd.wrapping_dyn_shl_u32s(simd.transmute_u32s_f32s(shifted), simd.splat_u32s(23));
     let scaled = simd.transmute_f32s_u32s(simd.add_u32s(simd.transmute_u32s_f32s(power), n));
-    simd.select_f32s(simd.less_than_f32s(x, least), zero, scaled)
+    let scaled = simd.select_f32s(simd.less_than_f32s(x, least), zero, scaled);
+    // What is not a number stays so, as it does where an instruction scales.
+    simd.select_f32s(simd.equal_f32s(x, x), scaled, x)
 }

@@ -215,9 +215,11 @@ impl WithSimd for RoundRow<'_, '_> {
             let most = if layout.four_bits { 15.0 } else { 255.0 };
             let inverse = if group.scale == 0.0 { 0.0 } else { 1.0 / group.scale };
             for (code, x) in group.codes.iter_mut().zip(numbers) {
-                // Half to even; a number that is none becomes a code all the same.
+                // Half to even; what is not a number becomes a code all the same.
                 *code = (x * inverse + offset).round_ties_even().clamp(0.0, most) as u8;
             }
+            // And then makes the scale none, and so the results.
+            group.scale += numbers.iter().map(|x| x * 0.0).sum::<f32>();
         }
     }
 }

@@ -356,7 +356,7 @@ fn store_columns<const WIDTH: usize>(sums: &[f32; WIDTH], row: &mut [f32], colum
 #[inline(always)]
 fn round_to_bf16(x: f32) -> u32 {
     let bits = x.to_bits();
-    let rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
     // What is no number must not become infinite by rounding.
     if x.is_nan() { bits >> 16 | 0x40 } else { rounded }
 }
