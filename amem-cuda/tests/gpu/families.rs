@@ -28,11 +28,30 @@ pub(crate) struct Family {
     heads: usize,
     kv_heads: usize,
     biases: bool,
-    head_norms: bool,
-    /// Whether norms stand before and behind each block, and hold what is added to 1.
-    gemma: bool,
+    /// Whether queries, keys and values are one tensor, and gate and up another.
+    fused: bool,
+    query_norms: QueryNorms,
+    norms: Norms,
     /// Experts of each layer, and the names of their block and of gate, up and down.
     experts: Option<(usize, [&'static str; 4])>,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum QueryNorms {
+    None,
+    /// Of each head.
+    Heads,
+    /// Of all heads together.
+    Rows,
+}
+
+/// Where norms of hidden states stand.
+#[derive(Clone, Copy, PartialEq)]
+enum Norms {
+    Before,
+    After,
+    /// Before and behind each block. They hold what is added to 1.
+    Around,
 }
 
 /// Gemma 2: capped scores and logits, GELU, a scaled embedding, norms around the blocks, every other layer with a window.
@@ -42,7 +61,7 @@ pub(crate) fn gemma2() -> Family {
         "query_pre_attn_scalar": 24, "sliding_window": 23, "hidden_activation": "gelu_pytorch_tanh",
         "tie_word_embeddings": true,
     });
-    Family { gemma: true, ..family("gemma2", settings, (256, 2, 1)) }
+    Family { norms: Norms::Around, ..family("gemma2", settings, (256, 2, 1)) }
 }
 
 fn family(name: &'static str, settings: Value, (head_dim, heads, kv_heads): (usize, usize, usize)) -> Family {
@@ -53,13 +72,14 @@ fn family(name: &'static str, settings: Value, (head_dim, heads, kv_heads): (usi
         heads,
         kv_heads,
         biases: name == "qwen2",
-        head_norms: false,
-        gemma: false,
+        fused: false,
+        query_norms: QueryNorms::None,
+        norms: Norms::Before,
         experts: None,
     }
 }
 
-pub(crate) fn families() -> [Family; 10] {
+pub(crate) fn families() -> [Family; 13] {
     let llama3 = json!({
         "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "original_max_position_embeddings": 32,
@@ -69,6 +89,16 @@ pub(crate) fn families() -> [Family; 10] {
         "model_type": "gemma3_text", "query_pre_attn_scalar": 24, "sliding_window": 23, "sliding_window_pattern": 2,
         "rope_local_base_freq": 100.0, "hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": true,
     });
+    let longrope = json!({
+        "type": "longrope", "short_factor": vec![1.25; 48], "long_factor": vec![2.0; 48],
+    });
+    // Three quarters of a head are rotated.
+    let phi3 = json!({
+        "model_type": "phi3", "partial_rotary_factor": 0.75, "rope_scaling": longrope,
+        "original_max_position_embeddings": 256,
+    });
+    // The second layer does not rotate.
+    let smollm3 = json!({ "model_type": "smollm3", "no_rope_layers": [1, 0, 1] });
     let granite = json!({
         "model_type": "granite", "attention_multiplier": 0.2, "embedding_multiplier": 4.0, "logits_scaling": 2.0,
         "residual_multiplier": 0.6,
@@ -84,14 +114,21 @@ pub(crate) fn families() -> [Family; 10] {
         family("llama with yarn", json!({ "model_type": "llama", "rope_scaling": yarn }), (80, 2, 2)),
         family("mistral", json!({ "model_type": "mistral", "sliding_window": 23 }), (96, 4, 1)),
         family("qwen2", json!({ "model_type": "qwen2" }), (64, 7, 1)),
-        Family { head_norms: true, ..family("qwen3", json!({ "model_type": "qwen3" }), (128, 4, 2)) },
+        Family { query_norms: QueryNorms::Heads, ..family("qwen3", json!({ "model_type": "qwen3" }), (128, 4, 2)) },
         gemma2(),
-        Family { gemma: true, head_norms: true, ..family("gemma3", gemma3, (64, 4, 2)) },
+        Family { norms: Norms::Around, query_norms: QueryNorms::Heads, ..family("gemma3", gemma3, (64, 4, 2)) },
+        Family { fused: true, ..family("phi3", phi3, (128, 2, 1)) },
+        family("smollm3", smollm3, (64, 4, 2)),
+        Family {
+            norms: Norms::After,
+            query_norms: QueryNorms::Rows,
+            ..family("olmo2", json!({ "model_type": "olmo2" }), (64, 4, 2))
+        },
         family("granite", granite, (64, 4, 1)),
         Family { experts: Some((3, ["block_sparse_moe", "w1", "w3", "w2"])), ..family("mixtral", mixtral, (64, 4, 2)) },
         Family {
             experts: Some((4, ["mlp", "gate_proj", "up_proj", "down_proj"])),
-            head_norms: true,
+            query_norms: QueryNorms::Heads,
             ..family("qwen3-moe", moe, (64, 2, 1))
         },
     ]
@@ -123,22 +160,37 @@ impl Family {
             let mut add = |name: &str, shape: &[usize]| {
                 tensors.push((format!("model.layers.{layer}.{name}"), shape.to_vec()));
             };
-            add("input_layernorm.weight", &[HIDDEN]);
+            if self.norms != Norms::After {
+                add("input_layernorm.weight", &[HIDDEN]);
+            }
             add("post_attention_layernorm.weight", &[HIDDEN]);
-            for (name, outputs) in [("q", q), ("k", kv), ("v", kv)] {
-                add(&format!("self_attn.{name}_proj.weight"), &[outputs, HIDDEN]);
+            let parts = [("q", q), ("k", kv), ("v", kv), ("qkv", q + 2 * kv)];
+            for (name, outputs) in if self.fused { &parts[3..] } else { &parts[..3] } {
+                add(&format!("self_attn.{name}_proj.weight"), &[*outputs, HIDDEN]);
                 if self.biases {
-                    add(&format!("self_attn.{name}_proj.bias"), &[outputs]);
+                    add(&format!("self_attn.{name}_proj.bias"), &[*outputs]);
                 }
             }
-            if self.head_norms {
-                add("self_attn.q_norm.weight", &[self.head_dim]);
-                add("self_attn.k_norm.weight", &[self.head_dim]);
+            let normed = match self.query_norms {
+                QueryNorms::None => None,
+                QueryNorms::Heads => Some((self.head_dim, self.head_dim)),
+                QueryNorms::Rows => Some((q, kv)),
+            };
+            if let Some((of_queries, of_keys)) = normed {
+                add("self_attn.q_norm.weight", &[of_queries]);
+                add("self_attn.k_norm.weight", &[of_keys]);
             }
             add("self_attn.o_proj.weight", &[HIDDEN, q]);
-            if self.gemma {
+            if self.norms == Norms::Around {
                 add("pre_feedforward_layernorm.weight", &[HIDDEN]);
+            }
+            if self.norms != Norms::Before {
                 add("post_feedforward_layernorm.weight", &[HIDDEN]);
+            }
+            if self.fused {
+                add("mlp.gate_up_proj.weight", &[2 * INTERMEDIATE, HIDDEN]);
+                add("mlp.down_proj.weight", &[HIDDEN, INTERMEDIATE]);
+                continue;
             }
             let mut gated = |block: &str, [gate, up, down]: [&str; 3]| {
                 add(&format!("{block}.{gate}.weight"), &[INTERMEDIATE, HIDDEN]);
@@ -160,7 +212,7 @@ impl Family {
                 // Norms near one, and matrices that keep the size of what they are given.
                 let inputs = *shape.last().unwrap() as f32;
                 let (middle, spread) = if shape.len() == 1 { (1.0, 0.2) } else { (0.0, (3.0 / inputs).sqrt()) };
-                let middle = if name.ends_with("bias") || self.gemma { 0.0 } else { middle };
+                let middle = if name.ends_with("bias") || self.norms == Norms::Around { 0.0 } else { middle };
                 let number = |_| middle + rng.random_range(-spread..spread);
                 let numbers: Vec<f32> = (0..shape.iter().product()).map(number).collect();
                 // Weights that every precision holds exactly, so that only arithmetic is compared.
