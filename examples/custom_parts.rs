@@ -12,7 +12,7 @@ use amem_core::residency::Room;
 use amem_core::transformer::{Options, Transformer};
 use amem_core::{
     Access, ChunkId, Memory, Namespace, RamStore, RecallQuery, Recalled, Recaller, Record, RecordId, ResidencyPolicy,
-    Result, Tier, Tiered,
+    Result, State, Tier, Tiered,
 };
 use amem_cpu::Cpu;
 
@@ -25,7 +25,8 @@ impl Recaller for Latest {
     async fn index(&self, records: &[Record]) -> Result<()> {
         let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         held.retain(|old| records.iter().all(|new| new.id != old.id));
-        held.extend_from_slice(records);
+        // A record that was superseded or forgotten comes here too, to leave the index.
+        held.extend(records.iter().filter(|record| record.state == State::Active).cloned());
         held.sort_by_key(|record| std::cmp::Reverse(record.id));
         Ok(())
     }
@@ -43,12 +44,12 @@ impl Recaller for Latest {
     async fn recall(&self, namespace: &Namespace, query: &RecallQuery<'_>) -> Result<Vec<Recalled>> {
         let held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mine = held.iter().filter(|record| record.namespace == *namespace && query.may_find(record.id));
-        let mine = mine.take(query.k);
-        Ok(mine.map(|record| Recalled { id: record.id, score: 1.0 }).collect())
+        let ranked = mine.take(query.k).enumerate();
+        Ok(ranked.map(|(rank, record)| Recalled { id: record.id, score: -(rank as f32) }).collect())
     }
 }
 
-/// First in, first out.
+/// First in, first out. It looks through all chunks for one of them, which is quick enough for some thousands.
 #[derive(Default)]
 struct Fifo(VecDeque<ChunkId>);
 

@@ -57,7 +57,7 @@ async fn run() -> Result<(), Box<dyn Error>> {
     let answer = ask(&memory, "What is Bob's locker code?").await?;
     let stats = memory.kv().stats().await;
     println!("{} chunks of KV on disk, {} KiB; {} read for this answer.", stats.chunks, stats.bytes / 1024, stats.hits);
-    println!("They answered with {} of {} tokens reused.", answer.usage.reused(), answer.usage.cached);
+    println!("Of {} cached tokens, {} were reused as they were.", answer.usage.cached, answer.usage.reused());
     Ok(())
 }
 

@@ -385,7 +385,7 @@ def report(results, options):
         f"{known};",
         f"reading {peaks['read']['one'] / 1e9:.1f} GB/s with one thread, {peaks['read']['all'] / 1e9:.1f} with all.",
         "",
-        "| model, weights | what | floor | llama.cpp | candle | amem |",
+        "| model, weights | what | bound | llama.cpp | candle | amem |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
     ]
     for case in results["cases"]:
@@ -425,7 +425,7 @@ def memory_report(results):
     cases = [case for case in results["cases"] if case["memory"]]
     if not cases:
         return []
-    lines = ["", "What only amem does:", "", "| model, weights | what | time or rate | against | ratio |"]
+    lines = ["", "amem alone:", "", "| model, weights | what | time or rate | against | ratio |"]
     lines.append("| --- | --- | ---: | --- | ---: |")
     for case in cases:
         memory, name = case["memory"], f"{case['model']}, {case['type']}"

@@ -36,4 +36,16 @@ impl Prompt {
         let cached = chunks.into_iter().map(Piece::Cached).chain([question.clone()]).collect();
         Self { fresh: vec![Piece::Fresh(standing.into()), question], cached, tokens }
     }
+
+    /// The same with no more than the last `most` tokens of the question.
+    pub fn with_question_of(mut self, most: usize) -> Self {
+        let Some(Piece::Fresh(question)) = self.fresh.pop() else { return self };
+        let dropped = question.len().saturating_sub(most);
+        let question = Piece::Fresh(question[dropped..].into());
+        self.cached.pop();
+        self.fresh.push(question.clone());
+        self.cached.push(question);
+        self.tokens -= dropped;
+        self
+    }
 }
