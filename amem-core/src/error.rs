@@ -8,7 +8,7 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// The result of everything in this crate that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What went wrong. A failed call leaves everything as it was.
+/// What went wrong. A failed call leaves everything as it was, unless its documentation says otherwise.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -124,7 +124,7 @@ pub enum Error {
         /// How many wait.
         waiting: usize,
     },
-    /// The caller gave up on the work before it was done.
+    /// The work was not finished: the caller gave it up, or the engine ended.
     #[error("cancelled")]
     Cancelled,
     /// A [`KvStore`](crate::KvStore) failed.

@@ -10,7 +10,7 @@
 //!
 //! | trait | what it does | here | elsewhere |
 //! | --- | --- | --- | --- |
-//! | [`Model`], [`Context`] | computes KV and answers | [`transformer::Transformer`] over a [`transformer::Backend`] | `amem-cpu` |
+//! | [`Model`], [`Context`] | computes KV and answers | [`transformer::Transformer`] over a [`transformer::Backend`] | `Backend`s: `amem-cpu`, `amem-cuda` |
 //! | [`KvStore`] | keeps KV | [`RamStore`], [`Tiered`] | `amem-store` |
 //! | [`Ledger`] | keeps what was said | [`RamLedger`] | `amem-store` |
 //! | [`Recaller`] | finds what a question is about | [`recall::Lexical`], [`recall::Dense`], [`recall::Hybrid`] | |

@@ -56,7 +56,7 @@ pub enum CudaError {
     },
     /// There is no memory left on the GPU, after all that could be given up was.
     #[error(
-        "the GPU has no room for {bytes} bytes: {free} of {total} are free. Give the KV cache less, or load a smaller model"
+        "the GPU has no room for {bytes} bytes: {free} of {total} are free. Give the KV cache less, shorten the context, or load a smaller model"
     )]
     OutOfMemory {
         /// What was asked for.

@@ -37,7 +37,7 @@ pub struct Request {
 pub(crate) type Finally = Box<dyn FnOnce(Option<Box<dyn Context>>, Result<&Completion, &Error>) + Send>;
 
 impl Request {
-    /// Pieces to blend and answer, the last of them fresh, under the engine's own defaults.
+    /// Pieces to blend and answer, the last of them fresh, with [`Repair::default`] and [`Generation::default`].
     pub fn new(owner: Namespace, pieces: Vec<Piece>) -> Self {
         let (repair, generation) = (Repair::default(), Generation::default());
         let (context, limit, started) = (None, usize::MAX, Instant::now());

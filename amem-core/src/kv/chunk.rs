@@ -24,7 +24,7 @@ pub trait KvData: Any + Send + Sync {
     /// against checksums where it has some.
     ///
     /// # Errors
-    /// [`Error::DamagedKv`] when a checksum does not fit or the bytes cannot be read.
+    /// Any, when a checksum does not fit or the bytes cannot be read: [`KvChunk`] makes it an [`Error::DamagedKv`] of its id.
     fn layer(&self, layer: usize) -> Result<Cow<'_, [u8]>>;
 
     /// One layer's bytes, as [`layer`](Self::layer) gives them; if they have to be read from somewhere, `buffer` may hold

@@ -15,6 +15,11 @@ use crate::{ChunkId, KvChunk, OwnerId, Result};
 /// a wrong one. It may lose one after it was given, too: a layer that is not what was written when it is read
 /// is [`DamagedKv`](crate::Error::DamagedKv), and never other KV. It is checked by `testing::kv_store` (feature
 /// `testing`).
+///
+/// A store that writes chunks somewhere keeps their id, prefix, shape, tokens, model, sensitivity and encoding
+/// ([`Encoding::code`](crate::Encoding::code)), and the bytes of [`KvChunk::to_bytes`]. It makes them again with
+/// [`KvChunk::new`] over a [`HostKv`](crate::HostKv), [`with_model`](KvChunk::with_model) and
+/// [`with_sensitivity`](KvChunk::with_sensitivity): without a sensitivity the default repair cannot rank a chunk's rows.
 #[async_trait]
 pub trait KvStore: Send + Sync {
     /// The chunks of these ids, or `None`, in the order of the ids. A damaged chunk is a miss, and so is one that cannot be
@@ -234,7 +239,7 @@ impl fmt::Debug for Lease {
 pub struct StoredChunk {
     /// Its name.
     pub id: ChunkId,
-    /// Its tokens, or how many there are about, where the store cannot tell without reading the chunk.
+    /// How many tokens it has; about how many, where the store cannot tell without reading the chunk.
     pub tokens: usize,
     /// Bytes that it occupies.
     pub bytes: u64,

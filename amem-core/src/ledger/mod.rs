@@ -100,7 +100,7 @@ impl Listing {
 pub struct Page {
     /// In the order in which they were added.
     pub records: Vec<Record>,
-    /// Where the next page begins; `None` after the last.
+    /// The last id of this page, to be given as [`Listing::after`] for the next; `None` if this is the last page.
     pub next: Option<RecordId>,
 }
 

@@ -9,7 +9,8 @@ use uuid::Uuid;
 use super::{Change, Metadata};
 use crate::{Error, Result};
 
-/// Whose memory it is. Namespaces share nothing: no record, no KV, no statistics.
+/// Whose memory it is. Namespaces share no record, no KV of a memory and no statistics. They share the KV of the system line, the
+/// budgets of tiers, and the engine.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Namespace(String);
 

@@ -8,7 +8,8 @@ use super::room::Room;
 use super::{Memory, Parts, TextMemory, TextMemoryOptions};
 use crate::{Engine, EngineOptions, KvStore, Ledger, Model, RamLedger, RamStore, Recaller, Repair, Result};
 
-/// The parts of a [`Memory`]. Each has a default that needs nothing but RAM.
+/// The parts of a [`Memory`]. Each has a default that needs nothing but RAM: a [`RamStore`] without a limit, a [`RamLedger`],
+/// recall by words, the line "Answer from the notes.", and [`Repair::default`].
 pub struct MemoryBuilder {
     model: Arc<dyn Model>,
     kv: Arc<dyn KvStore>,
@@ -34,7 +35,8 @@ impl MemoryBuilder {
         }
     }
 
-    /// Where KV is kept. It is used in the background too, on threads that belong to no asynchronous runtime.
+    /// Where KV is kept; a [`Tiered`](crate::Tiered) where it has to be bounded. It is used in the background too, on threads that belong to
+    /// no asynchronous runtime.
     #[must_use]
     pub fn kv(mut self, kv: Arc<dyn KvStore>) -> Self {
         self.kv = kv;

@@ -45,7 +45,8 @@ pub struct ModelInfo {
 }
 
 impl ModelInfo {
-    /// A model whose results are the same to the bit wherever a row is computed, and whose contexts hold f32.
+    /// A model whose results are the same to the bit wherever a row is computed, and whose contexts hold f32. Where that is not
+    /// so, set `exactness` and `dtype` afterwards.
     pub fn new(
         name: impl Into<String>,
         fingerprint: Fingerprint,

@@ -36,7 +36,7 @@ pub enum Repair {
         /// The layers whose attention is read, from 0; those that the model does not have are passed over.
         layers: Range<usize>,
     },
-    /// Every row: a cold prefill, with nothing saved.
+    /// Every row that is not exact already: what comes of it is a cold prefill's, up to the rounding of sums.
     All,
 }
 

@@ -10,9 +10,9 @@ use std::ops::{Add, AddAssign};
 pub struct Usage {
     /// Tokens that stood in the context already.
     pub resident: usize,
-    /// Cached tokens that were put in place.
+    /// Tokens of memories that this call put into the context, whether their KV was held or not.
     pub cached: usize,
-    /// Cached tokens whose KV was not held and had to be computed for this call. They count as prefilled too.
+    /// Of the cached tokens, those whose KV was not held and had to be computed for this call. They count as prefilled too.
     pub missed: usize,
     /// Resident and cached tokens whose rows were computed again.
     pub repaired: usize,

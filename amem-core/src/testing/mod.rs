@@ -1,6 +1,7 @@
 //! Conformance suites that every implementation of a trait must pass.
 //!
-//! Each takes a closure that makes a fresh, empty implementation, and panics with the promise that was broken:
+//! Each takes a closure that makes a fresh, empty implementation (`recaller` and `residency_policy` want it in a `Box`, `backend` a
+//! profile of what it promises as well), and panics with the promise that was broken:
 //!
 //! ```
 //! # use amem_core::RamLedger;

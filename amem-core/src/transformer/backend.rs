@@ -5,8 +5,9 @@
 //! [`read_as`](Backend::read_as), [`heaviest`](Backend::heaviest)). What a pass needs to know of its rows (slots,
 //! positions, what each row sees) goes up once, as a [plan](Backend::plan), and not with each kernel.
 //!
-//! Two laws let cached and fresh KV mix without a trace. What a row yields depends on that row and on what it sees,
-//! never on which other rows are computed beside it or on how many threads do it. And what a KV cache holds is what a
+//! Two contracts make cached and fresh KV interchangeable. What a row yields depends on that row and on what it sees, never on
+//! which other rows are computed beside it or on how many threads do it; where a number is not finite, it may show in rows beside
+//! it too. And what a KV cache holds is what a
 //! chunk can hold: keys and values are rounded to the cache's number type before they are rotated, and once more when
 //! they are stored. A backend keeps both to the bit, or within the tolerance that its [`Numerics`] state.
 

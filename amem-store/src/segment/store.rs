@@ -28,11 +28,13 @@ pub(crate) const LOCK: &str = "LOCK";
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct SegmentOptions {
-    /// Bytes after which a segment is complete and the next one begun. A chunk that is larger has one to itself.
+    /// Bytes after which a segment is complete and the next one begun, 16 MiB unless said otherwise. A chunk that is larger has
+    /// one to itself.
     /// A deletion writes the rest of a segment anew, so larger segments make fewer files and dearer deletions.
     pub segment_bytes: u64,
     /// Bytes that all files in the directory together have at most, whatever is in them: seals, records that were replaced
-    /// and chunks that were evicted included. It holds after every call of the one that writes, and while it runs, too.
+    /// and chunks that were evicted included. It holds after every call of the one that writes, and while it runs, too. No
+    /// limit unless said otherwise.
     ///
     /// Where a put needs room, what nobody reads any more goes first, and then the segments that were written longest ago,
     /// whole: their chunks are misses from then on. A [`Tiered`](amem_core::Tiered) above, whose policy knows what is worth
