@@ -235,7 +235,10 @@ pub fn gguf(source: &dyn ModelSource, dtype: WeightType) -> GgufWriter {
     let file = tokenizer(file, &json("tokenizer.json"), &json("tokenizer_config.json"));
     let heads = |key: &str| number(key) as usize;
     let weights = SafeTensors::deserialize(source.file("model.safetensors").unwrap()).unwrap();
-    weights.iter().fold(file, |file, (name, view)| {
+    // In an order that is the same each time.
+    let mut tensors: Vec<_> = weights.iter().collect();
+    tensors.sort_by_key(|(name, _)| *name);
+    tensors.into_iter().fold(file, |file, (name, view)| {
         let from = match view.dtype() {
             safetensors::Dtype::F32 => Dtype::F32,
             safetensors::Dtype::F16 => Dtype::F16,

@@ -219,7 +219,8 @@ fn limit<S: Simd>(simd: S, cap: f32, scores: &mut [f32]) {
         let x = simd.max_f32s(least, simd.min_f32s(most, *score));
         let e = exp2(simd, simd.mul_f32s(x, double));
         let tangent = simd.add_f32s(one, simd.div_f32s(minus_two, simd.add_f32s(e, one)));
-        *score = simd.mul_f32s(cap, tangent);
+        // What is not a number may have been lost on the way.
+        *score = simd.select_f32s(simd.equal_f32s(*score, *score), simd.mul_f32s(cap, tangent), *score);
     }
 }
 

@@ -88,6 +88,9 @@ fn submitted(family: &str) -> u64 {
         "gemma2" => (llama + 2, 1 + 1 + 2),
         "gemma3" => (llama + 2 + 2, 1 + 2),
         "granite" => (llama + 2, 1 + 1),
+        // A second plan, for the layer that does not rotate.
+        "smollm3" => (llama, 2),
+        "olmo2" => (llama + 2 + 2, 0),
         "mixtral" => (experts(3, 1), 0),
         "qwen3-moe" => (experts(4, 2) + 2, 0),
         _ => (llama, 0),
