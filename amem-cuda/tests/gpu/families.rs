@@ -122,7 +122,7 @@ pub(crate) fn families() -> [Family; 13] {
         Family {
             norms: Norms::After,
             query_norms: QueryNorms::Rows,
-            ..family("olmo2", json!({ "model_type": "olmo2" }), (64, 4, 2))
+            ..family("olmo2", json!({ "model_type": "olmo2" }), (80, 4, 2))
         },
         family("granite", granite, (64, 4, 1)),
         Family { experts: Some((3, ["block_sparse_moe", "w1", "w3", "w2"])), ..family("mixtral", mixtral, (64, 4, 2)) },
