@@ -262,13 +262,15 @@ fn mask(range: &Range<u32>, first: usize) -> u64 {
 
 /// The queries of a chunk in tiles that fit the registers.
 fn tiles_of<S: Simd>(chunk: &Chunk<'_>, tiles: &mut Vec<Tile>) {
-    // Two vectors of sums for each query, and some registers for what they are made of.
+    // Two vectors of sums for each query, and some registers for what they are made of. Where one vector for each is enough for
+    // all, keys and values are loaded once.
+    let queries = chunk.queries();
     let tallest = match S::REGISTER_COUNT {
         32.. => TALLEST,
+        _ if queries <= 8 => 8,
         _ => 6,
     };
     tiles.clear();
-    let queries = chunk.queries();
     let mut first = 0;
     for count in tile_heights(queries, tallest) {
         let height = HEIGHTS.into_iter().find(|&height| height >= count).unwrap_or(tallest);

@@ -100,12 +100,13 @@ impl<L: Loads<N>, N: Pod, const CACHED: bool> Kernels for Wide<L, N, CACHED> {
     ) {
         let lanes = L::Simd::F32_LANES;
         let mut lane = groups.start * LANES;
-        while lane + 2 * lanes <= groups.end * LANES {
+        while has_room_for_two::<L::Simd>(M) && lane + 2 * lanes <= groups.end * LANES {
             score::<L, N, M, 2, CACHED>(self.loads, queries, [keys, ahead], head_dim, lane, scores);
             lane += 2 * lanes;
         }
-        if lane < groups.end * LANES {
+        while lane < groups.end * LANES {
             score::<L, N, M, 1, CACHED>(self.loads, queries, [keys, ahead], head_dim, lane, scores);
+            lane += lanes;
         }
     }
 
@@ -133,14 +134,21 @@ impl<L: Loads<N>, N: Pod, const CACHED: bool> Kernels for Wide<L, N, CACHED> {
     ) {
         let (width, lanes) = (sums.len() / M, L::Simd::F32_LANES);
         let mut column = 0;
-        while column + 2 * lanes <= width {
+        while has_room_for_two::<L::Simd>(M) && column + 2 * lanes <= width {
             add::<L, N, M, 2, CACHED>(self.loads, weights, values, slots.clone(), factors, column, sums);
             column += 2 * lanes;
         }
-        if column < width {
-            add::<L, N, M, 1, CACHED>(self.loads, weights, values, slots, factors, column, sums);
+        while column < width {
+            add::<L, N, M, 1, CACHED>(self.loads, weights, values, slots.clone(), factors, column, sums);
+            column += lanes;
         }
     }
+}
+
+/// Whether the registers hold two vectors of sums for each of so many queries, and what they are made of.
+#[inline(always)]
+fn has_room_for_two<S: Simd>(queries: usize) -> bool {
+    2 * queries + 4 <= S::REGISTER_COUNT
 }
 
 /// The scores of `V` vectors of keys, the first of which begins at `lane`. Keys are `[groups][head_dim][LANES]`, queries
