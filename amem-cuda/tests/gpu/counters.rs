@@ -90,7 +90,8 @@ fn submitted(family: &str) -> u64 {
         "granite" => (llama + 2, 1 + 1),
         // A second plan, for the layer that does not rotate.
         "smollm3" => (llama, 2),
-        "olmo2" => (llama + 2 + 2, 0),
+        // The residual stream is rounded before each block, but for what the embedding gives, which is rounded already.
+        "olmo2" => (llama + 2 + 2, 2 * 3 - 1),
         "mixtral" => (experts(3, 1), 0),
         "qwen3-moe" => (experts(4, 2) + 2, 0),
         _ => (llama, 0),
