@@ -213,7 +213,7 @@ fn part<S: Simd, N>(numbers: &[N; LANES], place: usize) -> &[N] {
 
 /// The weighted sums of `V` vectors of columns.
 #[inline(always)]
-fn add<L: Loads<N>, N, const M: usize, const V: usize, const CACHED: bool>(
+fn add<L: Loads<N>, N: Copy, const M: usize, const V: usize, const CACHED: bool>(
     loads: L,
     weights: &Scores<M>,
     values: Values<'_, N>,
