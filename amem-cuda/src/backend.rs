@@ -4,8 +4,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use amem_core::transformer::{
-    Attention, AttentionWeights, Backend, BlockTable, LayerNorm, MlpWeights, Numerics, Placement, Qkv, Rope, Row,
-    WeightRole, WeightTensor,
+    Attention, AttentionWeights, Backend, BlockTable, ExpertWeights, LayerNorm, MlpWeights, Numerics, Placement, Qkv,
+    Rope, Row, WeightRole, WeightTensor,
 };
 use amem_core::{Dtype, Error, Exactness, KvShape, Result, Token};
 
@@ -14,6 +14,7 @@ use crate::attention::Plan;
 use crate::cache::Cache;
 use crate::driver::{Buffer, Counters, Device, Launch};
 use crate::error::CudaError;
+use crate::experts::Tables;
 use crate::plan::BLOCK_TOKENS;
 use crate::precision::Precision;
 use crate::tensor::{Matrix, Tensor, Vector};
@@ -54,6 +55,7 @@ pub struct CudaBackend {
     device: Arc<Device>,
     precision: Precision,
     angles: Arc<Angles>,
+    tables: Arc<Tables>,
 }
 
 impl CudaBackend {
@@ -63,7 +65,7 @@ impl CudaBackend {
     /// What is missing: a driver, a GPU, cuBLASLt, a newer version of one of them.
     pub fn open(options: CudaOptions) -> Result<Self, CudaError> {
         let device = Device::open(options.ordinal)?;
-        Ok(Self { device, precision: options.precision, angles: Arc::default() })
+        Ok(Self { device, precision: options.precision, angles: Arc::default(), tables: Arc::default() })
     }
 
     /// What is computed in.
@@ -84,13 +86,17 @@ impl CudaBackend {
         self.angles.up_to(&self.device, rope, position)
     }
 
+    pub(crate) fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
     /// The module with attention for heads of so many numbers.
     pub(crate) fn attention_module(&self, head_dim: usize) -> Result<&'static str, CudaError> {
         let missing = CudaError::HeadDim { head_dim, dtype: self.precision.name() };
         self.precision.attention(head_dim).ok_or(missing)
     }
 
-    fn elementwise(&self, name: &'static str, grid: [usize; 3]) -> Result<Launch, CudaError> {
+    pub(crate) fn elementwise(&self, name: &'static str, grid: [usize; 3]) -> Result<Launch, CudaError> {
         Ok(Launch::new(&self.device.kernel(self.precision.elementwise(), name)?, grid))
     }
 
@@ -448,17 +454,9 @@ impl Backend for CudaBackend {
             return Err(Error::BadValue { what: "row", value, expected: "one of the tensor's" });
         }
         let x = self.narrowed(x)?;
-        let y = self.tensor(picked.len().checked_div(each).unwrap_or(0), x.columns, x.dtype)?;
         let pairs: Vec<[u32; 2]> = picked.iter().map(|(row, weight)| [*row as u32, weight.to_bits()]).collect();
         let pairs = self.device.upload(bytemuck::cast_slice(&pairs))?;
-        self.elementwise("sum_rows", [y.rows, 1, 1])?
-            .buffer(&x.buffer, x.bytes())?
-            .buffer(&pairs, 8 * y.rows * each)?
-            .buffer(&y.buffer, y.bytes())?
-            .count(each)
-            .count(y.columns)
-            .submit(&self.device)?;
-        Ok(y)
+        Ok(self.sum_picked(&x, &pairs, (picked.len().checked_div(each).unwrap_or(0), each))?)
     }
 
     fn layer_norm(&self, x: &Tensor, norm: &LayerNorm<Self>) -> Result<Tensor> {
@@ -504,6 +502,13 @@ impl Backend for CudaBackend {
 
     fn mlp(&self, x: &Tensor, w: &MlpWeights<Self>) -> Result<Tensor> {
         Ok(self.product(&self.gated(x, w)?, &w.down.weight, w.down.bias.as_ref())?)
+    }
+
+    fn experts(&self, x: &Tensor, w: &ExpertWeights<Self>) -> Result<Tensor> {
+        match self.chosen_experts(x, w)? {
+            Some(y) => Ok(y),
+            None => w.apply(self, x),
+        }
     }
 
     fn add_rms_norm(&self, x: &mut Tensor, y: &Tensor, weight: &Vector, eps: f32) -> Result<Tensor> {

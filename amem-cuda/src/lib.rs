@@ -21,6 +21,7 @@ mod backend;
 mod cache;
 mod driver;
 mod error;
+mod experts;
 mod plan;
 mod precision;
 mod products;

@@ -82,7 +82,7 @@ impl CudaBackend {
     }
 
     /// Whether several products are one launch: f32 has no kernels for that.
-    fn fuses(&self, x: &Tensor) -> bool {
+    pub(crate) fn fuses(&self, x: &Tensor) -> bool {
         x.rows <= FEW_ROWS && self.precision() != Precision::F32
     }
 

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use super::reference::Reference;
 use crate::transformer::{
-    Activation, Attention, AttentionWeights, Backend, LayerNorm, Linear, MlpWeights, Placement, Qkv, Rope, Row, Span,
-    WeightRole, WeightTensor,
+    Activation, Attention, AttentionWeights, Backend, ExpertWeights, LayerNorm, Linear, MlpWeights, Placement, Qkv,
+    Rope, Row, Span, WeightRole, WeightTensor,
 };
 use crate::{ChunkId, Dtype, Encoding, Error, Exactness, HostKv, KvChunk, KvShape, PrefixId, Result};
 
@@ -54,7 +54,7 @@ impl Default for Profile {
 /// With a list of all cases that failed.
 pub fn backend<B: Backend>(profile: &Profile, make: impl Fn() -> B) {
     let mut suite = Suite { backend: Arc::new(make()), profile: profile.clone(), failures: Vec::new() };
-    let checks: [(&str, Check<B>); 12] = [
+    let checks: [(&str, Check<B>); 13] = [
         ("weights", Suite::weights_are_read_as_they_are),
         ("rows", Suite::rows_are_gathered_and_joined),
         ("elements", Suite::elements_meet_their_counterparts),
@@ -65,6 +65,7 @@ pub fn backend<B: Backend>(profile: &Profile, make: impl Fn() -> B) {
         ("scores", Suite::scores_may_be_far_from_zero),
         ("heaviest", Suite::the_heaviest_slots_are_chosen),
         ("fused", Suite::fused_methods_are_what_they_are_made_of),
+        ("experts", Suite::rows_go_through_the_experts_that_they_choose),
         ("positions", Suite::only_differences_of_positions_count),
         ("laws", Suite::where_and_beside_what_a_row_stands_changes_nothing),
     ];
@@ -612,6 +613,67 @@ impl<B: Backend> Suite<B> {
         let by_one = (0..rows.len()).map(|row| normed(&x.gather(&[row]), &y.gather(&[row])));
         let by_one = by_one.collect::<Result<Vec<_>>>()?.concat();
         self.same(format!("add_layer_norm of {} rows at once and one by one", rows.len()), &normed(&x, &y)?, &by_one);
+        Ok(())
+    }
+
+    fn rows_go_through_the_experts_that_they_choose(&mut self) -> Result<()> {
+        let (hidden, intermediate, dtype) = (self.size(24), self.size(40), self.profile.weights[0]);
+        // Rows; experts, and how many of them are chosen; how far their scores are apart. Of equal scores the first count.
+        let cases = [
+            (1, 8, 2, 1.0),
+            (5, 8, 2, 1.0),
+            (8, 40, 8, 3.0),
+            (8, 72, 1, 1.0),
+            (3, 8, 8, 20.0),
+            (2, 16, 3, 0.0),
+            (19, 16, 4, 1.0),
+        ];
+        for ((rows, experts, chosen, spread), normalised) in cases.into_iter().flat_map(|c| [(c, true), (c, false)]) {
+            let backend = Arc::clone(&self.backend);
+            let backend = &*backend;
+            let matrix = |role, seed: usize, outputs, inputs| {
+                Table::noise(seed as u64, outputs, inputs).matrix(backend, role, dtype)
+            };
+            let linear = |role, seed: usize, outputs, inputs| {
+                Ok::<_, Error>(Linear { weight: matrix(role, seed, outputs, inputs)?, bias: None })
+            };
+            let expert = |index: usize| {
+                Ok(MlpWeights {
+                    activation: Activation::Silu,
+                    gate: linear(WeightRole::Gate, 200 + 3 * index, intermediate, hidden)?,
+                    up: linear(WeightRole::Up, 201 + 3 * index, intermediate, hidden)?,
+                    down: linear(WeightRole::Down, 202 + 3 * index, hidden, intermediate)?,
+                })
+            };
+            let router = Table::noise(92, experts, hidden).scaled(spread).matrix(backend, WeightRole::Router, dtype)?;
+            let w =
+                ExpertWeights { router, experts: (0..experts).map(expert).collect::<Result<_>>()?, chosen, normalised };
+            let x = Table::noise(93, rows, hidden);
+            let of = |x: &Table| backend.read(&backend.experts(&x.on(backend)?, &w)?);
+            let found = of(&x)?;
+            let case = format!("{chosen} of {experts} experts, normalised: {normalised}, scores up to {spread} apart");
+            let by_one = (0..rows).map(|row| of(&x.gather(&[row]))).collect::<Result<Vec<_>>>()?.concat();
+            self.same(format!("{case}: {rows} rows at once and one by one"), &found, &by_one);
+
+            let on = x.on(backend)?;
+            let scores = backend.read(&backend.linear(&on, &w.router, None)?)?;
+            let all: Vec<Vec<f32>> =
+                w.experts.iter().map(|w| backend.read(&backend.mlp(&on, w)?)).collect::<Result<_>>()?;
+            let mut expected = Vec::new();
+            for (row, scores) in scores.chunks_exact(experts).enumerate() {
+                let mut ranked: Vec<usize> = (0..experts).collect();
+                ranked.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
+                let share = |expert: &usize| (f64::from(scores[*expert]) - f64::from(scores[ranked[0]])).exp();
+                let counted = if normalised { chosen } else { experts };
+                let total: f64 = ranked[..counted].iter().map(share).sum();
+                let of = |expert: usize, at| f64::from(all[expert].get(at).copied().unwrap_or(f32::NAN));
+                expected.extend((row * hidden..(row + 1) * hidden).map(|at| {
+                    let terms = ranked[..chosen].iter().map(|expert| share(expert) / total * of(*expert, at));
+                    terms.sum::<f64>() as f32
+                }));
+            }
+            self.close(self.profile.tolerance, format!("{case}, {rows} rows"), &found, &expected);
+        }
         Ok(())
     }
 

@@ -13,7 +13,7 @@
 
 use std::ops::Range;
 
-use super::graph::{Activation, AttentionWeights, LayerNorm, MlpWeights};
+use super::graph::{Activation, AttentionWeights, ExpertWeights, LayerNorm, MlpWeights};
 use super::rope::Rope;
 use super::select;
 use super::weights::WeightTensor;
@@ -428,6 +428,13 @@ pub trait Backend: Send + Sync + Sized + 'static {
             Activation::GeluTanh => self.gelu_mul(&gate, &up)?,
         };
         self.linear(&gated, &w.down.weight, w.down.bias.as_ref())
+    }
+
+    /// What normed rows `[rows][hidden]` yield in a layer with experts. A row goes through the experts that it gives the
+    /// largest scores (its products with the router; of equal ones, the first), and what they yield is added up in this
+    /// order, each times its share: the softmax of the scores. A backend that can choose by itself does not wait here.
+    fn experts(&self, x: &Self::Tensor, w: &ExpertWeights<Self>) -> Result<Self::Tensor> {
+        w.apply(self, x)
     }
 }
 

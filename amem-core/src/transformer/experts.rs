@@ -1,26 +1,19 @@
 //! Mixture of experts: a router chooses, for each row, some of many feed-forward blocks, and how much each of them counts.
 //!
-//! Rows are chosen for on the host, from a few numbers each. What a row yields depends on the row alone: on which experts
-//! it chose, and in which order, not on who else chose them.
+//! Here rows are chosen for on the host, from a few numbers each. What a row yields depends on the row alone: on which
+//! experts it chose, and in which order, not on who else chose them.
 
 use super::backend::Backend;
-use super::graph::MlpWeights;
+use super::graph::ExpertWeights;
 use crate::Result;
 
-/// The experts of a layer.
-pub(super) struct Experts<B: Backend> {
-    /// `[experts][hidden]`.
-    pub(super) router: B::Matrix,
-    pub(super) experts: Vec<MlpWeights<B>>,
-    /// How many of them a row goes through.
-    pub(super) chosen: usize,
-    /// Whether the weights of those that were chosen are made to sum up to 1.
-    pub(super) normalised: bool,
-}
-
-impl<B: Backend> Experts<B> {
-    /// What the rows of `x`, `[rows][hidden]`, yield. Waits for the device, for the router's choice.
-    pub(super) fn apply(&self, backend: &B, x: &B::Tensor) -> Result<B::Tensor> {
+impl<B: Backend> ExpertWeights<B> {
+    /// What [`Backend::experts`] is, made of the backend's other methods: the rows of `x`, `[rows][hidden]`, are dealt out
+    /// to the experts by the host, which waits for their scores.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn apply(&self, backend: &B, x: &B::Tensor) -> Result<B::Tensor> {
         let scores = backend.read(&backend.linear(x, &self.router, None)?)?;
         let mut choices = Vec::new();
         for scores in scores.chunks_exact(self.experts.len()) {

@@ -5,7 +5,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::backend::{Attention, Backend, BlockTable, Placement, Row};
 use super::config::{Config, LayerKind};
-use super::experts::Experts;
 use super::paged::BlockPool;
 use super::rope::Rope;
 use super::weights::{WeightFeedForward, WeightLayer, WeightMlp, WeightTensor, Weights};
@@ -60,6 +59,18 @@ pub struct MlpWeights<B: Backend> {
     pub down: Linear<B>,
 }
 
+/// The feed-forward blocks of a layer in which each row goes through some of them: a mixture of experts.
+pub struct ExpertWeights<B: Backend> {
+    /// `[experts][hidden]`. A row's products with it are the scores that it gives the experts.
+    pub router: B::Matrix,
+    /// The experts, all of the same shape.
+    pub experts: Vec<MlpWeights<B>>,
+    /// How many of them a row goes through: at least one, and no more than there are.
+    pub chosen: usize,
+    /// Whether the softmax that says what an expert counts is taken over those that were chosen, and not over all.
+    pub normalised: bool,
+}
+
 /// The weights of a layer norm.
 pub struct LayerNorm<B: Backend> {
     /// What the normed numbers are multiplied by, `[columns]`.
@@ -97,7 +108,7 @@ impl<B: Backend> LayerNorm<B> {
 /// What stands behind attention in a layer.
 pub(super) enum FeedForward<B: Backend> {
     Mlp(MlpWeights<B>),
-    Experts(Experts<B>),
+    Experts(ExpertWeights<B>),
 }
 
 /// One transformer layer.
@@ -371,7 +382,7 @@ impl<B: Backend> Loader<'_, '_, B> {
                 WeightFeedForward::Mlp(mlp) => FeedForward::Mlp(self.mlp(mlp)?),
                 WeightFeedForward::Experts { router, experts } => {
                     let settings = config.experts_of(index);
-                    FeedForward::Experts(Experts {
+                    FeedForward::Experts(ExpertWeights {
                         router: self.matrix(router)?,
                         experts: experts.iter().map(|mlp| self.mlp(mlp)).collect::<Result<_>>()?,
                         chosen: settings.map_or(1, |settings| settings.chosen),

@@ -33,7 +33,7 @@ pub use backend::{Attention, Backend, BlockTable, Numerics, Placement, Qkv, Row,
 pub use config::{Config, Family};
 pub use encoder::{Encoded, Encoder, EncoderConfig, EncoderFamily, EncoderOptions, Pooling, Purpose};
 pub use gguf::{Gguf, GgufBytes};
-pub use graph::{Activation, AttentionWeights, LayerNorm, Linear, MlpWeights};
+pub use graph::{Activation, AttentionWeights, ExpertWeights, LayerNorm, Linear, MlpWeights};
 pub use rope::Rope;
 pub use source::ModelSource;
 pub use text::HfChat;

@@ -203,7 +203,7 @@ impl<'a, B: Backend> Written<'a, B> {
         let x = x.as_ref().unwrap_or(&pass.hidden);
         let output = match &layer.feed_forward {
             FeedForward::Mlp(mlp) => backend.mlp(x, mlp)?,
-            FeedForward::Experts(experts) => experts.apply(backend, x)?,
+            FeedForward::Experts(experts) => backend.experts(x, experts)?,
         };
         pass.leave(output, layer.mlp_output_norm.as_ref())?;
         pass.layer += 1;

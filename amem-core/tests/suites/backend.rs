@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use amem_core::testing::{self, Profile, Reference};
 use amem_core::transformer::{
-    Activation, Attention, AttentionWeights, Backend, BlockTable, LayerNorm, MlpWeights, Numerics, Placement, Qkv,
-    Rope, Row, WeightTensor,
+    Activation, Attention, AttentionWeights, Backend, BlockTable, ExpertWeights, LayerNorm, MlpWeights, Numerics,
+    Placement, Qkv, Rope, Row, WeightTensor,
 };
 use amem_core::{Dtype, KvShape, Result, Token};
 
@@ -88,6 +88,10 @@ enum Fault {
     FusedQkvDependsOnRows,
     FusedMlpSwapsGateAndUp,
     FusedMlpDependsOnRows,
+    ExpertsCountAlike,
+    ExpertsCountWithoutTheOthers,
+    ExpertsAreTheLastOfEquals,
+    ExpertsDependOnRows,
     FusedNormForgetsTheSum,
     FusedNormOfTheAddend,
     FusedNormDependsOnRows,
@@ -102,7 +106,7 @@ enum Fault {
     FusedLayerNormDependsOnRows,
 }
 
-const FAULTS: [(Fault, &str); 87] = [
+const FAULTS: [(Fault, &str); 91] = [
     (Fault::TakesTooFewBytes, "is accepted"),
     (Fault::TakesTooManyBytes, "is accepted"),
     (Fault::EmbedsTheNextToken, "embed"),
@@ -178,6 +182,10 @@ const FAULTS: [(Fault, &str); 87] = [
     (Fault::FusedQkvDependsOnRows, "qkv of"),
     (Fault::FusedMlpSwapsGateAndUp, "mlp"),
     (Fault::FusedMlpDependsOnRows, "mlp of"),
+    (Fault::ExpertsCountAlike, "experts, normalised: true"),
+    (Fault::ExpertsCountWithoutTheOthers, "experts, normalised: false"),
+    (Fault::ExpertsAreTheLastOfEquals, "scores up to 0 apart"),
+    (Fault::ExpertsDependOnRows, "rows at once and one by one"),
     (Fault::FusedNormForgetsTheSum, "add_rms_norm"),
     (Fault::FusedNormOfTheAddend, "add_rms_norm"),
     (Fault::FusedNormDependsOnRows, "add_rms_norm of"),
@@ -371,7 +379,7 @@ impl Backend for Faulty {
             Some(Fault::GatesTheWrongHalf) => INNER.silu_mul(up, gate),
             Some(Fault::GatesWithoutSilu) => {
                 let up = read(up);
-                Ok(map(gate, up.len(), |index, gate| gate * up[index]))
+                Ok(map(gate, INNER.columns(gate), |index, gate| gate * up[index]))
             }
             _ => INNER.silu_mul(gate, up),
         }
@@ -729,5 +737,36 @@ impl Backend for Faulty {
         let one = INNER.linear(&INNER.gather(&gate, &[0])?, &w.down.weight, None)?;
         let rows = read(&y).len() / read(&one).len();
         Ok(if self.has(Fault::FusedMlpDependsOnRows) { off_in_company(y, rows) } else { y })
+    }
+
+    fn experts(&self, x: &Table, w: &ExpertWeights<Self>) -> Result<Table> {
+        let scores = read(&self.linear(x, &w.router, None)?);
+        let of_experts: Vec<Table> = w.experts.iter().map(|mlp| self.mlp(x, mlp)).collect::<Result<_>>()?;
+        let mut sums = Vec::new();
+        for (row, scores) in scores.chunks_exact(w.experts.len()).enumerate() {
+            let mut ranked: Vec<usize> = (0..scores.len()).collect();
+            ranked.sort_by(|&a, &b| {
+                let first = if self.has(Fault::ExpertsAreTheLastOfEquals) { b.cmp(&a) } else { a.cmp(&b) };
+                scores[b].total_cmp(&scores[a]).then(first)
+            });
+            let share = |expert: &usize| (scores[*expert] - scores[ranked[0]]).exp();
+            let among_chosen = w.normalised || self.has(Fault::ExpertsCountWithoutTheOthers);
+            let counted = if among_chosen { w.chosen } else { scores.len() };
+            let total: f32 = ranked[..counted].iter().map(share).sum();
+            let mut sum = Vec::new();
+            for expert in &ranked[..w.chosen] {
+                let share = match self.has(Fault::ExpertsCountAlike) {
+                    true => 1.0 / w.chosen as f32,
+                    false => share(expert) / total,
+                };
+                let made = read(&INNER.gather(&of_experts[*expert], &[row])?);
+                sum.resize(made.len(), 0.0);
+                sum.iter_mut().zip(made).for_each(|(sum, made)| *sum += share * made);
+            }
+            sums.extend(sum);
+        }
+        let rows = scores.len() / w.experts.len();
+        let y = INNER.upload(sums.len() / rows.max(1), &sums)?;
+        Ok(if self.has(Fault::ExpertsDependOnRows) { off_in_company(y, rows) } else { y })
     }
 }

@@ -3,7 +3,10 @@
 use std::fmt;
 use std::sync::Arc;
 
-use amem_core::transformer::{Attention, Backend, LayerNorm, Placement, Rope, Row, Span, WeightRole, WeightTensor};
+use amem_core::transformer::{
+    Activation, Attention, Backend, ExpertWeights, LayerNorm, Linear, MlpWeights, Placement, Rope, Row, Span,
+    WeightRole, WeightTensor,
+};
 use amem_core::{ChunkId, Dtype, Encoding, HostKv, KvChunk, KvShape, KvStore, PrefixId};
 use amem_cuda::{CudaBackend, Matrix, Tensor};
 use futures_lite::future::block_on;
@@ -170,7 +173,42 @@ fn of_some_families(gpu: &CudaBackend, ceilings: &Ceilings, scale: usize) -> Vec
     let picked: Vec<(usize, f32)> = (0..rows * each).map(|index| (index * 7919 % (rows * each), 0.125)).collect();
     let time = seconds(gpu, 50, || drop(gpu.sum_rows(&made, &picked, each).unwrap()));
     lines.push(line(format!("sums of {each} experts for {rows} rows"), (2 * each + 2) * numbers, time));
+
+    // A layer of Qwen3-30B-A3B. The router is so random that rows choose different experts, as far as there are.
+    let (count, intermediate) = (128 / scale.min(8), 768 / scale.min(16));
+    let linear = |outputs, inputs| Linear { weight: matrix(gpu, outputs, inputs), bias: None };
+    let expert = |_| MlpWeights {
+        activation: Activation::Silu,
+        gate: linear(intermediate, columns),
+        up: linear(intermediate, columns),
+        down: linear(columns, intermediate),
+    };
+    let router: Vec<u8> =
+        (0..2 * count * columns).map(|at| if at % 2 == 0 { at * 7919 % 251 } else { 0x3c } as u8).collect();
+    let router = WeightTensor::new(WeightRole::Router, DTYPE, count, columns, &router);
+    let router = gpu.matrix(&router).unwrap();
+    let experts = ExpertWeights { router, experts: (0..count).map(expert).collect(), chosen: each, normalised: true };
+    for rows in [1, 8] {
+        let numbers: Vec<f32> = (0..rows * columns).map(|at| ((at * at) % 1009) as f32 / 504.5 - 1.0).collect();
+        let x = gpu.rms_norm(&gpu.upload(columns, &numbers).unwrap(), &gpu.vector(&vec![1.0; columns]).unwrap(), 1e-5);
+        let x = x.unwrap();
+        let time = seconds(gpu, 50, || drop(gpu.experts(&x, &experts).unwrap()));
+        let scores = gpu.read(&gpu.linear(&x, &experts.router, None).unwrap()).unwrap();
+        let mut read: Vec<usize> = scores.chunks(count).flat_map(|scores| best(scores, each)).collect();
+        read.sort_unstable();
+        read.dedup();
+        let bytes = 2 * columns * (count + 3 * intermediate * read.len());
+        lines.push(line(format!("{} of {count} experts for {rows} rows", read.len()), bytes, time));
+    }
     lines
+}
+
+/// The experts with the largest scores.
+fn best(scores: &[f32], each: usize) -> Vec<usize> {
+    let mut ranked: Vec<usize> = (0..scores.len()).collect();
+    ranked.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
+    ranked.truncate(each);
+    ranked
 }
 
 pub(crate) fn table(gpu: &CudaBackend, ceilings: &Ceilings, quick: bool) {

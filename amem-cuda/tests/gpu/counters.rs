@@ -41,13 +41,15 @@ fn is_one_graph<B: Backend>(model: &Transformer<B>, counters: &dyn Fn() -> Count
             context
         })
         .collect();
+    // The first uploads what all others use: where the weights of experts are.
+    step(model, &mut open, counters);
     let first = step(model, &mut open, counters);
-    // The second is captured.
+    // When it comes again, it is captured.
     step(model, &mut open, counters);
     for _ in 0..5 {
         let [submitted, graphs, waits, allocations] = step(model, &mut open, counters);
         assert_eq!((graphs, waits, allocations), (1, 1, 0), "{contexts} contexts");
-        assert_eq!(submitted, first[0], "the same work as the first step");
+        assert_eq!(submitted, first[0], "the same work as before");
     }
     first[0]
 }
@@ -65,13 +67,15 @@ fn a_decode_step_is_one_graph_and_one_wait_and_allocates_nothing() {
 }
 
 #[test]
-fn a_decode_step_of_gemma_is_one_graph_too() {
-    in_simulator("counters::a_decode_step_of_gemma_is_one_graph_too", &[], || {
+fn a_decode_step_with_capped_scores_or_with_experts_is_one_graph_too() {
+    in_simulator("counters::a_decode_step_with_capped_scores_or_with_experts_is_one_graph_too", &[], || {
         let gpu = open(Precision::F16);
-        let model = families::gemma2().model(gpu.clone(), Precision::F16);
-        for contexts in [1, 3] {
-            let asked = is_one_graph(&model, &|| gpu.counters(), contexts);
-            assert_eq!(asked, submitted("gemma2"), "{contexts} contexts");
+        for family in families::families().iter().filter(|family| ["gemma2", "mixtral"].contains(&family.name)) {
+            let model = family.model(gpu.clone(), Precision::F16);
+            for contexts in [1, 3] {
+                let asked = is_one_graph(&model, &|| gpu.counters(), contexts);
+                assert_eq!(asked, submitted(family.name), "{}, {contexts} contexts", family.name);
+            }
         }
     });
 }
@@ -79,9 +83,8 @@ fn a_decode_step_of_gemma_is_one_graph_too() {
 /// What a decode step of a family's model submits, of which it has three layers, as the README counts it.
 fn submitted(family: &str) -> u64 {
     let (llama, of_pass) = (9, 7);
-    // Without gate, up and down: the router's product and its scores, and the sum. An expert's rows are gathered, go through
-    // it, and come to stand behind the others': now and then all of them move.
-    let experts = |count: u64, moved: u64| llama - 2 + 2 + 2 + count * 4 + (count - 1) + moved;
+    // The router's product, the choice, and the sum of what the experts make of a row; and gate and up, and down, as ever.
+    let experts = llama + 3;
     let (of_layer, more) = match family {
         "qwen3" => (llama + 2, 0),
         // Norms behind blocks; the embedding's scale, the cap, and a second plan.
@@ -92,23 +95,23 @@ fn submitted(family: &str) -> u64 {
         "smollm3" => (llama, 2),
         // The residual stream is rounded before each block, but for what the embedding gives, which is rounded already.
         "olmo2" => (llama + 2 + 2, 2 * 3 - 1),
-        "mixtral" => (experts(3, 1), 0),
-        "qwen3-moe" => (experts(4, 2) + 2, 0),
+        "mixtral" => (experts, 0),
+        "qwen3-moe" => (experts + 2, 0),
         _ => (llama, 0),
     };
     3 * of_layer + of_pass + more
 }
 
 #[test]
-fn a_decode_step_waits_for_nothing_but_its_logits_and_the_scores_of_experts() {
-    in_simulator("counters::a_decode_step_waits_for_nothing_but_its_logits_and_the_scores_of_experts", &[], || {
+fn a_decode_step_waits_for_nothing_but_its_logits() {
+    in_simulator("counters::a_decode_step_waits_for_nothing_but_its_logits", &[], || {
         let gpu = open(Precision::F16);
         for family in families::families() {
             let model = family.model(gpu.clone(), Precision::F16);
             let mut context = model.open(64).unwrap();
             model.extend(&mut *context, &[Piece::Fresh([8, 9, 10].into())], &Repair::None).unwrap();
             let [asked, _, waits, _] = step(&model, &mut [context], &|| gpu.counters());
-            assert_eq!(waits, 1 + family.layers_with_experts(), "{}", family.name);
+            assert_eq!(waits, 1, "{}", family.name);
             assert_eq!(asked, submitted(family.name), "{}", family.name);
         }
     });

@@ -135,10 +135,6 @@ pub(crate) fn families() -> [Family; 13] {
 }
 
 impl Family {
-    pub(crate) fn layers_with_experts(&self) -> u64 {
-        if self.experts.is_some() { 3 } else { 0 }
-    }
-
     fn files(&self) -> BTreeMap<String, Vec<u8>> {
         let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
         let mut config = json!({

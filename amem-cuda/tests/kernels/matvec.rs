@@ -143,6 +143,85 @@ fn gated(
     Ok(counts)
 }
 
+/// Products of rows with the experts that each of them chose, of which there are `each` for a row.
+fn of_experts(
+    kernel: &Kernel,
+    schedule: Schedule,
+    dtype: Type,
+    (rows, inputs, outputs): (usize, usize, usize),
+    (experts, each): (usize, usize),
+) -> Result<Counts, String> {
+    let gated = kernel.name() == "matvec_experts_swiglu";
+    let mut random = Random::new((inputs * outputs + rows * each) as u64);
+    // Every other row chooses like the one before it, in another order, so that they share experts.
+    let mut chosen: Vec<Vec<u32>> = Vec::new();
+    for row in 0..rows {
+        let mut all: Vec<u32> = match chosen.last() {
+            Some(before) if row % 2 == 1 => before.clone(),
+            _ => (0..experts as u32).collect(),
+        };
+        let count = all.len() as u32;
+        (0..all.len()).for_each(|at| all.swap(at, random.below(count) as usize));
+        all.truncate(each);
+        chosen.push(all);
+    }
+    let chosen = chosen.concat();
+
+    // Numbers whose sums are exact, so that it is known how the two products of a gate are rounded.
+    let exact = |numbers: Vec<f32>| -> Vec<f32> { numbers.iter().map(|x| (4.0 * x).round() * 0.25).collect() };
+    let x = match gated {
+        true => exact(random.units(rows * inputs)),
+        false => rows_of(&mut random, dtype, rows * each, inputs),
+    };
+    let mut device = Device::new();
+    // An expert that nobody chose has no weights: to read them is an error.
+    let mut matrices = |device: &mut Device| -> Vec<Option<(Matrix, u64)>> {
+        let mut of_expert = |expert: u32| {
+            chosen.contains(&expert).then(|| {
+                let matrix = Matrix::new(&mut random, dtype, (outputs, inputs), false);
+                let weight = if gated { exact(matrix.weight) } else { matrix.weight };
+                let address = device.upload_as(dtype, "weight", &weight).address;
+                (Matrix { weight, ..matrix }, address)
+            })
+        };
+        (0..experts as u32).map(&mut of_expert).collect()
+    };
+    let (gate, up) = (matrices(&mut device), if gated { matrices(&mut device) } else { Vec::new() });
+    let x_at = device.upload_as(dtype, "x", &x);
+    let chosen_at = device.upload("chosen", &chosen);
+    let mut arguments: Vec<Argument> = vec![x_at.into(), (rows as u32).into(), (inputs as u32).into()];
+    arguments.extend([Argument::from(chosen_at), (each as u32).into()]);
+    for of_all in [&up, &gate].into_iter().filter(|of_all| !of_all.is_empty()) {
+        let table: Vec<u64> = of_all.iter().map(|of_one| of_one.as_ref().map_or(0, |(_, address)| *address)).collect();
+        arguments.push(device.upload("table", &table).into());
+    }
+    let out = device.allocate("out", rows * each * outputs * dtype.bytes());
+    arguments.extend([Argument::from(out), (outputs as u32).into()]);
+    let blocks = (outputs as u32).div_ceil(constant(&format!("matvec_{}", dtype.name()), kernel.name(), "outputs"));
+    let counts = device.launch(kernel, [blocks, (rows * each) as u32, 1], 256, 0, &arguments, schedule)?;
+
+    let mut expected = Vec::new();
+    for (choice, &expert) in chosen.iter().enumerate() {
+        let row = if gated { choice / each } else { choice };
+        let product = |of_all: &[Option<(Matrix, u64)>]| -> Vec<(f64, f64)> {
+            let (matrix, _) = of_all[expert as usize].as_ref().unwrap_or_else(|| panic!("{expert} was chosen"));
+            matrix.product(&x[row * inputs..][..inputs]).collect()
+        };
+        if !gated {
+            expected.extend(product(&gate).into_iter().map(|(y, size)| (cut(dtype, y), slack(dtype, y, size, 5e-7))));
+            continue;
+        }
+        let round = |x: f64| f64::from(rounded(dtype, &[x as f32])[0]);
+        for ((gate, _), (up, _)) in product(&gate).into_iter().zip(product(&up)) {
+            let (gate, up) = (round(gate), round(up));
+            let y = gate / (1.0 + (-gate).exp()) * up;
+            expected.push((cut(dtype, y), slack(dtype, y, y, 2e-5) + (gate * up).abs() * 2f64.powi(-149)));
+        }
+    }
+    near(kernel.name(), &device.read_as(dtype, out)?, expected.into_iter())?;
+    Ok(counts)
+}
+
 /// The entries of a type's module with one matrix, and the types of what they write.
 fn entries(dtype: Type) -> Vec<(&'static str, Type)> {
     if dtype == Type::F32 { vec![("matvec", dtype)] } else { vec![("matvec", dtype), ("matvec_f32", Type::F32)] }
@@ -162,6 +241,20 @@ const SIZES: [(usize, usize, usize); 9] = [
     (7, 1288, 3),
 ];
 
+/// Experts and how many of them a row chooses, with rows, inputs and outputs.
+type ExpertSizes = ((usize, usize), (usize, usize, usize));
+
+const EXPERTS: [ExpertSizes; 8] = [
+    ((4, 2), (1, 32, 16)),
+    ((1, 1), (1, 8, 1)),
+    ((8, 2), (8, 72, 21)),
+    ((16, 8), (5, 264, 33)),
+    ((3, 3), (7, 40, 5)),
+    ((40, 12), (3, 16, 17)),
+    ((5, 1), (6, 1032, 7)),
+    ((6, 4), (2, 2056, 24)),
+];
+
 const QKV_OUTPUTS: [&[usize]; 3] = [&[33, 16, 5], &[1, 17, 40], &[16, 20, 0]];
 
 pub(crate) fn cases() -> Vec<Case> {
@@ -179,6 +272,12 @@ pub(crate) fn cases() -> Vec<Case> {
                         gated(k, s, t, (rows, inputs, outputs), biased).map(drop)
                     }));
                 }
+            }
+        }
+        // They have no biases.
+        for (of_experts_, sizes) in EXPERTS.into_iter().filter(|_| t != Type::F32 && !biased) {
+            for entry in ["matvec_experts", "matvec_experts_swiglu"] {
+                all.push(Case::of("matvec", t, entry, move |k, s| of_experts(k, s, t, sizes, of_experts_).map(drop)));
             }
         }
         for (outputs, (rows, inputs)) in QKV_OUTPUTS.into_iter().zip([(3, 2056), (1, 24), (8, 72)]) {
@@ -218,6 +317,16 @@ fn a_geglu_is_that_of_two_rounded_products() {
 }
 
 #[test]
+fn a_row_is_multiplied_with_the_experts_that_it_chose() {
+    hold(cases(), "matvec_experts");
+}
+
+#[test]
+fn a_swiglu_may_be_that_of_the_experts_that_a_row_chose() {
+    hold(cases(), "matvec_experts_swiglu");
+}
+
+#[test]
 fn weights_are_read_once() {
     let (s, rows, inputs, outputs) = (SCHEDULES[0], 4, 4096, 64);
     for dtype in TYPES {
@@ -235,6 +344,12 @@ fn weights_are_read_once() {
             for entry in ["matvec_swiglu", "matvec_geglu"] {
                 let counts = gated(kernel(&module, entry), s, dtype, (rows, inputs, outputs), true).unwrap();
                 assert_eq!(at_floor(&counts, floor(2), 0.02), Ok(()), "{entry} of {module}");
+            }
+            // Two rows and two experts, which both of them chose: each expert once, and for each of them, x by each block.
+            for (entry, matrices) in [("matvec_experts", 2), ("matvec_experts_swiglu", 4)] {
+                let counts = of_experts(kernel(&module, entry), s, dtype, (2, inputs, outputs), (2, 2)).unwrap();
+                let floor = dtype.bytes() * inputs * matrices * (outputs + blocks * 2);
+                assert_eq!(at_floor(&counts, floor, 0.02), Ok(()), "{entry} of {module}");
             }
         }
     }

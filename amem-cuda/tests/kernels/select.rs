@@ -2,7 +2,7 @@
 
 use amem_ptxsim::{Counts, Kernel, Schedule};
 
-use super::check::{Case, Check, at_floor, hold, same};
+use super::check::{Case, Check, at_floor, hold, near, same};
 use super::harness::{Argument, Device, NULL, Random, SCHEDULES, kernel};
 
 const INFINITY: f32 = f32::INFINITY;
@@ -163,6 +163,64 @@ fn weights(count: usize, kind: usize) -> Vec<f32> {
     (0..count).map(&mut weight).collect()
 }
 
+/// A row's choices of experts, and their shares with what arithmetic in f32 may change.
+fn chosen_of(scores: &[f32], each: usize, normalised: bool) -> (Vec<u32>, Vec<(f64, f64)>) {
+    let mut ranked: Vec<usize> = (0..scores.len()).collect();
+    ranked.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
+    let behind = |expert: usize| f64::from(scores[expert]) - f64::from(scores[ranked[0]]);
+    let counted = if normalised { &ranked[..each] } else { &ranked[..] };
+    let total: f64 = counted.iter().map(|&expert| behind(expert).exp()).sum();
+    let share = |&expert: &usize| {
+        let share = behind(expert).exp() / total;
+        // An exponential is off by its power's rounding, and what is hardly there has few digits.
+        let off = if share > 0.0 { share * (1e-6 + 2e-7 * behind(expert).abs()) } else { 0.0 };
+        (share, off + 1e-44)
+    };
+    (ranked[..each].iter().map(|&expert| expert as u32).collect(), ranked[..each].iter().map(share).collect())
+}
+
+fn choose_experts(
+    kernel: &Kernel,
+    schedule: Schedule,
+    scores: &[f32],
+    (experts, each): (usize, usize),
+    normalised: bool,
+) -> Result<Counts, String> {
+    let rows = scores.len() / experts;
+    let mut device = Device::new();
+    let scores_at = device.upload("scores", scores);
+    let chosen = device.allocate("chosen", 4 * rows * each);
+    let picked = device.allocate("picked", 8 * rows * each);
+    let numbers = [experts as u32, each as u32, u32::from(normalised)].map(Argument::from);
+    let arguments = [&[scores_at.into(), chosen.into(), picked.into()], &numbers[..]].concat();
+    let counts = device.launch(kernel, [rows as u32, 1, 1], 32, 0, &arguments, schedule)?;
+    let expected: Vec<_> = scores.chunks(experts).map(|row| chosen_of(row, each, normalised)).collect();
+    let (experts, shares): (Vec<_>, Vec<_>) = expected.into_iter().unzip();
+    same("expert", &device.read::<u32>(chosen)?, &experts.concat())?;
+    let found: Vec<[u32; 2]> = device.read(picked)?;
+    let indexes: Vec<u32> = (0..(rows * each) as u32).collect();
+    same("index", &found.iter().map(|[index, _]| *index).collect::<Vec<_>>(), &indexes)?;
+    let found: Vec<f32> = found.iter().map(|[_, share]| f32::from_bits(*share)).collect();
+    near("share", &found, shares.concat().into_iter())?;
+    Ok(counts)
+}
+
+/// Rows of scores: as routers give them, many equal ones, all of them equal, of all magnitudes, and such as are none.
+fn scores(rows: usize, experts: usize) -> Vec<f32> {
+    let mut random = Random::new((rows * experts) as u64);
+    let odd = [NAN, -NAN, INFINITY, -INFINITY, 0.0, -0.0, 1e-45, -1e-45, f32::from_bits(u32::MAX)];
+    let mut score = |row: usize| match row % 6 {
+        0 => 4.0 * random.unit(),
+        1 => random.below(4) as f32 - 2.0,
+        2 => -1.5,
+        3 => 90.0 * random.unit(),
+        4 => odd[random.below(9) as usize],
+        // No NaN, so that shares are numbers.
+        _ => odd[3 + random.below(5) as usize],
+    };
+    (0..rows * experts).map(|at| score(at / experts)).collect()
+}
+
 pub(crate) fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     let mut of = |entry: &str, check: Box<Check>| {
@@ -179,6 +237,14 @@ pub(crate) fn cases() -> Vec<Case> {
     for size in [(1, 1), (7, 2), (257, 100), (1500, 700), (9, 0)] {
         for sensitive in [false, true] {
             of("weigh", Box::new(move |k, s| weigh(k, s, size, sensitive)));
+        }
+    }
+    for (experts, each) in [(8, 2), (128, 8), (1, 1), (33, 32), (32, 32), (64, 6), (40, 1), (160, 5), (7, 7)] {
+        for normalised in [true, false] {
+            of(
+                "choose_experts",
+                Box::new(move |k, s| choose_experts(k, s, &scores(12, experts), (experts, each), normalised).map(drop)),
+            );
         }
     }
     for (kind, count, k) in [
@@ -230,6 +296,11 @@ fn weights_are_lent_to_neighbours_and_end_with_the_mass() {
 #[test]
 fn the_largest_weights_are_chosen_and_of_equals_the_earlier() {
     hold(cases(), "top_k");
+}
+
+#[test]
+fn rows_choose_the_experts_with_the_largest_scores_and_of_equals_the_first() {
+    hold(cases(), "choose_experts");
 }
 
 #[test]
