@@ -1,6 +1,6 @@
 //! The instruction sets that kernels are compiled for, and which of them this machine has.
 
-use pulp::Arch;
+use pulp::{Arch, Simd, WithSimd};
 
 /// A set of instructions. Those of a machine are detected when a [`Cpu`](crate::Cpu) is made; a smaller set can be asked for
 /// with [`CpuOptions::instructions`](crate::CpuOptions::instructions), to test it.
@@ -217,6 +217,19 @@ impl Isa {
 }
 
 impl Isa {
+    /// How many vectors a core has registers for.
+    pub(crate) fn vector_registers(&self) -> usize {
+        struct Registers;
+        impl WithSimd for Registers {
+            type Output = usize;
+
+            fn with_simd<S: Simd>(self, _: S) -> usize {
+                S::REGISTER_COUNT
+            }
+        }
+        self.arch.dispatch(Registers)
+    }
+
     /// Whether bf16 is multiplied as it is.
     pub(crate) fn has_bf16(&self) -> bool {
         #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]

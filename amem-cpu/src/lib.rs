@@ -16,6 +16,7 @@ mod experts;
 mod isa;
 mod lines;
 mod load;
+mod loads;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod number;

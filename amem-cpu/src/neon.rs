@@ -54,16 +54,16 @@ pub(crate) fn fetch<T>(number: &T) {
     }
 }
 
-/// Adds to the sums of each row its number times each of two vectors, if these are the instructions: `false` where they are not.
+/// Adds to the sums of each row its number times each of some vectors, if these are the instructions: `false` where they are not.
 ///
 /// A number is taken out of a vector of four rows' by the instruction that multiplies with it. As a vector of its own, which is
 /// what a splat is, it would take another instruction's place.
 #[inline(always)]
-pub(crate) fn add_products<S: Simd, const ROWS: usize, const VECTORS: usize>(
+pub(crate) fn add_products<S: Simd, const ROWS: usize, const VECTORS: usize, const WIDTH: usize>(
     simd: S,
     x: &[f32; ROWS],
-    b: [S::f32s; 2],
-    sums: &mut [[S::f32s; 2]; MOST],
+    b: [S::f32s; WIDTH],
+    sums: &mut [[S::f32s; WIDTH]; MOST],
 ) -> bool {
     let Some(simd) = neon(simd) else { return false };
     let fours = x.as_chunks::<4>().0;
@@ -72,14 +72,14 @@ pub(crate) fn add_products<S: Simd, const ROWS: usize, const VECTORS: usize>(
     let fours: [float32x4_t; MOST / 4] = [four(0), four(1), four(2)];
     each_row!(ROW < ROWS, {
         const LANE: i32 = (ROW % 4) as i32;
-        for (sum, b) in sums[ROW].iter_mut().zip(b).take(VECTORS) {
-            let (before, b) = (bytemuck::cast(*sum), bytemuck::cast(b));
-            *sum = bytemuck::cast(if ROW / 4 * 4 + 4 <= ROWS {
+        each_row!(VECTOR < VECTORS, {
+            let (before, b) = (bytemuck::cast(sums[ROW][VECTOR]), bytemuck::cast(b[VECTOR]));
+            sums[ROW][VECTOR] = bytemuck::cast(if ROW / 4 * 4 + 4 <= ROWS {
                 simd.neon.vfmaq_laneq_f32::<LANE>(before, b, fours[ROW / 4])
             } else {
                 simd.neon.vfmaq_n_f32(before, b, x[ROW])
             });
-        }
+        });
     });
     true
 }

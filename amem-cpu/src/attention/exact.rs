@@ -15,7 +15,9 @@ use crate::cache::{BLOCK_TOKENS, Cache, Head, LANES};
 use crate::elementwise::softmax;
 use crate::lines::Lines;
 use crate::number::Element;
-use crate::products::{Tile, multiply_tile, tile_rows, tile_sizes};
+use crate::products::Tile;
+#[cfg(target_arch = "aarch64")]
+use crate::unroll::{MOST, each_row};
 use crate::{Cpu, Plan, Tensor};
 
 /// Tiles of a task. More of them share the work of widening a block, and leave fewer tasks for threads to share.
@@ -42,7 +44,7 @@ impl Cpu {
         let head_dim = cache.shape.head_dim;
         // Where nothing has to be widened, small tasks are as good.
         let tiles = if matches!(cache.head(attention.layer, 0), Head::F32(_)) { 1 } else { TILES };
-        let most = tiles * tile_rows(self.arch);
+        let most = tiles * if self.isa.vector_registers() >= 32 { 8 } else { 4 };
         let tasks = self.tasks(cache, attention.layer, plan, 0..plan.rows.len(), queries, most);
         let work = work(&plan.rows, queries);
         let mut sums: Vec<Vec<f32>> = tasks.iter().map(|task| vec![0f32; task.queries.len() * head_dim]).collect();
@@ -263,6 +265,15 @@ fn tiles<'a>((task, scale): (&'a Task<'_>, f32), rows: &'a [Row], queries: &Tens
     tile_sizes(task.queries.len(), most).map(tile).collect()
 }
 
+/// Cuts `count` rows into tiles of `most`, then smaller powers of two.
+fn tile_sizes(mut count: usize, most: usize) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let size = [most, 4, 2, 1].into_iter().find(|&size| size <= count)?;
+        count -= size;
+        Some(size)
+    })
+}
+
 /// Queries, times the scale of their scores.
 fn scaled(taken: &[Query], queries: &Tensor, head_dim: usize, scale: f32) -> Tile {
     let query = |query: &Query| &queries.data[query.row * queries.columns + query.head * head_dim..][..head_dim];
@@ -374,5 +385,70 @@ fn add_values<S: Simd, const QUERIES: usize>(
                 *sum = weight.mul_add(values[column], *sum);
             }
         }
+    }
+}
+
+/// `y += xᵀ · b` for `x` `[inputs][ROWS]`, `b` `[inputs][b_stride]` and `y` `[ROWS][y_stride]`, of which the first WIDTH
+/// columns count. WIDTH is a multiple of 16. The last row of `b` may end after its WIDTH columns.
+#[inline(always)]
+fn multiply_tile<S: Simd, const ROWS: usize, const WIDTH: usize>(
+    simd: S,
+    x: &[f32],
+    b: &[f32],
+    b_stride: usize,
+    y: &mut [f32],
+    y_stride: usize,
+) {
+    // Two vectors side by side hide the latency of the multiplications, where WIDTH has room for two.
+    let vectors = if WIDTH >= 2 * S::F32_LANES { 2 } else { 1 };
+    let width = vectors * S::F32_LANES;
+    for column in (0..WIDTH).step_by(width) {
+        let (b, y) = (b.get(column..).unwrap_or_default(), &mut y[column..]);
+        match vectors {
+            2 => multiply_strip::<S, ROWS, 2>(simd, x, b, b_stride, y, y_stride),
+            _ => multiply_strip::<S, ROWS, 1>(simd, x, b, b_stride, y, y_stride),
+        }
+    }
+}
+
+#[inline(always)]
+fn multiply_strip<S: Simd, const ROWS: usize, const VECTORS: usize>(
+    simd: S,
+    x: &[f32],
+    b: &[f32],
+    b_stride: usize,
+    y: &mut [f32],
+    y_stride: usize,
+) {
+    let width = VECTORS * S::F32_LANES;
+    let mut sums = [[simd.splat_f32s(0.0); VECTORS]; ROWS];
+    for (row, sums) in sums.iter_mut().enumerate() {
+        sums.copy_from_slice(S::as_simd_f32s(&y[row * y_stride..][..width]).0);
+    }
+    let (x, _) = x.as_chunks::<ROWS>();
+    #[cfg(target_arch = "aarch64")]
+    if crate::number::neon(simd).is_some() {
+        let mut registers = [[simd.splat_f32s(0.0); 2]; MOST];
+        each_row!(ROW < ROWS, { registers[ROW][..VECTORS].copy_from_slice(&sums[ROW]) });
+        for (x, b) in x.iter().zip(b.chunks(b_stride)) {
+            let b = S::as_simd_f32s(&b[..width]).0;
+            crate::neon::add_products::<S, ROWS, VECTORS, 2>(simd, x, [b[0], b[VECTORS - 1]], &mut registers);
+        }
+        each_row!(ROW < ROWS, {
+            S::as_mut_simd_f32s(&mut y[ROW * y_stride..][..width]).0.copy_from_slice(&registers[ROW][..VECTORS]);
+        });
+        return;
+    }
+    for (x, b) in x.iter().zip(b.chunks(b_stride)) {
+        let b = &S::as_simd_f32s(&b[..width]).0[..VECTORS];
+        for (sums, &x) in sums.iter_mut().zip(x) {
+            let x = simd.splat_f32s(x);
+            for (sum, &b) in sums.iter_mut().zip(b) {
+                *sum = simd.mul_add_f32s(x, b, *sum);
+            }
+        }
+    }
+    for (row, sums) in sums.iter().enumerate() {
+        S::as_mut_simd_f32s(&mut y[row * y_stride..][..width]).0.copy_from_slice(sums);
     }
 }

@@ -10,8 +10,9 @@ use half::bf16;
 use pulp::NullaryFnOnce;
 use pulp::x86::V4;
 
-use super::tile::{Kernels, Scores, TALLEST, Values, fetch, group};
+use super::tile::{Kernels, Scores, TALLEST, Values, group};
 use crate::cache::{BLOCK_TOKENS, LANES};
+use crate::loads::fetch;
 use crate::unroll::each_row;
 
 pulp::simd_type! {

@@ -8,10 +8,11 @@ use half::{bf16, f16};
 use pulp::Simd;
 
 use super::tile::{Kernels, Values};
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-use super::wide::Loads;
-use super::wide::{Native, Wide};
+use super::wide::Wide;
 use crate::cache::LANES;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use crate::loads::Loads;
+use crate::loads::Native;
 use crate::number::Element;
 
 /// Numbers as some instructions take them.

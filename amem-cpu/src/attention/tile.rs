@@ -32,22 +32,6 @@ pub(super) const HEIGHTS: [usize; 8] = [1, 2, 3, 4, 6, 7, 8, TALLEST];
 /// The height of the tallest tiles.
 pub(super) const TALLEST: usize = MOST;
 
-/// Has the processor fetch what is wanted soon. Blocks lie here and there in memory, and the time that they take to come
-/// is longer than what is computed meanwhile would hide.
-#[inline(always)]
-#[allow(unsafe_code, reason = "no safe function fetches ahead")]
-pub(super) fn fetch<T>(numbers: &T) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: SSE is part of x86-64, and fetching changes nothing that a program could notice.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(numbers).cast());
-    }
-    #[cfg(target_arch = "aarch64")]
-    crate::neon::fetch(numbers);
-    let _ = numbers;
-}
-
 /// The keys of a group, and those behind it, in vectors of `W` numbers.
 #[inline(always)]
 pub(super) fn group<N, const W: usize>(keys: &[N], group: usize, head_dim: usize) -> &[[N; W]] {

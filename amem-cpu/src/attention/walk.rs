@@ -355,10 +355,10 @@ mod x86 {
 
     use super::super::pairs::{Bf16, Pairs};
     use super::super::ready::{Loaded, Paired};
-    use super::super::wide::{Loads, Native};
     use super::{Run, Walk};
     use crate::cache::Head;
     use crate::isa::Avx2;
+    use crate::loads::{Loads, Native};
 
     /// Goes through some parts with AVX-512, and with products of bf16 where there are.
     pub(in super::super) fn walk(simd: V4, products: Option<Bf16>, walk: Walk<'_>) {
@@ -391,7 +391,7 @@ mod x86 {
 #[cfg(target_arch = "aarch64")]
 pub(super) fn walk(simd: pulp::aarch64::Neon, walk: Walk<'_>) {
     use super::ready::Loaded;
-    use super::wide::Native;
+    use crate::loads::Native;
     match walk.chunk.head {
         Head::F32(blocks) => simd.vectorize(Run { walk, arithmetic: Loaded::<_, f32>::new(Native(simd)), blocks }),
         Head::F16(blocks) => simd.vectorize(Run { walk, arithmetic: Loaded::<_, f16>::new(Native(simd)), blocks }),

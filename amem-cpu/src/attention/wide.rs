@@ -4,62 +4,12 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use bytemuck::Pod;
-use half::{bf16, f16};
 use pulp::{NullaryFnOnce, Simd};
 
-use super::tile::{Kernels, Scores, TALLEST, Values, fetch, group};
+use super::tile::{Kernels, Scores, TALLEST, Values, group};
 use crate::cache::{BLOCK_TOKENS, LANES};
+use crate::loads::{Loads, Vector, Wider, fetch};
 use crate::unroll::each_row;
-
-/// Vectors, and the instructions by which numbers of `N` become f32 in them.
-pub(super) trait Loads<N>: Copy {
-    type Simd: Simd;
-
-    fn simd(self) -> Self::Simd;
-
-    /// A vector of the first numbers.
-    fn load(self, numbers: &[N]) -> Vector<Self, N>;
-
-    fn vectorize<F: NullaryFnOnce>(self, f: F) -> F::Output;
-}
-
-type Vector<L, N> = <<L as Loads<N>>::Simd as Simd>::f32s;
-
-/// The vectors of `S`, with its own instructions.
-#[derive(Clone, Copy)]
-pub(super) struct Native<S>(pub(super) S);
-
-impl<S: Simd, N: Wider> Loads<N> for Native<S> {
-    type Simd = S;
-
-    #[inline(always)]
-    fn simd(self) -> S {
-        self.0
-    }
-
-    #[inline(always)]
-    fn load(self, numbers: &[N]) -> S::f32s {
-        N::load(self.0, numbers)
-    }
-
-    #[inline(always)]
-    fn vectorize<F: NullaryFnOnce>(self, f: F) -> F::Output {
-        self.0.vectorize(f)
-    }
-}
-
-/// Numbers that are f32 once they are loaded: those of 16 bits with AVX-512 and with NEON, and bf16 with AVX2.
-pub(super) trait Wider: Pod {
-    /// A vector of numbers.
-    fn load<S: Simd>(simd: S, numbers: &[Self]) -> S::f32s;
-}
-
-impl Wider for f32 {
-    #[inline(always)]
-    fn load<S: Simd>(simd: S, numbers: &[Self]) -> S::f32s {
-        S::as_simd_f32s(numbers).0.first().copied().unwrap_or(simd.splat_f32s(0.0))
-    }
-}
 
 /// f32 arithmetic on numbers of `N`, which `L` loads. Where they stand in a cache, what is ahead is fetched.
 #[derive(Clone, Copy)]
@@ -177,7 +127,7 @@ fn score<L: Loads<N>, N, const M: usize, const V: usize, const CACHED: bool>(
         let first = loads.load(part::<L::Simd, N>(first, places[0]));
         let last = if V == 2 { loads.load(part::<L::Simd, N>(last, places[1])) } else { first };
         #[cfg(target_arch = "aarch64")]
-        if crate::neon::add_products::<L::Simd, M, V>(simd, queries, [first, last], &mut sums) {
+        if crate::neon::add_products::<L::Simd, M, V, 2>(simd, queries, [first, last], &mut sums) {
             continue;
         }
         each_row!(ROW < M, {
@@ -316,86 +266,5 @@ fn add_pairs<L: Loads<N>, N, const M: usize, const V: usize, const CACHED: bool>
                 *sum = bytemuck::cast(neon.neon.vfmaq_lane_f32::<1>(added, second, weights));
             }
         });
-    }
-}
-
-impl Wider for f16 {
-    #[inline(always)]
-    fn load<S: Simd>(simd: S, numbers: &[Self]) -> S::f32s {
-        #[cfg(target_arch = "x86_64")]
-        if let (Some(v4), Some(numbers)) = (crate::number::v4(simd), numbers.first_chunk::<16>()) {
-            return bytemuck::cast(v4.avx512f._mm512_cvtph_ps(bytemuck::cast(*numbers)));
-        }
-        #[cfg(target_arch = "aarch64")]
-        if let (Some(neon), Some(numbers)) = (crate::number::neon(simd), numbers.first_chunk::<4>()) {
-            return bytemuck::cast(crate::neon::widen(neon, *numbers));
-        }
-        let _ = numbers;
-        simd.splat_f32s(f32::NAN)
-    }
-}
-
-impl Wider for bf16 {
-    #[inline(always)]
-    fn load<S: Simd>(simd: S, numbers: &[Self]) -> S::f32s {
-        #[cfg(target_arch = "x86_64")]
-        if let (Some(v4), Some(numbers)) = (crate::number::v4(simd), numbers.first_chunk::<16>()) {
-            let wide = v4.avx512f._mm512_cvtepu16_epi32(bytemuck::cast(*numbers));
-            return bytemuck::cast(v4.avx512f._mm512_slli_epi32::<16>(wide));
-        }
-        #[cfg(target_arch = "x86_64")]
-        if let (Some(v3), Some(numbers), 8) = (crate::vectors::v3(simd), numbers.first_chunk::<8>(), S::F32_LANES) {
-            let wide = v3.avx2._mm256_cvtepu16_epi32(bytemuck::cast(*numbers));
-            return bytemuck::cast(v3.avx2._mm256_slli_epi32::<16>(wide));
-        }
-        #[cfg(target_arch = "aarch64")]
-        if let (Some(neon), Some(numbers)) = (crate::number::neon(simd), numbers.first_chunk::<4>()) {
-            return bytemuck::cast(crate::neon::widen_bf16(neon, *numbers));
-        }
-        let _ = numbers;
-        simd.splat_f32s(f32::NAN)
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[allow(unsafe_code, reason = "instructions are called that were found to be there")]
-mod x86 {
-    use std::arch::x86_64::_mm256_cvtph_ps;
-
-    use half::f16;
-    use pulp::x86::V3;
-    use pulp::{NullaryFnOnce, Simd};
-
-    use super::Loads;
-    use crate::isa::Avx2;
-
-    /// F16C makes eight f16 f32 as it loads them.
-    impl Loads<f16> for Avx2 {
-        type Simd = V3;
-
-        #[inline(always)]
-        fn simd(self) -> V3 {
-            Avx2::simd(self)
-        }
-
-        #[inline(always)]
-        fn load(self, numbers: &[f16]) -> <V3 as Simd>::f32s {
-            match numbers.first_chunk::<8>() {
-                // SAFETY: there is an `Avx2` only where the machine has F16C.
-                Some(numbers) => bytemuck::cast(unsafe { _mm256_cvtph_ps(bytemuck::cast(*numbers)) }),
-                None => Avx2::simd(self).splat_f32s(f32::NAN),
-            }
-        }
-
-        #[inline(always)]
-        fn vectorize<F: NullaryFnOnce>(self, f: F) -> F::Output {
-            // SAFETY: there is an `Avx2` only where the machine has AVX2, FMA and F16C.
-            unsafe { call(f) }
-        }
-    }
-
-    #[target_feature(enable = "avx2,fma,f16c")]
-    fn call<F: NullaryFnOnce>(f: F) -> F::Output {
-        f.call()
     }
 }

@@ -10,8 +10,6 @@ mod bf16_fours;
 #[cfg(target_arch = "x86_64")]
 mod bf16_pairs;
 mod blocks;
-#[cfg(target_arch = "x86_64")]
-mod f16_avx2;
 mod float;
 mod quantized;
 mod transpose;
@@ -30,7 +28,7 @@ use bf16_pairs as bf16_products;
 use quantized::{ByteTile, Layout, Order, Quantized};
 use transpose::{Fours, Pairs};
 
-pub(crate) use float::{Tile, multiply_tile, tile_rows, tile_sizes};
+pub(crate) use float::Tile;
 
 /// Outputs in a panel.
 const PANEL: usize = 32;
@@ -284,7 +282,7 @@ impl Cpu {
             #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
             (Weights::Bf16Interleaved(w, isa), Input::Bf16(tiles)) => isa.columns(w, tiles, columns),
             (Weights::Quantized(w), Input::Bytes(tiles)) => self.byte_columns(w, tiles, columns),
-            (weights, Input::F32(tiles)) => self.float_columns(weights, tiles, columns),
+            (_, Input::F32(tiles)) => self.float_columns(tiles, columns),
             _ => {}
         }
     }
