@@ -10,6 +10,7 @@ use std::arch::x86_64::*;
 use super::super::{Columns, PANEL, load_columns, store_columns, with_rows};
 use super::{ByteTile, Codes, GROUP_OF_4_BITS, Groups, Layout, Quantized, RowGroup, Scales};
 use crate::isa::{Avx2, AvxVnni};
+use crate::loads::fetch;
 
 impl AvxVnni {
     /// All rows times some panels.
@@ -86,6 +87,12 @@ macro_rules! kernels {
                     let range = start..w.groups.min(start + block);
                     for (panel, column) in (*first..).zip((0..width).step_by(PANEL)) {
                         let groups = w.groups(panel, range.clone());
+                        // What comes behind it, as far as it is as long: that of the next panel, or the first panel's next.
+                        let ahead = match column + PANEL < width {
+                            true => w.groups(panel + 1, range.clone()),
+                            false => w.groups(*first, range.end..w.groups.min(range.end + block)),
+                        };
+                        let mut ahead = Some(ahead.codes).filter(|ahead| ahead.len() == groups.codes.len());
                         let mut rest = &mut rows[..];
                         for tile in tiles {
                             let (rows, others) = rest.split_at_mut(tile.rows);
@@ -96,11 +103,13 @@ macro_rules! kernels {
                             let column = (column, start > 0);
                             with_rows!(@each tile.rows, ROWS, {
                                 match kind {
-                                    Kind::Unsigned => multiply::<ROWS, UNSIGNED>(&groups, x, rows, column),
-                                    Kind::Signed => multiply::<ROWS, SIGNED>(&groups, x, rows, column),
-                                    Kind::FourBits => multiply::<ROWS, FOUR_BITS>(&groups, x, rows, column),
+                                    Kind::Unsigned => multiply::<ROWS, UNSIGNED>(&groups, ahead, x, rows, column),
+                                    Kind::Signed => multiply::<ROWS, SIGNED>(&groups, ahead, x, rows, column),
+                                    Kind::FourBits => multiply::<ROWS, FOUR_BITS>(&groups, ahead, x, rows, column),
                                 }
                             }, 1 2 3 4 5 6);
+                            // The first tile has fetched it.
+                            ahead = None;
                         }
                     }
                 }
@@ -111,16 +120,17 @@ macro_rules! kernels {
             #[target_feature(enable = $features)]
             fn multiply<const ROWS: usize, const KIND: u8>(
                 w: &Groups<'_>,
+                ahead: Option<&[Codes]>,
                 x: (&[[i8; 4]], &[RowGroup]),
                 rows: &mut [&mut [f32]],
                 column: (usize, bool),
             ) {
                 // One row leaves registers for a whole panel.
                 if ROWS == 1 {
-                    return multiply_part::<ROWS, KIND, 4>(w, 0, x, rows, column);
+                    return multiply_part::<ROWS, KIND, 4>(w, ahead, 0, x, rows, column);
                 }
                 for first in [0, 2] {
-                    multiply_part::<ROWS, KIND, 2>(w, first, x, rows, column);
+                    multiply_part::<ROWS, KIND, 2>(w, ahead, first, x, rows, column);
                 }
             }
 
@@ -129,6 +139,7 @@ macro_rules! kernels {
             #[target_feature(enable = $features)]
             fn multiply_part<const ROWS: usize, const KIND: u8, const VECTORS: usize>(
                 w: &Groups<'_>,
+                ahead: Option<&[Codes]>,
                 part: usize,
                 (x, x_groups): (&[[i8; 4]], &[RowGroup]),
                 rows: &mut [&mut [f32]],
@@ -154,6 +165,17 @@ macro_rules! kernels {
                 };
                 let groups = codes.chunks_exact(units).zip(x.chunks_exact(fours * ROWS));
                 for (index, ((codes, x), x_groups)) in groups.zip(x_groups.as_chunks::<ROWS>().0).enumerate() {
+                    // Of 4 bits, products take longer than their codes take to come.
+                    if KIND != FOUR_BITS
+                        && let Some(ahead) = ahead.and_then(|ahead| ahead.get(index * units..(index + 1) * units))
+                    {
+                        for ahead in ahead {
+                            fetch(&ahead.0[8 * part]);
+                            if VECTORS == 4 {
+                                fetch(&ahead.0[8 * (part + 2)]);
+                            }
+                        }
+                    }
                     let mut sums = [[zero; VECTORS]; ROWS];
                     if KIND == UNSIGNED {
                         for (sums, x) in sums.iter_mut().zip(x_groups) {
