@@ -5,15 +5,19 @@
 
 use super::backend::Backend;
 use super::graph::ExpertWeights;
-use crate::Result;
+use crate::{Error, Result};
 
 impl<B: Backend> ExpertWeights<B> {
     /// What [`Backend::experts`] is, made of the backend's other methods: the rows of `x`, `[rows][hidden]`, are dealt out
     /// to the experts by the host, which waits for their scores.
     ///
     /// # Errors
-    /// Those of the backend.
+    /// [`Error::BadValue`] where nothing is chosen or there is nothing to choose from, and those of the backend.
     pub fn apply(&self, backend: &B, x: &B::Tensor) -> Result<B::Tensor> {
+        if self.experts.is_empty() || self.chosen == 0 {
+            let value = format!("{} of {}", self.chosen, self.experts.len());
+            return Err(Error::BadValue { what: "experts of a row", value, expected: "one or more" });
+        }
         let scores = backend.read(&backend.linear(x, &self.router, None)?)?;
         let mut choices = Vec::new();
         for scores in scores.chunks_exact(self.experts.len()) {

@@ -14,6 +14,9 @@ use crate::{Cpu, Tensor};
 /// Inputs of a panel that are multiplied at a time: at most 32 KiB of it.
 const BLOCK: usize = 256;
 
+/// Tiles whose inputs are few enough to be read again for each panel.
+const FEW_TILES: usize = 4;
+
 /// Some rows of `x`, input by input: `[inputs][rows]`.
 pub(crate) struct Tile {
     pub(crate) rows: usize,
@@ -89,28 +92,34 @@ impl<L: Loads<N>, N: Pod> NullaryFnOnce for PanelProducts<'_, '_, L, N> {
         let Self { loads, weights, tiles, columns } = self;
         let Columns { matrix, panel: first, rows, .. } = columns;
         let width = rows.first().map_or(0, |row| row.len());
-        for (panel, column) in (*first..).zip((0..width).step_by(PANEL)) {
-            let weights = &weights[panel * matrix.inputs * PANEL..];
-            for start in (0..matrix.inputs).step_by(BLOCK) {
-                let end = matrix.inputs.min(start + BLOCK);
-                let block = &weights[start * PANEL..end * PANEL];
-                // As much as this block, behind it: in the next panel too.
-                let mut ahead = weights.get(end * PANEL..(2 * end - start) * PANEL).unwrap_or(block);
-                let mut rest = &mut rows[..];
-                for tile in tiles {
-                    let (rows, others) = rest.split_at_mut(tile.rows);
-                    rest = others;
-                    let x = &tile.data[start * tile.rows..end * tile.rows];
-                    with_rows!(tile.rows, |ROWS| {
-                        let mut sums = [[0f32; PANEL]; ROWS];
-                        if start > 0 {
-                            sums.iter_mut().zip(&*rows).for_each(|(sums, row)| *sums = load_panel(row, column));
-                        }
-                        add_panel::<L, N, ROWS>(loads, x, [block, ahead], &mut sums);
-                        sums.iter().zip(rows).for_each(|(sums, row)| store_panel(sums, row, column));
-                    });
-                    // The first tile has fetched it.
-                    ahead = block;
+        // Few rows read weights as they stand in memory. Many take a block of all panels before the next, for then those inputs
+        // of all rows stay in a cache.
+        let part = if tiles.len() <= FEW_TILES { matrix.inputs } else { BLOCK };
+        for from in (0..matrix.inputs).step_by(part.max(1)) {
+            let to = matrix.inputs.min(from + part);
+            for (panel, column) in (*first..).zip((0..width).step_by(PANEL)) {
+                for start in (from..to).step_by(BLOCK) {
+                    let end = to.min(start + BLOCK);
+                    let at = |panel: usize, input: usize| (panel * matrix.inputs + input) * PANEL;
+                    let block = &weights[at(panel, start)..at(panel, end)];
+                    let next = if end < to { at(panel, end) } else { at(panel + 1, from) };
+                    let mut ahead = weights.get(next..next + block.len()).unwrap_or(block);
+                    let mut rest = &mut rows[..];
+                    for tile in tiles {
+                        let (rows, others) = rest.split_at_mut(tile.rows);
+                        rest = others;
+                        let x = &tile.data[start * tile.rows..end * tile.rows];
+                        with_rows!(tile.rows, |ROWS| {
+                            let mut sums = [[0f32; PANEL]; ROWS];
+                            if start > 0 {
+                                sums.iter_mut().zip(&*rows).for_each(|(sums, row)| *sums = load_panel(row, column));
+                            }
+                            add_panel::<L, N, ROWS>(loads, x, [block, ahead], &mut sums);
+                            sums.iter().zip(rows).for_each(|(sums, row)| store_panel(sums, row, column));
+                        });
+                        // The first tile has fetched it.
+                        ahead = block;
+                    }
                 }
             }
         }
