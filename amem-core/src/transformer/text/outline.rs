@@ -1,13 +1,21 @@
-//! What `tokenizer.json` is checked for, and the part of it that the tokenizers crate does not show.
+//! What `tokenizer.json` is checked for, and what has to be known of it that the tokenizers crate does not show.
 
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 
-/// The one part of `tokenizer.json` that is read here. The others, which may be large, are checked: each text is UTF-8 without
-/// half surrogates, and each number is in range.
+/// What is read of `tokenizer.json` here. The rest, which may be large, is checked: each text is UTF-8 without half
+/// surrogates, and each number is in range.
 #[derive(Default)]
 pub(super) struct Outline {
     pub(super) decoder: serde_json::Value,
+    pub(super) model: ModelOutline,
+}
+
+/// The kind of the model in `tokenizer.json`.
+#[derive(Default)]
+pub(super) struct ModelOutline {
+    /// `BPE` or another, if it is said.
+    pub(super) kind: Option<String>,
 }
 
 impl<'de> Deserialize<'de> for Outline {
@@ -24,10 +32,37 @@ impl<'de> Deserialize<'de> for Outline {
             fn visit_map<A: MapAccess<'de>>(self, mut parts: A) -> std::result::Result<Outline, A::Error> {
                 let mut outline = Outline::default();
                 while let Some(name) = parts.next_key::<String>()? {
-                    if name == "decoder" {
-                        outline.decoder = parts.next_value()?;
-                    } else {
-                        parts.next_value::<Checked>()?;
+                    match name.as_str() {
+                        "decoder" => outline.decoder = parts.next_value()?,
+                        "model" => outline.model = parts.next_value()?,
+                        _ => drop(parts.next_value::<Checked>()?),
+                    }
+                }
+                Ok(outline)
+            }
+        }
+
+        from.deserialize_map(Parts)
+    }
+}
+
+impl<'de> Deserialize<'de> for ModelOutline {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> std::result::Result<Self, D::Error> {
+        struct Parts;
+
+        impl<'de> Visitor<'de> for Parts {
+            type Value = ModelOutline;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut parts: A) -> std::result::Result<ModelOutline, A::Error> {
+                let mut outline = ModelOutline::default();
+                while let Some(name) = parts.next_key::<String>()? {
+                    match name.as_str() {
+                        "type" => outline.kind = parts.next_value()?,
+                        _ => drop(parts.next_value::<Checked>()?),
                     }
                 }
                 Ok(outline)

@@ -2,8 +2,10 @@
 
 use std::collections::HashMap;
 
+use tokenizers::models::bpe::BPE;
 use tokenizers::{
-    Decoder, Encoding, Model, NormalizedString, Normalizer, OffsetType, PreTokenizedString, PreTokenizer, Tokenizer,
+    Decoder, DecoderWrapper, Encoding, Model, NormalizedString, Normalizer, NormalizerWrapper, OffsetType,
+    PostProcessorWrapper, PreTokenizedString, PreTokenizer, PreTokenizerWrapper, Tokenizer, TokenizerImpl,
 };
 
 use super::outline::Outline;
@@ -215,10 +217,17 @@ pub(in crate::transformer) fn read_tokenizer(source: &dyn ModelSource) -> Result
     let outline: serde_json::Result<Outline> = serde_json::from_slice(bytes);
     let outline = outline.map_err(|error| bad_model(FILE, format!("it is not valid JSON: {error}")))?;
     // And at some parts that are no more than wrong, such as a normalizer's table that cannot be read.
-    let parsed = std::panic::catch_unwind(|| Tokenizer::from_bytes(bytes));
+    let parsed = std::panic::catch_unwind(|| match outline.model.kind.as_deref() {
+        // Read as any kind of model, its vocabulary and merges would be copied twice on the way.
+        Some("BPE") => serde_json::from_slice(bytes).map(|parsed: BpeTokenizer| parsed.into()).map_err(Into::into),
+        _ => Tokenizer::from_bytes(bytes),
+    });
     let tokenizer = parsed.map_err(|_| bad_model(FILE, "it cannot be read"))?.map_err(bad_tokenizer)?;
     Ok((tokenizer, outline.decoder))
 }
+
+/// [`Tokenizer`] with a model of one kind.
+type BpeTokenizer = TokenizerImpl<BPE, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
 
 impl Spelling {
     /// The spelling that a decoder of `tokenizer.json` undoes.

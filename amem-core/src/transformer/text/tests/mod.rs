@@ -324,6 +324,37 @@ fn sampling_is_greedy_unless_the_model_says_otherwise() {
     assert!(sampling(json!({ "eos_token_id": "end" })).is_err());
 }
 
+/// A model of byte pairs is read on a path of its own, in all the ways that it is written.
+#[test]
+fn byte_pairs_are_read_as_the_tokenizers_crate_reads_them() {
+    let mut tokenizer = byte_level();
+    let first = tokenizer["model"]["vocab"].as_object().unwrap().len();
+    for (merged, id) in ["th", "the", "he", "\u{120}t"].into_iter().zip(first..) {
+        tokenizer["model"]["vocab"][merged] = json!(id);
+    }
+    for merges in [json!([["t", "h"], ["th", "e"], ["Ġ", "t"], ["h", "e"]]), json!(["t h", "th e", "Ġ t", "h e"])] {
+        for kind in [json!("BPE"), json!(null)] {
+            tokenizer["model"]["merges"] = merges.clone();
+            tokenizer["model"]["type"] = kind;
+            if tokenizer["model"]["type"].is_null() {
+                tokenizer["model"].as_object_mut().unwrap().remove("type");
+            }
+            let files = talker("{{ messages[0].content }}", &["<s>", "the"], tokenizer.clone());
+            let expected = tokenizers::Tokenizer::from_bytes(&files["tokenizer.json"]).unwrap();
+            let (found, _) = super::tokens::read_tokenizer(&files).unwrap();
+            assert_eq!(found.to_string(false).unwrap(), expected.to_string(false).unwrap());
+            let ids = |tokenizer: &tokenizers::Tokenizer| {
+                tokenizer.encode("the hen<s> then the\u{e9}", false).unwrap().get_ids().to_vec()
+            };
+            assert_eq!(ids(&found), ids(&expected));
+        }
+    }
+    tokenizer["model"]["type"] = json!("BPE");
+    tokenizer["model"]["merges"] = json!([["t", "x"]]);
+    let error = open(&talker("", &[], tokenizer)).err().unwrap();
+    assert!(error.to_string().contains("`tx`"), "{error}");
+}
+
 #[test]
 fn a_damaged_tokenizer_is_an_error() {
     let skipped = [&b"{\"decoder\":{\"\xFF\":1}}"[..], b"{\"decoder\":\"\\ud800\"}", b"{\"decoder\":1e999}"];
