@@ -140,3 +140,13 @@ pub enum Error {
     #[error("model: {0}")]
     Model(#[source] BoxError),
 }
+
+/// What [`Error::Full`] calls the KV cache.
+pub(crate) const KV_CACHE: &str = "the KV cache";
+
+impl Error {
+    /// Whether it is a KV cache that is full: ending a context gives it room.
+    pub fn is_full_kv_cache(&self) -> bool {
+        matches!(self, Self::Full { what, .. } if what == KV_CACHE)
+    }
+}

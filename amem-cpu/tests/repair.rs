@@ -299,6 +299,50 @@ fn the_plain_forward_pass_gives_the_golden_logits() {
     }
 }
 
+/// Attention in deep layers is read in runs of 512 rows, however long the question is.
+#[test]
+fn a_long_question_is_read_in_runs() {
+    let case = "llama3";
+    let mut files = common::directory(&common::case(case));
+    let mut config: serde_json::Value = serde_json::from_slice(&files["config.json"]).unwrap();
+    config["max_position_embeddings"] = 2048.into();
+    files.insert("config.json".into(), serde_json::to_vec(&config).unwrap());
+    let probe = Probe::new(common::exact(None, 1));
+    let model = common::of_files(&files, probe.clone(), Dtype::F32);
+    let plain = Plain::open(case);
+    let texts = [(4, 16), (5, 23)].map(|(seed, tokens)| text(seed, tokens));
+    let (memories, _) = prefill(&model, &PREFIX, &texts, true);
+    let prefix = prefill(&model, &[], &[PREFIX.into()], false).0.remove(0);
+    let question: Vec<Token> = (0..1100).map(|at| (at * 7 % 90 + 5) as Token).collect();
+    let cached = [prefix, memories[0].clone(), memories[1].clone()].map(Piece::Cached);
+    let pieces = [&cached[..], &[Piece::Fresh(question.as_slice().into())]].concat();
+    let prompt = Prompt::of(&pieces);
+
+    assert!(plain.layers > 2, "the first two layers are read on the way");
+    let (budget, layers) = (Budget::Rows(6), plain.layers - 1..plain.layers);
+    let mut context = model.open(0).unwrap();
+    let repair = Repair::Attention { budget, layers: layers.clone() };
+    context.append(&pieces, &AppendOptions::new(repair).logits(0)).unwrap();
+    let mut runs = Vec::new();
+    let usage = loop {
+        probe.take_plans();
+        let mut steps = [Step { context: &mut *context, max_rows: 2000 }];
+        let progress = model.advance(&mut steps).remove(0).unwrap();
+        runs.push(probe.take_plans());
+        if let Progress::Done(usage) = progress {
+            break usage;
+        }
+    };
+    let last: Vec<usize> = runs.pop().unwrap().pop().unwrap().iter().map(|row| row.slot as usize).collect();
+    let lengths: Vec<usize> = runs.iter().map(|plans| plans.iter().map(Vec::len).max().unwrap()).collect();
+    assert_eq!(lengths, [512, 512], "the third run is read in the call that computes");
+    assert_eq!(usage.work_choosing as usize, 1100 * plain.layers);
+    let repaired: BTreeSet<usize> = last.into_iter().filter(|slot| prompt.cached.contains(slot)).collect();
+    let attention = attention(&plain, &pieces, &prompt, layers);
+    let weights: Vec<(usize, f64)> = prompt.candidates.iter().map(|(slot, ..)| (*slot, attention[*slot])).collect();
+    assert_heaviest(&repaired, &weights, budget, prompt.cached.len(), case);
+}
+
 /// Two copies of one chunk weigh the same by their sensitivity: the earlier rows come first.
 #[test]
 fn of_rows_that_weigh_the_same_the_earlier_are_repaired() {

@@ -93,8 +93,8 @@ impl AppendOptions {
 pub struct Step<'a> {
     /// The context.
     pub context: &'a mut dyn Context,
-    /// About how many of its rows may be computed in this call, at least one. What cannot be divided (reading a
-    /// question's attention, up to 512 rows; [`Repair::Deviation`]) is done in one go.
+    /// About how many of its rows may be computed in this call, at least one. What cannot be divided is done in one go: reading the
+    /// attention of up to 512 rows of a question, and all of [`Repair::Deviation`].
     pub max_rows: usize,
 }
 

@@ -7,8 +7,8 @@
 //!   first layer's keys and values depend on the token alone. A question of at most [`READ_ROWS`] rows pauses there until
 //!   the rows to repair are chosen, and continues in the same pass. A longer one is read in runs of that length, and
 //!   computed afterwards.
-//! - In deeper layers, the rows attend to KV that repair will change. Attention there is read in a pass of its own whose
-//!   results are thrown away, and the question is computed afterwards.
+//! - In deeper layers, the rows attend to KV that repair will change. Attention there is read in passes of its own, of runs
+//!   of the same length, whose results are thrown away, and the question is computed afterwards.
 //!
 //! Runs have a fixed length so that sums are rounded alike however many contexts share a pass: which rows a context
 //! repairs does not depend on its company.
@@ -135,9 +135,8 @@ impl<'c, B: Backend> Running<'c, B> {
             }
             Selection::Attention { budget, layers, by_sensitivity } => {
                 let shallow = layers.end <= SHALLOW + 1;
-                let all = 0..work.fresh.len();
-                let goes_on = shallow && all.len() <= READ_ROWS;
-                let rows = if shallow { read..all.end.min(read + READ_ROWS) } else { all };
+                let goes_on = shallow && work.fresh.len() <= READ_ROWS;
+                let rows = read..work.fresh.len().min(read + READ_ROWS);
                 let reading = Reading { candidates, budget, layers, by_sensitivity, rows, goes_on, at: 0..0 };
                 if shallow {
                     self.reading = Some(reading);
@@ -149,7 +148,8 @@ impl<'c, B: Backend> Running<'c, B> {
         Ok(())
     }
 
-    /// Reads attention beyond the layers that can be read on the way.
+    /// Reads attention beyond the layers that can be read on the way, of one run of rows. Runs before it have written their
+    /// KV.
     fn read_alone(
         &self,
         graph: &Graph<B>,
@@ -159,20 +159,24 @@ impl<'c, B: Backend> Running<'c, B> {
     ) -> Result<()> {
         let table = self.context.table();
         let tables: [BlockTable<'_>; 1] = [&table];
-        let rows: Vec<Row> = self.context.rows(0, &work.fresh).collect();
-        let asked = rows.len() - work.question..rows.len();
+        let rows: Vec<Row> = self.context.rows(0, &work.fresh[reading.rows.clone()]).collect();
+        let asked = reading.asked(work)..rows.len();
         let mut mass = graph.backend.upload(self.context.len(), &vec![0.0; self.context.len()])?;
         let mut written = Pass::start(graph, rows, &tables)?.advance_to(cache, reading.layers.start)?;
         loop {
-            written.attention_mass(cache, asked.clone(), &mut mass)?;
+            if !asked.is_empty() {
+                written.attention_mass(cache, asked.clone(), &mut mass)?;
+            }
             if written.layer() + 1 >= reading.layers.end {
                 break;
             }
             let next = written.layer() + 1;
             written = written.finish(cache)?.advance_to(cache, next)?;
         }
-        work.choosing += (work.fresh.len() * reading.layers.end) as u64;
-        work.repair(reading.choose_there(&graph.backend, &mass, self.context.cached_rows())?);
+        work.choosing += (reading.rows.len() * reading.layers.end) as u64;
+        if let Some(chosen) = reading.add(&graph.backend, &mass, work, self.context.cached_rows())? {
+            work.repair(chosen);
+        }
         Ok(())
     }
 
@@ -231,25 +235,13 @@ impl<'c, B: Backend> Running<'c, B> {
         }
     }
 
-    /// Takes note of the attention that was read: rows are chosen once all of it is.
-    fn read(&mut self, backend: &B, cache: &mut PassCache<'_, B>, read: &B::Tensor, layers: usize) -> Result<()> {
+    /// Takes note of the attention that the common pass read: rows are chosen once all of it is.
+    fn read(&mut self, backend: &B, cache: &mut PassCache<'_, B>, mass: &B::Tensor, layers: usize) -> Result<()> {
         let (Some(reading), Some(work)) = (&self.reading, &mut self.work) else { return Ok(()) };
-        let Phase::Choose { read: before, mass } = &mut work.phase else { return Ok(()) };
         if !reading.goes_on {
             work.choosing += (reading.rows.len() * layers) as u64;
         }
-        let chosen = if *before == 0 && reading.rows.end == work.fresh.len() {
-            reading.choose_there(backend, read, self.context.cached_rows())?
-        } else {
-            let read = backend.read(read)?;
-            mass.resize(read.len(), 0.0);
-            mass.iter_mut().zip(read).for_each(|(sum, mass)| *sum += mass);
-            *before = reading.rows.end;
-            if reading.rows.end < work.fresh.len() {
-                return Ok(());
-            }
-            reading.choose(mass, self.context.cached_rows())
-        };
+        let Some(chosen) = reading.add(backend, mass, work, self.context.cached_rows())? else { return Ok(()) };
         if !reading.goes_on {
             work.repair(chosen);
             return Ok(());
@@ -317,6 +309,30 @@ impl Work {
 }
 
 impl Reading {
+    /// The first of its rows that asks: only the last piece does. Their number if none does.
+    fn asked(&self, work: &Work) -> usize {
+        (work.fresh.len() - work.question).saturating_sub(self.rows.start).min(self.rows.len())
+    }
+
+    /// Adds the attention of its rows to that of the rows before them. Chooses, once these are the last ones.
+    fn add<B: Backend>(
+        &self,
+        backend: &B,
+        mass: &B::Tensor,
+        work: &mut Work,
+        cached_rows: usize,
+    ) -> Result<Option<Vec<u32>>> {
+        let Phase::Choose { read, mass: sums } = &mut work.phase else { return Ok(None) };
+        if self.rows == (0..work.fresh.len()) {
+            return self.choose_there(backend, mass, cached_rows).map(Some);
+        }
+        let mass = backend.read(mass)?;
+        sums.resize(mass.len(), 0.0);
+        sums.iter_mut().zip(mass).for_each(|(sum, mass)| *sum += mass);
+        *read = self.rows.end;
+        Ok((self.rows.end == work.fresh.len()).then(|| self.choose(sums, cached_rows)))
+    }
+
     /// Chooses by attention that lies where the backend computes, and there if it can.
     fn choose_there<B: Backend>(&self, backend: &B, mass: &B::Tensor, cached_rows: usize) -> Result<Vec<u32>> {
         let Ok(count) = select::count(self.budget, cached_rows) else {
@@ -430,10 +446,7 @@ fn read_on_the_way<'a, B: Backend>(
     loop {
         let readings = running.iter().filter_map(|member| Some((member.reading.as_ref()?, member.work.as_ref()?)));
         for ((reading, work), mass) in readings.zip(&mut masses) {
-            // Only the last piece asks.
-            let asking = work.fresh.len() - work.question;
-            let unasked = asking.saturating_sub(reading.rows.start).min(reading.rows.len());
-            let asked = reading.at.start + unasked..reading.at.end;
+            let asked = reading.at.start + reading.asked(work)..reading.at.end;
             if reading.layers.contains(&written.layer()) && !asked.is_empty() {
                 written.attention_mass(cache, asked, mass)?;
             }

@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::error::KV_CACHE;
 use crate::{Error, Result};
 
 /// The blocks of one KV cache.
@@ -57,7 +58,7 @@ impl BlockPool {
                  larger KV cache",
                 self.block_tokens, self.blocks
             );
-            return Err(Error::Full { what: "the KV cache".to_owned(), reason });
+            return Err(Error::Full { what: KV_CACHE.to_owned(), reason });
         }
         // Blocks that were used before come first: their memory is there already.
         let returned = free.returned.len().saturating_sub(count);

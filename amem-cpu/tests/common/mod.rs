@@ -85,8 +85,16 @@ pub fn golden_for<B: Backend>(case: &str, backend: B, kv: Dtype, tokens: usize) 
 }
 
 fn open_golden<B: Backend>(case: &str, backend: B, options: Options) -> Result<Transformer<B>> {
-    let source = directory(&self::case(case));
-    Transformer::with_chat(&source, backend, options, Box::new(Numbers), Sampling::default())
+    with_numbers(&directory(&self::case(case)), backend, options)
+}
+
+/// A model of these files, which speaks in numbers.
+pub fn of_files<B: Backend>(files: &BTreeMap<String, Vec<u8>>, backend: B, kv: Dtype) -> Transformer<B> {
+    with_numbers(files, backend, options(kv)).unwrap()
+}
+
+fn with_numbers<B: Backend>(files: &BTreeMap<String, Vec<u8>>, backend: B, options: Options) -> Result<Transformer<B>> {
+    Transformer::with_chat(files, backend, options, Box::new(Numbers), Sampling::default())
 }
 
 /// The demo model, with a tokenizer of its own.

@@ -2,7 +2,9 @@
 
 use amem_core::Dtype;
 use amem_core::testing::{self, Profile};
-use amem_core::transformer::{Encoder, EncoderOptions, Purpose};
+use amem_core::transformer::{
+    Activation, Backend, Encoder, EncoderOptions, ExpertWeights, Linear, MlpWeights, Purpose, WeightRole, WeightTensor,
+};
 use amem_cuda::Precision;
 use amem_cuda_simulator::in_simulator;
 use futures_lite::future::block_on;
@@ -78,5 +80,42 @@ fn every_family_is_a_model_on_it() {
         for case in ["gemma2", "mistral-sliding", "mixtral", "qwen2-tied-bf16", "qwen3"] {
             testing::model(|| common::golden(case, open(Precision::F32), Dtype::F32));
         }
+    });
+}
+
+/// The GPU has a table of where experts lie. One that begins with the same expert need not be the same: weights that were
+/// dropped make room for others.
+#[test]
+fn experts_that_lie_elsewhere_than_before_are_found() {
+    in_simulator("conformance::experts_that_lie_elsewhere_than_before_are_found", &[], || {
+        let gpu = open(Precision::F16);
+        let (hidden, intermediate) = (64, 40);
+        let noise = |seed: usize, len| (0..len).map(move |at| ((at * 37 + seed * 101) % 89) as f32 / 89.0 - 0.5);
+        let matrix = |role, seed, rows, columns| {
+            let mut bytes = Vec::new();
+            Dtype::F16.encode(&noise(seed, rows * columns).collect::<Vec<f32>>(), &mut bytes);
+            gpu.matrix(&WeightTensor::new(role, Dtype::F16, rows, columns, &bytes)).unwrap()
+        };
+        let linear = |role, seed, rows, columns| Linear { weight: matrix(role, seed, rows, columns), bias: None };
+        let expert = |index: usize| MlpWeights {
+            activation: Activation::Silu,
+            gate: linear(WeightRole::Gate, 3 * index, intermediate, hidden),
+            up: linear(WeightRole::Up, 3 * index + 1, intermediate, hidden),
+            down: linear(WeightRole::Down, 3 * index + 2, hidden, intermediate),
+        };
+        let weights = |order: [usize; 4]| ExpertWeights {
+            router: matrix(WeightRole::Router, 50, 4, hidden),
+            experts: order.map(expert).into(),
+            chosen: 4,
+            normalised: true,
+        };
+        let x = gpu.upload(hidden, &noise(60, hidden).collect::<Vec<f32>>()).unwrap();
+        let of = |w: &ExpertWeights<_>| gpu.read(&gpu.experts(&x, w).unwrap()).unwrap();
+
+        let mut turned = weights([0, 1, 2, 3]);
+        let before = of(&turned);
+        turned.experts[1..].reverse();
+        assert_eq!(of(&turned), of(&weights([0, 3, 2, 1])));
+        assert_ne!(of(&turned), before);
     });
 }

@@ -181,7 +181,8 @@ pub(crate) struct Tuning {
     /// Tokens that one context holds at most, if fewer than the model was made for.
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..))]
     max_model_len: Option<u32>,
-    /// The share of cached tokens that are computed again in their new context, 0 to 1.
+    /// The share of cached tokens that are computed again in their new context, 0 to 1; 0.1 if left out. In a session, of
+    /// those that it begins with.
     #[arg(long, value_name = "SHARE", value_parser = share)]
     recompute_ratio: Option<f32>,
     /// Where KV is kept on disk, if not in the data directory. That is noted there: its directory `kv` becomes a link to this
@@ -193,6 +194,13 @@ pub(crate) struct Tuning {
     max_waiting: Option<u32>,
     #[command(flatten)]
     shared: Shared,
+}
+
+impl Tuning {
+    /// The share of cached tokens that are computed again, if one is given.
+    pub(crate) fn recompute_ratio(&self) -> Option<f32> {
+        self.recompute_ratio
+    }
 }
 
 fn share(text: &str) -> Result<f32, String> {

@@ -78,6 +78,12 @@ pub(crate) struct Args {
     /// Tokens that a session holds at most; as many as the model can if left out.
     #[arg(long)]
     budget_tokens: Option<usize>,
+    /// Sessions that are held at most; beyond that, and when the KV cache is full, the one that was used longest ago ends.
+    #[arg(long, value_name = "SESSIONS", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
+    max_sessions: u32,
+    /// Seconds after which a session ends that nobody uses.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30 * 60)]
+    session_idle: u64,
     /// US dollars that a million tokens of input cost elsewhere: for estimates of what was saved.
     #[arg(long, default_value_t = 0.20)]
     usd_per_mtok: f64,
@@ -106,6 +112,9 @@ pub(crate) async fn run(args: Args, mode: Mode) -> Result<(), Box<dyn Error>> {
     options.mode = mode;
     options.embedding_model = embedding_model;
     (options.k, options.max_tokens, options.budget_tokens) = (args.k, args.max_tokens, args.budget_tokens);
+    options.recompute_ratio = args.tuning.recompute_ratio();
+    options.max_sessions = args.max_sessions as usize;
+    options.session_idle = Duration::from_secs(args.session_idle);
     options.usd_per_mtok = args.usd_per_mtok;
     options.open_metrics = args.metrics_auth == MetricsAuth::Open;
     let server = Server::new(memory, identity, options);

@@ -79,7 +79,11 @@ pub struct Options {
     pub max_tokens: usize,
     /// Tokens that a session holds at most, if it does not say how many; `None` for as many as the model can.
     pub budget_tokens: Option<usize>,
-    /// Sessions that are held at most. Beyond that, the one that was used longest ago is ended.
+    /// The share, 0 to 1, of the cached tokens a session begins with that are computed again; `None` for what
+    /// [`SessionOptions`](amem_core::SessionOptions) has.
+    pub recompute_ratio: Option<f32>,
+    /// Sessions that are held at most. Beyond that, and when the KV cache is full, the one that was used longest ago is
+    /// ended.
     pub max_sessions: usize,
     /// How long a session is held that nobody uses.
     pub session_idle: Duration,
@@ -100,6 +104,7 @@ impl Default for Options {
             k: 8,
             max_tokens: 256,
             budget_tokens: None,
+            recompute_ratio: None,
             max_sessions: 256,
             session_idle: Duration::from_secs(30 * 60),
             max_texts: 1000,

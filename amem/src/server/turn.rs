@@ -86,7 +86,9 @@ pub(crate) struct Running {
     turn: Turn,
     stream: AnswerStream,
     /// The session, which does not end before the answer does.
-    _in_use: Option<InUse>,
+    in_use: Option<InUse>,
+    /// Whether the stream has yielded anything.
+    begun: bool,
     started: Instant,
     /// One for each answer.
     listeners: Vec<Listener>,
@@ -140,17 +142,22 @@ impl Server {
         }
         let (stream, in_use) = self.ask(&turn).await?;
         let (listeners, ready) = (turn.listeners(), VecDeque::new());
-        Ok(Running { server: self.clone(), turn, stream, _in_use: in_use, started, listeners, ready })
+        Ok(Running { server: self.clone(), turn, stream, in_use, begun: false, started, listeners, ready })
     }
 
     async fn ask(&self, turn: &Turn) -> Result<(AnswerStream, Option<InUse>)> {
-        match self.session_of(turn) {
-            Some(name) => {
-                let session = self.session(&name, &turn.namespace, turn.budget_tokens)?;
-                let stream = session.lock().await.ask_stream(turn.ask.clone()).await?;
-                Ok((stream, Some(session)))
+        loop {
+            let name = self.session_of(turn);
+            let session = name.map(|name| self.session(&name, &turn.namespace, turn.budget_tokens)).transpose()?;
+            let stream = match &session {
+                Some(session) => session.lock().await.ask_stream(turn.ask.clone()).await,
+                None => self.memory().ask_stream(&turn.namespace, turn.ask.clone()).await,
+            };
+            match stream {
+                // A session that nobody uses need not hold KV: its memories have theirs.
+                Err(error) if error.is_full_kv_cache() && self.sessions().end_oldest() => {}
+                stream => return Ok((stream?, session)),
             }
-            None => Ok((self.memory().ask_stream(&turn.namespace, turn.ask.clone()).await?, None)),
         }
     }
 
@@ -185,7 +192,13 @@ impl Running {
             if let Some(progress) = self.ready.pop_front() {
                 return Some(Ok(progress));
             }
-            let heard = match self.stream.next().await? {
+            let event = self.stream.next().await?;
+            let begun = std::mem::replace(&mut self.begun, true);
+            let heard = match event {
+                // Nothing was told yet.
+                Err(error) if !begun && error.is_full_kv_cache() && self.server.sessions().end_oldest() => {
+                    self.ask_again().await
+                }
                 Ok(Event::Delta(delta)) => {
                     self.hear(delta);
                     Ok(())
@@ -198,6 +211,12 @@ impl Running {
                 return Some(Err(error));
             }
         }
+    }
+
+    async fn ask_again(&mut self) -> Result<()> {
+        (self.stream, self.in_use) = self.server.ask(&self.turn).await?;
+        self.begun = false;
+        Ok(())
     }
 
     /// As a stream.

@@ -423,6 +423,8 @@ fn a_value_that_makes_no_sense_or_is_not_supported_is_400_and_named() {
         (json!({ "reasoning_effort": "high" }), "reasoning_effort"),
         (json!({ "guided_json": {} }), "guided_json"),
         (json!({ "ignore_eos": true }), "ignore_eos"),
+        (json!({ "chat_template_kwargs": { "enable_thinking": true } }), "chat_template_kwargs"),
+        (json!({ "thinking": { "type": "enabled", "budget_tokens": 1024 } }), "thinking"),
     ] {
         let (status, body) = post(front.url(PATH), &request("Where is Alice?", fields.clone()));
         assert_eq!((status, &body["error"]["param"]), (400, &param.into()), "{fields}: {body}");
@@ -449,7 +451,8 @@ fn fields_that_change_nothing_are_accepted() {
         "max_tokens": null, "n": null, "stream": null, "stream_options": null, "temperature": null, "tools": null,
         "tool_choice": null, "response_format": null, "user": null, "session": null, "residency": null, "k": null,
         "modalities": ["text"], "reasoning_effort": "none", "verbosity": "medium", "functions": [],
-        "parallel_tool_calls": true, "nobody_knows_this": 1,
+        "parallel_tool_calls": true, "nobody_knows_this": 1, "chat_template_kwargs": { "enable_thinking": false },
+        "thinking": { "type": "disabled" },
     });
     answer(&front, &request("Where is Alice?", fields));
     answer(

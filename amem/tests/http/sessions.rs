@@ -1,12 +1,15 @@
 //! `/v1/sessions`.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use amem::http::{Identity, KeyHeader};
 use amem::keys::{Grant, KeyFile};
-use amem::server::Options;
-use amem_core::Namespace;
+use amem::server::{Mode, Options};
+use amem_core::transformer::{Options as LoadOptions, Transformer};
+use amem_core::{Memory, Model, Namespace};
+use amem_cpu::Cpu;
 use reqwest::Method;
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
@@ -158,6 +161,60 @@ fn the_session_that_was_used_longest_ago_makes_room() {
     let third = open(&front, &json!({}));
     assert_eq!([&first, &second, &third].map(|session| state(&front, session).0), [200, 404, 200]);
     assert_eq!(get(front.url("/v1/stats"))["sessions"], 2);
+}
+
+/// Each user's session holds KV, and the cache has no room for all of them.
+#[test]
+fn sessions_that_nobody_uses_make_room_in_the_kv_cache() {
+    let load = |options| Transformer::load(&amem_demo::files(), Cpu::with_threads(2).unwrap(), options).unwrap();
+    let model = load(LoadOptions::default());
+    let token_bytes = (model.info().shape.token_numbers() * model.info().dtype.size()) as u64;
+    drop(model);
+    let model = load(LoadOptions::default().kv_cache_bytes(token_bytes));
+    // One context always fits.
+    let room = model.info().context;
+    let memory = Memory::builder(Arc::new(model)).build().unwrap();
+    let texts = (0..12).map(|n| format!("Alice has {n} apples and {n} pears and {n} plums in box {n}."));
+    let texts: Vec<String> = texts.collect();
+    let mut options = Options::default();
+    options.mode = Mode::Resident;
+    let front = Front::with(memory.clone(), Identity::new(KeyHeader::Authorization), options);
+    let each: usize = texts.iter().map(|text| memory.tokens(text).unwrap().len()).sum();
+    let users: Vec<String> = (0..room / each + 3).map(|n| format!("user-{n}")).collect();
+    for user in &users {
+        assert_eq!(post(front.url("/v1/memories"), &json!({ "user": user, "texts": texts })).0, 200);
+        let messages = json!([{ "role": "user", "content": "How many apples has Alice?" }]);
+        let body = json!({ "user": user, "messages": messages, "max_tokens": 8, "k": 12 });
+        let (status, answer) = post(front.url("/v1/chat/completions"), &body);
+        assert_eq!(status, 200, "{user}: {answer}");
+    }
+    let held = get(front.url("/v1/stats"))["sessions"].as_u64().unwrap();
+    assert!((1..users.len() as u64).contains(&held), "{held} sessions of {} are held", users.len());
+    // So does one that is opened with a seed.
+    let names: Vec<Value> =
+        users.iter().map(|user| open(&front, &json!({ "user": user, "seed_query": "apples" }))).collect();
+    assert_eq!(state(&front, &names[0]).0, 404);
+    assert_eq!(state(&front, names.last().unwrap()).0, 200);
+}
+
+#[test]
+fn a_session_begins_with_as_many_rows_repaired_as_the_server_was_told() {
+    let repaired = |ratio: Option<f32>| {
+        let mut options = Options::default();
+        options.recompute_ratio = ratio;
+        let front = Front::with(in_ram(), Identity::new(KeyHeader::Authorization), options);
+        let texts: Vec<String> = (0..8).map(|n| format!("Alice has {n} apples in box {n}.")).collect();
+        post(front.url("/v1/memories"), &json!({ "user": "a", "texts": texts }));
+        let session = open(&front, &json!({ "user": "a" }));
+        let messages = json!([{ "role": "user", "content": "How many apples has Alice?" }]);
+        let body = json!({ "user": "a", "session": session["session"], "messages": messages, "max_tokens": 4 });
+        let (status, answer) = post(front.url("/v1/chat/completions"), &body);
+        assert_eq!(status, 200, "{answer}");
+        answer["amem"]["repaired_tokens"].as_u64().unwrap()
+    };
+    let (none, default, all) = (repaired(Some(0.0)), repaired(None), repaired(Some(1.0)));
+    // Questions have rows repaired, too.
+    assert!(none < default && 4 * (default - none) < all - none, "{none}, {default}, {all}");
 }
 
 #[test]

@@ -20,7 +20,7 @@ const MAX_TOOLS: usize = 128;
 const MAX_TOP_LOGPROBS: usize = 20;
 
 /// What OpenAI's API and vLLM's have, and this one does not: to ignore it would be to answer something else.
-const UNSUPPORTED: [&str; 18] = [
+const UNSUPPORTED: [&str; 21] = [
     "functions",
     "function_call",
     "audio",
@@ -39,6 +39,9 @@ const UNSUPPORTED: [&str; 18] = [
     "bad_words",
     "prompt_logprobs",
     "continue_final_message",
+    "chat_template",
+    "chat_template_kwargs",
+    "thinking",
 ];
 
 /// A conversation to go on with.
@@ -255,6 +258,13 @@ impl ChatRequest {
             Value::Array(values) if name == "modalities" => values.iter().all(|value| value == "text"),
             Value::Array(values) => values.is_empty(),
             Value::String(value) => matches!((name, &**value), ("reasoning_effort", "none") | ("verbosity", "medium")),
+            // Models are asked not to think aloud in any case.
+            Value::Object(settings) if name == "chat_template_kwargs" => {
+                settings.iter().all(|(name, value)| name == "enable_thinking" && *value == false)
+            }
+            Value::Object(settings) if name == "thinking" => {
+                settings.get("type").is_some_and(|kind| kind == "disabled")
+            }
             _ => false,
         };
         let asked_for = UNSUPPORTED.into_iter().find(|name| {

@@ -9,7 +9,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use amem_core::{Namespace, RecordId, Session, SessionOptions};
+use amem_core::{Budget, Namespace, RecordId, Repair, Session, SessionOptions};
 
 pub(super) use routes::routes;
 
@@ -54,8 +54,8 @@ impl fmt::Display for SessionName {
     }
 }
 
-/// The sessions that are held. One that nobody has used for some time ends. When there are too many, the one that was
-/// used longest ago ends; never one that is in use.
+/// The sessions that are held. One that nobody has used for some time ends. When there are too many, or there is no room for
+/// another's KV, the one that was used longest ago ends; never one that is in use.
 pub(crate) struct Sessions {
     held: Arc<AllHeld>,
 }
@@ -71,6 +71,15 @@ struct ByName {
     sessions: HashMap<SessionName, Arc<Held>>,
     /// Whether a task looks for idle ones.
     is_swept: bool,
+}
+
+impl ByName {
+    /// Takes out the one that was used longest ago, of those that nobody uses.
+    fn take_oldest(&mut self) -> Option<Arc<Held>> {
+        let unused = self.sessions.iter().filter(|(_, held)| !is_in_use(held));
+        let oldest = unused.min_by_key(|(_, held)| *lock(&held.used)).map(|(name, _)| name.clone())?;
+        self.sessions.remove(&oldest)
+    }
 }
 
 struct Held {
@@ -139,15 +148,21 @@ impl Sessions {
     }
 
     /// Holds a new one, unless one of this name is held meanwhile.
+    /// Ends the one that was used longest ago, so that its room in the KV cache is free. False when all are in use.
+    pub(super) fn end_oldest(&self) -> bool {
+        let ended = lock(&self.held.by_name).take_oldest();
+        ended.is_some()
+    }
+
     fn hold(&self, name: SessionName, held: Held) -> Result<InUse> {
         self.held.end_idle();
         let mut by_name = lock(&self.held.by_name);
         let mut ended = None;
         if !by_name.sessions.contains_key(&name) && by_name.sessions.len() >= self.held.most {
-            let oldest = by_name.sessions.iter().filter(|(_, held)| !is_in_use(held));
-            let oldest = oldest.min_by_key(|(_, held)| *lock(&held.used)).map(|(name, _)| name.clone());
-            let oldest = oldest.ok_or_else(|| ApiError::overloaded("too many sessions are in use: try again later"))?;
-            ended = by_name.sessions.remove(&oldest);
+            ended = by_name.take_oldest();
+            if ended.is_none() {
+                return Err(ApiError::overloaded("too many sessions are in use: try again later"));
+            }
         }
         let held = Arc::clone(by_name.sessions.entry(name.clone()).or_insert_with(|| Arc::new(held)));
         if !std::mem::replace(&mut by_name.is_swept, true) {
@@ -230,7 +245,11 @@ impl Server {
         let budget = budget_tokens.or(self.options().budget_tokens).map(|budget| budget.min(most));
         let mut options = SessionOptions::default();
         options.budget_tokens = budget;
-        options
+        match self.options().recompute_ratio {
+            // By sensitivity alone: no question is asked yet that attention could be read of.
+            Some(ratio) => options.opening_repair(Repair::Weighted { budget: Budget::Ratio(ratio), layers: 0..0 }),
+            None => options,
+        }
     }
 }
 

@@ -85,10 +85,15 @@ async fn open(
     let session = server.sessions().hold(SessionName::new()?, Held::new(session, namespace, request.max_turns))?;
     if let Some(seed) = request.seed_query.filter(|seed| !seed.trim().is_empty()) {
         let k = request.max_turns.unwrap_or(server.options().k);
-        let opened = session.lock().await.open(Recall::new(seed).k(k)).await;
-        if let Err(error) = opened {
-            server.sessions().end(session.name());
-            return Err(error.into());
+        loop {
+            match session.lock().await.open(Recall::new(seed.clone()).k(k)).await {
+                Ok(_) => break,
+                Err(error) if error.is_full_kv_cache() && server.sessions().end_oldest() => {}
+                Err(error) => {
+                    server.sessions().end(session.name());
+                    return Err(error.into());
+                }
+            }
         }
     }
     Ok(Json(SessionState::of(&session).await))
