@@ -1,4 +1,4 @@
-//! The hyperbolic tangent, the error function and what is made of them. Written as what [`crate::elementwise`] holds.
+//! tanh, the error function and what is made of them. Written as what [`crate::elementwise`] holds.
 
 use amem_core::transformer::Activation;
 use amem_core::{Error, Result};
@@ -22,7 +22,7 @@ pub(crate) fn tanh(x: f32) -> f32 {
     if x.abs() < 0.625 { near } else { far.copysign(x) }
 }
 
-/// `y = gelu(y) · up`, GELU approximated with a tangent.
+/// `y = gelu(y) · up`, GELU in its approximation with tanh.
 struct GeluMul<'a> {
     y: &'a mut [f32],
     up: &'a [f32],

@@ -8,7 +8,7 @@ use half::{bf16, f16};
 use pulp::{Simd, WithSimd};
 
 use crate::lines::Lines;
-use crate::load::Turns;
+use crate::load::Rotations;
 use crate::number::Element;
 use crate::rotation::Angle;
 use crate::{Cpu, Plan, Tensor};
@@ -25,8 +25,8 @@ pub struct Cache {
     pub(crate) dtype: Dtype,
     /// `[layers][kv_heads]`.
     pub(crate) heads: Vec<Head>,
-    /// One for each rope that keys were turned by.
-    pub(crate) turns: Vec<Turns>,
+    /// One for each rope that keys were rotated by.
+    pub(crate) rotations: Vec<Rotations>,
 }
 
 /// One head of one layer: its blocks, each `[BLOCK_TOKENS / LANES][head_dim][LANES]` numbers of keys, so that a vector
@@ -95,7 +95,7 @@ fn key_start(slot: usize, head_dim: usize) -> usize {
 impl Cache {
     pub(crate) fn new(shape: KvShape, dtype: Dtype) -> Result<Self> {
         let heads = (0..shape.layers * shape.kv_heads).map(|_| Head::new(dtype)).collect::<Result<_>>()?;
-        Ok(Self { shape, dtype, heads, turns: Vec::new() })
+        Ok(Self { shape, dtype, heads, rotations: Vec::new() })
     }
 
     pub(crate) fn head(&self, layer: usize, kv_head: usize) -> &Head {
@@ -162,7 +162,7 @@ impl Cpu {
                 parts.push(Write { block, rows: &rows[places.clone()], kv_head, shape, plan, keys, values });
             }
         }
-        // Rounding twice, turning and finding places take about as long as ten multiplications.
+        // Rounding twice, rotating and finding places take about as long as ten multiplications.
         self.each(parts, 10 * keys.data.len(), |part| self.arch.dispatch(part));
     }
 
@@ -210,15 +210,15 @@ impl<T: Element> WithSimd for Write<'_, T> {
     }
 }
 
-/// A row's key (before rotation) in one head, as a cache stores it: rounded, turned and rounded again. `space` is twice as
+/// A row's key (before rotation) in one head, as a cache stores it: rounded, rotated and rounded again. `space` is twice as
 /// long.
 #[inline(always)]
 fn stored_key<S: Simd, T: Element>(simd: S, key: &[f32], angle: Angle<'_>, to: &mut [T], space: &mut [f32]) {
-    let (rounded, turned) = space.split_at_mut(key.len());
+    let (rounded, rotated) = space.split_at_mut(key.len());
     T::narrow(simd, key, to);
-    turned.copy_from_slice(T::widen(simd, to, rounded));
-    angle.rotate(turned);
-    T::narrow(simd, turned, to);
+    rotated.copy_from_slice(T::widen(simd, to, rounded));
+    angle.rotate(rotated);
+    T::narrow(simd, rotated, to);
 }
 
 /// The distances of some rows' keys from those that stand in their slots.

@@ -145,7 +145,7 @@ pub(crate) struct Isa {
     pub(crate) bytes: Bytes,
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     pub(crate) bf16: Option<Bf16>,
-    /// What takes f16 where [`arch`](Self::arch) has no instructions for it.
+    /// AVX2 with F16C, where kernels are compiled for AVX2: conversions of f16, and all of fast attention.
     #[cfg(target_arch = "x86_64")]
     pub(crate) f16: Option<Avx2>,
 }
@@ -159,9 +159,10 @@ impl Isa {
             let has_halves = is_x86_feature_detected!("f16c");
             V3::try_new().filter(|_| has_halves).map(|arch| (Arch::V3(arch), Avx2(arch)))
         };
-        let avx512 = || V4::try_new().map(Arch::V4);
-        let vnni = || is_x86_feature_detected!("avx512vnni").then_some(Bytes::Avx512Vnni(Avx512Vnni(())));
-        let bf16 = || is_x86_feature_detected!("avx512bf16").then_some(Avx512Bf16(()));
+        let avx512 = || V4::try_new();
+        // These need AVX-512 as well, and so are given the proof of it.
+        let vnni = |_: V4| is_x86_feature_detected!("avx512vnni").then_some(Bytes::Avx512Vnni(Avx512Vnni(())));
+        let bf16 = |_: V4| is_x86_feature_detected!("avx512bf16").then_some(Avx512Bf16(()));
         let f16 = match instructions {
             Instructions::Avx2 | Instructions::AvxVnni => Some(avx2()?.1),
             _ => None,
@@ -173,9 +174,17 @@ impl Isa {
                 avx2().map(|(arch, _)| (arch, Bytes::AvxVnni(AvxVnni(())), None))?
             }
             Instructions::AvxVnni => return None,
-            Instructions::Avx512 => (avx512()?, avx2().map_or(Bytes::Portable, |(_, avx2)| Bytes::Avx2(avx2)), None),
-            Instructions::Avx512Vnni => (avx512()?, vnni()?, None),
-            Instructions::Avx512Bf16 => (avx512()?, vnni()?, Some(bf16()?)),
+            Instructions::Avx512 => {
+                (Arch::V4(avx512()?), avx2().map_or(Bytes::Portable, |(_, avx2)| Bytes::Avx2(avx2)), None)
+            }
+            Instructions::Avx512Vnni => {
+                let v4 = avx512()?;
+                (Arch::V4(v4), vnni(v4)?, None)
+            }
+            Instructions::Avx512Bf16 => {
+                let v4 = avx512()?;
+                (Arch::V4(v4), vnni(v4)?, Some(bf16(v4)?))
+            }
             _ => return None,
         };
         Some(Self { instructions, arch, bytes, bf16, f16 })

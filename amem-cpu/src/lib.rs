@@ -84,10 +84,10 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// A backend with a thread for each core, and the best instructions that the machine has.
+    /// A backend with a thread for each logical CPU that the process may use, and the best instructions that the machine has.
     ///
     /// # Errors
-    /// When no thread can be started.
+    /// [`Error::Model`] when threads cannot be started.
     pub fn new() -> Result<Self> {
         Self::open(CpuOptions::default())
     }
@@ -95,7 +95,7 @@ impl Cpu {
     /// A backend with this many threads, at least one.
     ///
     /// # Errors
-    /// When they cannot be started.
+    /// [`Error::Model`] when they cannot be started.
     pub fn with_threads(threads: usize) -> Result<Self> {
         Self::open(CpuOptions::default().threads(threads))
     }
@@ -419,7 +419,7 @@ impl Backend for Cpu {
 }
 
 /// Rows that go through a feed-forward block together at most. What lies between its products is several times as wide as a
-/// row, and would take more memory than all else of a pass. With half as many, reading the weights again shows.
+/// row, and would take more memory than all else of a pass. With half as many, reading the weights again for each block takes measurably longer.
 const MLP_ROWS: usize = 512;
 
 /// Numbers that one thread takes at a time where each costs little: what fits a core's nearest cache.
@@ -428,7 +428,7 @@ const PART: usize = 1 << 12;
 /// What an exponential and a division cost, in multiplications.
 const EXPONENTIAL: usize = 16;
 
-/// About as many, in whole rows.
+/// About [`PART`] numbers, in whole rows.
 fn whole_rows(columns: usize) -> usize {
     columns.max(1) * (PART / columns.max(1)).max(1)
 }

@@ -1,4 +1,4 @@
-//! Putting stored chunks into the cache: their keys are laid across and turned on the way, and their values copied.
+//! Putting stored chunks into the cache: keys are rotated and transposed on the way, values copied.
 //!
 //! What this costs beyond reading the chunks is mostly the memory that is written, for a context is larger than a core's cache.
 
@@ -17,7 +17,7 @@ use crate::Cpu;
 use crate::cache::{BLOCK_TOKENS, Cache, Head, LANES, block_mut};
 use crate::number::Element;
 use crate::rotation::Angles;
-use crate::vectors::{Fence, Plain, Vectors, turn};
+use crate::vectors::{Fence, Plain, Vectors, rotate_and_transpose};
 
 /// From so many bytes on, what is loaded at once is written past the processor's caches: it would drive out all that is in them,
 /// and itself in part, before it is read. The bound is estimated from the sizes of caches, not measured.
@@ -33,12 +33,12 @@ impl Cpu {
         layers: &[usize],
         placements: &[Placement<'_>],
     ) -> Result<()> {
-        let Cache { shape, dtype, heads, turns } = cache;
+        let Cache { shape, dtype, heads, rotations } = cache;
         let (shape, dtype) = (*shape, *dtype);
-        let turns = Turns::of(turns, rope);
-        turns.prepare(self, placements.iter().flat_map(runs_of));
-        let runs: Vec<Vec<Turned<'_>>> =
-            placements.iter().map(|placement| turns.with_angles(runs_of(placement))).collect();
+        let rotations = Rotations::of(rotations, rope);
+        rotations.prepare(self, placements.iter().flat_map(runs_of));
+        let runs: Vec<Vec<RunWithAngles<'_>>> =
+            placements.iter().map(|placement| rotations.with_angles(runs_of(placement))).collect();
         let heads = heads.chunks_exact_mut(shape.kv_heads.max(1)).enumerate();
         let layers: Vec<(usize, Mutex<&mut [Head]>)> = heads
             .filter(|(layer, _)| layers.contains(layer))
@@ -92,8 +92,8 @@ struct Space {
     numbers: Vec<f32>,
 }
 
-/// A run, and the cosines and sines by which its keys are turned.
-type Turned<'t> = (Run, &'t [[f32; LANES]]);
+/// A run, and the cosines and sines by which its keys are rotated.
+type RunWithAngles<'t> = (Run, &'t [[f32; LANES]]);
 
 /// Tokens of a chunk whose slots are side by side in a vector of [`LANES`].
 struct Run {
@@ -123,7 +123,7 @@ fn runs_of(placement: &Placement<'_>) -> Vec<Run> {
 pub(crate) struct Load<'a> {
     placement: &'a Placement<'a>,
     /// With their angles.
-    runs: &'a [Turned<'a>],
+    runs: &'a [RunWithAngles<'a>],
     kv: &'a LayerKv<'a>,
     shape: KvShape,
     dtype: Dtype,
@@ -158,9 +158,9 @@ impl<'a> Load<'a> {
         let (KvShape { head_dim, .. }, width) = (self.shape, self.shape.row());
         let as_is = self.as_is::<T>();
         let (decoded, rest) = self.numbers.split_at_mut(LANES * head_dim);
-        let (rows, turned) = rest.split_at_mut(LANES * head_dim);
+        let (rows, rotated) = rest.split_at_mut(LANES * head_dim);
         // Of a narrower type there is room for more.
-        let [rows, turned] = [rows, turned].map(|part| &mut bytemuck::cast_slice_mut(part)[..LANES * head_dim]);
+        let [rows, rotated] = [rows, rotated].map(|part| &mut bytemuck::cast_slice_mut(part)[..LANES * head_dim]);
         let fence = Fence::default();
         for (Run { token, count, slot, .. }, angles) in self.runs {
             let (lane, in_block, streaming) = (slot % LANES, slot % BLOCK_TOKENS, fence.streaming());
@@ -191,10 +191,10 @@ impl<'a> Load<'a> {
                 };
                 let places = &mut keys[(in_block - lane) * head_dim..][..LANES * head_dim];
                 if *count == LANES {
-                    turn(v, angles, (from, stride), places, streaming);
+                    rotate_and_transpose(v, angles, (from, stride), places, streaming);
                 } else {
-                    turn(v, angles, (from, stride), turned, None);
-                    put_lanes(turned, places, lane..lane + count);
+                    rotate_and_transpose(v, angles, (from, stride), rotated, None);
+                    put_lanes(rotated, places, lane..lane + count);
                 }
                 let places = values[in_block * head_dim..(in_block + count) * head_dim].chunks_exact_mut(head_dim);
                 for (index, place) in places.enumerate() {
@@ -225,22 +225,22 @@ impl<'a> Load<'a> {
     }
 }
 
-/// The cosines and sines by which keys are turned that lie side by side. They are computed once for a position, which costs
+/// The cosines and sines by which keys are rotated that lie side by side. They are computed once for a position, which costs
 /// about as much as loading a few layers of a key.
-pub(crate) struct Turns {
+pub(crate) struct Rotations {
     rope: Rope,
     /// By the position of the first lane: `[head_dim / 2]` times the cosines of [`LANES`] positions and their sines.
     angles: HashMap<i64, Vec<[f32; LANES]>>,
 }
 
-impl Turns {
+impl Rotations {
     /// Numbers that are kept at most, as far as one call does not need more.
     const KEPT: usize = 16 << 20;
 
     /// Those of a rope. The layers of a model have two at most.
     fn of<'t>(all: &'t mut Vec<Self>, rope: &Rope) -> &'t mut Self {
         const ROPES: usize = 2;
-        let known = all.iter().position(|turns| turns.rope == *rope).unwrap_or_else(|| {
+        let known = all.iter().position(|rotations| rotations.rope == *rope).unwrap_or_else(|| {
             if all.len() == ROPES {
                 all.remove(0);
             }
@@ -250,12 +250,12 @@ impl Turns {
         &mut all[known]
     }
 
-    /// Computes what these runs are turned by, as far as it is not there.
+    /// Computes what these runs are rotated by, as far as it is not there.
     fn prepare(&mut self, cpu: &Cpu, runs: impl Iterator<Item = Run>) {
         let rope = &self.rope;
         let each = 2 * LANES * rope.inverse_frequencies.len();
         let needed: HashSet<i64> = runs.map(|run| run.base).collect();
-        let missing = |turns: &Self| needed.iter().filter(|base| !turns.angles.contains_key(base)).count();
+        let missing = |rotations: &Self| needed.iter().filter(|base| !rotations.angles.contains_key(base)).count();
         if (self.angles.len() + missing(self)) * each > Self::KEPT {
             self.angles.clear();
         }
@@ -267,8 +267,8 @@ impl Turns {
         self.angles.extend(missing);
     }
 
-    /// The runs, each with what it is turned by.
-    fn with_angles(&self, runs: Vec<Run>) -> Vec<Turned<'_>> {
+    /// The runs, each with what it is rotated by.
+    fn with_angles(&self, runs: Vec<Run>) -> Vec<RunWithAngles<'_>> {
         runs.into_iter()
             .map(|run| {
                 let angles = self.angles.get(&run.base).map(Vec::as_slice).unwrap_or_default();
@@ -390,16 +390,16 @@ mod tests {
         dtype: Dtype,
         encoding: Encoding,
         tokens: usize,
-        turned: usize,
+        rotated: usize,
     ) {
         let cpu = Cpu::open(CpuOptions::default().threads(2).instructions(instructions)).unwrap();
         let shape = KvShape { layers: LAYERS, kv_heads: KV_HEADS, head_dim };
-        let (chunk, rope) = (chunk(shape, tokens, encoding), Rope::plain(10_000.0, turned));
+        let (chunk, rope) = (chunk(shape, tokens, encoding), Rope::plain(10_000.0, rotated));
         let mut cache = cpu.cache(&shape, dtype, TABLE.len()).unwrap();
         let placement = Placement { chunk: &chunk, table: &TABLE, slot: SLOT, position: POSITION };
         cpu.load_kv(&mut cache, &rope, &[0, 1], &[placement]).unwrap();
         let case =
-            format!("{instructions:?}, {head_dim} of {dtype:?} from {encoding:?}, {tokens} tokens, {turned} turned");
+            format!("{instructions:?}, {head_dim} of {dtype:?} from {encoding:?}, {tokens} tokens, {rotated} rotated");
         for (layer, head) in (0..LAYERS).flat_map(|layer| (0..KV_HEADS).map(move |head| (layer, head))) {
             let mut blocks = vec![vec![0; 2 * BLOCK_TOKENS * head_dim]; 4];
             for token in 0..tokens {

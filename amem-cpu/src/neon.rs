@@ -84,10 +84,10 @@ pub(crate) fn add_products<S: Simd, const ROWS: usize, const VECTORS: usize, con
     true
 }
 
-/// Lays rows of numbers of 16 bits across, eight rows at a time: in three rounds pairs of vectors are put between each other,
+/// Transposes rows of numbers of 16 bits, eight rows at a time: in three rounds pairs of vectors are put between each other,
 /// numbers, twos and fours.
 #[inline(always)]
-pub(crate) fn across<T: Pod>(simd: Neon, rows: [[T; GROUP]; LANES]) -> [[T; LANES]; GROUP] {
+pub(crate) fn transpose<T: Pod>(simd: Neon, rows: [[T; GROUP]; LANES]) -> [[T; LANES]; GROUP] {
     let v = simd.neon;
     let numbers = |a, b| [v.vzip1q_u16(a, b), v.vzip2q_u16(a, b)].map(bytemuck::cast::<_, uint32x4_t>);
     let twos = |a, b| [v.vzip1q_u32(a, b), v.vzip2q_u32(a, b)].map(bytemuck::cast::<_, uint64x2_t>);

@@ -26,7 +26,7 @@ pub(crate) trait Element: Pod + Default + Send + Sync {
     fn widen<'a, S: Simd>(simd: S, from: &'a [Self], space: &'a mut [f32]) -> &'a [f32];
 
     /// Lays rows across.
-    fn across<S: Simd>(simd: S, rows: [[Self; GROUP]; LANES]) -> [[Self; LANES]; GROUP];
+    fn transpose<S: Simd>(simd: S, rows: [[Self; GROUP]; LANES]) -> [[Self; LANES]; GROUP];
 
     /// A head's blocks, if these are its numbers.
     fn blocks(head: &mut Head) -> Option<&mut Vec<Lines<Self>>>;
@@ -44,8 +44,8 @@ impl Element for f32 {
     }
 
     #[inline(always)]
-    fn across<S: Simd>(_: S, rows: [[Self; GROUP]; LANES]) -> [[Self; LANES]; GROUP] {
-        by_rounds(rows, |first, second, to| {
+    fn transpose<S: Simd>(_: S, rows: [[Self; GROUP]; LANES]) -> [[Self; LANES]; GROUP] {
+        transpose_by_interleaving(rows, |first, second, to| {
             let [first, second] = [first, second].map(bytemuck::cast_slice::<f32, u32>);
             let pairs = bytemuck::cast_slice_mut::<f32, u8>(to).as_chunks_mut::<8>().0;
             for ((pair, &a), &b) in pairs.iter_mut().zip(first).zip(second) {
@@ -69,7 +69,9 @@ impl Element for f16 {
             let (from, from_rest) = from.as_chunks::<16>();
             let (to, to_rest) = to.as_chunks_mut::<16>();
             for (from, to) in from.iter().zip(to) {
-                *to = bytemuck::cast(simd.avx512f._mm512_cvtps_ph::<NEAREST>(tame(simd, bytemuck::cast(*from))));
+                *to = bytemuck::cast(
+                    simd.avx512f._mm512_cvtps_ph::<NEAREST>(saturate_for_f16(simd, bytemuck::cast(*from))),
+                );
             }
             return narrow_each(from_rest, to_rest);
         }
@@ -116,8 +118,8 @@ impl Element for f16 {
     }
 
     #[inline(always)]
-    fn across<S: Simd>(simd: S, rows: [[Self; GROUP]; LANES]) -> [[Self; LANES]; GROUP] {
-        halves_across(simd, rows)
+    fn transpose<S: Simd>(simd: S, rows: [[Self; GROUP]; LANES]) -> [[Self; LANES]; GROUP] {
+        transpose_16_bits(simd, rows)
     }
 
     #[inline(always)]
@@ -140,8 +142,8 @@ impl Element for bf16 {
     }
 
     #[inline(always)]
-    fn across<S: Simd>(simd: S, rows: [[Self; GROUP]; LANES]) -> [[Self; LANES]; GROUP] {
-        halves_across(simd, rows)
+    fn transpose<S: Simd>(simd: S, rows: [[Self; GROUP]; LANES]) -> [[Self; LANES]; GROUP] {
+        transpose_16_bits(simd, rows)
     }
 
     #[inline(always)]
@@ -154,11 +156,11 @@ impl Element for bf16 {
 #[cfg(target_arch = "x86_64")]
 const NEAREST: i32 = 0;
 
-/// Numbers that become what [`f32_to_f16`] makes of them: none is so large that it would become an infinity, and those that are
-/// not a number keep no more than their sign.
+/// Clamps to ±65504 and gives a NaN the payload that [`f32_to_f16`] gives it, so that the conversion in hardware equals
+/// that function.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-fn tame(simd: pulp::x86::V4, x: __m512) -> __m512 {
+fn saturate_for_f16(simd: pulp::x86::V4, x: __m512) -> __m512 {
     const UNORDERED: i32 = 3;
     let (f, dq) = (simd.avx512f, simd.avx512dq);
     let [largest, least, sign, nan] = [65504.0, -65504.0, -0.0, f32::NAN].map(|x| f._mm512_set1_ps(x));
@@ -178,19 +180,19 @@ fn widen_each(from: &[f16], to: &mut [f32]) {
     from.iter().zip(to).for_each(|(x, y)| *y = f16_to_f32(x.to_bits()));
 }
 
-/// [`Element::across`] for numbers of 16 bits.
+/// [`Element::transpose`] for numbers of 16 bits.
 #[inline(always)]
-fn halves_across<S: Simd, T: Element>(simd: S, rows: [[T; GROUP]; LANES]) -> [[T; LANES]; GROUP] {
+fn transpose_16_bits<S: Simd, T: Element>(simd: S, rows: [[T; GROUP]; LANES]) -> [[T; LANES]; GROUP] {
     #[cfg(target_arch = "x86_64")]
     if let Some(simd) = crate::vectors::v3(simd) {
-        return crate::vectors::across(simd, rows);
+        return crate::vectors::transpose(simd, rows);
     }
     #[cfg(target_arch = "aarch64")]
     if let Some(simd) = neon(simd) {
-        return crate::neon::across(simd, rows);
+        return crate::neon::transpose(simd, rows);
     }
     let _ = simd;
-    by_rounds(rows, |first, second, to| {
+    transpose_by_interleaving(rows, |first, second, to| {
         let [first, second] = [first, second].map(bytemuck::cast_slice::<T, u16>);
         let pairs = bytemuck::cast_slice_mut::<T, u8>(to).as_chunks_mut::<4>().0;
         for ((pair, &a), &b) in pairs.iter_mut().zip(first).zip(second) {
@@ -200,10 +202,13 @@ fn halves_across<S: Simd, T: Element>(simd: S, rows: [[T; GROUP]; LANES]) -> [[T
     })
 }
 
-/// Lays rows across: with each of four rounds, the numbers of the second half go between those of the first. `mix` does that,
-/// as arithmetic on pairs, for compilers make vector instructions of that, and none of copying numbers to every second place.
+/// Transposes in four rounds, each of which puts the numbers of the second half between those of the first. `mix` does one of
+/// them as arithmetic on pairs, which compilers make vector instructions of; of strided copies they make none.
 #[inline(always)]
-fn by_rounds<T: Element>(rows: [[T; GROUP]; LANES], mix: impl Fn(&[T], &[T], &mut [T])) -> [[T; LANES]; GROUP] {
+fn transpose_by_interleaving<T: Element>(
+    rows: [[T; GROUP]; LANES],
+    mix: impl Fn(&[T], &[T], &mut [T]),
+) -> [[T; LANES]; GROUP] {
     const { assert!(LANES == 1 << 4) };
     let [mut even, mut odd] = [[[T::default(); LANES]; GROUP]; 2];
     let round = |from: &[T], to: &mut [[T; LANES]; GROUP]| {
@@ -252,14 +257,14 @@ mod tests {
         }
     }
 
-    /// Rows, and what they are when they are laid across.
-    struct Across<T>([[T; GROUP]; LANES]);
+    /// Rows, and what they are when they are transposed.
+    struct Transposed<T>([[T; GROUP]; LANES]);
 
-    impl<T: Element> WithSimd for Across<T> {
+    impl<T: Element> WithSimd for Transposed<T> {
         type Output = [[T; LANES]; GROUP];
 
         fn with_simd<S: Simd>(self, simd: S) -> Self::Output {
-            T::across(simd, self.0)
+            T::transpose(simd, self.0)
         }
     }
 
@@ -289,12 +294,12 @@ mod tests {
     }
 
     #[test]
-    fn rows_are_laid_across_by_all_instructions() {
+    fn rows_are_transposed_by_all_instructions() {
         fn check<T: Element + PartialEq + std::fmt::Debug>(number: impl Fn(usize) -> T) {
             let rows = std::array::from_fn(|row| std::array::from_fn(|column| number(row * GROUP + column)));
             let expected = std::array::from_fn(|row| std::array::from_fn(|column| number(column * GROUP + row)));
             for arch in [Arch::Scalar, Arch::new()] {
-                assert_eq!(arch.dispatch(Across(rows)), expected, "{arch:?}");
+                assert_eq!(arch.dispatch(Transposed(rows)), expected, "{arch:?}");
             }
         }
         check(|number| number as f32);

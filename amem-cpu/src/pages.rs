@@ -34,7 +34,10 @@ impl Regions {
     /// [`Error::Full`] when there is no memory for them.
     pub(crate) fn zeros<T: Pod>(&self, len: usize) -> Result<Pages<T>> {
         const { assert!(align_of::<T>() <= ALIGNED) };
-        let full = || Error::Full { what: "memory".to_owned(), reason: format!("{len} weights do not fit") };
+        let full = || Error::Full {
+            what: "memory".to_owned(),
+            reason: format!("weights of {} MiB do not fit", len.saturating_mul(size_of::<T>()) >> 20),
+        };
         let bytes = len.checked_mul(size_of::<T>()).ok_or_else(full)?;
         let (region, offset) = match bytes.checked_next_multiple_of(ALIGNED).ok_or_else(full)? {
             large if large > REGION / 4 => (map(bytes).ok_or_else(full)?, 0),

@@ -1,4 +1,4 @@
-//! RoPE: turning queries and keys to their positions.
+//! RoPE: rotating queries and keys to their positions.
 
 use amem_core::transformer::Rope;
 use pulp::{Simd, WithSimd};

@@ -4,7 +4,7 @@
 pub(crate) const MOST: usize = 12;
 
 /// Does something for each of the first `$count` rows of a tile, or vectors, at most [`MOST`], whose index is the constant `$row`.
-/// What only constants are an index of stands in registers; with a loop in its place, compilers keep it in memory.
+/// An array whose indexes are all constants stays in registers; with a loop variable for an index, compilers keep it in memory.
 macro_rules! each_row {
     ($row:ident < $count:expr, $body:block) => {
         $crate::unroll::each_row!(@ $row < $count, $body; 0 1 2 3 4 5 6 7 8 9 10 11)

@@ -125,8 +125,8 @@ pub struct Qkv<T> {
 
 /// The kernels of one kind of machine. Activations are f32, `[rows][columns]`.
 ///
-/// The caller keeps shapes consistent; a backend may answer a mismatch with an error or with numbers that mean
-/// nothing, but stays memory-safe. Each method may fail with [`Error::Model`](crate::Error::Model) when the device
+/// The caller keeps shapes consistent. What a backend does with others is its own: an error, a panic or numbers that mean
+/// nothing; but it stays memory-safe. Each method may fail with [`Error::Model`](crate::Error::Model) when the device
 /// fails or runs out of memory for activations; what else can go wrong is said at the method.
 ///
 /// The methods at the end are made of the others. A backend may fuse them; they then have to keep the laws and to come
@@ -177,13 +177,13 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// rows between them.
     fn plan(&self, rope: &Rope, rows: &[Row], tables: &[BlockTable<'_>]) -> Result<Self::Plan>;
 
-    /// Numbers of the host, in rows of `columns`.
+    /// Numbers of the host, in rows of `columns`, of which they are a multiple.
     fn upload(&self, columns: usize, numbers: &[f32]) -> Result<Self::Tensor>;
 
     /// Numbers in a row of `x`.
     fn columns(&self, x: &Self::Tensor) -> usize;
 
-    /// The rows of `table` for these tokens.
+    /// The rows of `table` for these tokens. For a token that it has no row of, an error or zeros.
     fn embed(&self, table: &Self::Matrix, tokens: &[Token]) -> Result<Self::Tensor>;
 
     /// Root-mean-square norm of each run of `weight`'s length: a whole row, or each head of one.
@@ -344,8 +344,9 @@ pub trait Backend: Send + Sync + Sized + 'static {
         Ok(())
     }
 
-    /// Sums of rows of `x`: one for each `each` of `picked`, which are rows by their indexes and what they count. They are
-    /// added up in their order.
+    /// Weighted sums of rows of `x`, `[picked.len() / each][columns]`: the `i`th is that of `weight · x[row]` for each
+    /// `(row, weight)` of `picked[i * each..(i + 1) * each]`, added up in this order. For a row that `x` has not, an error or
+    /// zeros.
     fn sum_rows(&self, x: &Self::Tensor, picked: &[(usize, f32)], each: usize) -> Result<Self::Tensor> {
         let columns = self.columns(x);
         let numbers = self.read(x)?;
@@ -438,7 +439,7 @@ pub trait Backend: Send + Sync + Sized + 'static {
     }
 }
 
-/// GELU, approximated with a tangent.
+/// GELU in its approximation with tanh.
 fn gelu(x: f64) -> f64 {
     const FACTOR: f64 = std::f64::consts::FRAC_2_SQRT_PI * std::f64::consts::FRAC_1_SQRT_2;
     0.5 * x * (1.0 + (FACTOR * (x + 0.044715 * x * x * x)).tanh())

@@ -43,7 +43,7 @@ pub struct AttentionWeights<B: Backend> {
 pub enum Activation {
     /// `x / (1 + e^-x)`.
     Silu = 0,
-    /// `x / 2 · (1 + tanh(√(2/π) · (x + 0.044715 x³)))`: GELU, as it is approximated with a tangent.
+    /// `x / 2 · (1 + tanh(√(2/π) · (x + 0.044715 x³)))`: GELU in its approximation with tanh.
     GeluTanh = 1,
 }
 

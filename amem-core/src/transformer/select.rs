@@ -68,7 +68,7 @@ pub(super) fn check(repair: &Repair, layers: usize) -> Result<()> {
         true => Ok(()),
         false => {
             let (value, expected) = (format!("{range:?}"), "at least one of the model's layers");
-            Err(Error::BadValue { what: "scoring", value, expected })
+            Err(Error::BadValue { what: "repair layers", value, expected })
         }
     };
     match repair {

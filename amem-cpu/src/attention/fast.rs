@@ -240,7 +240,8 @@ fn outputs<'d>(chunks: &[Chunk<'_>], columns: usize, data: &'d mut [f32]) -> Vec
     outputs
 }
 
-/// Sums that nothing was added to, a top and a total.
+/// The state of an online softmax over no slots: weighted sums of values, the largest score (`top`), and the sum of weights
+/// (`total`).
 #[inline(always)]
 pub(super) fn begin(whole: &mut [f32]) {
     whole.fill(0.0);
@@ -249,7 +250,8 @@ pub(super) fn begin(whole: &mut [f32]) {
     }
 }
 
-/// Adds the sums of a part.
+/// Merges the state of an online softmax over a part, its sums `sums`, largest score `top` and sum of weights `total`, into
+/// that of the slots before: the one with the smaller top is scaled down.
 #[inline(always)]
 pub(super) fn merge(whole: &mut [f32], sums: &[f32], top: f32, total: f32) {
     let Some((whole, [whole_top, whole_total])) = whole.split_last_chunk_mut::<2>() else { return };
@@ -272,7 +274,7 @@ fn merge_part(whole: &mut [f32], part: &[f32]) {
     }
 }
 
-/// The mean that sums are of. Zeros for a query that sees nothing.
+/// The output of attention: the sums over the sum of weights. Zeros for a query that attends to nothing.
 #[inline(always)]
 pub(super) fn finish(whole: &[f32], mean: &mut [f32]) {
     if let Some((sums, &[_, total])) = whole.split_last_chunk::<2>() {

@@ -86,8 +86,8 @@ pub(super) struct Values<'a, N> {
     pub(super) stride: usize,
 }
 
-/// What queries are multiplied by, so that scores are powers of two or, where they are capped, what the tangent is taken
-/// of.
+/// What queries are multiplied by: scale · log2(e), so that the softmax is made of powers of two; with a soft cap scale / cap,
+/// so that scores are what tanh is taken of.
 pub(super) fn query_factor(attention: &Attention) -> f32 {
     attention.soft_cap.map_or(attention.scale * std::f32::consts::LOG2_E, |cap| attention.scale / cap)
 }
@@ -199,12 +199,12 @@ fn limit<S: Simd>(simd: S, cap: f32, scores: &mut [f32]) {
     let [one, minus_two, cap] = [1.0, -2.0, cap * std::f32::consts::LOG2_E].map(|x| simd.splat_f32s(x));
     let [double, most, least] = [2.0 * std::f32::consts::LOG2_E, 10.0, -10.0].map(|x| simd.splat_f32s(x));
     for score in S::as_mut_simd_f32s(scores).0 {
-        // The tangent is one, as far as an f32 goes, from nine on.
+        // tanh rounds to 1 in f32 from about 9 on; to ±10, exp2 stays in range.
         let x = simd.max_f32s(least, simd.min_f32s(most, *score));
         let e = exp2(simd, simd.mul_f32s(x, double));
-        let tangent = simd.add_f32s(one, simd.div_f32s(minus_two, simd.add_f32s(e, one)));
-        // What is not a number may have been lost on the way.
-        *score = simd.select_f32s(simd.equal_f32s(*score, *score), simd.mul_f32s(cap, tangent), *score);
+        let tanh = simd.add_f32s(one, simd.div_f32s(minus_two, simd.add_f32s(e, one)));
+        // The minimum and the maximum above may have dropped a NaN.
+        *score = simd.select_f32s(simd.equal_f32s(*score, *score), simd.mul_f32s(cap, tanh), *score);
     }
 }
 

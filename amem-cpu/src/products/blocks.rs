@@ -36,7 +36,7 @@ impl Cpu {
             numbers.resize(inputs, 0.0);
             tensor.dtype.decode(&tensor.bytes[output * row_bytes..(output + 1) * row_bytes], numbers);
         };
-        // Scales are at most this.
+        // The largest magnitude of each output, which bounds its scales.
         let mut tops = vec![0f32; outputs];
         self.each(
             tops.chunks_mut(ROWS).enumerate().collect(),
@@ -215,10 +215,10 @@ impl WithSimd for RoundRow<'_, '_> {
             let most = if layout.four_bits { 15.0 } else { 255.0 };
             let inverse = if group.scale == 0.0 { 0.0 } else { 1.0 / group.scale };
             for (code, x) in group.codes.iter_mut().zip(numbers) {
-                // Half to even; what is not a number becomes a code all the same.
+                // Half to even; a NaN becomes a code all the same.
                 *code = (x * inverse + offset).round_ties_even().clamp(0.0, most) as u8;
             }
-            // And then makes the scale none, and so the results.
+            // And it makes the scale NaN, as an infinity does, and so the results.
             group.scale += numbers.iter().map(|x| x * 0.0).sum::<f32>();
         }
     }

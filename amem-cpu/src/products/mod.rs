@@ -35,7 +35,8 @@ const PANEL: usize = 32;
 /// Rows of a tile at most.
 const MOST_ROWS: usize = crate::unroll::MOST;
 
-/// A weight matrix, packed: `[panels][inputs][PANEL]`, the last panel filled up with zeros.
+/// A weight matrix, `[outputs][inputs]`, packed in panels of [`PANEL`] outputs for the kernels of the [`Cpu`] that made it. The
+/// last panel is filled up with zeros.
 pub struct Matrix {
     pub(crate) outputs: usize,
     inputs: usize,
@@ -78,8 +79,11 @@ impl Cpu {
             (_, quantized) => match Layout::of(quantized).filter(|_| self.is_fast() && !routes) {
                 Some(layout) => Weights::Quantized(self.take_blocks(layout, tensor)?),
                 None => {
-                    let numbers: Vec<u8> = tensor.to_f32().iter().flat_map(|number| number.to_le_bytes()).collect();
-                    Weights::F32(self.panels_of_pairs(shape, &numbers)?)
+                    let mut numbers = tensor.to_f32();
+                    if cfg!(target_endian = "big") {
+                        numbers.iter_mut().for_each(|x| *x = f32::from_bits(x.to_bits().swap_bytes()));
+                    }
+                    Weights::F32(self.panels_of_pairs(shape, bytemuck::cast_slice(&numbers))?)
                 }
             },
         };
@@ -214,7 +218,7 @@ impl Cpu {
         product
     }
 
-    /// `x · wᵀ + bias` for several matrices of one kind of numbers.
+    /// `x · wᵀ + bias` for several matrices. `x` is made ready once for each kind of numbers among them.
     pub(crate) fn multiply_each<const N: usize>(
         &self,
         x: &Tensor,

@@ -15,18 +15,18 @@ use crate::number::Element;
 mod x86;
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use x86::{across, v3};
+pub(crate) use x86::{transpose, v3};
 
-/// Numbers of a row that are laid across at once: sixteen bytes of those of 16 bits.
+/// Numbers of a row that are transposed at once: sixteen bytes of those of 16 bits.
 pub(crate) const GROUP: usize = 8;
 
 /// Instructions for the numbers of a cache. They give the same bits, whichever they are.
 pub(crate) trait Vectors<T>: Copy {
-    /// Lays rows across.
-    fn across(self, rows: [[T; GROUP]; LANES]) -> [[T; LANES]; GROUP];
+    /// Transposes rows.
+    fn transpose(self, rows: [[T; GROUP]; LANES]) -> [[T; LANES]; GROUP];
 
-    /// Turns pairs of numbers by their angles, cosines and sines.
-    fn turn(self, pairs: [&[T; LANES]; 2], angles: &[[f32; LANES]; 2]) -> [[T; LANES]; 2];
+    /// Rotates pairs of numbers by their angles, cosines and sines.
+    fn rotate(self, pairs: [&[T; LANES]; 2], angles: &[[f32; LANES]; 2]) -> [[T; LANES]; 2];
 
     /// Rounds numbers.
     fn narrow(self, from: &[f32], to: &mut [T]);
@@ -64,23 +64,23 @@ pub(crate) struct Plain<S>(pub(crate) S);
 
 impl<S: Simd, T: Element> Vectors<T> for Plain<S> {
     #[inline(always)]
-    fn across(self, rows: [[T; GROUP]; LANES]) -> [[T; LANES]; GROUP] {
-        T::across(self.0, rows)
+    fn transpose(self, rows: [[T; GROUP]; LANES]) -> [[T; LANES]; GROUP] {
+        T::transpose(self.0, rows)
     }
 
     #[inline(always)]
-    fn turn(self, [low, high]: [&[T; LANES]; 2], [cos, sin]: &[[f32; LANES]; 2]) -> [[T; LANES]; 2] {
+    fn rotate(self, [low, high]: [&[T; LANES]; 2], [cos, sin]: &[[f32; LANES]; 2]) -> [[T; LANES]; 2] {
         let [mut low_space, mut high_space, mut a, mut b] = [[0f32; LANES]; 4];
         let (low, high) = (T::widen(self.0, low, &mut low_space), T::widen(self.0, high, &mut high_space));
         for lane in 0..LANES {
             a[lane] = low[lane] * cos[lane] - high[lane] * sin[lane];
             b[lane] = high[lane] * cos[lane] + low[lane] * sin[lane];
         }
-        let mut turned = [[T::default(); LANES]; 2];
-        let [to_low, to_high] = &mut turned;
+        let mut rotated = [[T::default(); LANES]; 2];
+        let [to_low, to_high] = &mut rotated;
         T::narrow(self.0, &a, to_low);
         T::narrow(self.0, &b, to_high);
-        turned
+        rotated
     }
 
     #[inline(always)]
@@ -99,10 +99,10 @@ impl<S: Simd, T: Element> Vectors<T> for Plain<S> {
     }
 }
 
-/// Turns the keys of one head, `[LANES][head_dim]` in rows that are `stride` apart, to their positions, and lays them across:
+/// Rotates the keys of one head, `[LANES][head_dim]` in rows that are `stride` apart, to their positions, and transposes them:
 /// `[head_dim][LANES]`. `angles` are cosines and sines in turn, of `head_dim / 2` frequencies or fewer.
 #[inline(always)]
-pub(crate) fn turn<T: Element, V: Vectors<T>>(
+pub(crate) fn rotate_and_transpose<T: Element, V: Vectors<T>>(
     v: V,
     angles: &[[f32; LANES]],
     (rows, stride): (&[T], usize),
@@ -126,7 +126,7 @@ pub(crate) fn turn<T: Element, V: Vectors<T>>(
         let high = part_of_group(v, rows, stride, half + whole..2 * half);
         turn_group(v, [&low, &high], &angles[whole..], [last_low, last_high], streaming);
     }
-    // The rest has no partner and is not turned.
+    // The rest has no partner and is not rotated.
     for (index, to) in rest.chunks_mut(GROUP).enumerate() {
         let first = 2 * half + index * GROUP;
         let group = part_of_group(v, rows, stride, first..first + to.len());
@@ -147,23 +147,23 @@ fn turn_group<T: Element, V: Vectors<T>>(
     for (((low, high), (to_low, to_high)), angle) in
         low.iter().zip(high).zip(to_low.iter_mut().zip(to_high)).zip(angles)
     {
-        let [low, high] = v.turn([low, high], angle);
+        let [low, high] = v.rotate([low, high], angle);
         v.put(&low, to_low, streaming);
         v.put(&high, to_high, streaming);
     }
 }
 
-/// [`GROUP`] numbers of each row, laid across.
+/// [`GROUP`] numbers of each row, transposed.
 #[inline(always)]
 fn whole_group<T: Element, V: Vectors<T>>(v: V, rows: &[T], stride: usize, first: usize) -> [[T; LANES]; GROUP] {
     let mut numbers = [[T::default(); GROUP]; LANES];
     for (row, numbers) in numbers.iter_mut().enumerate() {
         numbers.copy_from_slice(&rows[row * stride + first..][..GROUP]);
     }
-    v.across(numbers)
+    v.transpose(numbers)
 }
 
-/// Fewer numbers of each row, laid across.
+/// Fewer numbers of each row, transposed.
 #[inline(always)]
 fn part_of_group<T: Element, V: Vectors<T>>(
     v: V,
@@ -175,5 +175,5 @@ fn part_of_group<T: Element, V: Vectors<T>>(
     for (row, numbers) in numbers.iter_mut().enumerate() {
         numbers[..part.len()].copy_from_slice(&rows[row * stride..][part.clone()]);
     }
-    v.across(numbers)
+    v.transpose(numbers)
 }

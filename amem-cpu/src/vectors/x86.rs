@@ -27,10 +27,10 @@ macro_rules! mix_each {
     };
 }
 
-/// Lays rows of numbers of 16 bits across. Row `n` and row `n + 8` share a vector, and go through three rounds in which pairs of
+/// Transposes rows of numbers of 16 bits. Row `n` and row `n + 8` share a vector, and go through three rounds in which pairs of
 /// vectors are put between each other: numbers, twos and fours.
 #[inline(always)]
-pub(crate) fn across<T: Pod>(simd: V3, rows: [[T; GROUP]; LANES]) -> [[T; LANES]; GROUP] {
+pub(crate) fn transpose<T: Pod>(simd: V3, rows: [[T; GROUP]; LANES]) -> [[T; LANES]; GROUP] {
     let mut v = [simd.avx._mm256_setzero_si256(); GROUP];
     for (row, v) in v.iter_mut().enumerate() {
         *v = simd.avx._mm256_set_m128i(bytemuck::cast(rows[row + 8]), bytemuck::cast(rows[row]));
@@ -38,11 +38,11 @@ pub(crate) fn across<T: Pod>(simd: V3, rows: [[T; GROUP]; LANES]) -> [[T; LANES]
     let v = mix_each!(simd, v, _mm256_unpacklo_epi16, _mm256_unpackhi_epi16, [(0, 1), (2, 3), (4, 5), (6, 7)]);
     let v = mix_each!(simd, v, _mm256_unpacklo_epi32, _mm256_unpackhi_epi32, [(0, 2), (1, 3), (4, 6), (5, 7)]);
     let v = mix_each!(simd, v, _mm256_unpacklo_epi64, _mm256_unpackhi_epi64, [(0, 4), (1, 5), (2, 6), (3, 7)]);
-    let mut across = [[T::zeroed(); LANES]; GROUP];
-    for (to, v) in across.iter_mut().zip(v) {
+    let mut columns = [[T::zeroed(); LANES]; GROUP];
+    for (to, v) in columns.iter_mut().zip(v) {
         *to = bytemuck::cast(v);
     }
-    across
+    columns
 }
 
 /// Copies numbers past the caches, if there are whole vectors where they go to.
@@ -51,8 +51,9 @@ pub(super) fn put<T: Pod>(_: V3, from: &[T], to: &mut [T], _: Streaming<'_>) {
     let Ok(vectors) = bytemuck::try_cast_slice_mut::<T, __m256i>(to) else { return to.copy_from_slice(from) };
     let from: &[[u8; size_of::<__m256i>()]] = bytemuck::cast_slice::<T, u8>(from).as_chunks().0;
     for (to, from) in vectors.iter_mut().zip(from) {
-        // SAFETY: there is a `V3` only where the machine has AVX, the place is aligned as its type is, and the fence that
-        // `Streaming` borrows comes before anybody reads it.
+        // SAFETY: there is a `V3` only where the machine has AVX, and the place is aligned as its type is. Such a store may be
+        // seen late by other threads: they must not read the place before the `Fence` that `Streaming` borrows is dropped.
+        // Only `Load::put` makes one, and drops it before its task ends and others learn of that.
         #[allow(unsafe_code, reason = "no safe function passes the caches by")]
         unsafe {
             _mm256_stream_si256(to, bytemuck::cast(*from));
@@ -122,23 +123,23 @@ impl F16c {
 
 impl Vectors<f16> for F16c {
     #[inline(always)]
-    fn across(self, rows: [[f16; GROUP]; LANES]) -> [[f16; LANES]; GROUP] {
-        across(self.0.simd(), rows)
+    fn transpose(self, rows: [[f16; GROUP]; LANES]) -> [[f16; LANES]; GROUP] {
+        transpose(self.0.simd(), rows)
     }
 
     #[inline(always)]
-    fn turn(self, [low, high]: [&[f16; LANES]; 2], [cos, sin]: &[[f32; LANES]; 2]) -> [[f16; LANES]; 2] {
+    fn rotate(self, [low, high]: [&[f16; LANES]; 2], [cos, sin]: &[[f32; LANES]; 2]) -> [[f16; LANES]; 2] {
         let v = self.0.simd().avx;
         let [low, high]: [[[f16; LANES / 2]; 2]; 2] = [bytemuck::cast(*low), bytemuck::cast(*high)];
         let [cos, sin]: [[__m256; 2]; 2] = [bytemuck::cast(*cos), bytemuck::cast(*sin)];
-        let mut turned = [[v._mm256_setzero_ps(); 2]; 2];
+        let mut rotated = [[v._mm256_setzero_ps(); 2]; 2];
         for half in 0..2 {
             let (low, high) = (self.widened(low[half]), self.widened(high[half]));
             let (cos, sin) = (cos[half], sin[half]);
-            turned[0][half] = v._mm256_sub_ps(v._mm256_mul_ps(low, cos), v._mm256_mul_ps(high, sin));
-            turned[1][half] = v._mm256_add_ps(v._mm256_mul_ps(high, cos), v._mm256_mul_ps(low, sin));
+            rotated[0][half] = v._mm256_sub_ps(v._mm256_mul_ps(low, cos), v._mm256_mul_ps(high, sin));
+            rotated[1][half] = v._mm256_add_ps(v._mm256_mul_ps(high, cos), v._mm256_mul_ps(low, sin));
         }
-        [self.narrowed(turned[0][0], turned[0][1]), self.narrowed(turned[1][0], turned[1][1])]
+        [self.narrowed(rotated[0][0], rotated[0][1]), self.narrowed(rotated[1][0], rotated[1][1])]
     }
 
     #[inline(always)]

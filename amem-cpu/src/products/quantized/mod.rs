@@ -151,7 +151,7 @@ pub(super) struct Quantized {
 
 impl Quantized {
     /// A matrix whose groups are made by `fill`, which is given an output and the groups of its inputs. No scale and no
-    /// minimum of theirs is larger than `largest`.
+    /// minimum of theirs is larger than `largest` by more than a tenth.
     pub(super) fn pack(
         cpu: &Cpu,
         layout: Layout,
@@ -372,7 +372,7 @@ impl WithSimd for Round<'_> {
     }
 }
 
-/// Rounds a group to bytes. Numbers that are none make its scale none, and so the results.
+/// Rounds a group to bytes. A NaN or an infinity makes its scale NaN, and so the results.
 #[inline(always)]
 fn round(x: &[f32], to: &mut [i8]) -> RowGroup {
     let mut largest = [0f32; 16];
