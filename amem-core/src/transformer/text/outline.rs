@@ -35,7 +35,9 @@ impl<'de> Deserialize<'de> for Outline {
                     match name.as_str() {
                         "decoder" => outline.decoder = parts.next_value()?,
                         "model" => outline.model = parts.next_value()?,
-                        _ => drop(parts.next_value::<Checked>()?),
+                        _ => {
+                            parts.next_value::<Checked>()?;
+                        }
                     }
                 }
                 Ok(outline)
@@ -62,7 +64,9 @@ impl<'de> Deserialize<'de> for ModelOutline {
                 while let Some(name) = parts.next_key::<String>()? {
                     match name.as_str() {
                         "type" => outline.kind = parts.next_value()?,
-                        _ => drop(parts.next_value::<Checked>()?),
+                        _ => {
+                            parts.next_value::<Checked>()?;
+                        }
                     }
                 }
                 Ok(outline)
