@@ -35,7 +35,7 @@ const PANEL: usize = 32;
 /// Rows of a tile at most.
 const MOST_ROWS: usize = crate::unroll::MOST;
 
-/// A weight matrix, `[outputs][inputs]`, packed in panels of [`PANEL`] outputs for the kernels of the [`Cpu`] that made it. The
+/// A weight matrix, `[outputs][inputs]`, packed in panels of 32 outputs for the kernels of the [`Cpu`] that made it. The
 /// last panel is filled up with zeros.
 pub struct Matrix {
     pub(crate) outputs: usize,
