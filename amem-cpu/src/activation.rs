@@ -4,7 +4,7 @@ use amem_core::transformer::Activation;
 use amem_core::{Error, Result};
 use pulp::{Simd, WithSimd};
 
-use crate::elementwise::{SiluMul, exp};
+use crate::elementwise::exp;
 use crate::{Cpu, EXPONENTIAL, PART, Tensor};
 
 /// `tanh(x)` to within 3 units in the last place.
@@ -22,25 +22,64 @@ pub(crate) fn tanh(x: f32) -> f32 {
     if x.abs() < 0.625 { near } else { far.copysign(x) }
 }
 
-/// `y = gelu(y) · up`, GELU in its approximation with tanh.
-struct GeluMul<'a> {
+/// What makes `activation(y) · up` of `y`.
+#[derive(Clone, Copy)]
+pub(crate) enum Gated {
+    Silu,
+    GeluTanh,
+}
+
+impl Gated {
+    pub(crate) fn by(activation: Activation) -> Result<Self> {
+        match activation {
+            Activation::Silu => Ok(Self::Silu),
+            Activation::GeluTanh => Ok(Self::GeluTanh),
+            other => {
+                let value = format!("{other:?}");
+                Err(Error::BadValue { what: "activation", value, expected: "Silu or GeluTanh" })
+            }
+        }
+    }
+
+    /// For as many numbers as both have.
+    pub(crate) fn of<'a>(self, y: &'a mut [f32], up: &'a [f32]) -> GatedNumbers<'a> {
+        GatedNumbers { gated: self, y, up }
+    }
+}
+
+/// `y = activation(y) · up`.
+pub(crate) struct GatedNumbers<'a> {
+    gated: Gated,
     y: &'a mut [f32],
     up: &'a [f32],
 }
 
-impl WithSimd for GeluMul<'_> {
+impl WithSimd for GatedNumbers<'_> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        /// √(2/π).
-        const FACTOR: f32 = 0.797_884_6;
-        for (y, &up) in self.y.iter_mut().zip(self.up) {
-            let x = *y;
-            let cube = 0.044_715 * x * x * x;
-            *y = 0.5 * x * (1.0 + tanh(FACTOR * (x + cube))) * up;
+        let numbers = self.y.iter_mut().zip(self.up);
+        match self.gated {
+            Gated::Silu => numbers.for_each(|(y, up)| *y = silu(*y) * up),
+            Gated::GeluTanh => numbers.for_each(|(y, up)| *y = gelu_tanh(*y) * up),
         }
     }
+}
+
+/// `x / (1 + e^-x)`.
+#[inline(always)]
+fn silu(x: f32) -> f32 {
+    x / (1.0 + exp(-x))
+}
+
+/// GELU in its approximation with tanh.
+#[inline(always)]
+fn gelu_tanh(x: f32) -> f32 {
+    /// √(2/π).
+    const FACTOR: f32 = 0.797_884_6;
+    let cube = 0.044_715 * x * x * x;
+    0.5 * x * (1.0 + tanh(FACTOR * (x + cube)))
 }
 
 /// `x · Φ(x)`, where Φ is the distribution function of the normal distribution, to within 1e-7 of one plus its magnitude.
@@ -118,16 +157,9 @@ impl WithSimd for Scale<'_> {
 impl Cpu {
     /// `y = activation(y) · up`.
     pub(crate) fn gate(&self, activation: Activation, y: &mut Tensor, up: &Tensor) -> Result<()> {
-        let work = EXPONENTIAL * y.data.len();
+        let (gated, work) = (Gated::by(activation)?, EXPONENTIAL * y.data.len());
         let parts = y.data.chunks_mut(PART).zip(up.data.chunks(PART)).collect();
-        match activation {
-            Activation::Silu => self.each(parts, work, |(y, up)| self.arch.dispatch(SiluMul { y, up })),
-            Activation::GeluTanh => self.each(parts, work, |(y, up)| self.arch.dispatch(GeluMul { y, up })),
-            other => {
-                let value = format!("{other:?}");
-                return Err(Error::BadValue { what: "activation", value, expected: "Silu or GeluTanh" });
-            }
-        }
+        self.each(parts, work, |(y, up)| self.arch.dispatch(gated.of(y, up)));
         Ok(())
     }
 

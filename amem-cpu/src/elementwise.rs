@@ -159,23 +159,6 @@ impl WithSimd for AddRowDistance<'_> {
     }
 }
 
-/// `y = silu(y) · up`.
-pub(crate) struct SiluMul<'a> {
-    pub(crate) y: &'a mut [f32],
-    pub(crate) up: &'a [f32],
-}
-
-impl WithSimd for SiluMul<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
-        for (y, &up) in self.y.iter_mut().zip(self.up) {
-            *y = *y / (1.0 + exp(-*y)) * up;
-        }
-    }
-}
-
 /// Softmax in place. Leaves an empty slice alone.
 #[inline(always)]
 pub(crate) fn softmax(x: &mut [f32]) {

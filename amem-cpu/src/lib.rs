@@ -158,9 +158,8 @@ impl Cpu {
 impl Cpu {
     fn mlp_of_rows(&self, x: &Tensor, w: &MlpWeights<Self>) -> Result<Tensor> {
         let weights = [&w.gate, &w.up].map(|w| (&w.weight, w.bias.as_deref()));
-        let [mut gate, up] = self.multiply_each(x, weights);
-        self.gate(w.activation, &mut gate, &up)?;
-        self.linear(&gate, &w.down.weight, w.down.bias.as_ref())
+        let gated = self.multiply_gated(x, w.activation, weights)?;
+        self.linear(&gated, &w.down.weight, w.down.bias.as_ref())
     }
 }
 

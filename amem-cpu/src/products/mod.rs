@@ -14,11 +14,12 @@ mod float;
 mod quantized;
 mod transpose;
 
-use amem_core::transformer::{WeightRole, WeightTensor, WeightType};
+use amem_core::transformer::{Activation, WeightRole, WeightTensor, WeightType};
 use amem_core::{Error, Result};
 use bytemuck::Pod;
 use half::{bf16, f16};
 
+use crate::activation::Gated;
 use crate::pages::Pages;
 use crate::{Cpu, Tensor, WeightFormat};
 #[cfg(target_arch = "aarch64")]
@@ -201,6 +202,26 @@ enum Input {
     Bytes(Vec<ByteTile>),
 }
 
+/// The rows of `x` for some matrices, once for each kind of kernels among theirs.
+struct Inputs(Vec<(InputKind, Input)>);
+
+impl Inputs {
+    fn of<const N: usize>(cpu: &Cpu, x: &Tensor, matrices: [&Matrix; N]) -> Self {
+        let mut inputs: Vec<(InputKind, Input)> = Vec::new();
+        for kind in matrices.map(Matrix::input_kind) {
+            if !inputs.iter().any(|(known, _)| *known == kind) {
+                inputs.push((kind, cpu.input(x, kind)));
+            }
+        }
+        Self(inputs)
+    }
+
+    fn for_matrix(&self, matrix: &Matrix) -> Option<&Input> {
+        let kind = matrix.input_kind();
+        self.0.iter().find(|(known, _)| *known == kind).map(|(_, input)| input)
+    }
+}
+
 /// Some columns of the rows of a product, which one task computes.
 struct Columns<'a> {
     matrix: &'a Matrix,
@@ -224,39 +245,49 @@ impl Cpu {
         x: &Tensor,
         weights: [(&Matrix, Option<&[f32]>); N],
     ) -> [Tensor; N] {
-        let rows = x.rows();
-        let mut products = weights.map(|(w, _)| self.tensor(rows, w.outputs));
-        if rows == 0 {
-            return products;
-        }
-        let mut inputs: Vec<(InputKind, Input)> = Vec::new();
-        for (w, _) in weights {
-            let kind = w.input_kind();
-            if !inputs.iter().any(|(known, _)| *known == kind) {
-                inputs.push((kind, self.input(x, kind)));
-            }
-        }
+        let mut products = weights.map(|(w, _)| self.tensor(x.rows(), w.outputs));
         let outputs: usize = weights.iter().map(|(w, _)| w.outputs).sum();
-        let work = rows * x.columns * outputs;
-        // Enough tasks that threads end at about the same time, each with enough panels to be worth its while.
-        let panels = outputs.div_ceil(PANEL);
-        let each = panels.div_ceil(8 * self.threads.count()).max(if rows == 1 { 4 } else { 1 });
+        let inputs = Inputs::of(self, x, weights.map(|(w, _)| w));
+        let each = self.panels_of_task(x.rows(), outputs);
         let mut tasks = Vec::new();
         for ((matrix, bias), product) in weights.into_iter().zip(&mut products) {
             tasks.extend(columns(matrix, bias, &mut product.data, each));
         }
-        self.each(tasks, work, |mut columns| {
-            let kind = columns.matrix.input_kind();
-            let Some((_, input)) = inputs.iter().find(|(known, _)| *known == kind) else { return };
-            self.columns(input, &mut columns);
-            if let Some(bias) = columns.bias {
-                let bias = &bias[columns.panel * PANEL..];
-                for row in columns.rows {
-                    row.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
-                }
+        self.each(tasks, x.data.len() * outputs, |mut columns| self.columns(&inputs, &mut columns));
+        products
+    }
+
+    /// `activation(x · gateᵀ) · (x · upᵀ)`, each with its bias: what stands between the products of a feed-forward block. A
+    /// task computes some columns of both, so that those of the second go no further than its core's caches.
+    pub(crate) fn multiply_gated(
+        &self,
+        x: &Tensor,
+        activation: Activation,
+        [gate, up]: [(&Matrix, Option<&[f32]>); 2],
+    ) -> Result<Tensor> {
+        let gated = Gated::by(activation)?;
+        let mut product = self.tensor(x.rows(), gate.0.outputs);
+        let inputs = Inputs::of(self, x, [gate.0, up.0]);
+        let each = self.panels_of_task(x.rows(), gate.0.outputs);
+        let tasks = columns(gate.0, gate.1, &mut product.data, each).collect();
+        let work = x.data.len() * (gate.0.outputs + up.0.outputs);
+        self.each(tasks, work, |mut columns: Columns<'_>| {
+            self.columns(&inputs, &mut columns);
+            let width = columns.rows.first().map_or(1, |row| row.len());
+            let mut others = self.tensor(columns.rows.len(), width);
+            let rows = others.data.chunks_exact_mut(width).collect();
+            self.columns(&inputs, &mut Columns { matrix: up.0, bias: up.1, panel: columns.panel, rows });
+            for (y, up) in columns.rows.into_iter().zip(others.data.chunks_exact(width)) {
+                self.arch.dispatch(gated.of(y, up));
             }
         });
-        products
+        Ok(product)
+    }
+
+    /// How many panels a task has: few enough that threads end at about the same time, enough to be worth its while.
+    fn panels_of_task(&self, rows: usize, outputs: usize) -> usize {
+        let panels = outputs.div_ceil(PANEL);
+        panels.div_ceil(8 * self.threads.count()).max(if rows == 1 { 4 } else { 1 })
     }
 
     /// The rows of `x` in tiles of at most `most`, each made from its rows and their number, on all threads.
@@ -281,13 +312,20 @@ impl Cpu {
         }
     }
 
-    fn columns(&self, input: &Input, columns: &mut Columns<'_>) {
-        match (&columns.matrix.weights, input) {
+    /// Computes the columns of a task.
+    fn columns(&self, inputs: &Inputs, columns: &mut Columns<'_>) {
+        match (&columns.matrix.weights, inputs.for_matrix(columns.matrix)) {
             #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-            (Weights::Bf16Interleaved(w, isa), Input::Bf16(tiles)) => isa.columns(w, tiles, columns),
-            (Weights::Quantized(w), Input::Bytes(tiles)) => self.byte_columns(w, tiles, columns),
-            (_, Input::F32(tiles)) => self.float_columns(tiles, columns),
+            (Weights::Bf16Interleaved(w, isa), Some(Input::Bf16(tiles))) => isa.columns(w, tiles, columns),
+            (Weights::Quantized(w), Some(Input::Bytes(tiles))) => self.byte_columns(w, tiles, columns),
+            (_, Some(Input::F32(tiles))) => self.float_columns(tiles, columns),
             _ => {}
+        }
+        if let Some(bias) = columns.bias {
+            let bias = &bias[columns.panel * PANEL..];
+            for row in &mut columns.rows {
+                row.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+            }
         }
     }
 }
