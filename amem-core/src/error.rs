@@ -118,6 +118,17 @@ pub enum Error {
         /// The limit that was met.
         reason: String,
     },
+    /// The KV cache has no room for a context.
+    #[error("a context needs {needed} tokens of the KV cache, which has {available} of {total} for it: {}",
+        if needed > total { "ask for less or give the model a larger KV cache" } else { "end other contexts or wait for their end" })]
+    KvCacheFull {
+        /// Tokens that the context and its forks would hold, in whole blocks.
+        needed: usize,
+        /// Tokens of the blocks that it holds and of those that nobody holds.
+        available: usize,
+        /// Tokens of all blocks.
+        total: usize,
+    },
     /// Too many requests wait already.
     #[error("{waiting} requests wait already: try again later")]
     Overloaded {
@@ -141,12 +152,9 @@ pub enum Error {
     Model(#[source] BoxError),
 }
 
-/// What [`Error::Full`] calls the KV cache.
-pub(crate) const KV_CACHE: &str = "the KV cache";
-
 impl Error {
-    /// Whether it is a KV cache that is full: ending a context gives it room.
-    pub fn is_full_kv_cache(&self) -> bool {
-        matches!(self, Self::Full { what, .. } if what == KV_CACHE)
+    /// Whether it is [`KvCacheFull`](Self::KvCacheFull) and there would be room if other contexts ended.
+    pub fn lacks_room_for_now(&self) -> bool {
+        matches!(self, Self::KvCacheFull { needed, total, .. } if needed <= total)
     }
 }

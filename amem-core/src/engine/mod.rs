@@ -166,7 +166,7 @@ impl Engine {
     /// Appends pieces to a context, or to an empty one, and computes them between the steps of other requests.
     ///
     /// # Errors
-    /// [`Error::Overloaded`] when too many requests wait already; [`Error::Full`] when the KV cache has no room; as
+    /// [`Error::Overloaded`] when too many requests wait already; [`Error::KvCacheFull`] when the KV cache has no room; as
     /// [`Context::append`] and [`Model::advance`].
     pub async fn blend(
         &self,

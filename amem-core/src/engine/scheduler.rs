@@ -129,7 +129,7 @@ impl Scheduler<'_> {
         match opened {
             Ok(running) => self.running.push(running),
             // Those who run will give room back.
-            Err(Error::Full { .. }) if !self.running.is_empty() => {
+            Err(error) if error.lacks_room_for_now() && !self.running.is_empty() => {
                 self.stalled = true;
                 self.queue.put_back(owner, Job::Answer(Box::new(job)));
             }
@@ -152,15 +152,16 @@ impl Scheduler<'_> {
         let most = limit.min(most);
         let forks = if request.answers { request.generation.n - 1 } else { 0 };
         let options = AppendOptions::new(request.repair.clone()).logits(usize::from(request.answers));
+        let of_forks = forks.saturating_mul(most - prompt);
         let context = match request.context.as_mut() {
             Some(context) => {
-                context.reserve(most)?;
+                context.reserve(most).map_err(|error| and_forks(error, of_forks))?;
                 context.reserve_forks(forks, prompt, most)?;
                 context.append(&request.pieces, &options)?;
                 request.context.take()
             }
             None => {
-                let mut context = model.open(most)?;
+                let mut context = model.open(most).map_err(|error| and_forks(error, of_forks))?;
                 context.reserve_forks(forks, prompt, most)?;
                 context.append(&request.pieces, &options)?;
                 Some(context)
@@ -278,6 +279,17 @@ impl Scheduler<'_> {
         }
         still.append(&mut waiting);
         self.running = still;
+    }
+}
+
+/// What a context without room needs once its forks, of so many tokens, are counted too: whether it can ever have room is
+/// known before others end for it.
+fn and_forks(error: Error, tokens: usize) -> Error {
+    match error {
+        Error::KvCacheFull { needed, available, total } => {
+            Error::KvCacheFull { needed: needed.saturating_add(tokens), available, total }
+        }
+        error => error,
     }
 }
 

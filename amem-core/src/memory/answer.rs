@@ -258,7 +258,7 @@ impl AnswerStream {
     /// Waits for the whole answer.
     ///
     /// # Errors
-    /// [`Error::Cancelled`] when the engine ended, [`Error::Full`] when the KV cache has no room for the question,
+    /// [`Error::Cancelled`] when the engine ended, [`Error::KvCacheFull`] when the KV cache has no room for the question,
     /// [`Error::Model`] when the model failed.
     pub async fn answer(mut self) -> Result<Answer> {
         loop {

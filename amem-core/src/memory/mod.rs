@@ -194,8 +194,8 @@ impl Memory {
     /// questions and changes fail with [`Error::Full`], before anything is done, until they can be written.
     ///
     /// # Errors
-    /// As [`recall`](Self::recall); [`Error::TooLong`] for the question alone; [`Error::Full`] when the KV cache has no
-    /// room, or when too much usage waits for room on the disk; [`Error::Overloaded`] when too many requests wait;
+    /// As [`recall`](Self::recall); [`Error::TooLong`] for the question alone; [`Error::KvCacheFull`] when the KV cache has no
+    /// room; [`Error::Full`] when too much usage waits for room on the disk; [`Error::Overloaded`] when too many requests wait;
     /// [`Error::Model`] when the model fails; [`Error::Ledger`] when usage cannot be written for want of anything but room.
     /// A store that fails costs time, not the answer; nor does a ledger that others write to, unless usage is metered.
     pub async fn ask(

@@ -17,7 +17,7 @@ pub trait Context: Any + Send {
     /// pieces that were not repaired so far: they are candidates too.
     ///
     /// # Errors
-    /// [`Error::TooLong`](crate::Error::TooLong); [`Error::Full`](crate::Error::Full) when the KV cache has no room;
+    /// [`Error::TooLong`](crate::Error::TooLong); [`Error::KvCacheFull`](crate::Error::KvCacheFull) when the KV cache has no room;
     /// [`Error::WrongKv`](crate::Error::WrongKv) for a chunk of another shape or model;
     /// [`Error::DamagedKv`](crate::Error::DamagedKv) for a chunk that cannot be read, unless that is found when its
     /// context is advanced;
@@ -31,7 +31,7 @@ pub trait Context: Any + Send {
     /// Takes room for `tokens` tokens in all, so that appending up to there cannot fail for lack of it.
     ///
     /// # Errors
-    /// [`Error::Full`](crate::Error::Full) when the KV cache has no such room at present,
+    /// [`Error::KvCacheFull`](crate::Error::KvCacheFull) when the KV cache has no such room at present,
     /// [`Error::TooLong`](crate::Error::TooLong) when no context may hold so many tokens.
     fn reserve(&mut self, tokens: usize) -> Result<()>;
 

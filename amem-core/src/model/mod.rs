@@ -128,7 +128,7 @@ pub trait Model: Send + Sync {
     /// long as the cache has room.
     ///
     /// # Errors
-    /// [`Error::Full`](crate::Error::Full) when the KV cache has no such room at present,
+    /// [`Error::KvCacheFull`](crate::Error::KvCacheFull) when the KV cache has no such room at present,
     /// [`Error::TooLong`](crate::Error::TooLong) when no context may hold so many tokens.
     fn open(&self, tokens: usize) -> Result<Box<dyn Context>>;
 

@@ -238,7 +238,8 @@ impl<B: Backend> Uploaded<B> {
         let shape = config.kv_shape();
         let block_tokens = backend.block_tokens().max(1);
         let fit = cache_bytes / block_bytes(&shape, dtype, block_tokens).max(1);
-        let blocks = fit.max(context.div_ceil(block_tokens) as u64).min(1 << 31) as usize;
+        // One more than a context has: a fork of another one writes to a copy of the block in which that one ends.
+        let blocks = fit.max(context.div_ceil(block_tokens) as u64 + 1).min(1 << 31) as usize;
         let cache = backend.cache(&shape, dtype, blocks)?;
         Ok(Self { attention, embedding, lm_head, layers, final_norm, cache, blocks })
     }

@@ -58,8 +58,8 @@ pub struct Options {
     /// The number type of contexts' KV. What is stored for a model has this type too, unless a tier says otherwise, and
     /// so comes back without loss.
     pub kv: Dtype,
-    /// Bytes of KV that all contexts together may take. Where one full context needs more, it is as much as that:
-    /// [`context`](Self::context) bounds it.
+    /// Bytes of KV that all contexts together may take. Where one full context that was forked from another needs more, it
+    /// is as much as that: [`context`](Self::context) bounds it.
     pub kv_cache_bytes: u64,
     /// Tokens that one context holds at most, if fewer than the model was made for. A model with LongRoPE (Phi-3 and
     /// Phi-4 of 128k) rotates as it did before its context was extended, if this is not more than what it held then.
@@ -194,7 +194,7 @@ impl<B: Backend> Transformer<B> {
     /// The logits after each token of a text, `[tokens][vocabulary]`: for evaluation and teacher forcing.
     ///
     /// # Errors
-    /// [`Error::TooLong`], [`Error::BadValue`] for a token that is not in the vocabulary, [`Error::Full`] when the KV
+    /// [`Error::TooLong`], [`Error::BadValue`] for a token that is not in the vocabulary, [`Error::KvCacheFull`] when the KV
     /// cache has no room, [`Error::Model`] when the backend fails.
     pub fn score(&self, tokens: &[Token]) -> Result<Vec<f32>> {
         let mut context = self.open(tokens.len())?;

@@ -6,7 +6,6 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::error::KV_CACHE;
 use crate::{Error, Result};
 
 /// The blocks of one KV cache.
@@ -48,17 +47,14 @@ impl BlockPool {
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes so many blocks, or none.
-    fn take(self: &Arc<Self>, count: usize) -> Result<Vec<Arc<Block>>> {
+    /// Takes so many blocks, or none, for a context that holds `held` already.
+    fn take(self: &Arc<Self>, count: usize, held: usize) -> Result<Vec<Arc<Block>>> {
         let mut free = self.free();
         let left = free.returned.len() + self.blocks - free.next;
         if count > left {
-            let reason = format!(
-                "{count} blocks of {} tokens are needed and {left} of {} are free: end other contexts or give the model a \
-                 larger KV cache",
-                self.block_tokens, self.blocks
-            );
-            return Err(Error::Full { what: KV_CACHE.to_owned(), reason });
+            let tokens = |blocks: usize| blocks.saturating_mul(self.block_tokens);
+            let (needed, available) = (tokens(held.saturating_add(count)), tokens(held + left));
+            return Err(Error::KvCacheFull { needed, available, total: tokens(self.blocks) });
         }
         // Blocks that were used before come first: their memory is there already.
         let returned = free.returned.len().saturating_sub(count);
@@ -119,8 +115,12 @@ impl ContextBlocks {
 
     /// Bytes of all blocks, shared and reserved ones included.
     pub(crate) fn bytes(&self) -> u64 {
-        let for_forks = self.for_forks.iter().map(Vec::len).sum::<usize>();
-        (self.used.len() + self.spare.len() + for_forks) as u64 * self.pool.block_bytes
+        self.held() as u64 * self.pool.block_bytes
+    }
+
+    /// All blocks, shared and reserved ones included.
+    fn held(&self) -> usize {
+        self.used.len() + self.spare.len() + self.for_forks.iter().map(Vec::len).sum::<usize>()
     }
 
     /// Takes blocks so that `tokens` slots have room, those in use included. Where the table is shared, one block more,
@@ -129,7 +129,7 @@ impl ContextBlocks {
         let shared = usize::from(self.last_is_shared());
         let wanted = (self.pool.blocks_for(tokens) + shared).saturating_sub(self.used.len() + self.spare.len());
         if wanted > 0 {
-            self.spare.extend(self.pool.take(wanted)?);
+            self.spare.extend(self.pool.take(wanted, self.held())?);
         }
         Ok(())
     }
@@ -143,7 +143,7 @@ impl ContextBlocks {
         let whole = from / self.pool.block_tokens;
         let each = self.pool.blocks_for(tokens).saturating_sub(whole);
         let own = usize::from(!from.is_multiple_of(self.pool.block_tokens));
-        let mut blocks = self.pool.take(forks * each + own)?;
+        let mut blocks = self.pool.take(forks.saturating_mul(each).saturating_add(own), self.held())?;
         self.spare.extend(blocks.drain(..own));
         for _ in 0..forks {
             self.for_forks.push(blocks.split_off(blocks.len() - each));
@@ -198,7 +198,7 @@ impl ContextBlocks {
         }
         let wanted = (missing + written.len()).saturating_sub(self.spare.len());
         if wanted > 0 {
-            self.spare.extend(self.pool.take(wanted)?);
+            self.spare.extend(self.pool.take(wanted, self.held())?);
         }
         let used = Arc::make_mut(&mut self.used);
         for index in written {
@@ -360,10 +360,21 @@ mod tests {
 
     #[test]
     fn a_pool_without_room_says_what_is_missing() {
-        let pool = BlockPool::new(2, BLOCK, 1);
-        let mut table = ContextBlocks::new(pool);
-        let error = table.reserve(3 * BLOCK).unwrap_err();
-        assert!(error.to_string().contains("3 blocks of 4 tokens are needed and 2 of 2 are free"), "{error}");
+        let pool = BlockPool::new(4, BLOCK, 1);
+        let [mut table, mut other] = [ContextBlocks::new(Arc::clone(&pool)), ContextBlocks::new(pool)];
+        let missing = |result: Result<()>| match result.unwrap_err() {
+            error @ Error::KvCacheFull { needed, available, total } => {
+                (needed / BLOCK, available / BLOCK, total / BLOCK, error.lacks_room_for_now())
+            }
+            error => panic!("{error}"),
+        };
+        assert_eq!(missing(table.reserve(5 * BLOCK)), (5, 4, 4, false));
         table.reserve(2 * BLOCK).unwrap();
+        other.reserve(BLOCK).unwrap();
+        assert_eq!(missing(table.reserve(4 * BLOCK)), (4, 3, 4, true));
+        assert_eq!(missing(table.reserve_forks(2, BLOCK, 2 * BLOCK)), (4, 3, 4, true));
+        assert_eq!(missing(table.reserve_forks(usize::MAX, 0, 2 * BLOCK)).3, false);
+        drop(other);
+        table.reserve_forks(2, BLOCK, 2 * BLOCK).unwrap();
     }
 }

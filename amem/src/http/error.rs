@@ -160,7 +160,12 @@ impl From<Error> for ApiError {
             | Error::KeyTaken { .. }
             | Error::ChangedMeanwhile { .. } => Self::conflict(message),
             Error::Overloaded { .. } => Self::overloaded(message),
-            Error::Full { .. } | Error::Cancelled | Error::ReadOnly { .. } => Self::unavailable(message),
+            ref full @ Error::KvCacheFull { .. } if !full.lacks_room_for_now() => {
+                Self::bad_request(message).code("context_length_exceeded")
+            }
+            Error::KvCacheFull { .. } | Error::Full { .. } | Error::Cancelled | Error::ReadOnly { .. } => {
+                Self::unavailable(message)
+            }
             error => Self::internal(&error),
         }
     }

@@ -155,7 +155,7 @@ impl Server {
             };
             match stream {
                 // A session that nobody uses need not hold KV: its memories have theirs.
-                Err(error) if error.is_full_kv_cache() && self.sessions().end_oldest() => {}
+                Err(error) if error.lacks_room_for_now() && self.sessions().end_oldest() => {}
                 stream => return Ok((stream?, session)),
             }
         }
@@ -196,7 +196,7 @@ impl Running {
             let begun = std::mem::replace(&mut self.begun, true);
             let heard = match event {
                 // Nothing was told yet.
-                Err(error) if !begun && error.is_full_kv_cache() && self.server.sessions().end_oldest() => {
+                Err(error) if !begun && error.lacks_room_for_now() && self.server.sessions().end_oldest() => {
                     self.ask_again().await
                 }
                 Ok(Event::Delta(delta)) => {

@@ -195,6 +195,21 @@ fn sessions_that_nobody_uses_make_room_in_the_kv_cache() {
         users.iter().map(|user| open(&front, &json!({ "user": user, "seed_query": "apples" }))).collect();
     assert_eq!(state(&front, &names[0]).0, 404);
     assert_eq!(state(&front, names.last().unwrap()).0, 200);
+    // What can never have room ends none of them.
+    let held = get(front.url("/v1/stats"))["sessions"].clone();
+    let ask = |n: u64| {
+        let messages = json!([{ "role": "user", "content": "How many apples has Alice?" }]);
+        let body = json!({ "user": "nobody", "messages": messages, "residency": false, "max_tokens": room, "n": n,
+            "stop": ["e", "a", "i", "o", "1"] });
+        post(front.url("/v1/chat/completions"), &body)
+    };
+    let (status, refused) = ask(4);
+    assert_eq!((status, &refused["error"]["code"]), (400, &json!("context_length_exceeded")), "{refused}");
+    assert_eq!(get(front.url("/v1/stats"))["sessions"], held);
+    // What needs all the room, outside of sessions, ends all of them.
+    let (status, answer) = ask(1);
+    assert_eq!(status, 200, "{answer}");
+    assert_eq!(get(front.url("/v1/stats"))["sessions"], 0);
 }
 
 #[test]

@@ -88,7 +88,7 @@ async fn open(
         loop {
             match session.lock().await.open(Recall::new(seed.clone()).k(k)).await {
                 Ok(_) => break,
-                Err(error) if error.is_full_kv_cache() && server.sessions().end_oldest() => {}
+                Err(error) if error.lacks_room_for_now() && server.sessions().end_oldest() => {}
                 Err(error) => {
                     server.sessions().end(session.name());
                     return Err(error.into());
