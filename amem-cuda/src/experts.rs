@@ -17,7 +17,7 @@ impl CudaBackend {
     /// What rows yield of the experts that they choose. `None` for what there are no kernels for: many rows, f32, blocks with
     /// biases or another activation than SiLU.
     pub(crate) fn chosen_experts(&self, x: &Tensor, w: &ExpertWeights<Self>) -> Result<Option<Tensor>, CudaError> {
-        let (each, count) = (w.chosen, w.experts.len());
+        let (each, count) = (w.top_k, w.experts.len());
         let Some([gate, down]) = shapes(w) else { return Ok(None) };
         if !self.fuses(x) || each == 0 || each > count.min(MOST_CHOSEN) {
             return Ok(None);
@@ -33,7 +33,7 @@ impl CudaBackend {
             .buffer(&picked, 8 * choices)?
             .count(count)
             .count(each)
-            .count(w.normalised.into())
+            .count(w.norm_top_k.into())
             .submit(self.device())?;
 
         let tables = self.tables().of(self.device(), &w.experts)?;

@@ -628,7 +628,7 @@ impl<B: Backend> Suite<B> {
             (2, 16, 3, 0.0),
             (19, 16, 4, 1.0),
         ];
-        for ((rows, experts, chosen, spread), normalised) in cases.into_iter().flat_map(|c| [(c, true), (c, false)]) {
+        for ((rows, experts, top_k, spread), norm_top_k) in cases.into_iter().flat_map(|c| [(c, true), (c, false)]) {
             let backend = Arc::clone(&self.backend);
             let backend = &*backend;
             let matrix = |role, seed: usize, outputs, inputs| {
@@ -647,11 +647,11 @@ impl<B: Backend> Suite<B> {
             };
             let router = Table::noise(92, experts, hidden).scaled(spread).matrix(backend, WeightRole::Router, dtype)?;
             let w =
-                ExpertWeights { router, experts: (0..experts).map(expert).collect::<Result<_>>()?, chosen, normalised };
+                ExpertWeights { router, experts: (0..experts).map(expert).collect::<Result<_>>()?, top_k, norm_top_k };
             let x = Table::noise(93, rows, hidden);
             let of = |x: &Table| backend.read(&backend.experts(&x.on(backend)?, &w)?);
             let found = of(&x)?;
-            let case = format!("{chosen} of {experts} experts, normalised: {normalised}, scores up to {spread} apart");
+            let case = format!("{top_k} of {experts} experts, norm_top_k: {norm_top_k}, scores up to {spread} apart");
             let by_one = (0..rows).map(|row| of(&x.gather(&[row]))).collect::<Result<Vec<_>>>()?.concat();
             self.same(format!("{case}: {rows} rows at once and one by one"), &found, &by_one);
 
@@ -664,11 +664,11 @@ impl<B: Backend> Suite<B> {
                 let mut ranked: Vec<usize> = (0..experts).collect();
                 ranked.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
                 let share = |expert: &usize| (f64::from(scores[*expert]) - f64::from(scores[ranked[0]])).exp();
-                let counted = if normalised { chosen } else { experts };
+                let counted = if norm_top_k { top_k } else { experts };
                 let total: f64 = ranked[..counted].iter().map(share).sum();
                 let of = |expert: usize, at| f64::from(all[expert].get(at).copied().unwrap_or(f32::NAN));
                 expected.extend((row * hidden..(row + 1) * hidden).map(|at| {
-                    let terms = ranked[..chosen].iter().map(|expert| share(expert) / total * of(*expert, at));
+                    let terms = ranked[..top_k].iter().map(|expert| share(expert) / total * of(*expert, at));
                     terms.sum::<f64>() as f32
                 }));
             }

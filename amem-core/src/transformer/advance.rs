@@ -47,7 +47,7 @@ pub(super) fn advance<B: Backend>(
     let mut cache = PassCache::new(graph, cache, pending.map(Option::unwrap_or_default));
     let done = graph.begin_pass().and_then(|scope| {
         for member in &mut running {
-            member.choose_alone(graph, &mut cache);
+            member.begin_choosing(graph, &mut cache);
         }
         for member in &mut running {
             member.take_slots(&mut cache);
@@ -90,7 +90,7 @@ struct Reading {
     /// Which of the fresh rows are read.
     rows: Range<usize>,
     /// Whether they are all there are, and so go on from where they are read.
-    goes_on: bool,
+    continues: bool,
     /// Where they stand among the pass's rows.
     at: Range<usize>,
 }
@@ -104,7 +104,7 @@ impl<'c, B: Backend> Running<'c, B> {
     }
 
     /// Chooses the rows to repair, if that takes no part in the common pass; else says what has to be read for it.
-    fn choose_alone(&mut self, graph: &Graph<B>, cache: &mut PassCache<'_, B>) {
+    fn begin_choosing(&mut self, graph: &Graph<B>, cache: &mut PassCache<'_, B>) {
         let Some(mut work) = self.work.take() else { return };
         if let Phase::Choose { read, .. } = work.phase
             && let Err(error) = self.begin_choice(graph, cache, &mut work, read)
@@ -126,7 +126,7 @@ impl<'c, B: Backend> Running<'c, B> {
         let asked = work.question > 0;
         match select::selection(&work.options.repair, &candidates, asked, graph.layers.len()) {
             Selection::Chosen(slots) => work.repair(slots),
-            Selection::Weighed { budget } => {
+            Selection::Sensitivity { budget } => {
                 let weights: Vec<f32> = candidates.iter().map(|candidate| candidate.sensitivity).collect();
                 work.repair(select::chosen(&candidates, &weights, budget, self.context.cached_rows()));
             }
@@ -135,13 +135,13 @@ impl<'c, B: Backend> Running<'c, B> {
             }
             Selection::Attention { budget, layers, by_sensitivity } => {
                 let shallow = layers.end <= SHALLOW + 1;
-                let goes_on = shallow && work.fresh.len() <= READ_ROWS;
+                let continues = shallow && work.fresh.len() <= READ_ROWS;
                 let rows = read..work.fresh.len().min(read + READ_ROWS);
-                let reading = Reading { candidates, budget, layers, by_sensitivity, rows, goes_on, at: 0..0 };
+                let reading = Reading { candidates, budget, layers, by_sensitivity, rows, continues, at: 0..0 };
                 if shallow {
                     self.reading = Some(reading);
                 } else {
-                    self.read_alone(graph, cache, work, reading)?;
+                    self.read_in_own_pass(graph, cache, work, reading)?;
                 }
             }
         }
@@ -150,7 +150,7 @@ impl<'c, B: Backend> Running<'c, B> {
 
     /// Reads attention beyond the layers that can be read on the way, of one run of rows. Runs before it have written their
     /// KV.
-    fn read_alone(
+    fn read_in_own_pass(
         &self,
         graph: &Graph<B>,
         cache: &mut PassCache<'_, B>,
@@ -236,13 +236,19 @@ impl<'c, B: Backend> Running<'c, B> {
     }
 
     /// Takes note of the attention that the common pass read: rows are chosen once all of it is.
-    fn read(&mut self, backend: &B, cache: &mut PassCache<'_, B>, mass: &B::Tensor, layers: usize) -> Result<()> {
+    fn add_attention(
+        &mut self,
+        backend: &B,
+        cache: &mut PassCache<'_, B>,
+        mass: &B::Tensor,
+        layers: usize,
+    ) -> Result<()> {
         let (Some(reading), Some(work)) = (&self.reading, &mut self.work) else { return Ok(()) };
-        if !reading.goes_on {
+        if !reading.continues {
             work.choosing += (reading.rows.len() * layers) as u64;
         }
         let Some(chosen) = reading.add(backend, mass, work, self.context.cached_rows())? else { return Ok(()) };
-        if !reading.goes_on {
+        if !reading.continues {
             work.repair(chosen);
             return Ok(());
         }
@@ -263,7 +269,7 @@ impl<'c, B: Backend> Running<'c, B> {
             self.result = Some(Err(error));
         }
         let Some(work) = self.work.as_mut().filter(|_| self.result.is_none()) else { return };
-        let goes_on = self.reading.as_ref().is_some_and(|reading| reading.goes_on);
+        let goes_on = self.reading.as_ref().is_some_and(|reading| reading.continues);
         if let Phase::Compute { slots, done } = &mut work.phase {
             match &self.reading {
                 Some(_) if goes_on => *done = slots.len(),
@@ -335,7 +341,7 @@ impl Reading {
 
     /// Chooses by attention that lies where the backend computes, and there if it can.
     fn choose_there<B: Backend>(&self, backend: &B, mass: &B::Tensor, cached_rows: usize) -> Result<Vec<u32>> {
-        let Ok(count) = select::count(self.budget, cached_rows) else {
+        let Some(count) = select::max_rows(self.budget, cached_rows) else {
             return Ok(self.choose(&backend.read(mass)?, cached_rows));
         };
         let slots: Vec<u32> = self.candidates.iter().map(|candidate| candidate.slot).collect();
@@ -372,7 +378,7 @@ fn pass<B: Backend>(graph: &Graph<B>, cache: &mut PassCache<'_, B>, running: &mu
         slots.extend(member.slots.iter().map(|&slot| (index, slot)));
     }
     let goes_on = |member: &&Running<'_, B>| {
-        member.result.is_none() && member.reading.as_ref().is_some_and(|reading| reading.goes_on)
+        member.result.is_none() && member.reading.as_ref().is_some_and(|reading| reading.continues)
     };
     let kept: Vec<usize> = running
         .iter()
@@ -459,7 +465,7 @@ fn read_on_the_way<'a, B: Backend>(
     }
     let readers = running.iter_mut().filter(|member| member.reading.is_some());
     for (member, mass) in readers.zip(masses) {
-        member.read(&graph.backend, cache, &mass, stop + 1)?;
+        member.add_attention(&graph.backend, cache, &mass, stop + 1)?;
     }
     Ok(Some(written))
 }

@@ -105,9 +105,9 @@ pub(super) struct LayerKind {
 pub(super) struct Experts {
     pub(super) count: usize,
     /// How many of them each row goes through.
-    pub(super) chosen: usize,
+    pub(super) top_k: usize,
     /// Whether the weights of those that were chosen are made to sum up to 1.
-    pub(super) normalised: bool,
+    pub(super) norm_top_k: bool,
     /// Numbers between the gate and the down projection of one.
     pub(super) intermediate: usize,
     /// Which layers have them. The others have one feed-forward block.
@@ -343,9 +343,9 @@ impl Config {
         add(9, self.norm_offset != 0.0, &number(self.norm_offset));
         add(10, self.mlp_bias, &[]);
         if let Some(experts) = &self.experts {
-            let Experts { count, chosen, normalised, intermediate, layers } = experts;
-            let mut values = [size(*count), size(*chosen), size(*intermediate)].concat();
-            values.push(u8::from(*normalised));
+            let Experts { count, top_k, norm_top_k, intermediate, layers } = experts;
+            let mut values = [size(*count), size(*top_k), size(*intermediate)].concat();
+            values.push(u8::from(*norm_top_k));
             values.extend(layers.iter().map(|sparse| u8::from(*sparse)));
             add(11, true, &values);
         }
@@ -471,7 +471,7 @@ fn attention_bias(file: &Settings<'_>, family: Family) -> Result<bool> {
 }
 
 fn experts(file: &Settings<'_>, family: Family, layers: usize) -> Result<Option<Experts>> {
-    let chosen = |count: usize, default: usize| -> Result<usize> {
+    let top_k = |count: usize, default: usize| -> Result<usize> {
         Ok(file.whole("num_experts_per_tok", 1..=count)?.unwrap_or(default.min(count)))
     };
     match family {
@@ -479,8 +479,8 @@ fn experts(file: &Settings<'_>, family: Family, layers: usize) -> Result<Option<
             let count = file.whole("num_local_experts", 1..=MAX_EXPERTS)?.unwrap_or(8);
             Ok(Some(Experts {
                 count,
-                chosen: chosen(count, 2)?,
-                normalised: true,
+                top_k: top_k(count, 2)?,
+                norm_top_k: true,
                 intermediate: file.count("intermediate_size", 1..=MAX_WIDTH)?,
                 layers: vec![true; layers],
             }))
@@ -499,8 +499,8 @@ fn experts(file: &Settings<'_>, family: Family, layers: usize) -> Result<Option<
             }
             Ok(Some(Experts {
                 count,
-                chosen: chosen(count, 8)?,
-                normalised: file.flag("norm_topk_prob")?,
+                top_k: top_k(count, 8)?,
+                norm_top_k: file.flag("norm_topk_prob")?,
                 intermediate: file.whole("moe_intermediate_size", 1..=MAX_WIDTH)?.unwrap_or(768),
                 layers: sparse,
             }))

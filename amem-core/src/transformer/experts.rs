@@ -14,16 +14,16 @@ impl<B: Backend> ExpertWeights<B> {
     /// # Errors
     /// [`Error::BadValue`] where nothing is chosen or there is nothing to choose from, and those of the backend.
     pub fn apply(&self, backend: &B, x: &B::Tensor) -> Result<B::Tensor> {
-        if self.experts.is_empty() || self.chosen == 0 {
-            let value = format!("{} of {}", self.chosen, self.experts.len());
+        if self.experts.is_empty() || self.top_k == 0 {
+            let value = format!("{} of {}", self.top_k, self.experts.len());
             return Err(Error::BadValue { what: "experts of a row", value, expected: "one or more" });
         }
         let scores = backend.read(&backend.linear(x, &self.router, None)?)?;
         let mut choices = Vec::new();
         for scores in scores.chunks_exact(self.experts.len()) {
-            choices.extend(choose(scores, self.chosen, self.normalised));
+            choices.extend(choose(scores, self.top_k, self.norm_top_k));
         }
-        let each = self.chosen.min(self.experts.len());
+        let each = self.top_k.min(self.experts.len());
         let mut rows_of: Vec<Vec<usize>> = vec![Vec::new(); self.experts.len()];
         // Where what the expert makes of the row will stand, among the rows of that expert for now.
         let mut picked = Vec::with_capacity(choices.len());
@@ -57,15 +57,15 @@ impl<B: Backend> ExpertWeights<B> {
 
 /// The experts with the largest scores, the first of equals first, and their weights: the softmax over all scores, or
 /// over those that were chosen.
-fn choose(scores: &[f32], chosen: usize, normalised: bool) -> impl Iterator<Item = (usize, f32)> {
+fn choose(scores: &[f32], top_k: usize, norm_top_k: bool) -> impl Iterator<Item = (usize, f32)> {
     let mut ranked: Vec<usize> = (0..scores.len()).collect();
     ranked.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
     // In f64 and then rounded, so that machines whose `exp` differs in the last place agree but for rare cases on the exponentials.
     let top = ranked.first().map_or(0.0, |&first| f64::from(scores[first]));
     let weight = |index: &usize| (f64::from(scores[*index]) - top).exp();
     let all: f64 = (0..scores.len()).map(|index| weight(&index)).sum();
-    ranked.truncate(chosen);
-    let total = if normalised { ranked.iter().map(weight).sum() } else { all };
+    ranked.truncate(top_k);
+    let total = if norm_top_k { ranked.iter().map(weight).sum() } else { all };
     let chosen: Vec<(usize, f32)> = ranked.iter().map(|index| (*index, (weight(index) / total) as f32)).collect();
     chosen.into_iter()
 }

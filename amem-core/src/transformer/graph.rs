@@ -66,9 +66,9 @@ pub struct ExpertWeights<B: Backend> {
     /// The experts, all of the same shape.
     pub experts: Vec<MlpWeights<B>>,
     /// How many of them a row goes through: at least one, and no more than there are.
-    pub chosen: usize,
+    pub top_k: usize,
     /// Whether the softmax that says what an expert counts is taken over those that were chosen, and not over all.
-    pub normalised: bool,
+    pub norm_top_k: bool,
 }
 
 /// The weights of a layer norm.
@@ -386,8 +386,8 @@ impl<B: Backend> Loader<'_, '_, B> {
                     FeedForward::Experts(ExpertWeights {
                         router: self.matrix(router)?,
                         experts: experts.iter().map(|mlp| self.mlp(mlp)).collect::<Result<_>>()?,
-                        chosen: settings.map_or(1, |settings| settings.chosen),
-                        normalised: settings.is_some_and(|settings| settings.normalised),
+                        top_k: settings.map_or(1, |settings| settings.top_k),
+                        norm_top_k: settings.is_some_and(|settings| settings.norm_top_k),
                     })
                 }
             },

@@ -72,8 +72,8 @@ impl<'a, B: Backend> Pass<'a, B> {
         &self.plans[self.graph.layers[self.layer].kind]
     }
 
-    /// Adds to the hidden state what is still to be added, and norms it, where a norm stands before what comes next.
-    fn joined(&mut self, norm: Option<&B::Vector>) -> Result<Option<B::Tensor>> {
+    /// Adds what is pending to the hidden state, and returns its norm, if there is one before the next block.
+    fn add_pending(&mut self, norm: Option<&B::Vector>) -> Result<Option<B::Tensor>> {
         let (backend, eps) = (&self.graph.backend, self.graph.norm_eps);
         match (self.pending.take(), norm) {
             (Some(pending), Some(norm)) => backend.add_rms_norm(&mut self.hidden, &pending, norm, eps).map(Some),
@@ -83,8 +83,8 @@ impl<'a, B: Backend> Pass<'a, B> {
         }
     }
 
-    /// Takes note of what a block gives, to be added to the hidden state.
-    fn leave(&mut self, output: B::Tensor, norm: Option<&B::Vector>) -> Result<()> {
+    /// What a block gives, normed and scaled: it is added to the hidden state with the next norm.
+    fn set_pending(&mut self, output: B::Tensor, norm: Option<&B::Vector>) -> Result<()> {
         let (backend, graph) = (&self.graph.backend, self.graph);
         let mut output = match norm {
             Some(norm) => backend.rms_norm(&output, norm, graph.norm_eps)?,
@@ -100,7 +100,7 @@ impl<'a, B: Backend> Pass<'a, B> {
     /// Queries, keys and values of the next layer.
     pub(super) fn project(mut self) -> Result<Projected<'a, B>> {
         let (backend, layer) = (&self.graph.backend, &self.graph.layers[self.layer]);
-        let x = self.joined(layer.attention_norm.as_ref())?;
+        let x = self.add_pending(layer.attention_norm.as_ref())?;
         let qkv = backend.qkv(x.as_ref().unwrap_or(&self.hidden), &layer.attention, self.plan())?;
         Ok(Projected { pass: self, qkv })
     }
@@ -198,14 +198,14 @@ impl<'a, B: Backend> Written<'a, B> {
         let attended = backend.attend(cache.layer(pass.layer)?, pass.attention(), pass.plan(), &queries)?;
         let output = &layer.attention.output;
         let output = backend.linear(&attended, &output.weight, output.bias.as_ref())?;
-        pass.leave(output, layer.attention_output_norm.as_ref())?;
-        let x = pass.joined(layer.mlp_norm.as_ref())?;
+        pass.set_pending(output, layer.attention_output_norm.as_ref())?;
+        let x = pass.add_pending(layer.mlp_norm.as_ref())?;
         let x = x.as_ref().unwrap_or(&pass.hidden);
         let output = match &layer.feed_forward {
             FeedForward::Mlp(mlp) => backend.mlp(x, mlp)?,
             FeedForward::Experts(experts) => backend.experts(x, experts)?,
         };
-        pass.leave(output, layer.mlp_output_norm.as_ref())?;
+        pass.set_pending(output, layer.mlp_output_norm.as_ref())?;
         pass.layer += 1;
         Ok(pass)
     }
@@ -223,7 +223,7 @@ impl<'a, B: Backend> Written<'a, B> {
         }
         let mut pass = self.keep(wanted)?.finish(cache)?;
         let (graph, backend) = (pass.graph, &pass.graph.backend);
-        let x = pass.joined(Some(&graph.final_norm))?;
+        let x = pass.add_pending(Some(&graph.final_norm))?;
         let x = x.as_ref().unwrap_or(&pass.hidden);
         let mut logits = backend.linear(x, graph.lm_head.as_ref().unwrap_or(&graph.embedding), None)?;
         if graph.logit_scale != 1.0 {

@@ -21,7 +21,7 @@ pub(super) enum Selection {
     /// They are known: slots in ascending order.
     Chosen(Vec<u32>),
     /// By their sensitivity alone.
-    Weighed { budget: Budget },
+    Sensitivity { budget: Budget },
     /// By the attention that the question pays to them in these layers, which exist and are at least one.
     Attention { budget: Budget, layers: Range<usize>, by_sensitivity: bool },
     /// By how far their keys are from fresh ones.
@@ -45,7 +45,7 @@ pub(super) fn selection(repair: &Repair, candidates: &[Candidate], asked: bool, 
             Selection::Attention { budget: *budget, layers: existing(layers), by_sensitivity: false }
         }
         Repair::Weighted { budget, layers } if !asked || existing(layers).is_empty() => {
-            Selection::Weighed { budget: *budget }
+            Selection::Sensitivity { budget: *budget }
         }
         Repair::Weighted { budget, layers } => {
             Selection::Attention { budget: *budget, layers: existing(layers), by_sensitivity: true }
@@ -115,26 +115,29 @@ fn ranked(weights: &[f32]) -> Vec<usize> {
 ///
 /// `cached` is how many rows a ratio is a share of.
 pub(super) fn chosen(candidates: &[Candidate], weights: &[f32], budget: Budget, cached: usize) -> Vec<u32> {
-    let count = count(budget, cached).unwrap_or_else(|share| {
-        let ranked = ranked(weights);
-        let goal = f64::from(share) * ranked.iter().map(|&index| f64::from(weights[index])).sum::<f64>();
-        let mut covered = 0.0;
-        let wanting = |index: &&usize| {
-            let wanting = covered < goal;
-            covered += f64::from(weights[**index]);
-            wanting
-        };
-        ranked.iter().take_while(wanting).count()
-    });
+    let count = match budget {
+        Budget::Mass(share) => {
+            let ranked = ranked(weights);
+            let goal = f64::from(share) * ranked.iter().map(|&index| f64::from(weights[index])).sum::<f64>();
+            let mut covered = 0.0;
+            let wanting = |index: &&usize| {
+                let wanting = covered < goal;
+                covered += f64::from(weights[**index]);
+                wanting
+            };
+            ranked.iter().take_while(wanting).count()
+        }
+        _ => max_rows(budget, cached).unwrap_or(0),
+    };
     heaviest(weights, count).into_iter().map(|index| candidates[index].slot).collect()
 }
 
-/// How many rows a budget allows at most; the share of the weight to cover, for one that does not say.
-pub(super) fn count(budget: Budget, cached: usize) -> Result<usize, f32> {
+/// How many rows a budget allows, if that does not depend on what they weigh.
+pub(super) fn max_rows(budget: Budget, cached: usize) -> Option<usize> {
     match budget {
-        Budget::Ratio(ratio) => Ok((f64::from(ratio) * cached as f64 + 1e-6) as usize),
-        Budget::Rows(rows) => Ok(rows),
-        Budget::Mass(share) => Err(share),
+        Budget::Ratio(ratio) => Some((f64::from(ratio) * cached as f64 + 1e-6) as usize),
+        Budget::Rows(rows) => Some(rows),
+        Budget::Mass(_) => None,
     }
 }
 

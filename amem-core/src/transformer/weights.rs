@@ -479,7 +479,7 @@ mod tests {
         let files = demo();
         let config = Config::parse(&files).unwrap();
         let weights = open(&files).unwrap();
-        let experts = Experts { count: 4, chosen: 2, normalised: true, intermediate: 8, layers: vec![true; 5] };
+        let experts = Experts { count: 4, top_k: 2, norm_top_k: true, intermediate: 8, layers: vec![true; 5] };
         let other = LayerKind { rope: Rope::plain(9.0, 64), window: Some(3) };
         let with = |change: &dyn Fn(&mut Config)| {
             let mut changed = config.clone();
@@ -506,8 +506,8 @@ mod tests {
             with(&|c| c.qk_norm = QkNorm::Rows),
             with(&|c| c.experts = Some(experts.clone())),
             with(&|c| c.experts = Some(Experts { count: 5, ..experts.clone() })),
-            with(&|c| c.experts = Some(Experts { chosen: 1, ..experts.clone() })),
-            with(&|c| c.experts = Some(Experts { normalised: false, ..experts.clone() })),
+            with(&|c| c.experts = Some(Experts { top_k: 1, ..experts.clone() })),
+            with(&|c| c.experts = Some(Experts { norm_top_k: false, ..experts.clone() })),
             with(&|c| c.experts = Some(Experts { intermediate: 9, ..experts.clone() })),
             with(&|c| c.experts = Some(Experts { layers: vec![false; 5], ..experts.clone() })),
         ];

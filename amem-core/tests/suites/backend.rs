@@ -182,8 +182,8 @@ const FAULTS: [(Fault, &str); 91] = [
     (Fault::FusedQkvDependsOnRows, "qkv of"),
     (Fault::FusedMlpSwapsGateAndUp, "mlp"),
     (Fault::FusedMlpDependsOnRows, "mlp of"),
-    (Fault::ExpertsCountAlike, "experts, normalised: true"),
-    (Fault::ExpertsCountWithoutTheOthers, "experts, normalised: false"),
+    (Fault::ExpertsCountAlike, "experts, norm_top_k: true"),
+    (Fault::ExpertsCountWithoutTheOthers, "experts, norm_top_k: false"),
     (Fault::ExpertsAreTheLastOfEquals, "scores up to 0 apart"),
     (Fault::ExpertsDependOnRows, "rows at once and one by one"),
     (Fault::FusedNormForgetsTheSum, "add_rms_norm"),
@@ -750,13 +750,13 @@ impl Backend for Faulty {
                 scores[b].total_cmp(&scores[a]).then(first)
             });
             let share = |expert: &usize| (scores[*expert] - scores[ranked[0]]).exp();
-            let among_chosen = w.normalised || self.has(Fault::ExpertsCountWithoutTheOthers);
-            let counted = if among_chosen { w.chosen } else { scores.len() };
+            let among_chosen = w.norm_top_k || self.has(Fault::ExpertsCountWithoutTheOthers);
+            let counted = if among_chosen { w.top_k } else { scores.len() };
             let total: f32 = ranked[..counted].iter().map(share).sum();
             let mut sum = Vec::new();
-            for expert in &ranked[..w.chosen] {
+            for expert in &ranked[..w.top_k] {
                 let share = match self.has(Fault::ExpertsCountAlike) {
-                    true => 1.0 / w.chosen as f32,
+                    true => 1.0 / w.top_k as f32,
                     false => share(expert) / total,
                 };
                 let made = read(&INNER.gather(&of_experts[*expert], &[row])?);

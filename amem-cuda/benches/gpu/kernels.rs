@@ -187,7 +187,7 @@ fn of_some_families(gpu: &CudaBackend, ceilings: &Ceilings, scale: usize) -> Vec
         (0..2 * count * columns).map(|at| if at % 2 == 0 { at * 7919 % 251 } else { 0x3c } as u8).collect();
     let router = WeightTensor::new(WeightRole::Router, DTYPE, count, columns, &router);
     let router = gpu.matrix(&router).unwrap();
-    let experts = ExpertWeights { router, experts: (0..count).map(expert).collect(), chosen: each, normalised: true };
+    let experts = ExpertWeights { router, experts: (0..count).map(expert).collect(), top_k: each, norm_top_k: true };
     for rows in [1, 8] {
         let numbers: Vec<f32> = (0..rows * columns).map(|at| ((at * at) % 1009) as f32 / 504.5 - 1.0).collect();
         let x = gpu.rms_norm(&gpu.upload(columns, &numbers).unwrap(), &gpu.vector(&vec![1.0; columns]).unwrap(), 1e-5);

@@ -106,8 +106,8 @@ fn experts_that_lie_elsewhere_than_before_are_found() {
         let weights = |order: [usize; 4]| ExpertWeights {
             router: matrix(WeightRole::Router, 50, 4, hidden),
             experts: order.map(expert).into(),
-            chosen: 4,
-            normalised: true,
+            top_k: 4,
+            norm_top_k: true,
         };
         let x = gpu.upload(hidden, &noise(60, hidden).collect::<Vec<f32>>()).unwrap();
         let of = |w: &ExpertWeights<_>| gpu.read(&gpu.experts(&x, w).unwrap()).unwrap();

@@ -260,8 +260,8 @@ fn published_models_are_read() {
         "sliding_window": null, "tie_word_embeddings": false, "vocab_size": 32000
     }));
     let experts = mixtral_8x7b.experts_of(31).unwrap();
-    assert_eq!([experts.count, experts.chosen, experts.intermediate], [8, 2, 14336]);
-    assert!(experts.normalised);
+    assert_eq!([experts.count, experts.top_k, experts.intermediate], [8, 2, 14336]);
+    assert!(experts.norm_top_k);
 
     let qwen3_30b_a3b = read(json!({
         "model_type": "qwen3_moe", "attention_bias": false, "bos_token_id": 151_643, "decoder_sparse_step": 1,
@@ -273,8 +273,8 @@ fn published_models_are_read() {
         "use_sliding_window": false, "vocab_size": 151_936
     }));
     let experts = qwen3_30b_a3b.experts_of(0).unwrap();
-    assert_eq!([experts.count, experts.chosen, experts.intermediate], [128, 8, 768]);
-    assert!(experts.normalised && experts.layers == [true; 48]);
+    assert_eq!([experts.count, experts.top_k, experts.intermediate], [128, 8, 768]);
+    assert!(experts.norm_top_k && experts.layers == [true; 48]);
     assert_eq!((qwen3_30b_a3b.qk_norm, qwen3_30b_a3b.kinds.len()), (QkNorm::Heads, 1));
 }
 
