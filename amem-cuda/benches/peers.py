@@ -3,7 +3,7 @@
     python3 peers.py
 
 Attention by FlashAttention 2 and by cuDNN (scaled_dot_product_attention) where the mask is causal, and by FlexAttention
-with a limit for each row where rows are scattered. Everything in bf16, 32 query heads on 8 KV heads of 128 numbers.
+with a limit for each row where rows are scattered; experts by its grouped products. Everything in bf16, 32 query heads on 8 KV heads of 128 numbers.
 """
 
 import statistics
@@ -67,6 +67,22 @@ def decode(backend, contexts, slots):
     return seconds(run)
 
 
+def experts(rows, hidden=2048, intermediate=768, count=128, each=8):
+    """A layer of Qwen3-30B-A3B but for its router, where every expert has equally many rows, which stand in its order."""
+    weights = [
+        torch.randn(count, *shape, device="cuda", dtype=torch.bfloat16).transpose(-2, -1)
+        for shape in [(intermediate, hidden), (intermediate, hidden), (hidden, intermediate)]
+    ]
+    x = torch.randn(rows * each, hidden, device="cuda", dtype=torch.bfloat16)
+    ends = torch.arange(1, count + 1, device="cuda", dtype=torch.int32) * (rows * each // count)
+
+    def run():
+        gate, up = (torch._grouped_mm(x, weight, offs=ends) for weight in weights[:2])
+        torch._grouped_mm(F.silu(gate) * up, weights[2], offs=ends)
+
+    return seconds(run)
+
+
 def elementwise(rows):
     x = torch.randn(rows, HIDDEN, device="cuda")
     y = torch.randn(rows, HIDDEN, device="cuda", dtype=torch.bfloat16)
@@ -96,6 +112,7 @@ def lines():
         for name, backend in sdpa:
             what = f"attention, decode of {contexts} × {slots}"
             yield what, name, lambda c=contexts, s=slots, backend=backend: decode(backend, c, s)
+    yield "128 of 128 experts for 2048 rows", "grouped products", lambda: experts(2048)
 
 
 if __name__ == "__main__":
@@ -104,7 +121,7 @@ if __name__ == "__main__":
     for what, by, measure in lines():
         try:
             print(f"{what:<40} {by:<18} {1e6 * measure():>12.1f}", flush=True)
-        except RuntimeError as error:
+        except (RuntimeError, AttributeError) as error:
             print(f"{what:<40} {by:<18} {'not there':>12}  {str(error).splitlines()[0][:60]}", flush=True)
     for what, by, time_of in elementwise(2048):
         print(f"{what:<40} {by:<18} {1e6 * time_of:>12.1f}", flush=True)

@@ -11,67 +11,152 @@ use crate::error::CudaError;
 use crate::tensor::{Matrix, Tensor};
 
 /// Experts that a row goes through at most where the GPU chooses them: a warp has a lane for each.
-const MOST_CHOSEN: usize = 32;
+const MAX_TOP_K: usize = 32;
+
+/// Experts at most where the GPU groups the choices of many rows.
+const MAX_EXPERTS: usize = 4096;
+
+/// What rows chose, on the GPU.
+struct Choices {
+    rows: usize,
+    /// Experts that each row chose.
+    each: usize,
+    /// Their numbers, `[rows][each]`.
+    experts: Buffer,
+    /// For each choice its index and what it counts.
+    picked: Buffer,
+}
+
+impl Choices {
+    fn count(&self) -> usize {
+        self.rows * self.each
+    }
+}
+
+/// The same choices, those of an expert together, in tiles.
+struct Tiles {
+    order: Buffer,
+    tiles: Buffer,
+    /// How many tiles there may be.
+    most: usize,
+}
 
 impl CudaBackend {
-    /// What rows yield of the experts that they choose. `None` for what there are no kernels for: many rows, f32, blocks with
-    /// biases or another activation than SiLU.
+    /// What rows yield of the experts that they choose. `None` for what there are no kernels for: f32, blocks with biases or
+    /// another activation than SiLU, and shapes that no model has.
     pub(crate) fn chosen_experts(&self, x: &Tensor, w: &ExpertWeights<Self>) -> Result<Option<Tensor>, CudaError> {
-        let (each, count) = (w.top_k, w.experts.len());
         let Some([gate, down]) = shapes(w) else { return Ok(None) };
-        if !self.fuses(x) || each == 0 || each > count.min(MOST_CHOSEN) {
+        let few = self.fuses(x);
+        let (Some(module), true) = (self.precision().experts(), few || takes_many(w, [gate, down], x.rows)) else {
+            return Ok(None);
+        };
+        if w.top_k == 0 || w.top_k > w.experts.len().min(MAX_TOP_K) {
             return Ok(None);
         }
-        let scores = self.product(x, &w.router, None)?;
+        let choices = self.choose_experts(x, w)?;
         let x = self.narrowed(x)?;
-        let choices = x.rows * each;
-        let chosen = Buffer::new(self.device(), 4 * choices)?;
-        let picked = Buffer::new(self.device(), 8 * choices)?;
-        Launch::new(&self.device().kernel("select", "choose_experts")?, [x.rows, 1, 1])
-            .buffer(&scores.buffer, 4 * x.rows * count)?
-            .buffer(&chosen, 4 * choices)?
-            .buffer(&picked, 8 * choices)?
+        let tables = self.tables().of(self.device(), &w.experts)?;
+        // Where the tables of gate, up and down begin.
+        let bytes = 8 * w.experts.len();
+        let [of_gate, of_up, of_down] = [0, 1, 2].map(|index| bytes * index);
+        let gated = Tensor::new(self.device(), choices.count(), gate.outputs, x.dtype)?;
+        let made = Tensor::new(self.device(), choices.count(), down.outputs, x.dtype)?;
+        let [swiglu, product] = if few {
+            [
+                self.few_of_experts("matvec_experts_swiglu", &x, gate, &choices)?,
+                self.few_of_experts("matvec_experts", &gated, down, &choices)?,
+            ]
+        } else {
+            let tiles = self.group_choices(&choices, w.experts.len())?;
+            [
+                self.many_of_experts((module, "experts_swiglu"), (&x, choices.each), gate, (&choices, &tiles))?,
+                self.many_of_experts((module, "experts_product"), (&gated, 1), down, (&choices, &tiles))?,
+            ]
+        };
+        swiglu
+            .part(&tables, of_up, bytes)?
+            .part(&tables, of_gate, bytes)?
+            .buffer(&gated.buffer, gated.bytes())?
+            .count(gate.outputs)
+            .submit(self.device())?;
+        product
+            .part(&tables, of_down, bytes)?
+            .buffer(&made.buffer, made.bytes())?
+            .count(down.outputs)
+            .submit(self.device())?;
+        Ok(Some(self.sum_picked(&made, &choices.picked, (choices.rows, choices.each))?))
+    }
+
+    /// Each row's experts, and what they count.
+    fn choose_experts(&self, x: &Tensor, w: &ExpertWeights<Self>) -> Result<Choices, CudaError> {
+        let (rows, each, count) = (x.rows, w.top_k, w.experts.len());
+        let scores = self.product(x, &w.router, None)?;
+        let experts = Buffer::new(self.device(), 4 * rows * each)?;
+        let picked = Buffer::new(self.device(), 8 * rows * each)?;
+        Launch::new(&self.device().kernel("select", "choose_experts")?, [rows, 1, 1])
+            .buffer(&scores.buffer, 4 * rows * count)?
+            .buffer(&experts, 4 * rows * each)?
+            .buffer(&picked, 8 * rows * each)?
             .count(count)
             .count(each)
             .count(w.norm_top_k.into())
             .submit(self.device())?;
-
-        let tables = self.tables().of(self.device(), &w.experts)?;
-        // Where the tables of gate, up and down begin.
-        let [of_gate, of_up, of_down] = [0, 1, 2].map(|index| 8 * count * index);
-        let gated = Tensor::new(self.device(), choices, gate.outputs, x.dtype)?;
-        let launch = self.of_chosen("matvec_experts_swiglu", (&x, x.rows), gate, (&chosen, each))?;
-        launch
-            .part(&tables, of_up, 8 * count)?
-            .part(&tables, of_gate, 8 * count)?
-            .buffer(&gated.buffer, gated.bytes())?
-            .count(gate.outputs)
-            .submit(self.device())?;
-        let made = Tensor::new(self.device(), choices, down.outputs, x.dtype)?;
-        let launch = self.of_chosen("matvec_experts", (&gated, x.rows), down, (&chosen, each))?;
-        launch
-            .part(&tables, of_down, 8 * count)?
-            .buffer(&made.buffer, made.bytes())?
-            .count(down.outputs)
-            .submit(self.device())?;
-        Ok(Some(self.sum_picked(&made, &picked, (x.rows, each))?))
+        Ok(Choices { rows, each, experts, picked })
     }
 
-    /// A launch for what the choices of so many rows make of `x`, with the arguments that all of them begin with.
-    fn of_chosen(
+    /// Choices of `count` experts, in tiles.
+    fn group_choices(&self, choices: &Choices, count: usize) -> Result<Tiles, CudaError> {
+        let kernel = self.device().kernel("select", "group_choices")?;
+        let most = tiles_at_most(choices.count(), count, kernel.rows());
+        let order = Buffer::new(self.device(), 4 * choices.count())?;
+        let tiles = Buffer::new(self.device(), 16 * most)?;
+        Launch::new(&kernel, [1, 1, 1])
+            .buffer(&choices.experts, 4 * choices.count())?
+            .buffer(&order, 4 * choices.count())?
+            .buffer(&tiles, 16 * most)?
+            .count(choices.count())
+            .count(count)
+            .count(most)
+            .submit(self.device())?;
+        Ok(Tiles { order, tiles, most })
+    }
+
+    /// A launch for what the choices of many rows make of `x`, of which each row is that of `each` choices.
+    fn many_of_experts(
+        &self,
+        (module, name): (&'static str, &'static str),
+        (x, each): (&Tensor, usize),
+        shape: &Matrix,
+        (choices, tiles): (&Choices, &Tiles),
+    ) -> Result<Launch, CudaError> {
+        if x.columns != shape.inputs {
+            return Err(CudaError::Shape { kernel: name, needed: shape.inputs, found: x.columns });
+        }
+        let kernel = self.device().kernel(module, name)?;
+        let grid = [shape.outputs.div_ceil(kernel.outputs().max(1)), tiles.most, 1];
+        Ok(Launch::new(&kernel, grid)
+            .buffer(&x.buffer, x.bytes())?
+            .count(x.columns)
+            .buffer(&tiles.order, 4 * choices.count())?
+            .buffer(&tiles.tiles, 16 * tiles.most)?
+            .count(each))
+    }
+
+    /// A launch for what the choices of few rows make of `x`.
+    fn few_of_experts(
         &self,
         name: &'static str,
-        (x, rows): (&Tensor, usize),
+        x: &Tensor,
         shape: &Matrix,
-        (chosen, each): (&Buffer, usize),
+        choices: &Choices,
     ) -> Result<Launch, CudaError> {
         if x.columns != shape.inputs {
             return Err(CudaError::Shape { kernel: name, needed: shape.inputs, found: x.columns });
         }
         let kernel = self.device().kernel(self.precision().matvec(), name)?;
-        let grid = [shape.outputs.div_ceil(kernel.outputs().max(1)), rows * each, 1];
-        let launch = Launch::new(&kernel, grid).buffer(&x.buffer, x.bytes())?.count(rows).count(x.columns);
-        Ok(launch.buffer(chosen, 4 * rows * each)?.count(each))
+        let grid = [shape.outputs.div_ceil(kernel.outputs().max(1)), choices.count(), 1];
+        let launch = Launch::new(&kernel, grid).buffer(&x.buffer, x.bytes())?.count(choices.rows).count(x.columns);
+        Ok(launch.buffer(&choices.experts, 4 * choices.count())?.count(choices.each))
     }
 
     /// Sums of rows of `x`: one for each `each` of `picked`, pairs of a row and what it counts.
@@ -105,6 +190,20 @@ fn shapes(w: &ExpertWeights<CudaBackend>) -> Option<[&Matrix; 2]> {
             && linears.map(|linear| shape(&linear.weight)) == [gate, gate, down].map(shape)
     };
     (w.experts.iter().all(alike) && down.inputs == gate.outputs).then_some([gate, down])
+}
+
+/// Whether the kernels for many rows take experts like these, and so many rows.
+fn takes_many(w: &ExpertWeights<CudaBackend>, [gate, down]: [&Matrix; 2], rows: usize) -> bool {
+    /// Blocks of a grid in this direction.
+    const MAX_TILES: usize = (1 << 16) - 1;
+    let even = |matrix: &Matrix| matrix.inputs.is_multiple_of(8) && matrix.outputs.is_multiple_of(2);
+    let count = w.experts.len();
+    even(gate) && even(down) && count <= MAX_EXPERTS && rows.saturating_mul(w.top_k) / 64 + count <= MAX_TILES
+}
+
+/// How many tiles of `rows` so many choices of `experts` may come to.
+fn tiles_at_most(choices: usize, experts: usize, rows: usize) -> usize {
+    choices / rows.max(1) + experts.min(choices)
 }
 
 /// Tables of the addresses of experts' weights on the GPU, for kernels that find out by themselves which of them to read:

@@ -57,6 +57,15 @@ impl Precision {
         }
     }
 
+    /// The module with products of many rows with experts, if there is one.
+    pub(crate) const fn experts(self) -> Option<&'static str> {
+        match self {
+            Precision::Bf16 => Some("experts_bf16"),
+            Precision::F16 => Some("experts_f16"),
+            Precision::F32 => None,
+        }
+    }
+
     pub(crate) const fn kv(self) -> &'static str {
         match self {
             Precision::Bf16 => "kv_bf16",

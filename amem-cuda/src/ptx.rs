@@ -47,6 +47,8 @@ modules![
     "elementwise_bf16",
     "elementwise_f16",
     "elementwise_f32",
+    "experts_bf16",
+    "experts_f16",
     "kv_bf16",
     "kv_f16",
     "kv_f32",

@@ -188,7 +188,7 @@ fn of_some_families(gpu: &CudaBackend, ceilings: &Ceilings, scale: usize) -> Vec
     let router = WeightTensor::new(WeightRole::Router, DTYPE, count, columns, &router);
     let router = gpu.matrix(&router).unwrap();
     let experts = ExpertWeights { router, experts: (0..count).map(expert).collect(), top_k: each, norm_top_k: true };
-    for rows in [1, 8] {
+    for rows in [1, 8, rows] {
         let numbers: Vec<f32> = (0..rows * columns).map(|at| ((at * at) % 1009) as f32 / 504.5 - 1.0).collect();
         let x = gpu.rms_norm(&gpu.upload(columns, &numbers).unwrap(), &gpu.vector(&vec![1.0; columns]).unwrap(), 1e-5);
         let x = x.unwrap();
@@ -198,7 +198,12 @@ fn of_some_families(gpu: &CudaBackend, ceilings: &Ceilings, scale: usize) -> Vec
         read.sort_unstable();
         read.dedup();
         let bytes = 2 * columns * (count + 3 * intermediate * read.len());
-        lines.push(line(format!("{} of {count} experts for {rows} rows", read.len()), bytes, time));
+        let operations = 2 * columns * rows * (count + 3 * intermediate * each);
+        lines.push(Line {
+            name: format!("{} of {count} experts for {rows} rows", read.len()),
+            seconds: time,
+            floor: (bytes as f64 / ceilings.copy).max(operations as f64 / ceilings.product),
+        });
     }
     lines
 }

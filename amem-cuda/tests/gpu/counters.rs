@@ -1,5 +1,6 @@
 //! What a decode step asks of the driver.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use amem_core::transformer::{Backend, Transformer};
@@ -114,5 +115,32 @@ fn a_decode_step_waits_for_nothing_but_its_logits() {
             assert_eq!(waits, 1, "{}", family.name);
             assert_eq!(asked, submitted(family.name), "{}", family.name);
         }
+    });
+}
+
+/// Of more rows than the kernels of decoding take, experts are chosen on the GPU too.
+#[test]
+fn a_prefill_waits_for_nothing_but_its_logits() {
+    in_simulator("counters::a_prefill_waits_for_nothing_but_its_logits", &[], || {
+        let gpu = open(Precision::F16);
+        let asked = families::families().into_iter().map(|family| {
+            let model = family.model(gpu.clone(), Precision::F16);
+            let prefill = || {
+                let text: Arc<[Token]> = (8..28).collect();
+                let mut context = model.open(64).unwrap();
+                let before = gpu.counters();
+                model.extend(&mut *context, &[Piece::Fresh(text)], &Repair::None).unwrap();
+                let now = gpu.counters();
+                (now.submitted - before.submitted, now.waits - before.waits)
+            };
+            // The first one uploads where the weights of experts are.
+            prefill();
+            let (submitted, waits) = prefill();
+            assert_eq!(waits, 1, "{}", family.name);
+            (family.name, submitted)
+        });
+        let asked: HashMap<&str, u64> = asked.collect();
+        // Two more in each of the three layers; but in the last one, a single row is left.
+        assert_eq!(asked["mixtral"], asked["llama"] + 2 * 2 + 3);
     });
 }

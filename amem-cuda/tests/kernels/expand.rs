@@ -22,6 +22,7 @@ const FAMILIES: &[Family] = &[
     Family { template: "attention_f32.ptx.j2", types: &[], head_dims: &[] },
     Family { template: "distance.ptx.j2", types: &["f16", "bf16", "f32"], head_dims: &[] },
     Family { template: "elementwise.ptx.j2", types: &["f16", "bf16", "f32"], head_dims: &[] },
+    Family { template: "experts.ptx.j2", types: &["f16", "bf16"], head_dims: &[] },
     Family { template: "kv.ptx.j2", types: &["f16", "bf16", "f32"], head_dims: &[] },
     Family { template: "matvec.ptx.j2", types: &["f16", "bf16", "f32"], head_dims: &[] },
     Family { template: "rows.ptx.j2", types: &[], head_dims: &[] },

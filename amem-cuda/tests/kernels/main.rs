@@ -6,6 +6,7 @@ mod check;
 mod distance;
 mod elementwise;
 mod expand;
+mod experts;
 mod harness;
 mod kv;
 mod matvec;

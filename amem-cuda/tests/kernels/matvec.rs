@@ -143,82 +143,130 @@ fn gated(
     Ok(counts)
 }
 
+/// Rows, the experts that each of them chose, and the matrices of these.
+pub(crate) struct OfExperts {
+    dtype: Type,
+    each: usize,
+    inputs: usize,
+    outputs: usize,
+    /// `[rows][each]`.
+    pub(crate) chosen: Vec<u32>,
+    /// A row for each row, or one for each choice.
+    x: Vec<f32>,
+    x_of_choices: bool,
+    /// By expert; `None` for those that nobody chose.
+    gate: Vec<Option<Matrix>>,
+    /// None at all if there is one product only.
+    up: Vec<Option<Matrix>>,
+}
+
+impl OfExperts {
+    pub(crate) fn new(
+        dtype: Type,
+        (rows, inputs, outputs): (usize, usize, usize),
+        (experts, each): (usize, usize),
+        gated: bool,
+    ) -> Self {
+        let mut random = Random::new((inputs * outputs + rows * each) as u64);
+        // Every other row chooses like the one before it, in another order, so that they share experts.
+        let mut chosen: Vec<Vec<u32>> = Vec::new();
+        for row in 0..rows {
+            let mut all: Vec<u32> = match chosen.last() {
+                Some(before) if row % 2 == 1 => before.clone(),
+                _ => (0..experts as u32).collect(),
+            };
+            let count = all.len() as u32;
+            (0..all.len()).for_each(|at| all.swap(at, random.below(count) as usize));
+            all.truncate(each);
+            chosen.push(all);
+        }
+        let chosen = chosen.concat();
+        // Numbers whose sums are exact, so that it is known how the two products of a gate are rounded.
+        let exact = |numbers: Vec<f32>| -> Vec<f32> { numbers.iter().map(|x| (4.0 * x).round() * 0.25).collect() };
+        let x = match gated {
+            true => exact(random.units(rows * inputs)),
+            false => rows_of(&mut random, dtype, rows * each, inputs),
+        };
+        let mut matrices = || -> Vec<Option<Matrix>> {
+            let mut of_expert = |expert: u32| {
+                chosen.contains(&expert).then(|| {
+                    let matrix = Matrix::new(&mut random, dtype, (outputs, inputs), false);
+                    if gated { Matrix { weight: exact(matrix.weight), ..matrix } } else { matrix }
+                })
+            };
+            (0..experts as u32).map(&mut of_expert).collect()
+        };
+        let (gate, up) = (matrices(), if gated { matrices() } else { Vec::new() });
+        Self { dtype, each, inputs, outputs, chosen, x, x_of_choices: !gated, gate, up }
+    }
+
+    pub(crate) fn upload_x(&self, device: &mut Device) -> Buffer {
+        device.upload_as(self.dtype, "x", &self.x)
+    }
+
+    /// The tables of weights, of up before that of gate. An expert that nobody chose has no weights: to read them is an error.
+    pub(crate) fn upload_tables(&self, device: &mut Device) -> Vec<Argument> {
+        let mut table = |of_all: &[Option<Matrix>]| {
+            let mut addresses = vec![0; of_all.len()];
+            for (address, matrix) in addresses.iter_mut().zip(of_all) {
+                let Some(matrix) = matrix else { continue };
+                *address = device.upload_as(self.dtype, "weight", &matrix.weight).address;
+            }
+            device.upload("table", &addresses).into()
+        };
+        [&self.up, &self.gate].into_iter().filter(|of_all| !of_all.is_empty()).map(|of_all| table(of_all)).collect()
+    }
+
+    pub(crate) fn allocate_out(&self, device: &mut Device) -> Buffer {
+        device.allocate("out", self.chosen.len() * self.outputs * self.dtype.bytes())
+    }
+
+    /// Checks what a kernel made of it.
+    pub(crate) fn check(&self, name: &str, found: &[f32]) -> Result<(), String> {
+        let Self { dtype, each, inputs, .. } = *self;
+        let mut expected = Vec::new();
+        for (choice, &expert) in self.chosen.iter().enumerate() {
+            let row = if self.x_of_choices { choice } else { choice / each };
+            let product = |of_all: &[Option<Matrix>]| -> Vec<(f64, f64)> {
+                let matrix = of_all[expert as usize].as_ref().unwrap_or_else(|| panic!("{expert} was chosen"));
+                matrix.product(&self.x[row * inputs..][..inputs]).collect()
+            };
+            if self.up.is_empty() {
+                let products = product(&self.gate).into_iter();
+                expected.extend(products.map(|(y, size)| (cut(dtype, y), slack(dtype, y, size, 5e-7))));
+                continue;
+            }
+            let round = |x: f64| f64::from(rounded(dtype, &[x as f32])[0]);
+            for ((gate, _), (up, _)) in product(&self.gate).into_iter().zip(product(&self.up)) {
+                let (gate, up) = (round(gate), round(up));
+                let y = gate / (1.0 + (-gate).exp()) * up;
+                expected.push((cut(dtype, y), slack(dtype, y, y, 2e-5) + (gate * up).abs() * 2f64.powi(-149)));
+            }
+        }
+        near(name, found, expected.into_iter())
+    }
+}
+
 /// Products of rows with the experts that each of them chose, of which there are `each` for a row.
 fn of_experts(
     kernel: &Kernel,
     schedule: Schedule,
     dtype: Type,
-    (rows, inputs, outputs): (usize, usize, usize),
+    sizes: (usize, usize, usize),
     (experts, each): (usize, usize),
 ) -> Result<Counts, String> {
-    let gated = kernel.name() == "matvec_experts_swiglu";
-    let mut random = Random::new((inputs * outputs + rows * each) as u64);
-    // Every other row chooses like the one before it, in another order, so that they share experts.
-    let mut chosen: Vec<Vec<u32>> = Vec::new();
-    for row in 0..rows {
-        let mut all: Vec<u32> = match chosen.last() {
-            Some(before) if row % 2 == 1 => before.clone(),
-            _ => (0..experts as u32).collect(),
-        };
-        let count = all.len() as u32;
-        (0..all.len()).for_each(|at| all.swap(at, random.below(count) as usize));
-        all.truncate(each);
-        chosen.push(all);
-    }
-    let chosen = chosen.concat();
-
-    // Numbers whose sums are exact, so that it is known how the two products of a gate are rounded.
-    let exact = |numbers: Vec<f32>| -> Vec<f32> { numbers.iter().map(|x| (4.0 * x).round() * 0.25).collect() };
-    let x = match gated {
-        true => exact(random.units(rows * inputs)),
-        false => rows_of(&mut random, dtype, rows * each, inputs),
-    };
+    let (rows, inputs, outputs) = sizes;
+    let of = OfExperts::new(dtype, sizes, (experts, each), kernel.name() == "matvec_experts_swiglu");
     let mut device = Device::new();
-    // An expert that nobody chose has no weights: to read them is an error.
-    let mut matrices = |device: &mut Device| -> Vec<Option<(Matrix, u64)>> {
-        let mut of_expert = |expert: u32| {
-            chosen.contains(&expert).then(|| {
-                let matrix = Matrix::new(&mut random, dtype, (outputs, inputs), false);
-                let weight = if gated { exact(matrix.weight) } else { matrix.weight };
-                let address = device.upload_as(dtype, "weight", &weight).address;
-                (Matrix { weight, ..matrix }, address)
-            })
-        };
-        (0..experts as u32).map(&mut of_expert).collect()
-    };
-    let (gate, up) = (matrices(&mut device), if gated { matrices(&mut device) } else { Vec::new() });
-    let x_at = device.upload_as(dtype, "x", &x);
-    let chosen_at = device.upload("chosen", &chosen);
-    let mut arguments: Vec<Argument> = vec![x_at.into(), (rows as u32).into(), (inputs as u32).into()];
-    arguments.extend([Argument::from(chosen_at), (each as u32).into()]);
-    for of_all in [&up, &gate].into_iter().filter(|of_all| !of_all.is_empty()) {
-        let table: Vec<u64> = of_all.iter().map(|of_one| of_one.as_ref().map_or(0, |(_, address)| *address)).collect();
-        arguments.push(device.upload("table", &table).into());
-    }
-    let out = device.allocate("out", rows * each * outputs * dtype.bytes());
+    let (x, chosen) = (of.upload_x(&mut device), device.upload("chosen", &of.chosen));
+    let mut arguments: Vec<Argument> = vec![x.into(), (rows as u32).into(), (inputs as u32).into()];
+    arguments.extend([Argument::from(chosen), (each as u32).into()]);
+    arguments.extend(of.upload_tables(&mut device));
+    let out = of.allocate_out(&mut device);
     arguments.extend([Argument::from(out), (outputs as u32).into()]);
     let blocks = (outputs as u32).div_ceil(constant(&format!("matvec_{}", dtype.name()), kernel.name(), "outputs"));
     let counts = device.launch(kernel, [blocks, (rows * each) as u32, 1], 256, 0, &arguments, schedule)?;
-
-    let mut expected = Vec::new();
-    for (choice, &expert) in chosen.iter().enumerate() {
-        let row = if gated { choice / each } else { choice };
-        let product = |of_all: &[Option<(Matrix, u64)>]| -> Vec<(f64, f64)> {
-            let (matrix, _) = of_all[expert as usize].as_ref().unwrap_or_else(|| panic!("{expert} was chosen"));
-            matrix.product(&x[row * inputs..][..inputs]).collect()
-        };
-        if !gated {
-            expected.extend(product(&gate).into_iter().map(|(y, size)| (cut(dtype, y), slack(dtype, y, size, 5e-7))));
-            continue;
-        }
-        let round = |x: f64| f64::from(rounded(dtype, &[x as f32])[0]);
-        for ((gate, _), (up, _)) in product(&gate).into_iter().zip(product(&up)) {
-            let (gate, up) = (round(gate), round(up));
-            let y = gate / (1.0 + (-gate).exp()) * up;
-            expected.push((cut(dtype, y), slack(dtype, y, y, 2e-5) + (gate * up).abs() * 2f64.powi(-149)));
-        }
-    }
-    near(kernel.name(), &device.read_as(dtype, out)?, expected.into_iter())?;
+    of.check(kernel.name(), &device.read_as(dtype, out)?)?;
     Ok(counts)
 }
 

@@ -17,7 +17,7 @@ use amem_ptxsim::{Kernel, Schedule};
 
 use super::check::Case;
 use super::harness::{SCHEDULES, Type, kernel};
-use super::{attention, distance, elementwise, kv, matvec, select};
+use super::{attention, distance, elementwise, experts, kv, matvec, select};
 
 /// Instructions that the warps of a block may execute: many times more than any block of the cases does.
 const STEPS: u64 = 300_000;
@@ -33,6 +33,7 @@ const FOUND: f64 = 0.95;
 fn cases() -> Vec<(Case, Schedule)> {
     let mut cases = distance::cases();
     cases.extend(elementwise::cases());
+    cases.extend(experts::cases());
     cases.extend(kv::cases());
     cases.extend(matvec::cases());
     cases.extend(select::cases());

@@ -3,7 +3,7 @@
 use amem_ptxsim::{Counts, Kernel, Schedule};
 
 use super::check::{Case, Check, at_floor, hold, near, same};
-use super::harness::{Argument, Device, NULL, Random, SCHEDULES, kernel};
+use super::harness::{Argument, Device, NULL, Random, SCHEDULES, constant, kernel};
 
 const INFINITY: f32 = f32::INFINITY;
 const NAN: f32 = f32::NAN;
@@ -205,6 +205,47 @@ fn choose_experts(
     Ok(counts)
 }
 
+/// Choices by expert, and their tiles.
+fn group_choices(kernel: &Kernel, schedule: Schedule, chosen: &[u32], experts: usize) -> Result<Counts, String> {
+    let rows = constant("select", "group_choices", "rows") as usize;
+    let most = chosen.len() / rows + experts.min(chosen.len());
+    let mut device = Device::new();
+    let chosen_at = device.upload("chosen", chosen);
+    let order_at = device.allocate("order", 4 * chosen.len());
+    let tiles_at = device.allocate("tiles", 16 * most);
+    let numbers = [chosen.len(), experts, most].map(|number| Argument::from(number as u32));
+    let arguments = [&[chosen_at.into(), order_at.into(), tiles_at.into()], &numbers[..]].concat();
+    let counts = device.launch(kernel, [1, 1, 1], 1024, 0, &arguments, schedule)?;
+    let order: Vec<u32> = device.read(order_at)?;
+    let mut all = order.clone();
+    all.sort_unstable();
+    same("choice", &all, &(0..chosen.len() as u32).collect::<Vec<_>>())?;
+    same("expert in order", &order.iter().map(|&choice| chosen[choice as usize]).collect::<Vec<_>>(), &{
+        let mut sorted = chosen.to_vec();
+        sorted.sort_unstable();
+        sorted
+    })?;
+    let (mut expected, mut first) = (Vec::new(), 0);
+    for expert in 0..experts as u32 {
+        let mut left = chosen.iter().filter(|&&chosen| chosen == expert).count() as u32;
+        while left > 0 {
+            let count = left.min(rows as u32);
+            expected.push([expert, first, count, 0]);
+            (first, left) = (first + count, left - count);
+        }
+    }
+    expected.resize(most, [0; 4]);
+    same("tile", &device.read::<[u32; 4]>(tiles_at)?, &expected)?;
+    Ok(counts)
+}
+
+/// Choices that are spread over the experts, or over a few of them.
+fn choices(count: usize, experts: usize) -> Vec<u32> {
+    let mut random = Random::new((count * experts) as u64);
+    let spread = if count.is_multiple_of(2) { experts } else { experts.min(5) };
+    (0..count).map(|_| experts as u32 - 1 - random.below(spread as u32)).collect()
+}
+
 /// Rows of scores: as routers give them, many equal ones, all of them equal, of all magnitudes, and such as are none.
 fn scores(rows: usize, experts: usize) -> Vec<f32> {
     let mut random = Random::new((rows * experts) as u64);
@@ -247,6 +288,9 @@ pub(crate) fn cases() -> Vec<Case> {
             );
         }
     }
+    for (count, experts) in [(1, 1), (64, 1), (129, 2), (2000, 128), (8191, 160), (300, 33), (63, 4096), (2050, 32)] {
+        of("group_choices", Box::new(move |k, s| group_choices(k, s, &choices(count, experts), experts).map(drop)));
+    }
     for (kind, count, k) in [
         (0, 1, 1),
         (0, 7, 3),
@@ -281,6 +325,11 @@ pub(crate) fn cases() -> Vec<Case> {
         );
     }
     all
+}
+
+#[test]
+fn choices_are_grouped_by_expert_and_cut_into_tiles() {
+    hold(cases(), "group_choices");
 }
 
 #[test]
