@@ -53,15 +53,18 @@ fn products(
 }
 
 /// Rows, inputs and outputs, experts and how many of them a row chooses. Inputs that are less than a step of 64, that end
-/// within one, and that are more steps than stages; tiles of one choice, of all they can have, and more than one for an
-/// expert; columns that end within a panel, with one, and behind a block.
-const SIZES: [((usize, usize, usize), (usize, usize)); 6] = [
+/// within one, that are more steps than stages, and whose sums have to be rounded; tiles of one choice, of all they can have,
+/// and more than one for an expert; columns that end within a panel, with one, and behind a block.
+const SIZES: [((usize, usize, usize), (usize, usize)); 9] = [
     ((1, 8, 2), (1, 1)),
+    ((1, 8, 10), (1, 1)),
+    ((1, 8, 18), (1, 1)),
     ((9, 64, 64), (4, 2)),
     ((70, 72, 130), (3, 2)),
     ((33, 328, 22), (16, 8)),
     ((64, 128, 96), (2, 2)),
     ((12, 200, 258), (40, 12)),
+    ((66, 1544, 64), (2, 2)),
 ];
 
 pub(crate) fn cases() -> Vec<Case> {
