@@ -3,7 +3,8 @@
     python3 peers.py
 
 Attention by FlashAttention 2 and by cuDNN (scaled_dot_product_attention) where the mask is causal, and by FlexAttention
-with a limit for each row where rows are scattered; experts by its grouped products. Everything in bf16, 32 query heads on 8 KV heads of 128 numbers.
+with a limit for each row where rows are scattered; experts by its grouped products. Everything
+in bf16, 32 query heads on 8 KV heads of 128 numbers.
 """
 
 import statistics
@@ -68,7 +69,7 @@ def decode(backend, contexts, slots):
 
 
 def experts(rows, hidden=2048, intermediate=768, count=128, each=8):
-    """A layer of Qwen3-30B-A3B but for its router, where every expert has equally many rows, which stand in its order."""
+    """A layer of Qwen3-30B-A3B but for its router, where every expert has equally many rows, sorted by expert."""
     weights = [
         torch.randn(count, *shape, device="cuda", dtype=torch.bfloat16).transpose(-2, -1)
         for shape in [(intermediate, hidden), (intermediate, hidden), (hidden, intermediate)]

@@ -69,7 +69,7 @@ impl Lists {
     }
 
     /// One of them, as the next argument of a launch.
-    fn argument(&self, launch: Launch, index: usize) -> Result<Launch, CudaError> {
+    fn argument<'b>(&'b self, launch: Launch<'b>, index: usize) -> Result<Launch<'b>, CudaError> {
         let part = self.parts.get(index).cloned().unwrap_or_default();
         launch.part(&self.memory, part.start, part.len())
     }
@@ -119,17 +119,17 @@ impl Plan {
     }
 
     /// The rows' positions, as the next argument of a launch.
-    pub(crate) fn positions(&self, launch: Launch) -> Result<Launch, CudaError> {
+    pub(crate) fn positions<'b>(&'b self, launch: Launch<'b>) -> Result<Launch<'b>, CudaError> {
         self.lists.argument(launch, List::Positions as usize)
     }
 
     /// The rows' places in the cache, as the next argument of a launch.
-    pub(crate) fn slots(&self, launch: Launch) -> Result<Launch, CudaError> {
+    pub(crate) fn slots<'b>(&'b self, launch: Launch<'b>) -> Result<Launch<'b>, CudaError> {
         self.lists.argument(launch, List::Slots as usize)
     }
 
     /// The angles of RoPE, as the next argument of a launch.
-    pub(crate) fn angles(&self, launch: Launch) -> Result<Launch, CudaError> {
+    pub(crate) fn angles<'b>(&'b self, launch: Launch<'b>) -> Result<Launch<'b>, CudaError> {
         launch.buffer(&self.angles.pairs, self.angles.bytes())
     }
 
@@ -221,7 +221,7 @@ impl<'a> Layer<'a> {
     }
 
     /// What follows the parameters that all modules share.
-    fn finish(&self, launch: Launch) -> Result<(), CudaError> {
+    fn finish(&self, launch: Launch<'_>) -> Result<(), CudaError> {
         // One text serves all sizes of heads in f32, and is told which it is.
         let launch = if self.module == "attention_f32" { launch.count(self.head_dim()) } else { launch };
         launch.submit(self.backend.device())
@@ -324,7 +324,7 @@ impl Layer<'_> {
     }
 }
 
-fn optional(launch: Launch, tensor: Option<&Tensor>) -> Result<Launch, CudaError> {
+fn optional<'b>(launch: Launch<'b>, tensor: Option<&'b Tensor>) -> Result<Launch<'b>, CudaError> {
     match tensor {
         Some(tensor) => launch.buffer(&tensor.buffer, tensor.bytes()),
         None => Ok(launch.none()),

@@ -96,7 +96,7 @@ impl CudaBackend {
         self.precision.attention(head_dim).ok_or(missing)
     }
 
-    pub(crate) fn elementwise(&self, name: &'static str, grid: [usize; 3]) -> Result<Launch, CudaError> {
+    pub(crate) fn elementwise<'b>(&self, name: &'static str, grid: [usize; 3]) -> Result<Launch<'b>, CudaError> {
         Ok(Launch::new(&self.device.kernel(self.precision.elementwise(), name)?, grid))
     }
 
@@ -147,7 +147,7 @@ impl CudaBackend {
     }
 
     /// A launch that changes each number of a tensor where it lies.
-    fn in_place(&self, name: &'static str, x: &Tensor) -> Result<Launch, CudaError> {
+    fn in_place<'b>(&self, name: &'static str, x: &'b Tensor) -> Result<Launch<'b>, CudaError> {
         let launch = self.elementwise(name, [x.numbers().div_ceil(PART), 1, 1])?;
         Ok(launch.buffer(&x.buffer, x.bytes())?.count(x.numbers()))
     }
@@ -253,6 +253,7 @@ impl Backend for CudaBackend {
         let y = self.tensor(x.rows, x.columns, self.precision.dtype())?;
         let runs = x.numbers().checked_div(weight.len).unwrap_or(0);
         // The residual stream is normed whole; heads come in the precision that is computed in.
+        let narrowed;
         let launch = if x.dtype == Dtype::F32 && weight.len == x.columns {
             self.elementwise("rms_norm", [runs, 1, 1])?
                 .buffer(&x.buffer, x.bytes())?
@@ -261,9 +262,9 @@ impl Backend for CudaBackend {
                 .count(weight.len)
         } else {
             const RUNS: usize = 8;
-            let x = self.narrowed(x)?;
+            narrowed = self.narrowed(x)?;
             self.elementwise("rms_norm_heads", [runs.div_ceil(RUNS), 1, 1])?
-                .buffer(&x.buffer, x.bytes())?
+                .buffer(&narrowed.buffer, narrowed.bytes())?
                 .buffer(&weight.exact, 4 * weight.len)?
                 .buffer(&y.buffer, y.bytes())?
                 .count(weight.len)

@@ -58,7 +58,12 @@ impl Cache {
     }
 
     /// A layer's keys (0) or values (1), as the next argument of a launch.
-    pub(crate) fn argument(&self, launch: Launch, layer: usize, half: usize) -> crate::error::Result<Launch> {
+    pub(crate) fn argument<'b>(
+        &'b self,
+        launch: Launch<'b>,
+        layer: usize,
+        half: usize,
+    ) -> crate::error::Result<Launch<'b>> {
         launch.part(&self.memory, (2 * layer + half) * self.half, self.half)
     }
 
@@ -138,7 +143,7 @@ impl Cache {
                     .part(&lists, 8 * count, 4 * count)?
                     .buffer(&angles.pairs, angles.bytes())?;
                 let launch = self.argument(self.argument(launch, layer, 0)?, layer, 1)?;
-                Ok(vec![launch.count(self.shape.kv_heads).count(self.shape.head_dim).count(count)])
+                Ok(launch.count(self.shape.kv_heads).count(self.shape.head_dim).count(count).into_call())
             };
             staging.load(end, |bytes, address| fill(bytes, address, placements, &parts, layer), launch)?;
         }

@@ -16,6 +16,9 @@ const MAX_TOP_K: usize = 32;
 /// Experts at most where the GPU groups the choices of many rows.
 const MAX_EXPERTS: usize = 4096;
 
+/// Choices of a tile, in the kernel that makes tiles and in those that multiply them.
+const TILE_ROWS: usize = 64;
+
 /// What rows chose, on the GPU.
 struct Choices {
     rows: usize,
@@ -43,7 +46,8 @@ struct Tiles {
 
 impl CudaBackend {
     /// What rows yield of the experts that they choose. `None` for what there are no kernels for: f32, blocks with biases or
-    /// another activation than SiLU, and shapes that no model has.
+    /// another activation than SiLU, more than 32 experts of a row; and of more rows than decoding has, more than 4,096 experts,
+    /// inputs that are no multiple of 8, odd numbers of outputs, and more tiles than a grid has blocks.
     pub(crate) fn chosen_experts(&self, x: &Tensor, w: &ExpertWeights<Self>) -> Result<Option<Tensor>, CudaError> {
         let Some([gate, down]) = shapes(w) else { return Ok(None) };
         let few = self.fuses(x);
@@ -61,17 +65,16 @@ impl CudaBackend {
         let [of_gate, of_up, of_down] = [0, 1, 2].map(|index| bytes * index);
         let gated = Tensor::new(self.device(), choices.count(), gate.outputs, x.dtype)?;
         let made = Tensor::new(self.device(), choices.count(), down.outputs, x.dtype)?;
-        let [swiglu, product] = if few {
-            [
+        let tiles = if few { None } else { Some(self.group_choices(&choices, w.experts.len())?) };
+        let [swiglu, product] = match &tiles {
+            None => [
                 self.few_of_experts("matvec_experts_swiglu", &x, gate, &choices)?,
                 self.few_of_experts("matvec_experts", &gated, down, &choices)?,
-            ]
-        } else {
-            let tiles = self.group_choices(&choices, w.experts.len())?;
-            [
-                self.many_of_experts((module, "experts_swiglu"), (&x, choices.each), gate, (&choices, &tiles))?,
-                self.many_of_experts((module, "experts_product"), (&gated, 1), down, (&choices, &tiles))?,
-            ]
+            ],
+            Some(tiles) => [
+                self.many_of_experts((module, "experts_swiglu"), (&x, choices.each), gate, (&choices, tiles))?,
+                self.many_of_experts((module, "experts_product"), (&gated, 1), down, (&choices, tiles))?,
+            ],
         };
         swiglu
             .part(&tables, of_up, bytes)?
@@ -107,7 +110,7 @@ impl CudaBackend {
     /// Choices of `count` experts, in tiles.
     fn group_choices(&self, choices: &Choices, count: usize) -> Result<Tiles, CudaError> {
         let kernel = self.device().kernel("select", "group_choices")?;
-        let most = tiles_at_most(choices.count(), count, kernel.rows());
+        let most = tiles_at_most(choices.count(), count);
         let order = Buffer::new(self.device(), 4 * choices.count())?;
         let tiles = Buffer::new(self.device(), 16 * most)?;
         Launch::new(&kernel, [1, 1, 1])
@@ -122,13 +125,13 @@ impl CudaBackend {
     }
 
     /// A launch for what the choices of many rows make of `x`, of which each row is that of `each` choices.
-    fn many_of_experts(
+    fn many_of_experts<'b>(
         &self,
         (module, name): (&'static str, &'static str),
-        (x, each): (&Tensor, usize),
+        (x, each): (&'b Tensor, usize),
         shape: &Matrix,
-        (choices, tiles): (&Choices, &Tiles),
-    ) -> Result<Launch, CudaError> {
+        (choices, tiles): (&Choices, &'b Tiles),
+    ) -> Result<Launch<'b>, CudaError> {
         if x.columns != shape.inputs {
             return Err(CudaError::Shape { kernel: name, needed: shape.inputs, found: x.columns });
         }
@@ -143,13 +146,13 @@ impl CudaBackend {
     }
 
     /// A launch for what the choices of few rows make of `x`.
-    fn few_of_experts(
+    fn few_of_experts<'b>(
         &self,
         name: &'static str,
-        x: &Tensor,
+        x: &'b Tensor,
         shape: &Matrix,
-        choices: &Choices,
-    ) -> Result<Launch, CudaError> {
+        choices: &'b Choices,
+    ) -> Result<Launch<'b>, CudaError> {
         if x.columns != shape.inputs {
             return Err(CudaError::Shape { kernel: name, needed: shape.inputs, found: x.columns });
         }
@@ -198,12 +201,12 @@ fn takes_many(w: &ExpertWeights<CudaBackend>, [gate, down]: [&Matrix; 2], rows: 
     const MAX_TILES: usize = (1 << 16) - 1;
     let even = |matrix: &Matrix| matrix.inputs.is_multiple_of(8) && matrix.outputs.is_multiple_of(2);
     let count = w.experts.len();
-    even(gate) && even(down) && count <= MAX_EXPERTS && rows.saturating_mul(w.top_k) / 64 + count <= MAX_TILES
+    even(gate) && even(down) && count <= MAX_EXPERTS && tiles_at_most(rows.saturating_mul(w.top_k), count) <= MAX_TILES
 }
 
-/// How many tiles of `rows` so many choices of `experts` may come to.
-fn tiles_at_most(choices: usize, experts: usize, rows: usize) -> usize {
-    choices / rows.max(1) + experts.min(choices)
+/// How many tiles so many choices of so many experts may come to.
+fn tiles_at_most(choices: usize, experts: usize) -> usize {
+    choices / TILE_ROWS + experts.min(choices)
 }
 
 /// Tables of the addresses of experts' weights on the GPU, for kernels that find out by themselves which of them to read:
@@ -239,5 +242,25 @@ impl Tables {
         let buffer = Arc::new(device.upload(bytemuck::cast_slice(&addresses))?);
         kept.insert(first, Table { addresses, buffer: Arc::clone(&buffer) });
         Ok(buffer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ptx;
+
+    #[test]
+    fn kernels_agree_on_how_many_choices_a_tile_has() {
+        for (module, name) in [
+            ("select", "group_choices"),
+            ("experts_f16", "experts_swiglu"),
+            ("experts_f16", "experts_product"),
+            ("experts_bf16", "experts_swiglu"),
+            ("experts_bf16", "experts_product"),
+        ] {
+            let entry = ptx::entries(module).iter().find(|entry| entry.name == name);
+            assert_eq!(entry.map(|entry| entry.rows as usize), Some(TILE_ROWS), "{name} of {module}");
+        }
     }
 }

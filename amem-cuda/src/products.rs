@@ -100,7 +100,7 @@ impl CudaBackend {
     }
 
     /// A launch for few rows, with the arguments that all of them begin with.
-    fn few_rows(&self, name: &'static str, x: &Tensor, blocks: usize) -> Result<Launch, CudaError> {
+    fn few_rows<'b>(&self, name: &'static str, x: &'b Tensor, blocks: usize) -> Result<Launch<'b>, CudaError> {
         // Without rows there is nothing to do.
         let blocks = if x.rows == 0 { 0 } else { blocks };
         let kernel = self.device().kernel(self.precision().matvec(), name)?;
@@ -115,7 +115,7 @@ fn unsupported(activation: Activation) -> Error {
 }
 
 /// A matrix and its bias, as the next arguments.
-fn weights(launch: Launch, w: &Matrix, bias: Option<&Vector>) -> Result<Launch, CudaError> {
+fn weights<'b>(launch: Launch<'b>, w: &'b Matrix, bias: Option<&'b Vector>) -> Result<Launch<'b>, CudaError> {
     let launch = launch.buffer(&w.weights, w.weights.bytes())?;
     match bias {
         Some(bias) => launch.buffer(&bias.exact, 4 * w.outputs),
@@ -124,6 +124,6 @@ fn weights(launch: Launch, w: &Matrix, bias: Option<&Vector>) -> Result<Launch, 
 }
 
 /// Where the result goes and how wide it is, as the next arguments.
-fn output(launch: Launch, y: &Tensor) -> Result<Launch, CudaError> {
+fn output<'b>(launch: Launch<'b>, y: &'b Tensor) -> Result<Launch<'b>, CudaError> {
     Ok(launch.buffer(&y.buffer, y.bytes())?.count(y.columns))
 }

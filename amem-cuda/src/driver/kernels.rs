@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_void};
+use std::marker::PhantomData;
 use std::sync::{Arc, PoisonError};
 
 use cudarc::driver::{result, sys};
@@ -127,44 +128,54 @@ fn function(module: &str, handle: sys::CUmodule, entry: &'static Entry) -> Resul
 
 /// A launch: a kernel, its grid, and its arguments in the order of its parameters.
 ///
-/// Every buffer comes with the bytes that the kernel may touch of it, and is refused if it is smaller.
+/// Every buffer comes with the bytes that the kernel may touch of it, and is refused if it is smaller. It stays borrowed until
+/// the launch is submitted: given back before that, its memory could be another's by then. Afterwards the order of the stream
+/// protects it.
+#[derive(Debug)]
+pub(crate) struct Launch<'b> {
+    call: Call,
+    name: &'static str,
+    buffers: PhantomData<&'b Buffer>,
+}
+
+/// What the driver is told of a launch.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Launch {
+pub(crate) struct Call {
     pub(super) function: Function,
     pub(super) grid: [u32; 3],
     pub(super) threads: u32,
     pub(super) shared: u32,
     /// Each in the low bytes of a number, as the machines that CUDA runs on keep them.
     pub(super) arguments: Vec<u64>,
-    name: &'static str,
 }
 
-impl Launch {
+impl<'b> Launch<'b> {
     pub(crate) fn new(kernel: &Kernel, grid: [usize; 3]) -> Self {
         let Kernel { function, entry } = *kernel;
         let grid = grid.map(|count| u32::try_from(count).unwrap_or(u32::MAX));
-        Self { function, grid, threads: entry.threads, shared: entry.shared, arguments: Vec::new(), name: entry.name }
+        let call = Call { function, grid, threads: entry.threads, shared: entry.shared, arguments: Vec::new() };
+        Self { call, name: entry.name, buffers: PhantomData }
     }
 
     /// With the shared memory that the kernel needs for heads of so many numbers.
     pub(crate) fn of_heads(mut self, kernel: &Kernel, head_dim: usize) -> Self {
         let more = u32::try_from(head_dim).unwrap_or(u32::MAX).saturating_mul(kernel.entry.shared_per_head_dim);
-        self.shared = self.shared.saturating_add(more);
+        self.call.shared = self.call.shared.saturating_add(more);
         self
     }
 
     /// The next argument: a buffer, of which the kernel touches so many bytes.
-    pub(crate) fn buffer(self, buffer: &Buffer, bytes: usize) -> Result<Self> {
+    pub(crate) fn buffer(self, buffer: &'b Buffer, bytes: usize) -> Result<Self> {
         self.part(buffer, 0, bytes)
     }
 
     /// The next argument: so many bytes of a buffer, from an offset on.
-    pub(crate) fn part(mut self, buffer: &Buffer, offset: usize, bytes: usize) -> Result<Self> {
+    pub(crate) fn part(mut self, buffer: &'b Buffer, offset: usize, bytes: usize) -> Result<Self> {
         let needed = offset.saturating_add(bytes);
         if needed > buffer.bytes() {
             return Err(CudaError::Shape { kernel: self.name, needed, found: buffer.bytes() });
         }
-        self.arguments.push(buffer.address() + offset as u64);
+        self.call.arguments.push(buffer.address() + offset as u64);
         Ok(self)
     }
 
@@ -184,15 +195,20 @@ impl Launch {
     }
 
     fn number(mut self, number: u64) -> Self {
-        self.arguments.push(number);
+        self.call.arguments.push(number);
         self
     }
 
     /// Submits it to the compute stream. A grid without blocks is no launch.
     pub(crate) fn submit(self, device: &Arc<Device>) -> Result<()> {
-        if self.grid.contains(&0) {
+        if self.call.grid.contains(&0) {
             return Ok(());
         }
-        device.submit(super::queue::Command::Launch(self))
+        device.submit(super::queue::Command::Launch(self.call))
+    }
+
+    /// What the driver is told, for [`Staging::load`](super::Staging::load), within which the buffers have to live on.
+    pub(crate) fn into_call(self) -> Call {
+        self.call
     }
 }

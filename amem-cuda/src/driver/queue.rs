@@ -10,9 +10,10 @@ use std::sync::{Arc, PoisonError};
 use cudarc::driver::{result, sys};
 
 use super::graphs::Graphs;
+use super::kernels::Call;
 use super::matmul::{Product, Products};
 use super::memory::Pinned;
-use super::{Buffer, Device, Launch};
+use super::{Buffer, Device};
 use crate::error::{CudaError, Result};
 
 /// Pinned memory that copies may use at a time before the host waits for them.
@@ -21,7 +22,7 @@ const IN_FLIGHT: usize = 64 << 20;
 /// Something to do for the compute stream. Two of them are equal if they do the same with the same memory.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Command {
-    Launch(Launch),
+    Launch(Call),
     Multiply(Product),
     /// From the host's pinned memory to the GPU.
     Upload {

@@ -4,9 +4,10 @@ use std::sync::{Arc, PoisonError};
 
 use cudarc::driver::{CudaEvent, sys};
 
+use super::kernels::Call;
 use super::memory::Pinned;
 use super::queue::{Command, execute};
-use super::{Buffer, Device, Launch};
+use super::{Buffer, Device};
 use crate::error::{CudaError, Result};
 
 /// Two places to copy through, in turn.
@@ -33,7 +34,8 @@ impl Staging {
     }
 
     /// Has the host fill so many bytes, which the GPU will find at the address that is named, copies them to the GPU, and launches what reads them there. Returns when they are
-    /// filled: the rest runs by itself, and what is submitted to the compute stream afterwards waits for it.
+    /// filled: the rest runs by itself, and what is submitted to the compute stream afterwards waits for it. Buffers that are
+    /// read beside them must not be given back before that.
     ///
     /// # Errors
     /// Those of `fill`; nothing was copied then.
@@ -41,7 +43,7 @@ impl Staging {
         &mut self,
         bytes: usize,
         fill: impl FnOnce(&mut [u8], u64) -> Result<(), E>,
-        read: impl FnOnce(&Buffer) -> Result<Vec<Launch>>,
+        read: impl FnOnce(&Buffer) -> Result<Call>,
     ) -> Result<(), E> {
         let device = Arc::clone(&self.device);
         device.bind()?;
@@ -65,8 +67,8 @@ impl Staging {
         place.pinned = Some(pinned);
         filled?;
         place.copy(&device, from, bytes)?;
-        let launches = read(&place.buffer)?;
-        device.launch_behind(&place.copied, launches, &place.used)?;
+        let call = read(&place.buffer)?;
+        device.launch_behind(&place.copied, call, &place.used)?;
         Ok(())
     }
 
@@ -111,16 +113,14 @@ impl Place {
 }
 
 impl Device {
-    /// Launches kernels on the compute stream behind all that was submitted and behind an event of the copy stream, and
-    /// records another event behind them.
-    fn launch_behind(&self, event: &CudaEvent, launches: Vec<Launch>, then: &CudaEvent) -> Result<()> {
+    /// Launches a kernel on the compute stream behind all that was submitted and behind an event of the copy stream, and
+    /// records another event behind it.
+    fn launch_behind(&self, event: &CudaEvent, call: Call, then: &CudaEvent) -> Result<()> {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         queue.flush(self)?;
         self.compute.wait(event).map_err(CudaError::of("cuStreamWaitEvent"))?;
-        for launch in launches {
-            self.count(|counters| counters.submitted += 1);
-            execute(self, &mut queue.products, &Command::Launch(launch))?;
-        }
+        self.count(|counters| counters.submitted += 1);
+        execute(self, &mut queue.products, &Command::Launch(call))?;
         then.record(&self.compute).map_err(CudaError::of("cuEventRecord"))
     }
 }

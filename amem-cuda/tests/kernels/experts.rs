@@ -4,7 +4,7 @@ use amem_ptxsim::{Counts, Kernel, Schedule};
 
 use super::check::{Case, hold};
 use super::harness::{Argument, Device, Random, SCHEDULES, Type, constant, kernel};
-use super::matvec::OfExperts;
+use super::matvec::{ExpertSizes, OfExperts};
 
 /// Tiles of these choices, in an order of their own, as `group_choices` makes them; and one without choices.
 fn tiles(chosen: &[u32], experts: usize, rows: usize) -> (Vec<u32>, Vec<[u32; 4]>) {
@@ -52,24 +52,24 @@ fn products(
     Ok(counts)
 }
 
-/// Rows, inputs and outputs, experts and how many of them a row chooses. Inputs that are less than a step of 64, that end
+/// Experts and how many of them a row chooses; rows, inputs and outputs. Inputs that are less than a step of 64, that end
 /// within one, that are more steps than stages, and whose sums have to be rounded; tiles of one choice, of all they can have,
 /// and more than one for an expert; columns that end within a panel, with one, and behind a block.
-const SIZES: [((usize, usize, usize), (usize, usize)); 9] = [
-    ((1, 8, 2), (1, 1)),
-    ((1, 8, 10), (1, 1)),
-    ((1, 8, 18), (1, 1)),
-    ((9, 64, 64), (4, 2)),
-    ((70, 72, 130), (3, 2)),
-    ((33, 328, 22), (16, 8)),
-    ((64, 128, 96), (2, 2)),
-    ((12, 200, 258), (40, 12)),
-    ((66, 1544, 64), (2, 2)),
+const SIZES: [ExpertSizes; 9] = [
+    ((1, 1), (1, 8, 2)),
+    ((1, 1), (1, 8, 10)),
+    ((1, 1), (1, 8, 18)),
+    ((4, 2), (9, 64, 64)),
+    ((3, 2), (70, 72, 130)),
+    ((16, 8), (33, 328, 22)),
+    ((2, 2), (64, 128, 96)),
+    ((40, 12), (12, 200, 258)),
+    ((2, 2), (66, 1544, 64)),
 ];
 
 pub(crate) fn cases() -> Vec<Case> {
     let mut all = Vec::new();
-    for (dtype, (sizes, experts)) in [Type::F16, Type::Bf16].into_iter().flat_map(|t| SIZES.map(|sizes| (t, sizes))) {
+    for (dtype, (experts, sizes)) in [Type::F16, Type::Bf16].into_iter().flat_map(|t| SIZES.map(|sizes| (t, sizes))) {
         for entry in ["experts_swiglu", "experts_product"] {
             all.push(Case::of("experts", dtype, entry, move |k, s| products(k, s, dtype, sizes, experts).map(drop)));
         }

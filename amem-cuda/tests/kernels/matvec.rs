@@ -290,7 +290,7 @@ const SIZES: [(usize, usize, usize); 9] = [
 ];
 
 /// Experts and how many of them a row chooses, with rows, inputs and outputs.
-type ExpertSizes = ((usize, usize), (usize, usize, usize));
+pub(crate) type ExpertSizes = ((usize, usize), (usize, usize, usize));
 
 const EXPERTS: [ExpertSizes; 8] = [
     ((4, 2), (1, 32, 16)),
