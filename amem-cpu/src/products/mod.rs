@@ -248,7 +248,7 @@ impl Cpu {
         let mut products = weights.map(|(w, _)| self.tensor(x.rows(), w.outputs));
         let outputs: usize = weights.iter().map(|(w, _)| w.outputs).sum();
         let inputs = Inputs::of(self, x, weights.map(|(w, _)| w));
-        let each = self.panels_of_task(x.rows(), outputs);
+        let each = self.panels_of_task(x.rows(), outputs, 1);
         let mut tasks = Vec::new();
         for ((matrix, bias), product) in weights.into_iter().zip(&mut products) {
             tasks.extend(columns(matrix, bias, &mut product.data, each));
@@ -258,7 +258,7 @@ impl Cpu {
     }
 
     /// `activation(x · gateᵀ) · (x · upᵀ)`, each with its bias: what stands between the products of a feed-forward block. A
-    /// task computes some columns of both, so that those of the second go no further than its core's caches.
+    /// task computes some columns of both: no more of the second than these is ever in memory.
     pub(crate) fn multiply_gated(
         &self,
         x: &Tensor,
@@ -268,7 +268,8 @@ impl Cpu {
         let gated = Gated::by(activation)?;
         let mut product = self.tensor(x.rows(), gate.0.outputs);
         let inputs = Inputs::of(self, x, [gate.0, up.0]);
-        let each = self.panels_of_task(x.rows(), gate.0.outputs);
+        debug_assert_eq!(gate.0.outputs, up.0.outputs);
+        let each = self.panels_of_task(x.rows(), gate.0.outputs, 2);
         let tasks = columns(gate.0, gate.1, &mut product.data, each).collect();
         let work = x.data.len() * (gate.0.outputs + up.0.outputs);
         self.each(tasks, work, |mut columns: Columns<'_>| {
@@ -284,10 +285,11 @@ impl Cpu {
         Ok(product)
     }
 
-    /// How many panels a task has: few enough that threads end at about the same time, enough to be worth its while.
-    fn panels_of_task(&self, rows: usize, outputs: usize) -> usize {
+    /// How many panels a task has of each of its matrices: few enough that threads end at about the same time, enough to be
+    /// worth its while.
+    fn panels_of_task(&self, rows: usize, outputs: usize, matrices: usize) -> usize {
         let panels = outputs.div_ceil(PANEL);
-        panels.div_ceil(8 * self.threads.count()).max(if rows == 1 { 4 } else { 1 })
+        panels.div_ceil(8 * self.threads.count()).max(if rows == 1 { 4 / matrices } else { 1 })
     }
 
     /// The rows of `x` in tiles of at most `most`, each made from its rows and their number, on all threads.
