@@ -203,7 +203,8 @@ impl Tuning {
     }
 }
 
-fn share(text: &str) -> Result<f32, String> {
+/// A share, as an option takes it.
+pub(crate) fn share(text: &str) -> Result<f32, String> {
     let share: f32 = text.parse().map_err(|error| format!("{error}"))?;
     if (0.0..=1.0).contains(&share) { Ok(share) } else { Err("it is not between 0 and 1".to_owned()) }
 }
@@ -259,10 +260,14 @@ pub(crate) async fn memory(place: &Place, tuning: &Tuning) -> Result<Opened, Box
     let recaller = embedder::recaller(embedding_model.as_ref());
     let memory = Memory::builder(model).kv(kv).ledger(ledger).recaller(recaller).engine(engine);
     let memory = protection.id_secret().into_iter().fold(memory, |memory, secret| memory.id_secret(secret));
-    let repair = tuning.recompute_ratio.map(|ratio| Repair::Weighted { budget: Budget::Ratio(ratio), layers: 1..2 });
-    let memory = repair.into_iter().fold(memory, |memory, repair| memory.repair(repair));
+    let memory = tuning.recompute_ratio.into_iter().fold(memory, |memory, ratio| memory.repair(repair(ratio)));
     let memory = memory.system(&place.system).meter_usage(!place.read_only).build()?;
     Ok(Opened { memory, tiers, embedding_model })
+}
+
+/// The default repair, of this share of cached rows.
+pub(crate) fn repair(ratio: f32) -> Repair {
+    Repair::Weighted { budget: Budget::Ratio(ratio), layers: 1..2 }
 }
 
 /// The records, where the options say.

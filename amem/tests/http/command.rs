@@ -46,26 +46,30 @@ fn a_bench_counts_what_each_way_computed_and_draws_it() {
     let (memories, questions) = (dir.path().join("memories.txt"), dir.path().join("questions.txt"));
     std::fs::write(&memories, "Alice lives in Denver.\n\nBob works at Lego.\nCarol's dog is called Rex.\n").unwrap();
     std::fs::write(&questions, "Where does Alice live?\nWhere does Bob work?\nWhere does Alice live?\n").unwrap();
-    let bench = Command::new(env!("CARGO_BIN_EXE_amem"))
-        .args(["bench", "--k", "3", "--memory-file"])
-        .arg(&memories)
-        .arg("--queries-file")
-        .arg(&questions)
-        .arg("--out")
-        .arg(&out)
-        .arg("--chart")
-        .arg(&chart)
-        .output()
-        .unwrap();
-    assert!(bench.status.success(), "{}", String::from_utf8_lossy(&bench.stderr));
-    let report: Value = serde_json::from_slice(&std::fs::read(&out).unwrap()).unwrap();
-    let computed = |way: usize| {
+    let bench = |more: &[&str]| -> Value {
+        let bench = Command::new(env!("CARGO_BIN_EXE_amem"))
+            .args(["bench", "--k", "3", "--memory-file"])
+            .arg(&memories)
+            .arg("--queries-file")
+            .arg(&questions)
+            .arg("--out")
+            .arg(&out)
+            .arg("--chart")
+            .arg(&chart)
+            .args(more)
+            .output()
+            .unwrap();
+        assert!(bench.status.success(), "{}", String::from_utf8_lossy(&bench.stderr));
+        serde_json::from_slice(&std::fs::read(&out).unwrap()).unwrap()
+    };
+    let report = bench(&[]);
+    let computed = |report: &Value, way: usize| {
         let costs = &report["costs"][way];
         let tokens: Vec<u64> = serde_json::from_value(costs["computed_tokens"].clone()).unwrap();
         (costs["way"].as_str().unwrap().to_owned(), tokens)
     };
     for (kept, prefilled) in [(0, 1), (2, 3)] {
-        let ((name, kept), (other, prefilled)) = (computed(kept), computed(prefilled));
+        let ((name, kept), (other, prefilled)) = (computed(&report, kept), computed(&report, prefilled));
         assert_eq!(other, format!("{name}, prefilled"));
         assert_eq!((kept.len(), prefilled.len()), (3, 3));
         // The third question is the first one again: all that it needs stands, or is kept.
@@ -73,6 +77,11 @@ fn a_bench_counts_what_each_way_computed_and_draws_it() {
     }
     assert_eq!(report["costs"][2]["same_answers"], 1.0, "so few memories are blended without a difference");
     assert!(std::fs::read_to_string(&chart).unwrap().contains("session, prefilled"));
+    let [none, all] = ["0", "1"].map(|ratio| bench(&["--recompute-ratio", ratio]));
+    for way in [0, 2] {
+        let ((name, none), (_, all)) = (computed(&none, way), computed(&all, way));
+        assert!(none.last() < all.last(), "{name}: {none:?} {all:?}");
+    }
 }
 
 #[test]

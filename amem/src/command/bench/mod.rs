@@ -18,7 +18,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use amem_core::{
-    Answer, Ask, Generation, Memory, Model, Namespace, Output, Piece, Record, Request, SessionOptions, Token,
+    Answer, Ask, Budget, Generation, Memory, Model, Namespace, Output, Piece, Record, Repair, Request, SessionOptions,
+    Token,
 };
 use amem_demo::world::{Kind, World, WorldOptions};
 use futures_lite::StreamExt;
@@ -59,6 +60,10 @@ pub(crate) struct Args {
     /// Memories that are recalled for a question.
     #[arg(long, visible_alias = "max-turns", default_value_t = 8)]
     k: usize,
+    /// The share of cached tokens that are computed again in their new context, 0 to 1; 0.1 if left out. In the session, of
+    /// those that it begins with.
+    #[arg(long, value_name = "SHARE", value_parser = open::share)]
+    recompute_ratio: Option<f32>,
     /// Tokens to answer with at most.
     #[arg(long, default_value_t = 24)]
     max_tokens: usize,
@@ -110,8 +115,11 @@ impl Args {
 
     /// Asks all questions in one session, and each again with the text of all that stands in it.
     async fn session(&self, model: &Arc<dyn Model>, corpus: &Corpus) -> Result<Vec<Pair>, Box<dyn Error>> {
-        let memory = corpus.memory(model).await?;
+        let memory = corpus.memory(model, self.recompute_ratio).await?;
         let mut options = SessionOptions::default().conversation(false);
+        if let Some(ratio) = self.recompute_ratio {
+            options = options.opening_repair(Repair::Weighted { budget: Budget::Ratio(ratio), layers: 0..0 });
+        }
         options.budget_tokens = self.budget_tokens.or(self.model.is_none().then_some(DEMO_BUDGET_TOKENS));
         let mut session = memory.session(USER, options)?;
         let (bar, mut pairs) = (bar(corpus.questions.len(), "session")?, Vec::new());
@@ -127,7 +135,7 @@ impl Args {
 
     /// Asks each question by itself, and again with the text of the memories that were recalled for it.
     async fn blend(&self, model: &Arc<dyn Model>, corpus: &Corpus) -> Result<Vec<Pair>, Box<dyn Error>> {
-        let memory = corpus.memory(model).await?;
+        let memory = corpus.memory(model, self.recompute_ratio).await?;
         let (bar, mut pairs) = (bar(corpus.questions.len(), "blend")?, Vec::new());
         for question in &corpus.questions {
             let kept = memory.ask(USER, self.question(question)).await?;
@@ -186,8 +194,9 @@ struct Corpus {
 
 impl Corpus {
     /// A memory of it, none of which is computed yet.
-    async fn memory(&self, model: &Arc<dyn Model>) -> Result<Memory, Box<dyn Error>> {
-        let memory = Memory::builder(Arc::clone(model)).build()?;
+    async fn memory(&self, model: &Arc<dyn Model>, ratio: Option<f32>) -> Result<Memory, Box<dyn Error>> {
+        let memory = Memory::builder(Arc::clone(model));
+        let memory = ratio.into_iter().fold(memory, |memory, ratio| memory.repair(open::repair(ratio))).build()?;
         memory.remember_all(USER, self.memories.iter().map(String::as_str)).await?;
         Ok(memory)
     }
