@@ -120,9 +120,11 @@ pub enum Error {
     },
     /// The KV cache has no room for a context.
     #[error("a context needs {needed} tokens of the KV cache, which has {available} of {total} for it: {}",
-        if needed > total { "ask for less or give the model a larger KV cache" } else { "end other contexts or wait for their end" })]
+        if .needed > .total { "ask for less or give the model a larger KV cache" } else { "end other contexts or wait for their end" })]
     KvCacheFull {
-        /// Tokens that the context and its forks would hold, in whole blocks.
+        /// Tokens of the blocks that the context, and the forks that room was asked for, would hold, those included that it
+        /// holds already: what it needs if all other contexts end. Where it shares its last block it is counted with a copy
+        /// of that, for who has the other half may stay.
         needed: usize,
         /// Tokens of the blocks that it holds and of those that nobody holds.
         available: usize,

@@ -16,10 +16,12 @@
 //! | [`Recaller`] | finds what a question is about | [`recall::Lexical`], [`recall::Dense`], [`recall::Hybrid`] | |
 //! | [`ResidencyPolicy`] | says what stays close | [`residency::Value`], [`residency::Lru`] and others | |
 //!
-//! Each trait has a suite in `testing` (feature `testing`) that checks an implementation in one line.
+//! Each trait has a suite in `testing` (feature `testing`) that checks an implementation in one line. That of [`Recaller`]
+//! asks for the words of the text that it expects.
 //!
-//! The crate does no I/O and has no unsafe code. Its futures need no particular runtime; computing happens on threads of
-//! its own.
+//! The crate does no I/O and has no unsafe code. Its futures need no particular runtime. A model is computed on a thread of
+//! the [`Engine`]; searching for records, and copying KV in RAM, happen where a future is polled. Who calls a [`Model`]
+//! directly waits for it.
 #![forbid(unsafe_code)]
 
 mod engine;

@@ -58,7 +58,7 @@ pub struct HostKv {
 }
 
 impl HostKv {
-    /// So many layers, one behind the other.
+    /// The bytes of so many layers, one behind the other: as many layers as the shape has of the chunk that this becomes part of.
     pub fn new(encoding: Encoding, layers: usize, bytes: Vec<u8>) -> Self {
         Self { encoding, layers, bytes }
     }
@@ -258,7 +258,8 @@ impl KvChunk {
     }
 
     /// For each token, how far its keys and values move when something else stands before the chunk: squared distances
-    /// relative to the layer's scale, summed over the layers with falling weights. `None` until it has been measured.
+    /// relative to the layer's scale, summed over the layers with falling weights. Only how tokens of one context compare
+    /// matters. `None` until it has been measured: its rows count 1 each then.
     pub fn sensitivity(&self) -> Option<&Arc<[f32]>> {
         self.sensitivity.as_ref()
     }

@@ -156,7 +156,11 @@ impl Encoding {
         (token, head): (usize, usize),
         numbers: &mut [f32],
     ) {
-        let index = token * shape.kv_heads + head;
+        if token >= tokens || head >= shape.kv_heads {
+            return;
+        }
+        let (index, len) = (token * shape.kv_heads + head, numbers.len().min(shape.head_dim));
+        let numbers = &mut numbers[..len];
         match self {
             Encoding::Plain(dtype) => {
                 let len = shape.head_dim * dtype.size();
@@ -173,11 +177,7 @@ impl Encoding {
                     numbers.iter_mut().zip(codes).for_each(|(x, &code)| *x = f32::from(code.cast_signed()) * scale);
                 }
             }
-            Encoding::Int4 if token >= tokens || head >= shape.kv_heads => {}
-            Encoding::Int4 if half == Half::Keys => {
-                let numbers = numbers.get_mut(..shape.head_dim).unwrap_or_default();
-                decode_int4_keys(shape, bytes, tokens, (token, head), numbers);
-            }
+            Encoding::Int4 if half == Half::Keys => decode_int4_keys(shape, bytes, tokens, (token, head), numbers),
             Encoding::Int4 => decode_int4_values(shape, bytes, tokens, (token, head), numbers),
         }
     }
@@ -590,12 +590,17 @@ mod tests {
         for encoding in ALL {
             let mut bytes = Vec::new();
             encoding.encode_layer(&shape, &[1.0; 24], &[1.0; 24], &mut bytes);
-            let mut numbers = [7.0; 4];
-            for half in [Half::Keys, Half::Values] {
-                encoding.decode_head(&shape, (half, &[]), 3, (0, 0), &mut numbers);
-                encoding.decode_head(&shape, (half, &bytes[..bytes.len() / 2]), 3, (3, 0), &mut numbers);
+            let mut numbers = [7.0; 6];
+            let (keys, values) = bytes.split_at(encoding.key_bytes(&shape, 3));
+            for (half, bytes) in [(Half::Keys, keys), (Half::Values, values)] {
+                encoding.decode_head(&shape, (half, &[]), 3, (0, 0), &mut numbers[..4]);
+                encoding.decode_head(&shape, (half, bytes), 3, (3, 0), &mut numbers[..4]);
+                encoding.decode_head(&shape, (half, bytes), 3, (0, 2), &mut numbers[..4]);
+                assert_eq!(numbers, [7.0; 6], "{encoding:?}");
+                encoding.decode_head(&shape, (half, bytes), 3, (0, 1), &mut numbers);
+                assert_eq!(numbers[4..], [7.0; 2], "{encoding:?}");
+                numbers[..4].fill(7.0);
             }
-            assert_eq!(numbers, [7.0; 4], "{encoding:?}");
         }
     }
 

@@ -19,7 +19,15 @@ use crate::{ChunkId, KvChunk, OwnerId, Result};
 /// A store that writes chunks somewhere keeps their id, prefix, shape, tokens, model, sensitivity and encoding
 /// ([`Encoding::code`](crate::Encoding::code)), and the bytes of [`KvChunk::to_bytes`]. It makes them again with
 /// [`KvChunk::new`] over a [`HostKv`](crate::HostKv), [`with_model`](KvChunk::with_model) and
-/// [`with_sensitivity`](KvChunk::with_sensitivity): without a sensitivity the default repair cannot rank a chunk's rows.
+/// [`with_sensitivity`](KvChunk::with_sensitivity): the default repair takes all rows of a chunk without one for equally
+/// sensitive.
+///
+/// Calls may overlap. Of a `put` and a `delete` of one chunk at the same time either may be the last, and a call whose future
+/// was dropped may go on. They come from threads of no asynchronous runtime too, from [`Tiered`](crate::Tiered) and from what
+/// a memory does in the background: a store that needs a runtime brings its own.
+///
+/// What has a default works without: a store on a disk should have [`sync`](Self::sync), one that waits for a network
+/// [`prefetch`](Self::prefetch), and one that shares a disk with a ledger [`give_up`](Self::give_up).
 #[async_trait]
 pub trait KvStore: Send + Sync {
     /// The chunks of these ids, or `None`, in the order of the ids. A damaged chunk is a miss, and so is one that cannot be
@@ -53,7 +61,8 @@ pub trait KvStore: Send + Sync {
     /// before the one that failed are kept.
     async fn put(&self, chunks: &[KvChunk]) -> Result<()>;
 
-    /// Removes chunks, those that are not there included, for good: their bytes cannot be read from the store's files
+    /// Erases chunks, because their texts were forgotten; to make room there is [`evict`](Self::evict). Chunks that are not
+    /// there are no error. Their bytes cannot be read from the store's files
     /// once this returns. Chunks that were handed out stay readable.
     ///
     /// # Errors
@@ -156,15 +165,15 @@ pub trait KvStore: Send + Sync {
     /// Keeps chunks from making room for others, for so long, or until what is returned is dropped: a request that is
     /// about to use them, or an application that always does. Chunks that are not there yet count, too. A store that makes
     /// no room by itself does nothing.
+    #[doc(alias = "pin")]
     fn lease(&self, ids: &[ChunkId], time: Duration) -> Lease {
         let _ = (ids, time);
         Lease::default()
     }
 
-    /// Has the store ask, whenever it has written a chunk to a place that other machines delete from as well, later than the
-    /// call that brought it returned, whether the chunk is still wanted; and delete it there if nobody wants it any more.
-    /// Its text may have been forgotten on another machine, and the chunk deleted there, before it was written. A store that
-    /// writes nothing later than its calls return does nothing. Who is asked is held as long as the store.
+    /// For stores that write to what other machines delete from as well, later than the call that brought a chunk returned;
+    /// others do nothing. Has the store ask, whenever it has written a chunk there, whether the chunk is still wanted; and delete it there if nobody wants it any more.
+    /// Its text may have been forgotten on another machine, and the chunk deleted there, before it was written. Who is asked is held as long as the store.
     fn ask_of_late_writes(&self, wanted: Arc<dyn Wanted>) {
         let _ = wanted;
     }

@@ -11,9 +11,8 @@ pub trait Context: Any + Send {
     /// The tokens that stand in it, those that are still to be computed included.
     fn tokens(&self) -> &[Token];
 
-    /// Appends pieces. The KV of cached ones is put in its place, here or by the first call of
-    /// [`Model::advance`](crate::Model::advance), whichever waits for a disk less; fresh ones, and the rows that are to
-    /// be repaired, wait for that call. What stands in the context already is never recomputed, except rows of cached
+    /// Appends pieces. The KV of cached ones may be put in its place here, or by the first call of
+    /// [`Model::advance`](crate::Model::advance); fresh ones, and the rows that are to be repaired, wait for that call. What stands in the context already is never recomputed, except rows of cached
     /// pieces that were not repaired so far: they are candidates too.
     ///
     /// # Errors
@@ -31,15 +30,15 @@ pub trait Context: Any + Send {
     /// Takes room for `tokens` tokens in all, so that appending up to there cannot fail for lack of it.
     ///
     /// # Errors
-    /// [`Error::KvCacheFull`](crate::Error::KvCacheFull) when the KV cache has no such room at present,
-    /// [`Error::TooLong`](crate::Error::TooLong) when no context may hold so many tokens.
+    /// [`Error::KvCacheFull`](crate::Error::KvCacheFull) when the KV cache has no such room, at present or ever; it counts
+    /// what this context holds already, and not what [`reserve_forks`](Self::reserve_forks) will be asked for. [`Error::TooLong`](crate::Error::TooLong) when no context may hold so many tokens.
     fn reserve(&mut self, tokens: usize) -> Result<()>;
 
-    /// Takes room for so many forks, each of which is made once `from` tokens stand and grows to `tokens`. A fork takes
-    /// its share with it.
+    /// Takes room for forks, so that as many as this, made when the context has `from` tokens, can each grow to `tokens`. A
+    /// fork takes its share with it.
     ///
     /// # Errors
-    /// As [`reserve`](Self::reserve).
+    /// As [`reserve`](Self::reserve), with all forks that room was taken for.
     fn reserve_forks(&mut self, forks: usize, from: usize, tokens: usize) -> Result<()>;
 
     /// Gives back room that was reserved, for forks too, and is not used.
@@ -49,14 +48,17 @@ pub trait Context: Any + Send {
     ///
     /// # Errors
     /// [`Error::BadValue`](crate::Error::BadValue) while something appended is not computed yet.
+    #[doc(alias = "seq_cp")]
     fn fork(&mut self) -> Result<Box<dyn Context>>;
 
     /// Takes the context back to its first `len` tokens; a no-op if it has no more. What was appended and not computed
-    /// is given up. The logits are gone until something is computed again.
+    /// is given up. The logits are gone until something is computed again: for those after the last token, truncate to one
+    /// token less and append it again.
+    #[doc(alias = "seq_rm")]
     fn truncate(&mut self, len: usize);
 
-    /// The scores of every token of the vocabulary, `[rows][vocabulary]`, after each of the last tokens of a last fresh
-    /// piece: as many as [`AppendOptions::logits`] asked for and the piece has. Empty when the last piece was cached.
+    /// The scores of every token of the vocabulary after each of the last tokens, `[rows][vocabulary]`. There are as many rows
+    /// as [`AppendOptions::logits`] asked for, or as the last piece has tokens, if it has fewer; none if that was cached.
     fn logits(&self) -> &[f32];
 
     /// Bytes of KV cache that it holds, blocks shared with other contexts included.

@@ -39,8 +39,11 @@ pub struct ModelInfo {
     /// The number type of its contexts' KV.
     pub dtype: Dtype,
     /// Tokens that one context holds at most.
+    #[doc(alias = "max_model_len")]
+    #[doc(alias = "n_ctx")]
     pub context: usize,
     /// Tokens in the vocabulary.
+    #[doc(alias = "vocab_size")]
     pub vocabulary: usize,
 }
 
@@ -102,6 +105,12 @@ pub struct PrefillText {
 
 /// A language model. Its methods compute, and so block: an [`Engine`](crate::Engine) calls them on a thread of its own.
 ///
+/// [`Transformer`](crate::transformer::Transformer) is one over any [`Backend`](crate::transformer::Backend), and whoever has
+/// kernels of their own writes that. An engine of another kind can be a `Model` if it gives out keys before RoPE and takes
+/// them in at any position, computes chosen rows anew that attend to all others, and forks contexts without copying their KV.
+/// Contexts come back to [`advance`](Self::advance) as `dyn Context`, which is [`Any`](std::any::Any): a model finds its own
+/// by downcasting, and gives an error for others.
+///
 /// It is checked by `testing::model` (feature `testing`).
 pub trait Model: Send + Sync {
     /// What the model says of itself.
@@ -114,7 +123,8 @@ pub trait Model: Send + Sync {
     fn sampling(&self) -> Sampling;
 
     /// Computes each text's KV, each behind `prefix` alone, all of them in as few passes as possible. With `measure`,
-    /// the [sensitivity](KvChunk::sensitivity) of every token comes with it, at about twice the work.
+    /// the [sensitivity](KvChunk::sensitivity) of every token comes with it, at about twice the work. The usage counts these
+    /// texts; what a model computes once for a prefix is not in it.
     ///
     /// To share the machine fairly, call it with some hundred tokens at a time.
     ///
@@ -128,18 +138,22 @@ pub trait Model: Send + Sync {
     /// long as the cache has room.
     ///
     /// # Errors
-    /// [`Error::KvCacheFull`](crate::Error::KvCacheFull) when the KV cache has no such room at present,
-    /// [`Error::TooLong`](crate::Error::TooLong) when no context may hold so many tokens.
+    /// [`Error::KvCacheFull`](crate::Error::KvCacheFull) when the KV cache has no such room, at present or ever: an engine
+    /// waits where [that is only for now](crate::Error::lacks_room_for_now). [`Error::TooLong`](crate::Error::TooLong) when no context may hold so many tokens.
     fn open(&self, tokens: usize) -> Result<Box<dyn Context>>;
 
     /// Computes some of what was [appended](Context::append) to each of these contexts, all of them in one pass where
     /// that is possible. What each answer says does not depend on which contexts are advanced together, nor on how
     /// many rows a step may compute, as far as the model's [`Exactness`] goes.
     ///
-    /// There is one result for each step. [`Error::DamagedKv`](crate::Error::DamagedKv), when a chunk that was appended
-    /// cannot be read, comes with the first step after the append and concerns the chunk's context alone: that is as it was
-    /// before the append, but for its logits and for rows that may have been repaired. After any other error,
+    /// There is one result for each step, in their order; for a context that has nothing to compute it is done, and cost
+    /// nothing. [`Error::DamagedKv`](crate::Error::DamagedKv), when a chunk that was appended
+    /// cannot be read, comes with the first step after the append and concerns the chunk's context alone. The append is undone
+    /// then; the logits are gone, and rows that were repaired meanwhile stay so.
+    /// [`Error::KvCacheFull`](crate::Error::KvCacheFull) may come where a shared block has to be copied. After any other error,
     /// [`Context::is_usable`] tells whether the context is as it was, or broken.
+    #[doc(alias = "forward")]
+    #[doc(alias = "decode")]
     fn advance(&self, steps: &mut [Step<'_>]) -> Vec<Result<Progress>>;
 
     /// Draws the token that follows a context from the logits after its last token, among the tokens that are allowed:
@@ -149,10 +163,13 @@ pub trait Model: Send + Sync {
     /// # Errors
     /// As [`Sampler::pick`]; [`Error::Model`](crate::Error::Model) when the backend fails.
     fn sample(&self, context: &dyn Context, sampler: &mut Sampler, allowed: Option<&TokenMask>) -> Result<Token> {
-        sampler.pick_among(context.logits(), context.tokens(), allowed)
+        let (logits, vocabulary) = (context.logits(), self.info().vocabulary);
+        let last = &logits[logits.len().saturating_sub(vocabulary)..];
+        sampler.pick_among(last, context.tokens(), allowed)
     }
 
-    /// Appends pieces to a context and computes all of it.
+    /// Appends pieces to a context and computes all of it. Tokens that were drawn are appended with [`Repair::None`]: a
+    /// repair is a share of all cached rows, and would be taken again for each token.
     ///
     /// # Errors
     /// As [`Context::append`]; [`Error::Model`](crate::Error::Model) when the backend fails.

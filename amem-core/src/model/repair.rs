@@ -6,6 +6,7 @@ use std::ops::Range;
 /// chosen.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
+#[doc(alias = "recompute")]
 pub enum Repair {
     /// None: reuse as it is.
     None,

@@ -93,6 +93,7 @@ impl fmt::Debug for Room<'_> {
 /// Ranks the chunks of one tier. The tier calls it under a lock, so it is plain, sequential code.
 ///
 /// It is checked by `testing::residency_policy` (feature `testing`).
+#[doc(alias = "eviction")]
 pub trait ResidencyPolicy: Send {
     /// Whether a chunk that is not in the tier is to be let in. It is asked once for each time that the chunk is offered,
     /// and what is let in is [inserted](Self::insert) next.

@@ -627,6 +627,8 @@ impl<B: Backend> Suite<B> {
             (3, 8, 8, 20.0),
             (2, 16, 3, 0.0),
             (19, 16, 4, 1.0),
+            // More of an expert than a tile of a kernel has.
+            (150, 2, 2, 1.0),
         ];
         for ((rows, experts, top_k, spread), norm_top_k) in cases.into_iter().flat_map(|c| [(c, true), (c, false)]) {
             let backend = Arc::clone(&self.backend);

@@ -22,6 +22,7 @@ pub fn model<M: Model>(make: impl Fn() -> M) {
     a_chunk_is_the_same_alone_and_among_others(model);
     texts_that_no_context_can_hold_are_refused(model);
     no_context_holds_more_than_the_model_says(model);
+    a_full_kv_cache_has_room_again_once_contexts_end(model);
     an_empty_context_has_nothing(model);
     tokens_stand_in_the_order_of_their_pieces(model);
     logits_are_those_after_a_fresh_last_piece(model);
@@ -203,6 +204,23 @@ fn no_context_holds_more_than_the_model_says(model: &impl Model) {
     let mut context = model.open(0).expect("a context is opened");
     let reserved = context.reserve(most + 1);
     assert!(matches!(reserved, Err(Error::TooLong { .. })), "no room is reserved for more than a context may hold");
+}
+
+fn a_full_kv_cache_has_room_again_once_contexts_end(model: &impl Model) {
+    let most = model.info().context;
+    let mut open = Vec::new();
+    let full = loop {
+        match model.open(most) {
+            // Of a larger one nobody wants to see the end.
+            Ok(_) if open.len() == 10_000 => return,
+            Ok(context) => open.push(context),
+            Err(error) => break error,
+        }
+    };
+    assert!(!open.is_empty(), "one full context has room");
+    assert!(full.lacks_room_for_now(), "a full KV cache says that it would have room if contexts ended: {full}");
+    drop(open);
+    model.open(most).expect("the room of contexts that ended comes back");
 }
 
 fn an_empty_context_has_nothing(model: &impl Model) {
@@ -558,6 +576,17 @@ fn tokens_are_drawn_from_the_logits(model: &impl Model) {
             let found = model.sample(&*context, &mut ours, Some(&some)).expect("a token is drawn");
             assert!(some.contains(found), "only tokens that are allowed are drawn");
         }
+    }
+    let mut of_three = model.open(0).unwrap();
+    of_three.append(&[fresh(&text(1, 9))], &AppendOptions::new(Repair::None).logits(3)).unwrap();
+    compute(model, &mut *of_three, 1000);
+    if model.info().exactness == Exactness::Bits {
+        let draw = |context: &dyn Context| {
+            let sampling = Sampling { temperature: 1.0, ..Sampling::default() };
+            let mut sampler = Sampler::new(&sampling).unwrap();
+            [(); 20].map(|()| model.sample(context, &mut sampler, None).expect("a token is drawn"))
+        };
+        assert_eq!(draw(&*of_three), draw(&*context), "a token follows the last one, however many have logits");
     }
 }
 

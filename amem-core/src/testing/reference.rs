@@ -1,5 +1,6 @@
 //! A [`Backend`] in plain loops over f64: slow, and short enough to be believed. Other backends are compared with it.
 
+use std::collections::HashMap;
 use std::ops::Range;
 
 use crate::transformer::{Attention, Backend, BlockTable, LayerNorm, Numerics, Placement, Rope, Row, WeightTensor};
@@ -27,8 +28,8 @@ pub struct Plan {
 pub struct Cache {
     shape: KvShape,
     dtype: Dtype,
-    /// `[layers][blocks * BLOCK_TOKENS]`.
-    slots: Vec<Vec<Option<[Vec<f64>; 2]>>>,
+    /// For each layer, what was written: a budget may be larger than this machine's memory.
+    slots: Vec<HashMap<usize, [Vec<f64>; 2]>>,
 }
 
 /// No power of two, so that nothing can rely on one.
@@ -105,13 +106,13 @@ impl Cache {
 
     fn put(&mut self, layer: usize, slot: usize, key: Vec<f64>, mut value: Vec<f64>) -> Result<()> {
         round(self.dtype, &mut value);
-        let slots = self.slots.get_mut(layer).and_then(|slots| slots.get_mut(slot));
-        *slots.ok_or_else(|| Error::Model(format!("the cache has no slot {slot}").into()))? = Some([key, value]);
+        let slots = self.slots.get_mut(layer);
+        slots.ok_or_else(|| Error::Model(format!("the cache has no layer {layer}").into()))?.insert(slot, [key, value]);
         Ok(())
     }
 
     fn get(&self, layer: usize, slot: usize) -> Result<&[Vec<f64>; 2]> {
-        let found = self.slots.get(layer).and_then(|slots| slots.get(slot)?.as_ref());
+        let found = self.slots.get(layer).and_then(|slots| slots.get(&slot));
         found.ok_or_else(|| Error::Model(format!("slot {slot} of layer {layer} was never written").into()))
     }
 
@@ -162,15 +163,18 @@ impl Backend for Reference {
         BLOCK_TOKENS
     }
 
-    fn cache(&self, shape: &KvShape, dtype: Dtype, blocks: usize) -> Result<Cache> {
-        // Grows with what is used: a budget may be larger than this machine's memory.
-        Ok(Cache { shape: *shape, dtype, slots: vec![vec![None; blocks.min(1 << 12) * BLOCK_TOKENS]; shape.layers] })
+    fn cache(&self, shape: &KvShape, dtype: Dtype, _: usize) -> Result<Cache> {
+        Ok(Cache { shape: *shape, dtype, slots: vec![HashMap::new(); shape.layers] })
     }
 
     fn copy_block(&self, cache: &mut Cache, from: u32, to: u32) -> Result<()> {
         for slots in &mut cache.slots {
             for index in 0..BLOCK_TOKENS {
-                slots[to as usize * BLOCK_TOKENS + index] = slots[from as usize * BLOCK_TOKENS + index].clone();
+                let [from, to] = [from, to].map(|block| block as usize * BLOCK_TOKENS + index);
+                match slots.get(&from).cloned() {
+                    Some(kv) => slots.insert(to, kv),
+                    None => slots.remove(&to),
+                };
             }
         }
         Ok(())

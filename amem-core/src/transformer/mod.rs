@@ -58,8 +58,8 @@ pub struct Options {
     /// The number type of contexts' KV. What is stored for a model has this type too, unless a tier says otherwise, and
     /// so comes back without loss.
     pub kv: Dtype,
-    /// Bytes of KV that all contexts together may take. Where one full context that was forked from another needs more, it
-    /// is as much as that: [`context`](Self::context) bounds it.
+    /// Bytes of KV that all contexts together may take; but at least one full context, and a block beside it, whatever this
+    /// says: 16 GiB for Llama 3.1 8B with its 128k tokens in f16. Set [`context`](Self::context) to take less.
     pub kv_cache_bytes: u64,
     /// Tokens that one context holds at most, if fewer than the model was made for. A model with LongRoPE (Phi-3 and
     /// Phi-4 of 128k) rotates as it did before its context was extended, if this is not more than what it held then.

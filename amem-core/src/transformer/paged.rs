@@ -47,13 +47,15 @@ impl BlockPool {
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes so many blocks, or none, for a context that holds `held` already.
-    fn take(self: &Arc<Self>, count: usize, held: usize) -> Result<Vec<Arc<Block>>> {
+    /// Takes so many blocks, or none, for a context that holds `held` already. It would do with `spared` less if all others
+    /// ended.
+    fn take(self: &Arc<Self>, count: usize, held: usize, spared: usize) -> Result<Vec<Arc<Block>>> {
         let mut free = self.free();
         let left = free.returned.len() + self.blocks - free.next;
         if count > left {
             let tokens = |blocks: usize| blocks.saturating_mul(self.block_tokens);
-            let (needed, available) = (tokens(held.saturating_add(count)), tokens(held + left));
+            let needed = tokens(held.saturating_add(count).saturating_sub(spared));
+            let available = tokens(held + left);
             return Err(Error::KvCacheFull { needed, available, total: tokens(self.blocks) });
         }
         // Blocks that were used before come first: their memory is there already.
@@ -129,7 +131,7 @@ impl ContextBlocks {
         let shared = usize::from(self.last_is_shared());
         let wanted = (self.pool.blocks_for(tokens) + shared).saturating_sub(self.used.len() + self.spare.len());
         if wanted > 0 {
-            self.spare.extend(self.pool.take(wanted, self.held())?);
+            self.spare.extend(self.pool.take(wanted, self.held(), 0)?);
         }
         Ok(())
     }
@@ -143,7 +145,7 @@ impl ContextBlocks {
         let whole = from / self.pool.block_tokens;
         let each = self.pool.blocks_for(tokens).saturating_sub(whole);
         let own = usize::from(!from.is_multiple_of(self.pool.block_tokens));
-        let mut blocks = self.pool.take(forks.saturating_mul(each).saturating_add(own), self.held())?;
+        let mut blocks = self.pool.take(forks.saturating_mul(each).saturating_add(own), self.held(), 0)?;
         self.spare.extend(blocks.drain(..own));
         for _ in 0..forks {
             self.for_forks.push(blocks.split_off(blocks.len() - each));
@@ -198,7 +200,7 @@ impl ContextBlocks {
         }
         let wanted = (missing + written.len()).saturating_sub(self.spare.len());
         if wanted > 0 {
-            self.spare.extend(self.pool.take(wanted, self.held())?);
+            self.spare.extend(self.pool.take(wanted, self.held(), written.len().min(wanted))?);
         }
         let used = Arc::make_mut(&mut self.used);
         for index in written {
@@ -373,7 +375,7 @@ mod tests {
         other.reserve(BLOCK).unwrap();
         assert_eq!(missing(table.reserve(4 * BLOCK)), (4, 3, 4, true));
         assert_eq!(missing(table.reserve_forks(2, BLOCK, 2 * BLOCK)), (4, 3, 4, true));
-        assert_eq!(missing(table.reserve_forks(usize::MAX, 0, 2 * BLOCK)).3, false);
+        assert!(!missing(table.reserve_forks(usize::MAX, 0, 2 * BLOCK)).3);
         drop(other);
         table.reserve_forks(2, BLOCK, 2 * BLOCK).unwrap();
     }

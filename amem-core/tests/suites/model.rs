@@ -72,11 +72,13 @@ enum Fault {
     ScoresUnasked,
     ScoresRowsOfOtherPieces,
     DrawsWhatIsNotAllowed,
+    IsFullForWhateverReason,
+    DrawsAfterAnEarlierToken,
     DrawsTheUnlikely,
     ContextsShareState,
 }
 
-const FAULTS: [(Fault, &str); 59] = [
+const FAULTS: [(Fault, &str); 61] = [
     (Fault::PrefillsInReverse, "chunks come in the order of their texts"),
     (Fault::NamesChunksOfAllOwnersAlike, "a chunk has the id that the model says"),
     (Fault::ForgetsTheModelOfChunks, "a chunk knows the model that computed it"),
@@ -134,6 +136,8 @@ const FAULTS: [(Fault, &str); 59] = [
     (Fault::ScoresUnasked, "no logits where none are asked for"),
     (Fault::ScoresRowsOfOtherPieces, "no more logits than the last piece has tokens"),
     (Fault::DrawsWhatIsNotAllowed, "only tokens that are allowed are drawn"),
+    (Fault::IsFullForWhateverReason, "says that it would have room if contexts ended"),
+    (Fault::DrawsAfterAnEarlierToken, "a token follows the last one"),
     (Fault::DrawsTheUnlikely, "as a sampler draws it from the logits"),
     (Fault::ContextsShareState, ""),
 ];
@@ -192,6 +196,9 @@ impl Model for Faulty {
     fn sample(&self, context: &dyn Context, sampler: &mut Sampler, allowed: Option<&TokenMask>) -> Result<Token> {
         match self.fault {
             Some(Fault::DrawsWhatIsNotAllowed) => sampler.pick(context.logits(), context.tokens()),
+            Some(Fault::DrawsAfterAnEarlierToken) => {
+                sampler.pick_among(&context.logits()[..self.info().vocabulary], context.tokens(), allowed)
+            }
             Some(Fault::DrawsTheUnlikely) => {
                 let turned: Vec<f32> = context.logits().iter().map(|score| -score).collect();
                 sampler.pick_among(&turned, context.tokens(), allowed)
@@ -262,8 +269,12 @@ impl Model for Faulty {
     fn open(&self, tokens: usize) -> Result<Box<dyn Context>> {
         let tokens = if self.has(Fault::OpensMoreThanAContext) { tokens.min(self.info().context) } else { tokens };
         self.opened.fetch_add(1, SeqCst);
+        let inner = self.inner.open(tokens).map_err(|error| match error {
+            Error::KvCacheFull { .. } if self.has(Fault::IsFullForWhateverReason) => Error::Model("no room".into()),
+            error => error,
+        })?;
         Ok(Box::new(FaultyContext {
-            inner: self.inner.open(tokens)?,
+            inner,
             model: Arc::clone(&self.inner),
             fault: self.fault,
             tokens: Vec::new(),

@@ -147,13 +147,13 @@ impl Sessions {
         Some(InUse { name: name.clone(), held })
     }
 
-    /// Holds a new one, unless one of this name is held meanwhile.
     /// Ends the one that was used longest ago, so that its room in the KV cache is free. False when all are in use.
     pub(super) fn end_oldest(&self) -> bool {
         let ended = lock(&self.held.by_name).take_oldest();
         ended.is_some()
     }
 
+    /// Holds a new one, unless one of this name is held meanwhile.
     fn hold(&self, name: SessionName, held: Held) -> Result<InUse> {
         self.held.end_idle();
         let mut by_name = lock(&self.held.by_name);
