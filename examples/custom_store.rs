@@ -1,4 +1,4 @@
-//! Your own place for KV: a directory with a file for each chunk.
+//! Your own place for KV: a directory with a file for each chunk. It has no bound of its own, so that a `Tier` has to bound it.
 //!
 //! ```text
 //! cargo run --release --example custom_store
@@ -7,8 +7,8 @@
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use amem_core::transformer::{Options, Transformer};
 use amem_core::{
@@ -17,7 +17,6 @@ use amem_core::{
 };
 use amem_cpu::Cpu;
 use serde::{Deserialize, Serialize};
-use tempfile::NamedTempFile;
 
 /// What a file says of its chunk, in a line of JSON: all that a store has to keep beside the KV itself.
 #[derive(Serialize, Deserialize)]
@@ -32,37 +31,66 @@ struct Header {
     sensitivity: Option<Vec<f32>>,
 }
 
-/// A file is a BLAKE3 hash of what follows, the header's line, and the KV. Its name is the chunk's id.
+/// A file is a BLAKE3 hash of the chunk's id and of what follows, the header's line, and the KV. Its name is the id.
+///
+/// One process writes to the directory, by one `FileStore`: another one would delete what it is about to finish.
 struct FileStore {
-    dir: PathBuf,
+    files: Arc<Files>,
     hits: AtomicU64,
     misses: AtomicU64,
     damaged: AtomicU64,
 }
 
+struct Files {
+    dir: PathBuf,
+    /// Held by who writes: what a `put` looked at must not change before it has written.
+    writing: Mutex<()>,
+}
+
+/// How names of files begin that are still written. What a killed process left is deleted by the next one.
+const UNFINISHED: &str = "unfinished-";
+
 impl FileStore {
     fn open(dir: impl Into<PathBuf>) -> io::Result<Self> {
         let dir = dir.into();
         fs::create_dir_all(&dir)?;
-        Ok(Self { dir, hits: AtomicU64::new(0), misses: AtomicU64::new(0), damaged: AtomicU64::new(0) })
+        for entry in fs::read_dir(&dir)? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
+                remove(&entry.path())?;
+            }
+        }
+        let files = Arc::new(Files { dir, writing: Mutex::new(()) });
+        Ok(Self { files, hits: AtomicU64::new(0), misses: AtomicU64::new(0), damaged: AtomicU64::new(0) })
+    }
+
+    /// Does something with the files on a thread where waiting for a disk hurts nobody.
+    async fn with_files<T: Send + 'static>(&self, work: impl FnOnce(&Files) -> T + Send + 'static) -> T {
+        let files = Arc::clone(&self.files);
+        blocking::unblock(move || work(&files)).await
     }
 }
 
 fn path_of(dir: &Path, id: &ChunkId) -> PathBuf {
-    dir.join(id.0.map(|byte| format!("{byte:02x}")).concat())
+    dir.join(name_of(id))
+}
+
+fn name_of(id: &ChunkId) -> String {
+    id.0.map(|byte| format!("{byte:02x}")).concat()
 }
 
 /// The chunk whose file this is; `None` for other files.
 fn id_of(path: &Path) -> Option<ChunkId> {
     let name = path.file_name()?.to_str()?;
     let mut id = [0; 32];
-    if name.len() != 64 {
-        return None;
-    }
     for (at, byte) in id.iter_mut().enumerate() {
         *byte = u8::from_str_radix(name.get(2 * at..2 * at + 2)?, 16).ok()?;
     }
-    Some(ChunkId(id))
+    Some(ChunkId(id)).filter(|id| name == name_of(id))
+}
+
+fn hash(id: &ChunkId, bytes: &[u8]) -> [u8; 32] {
+    *blake3::Hasher::new().update(&id.0).update(bytes).finalize().as_bytes()
 }
 
 /// Puts the chunk into a file in one step: whoever reads it, and a process that is killed, finds all of it or none.
@@ -81,8 +109,9 @@ fn write(dir: &Path, chunk: &KvChunk) -> Result<()> {
     let mut bytes = serde_json::to_vec(&header).map_err(|error| Error::Store(error.into()))?;
     bytes.push(b'\n');
     bytes.extend(chunk.to_bytes()?);
-    let mut file = NamedTempFile::new_in(dir).map_err(failed)?;
-    file.write_all(blake3::hash(&bytes).as_bytes()).and_then(|()| file.write_all(&bytes)).map_err(failed)?;
+    let mut file = tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(dir).map_err(failed)?;
+    file.write_all(&hash(&chunk.id(), &bytes)).and_then(|()| file.write_all(&bytes)).map_err(failed)?;
+    file.as_file().sync_all().map_err(failed)?;
     file.persist(path_of(dir, &chunk.id())).map_err(|error| failed(error.error))?;
     Ok(())
 }
@@ -97,8 +126,8 @@ fn read(dir: &Path, id: &ChunkId) -> Result<Option<KvChunk>> {
 }
 
 fn chunk_of(id: &ChunkId, file: &[u8]) -> Option<KvChunk> {
-    let (hash, bytes) = file.split_first_chunk::<32>()?;
-    if blake3::hash(bytes) != *hash {
+    let (expected, bytes) = file.split_first_chunk::<32>()?;
+    if hash(id, bytes) != *expected {
         return None;
     }
     let end = bytes.iter().position(|byte| *byte == b'\n')?;
@@ -116,7 +145,7 @@ fn chunk_of(id: &ChunkId, file: &[u8]) -> Option<KvChunk> {
 }
 
 /// The files of all chunks, in the order of their ids.
-fn files(dir: &Path) -> Result<Vec<(ChunkId, PathBuf)>> {
+fn all_files(dir: &Path) -> Result<Vec<(ChunkId, PathBuf)>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(dir).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
@@ -126,87 +155,102 @@ fn files(dir: &Path) -> Result<Vec<(ChunkId, PathBuf)>> {
     Ok(files)
 }
 
-/// What a file holds, by its first line; `None` if it is gone or damaged.
-fn stored(id: ChunkId, path: &Path) -> Option<StoredChunk> {
-    let file = File::open(path).ok()?;
-    let bytes = file.metadata().ok()?.len();
-    let (mut file, mut line) = (BufReader::new(file), Vec::new());
+/// What a file says of its chunk; `None` if it is gone or damaged.
+fn header(path: &Path) -> Option<Header> {
+    let (mut file, mut line) = (BufReader::new(File::open(path).ok()?), Vec::new());
     file.read_exact(&mut [0; 32]).ok()?;
     file.read_until(b'\n', &mut line).ok()?;
-    let header: Header = serde_json::from_slice(&line).ok()?;
-    Some(StoredChunk { id, tokens: header.tokens.len(), bytes })
+    serde_json::from_slice(&line).ok()
+}
+
+/// The entry of a file. A damaged one is listed too, without tokens, so that whoever deletes an owner's chunks finds it.
+fn stored(id: ChunkId, path: &Path) -> Option<StoredChunk> {
+    let bytes = fs::metadata(path).ok()?.len();
+    Some(StoredChunk { id, tokens: header(path).map_or(0, |header| header.tokens.len()), bytes })
+}
+
+/// Deletes a file, if there is one.
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
 }
 
 fn failed(error: io::Error) -> Error {
+    let (what, reason) = ("the store's disk".to_owned(), error.to_string());
     match error.kind() {
-        ErrorKind::StorageFull => Error::Full { what: "the store's disk".into(), reason: error.to_string() },
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Error::Full { what, reason },
+        ErrorKind::ReadOnlyFilesystem => Error::ReadOnly { what, reason },
         _ => Error::Store(error.into()),
     }
 }
 
-/// Files are read and written on threads where waiting hurts nobody.
 #[async_trait::async_trait]
 impl KvStore for FileStore {
     async fn get_many(&self, ids: &[ChunkId]) -> Result<Vec<Option<KvChunk>>> {
-        let (dir, ids) = (self.dir.clone(), ids.to_vec());
-        let read: Vec<_> = blocking::unblock(move || ids.iter().map(|id| read(&dir, id)).collect()).await;
+        let ids = ids.to_vec();
+        let read = move |files: &Files| ids.iter().map(|id| read(&files.dir, id)).collect();
+        let read: Vec<Result<Option<KvChunk>>> = self.with_files(read).await;
+        // A chunk that cannot be read is missed, and computed again, as long as others can be.
+        let all_failed = read.iter().all(|chunk| matches!(chunk, Err(Error::Store(_))));
         let mut found = Vec::new();
         for chunk in read {
-            // One that cannot be read is missed, and computed again; the others are there.
-            let count = match &chunk {
-                Ok(Some(_)) => &self.hits,
-                Ok(None) => &self.misses,
-                Err(_) => &self.damaged,
+            let (count, chunk) = match chunk {
+                Ok(Some(chunk)) => (&self.hits, Some(chunk)),
+                Ok(None) => (&self.misses, None),
+                Err(Error::DamagedKv { .. }) => (&self.damaged, None),
+                Err(error) if all_failed => return Err(error),
+                Err(_) => (&self.misses, None),
             };
             count.fetch_add(1, Relaxed);
-            found.push(chunk.unwrap_or(None));
+            found.push(chunk);
         }
         Ok(found)
     }
 
     async fn put(&self, chunks: &[KvChunk]) -> Result<()> {
-        let (dir, chunks) = (self.dir.clone(), chunks.to_vec());
-        blocking::unblock(move || {
+        let chunks = chunks.to_vec();
+        let put = move |Files { dir, writing }: &Files| {
             for chunk in &chunks {
+                let _writing = writing.lock().unwrap_or_else(PoisonError::into_inner);
                 // What is held stays, unless it lacks a sensitivity that this one has. What is damaged is written anew.
-                let is_news = match read(&dir, &chunk.id()) {
+                let is_news = match read(dir, &chunk.id()) {
                     Ok(Some(held)) => held.sensitivity().is_none() && chunk.sensitivity().is_some(),
                     _ => true,
                 };
                 if is_news {
-                    write(&dir, chunk)?;
+                    write(dir, chunk)?;
                 }
             }
             Ok(())
-        })
-        .await
+        };
+        self.with_files(put).await
     }
 
     async fn delete(&self, ids: &[ChunkId]) -> Result<()> {
-        let (dir, ids) = (self.dir.clone(), ids.to_vec());
-        blocking::unblock(move || {
+        let ids = ids.to_vec();
+        let delete = move |Files { dir, writing }: &Files| {
+            let _writing = writing.lock().unwrap_or_else(PoisonError::into_inner);
             for id in &ids {
-                match fs::remove_file(path_of(&dir, id)) {
-                    Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(error)),
-                    _ => {}
-                }
+                remove(&path_of(dir, id)).map_err(failed)?;
             }
-            Ok(())
-        })
-        .await
+            sync_dir(dir)
+        };
+        self.with_files(delete).await
     }
 
     async fn contains_many(&self, ids: &[ChunkId]) -> Vec<bool> {
-        ids.iter().map(|id| path_of(&self.dir, id).exists()).collect()
+        let ids = ids.to_vec();
+        self.with_files(move |files| ids.iter().map(|id| path_of(&files.dir, id).exists()).collect()).await
     }
 
     async fn stats(&self) -> StoreStats {
-        let dir = self.dir.clone();
-        let sizes = blocking::unblock(move || {
-            let files = files(&dir).unwrap_or_default();
-            files.iter().filter_map(|(_, path)| Some(fs::metadata(path).ok()?.len())).collect::<Vec<u64>>()
-        });
-        let sizes = sizes.await;
+        let sizes = |files: &Files| -> Vec<u64> {
+            let all = all_files(&files.dir).unwrap_or_default();
+            all.iter().filter_map(|(_, path)| Some(fs::metadata(path).ok()?.len())).collect()
+        };
+        let sizes = self.with_files(sizes).await;
         StoreStats {
             chunks: sizes.len(),
             bytes: sizes.iter().sum(),
@@ -217,24 +261,22 @@ impl KvStore for FileStore {
     }
 
     async fn page(&self, after: Option<ChunkId>, limit: usize) -> Result<Vec<StoredChunk>> {
-        let dir = self.dir.clone();
-        blocking::unblock(move || {
-            let files = files(&dir)?;
-            let behind = files.iter().filter(|(id, _)| after.is_none_or(|after| *id > after));
+        let page = move |files: &Files| {
+            let all = all_files(&files.dir)?;
+            let behind = all.iter().filter(|(id, _)| after.is_none_or(|after| *id > after));
             Ok(behind.filter_map(|(id, path)| stored(*id, path)).take(limit).collect())
-        })
-        .await
+        };
+        self.with_files(page).await
     }
 
     async fn sync(&self) -> Result<()> {
-        let dir = self.dir.clone();
-        blocking::unblock(move || {
-            files(&dir)?.iter().try_for_each(|(_, path)| File::open(path)?.sync_all()).map_err(failed)?;
-            // Names are safe once the directory is.
-            if cfg!(unix) { File::open(&dir).and_then(|dir| dir.sync_all()).map_err(failed) } else { Ok(()) }
-        })
-        .await
+        self.with_files(|files| sync_dir(&files.dir)).await
     }
+}
+
+/// Has the names of files survive a power cut. What is in them does since they were written.
+fn sync_dir(dir: &Path) -> Result<()> {
+    if cfg!(unix) { File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed) } else { Ok(()) }
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
