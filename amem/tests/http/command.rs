@@ -77,10 +77,11 @@ fn a_bench_counts_what_each_way_computed_and_draws_it() {
     }
     assert_eq!(report["costs"][2]["same_answers"], 1.0, "so few memories are blended without a difference");
     assert!(std::fs::read_to_string(&chart).unwrap().contains("session, prefilled"));
+    std::fs::write(&questions, "What do Alice, Bob and Carol do?\n").unwrap();
     let [none, all] = ["0", "1"].map(|ratio| bench(&["--recompute-ratio", ratio]));
     for way in [0, 2] {
         let ((name, none), (_, all)) = (computed(&none, way), computed(&all, way));
-        assert!(none.last() < all.last(), "{name}: {none:?} {all:?}");
+        assert!(none[0] < all[0], "{name}: {none:?} {all:?}");
     }
 }
 
