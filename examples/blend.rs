@@ -57,7 +57,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 answer.push(token);
                 model.extend(&mut *context, &[Piece::Fresh([token].into())], &Repair::None)?;
             }
-            println!("{question} {}\n    {usage}", chat.decode(&answer)?);
+            println!("{question} {}\n    {usage}", chat.decode(&answer)?.trim());
         }
         Ok(())
     })
