@@ -1,4 +1,5 @@
-//! Your own place for KV: a directory with a file for each chunk. It has no bound of its own, so that a `Tier` has to bound it.
+//! Your own place for KV: a directory with a file for each chunk. It has no bound of its own, so that a `Tier` has to bound
+//! it.
 //!
 //! ```text
 //! cargo run --release --example custom_store

@@ -5,8 +5,8 @@
 //! the question.
 //!
 //! Most users come in by [`Memory`] (remember, recall, ask, update, forget) and [`Session`] (many questions over one
-//! working set). For models that run elsewhere there is [`TextMemory`]: the same memories without KV. They are made of parts
-//! that stand behind traits:
+//! working set). For models that run elsewhere there is [`TextMemory`]: the same memories without KV. They are made of
+//! parts that stand behind traits:
 //!
 //! | trait | what it does | here | elsewhere |
 //! | --- | --- | --- | --- |

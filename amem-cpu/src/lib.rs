@@ -1,10 +1,10 @@
 //! amem's [`Backend`] for CPUs.
 //!
-//! Kernels are chosen when a [`Cpu`] is made, by the [`Instructions`] that the machine has and by the [`Arithmetic`] that is
-//! asked for. Those of [`Arithmetic::Exact`] have one source, which [`pulp`] compiles for each instruction set: lanes run across
-//! outputs or have a fixed tree of sums, so AVX-512, AVX2, NEON and plain scalar code give the same bits.
-//! [`Arithmetic::Fast`] has kernels of its own for what a machine does better. In both, every output is computed by one thread
-//! in one order, so the number of threads changes nothing.
+//! Kernels are chosen when a [`Cpu`] is made, by the [`Instructions`] that the machine has and by the [`Arithmetic`] that
+//! is asked for. Those of [`Arithmetic::Exact`] have one source, which [`pulp`] compiles for each instruction set: lanes
+//! run across outputs or have a fixed tree of sums, so AVX-512, AVX2, NEON and plain scalar code give the same bits.
+//! [`Arithmetic::Fast`] has kernels of its own for what a machine does better. In both, every output is computed by one
+//! thread in one order, so the number of threads changes nothing.
 #![deny(unsafe_code)]
 
 mod activation;
@@ -70,8 +70,8 @@ pub struct Plan {
     angles: Angles,
 }
 
-/// The CPU and the threads that compute on it. Clones share the threads, and so may several models. While one of them waits for
-/// the rest of its pass, its thread may take up another's: give a model that must answer at once a `Cpu` of its own.
+/// The CPU and the threads that compute on it. Clones share the threads, and so may several models. While one of them waits
+/// for the rest of its pass, its thread may take up another's: give a model that must answer at once a `Cpu` of its own.
 #[derive(Clone)]
 pub struct Cpu {
     arch: Arch,
@@ -84,7 +84,8 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// A backend with a thread for each logical CPU that the process may use, and the best instructions that the machine has.
+    /// A backend with a thread for each logical CPU that the process may use, and the best instructions that the machine
+    /// has.
     ///
     /// # Errors
     /// [`Error::Model`] when threads cannot be started.
@@ -418,7 +419,8 @@ impl Backend for Cpu {
 }
 
 /// Rows that go through a feed-forward block together at most. What lies between its products is several times as wide as a
-/// row, and would take more memory than all else of a pass. With half as many, reading the weights again for each block takes measurably longer.
+/// row, and would take more memory than all else of a pass. With half as many, reading the weights again for each block
+/// takes measurably longer.
 const MLP_ROWS: usize = 512;
 
 /// Numbers that one thread takes at a time where each costs little: what fits a core's nearest cache.

@@ -45,9 +45,9 @@ struct Tiles {
 }
 
 impl CudaBackend {
-    /// What rows yield of the experts that they choose. `None` for what there are no kernels for: f32, blocks with biases or
-    /// another activation than SiLU, more than 32 experts of a row; and of more rows than decoding has, more than 4,096 experts,
-    /// inputs that are no multiple of 8, odd numbers of outputs, and more tiles than a grid has blocks.
+    /// What rows yield of the experts that they choose. `None` for what there are no kernels for: f32, blocks with biases
+    /// or another activation than SiLU, more than 32 experts of a row; and of more rows than decoding has, more than 4,096
+    /// experts, inputs that are no multiple of 8, odd numbers of outputs, and more tiles than a grid has blocks.
     pub(crate) fn chosen_experts(&self, x: &Tensor, w: &ExpertWeights<Self>) -> Result<Option<Tensor>, CudaError> {
         let Some([gate, down]) = shapes(w) else { return Ok(None) };
         let few = self.fuses(x);

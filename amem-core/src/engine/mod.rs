@@ -33,8 +33,8 @@ use crate::{Context, Error, Model, Namespace, Piece, PrefillText, Repair, Result
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct EngineOptions {
-    /// Rows that one step computes, about (vLLM's `max_num_batched_tokens`): more are used better by the machine, fewer let each
-    /// token come sooner. 512 unless said otherwise.
+    /// Rows that one step computes, about (vLLM's `max_num_batched_tokens`): more are used better by the machine, fewer let
+    /// each token come sooner. 512 unless said otherwise.
     pub step_tokens: usize,
     /// Answers that are computed together at most. 64 unless said otherwise.
     pub max_running: usize,

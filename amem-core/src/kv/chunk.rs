@@ -24,7 +24,8 @@ pub trait KvData: Any + Send + Sync {
     /// against checksums where it has some.
     ///
     /// # Errors
-    /// Any, when a checksum does not fit or the bytes cannot be read: [`KvChunk`] makes it an [`Error::DamagedKv`] of its id.
+    /// Any, when a checksum does not fit or the bytes cannot be read: [`KvChunk`] makes it an [`Error::DamagedKv`] of its
+    /// id.
     fn layer(&self, layer: usize) -> Result<Cow<'_, [u8]>>;
 
     /// One layer's bytes, as [`layer`](Self::layer) gives them; if they have to be read from somewhere, `buffer` may hold
@@ -58,7 +59,8 @@ pub struct HostKv {
 }
 
 impl HostKv {
-    /// The bytes of so many layers, one behind the other: as many layers as the shape has of the chunk that this becomes part of.
+    /// The bytes of so many layers, one behind the other: as many layers as the shape has of the chunk that this becomes
+    /// part of.
     pub fn new(encoding: Encoding, layers: usize, bytes: Vec<u8>) -> Self {
         Self { encoding, layers, bytes }
     }

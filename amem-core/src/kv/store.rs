@@ -22,9 +22,9 @@ use crate::{ChunkId, KvChunk, OwnerId, Result};
 /// [`with_sensitivity`](KvChunk::with_sensitivity): the default repair takes all rows of a chunk without one for equally
 /// sensitive.
 ///
-/// Calls may overlap. Of a `put` and a `delete` of one chunk at the same time either may be the last, and a call whose future
-/// was dropped may go on. They come from threads of no asynchronous runtime too, from [`Tiered`](crate::Tiered) and from what
-/// a memory does in the background: a store that needs a runtime brings its own.
+/// Calls may overlap. Of a `put` and a `delete` of one chunk at the same time either may be the last, and a call whose
+/// future was dropped may go on. They come from threads of no asynchronous runtime too, from [`Tiered`](crate::Tiered) and
+/// from what a memory does in the background: a store that needs a runtime brings its own.
 ///
 /// What has a default works without: a store on a disk should have [`sync`](Self::sync), one that waits for a network
 /// [`prefetch`](Self::prefetch), and one that shares a disk with a ledger [`give_up`](Self::give_up).
@@ -57,8 +57,8 @@ pub trait KvStore: Send + Sync {
     /// see [`sync`](Self::sync) for more.
     ///
     /// # Errors
-    /// [`Error::Full`](crate::Error::Full), [`Error::ReadOnly`](crate::Error::ReadOnly), or [`Error::Store`](crate::Error::Store) when the store fails. Chunks
-    /// before the one that failed are kept.
+    /// [`Error::Full`](crate::Error::Full), [`Error::ReadOnly`](crate::Error::ReadOnly), or
+    /// [`Error::Store`](crate::Error::Store) when the store fails. Chunks before the one that failed are kept.
     async fn put(&self, chunks: &[KvChunk]) -> Result<()>;
 
     /// Erases chunks, because their texts were forgotten; to make room there is [`evict`](Self::evict). Chunks that are not
@@ -80,8 +80,8 @@ pub trait KvStore: Send + Sync {
         self.delete(ids).await
     }
 
-    /// Removes the bytes of what is not held any more, of chunks that were [evicted](Self::evict) above all, from the store's
-    /// files now rather than in time. A store that keeps nothing of what it let go does nothing.
+    /// Removes the bytes of what is not held any more, of chunks that were [evicted](Self::evict) above all, from the
+    /// store's files now rather than in time. A store that keeps nothing of what it let go does nothing.
     ///
     /// # Errors
     /// As [`delete`](Self::delete); purging again finishes the work.
@@ -172,8 +172,9 @@ pub trait KvStore: Send + Sync {
     }
 
     /// For stores that write to what other machines delete from as well, later than the call that brought a chunk returned;
-    /// others do nothing. Has the store ask, whenever it has written a chunk there, whether the chunk is still wanted; and delete it there if nobody wants it any more.
-    /// Its text may have been forgotten on another machine, and the chunk deleted there, before it was written. Who is asked is held as long as the store.
+    /// others do nothing. Has the store ask, whenever it has written a chunk there, whether the chunk is still wanted; and
+    /// delete it there if nobody wants it any more. Its text may have been forgotten on another machine, and the chunk
+    /// deleted there, before it was written. Who is asked is held as long as the store.
     fn ask_of_late_writes(&self, wanted: Arc<dyn Wanted>) {
         let _ = wanted;
     }

@@ -110,9 +110,10 @@ impl Memory {
         added.ok_or_else(|| Error::Ledger("the ledger did not say what became of the text".into()))
     }
 
-    /// Remembers texts, all or none of them. An exact duplicate is not stored twice, and the answer says so; it can give the
-    /// record that stands another expiry and other metadata, as [`Ledger::add`] says. On a full disk KV, which can be computed again, makes room for them ([`KvStore::give_up`]), as for whatever else the ledger has to
-    /// write. The KV of texts that are superseded is deleted.
+    /// Remembers texts, all or none of them. An exact duplicate is not stored twice, and the answer says so; it can give
+    /// the record that stands another expiry and other metadata, as [`Ledger::add`] says. On a full disk KV, which can be
+    /// computed again, makes room for them ([`KvStore::give_up`]), as for whatever else the ledger has to write. The KV of
+    /// texts that are superseded is deleted.
     ///
     /// # Errors
     /// [`Error::Empty`]; [`Error::TooLong`] for a text that no context of the model can hold; [`Error::BadValue`] for a
@@ -159,9 +160,9 @@ impl Memory {
         self.parts.texts.settle().await;
     }
 
-    /// Deletes the KV of texts that no longer count, whoever forgot, changed or superseded them, and removes the bytes of all
-    /// that is gone from the files of the store and the ledger, now rather than in time. `false` while somebody reads the
-    /// ledger as it was before, as a backup does: call it again then.
+    /// Deletes the KV of texts that no longer count, whoever forgot, changed or superseded them, and removes the bytes of
+    /// all that is gone from the files of the store and the ledger, now rather than in time. `false` while somebody reads
+    /// the ledger as it was before, as a backup does: call it again then.
     ///
     /// # Errors
     /// [`Error::ReadOnly`] when another process writes to the store, which is the one to purge it; [`Error::Store`],
@@ -189,15 +190,16 @@ impl Memory {
     /// Answers a question from the memories that it is about.
     ///
     /// A full disk does not keep answers back. Where [usage is metered](MemoryBuilder::meter_usage), KV makes room for what
-    /// the ledger counts of the question. Where it cannot, the answer comes all the same: what is to be counted waits in RAM
-    /// and is written with what is counted next. It is lost if the process ends before that. Once 1,024 of these wait,
+    /// the ledger counts of the question. Where it cannot, the answer comes all the same: what is to be counted waits in
+    /// RAM and is written with what is counted next. It is lost if the process ends before that. Once 1,024 of these wait,
     /// questions and changes fail with [`Error::Full`], before anything is done, until they can be written.
     ///
     /// # Errors
-    /// As [`recall`](Self::recall); [`Error::TooLong`] for the question alone; [`Error::KvCacheFull`] when the KV cache has no
-    /// room; [`Error::Full`] when too much usage waits for room on the disk; [`Error::Overloaded`] when too many requests wait;
-    /// [`Error::Model`] when the model fails; [`Error::Ledger`] when usage cannot be written for want of anything but room.
-    /// A store that fails costs time, not the answer; nor does a ledger that others write to, unless usage is metered.
+    /// As [`recall`](Self::recall); [`Error::TooLong`] for the question alone; [`Error::KvCacheFull`] when the KV cache has
+    /// no room; [`Error::Full`] when too much usage waits for room on the disk; [`Error::Overloaded`] when too many
+    /// requests wait; [`Error::Model`] when the model fails; [`Error::Ledger`] when usage cannot be written for want of
+    /// anything but room. A store that fails costs time, not the answer; nor does a ledger that others write to, unless
+    /// usage is metered.
     pub async fn ask(
         &self,
         namespace: impl TryInto<Namespace, Error = Error>,

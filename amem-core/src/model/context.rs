@@ -12,16 +12,16 @@ pub trait Context: Any + Send {
     fn tokens(&self) -> &[Token];
 
     /// Appends pieces. The KV of cached ones may be put in its place here, or by the first call of
-    /// [`Model::advance`](crate::Model::advance); fresh ones, and the rows that are to be repaired, wait for that call. What stands in the context already is never recomputed, except rows of cached
-    /// pieces that were not repaired so far: they are candidates too.
+    /// [`Model::advance`](crate::Model::advance); fresh ones, and the rows that are to be repaired, wait for that call.
+    /// What stands in the context already is never recomputed, except rows of cached pieces that were not repaired so far:
+    /// they are candidates too.
     ///
     /// # Errors
-    /// [`Error::TooLong`](crate::Error::TooLong); [`Error::KvCacheFull`](crate::Error::KvCacheFull) when the KV cache has no room;
-    /// [`Error::WrongKv`](crate::Error::WrongKv) for a chunk of another shape or model;
-    /// [`Error::DamagedKv`](crate::Error::DamagedKv) for a chunk that cannot be read, unless that is found when its
-    /// context is advanced;
-    /// [`Error::BadValue`](crate::Error::BadValue) for a repair that makes no sense, a token that is not in the
-    /// vocabulary, or when something appended before is not computed yet. After any of these the context is as it was.
+    /// [`Error::TooLong`](crate::Error::TooLong); [`Error::KvCacheFull`](crate::Error::KvCacheFull) when the KV cache has
+    /// no room; [`Error::WrongKv`](crate::Error::WrongKv) for a chunk of another shape or model;
+    /// [`Error::DamagedKv`](crate::Error::DamagedKv) for a chunk that cannot be read, unless that is found when its context
+    /// is advanced; [`Error::BadValue`](crate::Error::BadValue) for a repair that makes no sense, a token that is not in
+    /// the vocabulary, or when something appended before is not computed yet. After any of these the context is as it was.
     fn append(&mut self, pieces: &[Piece], options: &AppendOptions) -> Result<()>;
 
     /// About how many rows are still to be computed. Zero when the context is ready.
@@ -31,7 +31,8 @@ pub trait Context: Any + Send {
     ///
     /// # Errors
     /// [`Error::KvCacheFull`](crate::Error::KvCacheFull) when the KV cache has no such room, at present or ever; it counts
-    /// what this context holds already, and not what [`reserve_forks`](Self::reserve_forks) will be asked for. [`Error::TooLong`](crate::Error::TooLong) when no context may hold so many tokens.
+    /// what this context holds already, and not what [`reserve_forks`](Self::reserve_forks) will be asked for.
+    /// [`Error::TooLong`](crate::Error::TooLong) when no context may hold so many tokens.
     fn reserve(&mut self, tokens: usize) -> Result<()>;
 
     /// Takes room for forks, so that as many as this, made when the context has `from` tokens, can each grow to `tokens`. A
@@ -57,8 +58,9 @@ pub trait Context: Any + Send {
     #[doc(alias = "seq_rm")]
     fn truncate(&mut self, len: usize);
 
-    /// The scores of every token of the vocabulary after each of the last tokens, `[rows][vocabulary]`. There are as many rows
-    /// as [`AppendOptions::logits`] asked for, or as the last piece has tokens, if it has fewer; none if that was cached.
+    /// The scores of every token of the vocabulary after each of the last tokens, `[rows][vocabulary]`. There are as many
+    /// rows as [`AppendOptions::logits`] asked for, or as the last piece has tokens, if it has fewer; none if that was
+    /// cached.
     fn logits(&self) -> &[f32];
 
     /// Bytes of KV cache that it holds, blocks shared with other contexts included.
@@ -95,8 +97,8 @@ impl AppendOptions {
 pub struct Step<'a> {
     /// The context.
     pub context: &'a mut dyn Context,
-    /// About how many of its rows may be computed in this call, at least one. What cannot be divided is done in one go: reading the
-    /// attention of up to 512 rows of a question, and all of [`Repair::Deviation`].
+    /// About how many of its rows may be computed in this call, at least one. What cannot be divided is done in one go:
+    /// reading the attention of up to 512 rows of a question, and all of [`Repair::Deviation`].
     pub max_rows: usize,
 }
 

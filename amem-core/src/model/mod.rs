@@ -48,8 +48,8 @@ pub struct ModelInfo {
 }
 
 impl ModelInfo {
-    /// A model whose results are the same to the bit wherever a row is computed, and whose contexts hold f32. Where that is not
-    /// so, set `exactness` and `dtype` afterwards.
+    /// A model whose results are the same to the bit wherever a row is computed, and whose contexts hold f32. Where that is
+    /// not so, set `exactness` and `dtype` afterwards.
     pub fn new(
         name: impl Into<String>,
         fingerprint: Fingerprint,
@@ -105,11 +105,11 @@ pub struct PrefillText {
 
 /// A language model. Its methods compute, and so block: an [`Engine`](crate::Engine) calls them on a thread of its own.
 ///
-/// [`Transformer`](crate::transformer::Transformer) is one over any [`Backend`](crate::transformer::Backend), and whoever has
-/// kernels of their own writes that. An engine of another kind can be a `Model` if it gives out keys before RoPE and takes
-/// them in at any position, computes chosen rows anew that attend to all others, and forks contexts without copying their KV.
-/// Contexts come back to [`advance`](Self::advance) as `dyn Context`, which is [`Any`](std::any::Any): a model finds its own
-/// by downcasting, and gives an error for others.
+/// [`Transformer`](crate::transformer::Transformer) is one over any [`Backend`](crate::transformer::Backend), and whoever
+/// has kernels of their own writes that. An engine of another kind can be a `Model` if it gives out keys before RoPE and
+/// takes them in at any position, computes chosen rows anew that attend to all others, and forks contexts without copying
+/// their KV. Contexts come back to [`advance`](Self::advance) as `dyn Context`, which is [`Any`](std::any::Any): a model
+/// finds its own by downcasting, and gives an error for others.
 ///
 /// It is checked by `testing::model` (feature `testing`).
 pub trait Model: Send + Sync {
@@ -122,8 +122,8 @@ pub trait Model: Send + Sync {
     /// How its makers would have tokens drawn.
     fn sampling(&self) -> Sampling;
 
-    /// Computes each text's KV, each behind `prefix` alone, all of them in as few passes as possible. With `measure`,
-    /// the [sensitivity](KvChunk::sensitivity) of every token comes with it, at about twice the work. The usage counts these
+    /// Computes each text's KV, each behind `prefix` alone, all of them in as few passes as possible. With `measure`, the
+    /// [sensitivity](KvChunk::sensitivity) of every token comes with it, at about twice the work. The usage counts these
     /// texts; what a model computes once for a prefix is not in it.
     ///
     /// To share the machine fairly, call it with some hundred tokens at a time.
@@ -139,7 +139,8 @@ pub trait Model: Send + Sync {
     ///
     /// # Errors
     /// [`Error::KvCacheFull`](crate::Error::KvCacheFull) when the KV cache has no such room, at present or ever: an engine
-    /// waits where [that is only for now](crate::Error::lacks_room_for_now). [`Error::TooLong`](crate::Error::TooLong) when no context may hold so many tokens.
+    /// waits where [that is only for now](crate::Error::lacks_room_for_now). [`Error::TooLong`](crate::Error::TooLong) when
+    /// no context may hold so many tokens.
     fn open(&self, tokens: usize) -> Result<Box<dyn Context>>;
 
     /// Computes some of what was [appended](Context::append) to each of these contexts, all of them in one pass where
@@ -147,11 +148,11 @@ pub trait Model: Send + Sync {
     /// many rows a step may compute, as far as the model's [`Exactness`] goes.
     ///
     /// There is one result for each step, in their order; for a context that has nothing to compute it is done, and cost
-    /// nothing. [`Error::DamagedKv`](crate::Error::DamagedKv), when a chunk that was appended
-    /// cannot be read, comes with the first step after the append and concerns the chunk's context alone. The append is undone
-    /// then; the logits are gone, and rows that were repaired meanwhile stay so.
-    /// [`Error::KvCacheFull`](crate::Error::KvCacheFull) may come where a shared block has to be copied. After any other error,
-    /// [`Context::is_usable`] tells whether the context is as it was, or broken.
+    /// nothing. [`Error::DamagedKv`](crate::Error::DamagedKv), when a chunk that was appended cannot be read, comes with
+    /// the first step after the append and concerns the chunk's context alone. The append is undone then; the logits are
+    /// gone, and rows that were repaired meanwhile stay so. [`Error::KvCacheFull`](crate::Error::KvCacheFull) may come
+    /// where a shared block has to be copied. After any other error, [`Context::is_usable`] tells whether the context is as
+    /// it was, or broken.
     #[doc(alias = "forward")]
     #[doc(alias = "decode")]
     fn advance(&self, steps: &mut [Step<'_>]) -> Vec<Result<Progress>>;

@@ -26,8 +26,8 @@ pub enum Repair {
         /// The layers whose attention is read, from 0.
         layers: Range<usize>,
     },
-    /// The rows with the most attention times [sensitivity](crate::KvChunk::sensitivity): what the question needs and what is
-    /// wrong there. Without a fresh piece at the end, or with no layers, sensitivity alone decides.
+    /// The rows with the most attention times [sensitivity](crate::KvChunk::sensitivity): what the question needs and what
+    /// is wrong there. Without a fresh piece at the end, or with no layers, sensitivity alone decides.
     ///
     /// Reading layer 1 (`1..2`) costs no work: the keys and values of layer 0 depend on the tokens alone, so the question
     /// is exact up to there whatever is cached, and the pass that answers continues from there.

@@ -25,8 +25,8 @@ pub struct Sampling {
     pub presence_penalty: f32,
     /// What is added to the scores of these tokens. At most 1,024 of them.
     pub logit_bias: BTreeMap<Token, f32>,
-    /// The same seed draws the same tokens from the same scores. Whoever wants another answer each time sets another seed for
-    /// each request, as the servers of `amem` do; the default is always 0.
+    /// The same seed draws the same tokens from the same scores. Whoever wants another answer each time sets another seed
+    /// for each request, as the servers of `amem` do; the default is always 0.
     pub seed: u64,
 }
 

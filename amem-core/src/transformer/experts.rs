@@ -60,7 +60,8 @@ impl<B: Backend> ExpertWeights<B> {
 fn choose(scores: &[f32], top_k: usize, norm_top_k: bool) -> impl Iterator<Item = (usize, f32)> {
     let mut ranked: Vec<usize> = (0..scores.len()).collect();
     ranked.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
-    // In f64 and then rounded, so that machines whose `exp` differs in the last place agree but for rare cases on the exponentials.
+    // In f64 and then rounded, so that machines whose `exp` differs in the last place agree but for rare cases on the
+    // exponentials.
     let top = ranked.first().map_or(0.0, |&first| f64::from(scores[first]));
     let weight = |index: &usize| (f64::from(scores[*index]) - top).exp();
     let all: f64 = (0..scores.len()).map(|index| weight(&index)).sum();

@@ -229,7 +229,8 @@ impl<B: Backend> Uploaded<B> {
         let attention = Attention::new(0, config.head_dim).scale(config.score_scale).soft_cap(config.score_cap);
         backend.check_attention(&attention)?;
         let loader = Loader { backend, config, weights };
-        // A matrix lies in memory twice while it is packed: once as in its file. The largest go first, when nothing else is there.
+        // A matrix lies in memory twice while it is packed: once as in its file. The largest go first, when nothing else is
+        // there.
         let embedding = loader.matrix(&weights.embedding)?;
         let lm_head = weights.lm_head.as_ref().map(|tensor| loader.matrix(tensor)).transpose()?;
         let layers = weights.layers.iter().enumerate();

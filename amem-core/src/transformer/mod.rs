@@ -194,8 +194,8 @@ impl<B: Backend> Transformer<B> {
     /// The logits after each token of a text, `[tokens][vocabulary]`: for evaluation and teacher forcing.
     ///
     /// # Errors
-    /// [`Error::TooLong`], [`Error::BadValue`] for a token that is not in the vocabulary, [`Error::KvCacheFull`] when the KV
-    /// cache has no room, [`Error::Model`] when the backend fails.
+    /// [`Error::TooLong`], [`Error::BadValue`] for a token that is not in the vocabulary, [`Error::KvCacheFull`] when the
+    /// KV cache has no room, [`Error::Model`] when the backend fails.
     pub fn score(&self, tokens: &[Token]) -> Result<Vec<f32>> {
         let mut context = self.open(tokens.len())?;
         let options = AppendOptions::new(Repair::None).logits(tokens.len());
@@ -291,8 +291,9 @@ impl<B: Backend> Transformer<B> {
     }
 }
 
-/// Unrelated notes that are put before a memory to measure its sensitivity, in place of all that could stand there: people who do this and that, one of them spoken
-/// of by a pronoun, so that words which lean on what came before find something else to lean on.
+/// Unrelated notes that are put before a memory to measure its sensitivity, in place of all that could stand there: people
+/// who do this and that, one of them spoken of by a pronoun, so that words which lean on what came before find something
+/// else to lean on.
 const DISTRACTORS: [&str; 2] = ["Anna has a dog named Rex.", "Peter enjoys chess. His friend is Carl."];
 
 impl<B: Backend> Model for Transformer<B> {

@@ -9,7 +9,8 @@ use super::tensors::{SINGLE, Tensors};
 use super::{Config, ModelSource, Rope, WeightType};
 use crate::{Dtype, Fingerprint, Result};
 
-/// What a tensor is for. Together with its layer, and with its expert if it is one's, it names a tensor within a model, whatever its file calls it.
+/// What a tensor is for. Together with its layer, and with its expert if it is one's, it names a tensor within a model,
+/// whatever its file calls it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum WeightRole {

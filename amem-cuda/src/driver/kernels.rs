@@ -128,9 +128,9 @@ fn function(module: &str, handle: sys::CUmodule, entry: &'static Entry) -> Resul
 
 /// A launch: a kernel, its grid, and its arguments in the order of its parameters.
 ///
-/// Every buffer comes with the bytes that the kernel may touch of it, and is refused if it is smaller. It stays borrowed until
-/// the launch is submitted: given back before that, its memory could be another's by then. Afterwards the order of the stream
-/// protects it.
+/// Every buffer comes with the bytes that the kernel may touch of it, and is refused if it is smaller. It stays borrowed
+/// until the launch is submitted: given back before that, its memory could be another's by then. Afterwards the order of
+/// the stream protects it.
 #[derive(Debug)]
 pub(crate) struct Launch<'b> {
     call: Call,

@@ -33,9 +33,9 @@ impl Staging {
         Self { device: Arc::clone(device), places: [None, None], next: 0 }
     }
 
-    /// Has the host fill so many bytes, which the GPU will find at the address that is named, copies them to the GPU, and launches what reads them there. Returns when they are
-    /// filled: the rest runs by itself, and what is submitted to the compute stream afterwards waits for it. Buffers that are
-    /// read beside them must not be given back before that.
+    /// Has the host fill so many bytes, which the GPU will find at the address that is named, copies them to the GPU, and
+    /// launches what reads them there. Returns when they are filled: the rest runs by itself, and what is submitted to the
+    /// compute stream afterwards waits for it. Buffers that are read beside them must not be given back before that.
     ///
     /// # Errors
     /// Those of `fill`; nothing was copied then.

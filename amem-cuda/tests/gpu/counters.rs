@@ -32,7 +32,8 @@ fn step<M: Model>(
     ]
 }
 
-/// Checks that decode steps of some contexts are one graph each, once one of them was captured. Returns what a step submits.
+/// Checks that decode steps of some contexts are one graph each, once one of them was captured. Returns what a step
+/// submits.
 fn is_one_graph<B: Backend>(model: &Transformer<B>, counters: &dyn Fn() -> Counters, contexts: usize) -> u64 {
     let text: Arc<[Token]> = (0..70).map(|index| 8 + index % 90).collect();
     let mut open: Vec<Box<dyn amem_core::Context>> = (0..contexts)

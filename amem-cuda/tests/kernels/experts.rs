@@ -53,8 +53,8 @@ fn products(
 }
 
 /// Experts and how many of them a row chooses; rows, inputs and outputs. Inputs that are less than a step of 64, that end
-/// within one, that are more steps than stages, and whose sums have to be rounded; tiles of one choice, of all they can have,
-/// and more than one for an expert; columns that end within a panel, with one, and behind a block.
+/// within one, that are more steps than stages, and whose sums have to be rounded; tiles of one choice, of all they can
+/// have, and more than one for an expert; columns that end within a panel, with one, and behind a block.
 const SIZES: [ExpertSizes; 9] = [
     ((1, 1), (1, 8, 2)),
     ((1, 1), (1, 8, 10)),

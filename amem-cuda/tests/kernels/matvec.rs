@@ -204,7 +204,8 @@ impl OfExperts {
         device.upload_as(self.dtype, "x", &self.x)
     }
 
-    /// The tables of weights, of up before that of gate. An expert that nobody chose has no weights: to read them is an error.
+    /// The tables of weights, of up before that of gate. An expert that nobody chose has no weights: to read them is an
+    /// error.
     pub(crate) fn upload_tables(&self, device: &mut Device) -> Vec<Argument> {
         let mut table = |of_all: &[Option<Matrix>]| {
             let mut addresses = vec![0; of_all.len()];

@@ -65,8 +65,8 @@ pub(crate) struct Place {
     /// A model: its directory, in Hugging Face's layout or with a GGUF file in it; a GGUF file; or OWNER/NAME or
     /// OWNER/NAME@REVISION on the Hugging Face Hub, from which it is downloaded once. The embedded demo model if left out.
     ///
-    /// Of a repository that has no weights in safetensors, the GGUF file with Q4_K_M is taken, or else with Q8_0, or else the
-    /// smallest that can be read. OWNER/NAME:Q8_0 takes the one with Q8_0, and OWNER/NAME/FILE.gguf that file.
+    /// Of a repository that has no weights in safetensors, the GGUF file with Q4_K_M is taken, or else with Q8_0, or else
+    /// the smallest that can be read. OWNER/NAME:Q8_0 takes the one with Q8_0, and OWNER/NAME/FILE.gguf that file.
     #[arg(long, value_name = "DIR|FILE|ID", value_parser = model_name)]
     model: Option<ModelName>,
     #[command(flatten)]
@@ -185,8 +185,8 @@ pub(crate) struct Tuning {
     /// those that it begins with.
     #[arg(long, value_name = "SHARE", value_parser = share)]
     recompute_ratio: Option<f32>,
-    /// Where KV is kept on disk, if not in the data directory. That is noted there: its directory `kv` becomes a link to this
-    /// one, which every later command finds without this option.
+    /// Where KV is kept on disk, if not in the data directory. That is noted there: its directory `kv` becomes a link to
+    /// this one, which every later command finds without this option.
     #[arg(long, value_name = "DIR")]
     disk_dir: Option<PathBuf>,
     /// Requests that wait to be computed at most, 1,024 if left out; one more is told to come back later (429).

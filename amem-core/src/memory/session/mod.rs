@@ -167,8 +167,8 @@ impl Session {
     /// recalled. A working set that stands, and still says what it said, stays as it is.
     ///
     /// # Errors
-    /// As [`recall`](Self::recall); [`Error::KvCacheFull`] when the KV cache has no room, [`Error::Overloaded`] when too many
-    /// requests wait; [`Error::Model`] when the model fails.
+    /// As [`recall`](Self::recall); [`Error::KvCacheFull`] when the KV cache has no room, [`Error::Overloaded`] when too
+    /// many requests wait; [`Error::Model`] when the model fails.
     pub async fn open(&mut self, about: impl Into<Recall>) -> Result<Vec<Recollection>> {
         let about = about.into();
         for _ in 0..DAMAGED {

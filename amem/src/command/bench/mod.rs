@@ -53,8 +53,8 @@ pub(crate) struct Args {
     /// Questions at most.
     #[arg(long, default_value_t = 100)]
     queries: usize,
-    /// Tokens of a session at most. If left out, 256 for the demo model, which was trained on short contexts, and as many as
-    /// it can hold for any other.
+    /// Tokens of a session at most. If left out, 256 for the demo model, which was trained on short contexts, and as many
+    /// as it can hold for any other.
     #[arg(long)]
     budget_tokens: Option<usize>,
     /// Memories that are recalled for a question.

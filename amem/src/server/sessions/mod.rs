@@ -54,8 +54,8 @@ impl fmt::Display for SessionName {
     }
 }
 
-/// The sessions that are held. One that nobody has used for some time ends. When there are too many, or there is no room for
-/// another's KV, the one that was used longest ago ends; never one that is in use.
+/// The sessions that are held. One that nobody has used for some time ends. When there are too many, or there is no room
+/// for another's KV, the one that was used longest ago ends; never one that is in use.
 pub(crate) struct Sessions {
     held: Arc<AllHeld>,
 }
