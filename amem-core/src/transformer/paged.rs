@@ -379,4 +379,17 @@ mod tests {
         drop(other);
         table.reserve_forks(2, BLOCK, 2 * BLOCK).unwrap();
     }
+
+    #[test]
+    fn blocks_that_are_copied_only_because_others_hold_them_too_are_not_needed() {
+        let mut table = ContextBlocks::new(BlockPool::new(5, BLOCK, 1));
+        let tokens = 4 * BLOCK;
+        table.write(0, tokens, 0..tokens as u32, |_| Ok(())).unwrap();
+        let mut fork = table.fork();
+        let mut rewrite = || fork.write(tokens, tokens, [0, BLOCK as u32], |_| Ok(()));
+        let error = rewrite().unwrap_err();
+        assert!(error.lacks_room_for_now(), "{error}");
+        drop(table);
+        rewrite().unwrap();
+    }
 }
