@@ -303,6 +303,36 @@ impl Constraint for Waits {
 }
 
 #[test]
+fn a_request_without_room_whose_caller_is_gone_keeps_nobody_from_beginning() {
+    // 4 blocks of 64 tokens, of which the long answer has 3.
+    let model = with_room_for(256);
+    let engine = engine(&model, EngineOptions::default());
+    let request = |tokens: u32, generation: Generation| {
+        Request::new(owner("me"), vec![Piece::Fresh(text(1, tokens))]).generation(generation)
+    };
+    let (go_on, waits) = mpsc::channel();
+    let waits = Arc::new(Mutex::new(waits));
+    let mut waiting = generation(150);
+    waiting.constraint =
+        Some(ConstraintSource::new(move || Ok(Box::new(Waits { tokens: 0, go_on: Arc::clone(&waits) }))));
+    let mut long = engine.submit(request(10, waiting)).unwrap();
+    block_on(long.next()).unwrap().unwrap();
+    let without_room = engine.submit(request(100, generation(30))).unwrap();
+    let short = engine.submit(request(5, generation(5))).unwrap();
+    go_on.send(()).unwrap();
+    // It was found to have no room by then, and the long answer is far from its end.
+    while engine.stats().steps < 45 {
+        std::thread::yield_now();
+    }
+    drop(without_room);
+    drop(go_on);
+    assert_eq!(block_on(complete(short)).unwrap().usage.generated, 5);
+    assert_eq!(block_on(complete(long)).unwrap().usage.generated, 150);
+    let stats = engine.stats();
+    assert!(stats.contexts > stats.steps, "the short answer was computed beside the long one");
+}
+
+#[test]
 fn memories_are_prefilled_between_the_steps_of_answers() {
     let model = model();
     let engine = engine(&model, EngineOptions::default());

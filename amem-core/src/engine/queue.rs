@@ -40,15 +40,22 @@ impl Queue {
         if state.closed {
             return Err(Error::Cancelled);
         }
-        if state.waiting >= self.limit {
-            // Those whose callers are gone take no room from others.
-            state.remove_abandoned();
-        }
-        if state.waiting >= self.limit {
-            return Err(Error::Overloaded { waiting: state.waiting });
-        }
-        state.push(owner, job, false);
+        // Those whose callers are gone take no room from others.
+        let abandoned = if state.waiting < self.limit { Vec::new() } else { state.take_abandoned() };
+        let waiting = state.waiting;
+        let refused = if waiting < self.limit {
+            state.push(owner, job, false);
+            None
+        } else {
+            Some(job)
+        };
         drop(state);
+        // Without the lock, for they give back what they hold.
+        drop(abandoned);
+        if let Some(job) = refused {
+            job.refuse(Error::Overloaded { waiting });
+            return Err(Error::Overloaded { waiting });
+        }
         self.changed.notify_one();
         Ok(())
     }
@@ -137,14 +144,19 @@ impl State {
         Some((owner, job))
     }
 
-    fn remove_abandoned(&mut self) {
+    /// Those jobs whose callers are gone.
+    fn take_abandoned(&mut self) -> Vec<Job> {
+        let mut abandoned = Vec::new();
         for line in self.lines.values_mut() {
-            line.retain(|job| !job.is_abandoned());
+            let (gone, waiting): (VecDeque<Job>, _) = std::mem::take(line).into_iter().partition(Job::is_abandoned);
+            abandoned.extend(gone);
+            *line = waiting;
         }
         self.lines.retain(|_, line| !line.is_empty());
         let lines = &self.lines;
         self.turns.retain(|owner| lines.contains_key(owner));
-        self.waiting = self.lines.values().map(VecDeque::len).sum();
+        self.waiting -= abandoned.len();
+        abandoned
     }
 }
 
@@ -153,7 +165,7 @@ mod tests {
     use futures_channel::oneshot;
 
     use super::*;
-    use crate::engine::request::PrefillJob;
+    use crate::engine::request::{Answering, PrefillJob};
 
     type Listener = oneshot::Receiver<Result<crate::Prefilled>>;
 
@@ -193,6 +205,31 @@ mod tests {
         queue.push(&name("a"), third).unwrap();
         assert_eq!(queue.stats().waiting, 2);
         drop(kept);
+    }
+
+    #[test]
+    fn questions_that_would_give_something_back_take_no_room_either_once_their_callers_are_gone() {
+        let queue = Queue::new(1);
+        let (told, heard) = std::sync::mpsc::channel();
+        let (events, gone) = futures_channel::mpsc::unbounded();
+        let request = crate::Request::new(name("a"), Vec::new())
+            .finally(Box::new(move |_, ended| told.send(matches!(ended, Err(Error::Cancelled))).unwrap()));
+        queue.push(&name("a"), Job::Answer(Box::new(Answering { request, events }))).unwrap();
+        drop(gone);
+        let (next, _listener) = job();
+        queue.push(&name("b"), next).unwrap();
+        assert_eq!(heard.try_recv(), Ok(true), "and they are told");
+        assert_eq!(queue.stats().waiting, 1);
+    }
+
+    #[test]
+    fn who_is_refused_hears_why() {
+        let queue = Queue::new(1);
+        let (first, _listener) = job();
+        queue.push(&name("a"), first).unwrap();
+        let (second, mut refused) = job();
+        assert!(matches!(queue.push(&name("a"), second), Err(Error::Overloaded { waiting: 1 })));
+        assert!(matches!(refused.try_recv(), Ok(Some(Err(Error::Overloaded { waiting: 1 })))));
     }
 
     #[test]

@@ -221,9 +221,16 @@ impl Job {
     /// Whether nobody waits for it any more.
     pub(super) fn is_abandoned(&self) -> bool {
         match self {
-            // A request that owns a context has somebody to give it back to.
-            Job::Answer(job) => job.events.is_closed() && job.request.finally.is_none(),
+            Job::Answer(job) => job.events.is_closed(),
             Job::Prefill(job) => job.is_abandoned(),
+        }
+    }
+
+    /// Ends a job that did not begin.
+    pub(super) fn refuse(self, error: Error) {
+        match self {
+            Job::Answer(job) => job.refuse(error),
+            Job::Prefill(job) => job.finish(Err(error)),
         }
     }
 }

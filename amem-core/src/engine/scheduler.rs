@@ -19,7 +19,7 @@ use crate::{
 pub(super) fn run(model: &dyn Model, queue: &Queue, options: EngineOptions) {
     let _closes = CloseOnExit(queue);
     let mut scheduler =
-        Scheduler { model, queue, options, running: Vec::new(), prefills: VecDeque::new(), stalled: false };
+        Scheduler { model, queue, options, running: Vec::new(), prefills: VecDeque::new(), stalled: None };
     while scheduler.step() {}
     for running in scheduler.running {
         running.fail(Error::Cancelled);
@@ -42,8 +42,8 @@ struct Scheduler<'m> {
     /// In the order in which prompts get their share of a step: who had one goes to the end.
     running: Vec<Running>,
     prefills: VecDeque<PrefillJob>,
-    /// The KV cache had no room for the next request. It is tried again when something has ended.
-    stalled: bool,
+    /// Where the next request's output goes, for which the KV cache had no room. It is tried again when something has ended.
+    stalled: Option<mpsc::UnboundedSender<Result<Output>>>,
 }
 
 /// A request that has begun.
@@ -97,7 +97,10 @@ impl Scheduler<'_> {
     fn drop_abandoned(&mut self) {
         self.prefills.retain(|job| !job.is_abandoned());
         let gone = self.running.extract_if(.., |running| running.events.is_closed()).collect::<Vec<_>>();
-        self.stalled &= gone.is_empty();
+        // One that nobody waits for does not keep others from beginning.
+        if !gone.is_empty() || self.stalled.as_ref().is_some_and(|events| events.is_closed()) {
+            self.stalled = None;
+        }
         gone.into_iter().for_each(|running| running.end(Some(Finish::Cancelled)));
     }
 
@@ -106,7 +109,7 @@ impl Scheduler<'_> {
         loop {
             let idle = self.running.is_empty() && self.prefills.is_empty();
             let branches: usize = self.running.iter().map(Running::answers).sum();
-            if branches + self.prefills.len() >= self.options.max_running || (self.stalled && !idle) {
+            if branches + self.prefills.len() >= self.options.max_running || (self.stalled.is_some() && !idle) {
                 return;
             }
             let Some((owner, job)) = self.queue.pop(idle) else { return };
@@ -130,7 +133,7 @@ impl Scheduler<'_> {
             Ok(running) => self.running.push(running),
             // Those who run will give room back.
             Err(error) if error.lacks_room_for_now() && !self.running.is_empty() => {
-                self.stalled = true;
+                self.stalled = Some(job.events.clone());
                 self.queue.put_back(owner, Job::Answer(Box::new(job)));
             }
             Err(error) => job.refuse(error),
@@ -265,13 +268,13 @@ impl Scheduler<'_> {
                 }
             }
             if let Some(error) = failed {
-                self.stalled = false;
+                self.stalled = None;
                 running.fail(error);
             } else if running.branches.iter().all(|branch| branch.finish.is_some()) {
-                self.stalled = false;
+                self.stalled = None;
                 running.end(None);
             } else if Some(index) == served {
-                // The prompt that was served first goes to the end of the line.
+                // The last prompt that had a share, of which more may be left, goes to the end of the line.
                 waiting.push(running);
             } else {
                 still.push(running);
