@@ -92,7 +92,8 @@ impl MemoryBuilder {
     ///
     /// Then an answer is told to be complete, and a call returns, once its usage is durable; if that fails, so does the
     /// call, and the usage is written with the next one. Only on a full disk it waits in RAM, as [`Memory::ask`] says.
-    /// Answers that are given up are counted as far as they got.
+    /// Answers that are given up are counted as far as they got, and questions that are given up before their memories' KV
+    /// is there are not.
     #[must_use]
     pub fn meter_usage(mut self, metered: bool) -> Self {
         self.texts.meter_usage = metered;

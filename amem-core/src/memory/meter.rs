@@ -10,15 +10,49 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::room::Room;
 use crate::{Amounts, Error, Ledger, Namespace, Result, Timestamp, Usage, UsageEvent};
 
-/// Events that may wait. Beyond that nothing more is done that would have to be counted.
+/// Events that may wait. Beyond that nothing more is done that would have to be counted, and what was done already is added
+/// to an event that waits. It is also how many are written at a time.
 const WAITING: usize = 1024;
+
+/// Events that wait to be written, oldest first.
+#[derive(Default)]
+struct Waiting {
+    events: Vec<UsageEvent>,
+    /// The first of them, which the ledger was given before and may have recorded: they stay as they are.
+    given: usize,
+}
+
+impl Waiting {
+    fn add(&mut self, event: UsageEvent) {
+        if self.events.len() >= WAITING {
+            let same = self.events[self.given..].iter_mut().rfind(|waiting| waiting.namespace == event.namespace);
+            if let Some(waiting) = same {
+                waiting.amounts += event.amounts;
+                return;
+            }
+        }
+        self.events.push(event);
+    }
+
+    /// The next ones to write.
+    fn give(&mut self) -> Vec<UsageEvent> {
+        let next = &self.events[..self.events.len().min(WAITING)];
+        self.given = self.given.max(next.len());
+        next.to_vec()
+    }
+
+    fn remove(&mut self, written: usize) {
+        self.events.drain(..written);
+        self.given -= written;
+    }
+}
 
 /// Counts usage, if it is to be counted.
 pub(super) struct Meter {
     /// `None` where nothing is counted.
     ledger: Option<Arc<dyn Ledger>>,
     room: Arc<Room>,
-    waiting: Mutex<Vec<UsageEvent>>,
+    waiting: Mutex<Waiting>,
     /// Held while events are written, so that whoever waits for it finds them written.
     writing: async_lock::Mutex<()>,
     /// A thread is about to write, so that no second one need wait for a ledger that is held.
@@ -35,20 +69,20 @@ impl Meter {
         self.ledger.is_some()
     }
 
-    fn waiting(&self) -> MutexGuard<'_, Vec<UsageEvent>> {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether usage can be counted. If too much waits already, it is written, or this is the error of that.
     pub(super) async fn check(&self) -> Result<()> {
-        if self.waiting().len() < WAITING { Ok(()) } else { self.write().await }
+        if self.waiting().events.len() < WAITING { Ok(()) } else { self.write().await }
     }
 
     /// Notes an event, without writing it yet.
     pub(super) fn note(&self, namespace: &Namespace, amounts: Amounts) {
         if self.is_on() && amounts != Amounts::default() {
             let event = UsageEvent::new(namespace.clone(), Timestamp::now(), amounts);
-            self.waiting().push(event);
+            self.waiting().add(event);
         }
     }
 
@@ -78,17 +112,18 @@ impl Meter {
     /// As [`write`](Self::write), for whoever holds `writing`.
     async fn write_waiting(&self) -> Result<()> {
         let Some(ledger) = &self.ledger else { return Ok(()) };
-        let events = self.waiting().clone();
-        if events.is_empty() {
-            return Ok(());
+        // What is noted meanwhile is written by whoever noted it.
+        let mut left = self.waiting().events.len();
+        while left > 0 {
+            let events = self.waiting().give();
+            let written = self.room.make("write down what was used", || ledger.record_usage(&events)).await;
+            written.map_err(|error| match error {
+                Error::Full { .. } | Error::ReadOnly { .. } | Error::Ledger(_) => error,
+                other => Error::Ledger(other.into()),
+            })?;
+            self.waiting().remove(events.len());
+            left = left.saturating_sub(events.len());
         }
-        let written = self.room.make("write down what was used", || ledger.record_usage(&events)).await;
-        written.map_err(|error| match error {
-            Error::Full { .. } | Error::ReadOnly { .. } | Error::Ledger(_) => error,
-            other => Error::Ledger(other.into()),
-        })?;
-        // Those that were noted meanwhile stand behind them.
-        self.waiting().drain(..events.len());
         Ok(())
     }
 
@@ -96,7 +131,7 @@ impl Meter {
     pub(super) async fn write_or_wait(&self) -> Result<()> {
         match self.write().await {
             Err(full @ Error::Full { .. }) => {
-                log::warn!("{} events of usage wait until the disk has room: {full}", self.waiting().len());
+                log::warn!("{} events of usage wait until the disk has room: {full}", self.waiting().events.len());
                 Ok(())
             }
             written => written,
@@ -112,5 +147,33 @@ pub(super) fn amounts_of(usage: &Usage) -> Amounts {
         prefilled_tokens: usage.prefilled as u64,
         generated_tokens: usage.generated as u64,
         ..Amounts::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(namespace: &str) -> UsageEvent {
+        let amounts = Amounts { generated_tokens: 1, ..Amounts::default() };
+        UsageEvent::new(Namespace::new(namespace).unwrap(), Timestamp(0), amounts)
+    }
+
+    #[test]
+    fn as_many_events_wait_as_may_and_one_for_each_namespace_beyond() {
+        let mut waiting = Waiting::default();
+        (0..WAITING).for_each(|_| waiting.add(event("a")));
+        let given = waiting.give();
+        for _ in 0..3000 {
+            waiting.add(event("a"));
+            waiting.add(event("b"));
+        }
+        assert_eq!(waiting.events.len(), WAITING + 2);
+        assert_eq!(waiting.events[..WAITING], given[..], "what the ledger may have recorded stays as it is");
+        waiting.remove(given.len());
+        let counted: Vec<(&str, u64)> =
+            waiting.events.iter().map(|event| (event.namespace.as_str(), event.amounts.generated_tokens)).collect();
+        assert_eq!(counted, [("a", 3000), ("b", 3000)]);
+        assert_eq!(waiting.give().len(), 2);
     }
 }

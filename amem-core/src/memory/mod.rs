@@ -75,17 +75,16 @@ pub(crate) struct Bill {
 }
 
 impl Bill {
-    /// Counts the question, with what the engine did for it, if it did anything.
+    /// Counts the question, with what the engine did for it. Of one that failed, only what was computed is counted.
     pub(crate) fn settle(self, completion: Result<&Completion, &Error>) {
         let mut cost = self.cost;
         if let Ok(completion) = completion {
             let resident = if cost.opened { 0 } else { completion.usage.resident };
             cost.usage += Usage { resident, ..completion.usage };
         }
-        // A question whose KV was lost is asked again, and counted then; what it computed is counted now.
         let amounts = match completion {
-            Err(Error::DamagedKv { .. }) => amounts_of(&cost.usage),
-            _ => Amounts { requests: 1, ..cost.amounts() },
+            Ok(_) | Err(Error::Cancelled) => Amounts { requests: 1, ..cost.amounts() },
+            Err(_) => amounts_of(&cost.usage),
         };
         self.meter.note_and_write(&self.namespace, amounts);
     }
