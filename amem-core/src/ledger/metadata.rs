@@ -47,6 +47,18 @@ impl Metadata {
         self.0.is_empty()
     }
 
+    /// Whether it has no entry that only a ledger may give it ([`SEALED`](Self::SEALED)), as what a user states must not.
+    ///
+    /// # Errors
+    /// [`Error::BadValue`] if it has one.
+    pub fn check_unsealed(&self) -> Result<()> {
+        if !self.0.contains_key(Self::SEALED) {
+            return Ok(());
+        }
+        let (value, expected) = (Self::SEALED.to_owned(), "another name than the one that encryption uses");
+        Err(Error::BadValue { what: "metadata", value, expected })
+    }
+
     /// Whether it is within its bounds.
     ///
     /// # Errors
@@ -103,8 +115,8 @@ impl From<bool> for MetaValue {
     }
 }
 
-/// Which records count, by what they carry. A comparison with a field that a record does not have is false, and so is
-/// one between values of different kinds; only [`Not`](Self::Not) turns that around.
+/// Which records count, by what they carry. A comparison with a field that a record does not have is false; only
+/// [`Not`](Self::Not) turns that around. Values of different kinds are not equal, and neither is before the other.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Filter {

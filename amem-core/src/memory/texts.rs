@@ -12,8 +12,8 @@ use super::records::{Entry, RecordCache, Records, Refreshed};
 use super::room::Room;
 use crate::recall::Lexical;
 use crate::{
-    Added, Amounts, Change, Error, Ledger, Listing, Namespace, NewRecord, Page, Query, RecallQuery, Recalled, Recaller,
-    Record, RecordId, RecordStats, Result, Timestamp, UsageQuery, UsageTotal, Version,
+    Added, Amounts, Change, Error, Ledger, Listing, Metadata, Namespace, NewRecord, Page, Query, RecallQuery, Recalled,
+    Recaller, Record, RecordId, RecordStats, Result, Timestamp, UsageQuery, UsageTotal, Version,
 };
 
 /// The parts of a [`TextMemory`] beside its ledger.
@@ -343,12 +343,14 @@ impl TextMemory {
 
     /// Adds texts to the ledger.
     pub(super) async fn add(&self, namespace: &Namespace, new: &[NewRecord]) -> Result<Vec<Added>> {
+        new.iter().try_for_each(|record| record.metadata.check_unsealed())?;
         let (ledger, doing) = (self.ledger(), format!("remember {} texts", new.len()));
         self.parts.room.make(&doing, || ledger.add(namespace, new, Timestamp::now())).await
     }
 
     /// Changes a record in the ledger.
     pub(super) async fn write_change(&self, namespace: &Namespace, id: RecordId, change: &Change) -> Result<Record> {
+        change.metadata.as_ref().map_or(Ok(()), Metadata::check_unsealed)?;
         let ledger = self.ledger();
         self.parts.room.make("change a record", || ledger.change(namespace, id, change, Timestamp::now())).await
     }
@@ -551,6 +553,19 @@ mod tests {
             assert_eq!(texts(&memory.latest("a", 9).await.unwrap()), ["Alice lives in Oslo."]);
             assert_eq!(texts(&memory.list("a", Query::At(Timestamp::now())).await.unwrap()), ["Alice lives in Oslo."]);
             assert_eq!(memory.count("a").await.unwrap(), 1);
+        });
+    }
+
+    #[test]
+    fn what_only_a_ledger_may_add_to_metadata_is_refused() {
+        block_on(async {
+            let memory = TextMemory::new(Arc::new(RamLedger::new()));
+            let sealed: Metadata = [(Metadata::SEALED, "x")].into_iter().collect();
+            let new = NewRecord::new("one").metadata(sealed.clone());
+            assert!(matches!(memory.remember_all("a", [new]).await, Err(Error::BadValue { .. })));
+            let added = memory.remember_all("a", ["one"]).await.unwrap();
+            let change = memory.change("a", added[0].record.id, Change::new().metadata(sealed)).await;
+            assert!(matches!(change, Err(Error::BadValue { .. })));
         });
     }
 
