@@ -402,13 +402,4 @@ impl Chunks {
             }
         }
     }
-
-    /// Whether a record was forgotten, rather than changed or outlived.
-    pub(super) async fn is_forgotten(&self, namespace: &Namespace, id: RecordId) -> Result<bool> {
-        match self.ledger().get(namespace, id, Timestamp::now()).await {
-            Ok(record) => Ok(matches!(record.state, State::Forgotten { .. })),
-            Err(Error::UnknownRecord { .. }) => Ok(true),
-            Err(error) => Err(error),
-        }
-    }
 }

@@ -731,11 +731,6 @@ impl Memory {
     pub(crate) fn entry_tokens<'e>(&self, entry: &'e Entry) -> Result<&'e [Token]> {
         Ok(&self.parts.chunks.content(entry)?.tokens)
     }
-
-    /// Whether a record was forgotten, rather than changed or outlived.
-    pub(crate) async fn is_forgotten(&self, namespace: &Namespace, id: RecordId) -> Result<bool> {
-        self.parts.chunks.is_forgotten(namespace, id).await
-    }
 }
 
 impl Added {

@@ -26,7 +26,8 @@ use super::records::{Entry, Records};
 use super::{DAMAGED, Found};
 use crate::{
     Answer, AnswerStream, Ask, Budget, Completion, Context, Conversation, Error, Exchange, Filter, KvChunk, Memory,
-    Namespace, Piece, Prompt, Recall, Recollection, Record, RecordId, Repair, Request, Result, Timestamp, Token, Usage,
+    Namespace, Piece, Prompt, Recall, Recollection, Record, RecordId, Repair, Request, Result, State, Timestamp, Token,
+    Usage,
 };
 
 /// How a session goes about its work.
@@ -386,14 +387,18 @@ impl Session {
     ///
     /// A context is not `Sync`: only with `&mut self` does the future go from thread to thread.
     async fn forgotten(&mut self, records: &Records) -> Result<HashSet<RecordId>> {
+        let now = Timestamp::now();
         let stood: HashSet<RecordId> = self.turns.iter().flat_map(|turn| turn.stood.iter().copied()).collect();
-        let (mut forgotten, now) = (HashSet::new(), Timestamp::now());
-        for id in stood {
-            if !records.counts(id, now) && self.memory.is_forgotten(&self.namespace, id).await? {
-                forgotten.insert(id);
-            }
+        let left: Vec<RecordId> = stood.into_iter().filter(|id| !records.counts(*id, now)).collect();
+        if left.is_empty() {
+            return Ok(HashSet::new());
         }
-        Ok(forgotten)
+        let found = self.memory.ledger().get_many(&self.namespace, &left, now).await?;
+        // Rather than changed or outlived.
+        let is_forgotten = |record: &Option<Record>| {
+            record.as_ref().is_none_or(|record| matches!(record.state, State::Forgotten { .. }))
+        };
+        Ok(left.into_iter().zip(found).filter(|(_, record)| is_forgotten(record)).map(|(id, _)| id).collect())
     }
 
     /// Whether an epoch can take another turn, with the turns before it that follow those that stand.
