@@ -300,11 +300,20 @@ fn a_budget_of_rows_is_kept(model: &impl Model) {
     assert_eq!((cold.repaired, cold.work_choosing, cold.work_repairing), (0, 0, 0), "no repair is no work");
     for rows in [0, 1, 5, 1000] {
         let (_, usage) = blend(model, &pieces, &Repair::Weighted { budget: Budget::Rows(rows), layers: 0..0 });
-        assert!(usage.repaired <= rows.min(22), "no more rows are repaired than were allowed, and no exact one");
+        assert_eq!(usage.repaired, rows.min(22), "as many rows are repaired as were allowed, and no exact one");
     }
     for budget in [Budget::Ratio(1.5), Budget::Ratio(f32::NAN), Budget::Mass(-0.1)] {
         let refused = model.blend(&pieces, &Repair::Weighted { budget, layers: 0..0 });
         assert!(matches!(refused, Err(Error::BadValue { .. })), "{budget:?} makes no sense");
+    }
+    // Of the first chunk, which stands where it was computed, all rows are exact.
+    for (repair, rows) in [
+        (Repair::FirstRows(2), 4),
+        (Repair::Attention { budget: Budget::Rows(5), layers: 0..1 }, 5),
+        (Repair::Weighted { budget: Budget::Ratio(0.1), layers: 1..2 }, 2),
+    ] {
+        let (_, usage) = blend(model, &pieces, &repair);
+        assert_eq!(usage.repaired, rows, "{repair:?} repairs the rows that it names");
     }
 }
 

@@ -42,6 +42,7 @@ enum Fault {
     TruncatedRowsLeaveATrace,
     LogitsDependOnHowTokensCame,
     RepairsNothing,
+    RepairsNoFirstRows,
     RepairsExactRows,
     RepairsOneMore,
     TakesAnyBudget,
@@ -78,7 +79,7 @@ enum Fault {
     ContextsShareState,
 }
 
-const FAULTS: [(Fault, &str); 61] = [
+const FAULTS: [(Fault, &str); 62] = [
     (Fault::PrefillsInReverse, "chunks come in the order of their texts"),
     (Fault::NamesChunksOfAllOwnersAlike, "a chunk has the id that the model says"),
     (Fault::ForgetsTheModelOfChunks, "a chunk knows the model that computed it"),
@@ -107,7 +108,8 @@ const FAULTS: [(Fault, &str); 61] = [
     (Fault::LogitsDependOnHowTokensCame, "token by token comes to the same as all at once"),
     (Fault::RepairsNothing, "are a cold prompt"),
     (Fault::RepairsExactRows, "exact rows are never repaired"),
-    (Fault::RepairsOneMore, "no more rows are repaired than were allowed"),
+    (Fault::RepairsOneMore, "as many rows are repaired as were allowed"),
+    (Fault::RepairsNoFirstRows, "repairs the rows that it names"),
     (Fault::TakesAnyBudget, "makes no sense"),
     (Fault::TakesLongPrompts, "more than a context holds is refused"),
     (Fault::TakesUnknownTokens, "a token that is not in the vocabulary is refused"),
@@ -386,6 +388,9 @@ impl FaultyContext {
             }),
             Some(Fault::PutsFreshPiecesFirst) => pieces.sort_by_key(|piece| matches!(piece, Piece::Cached(_))),
             Some(Fault::RepairsNothing) if options.repair == Repair::All => options.repair = Repair::None,
+            Some(Fault::RepairsNoFirstRows) if matches!(options.repair, Repair::FirstRows(_)) => {
+                options.repair = Repair::None;
+            }
             Some(Fault::RepairsOneMore) => {
                 if let Repair::Weighted { budget: Budget::Rows(rows), .. } = &mut options.repair {
                     *rows += 1;
