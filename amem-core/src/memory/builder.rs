@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use super::background::Background;
 use super::chunks::Chunks;
+use super::linked_store::LinkedStore;
+use super::outdated::Outdated;
 use super::room::Room;
 use super::{Memory, Parts, TextMemory, TextMemoryOptions};
 use crate::{Engine, EngineOptions, KvStore, Ledger, Model, RamLedger, RamStore, Recaller, Repair, Result};
@@ -120,8 +122,10 @@ impl MemoryBuilder {
         let layout = model.chat().layout(&system)?;
         let engine = Engine::start(Arc::clone(&model), engine)?;
         let room = Arc::new(Room::of(Arc::clone(&kv)));
-        let chunks = Chunks::new(model, engine, kv, Arc::clone(&ledger), Arc::clone(&room), layout, id_secret);
-        let texts = TextMemory::with_room(ledger, texts, room);
+        let outdated: Arc<Outdated> = Arc::default();
+        let texts = TextMemory::beside_kv(Arc::clone(&ledger), texts, Arc::clone(&room), Some(Arc::clone(&outdated)));
+        let store = LinkedStore::new(kv, ledger, room);
+        let chunks = Chunks::new(model, engine, store, outdated, layout, id_secret);
         let (background, chunks) = (Background::default(), Arc::new(chunks));
         Ok(Memory { parts: Arc::new(Parts { background, texts, chunks, repair }) })
     }

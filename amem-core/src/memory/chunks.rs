@@ -4,19 +4,18 @@
 //! fails a question.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::late::LateWrites;
+use super::late_links::LateLinks;
 use super::linked_store::{LinkedStore, NewKv};
+use super::outdated::Outdated;
 use super::records::{Content, Entry};
-use super::room::Room;
 use crate::{
     ChunkId, Context, Engine, Error, KvChunk, KvStore, Layout, Lease, Ledger, Model, Namespace, OwnerId, Piece,
-    PrefillText, Prefilled, PrefixId, RecordId, Repair, Result, State, StoredChunk, Timestamp, Token, Usage, Version,
-    Wanted,
+    PrefillText, Prefilled, PrefixId, Repair, Result, StoredChunk, Timestamp, Token, Usage, Version, Wanted,
 };
 
 /// The name under which the system prefix stands in the engine's queue. It belongs to no namespace.
@@ -30,15 +29,15 @@ pub(super) struct Chunks {
     model: Arc<dyn Model>,
     engine: Engine,
     store: Arc<LinkedStore>,
-    late: Arc<LateWrites>,
+    late: Arc<LateLinks>,
     layout: Layout,
     prefix: PrefixId,
     /// What ids are hashed with, so that nobody else can check a guess of a text.
     id_secret: Option<[u8; 32]>,
     /// The system prefix, computed. Contexts are forked from it, so that its KV is in the KV cache once.
     base: async_lock::Mutex<Option<Box<dyn Context>>>,
-    /// Records whose KV is to be deleted from this process's stores, for another process forgot them.
-    forgotten: Mutex<Vec<Arc<Entry>>>,
+    /// Records whose KV is to be deleted from this process's stores.
+    outdated: Arc<Outdated>,
 }
 
 /// What becomes of KV that was computed.
@@ -101,16 +100,14 @@ impl Chunks {
     pub(super) fn new(
         model: Arc<dyn Model>,
         engine: Engine,
-        kv: Arc<dyn KvStore>,
-        ledger: Arc<dyn Ledger>,
-        room: Arc<Room>,
+        store: LinkedStore,
+        outdated: Arc<Outdated>,
         layout: Layout,
         id_secret: Option<[u8; 32]>,
     ) -> Self {
         let (prefix, base) = (PrefixId::of(&layout.prefix), async_lock::Mutex::new(None));
-        let store = Arc::new(LinkedStore::new(kv, Arc::clone(&ledger), room));
-        let (late, forgotten) = (Arc::default(), Mutex::default());
-        let chunks = Self { model, engine, store, late, layout, prefix, id_secret, base, forgotten };
+        let (ledger, store, late) = (Arc::clone(store.ledger()), Arc::new(store), Arc::default());
+        let chunks = Self { model, engine, store, late, layout, prefix, id_secret, base, outdated };
         let base = chunks.base_id();
         chunks.kv().ask_of_late_writes(Arc::new(Linked { ledger, base }));
         chunks
@@ -147,10 +144,6 @@ impl Chunks {
 
     pub(super) fn kv(&self) -> &Arc<dyn KvStore> {
         self.store.kv()
-    }
-
-    fn ledger(&self) -> &Arc<dyn Ledger> {
-        self.store.ledger()
     }
 
     pub(super) fn layout(&self) -> &Layout {
@@ -336,29 +329,13 @@ impl Chunks {
         texts.map(|version| Ok(self.content_of(namespace, &version.text)?.chunk)).collect()
     }
 
-    /// Notes records that turned out to have been forgotten, whose KV [`delete_noted`](Self::delete_noted) deletes.
-    pub(super) fn note_forgotten(&self, records: Vec<Arc<Entry>>) {
-        /// They wait for a store that cannot delete.
-        const MOST: usize = 1 << 16;
-        let mut forgotten = self.forgotten.lock().unwrap_or_else(PoisonError::into_inner);
-        let left_out = (forgotten.len() + records.len()).saturating_sub(MOST);
-        if left_out > 0 {
-            // Nobody finds it, for a chunk's name is a hash of its text.
-            log::warn!(
-                "KV of {left_out} forgotten texts stays until it makes room for other KV: too many wait already"
-            );
-        }
-        let room = MOST.saturating_sub(forgotten.len());
-        forgotten.extend(records.into_iter().take(room));
-    }
-
-    /// Deletes the KV of records that were noted, and whatever else the ledger names. What cannot be deleted is tried again
-    /// by the next call.
-    pub(super) async fn delete_noted(&self) {
-        let forgotten = std::mem::take(&mut *self.forgotten.lock().unwrap_or_else(PoisonError::into_inner));
-        if let Err(error) = self.erase_all(&forgotten).await {
-            log::warn!("KV of {} forgotten texts could not be deleted yet: {error}", forgotten.len());
-            self.note_forgotten(forgotten);
+    /// Deletes the KV of records that were found outdated, and whatever else the ledger names. What cannot be deleted is
+    /// tried again by the next call.
+    pub(super) async fn delete_outdated(&self) {
+        let outdated = self.outdated.take();
+        if let Err(error) = self.erase_unlinked(&outdated).await {
+            log::warn!("KV of {} outdated texts could not be deleted yet: {error}", outdated.len());
+            self.outdated.add(outdated);
         }
         // Where another process deletes them, it would be in vain each time.
         if self.store.has_refused() {
@@ -369,9 +346,10 @@ impl Chunks {
         }
     }
 
-    async fn erase_all(&self, entries: &[Arc<Entry>]) -> Result<()> {
+    /// Deletes the KV of those of these texts that no record says any more.
+    async fn erase_unlinked(&self, entries: &[Arc<Entry>]) -> Result<()> {
         let ids = entries.iter().map(|entry| Ok(self.content(entry)?.chunk)).collect::<Result<Vec<_>>>()?;
-        self.erase(&ids).await.map(drop)
+        self.store.erase_unlinked(&ids).await
     }
 
     /// Deletes the KV of texts that no longer count, whoever changed or forgot them.

@@ -4,8 +4,10 @@
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use futures_lite::future::block_on;
+
 use super::backoff::Backoff;
-use super::late::LateWrites;
+use super::late_links::LateLinks;
 use super::records::Entry;
 use super::room::Room;
 use crate::{ChunkId, Error, KvChunk, KvStore, Ledger, Namespace, RecordId, Result, Timestamp};
@@ -74,28 +76,28 @@ impl LinkedStore {
     }
 
     /// Notes whose text chunks hold, and puts them into the store.
-    pub(super) async fn keep_linked(&self, new: NewKv) {
+    pub(super) async fn keep_linked(self: &Arc<Self>, new: NewKv) {
         if self.link(&new).await {
-            self.put_linked(&new).await;
+            Arc::clone(self).put_linked(Arc::new(new)).await;
         }
     }
 
     /// As [`keep_linked`](Self::keep_linked), for a question: where others hold the ledger for long, this goes on after
     /// the call has returned.
-    pub(super) async fn keep_linked_soon(self: &Arc<Self>, new: NewKv, late: &Arc<LateWrites>) {
+    pub(super) async fn keep_linked_soon(self: &Arc<Self>, new: NewKv, late: &Arc<LateLinks>) {
         let (this, new) = (Arc::clone(self), Arc::new(new));
         let linking = {
             let (this, new) = (Arc::clone(&this), Arc::clone(&new));
             Box::pin(async move { this.link(&new).await })
         };
         match late.moment(linking).await {
-            Ok(true) => self.put_linked(&new).await,
+            Ok(true) => this.put_linked(new).await,
             Ok(false) => {}
             Err(linking) => {
                 let (count, bytes) = (new.chunks.len(), new.chunks.iter().map(KvChunk::size).sum());
                 let keep = async move {
                     if linking.await {
-                        this.put_linked(&new).await;
+                        this.put_linked(new).await;
                     }
                 };
                 if !late.go_on(bytes, keep) {
@@ -117,28 +119,41 @@ impl LinkedStore {
         linked.is_ok()
     }
 
-    async fn put_linked(&self, new: &NewKv) {
-        self.keep(&new.chunks).await;
-        if let Err(error) = self.drop_outdated(new).await {
-            log::warn!("KV of texts that have changed could not be deleted: {error}");
-        }
+    /// Puts chunks that were linked into the store, and takes those out again whose texts were forgotten or changed in the
+    /// meantime: whoever did that may have deleted them before they came.
+    ///
+    /// Once begun it is done, also when whoever waits for it is gone.
+    async fn put_linked(self: Arc<Self>, new: Arc<NewKv>) {
+        let put = async move {
+            self.keep(&new.chunks).await;
+            let chunks: Vec<ChunkId> = new.links.iter().map(|(_, chunk)| *chunk).collect();
+            let dropped = match self.erase_unlinked(&chunks).await {
+                // They are computed again, which is better than KV that nobody deletes.
+                Err(error) => {
+                    log::warn!("{} new chunks are not kept, for the ledger cannot be asked: {error}", chunks.len());
+                    self.erase(&chunks).await.map(drop)
+                }
+                dropped => dropped,
+            };
+            if let Err(error) = dropped {
+                log::warn!("KV of texts that may have changed could not be deleted: {error}");
+            }
+        };
+        blocking::unblock(move || block_on(put)).await
     }
 
-    /// Deletes the KV that was kept just now of texts that were forgotten or changed in the meantime. If that fails, the
-    /// ledger still names what was forgotten.
-    async fn drop_outdated(&self, new: &NewKv) -> Result<()> {
-        let (mut outdated, now) = (Vec::new(), Timestamp::now());
-        for (entry, chunk) in &new.links {
-            let stands = match self.ledger.get(&new.namespace, entry.record.id, now).await {
-                Ok(found) => found.text == entry.record.text,
-                Err(Error::UnknownRecord { .. }) => false,
-                Err(error) => return Err(error),
-            };
-            if !stands {
-                outdated.push(*chunk);
-            }
+    /// Deletes those of these chunks that hold no active record's text any more.
+    ///
+    /// # Errors
+    /// When the ledger cannot be asked, or the store cannot delete.
+    pub(super) async fn erase_unlinked(&self, chunks: &[ChunkId]) -> Result<()> {
+        if chunks.is_empty() {
+            return Ok(());
         }
-        self.erase(&outdated).await.map(drop)
+        let linked = self.ledger.are_linked(chunks, Timestamp::now()).await?;
+        let unlinked: Vec<ChunkId> =
+            chunks.iter().zip(linked).filter(|(_, linked)| !linked).map(|(chunk, _)| *chunk).collect();
+        self.erase(&unlinked).await.map(drop)
     }
 
     /// Puts chunks into the store. If it cannot keep them, they are computed again next time.

@@ -8,9 +8,10 @@ mod background;
 mod backoff;
 mod builder;
 mod chunks;
-mod late;
+mod late_links;
 mod linked_store;
 mod meter;
+mod outdated;
 mod records;
 mod room;
 mod session;
@@ -679,11 +680,9 @@ impl Memory {
     /// A namespace's records and its index, brought up to what this or any other process has written to the ledger. KV of
     /// what no longer counts is deleted in the background: nobody finds it, for a chunk's name is a hash of its text.
     pub(crate) async fn refresh(&self, namespace: &Namespace) -> Result<Arc<Records>> {
-        let (records, forgotten) = self.parts.texts.refresh(namespace).await?;
-        // Another process may have forgotten them, and deleted from its own stores only.
-        self.parts.chunks.note_forgotten(forgotten);
+        let records = self.parts.texts.refresh(namespace).await?;
         let chunks = Arc::clone(&self.parts.chunks);
-        self.parts.background.push((), async move { chunks.delete_noted().await });
+        self.parts.background.push((), async move { chunks.delete_outdated().await });
         Ok(records)
     }
 

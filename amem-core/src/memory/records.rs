@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::outdated::Outdated;
 use crate::recall::saved::{Reader, Writer};
 use crate::{
     Changes, ChunkId, Ledger, Namespace, Recaller, Record, RecordId, Result, Revision, SavedIndex, State, Timestamp,
@@ -63,13 +64,13 @@ pub(super) struct RecordCache {
     held: AtomicUsize,
     namespaces: Mutex<HashMap<Namespace, Arc<Records>>>,
     clock: AtomicU64,
+    /// Told which records no longer count or say something else, where somebody keeps their KV.
+    outdated: Option<Arc<Outdated>>,
 }
 
 /// A namespace's records after they were brought up to date.
 pub(super) struct Refreshed {
     pub(super) records: Arc<Records>,
-    /// Those entries from before whose records were found forgotten.
-    pub(super) forgotten: Vec<Arc<Entry>>,
     /// How long to wait before the index is [saved](RecordCache::save); `None` if it is not worth it.
     pub(super) save_in: Option<Duration>,
 }
@@ -94,8 +95,6 @@ struct Read {
     unsaved: usize,
     /// Something was forgotten since, so that nothing is saved any more.
     is_gone: bool,
-    /// Entries whose records were found forgotten, for the next question.
-    forgotten: Vec<Arc<Entry>>,
     /// Records that count among those that the cache holds.
     counted: usize,
 }
@@ -154,6 +153,15 @@ impl Entries {
         self.by_id.get(&record.id)?.entry.as_ref().filter(|entry| entry.record.text == record.text)
     }
 
+    /// Notes of records that the index may say something else of them than their entries do.
+    fn set_unindexed(&mut self, ids: impl Iterator<Item = RecordId>) {
+        for id in ids {
+            if let Some(known) = self.by_id.get_mut(&id) {
+                known.is_indexed = false;
+            }
+        }
+    }
+
     fn remove(&mut self, id: RecordId) {
         let removed = self.by_id.remove(&id);
         if let Some(at) = removed.and_then(|known| known.expires_at) {
@@ -205,8 +213,9 @@ impl Entries {
 }
 
 impl RecordCache {
-    pub(super) fn new(limit: usize) -> Self {
-        Self { limit, held: AtomicUsize::new(0), namespaces: Mutex::default(), clock: AtomicU64::new(0) }
+    pub(super) fn new(limit: usize, outdated: Option<Arc<Outdated>>) -> Self {
+        let (held, namespaces, clock) = (AtomicUsize::new(0), Mutex::default(), AtomicU64::new(0));
+        Self { limit, held, namespaces, clock, outdated }
     }
 
     fn namespaces(&self) -> MutexGuard<'_, HashMap<Namespace, Arc<Records>>> {
@@ -232,16 +241,16 @@ impl RecordCache {
             records.used.store(self.clock.fetch_add(1, Relaxed), Relaxed);
             records
         };
-        let (forgotten, save_in) = {
+        let save_in = {
             let mut read = records.read.lock().await;
             self.update(ledger, recaller, namespace, &records, &mut read).await?;
-            (std::mem::take(&mut read.forgotten), records.save_in(recaller, &read))
+            records.save_in(recaller, &read)
         };
         self.remove_empty(namespace, &records);
         if self.held.load(Relaxed) > self.limit {
             self.shrink(recaller).await;
         }
-        Ok(Refreshed { records, forgotten, save_in })
+        Ok(Refreshed { records, save_in })
     }
 
     /// Brings records up to date, and counts how many are held.
@@ -258,7 +267,11 @@ impl RecordCache {
         let held = records.entries().len();
         self.held.fetch_add(held.wrapping_sub(read.counted), Relaxed);
         read.counted = held;
-        refreshed
+        let left = refreshed?;
+        if let Some(outdated) = &self.outdated {
+            outdated.add(left);
+        }
+        Ok(())
     }
 
     /// How long to wait before a namespace's index is saved, of which something was forgotten; `None` if it is not held
@@ -339,24 +352,24 @@ impl RecordCache {
 }
 
 impl Records {
-    /// Reads what changed in the ledger.
+    /// Reads what changed in the ledger. Returns the entries from before that no longer stand as they were.
     async fn refresh(
         &self,
         ledger: &dyn Ledger,
         recaller: &dyn Recaller,
         namespace: &Namespace,
         read: &mut Read,
-    ) -> Result<()> {
-        if read.revision == Revision(0) {
-            self.restore(ledger, recaller, namespace, read).await?;
+    ) -> Result<Vec<Arc<Entry>>> {
+        if read.revision == Revision(0) && !self.restore(ledger, recaller, namespace, read).await? {
+            // What an earlier attempt indexed before it failed may be forgotten by now, and no change tells of it.
+            recaller.clear(namespace).await?;
         }
         let now = Timestamp::now();
         let Changes { deleted, records: changed, revision } = ledger.changes(namespace, read.revision, now).await?;
         let changes = changed.len();
         let (active, gone): (Vec<Record>, Vec<Record>) = changed.into_iter().partition(|r| r.state == State::Active);
-        let is_forgotten = |record: &&Record| matches!(record.state, State::Forgotten { .. });
-        let mut forgotten: Vec<RecordId> = gone.iter().filter(is_forgotten).map(|record| record.id).collect();
-        let forgot_any = deleted || !forgotten.is_empty();
+        let is_forgotten = |record: &Record| matches!(record.state, State::Forgotten { .. });
+        let forgot_any = deleted || gone.iter().any(is_forgotten);
         let mut gone: Vec<RecordId> = gone.iter().map(|record| record.id).collect();
         gone.extend(self.entries().expired(now));
         // What says the same stays in the index as it is.
@@ -366,12 +379,11 @@ impl Records {
             !deleted && is_there && entries.saying(record).is_some()
         };
         let (indexed, active): (Vec<Record>, Vec<Record>) = active.into_iter().partition(is_indexed);
-        // The index first: should it fail, the same changes are read again.
+        // The index first: should it fail, the same changes are read again. What it then says of these is not known.
+        self.entries().set_unindexed(gone.iter().copied().chain(active.iter().map(|record| record.id)));
         if deleted {
             recaller.clear(namespace).await?;
-            let known: Vec<RecordId> = self.entries().by_id.keys().copied().collect();
-            forgotten.extend(&known);
-            gone.extend(known);
+            gone.extend(self.entries().by_id.keys());
         } else if !gone.is_empty() {
             recaller.remove(namespace, &gone).await?;
         }
@@ -379,29 +391,34 @@ impl Records {
             recaller.index(&active).await?;
         }
         let mut entries = self.entries();
-        read.forgotten.extend(forgotten.iter().filter_map(|id| entries.by_id.get(id)?.entry.clone()));
+        let changed = active.iter().filter(|record| entries.saying(record).is_none()).map(|record| record.id);
+        let left: BTreeSet<RecordId> = gone.iter().copied().chain(changed).collect();
+        let left = left.iter().filter_map(|id| entries.by_id.get(id)?.entry.clone()).collect();
         gone.into_iter().for_each(|id| entries.remove(id));
         indexed.into_iter().chain(active).for_each(|record| entries.insert(record));
         read.revision = revision;
         read.unsaved += changes;
         read.is_gone |= forgot_any;
-        Ok(())
+        Ok(left)
     }
 
-    /// Takes over what was saved of the records and the index, if anything was, and is sound.
+    /// Takes over what was saved of the records and the index, if anything was, and is sound; or says that it was not.
     async fn restore(
         &self,
         ledger: &dyn Ledger,
         recaller: &dyn Recaller,
         namespace: &Namespace,
         read: &mut Read,
-    ) -> Result<()> {
-        let Some(name) = recaller.index_name() else { return Ok(()) };
-        let Some(SavedIndex { revision, bytes }) = ledger.saved_index(namespace, &name).await? else { return Ok(()) };
+    ) -> Result<bool> {
+        let Some(name) = recaller.index_name() else { return Ok(false) };
+        let Some(SavedIndex { revision, bytes }) = ledger.saved_index(namespace, &name).await? else {
+            return Ok(false);
+        };
         let restored = match Entries::restore(&bytes) {
             Some((entries, index)) => recaller.restore(namespace, index).await?.then_some(entries),
             None => None,
         };
+        let is_restored = restored.is_some();
         match restored {
             Some(entries) => {
                 *self.entries() = entries;
@@ -410,7 +427,7 @@ impl Records {
             }
             None => log::warn!("the saved index of namespace {namespace} makes no sense: it is built anew"),
         }
-        Ok(())
+        Ok(is_restored)
     }
 
     /// How long to wait before the index is saved; `None` if it cannot be, or is not worth it.
@@ -474,11 +491,13 @@ impl Records {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicBool;
+
     use futures_lite::future::block_on;
 
     use super::*;
     use crate::recall::{Dense, Hybrid, Lexical, RecallQuery};
-    use crate::{NewRecord, RamLedger};
+    use crate::{Change, NewRecord, RamLedger};
 
     fn name(name: &str) -> Namespace {
         Namespace::new(name).unwrap()
@@ -491,7 +510,7 @@ mod tests {
 
     #[test]
     fn namespaces_leave_when_others_need_their_room_and_come_back() {
-        let (ledger, recaller, cache) = (RamLedger::new(), Lexical::default(), RecordCache::new(10));
+        let (ledger, recaller, cache) = (RamLedger::new(), Lexical::default(), RecordCache::new(10, None));
         for owner in ["a", "b", "c"] {
             remember(&ledger, owner, 5);
         }
@@ -537,7 +556,7 @@ mod tests {
 
     #[test]
     fn a_namespace_that_was_only_asked_about_leaves_nothing_behind() {
-        let (ledger, recaller, cache) = (RamLedger::new(), Lexical::default(), RecordCache::new(10));
+        let (ledger, recaller, cache) = (RamLedger::new(), Lexical::default(), RecordCache::new(10, None));
         for n in 0..100 {
             block_on(cache.refresh(&ledger, &recaller, &name(&format!("nobody {n}")))).unwrap();
         }
@@ -575,7 +594,7 @@ mod tests {
     fn a_namespace_that_is_asked_about_while_it_leaves_is_indexed_again() {
         let ledger = Arc::new(RamLedger::new());
         let recaller = Arc::new(Slow { index: Lexical::default(), meanwhile: Mutex::default() });
-        let cache = Arc::new(RecordCache::new(6));
+        let cache = Arc::new(RecordCache::new(6, None));
         remember(&ledger, "a", 5);
         remember(&ledger, "b", 5);
         block_on(cache.refresh(&*ledger, &*recaller, &name("a"))).unwrap();
@@ -596,43 +615,102 @@ mod tests {
         assert_eq!((records.active(Timestamp::now()).len(), found.len()), (5, 5));
     }
 
-    /// An index that fails to clear half-way.
-    struct Stuck(Lexical);
+    /// An index that fails half-way when it is first cleared of something.
+    struct Stuck {
+        index: Lexical,
+        has_failed: AtomicBool,
+    }
 
     #[async_trait::async_trait]
     impl Recaller for Stuck {
         async fn index(&self, records: &[Record]) -> Result<()> {
-            self.0.index(records).await
+            self.index.index(records).await
         }
 
         async fn remove(&self, namespace: &Namespace, ids: &[RecordId]) -> Result<()> {
-            self.0.remove(namespace, ids).await
+            self.index.remove(namespace, ids).await
         }
 
         async fn clear(&self, namespace: &Namespace) -> Result<()> {
-            self.0.clear(namespace).await?;
+            let found = self.index.recall(namespace, &RecallQuery::new("note", 1)).await?;
+            self.index.clear(namespace).await?;
+            if found.is_empty() || self.has_failed.swap(true, Relaxed) {
+                return Ok(());
+            }
             Err(crate::Error::Recall("the other half is down".into()))
         }
 
         async fn recall(&self, namespace: &Namespace, query: &RecallQuery<'_>) -> Result<Vec<crate::Recalled>> {
-            self.0.recall(namespace, query).await
+            self.index.recall(namespace, query).await
         }
     }
 
     #[test]
     fn a_namespace_whose_index_was_cleared_in_part_is_indexed_again() {
-        let (ledger, recaller, cache) = (RamLedger::new(), Stuck(Lexical::default()), RecordCache::new(6));
+        let recaller = Stuck { index: Lexical::default(), has_failed: AtomicBool::new(false) };
+        let (ledger, cache) = (RamLedger::new(), RecordCache::new(6, None));
         for owner in ["a", "b", "a"] {
             remember(&ledger, owner, 5);
             block_on(cache.refresh(&ledger, &recaller, &name(owner))).unwrap();
         }
+        assert!(recaller.has_failed.load(Relaxed));
         let found = block_on(recaller.recall(&name("a"), &RecallQuery::new("note", 9))).unwrap();
         assert_eq!(found.len(), 5);
     }
 
+    /// Embeds texts by their lengths, except when it is down.
+    struct Failing(Arc<AtomicBool>);
+
+    #[async_trait::async_trait]
+    impl crate::recall::Embedder for Failing {
+        async fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>> {
+            if self.0.load(Relaxed) {
+                Err(crate::Error::Recall("it is down".into()))
+            } else {
+                Lengths.embed(texts).await
+            }
+        }
+    }
+
+    /// Two indexes, of which the second can be made to fail, and the first of them alone.
+    fn halves() -> (Hybrid, Arc<Lexical>, Arc<AtomicBool>) {
+        let (lexical, is_down) = (Arc::new(Lexical::default()), Arc::new(AtomicBool::new(false)));
+        let dense = Dense::new(Failing(Arc::clone(&is_down)), 2);
+        (Hybrid::new(vec![lexical.clone(), Arc::new(dense)]), lexical, is_down)
+    }
+
+    #[test]
+    fn words_that_were_indexed_in_part_are_gone_with_their_namespace() {
+        let (ledger, cache, (recaller, lexical, is_down)) = (RamLedger::new(), RecordCache::new(10, None), halves());
+        remember(&ledger, "a", 3);
+        is_down.store(true, Relaxed);
+        assert!(block_on(cache.refresh(&ledger, &recaller, &name("a"))).is_err());
+        is_down.store(false, Relaxed);
+        block_on(ledger.delete_namespace(&name("a"))).unwrap();
+        remember(&ledger, "a", 1);
+        block_on(cache.refresh(&ledger, &recaller, &name("a"))).unwrap();
+        assert_eq!(block_on(lexical.recall(&name("a"), &RecallQuery::new("note", 9))).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_text_that_was_indexed_in_part_and_changed_back_is_found_as_it_is() {
+        let (ledger, cache, (recaller, lexical, is_down)) = (RamLedger::new(), RecordCache::new(10, None), halves());
+        let added = block_on(ledger.add(&name("a"), &[NewRecord::new("about tea")], Timestamp::now())).unwrap();
+        let id = added[0].record.id;
+        block_on(cache.refresh(&ledger, &recaller, &name("a"))).unwrap();
+        block_on(ledger.update(&name("a"), id, "about coffee", Timestamp::now())).unwrap();
+        is_down.store(true, Relaxed);
+        assert!(block_on(cache.refresh(&ledger, &recaller, &name("a"))).is_err());
+        is_down.store(false, Relaxed);
+        block_on(ledger.update(&name("a"), id, "about tea", Timestamp::now())).unwrap();
+        block_on(cache.refresh(&ledger, &recaller, &name("a"))).unwrap();
+        let found = |word| block_on(lexical.recall(&name("a"), &RecallQuery::new(word, 9))).unwrap().len();
+        assert_eq!((found("tea"), found("coffee")), (1, 0));
+    }
+
     #[test]
     fn what_is_in_use_stays() {
-        let (ledger, recaller, cache) = (RamLedger::new(), Lexical::default(), RecordCache::new(1));
+        let (ledger, recaller, cache) = (RamLedger::new(), Lexical::default(), RecordCache::new(1, None));
         remember(&ledger, "a", 5);
         let held = block_on(cache.refresh(&ledger, &recaller, &name("a"))).unwrap().records;
         remember(&ledger, "b", 5);
@@ -643,19 +721,38 @@ mod tests {
 
     #[test]
     fn a_deleted_namespace_is_gone_even_if_it_was_filled_again() {
-        let (ledger, recaller, cache) = (RamLedger::new(), Lexical::default(), RecordCache::new(10));
+        let (ledger, recaller, outdated) = (RamLedger::new(), Lexical::default(), Arc::<Outdated>::default());
+        let cache = RecordCache::new(10, Some(Arc::clone(&outdated)));
         remember(&ledger, "a", 3);
         let held = block_on(cache.refresh(&ledger, &recaller, &name("a"))).unwrap().records;
         assert_eq!(block_on(ledger.delete_namespace(&name("a"))).unwrap(), 3);
         remember(&ledger, "a", 1);
-        let forgotten = block_on(cache.refresh(&ledger, &recaller, &name("a"))).unwrap().forgotten;
-        assert_eq!((forgotten.len(), held.active(Timestamp::now()).len()), (3, 1));
+        block_on(cache.refresh(&ledger, &recaller, &name("a"))).unwrap();
+        assert_eq!((outdated.take().len(), held.active(Timestamp::now()).len()), (3, 1));
         assert_eq!(block_on(recaller.recall(&name("a"), &RecallQuery::new("note", 9))).unwrap().len(), 1);
     }
 
     #[test]
+    fn what_was_changed_elsewhere_is_noted_as_outdated_and_what_says_the_same_is_not() {
+        let outdated: Arc<Outdated> = Arc::default();
+        let (ledger, recaller) = (RamLedger::new(), Lexical::default());
+        let cache = RecordCache::new(10, Some(Arc::clone(&outdated)));
+        let texts = ["stays", "changes", "is replaced"].map(|text| NewRecord::new(text).key(text));
+        let added = block_on(ledger.add(&name("a"), &texts, Timestamp::now())).unwrap();
+        block_on(cache.refresh(&ledger, &recaller, &name("a"))).unwrap();
+        block_on(ledger.update(&name("a"), added[1].record.id, "changed", Timestamp::now())).unwrap();
+        let new = [NewRecord::new("replaced").key("is replaced")];
+        block_on(ledger.add(&name("a"), &new, Timestamp::now())).unwrap();
+        let metadata = Change::new().metadata(Default::default());
+        block_on(ledger.change(&name("a"), added[0].record.id, &metadata, Timestamp::now())).unwrap();
+        block_on(cache.refresh(&ledger, &recaller, &name("a"))).unwrap();
+        let texts: Vec<String> = outdated.take().iter().map(|entry| entry.record.text.clone()).collect();
+        assert_eq!(texts, ["changes", "is replaced"]);
+    }
+
+    #[test]
     fn a_record_leaves_when_its_time_is_over_and_not_before() {
-        let (ledger, recaller, cache) = (RamLedger::new(), Lexical::default(), RecordCache::new(10));
+        let (ledger, recaller, cache) = (RamLedger::new(), Lexical::default(), RecordCache::new(10, None));
         let soon = Timestamp::now().after(std::time::Duration::from_millis(40));
         let notes = [NewRecord::new("a note").expires_at(soon), NewRecord::new("a lasting note")];
         block_on(ledger.add(&name("a"), &notes, Timestamp::now())).unwrap();

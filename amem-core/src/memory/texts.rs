@@ -8,6 +8,7 @@ use super::answer::{Recall, Recollection};
 use super::background::Background;
 use super::backoff::Backoff;
 use super::meter::Meter;
+use super::outdated::Outdated;
 use super::records::{Entry, RecordCache, Records, Refreshed};
 use super::room::Room;
 use crate::recall::Lexical;
@@ -80,15 +81,21 @@ impl TextMemory {
 
     /// A memory of what is in a ledger.
     pub fn with_options(ledger: Arc<dyn Ledger>, options: TextMemoryOptions) -> Self {
-        Self::with_room(ledger, options, Arc::default())
+        Self::beside_kv(ledger, options, Arc::default(), None)
     }
 
-    /// A memory of what is in a ledger that room is made for on a full disk.
-    pub(super) fn with_room(ledger: Arc<dyn Ledger>, options: TextMemoryOptions, room: Arc<Room>) -> Self {
+    /// A memory of what is in a ledger that room is made for on a full disk, where somebody who keeps the texts' KV is told
+    /// which are outdated.
+    pub(super) fn beside_kv(
+        ledger: Arc<dyn Ledger>,
+        options: TextMemoryOptions,
+        room: Arc<Room>,
+        outdated: Option<Arc<Outdated>>,
+    ) -> Self {
         let TextMemoryOptions { recaller, cached_records, meter_usage } = options;
         let meter = Arc::new(Meter::new(meter_usage.then(|| Arc::clone(&ledger)), Arc::clone(&room)));
         let (background, refused) = (Background::default(), Arc::default());
-        let records = Arc::new(RecordCache::new(cached_records));
+        let records = Arc::new(RecordCache::new(cached_records, outdated));
         Self { parts: Arc::new(Parts { background, refused, ledger, recaller, records, meter, room }) }
     }
 
@@ -126,7 +133,7 @@ impl TextMemory {
     ) -> Result<Vec<Recollection>> {
         let (namespace, recall) = (namespace.try_into()?, recall.into());
         recall.check()?;
-        let (records, _) = self.refresh(&namespace).await?;
+        let records = self.refresh(&namespace).await?;
         let found = self.find(&namespace, &records, &recall).await?;
         Ok(found.iter().map(Found::recollection).collect())
     }
@@ -137,7 +144,7 @@ impl TextMemory {
     /// [`Error::Ledger`] and [`Error::Recall`] when the ledger or the index fails.
     pub async fn latest(&self, namespace: impl TryInto<Namespace, Error = Error>, count: usize) -> Result<Vec<Record>> {
         let namespace = namespace.try_into()?;
-        let (records, _) = self.refresh(&namespace).await?;
+        let records = self.refresh(&namespace).await?;
         let mut ids: Vec<RecordId> = records.active(Timestamp::now()).into_iter().map(|(id, _)| id).collect();
         let ids = ids.split_off(ids.len().saturating_sub(count));
         let entries = self.load(&namespace, &records, &ids).await?;
@@ -387,17 +394,15 @@ impl TextMemory {
         Ok(result)
     }
 
-    /// A namespace's records and its index, brought up to what this or any other process has written to the ledger, and
-    /// those entries from before whose records were found forgotten. The namespace stays in the cache for as long as the
-    /// records are held.
-    pub(super) async fn refresh(&self, namespace: &Namespace) -> Result<(Arc<Records>, Vec<Arc<Entry>>)> {
+    /// A namespace's records and its index, brought up to what this or any other process has written to the ledger. The
+    /// namespace stays in the cache for as long as the records are held.
+    pub(super) async fn refresh(&self, namespace: &Namespace) -> Result<Arc<Records>> {
         let Parts { ledger, recaller, records, .. } = &*self.parts;
-        let refreshed = records.refresh(&**ledger, &**recaller, namespace).await?;
-        let Refreshed { records, forgotten, save_in } = refreshed;
+        let Refreshed { records, save_in } = records.refresh(&**ledger, &**recaller, namespace).await?;
         if let Some(delay) = save_in {
             self.save_index(namespace, delay);
         }
-        Ok((records, forgotten))
+        Ok(records)
     }
 
     /// Has the index of a namespace of which something was forgotten saved again, for the ledger has dropped it: else a

@@ -230,12 +230,12 @@ impl<E: Embedder> Recaller for Dense<E> {
         Some(format!("{} {} {name}", MARK.escape_ascii(), self.dimensions))
     }
 
-    /// Records that are being embedded at the moment are not in what is saved.
     /// Few: an encoder takes milliseconds for each text.
     fn worth_saving(&self) -> usize {
         16
     }
 
+    /// Records that are being embedded at the moment are not in what is saved.
     async fn save(&self, namespace: &Namespace) -> Result<Option<Vec<u8>>> {
         if self.embedder.name().is_none() {
             return Ok(None);

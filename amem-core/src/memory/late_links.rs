@@ -25,7 +25,7 @@ pub(super) type Write<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// The writes that go on.
 #[derive(Default)]
-pub(super) struct LateWrites {
+pub(super) struct LateLinks {
     going_on: Mutex<GoingOn>,
 }
 
@@ -35,7 +35,7 @@ struct GoingOn {
     bytes: usize,
 }
 
-impl LateWrites {
+impl LateLinks {
     fn going_on(&self) -> MutexGuard<'_, GoingOn> {
         self.going_on.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -127,7 +127,7 @@ mod tests {
 
     use super::*;
 
-    fn late() -> Arc<LateWrites> {
+    fn late() -> Arc<LateLinks> {
         Arc::default()
     }
 
