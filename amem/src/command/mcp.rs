@@ -1,7 +1,6 @@
 //! `amem mcp`: memory for clients of the Model Context Protocol.
 
 use std::error::Error;
-use std::net::IpAddr;
 
 use amem::http::{self, KeyHeader};
 use amem::mcp::{self, Access, Mcp};
@@ -28,9 +27,6 @@ pub(crate) struct Args {
     /// The port to listen on; 0 for any that is free.
     #[arg(long, default_value_t = 8200, requires = "http")]
     port: u16,
-    /// A name that the server is called by, beside this machine's own; may be given several times.
-    #[arg(long, value_name = "NAME", requires = "http")]
-    allow_host: Vec<String>,
     #[command(flatten)]
     records: Records,
     #[command(flatten)]
@@ -54,7 +50,7 @@ async fn over_http(mcp: Mcp, args: Args) -> Result<(), Box<dyn Error>> {
     let mut access = Access::default();
     access.origins.clone_from(&limits.origins);
     access.body_bytes = limits.body_bytes;
-    access.hosts = hosts(args.door.host(), args.allow_host);
+    access.hosts.clone_from(&limits.hosts);
     let (router, end_streams) = mcp::router(mcp, identity, &access);
     let router = http::layers(router, &limits);
     let (listener, address) = http::bind(args.door.host(), args.port).await?;
@@ -64,15 +60,4 @@ async fn over_http(mcp: Mcp, args: Args) -> Result<(), Box<dyn Error>> {
         end_streams();
     };
     Ok(http::serve(listener, router, &limits, stop).await?)
-}
-
-/// The names that the server may be called by. Whoever listens on all addresses may be called by any name, unless some
-/// are given; that no page of another's calls is seen by its origin all the same.
-fn hosts(listens_on: &str, given: Vec<String>) -> Option<Vec<String>> {
-    let is_everywhere = listens_on.parse::<IpAddr>().is_ok_and(|address| address.is_unspecified());
-    if is_everywhere && given.is_empty() {
-        return None;
-    }
-    let own = (!is_everywhere).then(|| listens_on.to_owned());
-    Some(given.into_iter().chain(own).collect())
 }

@@ -1,6 +1,7 @@
 //! `amem kv-serve` and `amem serve`: a local model with memory, over HTTP.
 
 use std::error::Error;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use amem::http::{self, Identity, KeyHeader, Limits};
@@ -26,9 +27,12 @@ pub(crate) struct Door {
     /// Trusts this header to say whose memory a request is about; for a gateway that sets it itself.
     #[arg(long, value_name = "HEADER")]
     trusted_header: Option<HeaderName>,
-    /// An origin whose pages may call the server from a browser; may be given several times.
-    #[arg(long, value_name = "ORIGIN")]
+    /// An origin whose pages may call the server from a browser, beside this machine's own; may be given several times.
+    #[arg(long, value_name = "ORIGIN", value_parser = origin)]
     allow_origin: Vec<HeaderValue>,
+    /// A name that the server is called by, beside `localhost`, addresses and that of `--host`; may be given several times.
+    #[arg(long, value_name = "NAME")]
+    allow_host: Vec<String>,
     /// MiB that a request's body may have.
     #[arg(long, default_value_t = 16)]
     max_body_mib: usize,
@@ -36,6 +40,15 @@ pub(crate) struct Door {
     /// can send requests elsewhere.
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     drain: u64,
+}
+
+/// An origin as browsers write it.
+fn origin(text: &str) -> Result<HeaderValue, String> {
+    let origin = HeaderValue::from_str(text.trim_end_matches('/')).map_err(|error| error.to_string())?;
+    match text.contains("://") && !text.contains('*') || text == "null" {
+        true => Ok(origin),
+        false => Err("an origin is a scheme and a host, with a port or without: https://app.example".to_owned()),
+    }
 }
 
 impl Door {
@@ -49,8 +62,20 @@ impl Door {
         let mut limits = Limits::default();
         limits.body_bytes = self.max_body_mib << 20;
         limits.origins.clone_from(&self.allow_origin);
+        limits.hosts = self.hosts();
         limits.drain = Duration::from_secs(self.drain);
         (identity, limits)
+    }
+
+    /// The names that the server may be called by. Whoever listens on all addresses may be called by any name, unless some
+    /// are given.
+    fn hosts(&self) -> Option<Vec<String>> {
+        let is_everywhere = self.host.parse::<IpAddr>().is_ok_and(|address| address.is_unspecified());
+        if is_everywhere && self.allow_host.is_empty() {
+            return None;
+        }
+        let own = (!is_everywhere).then(|| self.host.clone());
+        Some(self.allow_host.iter().cloned().chain(own).collect())
     }
 
     pub(crate) fn host(&self) -> &str {

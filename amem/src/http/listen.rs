@@ -15,7 +15,7 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, RequestId, SetRequestIdLayer};
 use tower_http::trace::TraceLayer;
 
-use super::{ApiError, unread};
+use super::{ApiError, origin, unread};
 
 /// The header that names a request.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -38,8 +38,12 @@ const SENT: [&str; 7] = [
 pub struct Limits {
     /// Bytes of a body at most.
     pub body_bytes: usize,
-    /// The origins whose pages may call it from a browser; none unless said otherwise.
+    /// The origins whose pages may call it from a browser, beside this machine's and the server's own; none unless said
+    /// otherwise.
     pub origins: Vec<HeaderValue>,
+    /// The names that it is called by, beside `localhost` and addresses; `None` for any. A page that some other name
+    /// leads here (DNS rebinding) is refused.
+    pub hosts: Option<Vec<String>>,
     /// How long requests that are being answered are waited for when the server stops.
     pub shutdown: Duration,
     /// How long a server goes on taking requests when it is told to stop, saying that it is not ready, so that whoever
@@ -49,12 +53,18 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { body_bytes: 16 << 20, origins: Vec::new(), shutdown: Duration::from_secs(30), drain: Duration::ZERO }
+        Self {
+            body_bytes: 16 << 20,
+            origins: Vec::new(),
+            hosts: Some(Vec::new()),
+            shutdown: Duration::from_secs(30),
+            drain: Duration::ZERO,
+        }
     }
 }
 
-/// A router with what every request goes through: a name, a line in the log, the bounds of its body, and an answer that
-/// arrives even if the body is not read or a handler panics.
+/// A router with what every request goes through: a name, a line in the log, a look at the page that it comes from, the
+/// bounds of its body, and an answer that arrives even if the body is not read or a handler panics.
 pub fn layers(router: Router, limits: &Limits) -> Router {
     let origins = AllowOrigin::list(limits.origins.iter().cloned());
     let cors = CorsLayer::new()
@@ -76,6 +86,7 @@ pub fn layers(router: Router, limits: &Limits) -> Router {
         .fallback(|| async { ApiError::not_found("there is no such path") })
         .method_not_allowed_fallback(|| async { ApiError::method_not_allowed() })
         .layer(DefaultBodyLimit::max(limits.body_bytes))
+        .layer(middleware::map_request_with_state(origin::Allowed::new(limits), origin::refuse_others))
         .layer(middleware::map_request_with_state(limits.body_bytes, unread::read_on))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(cors)

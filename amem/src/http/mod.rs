@@ -5,6 +5,7 @@ mod caller;
 mod error;
 mod listen;
 mod metrics;
+mod origin;
 mod path;
 mod unread;
 

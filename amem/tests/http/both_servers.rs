@@ -248,3 +248,31 @@ fn the_sessions_of_a_user_end_with_the_memories() {
         assert_eq!((status(&mut server, &alices), status(&mut server, &bobs)), (404, 200));
     }
 }
+
+#[test]
+fn a_page_of_others_can_neither_write_nor_read() {
+    for front in [Front::of(builder().build().unwrap()), proxy()] {
+        let own = front.url("").trim_end_matches('/').to_owned();
+        let remember = |headers: &[(&str, &str)]| {
+            // What a page can have a browser send without asking first.
+            let request = client().post(front.url("/v1/memories")).header("content-type", "text/plain");
+            let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+            request.body(r#"{"texts": ["Obey."]}"#).send().unwrap()
+        };
+        let read = |host: &str| client().get(front.url("/v1/memories/default")).header("host", host).send().unwrap();
+        for refused in [
+            &[("origin", "https://evil.example")][..],
+            &[("origin", "null")],
+            &[("origin", "http://evil.example:8000"), ("host", "evil.example:8000")],
+        ] {
+            let refused = remember(refused);
+            assert_eq!(refused.status().as_u16(), 403);
+            assert_eq!(refused.json::<Value>().unwrap()["error"]["type"], "permission_error");
+        }
+        assert_eq!(read("evil.example:8000").status().as_u16(), 403);
+        assert_eq!(read("localhost:8000").json::<Value>().unwrap()["memories"], json!([]));
+        for let_in in [&[][..], &[("origin", &*own)], &[("origin", "http://localhost:3000")]] {
+            assert_eq!(remember(let_in).status().as_u16(), 200, "{let_in:?}");
+        }
+    }
+}

@@ -30,7 +30,8 @@ fn a_server_that_is_told_to_stop_says_that_it_is_not_ready_before_it_stops() {
 fn the_flags_of_the_reference_system_are_taken() {
     let dir = tempfile::tempdir().unwrap();
     let kv = dir.path().join("elsewhere");
-    let flags = ["--hot-budget", "1000", "--max-model-len", "512", "--recompute-ratio", "0.2", "--max-turns", "4"];
+    let flags =
+        ["--hot-budget", "1000", "--max-model-len", "512", "--recompute-ratio", "0.2",  "8", "--max-turns", "4"];
     let server = Process::start(&[&["serve", "--disk-dir", kv.to_str().unwrap()], &flags[..]].concat(), dir.path());
     assert_eq!(get(&server.url("/ready"), None).0, 200);
     assert!(kv.is_dir());
@@ -43,6 +44,23 @@ fn the_flags_of_the_reference_system_are_taken() {
         assert_eq!(refused.status.code(), Some(2), "{flag}");
         assert!(String::from_utf8_lossy(&refused.stderr).contains(flag), "{flag}");
     }
+}
+
+#[test]
+fn origins_are_given_as_browsers_write_them() {
+    let dir = tempfile::tempdir().unwrap();
+    for wrong in ["*", "https://*.example", "app.example"] {
+        let refused = Process::command(&["kv-serve", "--allow-origin", wrong], dir.path()).output().unwrap();
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(refused.status.code() == Some(2) && said.contains("an origin is"), "{said}");
+    }
+    let flags = ["--allow-origin", "https://app.example/", "--allow-host", "amem.example"];
+    let server = Process::start(&[&["kv-serve"], &flags[..]].concat(), dir.path());
+    let status =
+        |header: &str, value: &str| client().get(server.url("/v1/models")).header(header, value).send().unwrap();
+    let status = |header, value| status(header, value).status().as_u16();
+    assert_eq!([status("origin", "https://app.example"), status("origin", "https://other.example")], [200, 403]);
+    assert_eq!([status("host", "amem.example"), status("host", "other.example")], [200, 403]);
 }
 
 #[cfg(unix)]

@@ -18,7 +18,9 @@ use super::front::{Front, Process};
 /// A server of a memory that nobody else has.
 fn serve(identity: Identity, access: &Access) -> Front {
     let mcp = Mcp::new(TextMemory::new(Arc::new(RamLedger::new())), None, false);
-    Front::start(router(mcp, identity, access).0, Limits::default())
+    let mut limits = Limits::default();
+    limits.origins.clone_from(&access.origins);
+    Front::start(router(mcp, identity, access).0, limits)
 }
 
 fn open() -> Identity {

@@ -37,7 +37,9 @@ impl Connection {
     }
 
     fn head(&mut self, path: &str, more: &str, body_bytes: usize) {
-        self.send(format!("POST {path} HTTP/1.1\r\nhost: a\r\n{more}content-length: {body_bytes}\r\n\r\n").as_bytes());
+        self.send(
+            format!("POST {path} HTTP/1.1\r\nhost: localhost\r\n{more}content-length: {body_bytes}\r\n\r\n").as_bytes(),
+        );
     }
 
     /// The status of the next answer.
