@@ -11,7 +11,7 @@ use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use tokio::net::TcpListener;
 use tower_http::catch_panic::CatchPanicLayer;
-use tower_http::cors::{AllowOrigin, CorsLayer};
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, RequestId, SetRequestIdLayer};
 use tower_http::trace::TraceLayer;
 
@@ -19,18 +19,6 @@ use super::{ApiError, origin, unread};
 
 /// The header that names a request.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-
-/// The headers that clients in browsers may send: among them the keys of this server and of Anthropic's clients, and the
-/// state of MCP's.
-const SENT: [&str; 7] = [
-    "authorization",
-    "content-type",
-    "x-amem-key",
-    "x-api-key",
-    "mcp-session-id",
-    "mcp-protocol-version",
-    "last-event-id",
-];
 
 /// What a server takes.
 #[derive(Clone, Debug)]
@@ -70,7 +58,7 @@ pub fn layers(router: Router, limits: &Limits) -> Router {
     let cors = CorsLayer::new()
         .allow_origin(origins)
         .allow_methods([Method::GET, Method::POST, Method::PATCH, Method::DELETE])
-        .allow_headers(SENT.map(HeaderName::from_static))
+        .allow_headers(AllowHeaders::mirror_request())
         .expose_headers([REQUEST_ID, HeaderName::from_static("mcp-session-id")]);
     // The path as it is routed by: without users' names and, in its query, texts.
     let span = |request: &Request| {

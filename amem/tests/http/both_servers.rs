@@ -276,3 +276,24 @@ fn a_page_of_others_can_neither_write_nor_read() {
         }
     }
 }
+
+#[test]
+fn a_page_that_is_let_in_may_send_every_header_that_clients_have() {
+    let mut limits = Limits::default();
+    let origin = "https://app.example";
+    limits.origins.push(origin.parse().unwrap());
+    let identity = Identity::new(KeyHeader::Authorization);
+    let server = amem::server::Server::new(builder().build().unwrap(), identity, amem::server::Options::default());
+    let front = Front::start(server.router(), limits);
+    let headers = "authorization,content-type,x-stainless-os,anthropic-version,x-amem-user";
+    let asks = client().request(Method::OPTIONS, front.url("/v1/chat/completions")).header("origin", origin);
+    let asks = asks.header("access-control-request-method", "POST").header("access-control-request-headers", headers);
+    let told = asks.send().unwrap();
+    assert_eq!(told.headers()["access-control-allow-origin"], origin);
+    assert_eq!(told.headers()["access-control-allow-headers"], headers);
+    let answer = client().get(front.url("/v1/models")).header("origin", origin).send().unwrap();
+    assert_eq!(
+        (answer.status().as_u16(), &answer.headers()["access-control-allow-origin"]),
+        (200, &origin.parse().unwrap())
+    );
+}
