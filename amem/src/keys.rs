@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -79,6 +80,8 @@ pub enum KeyError {
 #[derive(Clone)]
 pub struct KeyFile {
     path: Option<PathBuf>,
+    /// Whether it was ever there.
+    seen: Arc<AtomicBool>,
     read: Arc<Mutex<Read>>,
 }
 
@@ -97,17 +100,26 @@ struct Contents {
 impl KeyFile {
     /// No file: there are no keys.
     pub fn none() -> Self {
-        Self { path: None, read: Arc::default() }
+        Self { path: None, seen: Arc::default(), read: Arc::default() }
     }
 
     /// The file at this path, which need not be there: then there are no keys yet.
     pub fn at(path: impl Into<PathBuf>) -> Self {
-        Self { path: Some(path.into()), read: Arc::default() }
+        let file = Self { path: Some(path.into()), seen: Arc::default(), read: Arc::default() };
+        file.is_used();
+        file
     }
 
     /// Whether a key is needed because of this file: it is there, even if it holds none any more.
     pub fn is_used(&self) -> bool {
-        self.path.as_ref().is_some_and(|path| fs::symlink_metadata(path).is_ok())
+        let Some(path) = &self.path else { return false };
+        if self.seen.load(Ordering::Relaxed) {
+            return true;
+        }
+        let is_there =
+            fs::symlink_metadata(path).map_or_else(|error| error.kind() != io::ErrorKind::NotFound, |_| true);
+        self.seen.fetch_or(is_there, Ordering::Relaxed);
+        is_there
     }
 
     /// What a key grants; `None` if it is none of these.
@@ -255,6 +267,33 @@ mod tests {
 
     #[test]
     fn a_damaged_file_is_an_error_and_no_open_door() {
+    #[test]
+    fn a_file_that_was_there_demands_keys_when_it_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("keys.json");
+        let (before, secret) = (KeyFile::at(&path), KeyFile::at(&path).create(Grant::Admin).unwrap().1);
+        let (clone, after) = (before.clone(), KeyFile::at(&path));
+        assert!(before.is_used());
+        fs::rename(&path, dir.path().join("elsewhere")).unwrap();
+        for file in [&before, &clone, &after] {
+            assert!(file.is_used());
+            assert_eq!(file.grant(secret.expose_secret().as_bytes()).unwrap(), None);
+        }
+        assert!(!KeyFile::at(&path).is_used(), "it was not there");
+        fs::rename(dir.path().join("elsewhere"), &path).unwrap();
+        assert_eq!(before.grant(secret.expose_secret().as_bytes()).unwrap(), Some(Grant::Admin));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_file_that_cannot_be_looked_for_is_no_open_door() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("file"), "").unwrap();
+        let file = KeyFile::at(dir.path().join("file/keys.json"));
+        assert!(file.is_used());
+        assert!(matches!(file.grant(b"any"), Err(KeyError::Io { .. })));
+    }
+
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("keys.json");
         fs::write(&path, "{\"keys\": [{}]}").unwrap();

@@ -58,6 +58,23 @@ fn metrics_are_for_keys_that_may_do_everything_unless_they_are_open() {
 }
 
 #[test]
+fn a_server_wants_keys_for_as_long_as_it_runs_even_if_their_file_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("keys.json");
+    let keys = KeyFile::at(&path);
+    let (_, alice) = keys.create(Grant::Namespace(Namespace::new("alice").unwrap())).unwrap();
+    let identity = Identity::new(KeyHeader::Authorization).keys(KeyFile::at(&path));
+    let front = Front::with(common::in_ram(), identity, Options::default());
+    let status = |key: Option<&str>| get(&front.url("/v1/memories/alice"), key).0;
+    let both = || [status(None), status(Some(alice.expose_secret()))];
+    assert_eq!(both(), [401, 200]);
+    std::fs::rename(&path, dir.path().join("backup")).unwrap();
+    assert_eq!(both(), [401, 401]);
+    std::fs::rename(dir.path().join("backup"), &path).unwrap();
+    assert_eq!(both(), [401, 200]);
+}
+
+#[test]
 fn whoever_runs_a_server_removes_what_is_gone_from_its_files_while_it_runs() {
     let dir = tempfile::tempdir().unwrap();
     let keys = KeyFile::at(dir.path().join("keys.json"));
