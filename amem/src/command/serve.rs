@@ -8,7 +8,7 @@ use amem::http::{self, Identity, KeyHeader, Limits};
 use amem::keys::KeyFile;
 use amem::server::{Mode, Options, Server};
 use axum::http::{HeaderName, HeaderValue};
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 
 use super::open::{self, Opened, Place, Tuning};
 
@@ -53,7 +53,13 @@ fn origin(text: &str) -> Result<HeaderValue, String> {
 
 impl Door {
     /// How callers are told apart, and what a server takes.
-    pub(crate) fn open(&self, header: KeyHeader, keys: KeyFile) -> (Identity, Limits) {
+    ///
+    /// # Errors
+    /// When the key that may do everything is empty.
+    pub(crate) fn open(&self, header: KeyHeader, keys: KeyFile) -> Result<(Identity, Limits), Box<dyn Error>> {
+        if self.api_key.as_ref().is_some_and(|key| key.expose_secret().is_empty()) {
+            return Err("--api-key or AMEM_API_KEY is empty: give a key, or leave it out to let anybody in".into());
+        }
         let identity = Identity::new(header)
             .admin(self.api_key.clone())
             .keys(keys)
@@ -64,7 +70,7 @@ impl Door {
         limits.origins.clone_from(&self.allow_origin);
         limits.hosts = self.hosts();
         limits.drain = Duration::from_secs(self.drain);
-        (identity, limits)
+        Ok((identity, limits))
     }
 
     /// The names that the server may be called by. Whoever listens on all addresses may be called by any name, unless some
@@ -125,7 +131,7 @@ enum MetricsAuth {
 
 /// Serves until the process is told to stop.
 pub(crate) async fn run(args: Args, mode: Mode) -> Result<(), Box<dyn Error>> {
-    let (identity, limits) = args.door.open(KeyHeader::Authorization, args.place.keys());
+    let (identity, limits) = args.door.open(KeyHeader::Authorization, args.place.keys())?;
     if args.place.is_demo() {
         eprintln!("no --model is given: the demo model answers, which knows no more than short notes about people");
     }

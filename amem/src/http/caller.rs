@@ -134,13 +134,13 @@ impl Identity {
     }
 
     fn key<'h>(&self, headers: &'h HeaderMap) -> Option<&'h [u8]> {
-        let header = |name: HeaderName| headers.get(name).map(HeaderValue::as_bytes);
+        let header = |name: HeaderName| headers.get(name).map(HeaderValue::as_bytes).filter(|value| !value.is_empty());
         match self.inner.header {
             KeyHeader::AmemKey => header(HeaderName::from_static("x-amem-key")),
             KeyHeader::Authorization => {
                 let bearer = header(header::AUTHORIZATION).and_then(|value| {
                     let (scheme, key) = value.split_at_checked(b"Bearer ".len())?;
-                    scheme.eq_ignore_ascii_case(b"Bearer ").then_some(key)
+                    (scheme.eq_ignore_ascii_case(b"Bearer ") && !key.is_empty()).then_some(key)
                 });
                 bearer.or_else(|| header(HeaderName::from_static("x-api-key")))
             }
@@ -243,6 +243,21 @@ mod tests {
         for right in [("authorization", "Bearer secret"), ("authorization", "bearer secret"), ("x-api-key", "secret")] {
             assert_eq!(whose(&identity, &[right], None).unwrap(), "default", "{right:?}");
         }
+    }
+
+    #[test]
+    fn an_empty_key_is_none() {
+        for (header, sent) in [
+            (KeyHeader::Authorization, ("authorization", "Bearer ")),
+            (KeyHeader::Authorization, ("x-api-key", "")),
+            (KeyHeader::AmemKey, ("x-amem-key", "")),
+        ] {
+            let identity = Identity::new(header).admin(Some("".into()));
+            assert_eq!(status(identity.caller(&headers(&[sent]))), Some(401), "{sent:?}");
+        }
+        let identity = Identity::new(KeyHeader::Authorization).admin(Some("secret".into()));
+        let sent = [("authorization", "Bearer "), ("x-api-key", "secret")];
+        assert_eq!(whose(&identity, &sent, None).unwrap(), "default");
     }
 
     #[test]

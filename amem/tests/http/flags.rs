@@ -47,6 +47,19 @@ fn the_flags_of_the_reference_system_are_taken() {
 }
 
 #[test]
+fn an_empty_key_is_no_key_and_opens_no_server() {
+    let dir = tempfile::tempdir().unwrap();
+    for server in [&["kv-serve"][..], &["proxy"], &["mcp", "--http"]] {
+        for key in [&["--api-key", ""][..], &[]] {
+            let mut command = Process::command(&[server, key].concat(), dir.path());
+            let refused = command.env("AMEM_API_KEY", "").output().unwrap();
+            let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+            assert!(!refused.status.success() && said.contains("--api-key or AMEM_API_KEY is empty"), "{said}");
+        }
+    }
+}
+
+#[test]
 fn origins_are_given_as_browsers_write_them() {
     let dir = tempfile::tempdir().unwrap();
     for wrong in ["*", "https://*.example", "app.example"] {
