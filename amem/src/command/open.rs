@@ -189,7 +189,8 @@ pub(crate) struct Tuning {
     /// this one, which every later command finds without this option.
     #[arg(long, value_name = "DIR")]
     disk_dir: Option<PathBuf>,
-    /// Requests that wait to be computed at most, 1,024 if left out; one more is told to come back later (429).
+    /// Requests that wait to be computed at most, 1,024 if left out; one more is told to come back later (429). As many
+    /// wait at most for what comes before that: for their sessions, say.
     #[arg(long, value_name = "REQUESTS", value_parser = clap::value_parser!(u32).range(1..))]
     max_waiting: Option<u32>,
     #[command(flatten)]
@@ -201,6 +202,11 @@ impl Tuning {
     pub(crate) fn recompute_ratio(&self) -> Option<f32> {
         self.recompute_ratio
     }
+    /// Requests that wait at most, if that is given.
+    pub(crate) fn max_waiting(&self) -> Option<usize> {
+        self.max_waiting.map(|most| most as usize)
+    }
+
 }
 
 /// A share, as an option takes it.

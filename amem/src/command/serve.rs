@@ -146,6 +146,7 @@ pub(crate) async fn run(args: Args, mode: Mode) -> Result<(), Box<dyn Error>> {
     options.recompute_ratio = args.tuning.recompute_ratio();
     options.max_sessions = args.max_sessions as usize;
     options.session_idle = Duration::from_secs(args.session_idle);
+    options.max_waiting = args.tuning.max_waiting().unwrap_or(options.max_waiting);
     options.usd_per_mtok = args.usd_per_mtok;
     options.open_metrics = args.metrics_auth == MetricsAuth::Open;
     let server = Server::new(memory, identity, options);

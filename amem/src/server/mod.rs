@@ -31,10 +31,11 @@ use amem_core::transformer::Encoder;
 use amem_core::{Memory, Timestamp};
 use axum::Router;
 use axum::extract::FromRef;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
-use crate::http::Identity;
+use crate::http::{ApiError, Identity, Result};
 use crate::memories::{self, AnyMemory, MemoryPaths};
 use operations::Operations;
 use sessions::Sessions;
@@ -87,6 +88,9 @@ pub struct Options {
     pub max_sessions: usize,
     /// How long a session is held that nobody uses.
     pub session_idle: Duration,
+    /// Requests at most that wait before they come to the engine, which has a bound of its own: for their sessions, for
+    /// schemas and long texts to be read, for the encoder.
+    pub max_waiting: usize,
     /// Texts of one request at most.
     pub max_texts: usize,
     /// What a million tokens of input cost elsewhere, in US dollars: for estimates of what was saved.
@@ -107,6 +111,7 @@ impl Default for Options {
             recompute_ratio: None,
             max_sessions: 256,
             session_idle: Duration::from_secs(30 * 60),
+            max_waiting: 1024,
             max_texts: 1000,
             usd_per_mtok: 0.20,
             open_metrics: false,
@@ -127,6 +132,8 @@ struct Inner {
     options: Options,
     sessions: Sessions,
     structured: structured::Structured,
+    /// Requests that may wait beside those that do.
+    waiting: Arc<Semaphore>,
     started: Timestamp,
     operations: Operations,
 }
@@ -134,10 +141,11 @@ struct Inner {
 impl Server {
     /// A server of this memory.
     pub fn new(memory: Memory, identity: Identity, options: Options) -> Self {
-        let sessions = Sessions::new(options.max_sessions, options.session_idle);
+        let waiting = Arc::new(Semaphore::new(options.max_waiting.min(Semaphore::MAX_PERMITS)));
+        let sessions = Sessions::new(options.max_sessions, options.session_idle, Arc::clone(&waiting));
         let (structured, started) = (structured::Structured::default(), Timestamp::now());
         let operations = Operations::new();
-        let inner = Inner { memory, identity, options, sessions, structured, started, operations };
+        let inner = Inner { memory, identity, options, sessions, structured, waiting, started, operations };
         Self { inner: Arc::new(inner) }
     }
 
@@ -181,6 +189,14 @@ impl Server {
         &self.inner.sessions
     }
 
+    /// A place among those who wait.
+    ///
+    /// # Errors
+    /// 429 when too many do.
+    pub(crate) fn wait(&self) -> Result<SemaphorePermit<'_>> {
+        place(&self.inner.waiting)
+    }
+
     fn memory_paths(&self) -> MemoryPaths {
         let Options { max_texts, k, usd_per_mtok, .. } = *self.options();
         MemoryPaths {
@@ -193,6 +209,11 @@ impl Server {
             usd_per_mtok: Some(usd_per_mtok),
         }
     }
+}
+
+/// A place among so many who may wait.
+fn place(waiting: &Semaphore) -> Result<SemaphorePermit<'_>> {
+    waiting.try_acquire().map_err(|_| ApiError::overloaded("too many requests wait: try again later"))
 }
 
 impl FromRef<Server> for Identity {

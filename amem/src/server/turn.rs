@@ -150,7 +150,7 @@ impl Server {
             let name = self.session_of(turn);
             let session = name.map(|name| self.session(&name, &turn.namespace, turn.budget_tokens)).transpose()?;
             let stream = match &session {
-                Some(session) => session.lock().await.ask_stream(turn.ask.clone()).await,
+                Some(session) => session.lock().await?.ask_stream(turn.ask.clone()).await,
                 None => self.memory().ask_stream(&turn.namespace, turn.ask.clone()).await,
             };
             match stream {

@@ -107,7 +107,10 @@ pub(super) async fn create(
     let namespace = caller.namespace(request.user.as_deref())?;
     let encoding = request.encoding()?;
     let computed = match &server.options().embedding_model {
-        Some(model) => by_encoder(model, request).await?,
+        Some(model) => {
+            let _waiting = server.wait()?;
+            by_encoder(model, request).await?
+        }
         None => {
             let embedder = KvEmbedder::new(server.memory().engine().clone(), namespace);
             by_kv(&server, &embedder, request).await?

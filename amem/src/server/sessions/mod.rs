@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 use amem_core::{Budget, Namespace, RecordId, Repair, Session, SessionOptions};
 
 pub(super) use routes::routes;
+use tokio::sync::Semaphore;
 
-use super::Server;
+use super::{Server, place};
 use crate::http::{ApiError, Result};
 
 /// What a session is known by.
@@ -58,7 +59,12 @@ impl fmt::Display for SessionName {
 /// for another's KV, the one that was used longest ago ends; never one that is in use.
 pub(crate) struct Sessions {
     held: Arc<AllHeld>,
+    /// Requests that may wait, for a session or anything else, beside those that do.
+    waiting: Arc<Semaphore>,
 }
+
+/// Requests that wait for one session at most.
+const MAX_WAITING: usize = 64;
 
 struct AllHeld {
     most: usize,
@@ -85,6 +91,8 @@ impl ByName {
 struct Held {
     namespace: Namespace,
     session: tokio::sync::Mutex<Session>,
+    /// Requests that may wait for it beside those that do.
+    waiting: Semaphore,
     max_turns: Option<usize>,
     /// What was recalled in it for models that run elsewhere, in order.
     told: Mutex<Vec<RecordId>>,
@@ -95,12 +103,20 @@ struct Held {
 pub(crate) struct InUse {
     name: SessionName,
     held: Arc<Held>,
+    waiting: Arc<Semaphore>,
 }
 
 impl InUse {
     /// The session, when nobody else works with it.
-    pub(crate) async fn lock(&self) -> tokio::sync::MutexGuard<'_, Session> {
-        self.held.session.lock().await
+    ///
+    /// # Errors
+    /// 429 when too many requests wait already, for this session or in all.
+    pub(crate) async fn lock(&self) -> Result<tokio::sync::MutexGuard<'_, Session>> {
+        if let Ok(session) = self.held.session.try_lock() {
+            return Ok(session);
+        }
+        let _places = (place(&self.held.waiting)?, place(&self.waiting)?);
+        Ok(self.held.session.lock().await)
     }
 
     pub(crate) fn name(&self) -> &SessionName {
@@ -119,8 +135,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Sessions {
-    pub(crate) fn new(most: usize, idle: Duration) -> Self {
-        Self { held: Arc::new(AllHeld { most, idle, by_name: Mutex::default() }) }
+    pub(crate) fn new(most: usize, idle: Duration, waiting: Arc<Semaphore>) -> Self {
+        Self { held: Arc::new(AllHeld { most, idle, by_name: Mutex::default() }), waiting }
     }
 
     /// How many there are.
@@ -144,7 +160,7 @@ impl Sessions {
     fn get(&self, name: &SessionName) -> Option<InUse> {
         self.held.end_idle();
         let held = lock(&self.held.by_name).sessions.get(name).map(Arc::clone)?;
-        Some(InUse { name: name.clone(), held })
+        Some(InUse { name: name.clone(), held, waiting: Arc::clone(&self.waiting) })
     }
 
     /// Ends the one that was used longest ago, so that its room in the KV cache is free. False when all are in use.
@@ -171,7 +187,7 @@ impl Sessions {
         drop(by_name);
         // Its context is let go of while nobody waits.
         drop(ended);
-        Ok(InUse { name, held })
+        Ok(InUse { name, held, waiting: Arc::clone(&self.waiting) })
     }
 }
 
@@ -190,7 +206,7 @@ impl AllHeld {
 impl Held {
     fn new(session: Session, namespace: Namespace, max_turns: Option<usize>) -> Self {
         let (session, used) = (tokio::sync::Mutex::new(session), Mutex::new(Instant::now()));
-        Self { namespace, session, max_turns, told: Mutex::default(), used }
+        Self { namespace, session, waiting: Semaphore::new(MAX_WAITING), max_turns, told: Mutex::default(), used }
     }
 }
 
@@ -276,9 +292,41 @@ mod tests {
         sessions.hold(SessionName::Given(name.to_owned()), Held::new(session, namespace, None))
     }
 
+    fn sessions(most: usize, waiting: usize) -> Sessions {
+        Sessions::new(most, Duration::ZERO, Arc::new(Semaphore::new(waiting)))
+    }
+
+    /// How many requests wait for a session before one is told to come back.
+    async fn most_waiting(session: &InUse) -> usize {
+        let mut waiting = Vec::new();
+        loop {
+            let mut lock = Box::pin(session.lock());
+            if let Some(refused) = futures_lite::future::poll_once(&mut lock).await {
+                assert_eq!(refused.err().unwrap().status().as_u16(), 429);
+                return waiting.len();
+            }
+            waiting.push(lock);
+        }
+    }
+
+    #[tokio::test]
+    async fn so_many_requests_wait_for_a_session_and_one_more_is_told_to_come_back() {
+        let memory = memory();
+        for (in_all, most) in [(1000, MAX_WAITING), (3, 3), (0, 0)] {
+            let sessions = sessions(2, in_all);
+            let session = hold(&sessions, &memory, "one").unwrap();
+            let working = session.lock().await.unwrap();
+            assert_eq!(most_waiting(&session).await, most);
+            assert_eq!(most_waiting(&session).await, most, "whoever left waits no longer");
+            assert!(hold(&sessions, &memory, "other").unwrap().lock().await.is_ok(), "nobody works with this one");
+            drop(working);
+            assert!(session.lock().await.is_ok());
+        }
+    }
+
     #[tokio::test]
     async fn a_session_that_is_in_use_neither_ends_nor_makes_room() {
-        let (memory, sessions) = (memory(), Sessions::new(2, Duration::ZERO));
+        let (memory, sessions) = (memory(), sessions(2, 1));
         let first = hold(&sessions, &memory, "first").unwrap();
         let second = hold(&sessions, &memory, "second").unwrap();
         assert_eq!(hold(&sessions, &memory, "third").err().unwrap().status().as_u16(), 429);
@@ -288,7 +336,7 @@ mod tests {
         assert!(sessions.get(second.name()).is_some() && sessions.count() == 2);
         sessions.end(second.name());
         assert!(sessions.get(second.name()).is_none());
-        assert!(second.lock().await.resident().is_empty(), "whoever uses it goes on");
+        assert!(second.lock().await.unwrap().resident().is_empty(), "whoever uses it goes on");
         drop((second, third));
         assert_eq!(sessions.count(), 0);
     }

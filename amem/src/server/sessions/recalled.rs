@@ -36,7 +36,7 @@ impl WorkingSet for InUse {
 
     fn recall(&self, recall: Recall) -> BoxFuture<'_, Result<(Vec<Recollection>, usize)>> {
         Box::pin(async {
-            let mut session = self.lock().await;
+            let mut session = self.lock().await?;
             let found = session.recall(recall).await?;
             Ok((found, session.budget_tokens()))
         })

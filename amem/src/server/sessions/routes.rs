@@ -86,7 +86,7 @@ async fn open(
     if let Some(seed) = request.seed_query.filter(|seed| !seed.trim().is_empty()) {
         let k = request.max_turns.unwrap_or(server.options().k);
         loop {
-            match session.lock().await.open(Recall::new(seed.clone()).k(k)).await {
+            match session.lock().await?.open(Recall::new(seed.clone()).k(k)).await {
                 Ok(_) => break,
                 Err(error) if error.lacks_room_for_now() && server.sessions().end_oldest() => {}
                 Err(error) => {
@@ -96,7 +96,7 @@ async fn open(
             }
         }
     }
-    Ok(Json(SessionState::of(&session).await))
+    Ok(Json(SessionState::of(&session).await?))
 }
 
 /// What stands in a session. Waits for the answer that is being given in it.
@@ -107,6 +107,7 @@ async fn open(
         (status = 400, description = "nothing says who is asking"),
         (status = 401, description = "no key, or a wrong one"),
         (status = 404, description = "no such session"),
+        (status = 429, description = "too many requests wait for it"),
     ))]
 async fn state(
     State(server): State<Server>,
@@ -114,7 +115,7 @@ async fn state(
     Segments(name): Segments<String>,
 ) -> Result<Json<SessionState>> {
     let session = find(&server, &caller, name)?;
-    Ok(Json(SessionState::of(&session).await))
+    Ok(Json(SessionState::of(&session).await?))
 }
 
 /// Ends a session. An answer that is being given in it goes on.
@@ -133,16 +134,16 @@ async fn end(State(server): State<Server>, caller: Caller, Segments(name): Segme
 }
 
 impl SessionState {
-    async fn of(in_use: &InUse) -> Self {
-        let mut session = in_use.lock().await;
+    async fn of(in_use: &InUse) -> Result<Self> {
+        let mut session = in_use.lock().await?;
         session.settle().await;
-        Self {
+        Ok(Self {
             session: in_use.name().to_string(),
             user: in_use.held.namespace.as_str().to_owned(),
             budget_tokens: session.budget_tokens(),
             resident_turns: session.resident().len(),
             resident_tokens: session.resident_tokens(),
-        }
+        })
     }
 }
 
