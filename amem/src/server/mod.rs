@@ -31,7 +31,7 @@ use amem_core::transformer::Encoder;
 use amem_core::{Memory, Timestamp};
 use axum::Router;
 use axum::extract::FromRef;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
@@ -195,6 +195,18 @@ impl Server {
     /// 429 when too many do.
     pub(crate) fn wait(&self) -> Result<SemaphorePermit<'_>> {
         place(&self.inner.waiting)
+    }
+
+    /// A turn at what is done for few at a time. To be held by the work itself, which may outlast whoever wants it.
+    ///
+    /// # Errors
+    /// 429 when too many wait.
+    async fn turn(&self, turns: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit> {
+        if let Ok(turn) = Arc::clone(turns).try_acquire_owned() {
+            return Ok(turn);
+        }
+        let _waiting = self.wait()?;
+        Arc::clone(turns).acquire_owned().await.map_err(|error| ApiError::internal(&error))
     }
 
     fn memory_paths(&self) -> MemoryPaths {

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use amem_core::{CallForm, ConstraintSource, Model, Tool};
 use serde_json::{Map, Value, json};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::Server;
 use crate::http::{ApiError, Result};
@@ -43,12 +43,12 @@ pub(crate) enum Format {
 pub(super) struct Structured {
     grammars: Mutex<Option<Arc<Grammars>>>,
     /// One schema is compiled at a time, so that no number of them takes the processor from the model.
-    turn: Semaphore,
+    turn: Arc<Semaphore>,
 }
 
 impl Default for Structured {
     fn default() -> Self {
-        Self { grammars: Mutex::default(), turn: Semaphore::new(1) }
+        Self { grammars: Mutex::default(), turn: Arc::new(Semaphore::new(1)) }
     }
 }
 
@@ -105,7 +105,7 @@ impl Server {
     async fn compile(&self, about: &'static str, parts: Vec<Part>) -> Result<ConstraintSource> {
         check_size(about, &parts)?;
         let structured = &self.inner.structured;
-        let _turn = structured.turn.acquire().await.map_err(|error| ApiError::internal(&error))?;
+        let turn = self.turn(&structured.turn).await?;
         let held = structured.grammars.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let model = Arc::clone(self.memory().model());
         let compile = move || -> Result<(Arc<Grammars>, ConstraintSource)> {
@@ -118,7 +118,7 @@ impl Server {
             })?;
             Ok((grammars, source))
         };
-        let (grammars, source) = on_deep_stack(compile).await??;
+        let (grammars, source) = on_deep_stack(turn, compile).await??;
         *structured.grammars.lock().unwrap_or_else(PoisonError::into_inner) = Some(grammars);
         Ok(source)
     }
@@ -200,13 +200,21 @@ fn count(value: &Value) -> usize {
     }
 }
 
-/// Does what may recurse as deep as a schema has values.
-async fn on_deep_stack<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+/// Does what may recurse as deep as a schema has values. Its turn ends with the work, which goes on when nobody waits for
+/// it any more.
+async fn on_deep_stack<T: Send + 'static>(
+    turn: OwnedSemaphorePermit,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T> {
     const STACK: usize = 256 << 20;
     let (done, result) = tokio::sync::oneshot::channel();
     let thread = std::thread::Builder::new().name("amem-schema".to_owned()).stack_size(STACK);
     // Nobody waits for the result any more if sending it fails.
-    let spawned = thread.spawn(move || drop(done.send(work())));
+    let spawned = thread.spawn(move || {
+        let result = work();
+        drop(turn);
+        drop(done.send(result));
+    });
     spawned.map_err(|error| ApiError::internal(&error))?;
     result.await.map_err(|error| ApiError::internal(&error))
 }

@@ -356,6 +356,21 @@ fn a_call_that_is_demanded_is_made() {
 }
 
 #[test]
+fn a_schema_has_its_turn_until_it_is_compiled_even_if_its_client_left() {
+    run(async {
+        let turns = Arc::new(Semaphore::new(1));
+        let turn = || Arc::clone(&turns).acquire_owned();
+        let (go_on, told) = std::sync::mpsc::channel();
+        let mut compiling = Box::pin(on_deep_stack(turn().await.unwrap(), move || told.recv().unwrap()));
+        assert!(futures_lite::future::poll_once(&mut compiling).await.is_none());
+        drop(compiling);
+        assert_eq!(turns.available_permits(), 0);
+        go_on.send(()).unwrap();
+        on_deep_stack(turn().await.unwrap(), || ()).await.unwrap();
+    });
+}
+
+#[test]
 fn a_call_that_cannot_be_demanded_is_refused() {
     let param = |result: Result<ConstraintSource>| {
         let error = result.unwrap_err();
