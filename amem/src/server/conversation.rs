@@ -4,6 +4,9 @@ use amem_core::{Message, Role, ToolCall};
 
 use crate::http::{ApiError, Result};
 
+/// Messages of a conversation at most.
+pub(crate) const MAX_MESSAGES: usize = 2048;
+
 /// Collects the messages of a conversation, in order.
 ///
 /// Ids of calls are written anew, as [`amem_core`] writes them itself: short enough for the strictest chat templates, and

@@ -134,6 +134,8 @@ struct Inner {
     structured: structured::Structured,
     /// Requests that may wait beside those that do.
     waiting: Arc<Semaphore>,
+    /// Long texts are cut into tokens one at a time, on a thread of their own.
+    long_text: Arc<Semaphore>,
     started: Timestamp,
     operations: Operations,
 }
@@ -143,9 +145,10 @@ impl Server {
     pub fn new(memory: Memory, identity: Identity, options: Options) -> Self {
         let waiting = Arc::new(Semaphore::new(options.max_waiting.min(Semaphore::MAX_PERMITS)));
         let sessions = Sessions::new(options.max_sessions, options.session_idle, Arc::clone(&waiting));
+        let long_text = Arc::new(Semaphore::new(1));
         let (structured, started) = (structured::Structured::default(), Timestamp::now());
         let operations = Operations::new();
-        let inner = Inner { memory, identity, options, sessions, structured, waiting, started, operations };
+        let inner = Inner { memory, identity, options, sessions, structured, waiting, long_text, started, operations };
         Self { inner: Arc::new(inner) }
     }
 

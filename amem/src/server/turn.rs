@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use amem_core::{Answer, AnswerStream, Ask, Event, Finish, Namespace, Repair, Usage};
+use amem_core::{Answer, AnswerStream, Ask, Error, Event, Finish, Message, Namespace, Prompt, Repair, Usage};
 use futures_util::{Stream, StreamExt};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -130,12 +130,71 @@ pub(crate) enum Progress {
     Done(Box<Answered>),
 }
 
+/// Bytes of what is said and of tools, from which on the tokens take so long to make that other requests would wait.
+const LONG_TEXT: usize = 64 << 10;
+
+/// Whether what is asked is long.
+fn is_long(ask: &Ask) -> bool {
+    let said = match &ask.prompt {
+        Prompt::Messages(messages) => messages.iter().map(message_bytes).sum(),
+        Prompt::Question(question) => question.len(),
+        _ => 0,
+    };
+    let tools: usize = ask.tools.iter().map(|tool| tool.description.len() + tool.parameters.len()).sum();
+    said + tools > LONG_TEXT
+}
+
+fn message_bytes(message: &Message) -> usize {
+    message.text.len() + message.tool_calls.iter().map(|call| call.arguments.len()).sum::<usize>()
+}
+
 impl Server {
+    /// Tokens that the model is told what is asked in, if no memory is recalled for it. Those of long texts are counted one
+    /// at a time, on a thread on which nobody waits for anything else.
+    ///
+    /// # Errors
+    /// What [`amem_core::Memory::prompt_tokens`] says; 429 when too many requests wait.
+    pub(crate) async fn prompt_tokens(&self, ask: &Ask) -> Result<usize> {
+        if !is_long(ask) {
+            return Ok(self.memory().prompt_tokens(ask)?);
+        }
+        let turn = self.turn(&self.inner.long_text).await?;
+        let (memory, ask) = (self.memory().clone(), ask.clone());
+        let count = move || {
+            let _turn = turn;
+            memory.prompt_tokens(&ask)
+        };
+        Ok(tokio::task::spawn_blocking(count).await.map_err(|error| ApiError::internal(&error))??)
+    }
+
+    /// The same, of what the model's context holds.
+    ///
+    /// # Errors
+    /// As [`prompt_tokens`](Self::prompt_tokens); 400 when they are more than the model holds.
+    pub(crate) async fn fitting_tokens(&self, ask: &Ask) -> Result<usize> {
+        let (tokens, limit) = (self.prompt_tokens(ask).await?, self.memory().model().info().context);
+        // One is the answer's.
+        if tokens < limit { Ok(tokens) } else { Err(Error::TooLong { what: "question", tokens, limit }.into()) }
+    }
+
     /// Begins to answer.
     ///
     /// # Errors
-    /// What [`amem_core::Memory::ask_stream`] says; 404 for a session that is not there, or is another user's.
-    pub(crate) async fn start(&self, mut turn: Turn) -> Result<Running> {
+    /// What [`amem_core::Memory::ask_stream`] says; 404 for a session that is not there, or is another user's; 429 when too
+    /// many requests wait for it.
+    pub(crate) async fn start(&self, turn: Turn) -> Result<Running> {
+        // What is too long is refused before it holds up others.
+        if is_long(&turn.ask) {
+            self.fitting_tokens(&turn.ask).await?;
+        }
+        self.start_fitting(turn).await
+    }
+
+    /// As [`start`](Self::start), for what is known to be [fitting](Self::fitting_tokens).
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub(crate) async fn start_fitting(&self, mut turn: Turn) -> Result<Running> {
         let started = Instant::now();
         if !turn.residency {
             turn.ask = turn.ask.repair(Repair::All);
@@ -315,5 +374,38 @@ impl Answered {
     /// The tokens of the prompt and of the answers.
     pub(crate) fn tokens(&self) -> Tokens {
         Tokens::of(&self.usage)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use amem_core::transformer::{Options as LoadOptions, Transformer};
+    use amem_core::{Memory, Role};
+    use amem_cpu::Cpu;
+
+    use super::*;
+    use crate::http::{Identity, KeyHeader};
+    use crate::server::Options;
+
+    #[tokio::test]
+    async fn long_conversations_are_made_tokens_of_one_at_a_time() {
+        let model = Transformer::load(&amem_demo::files(), Cpu::new().unwrap(), LoadOptions::default()).unwrap();
+        let memory = Memory::builder(Arc::new(model)).build().unwrap();
+        let options = Options { max_waiting: 0, ..Options::default() };
+        let server = Server::new(memory, Identity::new(KeyHeader::Authorization), options);
+        let ask = |text: String| Ask::messages(vec![Message::new(Role::User, text)]);
+        let (short, long) = (ask("Where does Alice live?".to_owned()), ask("Where? ".repeat(LONG_TEXT / 4)));
+        let turn = |ask: &Ask| Turn::new(Namespace::new("alice").unwrap(), ask.clone());
+        let status = |error: ApiError| error.status().as_u16();
+        assert_eq!(server.start(turn(&long)).await.err().map(status), Some(400), "no context holds it");
+        assert!(server.prompt_tokens(&long).await.unwrap() > LONG_TEXT / 4);
+        let held = server.turn(&server.inner.long_text).await.unwrap();
+        assert_eq!(server.start(turn(&long)).await.err().map(status), Some(429), "nobody may wait");
+        assert_eq!(server.prompt_tokens(&long).await.err().map(status), Some(429));
+        assert!(server.start(turn(&short)).await.is_ok(), "a short one waits for none");
+        drop(held);
+        assert!(server.prompt_tokens(&long).await.is_ok());
     }
 }

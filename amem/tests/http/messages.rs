@@ -234,6 +234,7 @@ fn a_body_that_is_not_what_is_expected_is_a_bad_request() {
     let cases = [
         (json!({ "max_tokens": null }), "max_tokens"),
         (json!({ "messages": [] }), "question"),
+        (json!({ "messages": vec![json!({ "role": "user", "content": "x" }); 2049] }), "2048"),
         (json!({ "messages": [{ "role": "user", "content": 1 }] }), "messages[0].content"),
         (json!({ "messages": [{ "role": "tool", "content": "x" }] }), "messages[0].role"),
         (block(json!({ "type": "audio" })), "audio"),

@@ -59,8 +59,8 @@ async fn create(State(server): State<Server>, caller: Caller, body: Result<Body<
         let answered = server.start(turn).await?.answer().await?;
         return Ok(Json(MessageResponse::whole(model, answered)?).into_response());
     }
-    let usage = MessageUsage::begun(server.memory().prompt_tokens(&turn.ask)?);
-    let running = server.start(turn).await?;
+    let usage = MessageUsage::begun(server.fitting_tokens(&turn.ask).await?);
+    let running = server.start_fitting(turn).await?;
     Ok(stream::events(running, MessageResponse::begun(model, usage)?).into_response())
 }
 
@@ -71,6 +71,7 @@ async fn create(State(server): State<Server>, caller: Caller, body: Result<Body<
         (status = 400, description = "not what is expected, or not supported"),
         (status = 401, description = "no key, or a wrong one"),
         (status = 413, description = "too large"),
+        (status = 429, description = "too many requests wait"),
     ))]
 async fn count_tokens(
     State(server): State<Server>,
@@ -82,7 +83,7 @@ async fn count_tokens(
     check_thinking(thinking.as_ref())?;
     let tools = prompt::tools(tools.unwrap_or_default(), tool_choice.as_ref())?;
     let ask = Ask::messages(prompt::messages(system, messages)?).tools(tools);
-    Ok(Json(TokenCount { input_tokens: server.memory().prompt_tokens(&ask)? }))
+    Ok(Json(TokenCount { input_tokens: server.prompt_tokens(&ask).await? }))
 }
 
 /// What is asked, and of whose memory.

@@ -4,7 +4,7 @@ use amem_core::{Message, Tool, ToolCall};
 
 use super::request::{Block, Content, InputMessage, InputRole, ResultBlock, SystemBlock, ToolChoice, ToolParam};
 use crate::http::{ApiError, Result};
-use crate::server::conversation::Conversation;
+use crate::server::conversation::{Conversation, MAX_MESSAGES};
 
 /// The messages of a conversation, the client's system message first.
 ///
@@ -13,9 +13,13 @@ use crate::server::conversation::Conversation;
 /// model thought aloud is left out: it is no part of what was said, and was mostly another model's.
 ///
 /// # Errors
-/// 400 for a conversation that does not end with a user's message, and for a block that is not supported, or not where
-/// it stands.
+/// 400 for a conversation that has too many messages or does not end with a user's, and for a block that is not supported,
+/// or not where it stands.
 pub(super) fn messages(system: Option<Content<SystemBlock>>, said: Vec<InputMessage>) -> Result<Vec<Message>> {
+    if said.len() > MAX_MESSAGES {
+        let message = format!("messages: there can be {MAX_MESSAGES} at most");
+        return Err(ApiError::bad_request(message).param("messages"));
+    }
     if said.last().is_some_and(|message| message.role == InputRole::Assistant) {
         let message = "the conversation ends with an assistant message, which this server cannot go on with: \
             end it with a user message";

@@ -10,11 +10,10 @@ use super::sampling::SamplingParams;
 use super::{invalid, unsupported, whole};
 use crate::http::{ApiError, Result};
 use crate::server::Server;
-use crate::server::conversation::Conversation;
+use crate::server::conversation::{Conversation, MAX_MESSAGES};
 use crate::server::turn::Turn;
 
-/// Messages of a conversation, and tools, at most.
-const MAX_MESSAGES: usize = 2048;
+/// Tools at most.
 const MAX_TOOLS: usize = 128;
 /// The likeliest tokens that can come with each token.
 const MAX_TOP_LOGPROBS: usize = 20;

@@ -10,15 +10,14 @@ use utoipa::ToSchema;
 use super::object::Echo;
 use crate::http::{ApiError, Result};
 use crate::server::Server;
-use crate::server::conversation::Conversation;
+use crate::server::conversation::{Conversation, MAX_MESSAGES};
 use crate::server::openai::form::ToolChoice;
 use crate::server::openai::sampling::SamplingParams;
 use crate::server::openai::{invalid, unsupported, whole};
 use crate::server::structured::Format;
 use crate::server::turn::Turn;
 
-/// Items of a conversation, and tools, at most.
-const MAX_ITEMS: usize = 2048;
+/// Tools at most.
 const MAX_TOOLS: usize = 128;
 /// The likeliest tokens that can come with each token.
 const MAX_TOP_LOGPROBS: usize = 20;
@@ -392,8 +391,8 @@ fn conversation(instructions: Option<String>, input: Input) -> Result<Vec<amem_c
     match input {
         Input::Text(text) => conversation.user(text),
         Input::Items(items) => {
-            if !(1..=MAX_ITEMS).contains(&items.len()) {
-                return Err(invalid("input", format!("there must be from 1 to {MAX_ITEMS} items")));
+            if !(1..=MAX_MESSAGES).contains(&items.len()) {
+                return Err(invalid("input", format!("there must be from 1 to {MAX_MESSAGES} items")));
             }
             for (index, item) in items.into_iter().enumerate() {
                 item.tell(&mut conversation, index)?;
