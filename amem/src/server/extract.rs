@@ -83,12 +83,16 @@ async fn extract(
     if sentences.is_empty() {
         return Err(ApiError::bad_request("the text is empty: give it some text").param("text"));
     }
+    let too_many = |what: &str| ApiError::too_large(format!("the text has {what}: give it in parts")).param("text");
+    if sentences.len() > server.options().max_texts {
+        return Err(too_many(&format!("{} sentences", sentences.len())));
+    }
     let (facts, method) = match facts_by_model(&server, &namespace, &sentences).await? {
         Some(facts) => (facts, "model"),
         None => (sentences, "sentences"),
     };
     if facts.len() > server.options().max_texts {
-        return Err(ApiError::too_large(format!("the text has {} facts: give it in parts", facts.len())).param("text"));
+        return Err(too_many(&format!("{} facts", facts.len())));
     }
     let added = match facts.is_empty() {
         true => Vec::new(),
@@ -109,8 +113,13 @@ async fn extract(
 async fn facts_by_model(server: &Server, namespace: &Namespace, sentences: &[String]) -> Result<Option<Vec<String>>> {
     let mut facts: Vec<String> = Vec::new();
     let (asked, told) = (server.clone(), sentences.to_vec());
-    // Thousands of sentences take a while to be put together.
-    let passages = tokio::task::spawn_blocking(move || passages(&asked, &told)).await;
+    // A thousand sentences take a while to be put together.
+    let turn = server.turn(&server.inner.long_text).await?;
+    let work = move || {
+        let _turn = turn;
+        passages(&asked, &told)
+    };
+    let passages = tokio::task::spawn_blocking(work).await;
     let Some(passages) = passages.map_err(|error| ApiError::internal(&error))?? else { return Ok(None) };
     for Passage { text, prompt, room } in passages {
         let answer = generate(server, namespace, prompt, room).await?;
@@ -137,33 +146,36 @@ struct Passage {
 fn passages(server: &Server, sentences: &[String]) -> Result<Option<Vec<Passage>>> {
     let (chat, context) = (server.memory().model().chat(), server.memory().model().info().context);
     let layout = chat.layout(INSTRUCTION)?;
-    let around = |text: &str| -> Result<Option<Passage>> {
-        let mut conversation = chat.conversation(&layout, &[Message::new(Role::User, text)], &[])?;
+    packed(sentences, |sentences| {
+        let text = sentences.join(" ");
+        let mut conversation = chat.conversation(&layout, &[Message::new(Role::User, &*text)], &[])?;
         let Some(exchange) = conversation.exchanges.pop() else { return Ok(None) };
         let prompt = [&layout.prefix[..], &conversation.opening, &exchange.prompt].concat();
         let room = context.saturating_sub(prompt.len()).min(MAX_ANSWER_TOKENS);
         let fits = prompt.len() <= context / 2 + layout.prefix.len() && room > 0;
-        Ok(fits.then(|| Passage { text: text.to_owned(), prompt, room }))
-    };
-    let mut passages: Vec<Passage> = Vec::new();
-    let mut last: Option<Passage> = None;
-    for sentence in sentences {
-        let longer = match &last {
-            Some(passage) => around(&format!("{} {sentence}", passage.text))?,
-            None => None,
-        };
-        last = match longer {
-            Some(longer) => Some(longer),
-            None => {
-                passages.extend(last);
-                match around(sentence)? {
-                    Some(passage) => Some(passage),
-                    None => return Ok(None),
-                }
+        Ok(fits.then_some(Passage { text, prompt, room }))
+    })
+}
+
+/// Sentences in passages, each of as many as fit. `None` if a single one does not.
+///
+/// `passage` reads all that it is given. So a passage is first doubled, and then its end is looked for by halves, rather
+/// than sentence by sentence.
+fn packed<T>(mut sentences: &[String], passage: impl Fn(&[String]) -> Result<Option<T>>) -> Result<Option<Vec<T>>> {
+    let mut passages = Vec::new();
+    while !sentences.is_empty() {
+        let Some(mut longest) = passage(&sentences[..1])? else { return Ok(None) };
+        let (mut fit, mut too_many) = (1, sentences.len() + 1);
+        while fit + 1 < too_many {
+            let next = (2 * fit).min(fit.midpoint(too_many));
+            match passage(&sentences[..next])? {
+                Some(longer) => (longest, fit) = (longer, next),
+                None => too_many = next,
             }
-        };
+        }
+        passages.push(longest);
+        sentences = &sentences[fit..];
     }
-    passages.extend(last);
     Ok(Some(passages))
 }
 
@@ -191,4 +203,43 @@ fn amounts(usage: &Usage) -> Amounts {
 /// The paths of this module.
 pub(super) fn routes() -> OpenApiRouter<Server> {
     OpenApiRouter::new().routes(routes!(extract))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[test]
+    fn passages_hold_as_many_sentences_as_fit_and_none_is_read_often() {
+        for (room, lengths) in [
+            (10, vec![3, 3, 3, 3, 10, 1, 9, 1, 1]),
+            (1000, vec![1; 1000]),
+            (999, vec![1; 1000]),
+            (64, vec![1; 1000]),
+            (7, (0..500).map(|n| 1 + n % 7).collect()),
+            (5, Vec::new()),
+        ] {
+            let sentences: Vec<String> = lengths.iter().map(|length| "x".repeat(*length)).collect();
+            let mut expected: Vec<usize> = Vec::new();
+            for length in &lengths {
+                match expected.last_mut().filter(|last| **last + length <= room) {
+                    Some(last) => *last += length,
+                    None => expected.push(*length),
+                }
+            }
+            let read = Cell::new(0);
+            let passage = |sentences: &[String]| {
+                let length: usize = sentences.iter().map(String::len).sum();
+                read.set(read.get() + length);
+                Ok((length <= room).then_some(length))
+            };
+            assert_eq!(packed(&sentences, passage).unwrap(), Some(expected));
+            let (all, halves) = (lengths.iter().sum::<usize>(), lengths.len().max(2).ilog2() as usize);
+            assert!(read.get() <= (4 + 2 * halves) * all, "{room}: {} of {all}", read.get());
+        }
+        let passage = |sentences: &[String]| Ok(sentences.iter().all(|one| one.len() < 3).then_some(()));
+        assert_eq!(packed(&["x".to_owned(), "xxx".to_owned()], passage).unwrap(), None);
+    }
 }

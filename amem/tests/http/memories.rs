@@ -418,6 +418,10 @@ fn the_facts_that_a_model_lists_count_as_far_as_the_text_says_them() {
     assert!(prompt.contains("JSON list") && prompt.contains("I met Maria. She is 41"), "{prompt}");
     let none = extract("There is nothing here.");
     assert_eq!((&none["facts"], &none["method"], &none["active"]), (&json!([]), &json!("model"), &json!(2)));
+    let asked = model.prompts().len();
+    let sentences = "There is nothing here.\n".repeat(1001);
+    assert_eq!(post(front.url("/v1/extract"), &json!({ "user": "a", "text": sentences })).0, 413);
+    assert_eq!(model.prompts().len(), asked, "it is not asked about more than it may be told");
     let own = extract("It is a secret. Nobody knows.");
     assert_eq!((&own["facts"], &own["method"]), (&json!(["It is a secret.", "Nobody knows."]), &json!("sentences")));
     let invented = extract("Maria went to Oslo.");
