@@ -82,7 +82,8 @@ impl FromRef<MemoryPaths> for Identity {
 
 /// The paths of this module.
 pub(crate) fn routes(paths: MemoryPaths) -> OpenApiRouter {
-    let transfers = transfer::Transfers { paths: paths.clone(), permits: Arc::new(Semaphore::new(TRANSFERS)) };
+    let permits = Arc::new(Semaphore::new(TRANSFERS));
+    let transfers = transfer::Transfers { paths: paths.clone(), permits, patience: transfer::PATIENCE };
     let transfers =
         OpenApiRouter::new().routes(routes!(transfer::export)).routes(routes!(transfer::import)).with_state(transfers);
     OpenApiRouter::new()
