@@ -83,20 +83,36 @@ async fn open(
     options.filter = request.filter.as_ref().map(parse_filter).transpose()?;
     let session = server.memory().session(&namespace, options)?;
     let session = server.sessions().hold(SessionName::new()?, Held::new(session, namespace, request.max_turns))?;
+    let mut opening = Opening { server: &server, session, is_told: false };
     if let Some(seed) = request.seed_query.filter(|seed| !seed.trim().is_empty()) {
         let k = request.max_turns.unwrap_or(server.options().k);
         loop {
-            match session.lock().await?.open(Recall::new(seed.clone()).k(k)).await {
+            match opening.session.lock().await?.open(Recall::new(seed.clone()).k(k)).await {
                 Ok(_) => break,
                 Err(error) if error.lacks_room_for_now() && server.sessions().end_oldest() => {}
-                Err(error) => {
-                    server.sessions().end(session.name());
-                    return Err(error.into());
-                }
+                Err(error) => return Err(error.into()),
             }
         }
     }
-    Ok(Json(SessionState::of(&session).await?))
+    let state = SessionState::of(&opening.session).await?;
+    opening.is_told = true;
+    Ok(Json(state))
+}
+
+/// A session that its client does not know of yet. It ends if that stays so: when opening it fails, and when the client
+/// leaves meanwhile.
+struct Opening<'s> {
+    server: &'s Server,
+    session: InUse,
+    is_told: bool,
+}
+
+impl Drop for Opening<'_> {
+    fn drop(&mut self) {
+        if !self.is_told {
+            self.server.sessions().end(self.session.name());
+        }
+    }
 }
 
 /// What stands in a session. Waits for the answer that is being given in it.
@@ -164,4 +180,33 @@ fn find(server: &Server, caller: &Caller, name: String) -> Result<InUse> {
 /// The paths of sessions.
 pub(in crate::server) fn routes() -> OpenApiRouter<Server> {
     OpenApiRouter::new().routes(routes!(open)).routes(routes!(state, end))
+}
+
+#[cfg(test)]
+mod tests {
+    use amem_core::Memory;
+    use amem_core::transformer::{Options as LoadOptions, Transformer};
+    use amem_cpu::Cpu;
+    use axum::http::HeaderMap;
+
+    use super::*;
+    use crate::http::{Identity, KeyHeader};
+    use crate::server::Options;
+
+    #[tokio::test]
+    async fn a_session_whose_client_leaves_while_it_is_opened_ends() {
+        let model = Transformer::load(&amem_demo::files(), Cpu::new().unwrap(), LoadOptions::default()).unwrap();
+        let memory = Memory::builder(std::sync::Arc::new(model)).build().unwrap();
+        memory.remember_all("default", ["Alice lives in Denver."]).await.unwrap();
+        let identity = Identity::new(KeyHeader::Authorization);
+        let caller = identity.caller(&HeaderMap::new()).unwrap();
+        let server = Server::new(memory, identity, Options::default());
+        let request = || serde_json::from_str(r#"{ "seed_query": "Where does Alice live?" }"#).unwrap();
+        let mut opening = Box::pin(open(State(server.clone()), caller.clone(), Body(request())));
+        assert!(futures_lite::future::poll_once(&mut opening).await.is_none() && server.sessions().count() == 1);
+        drop(opening);
+        assert_eq!(server.sessions().count(), 0);
+        let opened = open(State(server.clone()), caller, Body(request())).await.unwrap();
+        assert_eq!((opened.0.resident_turns, server.sessions().count()), (1, 1));
+    }
 }
