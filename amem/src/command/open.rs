@@ -207,6 +207,28 @@ impl Tuning {
         self.max_waiting.map(|most| most as usize)
     }
 
+    /// The share of cached tokens that are computed again, if one is given.
+    pub(crate) fn recompute_ratio(&self) -> Option<f32> {
+        self.recompute_ratio
+    }
+}
+
+/// How much is recalled.
+#[derive(Args)]
+pub(crate) struct Recalled {
+    /// Memories that are recalled for a question; 8 if left out.
+    #[arg(long)]
+    k: Option<usize>,
+    /// The same, under the reference system's name for it; --k goes before it.
+    #[arg(long)]
+    max_turns: Option<usize>,
+}
+
+impl Recalled {
+    /// Memories that are recalled for a question.
+    pub(crate) fn k(&self) -> usize {
+        self.k.or(self.max_turns).unwrap_or(8)
+    }
 }
 
 /// A share, as an option takes it.
@@ -305,4 +327,29 @@ pub(crate) fn dir_name(dir: &Path) -> String {
     let gguf = dir.extension().is_some_and(|extension| extension == "gguf");
     let name = if gguf { dir.file_stem() } else { dir.file_name() };
     name.map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[test]
+    fn memories_are_recalled_by_either_name_and_k_goes_before_the_other() {
+        #[derive(Parser)]
+        struct Cli {
+            #[command(flatten)]
+            recalled: Recalled,
+        }
+        for (flags, k) in [
+            (&[][..], 8),
+            (&["--k", "3"], 3),
+            (&["--max-turns", "4"], 4),
+            (&["--k", "3", "--max-turns", "4"], 3),
+            (&["--max-turns", "4", "--k", "3"], 3),
+        ] {
+            assert_eq!(Cli::parse_from([&["amem"], flags].concat()).recalled.k(), k, "{flags:?}");
+        }
+    }
 }

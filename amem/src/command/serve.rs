@@ -10,7 +10,7 @@ use amem::server::{Mode, Options, Server};
 use axum::http::{HeaderName, HeaderValue};
 use secrecy::{ExposeSecret, SecretString};
 
-use super::open::{self, Opened, Place, Tuning};
+use super::open::{self, Opened, Place, Recalled, Tuning};
 
 /// Where a server listens, and to whom.
 #[derive(clap::Args)]
@@ -100,9 +100,8 @@ pub(crate) struct Args {
     place: Place,
     #[command(flatten)]
     tuning: Tuning,
-    /// Memories that are recalled for a question.
-    #[arg(long, visible_alias = "max-turns", default_value_t = 8)]
-    k: usize,
+    #[command(flatten)]
+    recalled: Recalled,
     /// Tokens to answer with at most, if a request does not say how many.
     #[arg(long, default_value_t = 256)]
     max_tokens: usize,
@@ -142,7 +141,7 @@ pub(crate) async fn run(args: Args, mode: Mode) -> Result<(), Box<dyn Error>> {
     let mut options = Options::default();
     options.mode = mode;
     options.embedding_model = embedding_model;
-    (options.k, options.max_tokens, options.budget_tokens) = (args.k, args.max_tokens, args.budget_tokens);
+    (options.k, options.max_tokens, options.budget_tokens) = (args.recalled.k(), args.max_tokens, args.budget_tokens);
     options.recompute_ratio = args.tuning.recompute_ratio();
     options.max_sessions = args.max_sessions as usize;
     options.session_idle = Duration::from_secs(args.session_idle);

@@ -31,7 +31,7 @@ fn the_flags_of_the_reference_system_are_taken() {
     let dir = tempfile::tempdir().unwrap();
     let kv = dir.path().join("elsewhere");
     let flags =
-        ["--hot-budget", "1000", "--max-model-len", "512", "--recompute-ratio", "0.2",  "8", "--max-turns", "4"];
+        ["--hot-budget", "1000", "--max-model-len", "512", "--recompute-ratio", "0.2", "--k", "8", "--max-turns", "4"];
     let server = Process::start(&[&["serve", "--disk-dir", kv.to_str().unwrap()], &flags[..]].concat(), dir.path());
     assert_eq!(get(&server.url("/ready"), None).0, 200);
     assert!(kv.is_dir());

@@ -26,7 +26,7 @@ use futures_lite::StreamExt;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::device::Compute;
-use super::open::{self, ModelName};
+use super::open::{self, ModelName, Recalled};
 use report::{Asked, Pair, Report};
 
 /// Whose memory it is.
@@ -57,9 +57,8 @@ pub(crate) struct Args {
     /// as it can hold for any other.
     #[arg(long)]
     budget_tokens: Option<usize>,
-    /// Memories that are recalled for a question.
-    #[arg(long, visible_alias = "max-turns", default_value_t = 8)]
-    k: usize,
+    #[command(flatten)]
+    recalled: Recalled,
     /// The share of cached tokens that are computed again in their new context, 0 to 1; 0.1 if left out. In the session, of
     /// those that it begins with.
     #[arg(long, value_name = "SHARE", value_parser = open::share)]
@@ -149,7 +148,7 @@ impl Args {
     }
 
     fn question(&self, question: &str) -> Ask {
-        Ask::new(question).k(self.k).generation(self.generation())
+        Ask::new(question).k(self.recalled.k()).generation(self.generation())
     }
 
     fn generation(&self) -> Generation {
