@@ -36,10 +36,6 @@ pub(crate) struct Door {
     /// MiB that a request's body may have.
     #[arg(long, default_value_t = 16)]
     max_body_mib: usize,
-    /// Seconds that the server goes on for when it is told to stop, saying that it is not ready, so that a load balancer
-    /// can send requests elsewhere.
-    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
-    drain: u64,
 }
 
 /// An origin as browsers write it.
@@ -69,7 +65,6 @@ impl Door {
         limits.body_bytes = self.max_body_mib << 20;
         limits.origins.clone_from(&self.allow_origin);
         limits.hosts = self.hosts();
-        limits.drain = Duration::from_secs(self.drain);
         Ok((identity, limits))
     }
 
@@ -117,6 +112,10 @@ pub(crate) struct Args {
     /// US dollars that a million tokens of input cost elsewhere: for estimates of what was saved.
     #[arg(long, default_value_t = 0.20)]
     usd_per_mtok: f64,
+    /// Seconds that the server goes on for when it is told to stop, saying that it is not ready, so that a load balancer
+    /// can send requests elsewhere.
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    drain: u64,
     /// Who may read /metrics: whoever has a key that may do everything, or everybody.
     #[arg(long, value_enum, default_value_t = MetricsAuth::Key)]
     metrics_auth: MetricsAuth,
@@ -151,7 +150,7 @@ pub(crate) async fn run(args: Args, mode: Mode) -> Result<(), Box<dyn Error>> {
     let server = Server::new(memory, identity, options);
     let router = http::layers(server.clone().router(), &limits);
     println!("amem {} listens on http://{address}", mode.name());
-    let drain = limits.drain;
+    let drain = Duration::from_secs(args.drain);
     let stop = async move {
         stopped().await;
         server.stopping();

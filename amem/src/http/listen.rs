@@ -34,20 +34,11 @@ pub struct Limits {
     pub hosts: Option<Vec<String>>,
     /// How long requests that are being answered are waited for when the server stops.
     pub shutdown: Duration,
-    /// How long a server goes on taking requests when it is told to stop, saying that it is not ready, so that whoever
-    /// distributes them can send them elsewhere.
-    pub drain: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            body_bytes: 16 << 20,
-            origins: Vec::new(),
-            hosts: Some(Vec::new()),
-            shutdown: Duration::from_secs(30),
-            drain: Duration::ZERO,
-        }
+        Self { body_bytes: 16 << 20, origins: Vec::new(), hosts: Some(Vec::new()), shutdown: Duration::from_secs(30) }
     }
 }
 

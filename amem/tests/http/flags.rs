@@ -76,6 +76,16 @@ fn origins_are_given_as_browsers_write_them() {
     assert_eq!([status("host", "amem.example"), status("host", "other.example")], [200, 403]);
 }
 
+#[test]
+fn servers_that_say_nothing_of_whether_they_are_ready_cannot_drain() {
+    let dir = tempfile::tempdir().unwrap();
+    for server in [&["proxy"][..], &["mcp", "--http"]] {
+        let refused = Process::command(&[server, &["--drain", "1"]].concat(), dir.path()).output().unwrap();
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(refused.status.code() == Some(2) && said.contains("--drain"), "{said}");
+    }
+}
+
 #[cfg(unix)]
 #[test]
 fn a_server_that_is_told_to_stop_finishes_what_it_has_begun() {
