@@ -38,6 +38,55 @@ pub(crate) enum Format {
     },
 }
 
+/// Which of a request's tools an answer may call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum ToolChoice {
+    /// None.
+    None,
+    /// Any, or none.
+    Auto,
+    /// One, and nothing else is said.
+    Required,
+    /// This one, and nothing else is said.
+    Named(String),
+}
+
+/// The tools of a request.
+#[derive(Clone, Debug)]
+pub(crate) struct Tools {
+    /// Those that the model is told about: none where it may not call any.
+    pub(crate) told: Vec<Tool>,
+    /// Whether all of the schema must hold, for each of them.
+    strict: Vec<bool>,
+    choice: ToolChoice,
+}
+
+impl Tools {
+    /// Tools, each with whether all of its schema must hold. `strict` names the parameter that says so.
+    ///
+    /// # Errors
+    /// 400 about that parameter where the model may but need not call the tool: what it calls by itself is held to no schema.
+    pub(crate) fn new(
+        tools: Vec<(Tool, bool)>,
+        choice: ToolChoice,
+        strict_at: impl Fn(usize) -> String,
+    ) -> Result<Self> {
+        let tools = if choice == ToolChoice::None { Vec::new() } else { tools };
+        let (told, strict): (Vec<_>, Vec<_>) = tools.into_iter().unzip();
+        match strict.iter().position(|is_strict| *is_strict) {
+            Some(index) if choice == ToolChoice::Auto => {
+                let at = strict_at(index);
+                let message = format!(
+                    "{at}: calls that the model makes by itself are not held to a schema: leave it out, or demand a \
+                     call by tool_choice"
+                );
+                Err(ApiError::unsupported(at, message))
+            }
+            _ => Ok(Self { told, strict, choice }),
+        }
+    }
+}
+
 /// What turns schemas into constraints: the model's vocabulary as grammars need it. It is made when it is first asked
 /// for.
 pub(super) struct Structured {
@@ -53,19 +102,39 @@ impl Default for Structured {
 }
 
 impl Server {
+    /// What an answer may say that is of this form, which the parameter `about` says, or calls the tool that is demanded;
+    /// `None` if that is anything.
+    ///
+    /// # Errors
+    /// 400 for a form together with tools that may be called; as `form` and `call`.
+    pub(crate) async fn constraint(
+        &self,
+        about: &'static str,
+        format: &Format,
+        tools: &Tools,
+    ) -> Result<Option<ConstraintSource>> {
+        let Tools { told, strict, choice } = tools;
+        if *format != Format::Text && !told.is_empty() {
+            let message = format!(
+                "{about}: not together with tools that may be called: give one of the two, or the tool_choice none"
+            );
+            return Err(ApiError::unsupported(about, message));
+        }
+        let name = match choice {
+            ToolChoice::None | ToolChoice::Auto => return self.form(about, format).await,
+            ToolChoice::Required => None,
+            ToolChoice::Named(name) => Some(&**name),
+        };
+        let is_called = |tool: &Tool| name.is_none_or(|name| tool.name == name);
+        let is_strict = told.iter().zip(strict).any(|(tool, is_strict)| *is_strict && is_called(tool));
+        self.call(told, name, is_strict).await.map(Some)
+    }
+
     /// What an answer of this form may say; `None` if that is anything.
     ///
     /// # Errors
-    /// 400 about `response_format` for a schema that is none, is too large, or asks for what cannot be followed.
-    pub(crate) async fn constraint(&self, format: &Format) -> Result<Option<ConstraintSource>> {
-        self.constraint_of("response_format", format).await
-    }
-
-    /// As [`constraint`](Self::constraint), where another parameter says the form.
-    ///
-    /// # Errors
-    /// As [`constraint`](Self::constraint), about that parameter.
-    pub(crate) async fn constraint_of(&self, about: &'static str, format: &Format) -> Result<Option<ConstraintSource>> {
+    /// 400 about that parameter for a schema that is none, is too large, or asks for what cannot be followed.
+    async fn form(&self, about: &'static str, format: &Format) -> Result<Option<ConstraintSource>> {
         let (schema, strict) = match format {
             Format::Text => return Ok(None),
             Format::JsonObject => (Map::from_iter([("type".to_owned(), json!("object"))]), true),
@@ -77,12 +146,13 @@ impl Server {
         self.compile(about, vec![Part::Schema(schema, strict)]).await.map(Some)
     }
 
-    /// The call of one of these tools, or of the one that is named, and nothing else.
+    /// The call of one of these tools, or of the one that is named, and nothing else. With `strict`, all of the tools'
+    /// schemas must hold, rather than what can be followed in them.
     ///
     /// # Errors
     /// 400 about `tool_choice` when no tool is called so, or the model's chat template writes no calls of tools; about
     /// `tools` for parameters that are no schema, are too large, or ask for what cannot be followed.
-    pub(crate) async fn tool_constraint(&self, tools: &[Tool], name: Option<&str>) -> Result<ConstraintSource> {
+    async fn call(&self, tools: &[Tool], name: Option<&str>, strict: bool) -> Result<ConstraintSource> {
         let about = "tool_choice";
         let Some(form) = self.memory().model().chat().call_form() else {
             let message = "tool_choice: this model's chat template has no form for calls of tools";
@@ -98,7 +168,7 @@ impl Server {
         }
         let CallForm { open, arguments, close } = form;
         let call = call_schema(&called, arguments)?;
-        let parts = vec![Part::Text(open.clone()), Part::Schema(call, false), Part::Text(close.clone())];
+        let parts = vec![Part::Text(open.clone()), Part::Schema(call, strict), Part::Text(close.clone())];
         self.compile("tools", parts).await
     }
 

@@ -530,7 +530,10 @@ fn a_call_can_be_demanded_of_any_tool_or_of_one() {
     let front = Front::of(Scripted::new(&script).memory().0);
     let time = json!({ "type": "function", "function": { "name": "time" } });
     for (choice, name) in [(json!("auto"), None), (json!("required"), Some("weather")), (time, Some("time"))] {
-        let fields = json!({ "tools": tools(), "tool_choice": choice });
+        let mut tools = tools();
+        // The model can be held to a schema where it has to call.
+        tools.as_array_mut().unwrap().iter_mut().for_each(|tool| tool["function"]["strict"] = name.is_some().into());
+        let fields = json!({ "tools": tools, "tool_choice": choice });
         let body = answer(&front, &request("How warm is it?", fields.clone()));
         let calls = body["choices"][0]["message"]["tool_calls"].as_array().cloned().unwrap_or_default();
         assert_eq!(

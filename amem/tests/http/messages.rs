@@ -426,8 +426,10 @@ fn a_model_that_must_call_a_tool_calls_it() {
     let (look, weather) = (call("look"), call("weather"));
     let script = [("Why?", "I do not know."), ("Why?", &*look), ("Why?", &*weather)];
     let front = Front::of(Scripted::new(&script).memory().0);
-    let tools: Vec<Value> = ["look", "weather"].map(|name| json!({ "name": name, "input_schema": {} })).to_vec();
     let called = |choice: Value| {
+        // The model can be held to a schema where it has to call.
+        let strict = choice["type"] != "auto";
+        let tools = ["look", "weather"].map(|name| json!({ "name": name, "input_schema": {}, "strict": strict }));
         let request = with(asked("Why?"), json!({ "tools": tools, "tool_choice": choice, "max_tokens": 100 }));
         let (status, answer) = post(front.url("/v1/messages"), &request);
         assert_eq!(status, 200, "{answer}");

@@ -199,7 +199,9 @@ fn a_call_can_be_demanded() {
     let (memory, _) = Scripted::new(&[("hot there?", "Hello."), ("hot there?", call)]).memory();
     let front = Front::of(memory);
     for choice in [json!("required"), json!({ "type": "function", "name": "weather" })] {
-        let request = json!({ "input": "hot there?", "tools": tools(), "tool_choice": choice });
+        let mut tools = tools();
+        tools[0]["strict"] = true.into();
+        let request = json!({ "input": "hot there?", "tools": tools, "tool_choice": choice });
         let body = answer(&front, &request);
         assert_eq!((body["output"].as_array().unwrap().len(), &body["output"][0]["name"]), (1, &json!("weather")));
         assert_eq!(body["tool_choice"], choice);

@@ -15,7 +15,7 @@ mod request;
 mod response;
 mod stream;
 
-use amem_core::{Ask, ConstraintSource, Generation, Namespace, Tool};
+use amem_core::{Ask, Generation, Namespace};
 use axum::Json;
 use axum::extract::{Request, State};
 use axum::http::{HeaderName, StatusCode};
@@ -82,7 +82,7 @@ async fn count_tokens(
     let CountTokensRequest { model: _, system, messages, tools, tool_choice, thinking } = request;
     check_thinking(thinking.as_ref())?;
     let tools = prompt::tools(tools.unwrap_or_default(), tool_choice.as_ref())?;
-    let ask = Ask::messages(prompt::messages(system, messages)?).tools(tools);
+    let ask = Ask::messages(prompt::messages(system, messages)?).tools(tools.told);
     Ok(Json(TokenCount { input_tokens: server.prompt_tokens(&ask).await? }))
 }
 
@@ -101,18 +101,22 @@ async fn turn(server: &Server, caller: &Caller, request: MessagesRequest) -> Res
     sampling.top_k = request.top_k.unwrap_or(sampling.top_k);
     let tools = prompt::tools(request.tools.unwrap_or_default(), request.tool_choice.as_ref())?;
     let format = request.output_config.and_then(|config| config.format);
+    let format = format.map_or(Format::Text, |OutputFormat::JsonSchema { schema }| Format::JsonSchema {
+        schema: schema.into(),
+        strict: true,
+    });
     let mut generation = Generation::default()
         .max_tokens(request.max_tokens)
         .stop(request.stop_sequences.unwrap_or_default())
         .sampling(sampling);
-    generation.constraint = constraint(server, format, &tools, request.tool_choice.as_ref()).await?;
+    generation.constraint = server.constraint("output_config.format", &format, &tools).await?;
     let messages = prompt::messages(request.system, request.messages)?;
     let (k, most) = (request.k.unwrap_or(server.options().k), server.options().max_texts);
     if k > most {
         return Err(ApiError::bad_request(format!("k must be at most {most}")).param("k"));
     }
     let one_call = request.tool_choice.as_ref().is_some_and(ToolChoice::is_one_call);
-    let ask = Ask::messages(messages).tools(tools).k(k).generation(generation);
+    let ask = Ask::messages(messages).tools(tools.told).k(k).generation(generation);
     Ok(Turn {
         session: request.session,
         budget_tokens: request.budget_tokens,
@@ -120,35 +124,6 @@ async fn turn(server: &Server, caller: &Caller, request: MessagesRequest) -> Res
         parallel_calls: !one_call,
         ..Turn::new(namespace, ask)
     })
-}
-
-/// What an answer may say; `None` if that is anything.
-async fn constraint(
-    server: &Server,
-    format: Option<OutputFormat>,
-    tools: &[Tool],
-    choice: Option<&ToolChoice>,
-) -> Result<Option<ConstraintSource>> {
-    let about = "output_config.format";
-    match (format, choice) {
-        (Some(_), _) if !tools.is_empty() => {
-            let message =
-                format!("{about} is not supported together with tools that may be called: give one of the two");
-            Err(ApiError::unsupported(about, message))
-        }
-        (Some(OutputFormat::JsonSchema { schema }), _) => {
-            let format = Format::JsonSchema { schema: schema.into(), strict: true };
-            server.constraint(&format).await.map_err(|error| match error.status() {
-                StatusCode::BAD_REQUEST => {
-                    ApiError::bad_request(error.message().replacen("response_format", about, 1)).param(about)
-                }
-                _ => error,
-            })
-        }
-        (None, Some(ToolChoice::Any { .. })) => server.tool_constraint(tools, None).await.map(Some),
-        (None, Some(ToolChoice::Tool { name, .. })) => server.tool_constraint(tools, Some(name)).await.map(Some),
-        (None, _) => Ok(None),
-    }
 }
 
 /// Whose memory is asked. `metadata.user_id` is for whoever runs the model, to tell users apart: it names the memory where

@@ -5,6 +5,7 @@ use amem_core::{Message, Tool, ToolCall};
 use super::request::{Block, Content, InputMessage, InputRole, ResultBlock, SystemBlock, ToolChoice, ToolParam};
 use crate::http::{ApiError, Result};
 use crate::server::conversation::{Conversation, MAX_MESSAGES};
+use crate::server::structured::{self, Tools};
 
 /// The messages of a conversation, the client's system message first.
 ///
@@ -134,27 +135,30 @@ fn unsupported(at: &str, kind: &str) -> ApiError {
     ApiError::unsupported(at, format!("{at}: blocks of the type {kind} are not supported: send text"))
 }
 
-/// The tools that the model is told about: none where it may not call any.
+/// The tools of a request.
 ///
 /// # Errors
-/// 400 for tools that the client does not run itself.
-pub(super) fn tools(tools: Vec<ToolParam>, choice: Option<&ToolChoice>) -> Result<Vec<Tool>> {
+/// 400 for tools that the client does not run itself, and for `strict` ones where no call is demanded.
+pub(super) fn tools(tools: Vec<ToolParam>, choice: Option<&ToolChoice>) -> Result<Tools> {
     let tools = tools.into_iter().enumerate().map(|(index, tool)| {
         let at = format!("tools.{index}");
         if let Some(kind) = tool.kind.as_deref().filter(|kind| *kind != "custom") {
             let message = format!("{at}: tools of the type {kind} are not supported: describe it as a custom tool");
             return Err(ApiError::unsupported(format!("{at}.type"), message));
         }
-        if tool.strict == Some(true) {
-            return Err(ApiError::unsupported(format!("{at}.strict"), format!("{at}: strict is not supported")));
-        }
         let Some(schema) = tool.input_schema else {
             let message = format!("{at}: input_schema is missing: give a JSON Schema of an object");
             return Err(ApiError::bad_request(message).param(format!("{at}.input_schema")));
         };
         let schema = serde_json::Value::Object(schema).to_string();
-        Ok(Tool::new(tool.name, tool.description.unwrap_or_default(), schema))
+        let told = Tool::new(tool.name, tool.description.unwrap_or_default(), schema);
+        Ok((told, tool.strict.unwrap_or(false)))
     });
-    let tools = tools.collect::<Result<Vec<_>>>()?;
-    Ok(if matches!(choice, Some(ToolChoice::None {})) { Vec::new() } else { tools })
+    let choice = match choice {
+        None | Some(ToolChoice::Auto { .. }) => structured::ToolChoice::Auto,
+        Some(ToolChoice::None {}) => structured::ToolChoice::None,
+        Some(ToolChoice::Any { .. }) => structured::ToolChoice::Required,
+        Some(ToolChoice::Tool { name, .. }) => structured::ToolChoice::Named(name.clone()),
+    };
+    Tools::new(tools.collect::<Result<_>>()?, choice, |index| format!("tools.{index}.strict"))
 }

@@ -222,7 +222,7 @@ pub(super) struct ToolParam {
     pub(super) description: Option<String>,
     /// A JSON Schema of an object.
     pub(super) input_schema: Option<Object>,
-    /// `true` is not supported.
+    /// Whether the model is held to all of the schema: only where `tool_choice` demands a call.
     pub(super) strict: Option<bool>,
 }
 

@@ -1,14 +1,13 @@
 //! The form that an answer is held to: `response_format`, and a `tool_choice` that demands a call.
 
-use amem_core::{ConstraintSource, Tool};
+use amem_core::Tool;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
-use super::{invalid, unsupported};
+use super::{check_name, invalid, unsupported};
 use crate::http::Result;
-use crate::server::Server;
-use crate::server::structured::Format;
+use crate::server::structured::{Format, ToolChoice};
 
 /// The form of an answer.
 #[derive(Debug, Default, Deserialize, ToSchema)]
@@ -31,61 +30,49 @@ struct JsonSchema {
     strict: Option<bool>,
 }
 
-/// Which tools an answer may call.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum ToolChoice {
-    /// None.
-    None,
-    /// Any, or none.
-    Auto,
-    /// One at least.
-    Required,
-    /// This one.
-    Named(String),
-}
-
-impl ToolChoice {
-    /// The choice that a request makes.
-    pub(super) fn read(choice: Option<&Value>, tools: &[Tool]) -> Result<Self> {
-        let param = "tool_choice";
-        let choice = match choice {
-            None | Some(Value::Null) => Self::Auto,
-            Some(Value::String(mode)) => match mode.as_str() {
-                "none" => Self::None,
-                "auto" => Self::Auto,
-                "required" => Self::Required,
-                other => return Err(invalid(param, format!("there is no {other:?}: it is none, auto or required"))),
-            },
-            Some(named) => match (named["type"].as_str(), named["function"]["name"].as_str()) {
-                (Some("function"), Some(name)) => Self::Named(name.to_owned()),
-                (Some("function"), None) => return Err(invalid(param, "it does not name a function")),
-                _ => return Err(unsupported(param, "only functions can be chosen")),
-            },
-        };
-        match &choice {
-            Self::Required | Self::Named(_) if tools.is_empty() => {
-                Err(invalid(param, "there are no tools to choose from"))
-            }
-            Self::Named(name) if !tools.iter().any(|tool| tool.name == *name) => {
-                Err(invalid(param, format!("there is no tool {name:?}")))
-            }
-            _ => Ok(choice),
+/// Which of these tools an answer may call.
+///
+/// # Errors
+/// 400 for what is no choice, and for a tool that is not there.
+pub(super) fn tool_choice(choice: Option<&Value>, tools: &[(Tool, bool)]) -> Result<ToolChoice> {
+    let param = "tool_choice";
+    let choice = match choice {
+        None | Some(Value::Null) => ToolChoice::Auto,
+        Some(Value::String(mode)) => match mode.as_str() {
+            "none" => ToolChoice::None,
+            "auto" => ToolChoice::Auto,
+            "required" => ToolChoice::Required,
+            other => return Err(invalid(param, format!("there is no {other:?}: it is none, auto or required"))),
+        },
+        Some(named) => match (named["type"].as_str(), named["function"]["name"].as_str()) {
+            (Some("function"), Some(name)) => ToolChoice::Named(name.to_owned()),
+            (Some("function"), None) => return Err(invalid(param, "it does not name a function")),
+            _ => return Err(unsupported(param, "only functions can be chosen")),
+        },
+    };
+    match &choice {
+        ToolChoice::Required | ToolChoice::Named(_) if tools.is_empty() => {
+            Err(invalid(param, "there are no tools to choose from"))
         }
+        ToolChoice::Named(name) if !tools.iter().any(|(tool, _)| tool.name == *name) => {
+            Err(invalid(param, format!("there is no tool {name:?}")))
+        }
+        _ => Ok(choice),
     }
 }
 
 impl ResponseFormat {
-    fn read(&self) -> Result<Format> {
+    /// The form.
+    ///
+    /// # Errors
+    /// 400 for a form that is none.
+    pub(super) fn read(&self) -> Result<Format> {
         let param = "response_format";
         match (self.r#type.as_str(), &self.json_schema) {
             ("text", _) => Ok(Format::Text),
             ("json_object", _) => Ok(Format::JsonObject),
             ("json_schema", Some(JsonSchema { name, schema, strict })) => {
-                let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
-                if !(1..=64).contains(&name.len()) || !name.chars().all(is_plain) {
-                    let message = "it must be 1 to 64 letters, digits, underscores and hyphens";
-                    return Err(invalid(format!("{param}.json_schema.name"), message));
-                }
+                check_name(format!("{param}.json_schema.name"), name)?;
                 let schema = schema.clone().unwrap_or_else(|| json!({}));
                 Ok(Format::JsonSchema { schema, strict: strict.unwrap_or(false) })
             }
@@ -94,27 +81,5 @@ impl ResponseFormat {
                 Err(invalid(param, format!("there is no type {other:?}: it is text, json_object or json_schema")))
             }
         }
-    }
-}
-
-/// What an answer may say; `None` if that is anything.
-///
-/// # Errors
-/// 400 for a form that is none, and for one that answers cannot be held to.
-pub(super) async fn constraint(
-    server: &Server,
-    format: Option<&ResponseFormat>,
-    tools: &[Tool],
-    choice: &ToolChoice,
-) -> Result<Option<ConstraintSource>> {
-    let format = format.map_or(Ok(Format::Text), ResponseFormat::read)?;
-    if format != Format::Text && !tools.is_empty() {
-        let message = "not together with tools that may be called: give one of the two, or the tool_choice none";
-        return Err(unsupported("response_format", message));
-    }
-    match choice {
-        ToolChoice::Required => server.tool_constraint(tools, None).await.map(Some),
-        ToolChoice::Named(name) => server.tool_constraint(tools, Some(name)).await.map(Some),
-        ToolChoice::None | ToolChoice::Auto => server.constraint(&format).await,
     }
 }

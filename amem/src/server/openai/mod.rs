@@ -26,7 +26,10 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::Server;
-use crate::http::ApiError;
+use crate::http::{ApiError, Result};
+
+/// Tools of a request at most.
+const MAX_TOOLS: usize = 128;
 
 /// A parameter that has a value which makes no sense (400).
 fn invalid(param: impl Into<String>, message: impl std::fmt::Display) -> ApiError {
@@ -40,8 +43,17 @@ fn unsupported(param: impl Into<String>, message: impl std::fmt::Display) -> Api
     ApiError::unsupported(param.clone(), format!("{param}: {message}"))
 }
 
+/// Checks the name of a tool or of a schema (400 if it cannot be one).
+fn check_name(param: impl Into<String>, name: &str) -> Result<()> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    match (1..=64).contains(&name.len()) && name.chars().all(is_plain) {
+        true => Ok(()),
+        false => Err(invalid(param, "it must be 1 to 64 letters, digits, underscores and hyphens")),
+    }
+}
+
 /// A whole number within its bounds (400 otherwise).
-fn whole(param: &'static str, value: i64, least: i64, most: usize) -> crate::http::Result<usize> {
+fn whole(param: &'static str, value: i64, least: i64, most: usize) -> Result<usize> {
     let checked = usize::try_from(value).ok().filter(|number| value >= least && *number <= most);
     checked.ok_or_else(|| {
         let expected = if most == usize::MAX { format!("{least} or more") } else { format!("from {least} to {most}") };

@@ -5,16 +5,15 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use super::form::{ResponseFormat, ToolChoice, constraint};
+use super::form::{ResponseFormat, tool_choice};
 use super::sampling::SamplingParams;
-use super::{invalid, unsupported, whole};
+use super::{MAX_TOOLS, check_name, invalid, unsupported, whole};
 use crate::http::{ApiError, Result};
 use crate::server::Server;
 use crate::server::conversation::{Conversation, MAX_MESSAGES};
+use crate::server::structured::{Format, Tools};
 use crate::server::turn::Turn;
 
-/// Tools at most.
-const MAX_TOOLS: usize = 128;
 /// The likeliest tokens that can come with each token.
 const MAX_TOP_LOGPROBS: usize = 20;
 
@@ -197,7 +196,7 @@ struct FunctionDefinition {
     /// Its parameters: a JSON Schema of an object.
     #[schema(value_type = Option<Object>)]
     parameters: Option<Map<String, Value>>,
-    /// Whether the model is held to the schema.
+    /// Whether the model is held to all of the schema: only where `tool_choice` demands a call.
     strict: Option<bool>,
 }
 
@@ -223,11 +222,10 @@ impl ChatRequest {
     pub(super) async fn read(self, server: &Server, namespace: Namespace) -> Result<Asked> {
         self.refuse_unsupported()?;
         let options = server.options();
-        let mut tools = self.tools()?;
-        let choice = ToolChoice::read(self.tool_choice.as_ref(), &tools)?;
-        if choice == ToolChoice::None {
-            tools.clear();
-        }
+        let tools = self.tools()?;
+        let choice = tool_choice(self.tool_choice.as_ref(), &tools)?;
+        let tools = Tools::new(tools, choice, |index| format!("tools[{index}].function.strict"))?;
+        let format = self.response_format.as_ref().map_or(Ok(Format::Text), ResponseFormat::read)?;
         let mut generation = Generation::default()
             .max_tokens(self.max_tokens(options.max_tokens)?)
             .min_tokens(self.sampling.min_tokens()?)
@@ -235,12 +233,12 @@ impl ChatRequest {
             .stop(self.sampling.stop()?)
             .n(self.sampling.n()?);
         generation.logprobs = self.logprobs()?;
-        generation.constraint = constraint(server, self.response_format.as_ref(), &tools, &choice).await?;
+        generation.constraint = server.constraint("response_format", &format, &tools).await?;
         let k = self.k.map_or(Ok(options.k), |k| whole("k", k, 0, options.max_texts))?;
         let budget = self.budget_tokens.map(|tokens| whole("budget_tokens", tokens, 1, usize::MAX)).transpose()?;
         let stream = self.stream()?;
         let logprobs = generation.logprobs.is_some();
-        let ask = Ask::messages(conversation(self.messages)?).tools(tools).k(k).generation(generation);
+        let ask = Ask::messages(conversation(self.messages)?).tools(tools.told).k(k).generation(generation);
         let turn = Turn {
             session: self.session,
             budget_tokens: budget,
@@ -301,7 +299,8 @@ impl ChatRequest {
         Ok(streams.then_some(Streamed { include_usage }))
     }
 
-    fn tools(&self) -> Result<Vec<Tool>> {
+    /// The tools, each with whether all of its schema must hold.
+    fn tools(&self) -> Result<Vec<(Tool, bool)>> {
         let tools = self.tools.as_deref().unwrap_or_default();
         if tools.len() > MAX_TOOLS {
             return Err(invalid("tools", format!("there can be {MAX_TOOLS} at most")));
@@ -311,7 +310,7 @@ impl ChatRequest {
 }
 
 impl ToolDefinition {
-    fn read(&self, index: usize) -> Result<Tool> {
+    fn read(&self, index: usize) -> Result<(Tool, bool)> {
         let param = |field: &str| format!("tools[{index}].{field}");
         if self.r#type != "function" {
             return Err(unsupported(param("type"), format!("there are no tools of the type {:?}", self.r#type)));
@@ -319,20 +318,13 @@ impl ToolDefinition {
         let Some(FunctionDefinition { name, description, parameters, strict }) = &self.function else {
             return Err(invalid(param("function"), "it is missing"));
         };
-        let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
-        if !(1..=64).contains(&name.len()) || !name.chars().all(is_plain) {
-            let message = "it must be 1 to 64 letters, digits, underscores and hyphens";
-            return Err(invalid(param("function.name"), message));
-        }
-        if strict.unwrap_or(false) {
-            let message = "calls that the model makes by itself are not held to a schema";
-            return Err(unsupported(param("function.strict"), message));
-        }
+        check_name(param("function.name"), name)?;
         let parameters = match parameters {
             Some(parameters) => serde_json::to_string(parameters).map_err(|error| ApiError::internal(&error))?,
             None => r#"{"type": "object", "properties": {}}"#.to_owned(),
         };
-        Ok(Tool::new(name, description.as_deref().unwrap_or_default(), parameters))
+        let tool = Tool::new(name, description.as_deref().unwrap_or_default(), parameters);
+        Ok((tool, strict.unwrap_or(false)))
     }
 }
 

@@ -56,12 +56,12 @@ fn answer(server: &Server, source: ConstraintSource, seed: u64, max_tokens: usiz
 }
 
 fn of_schema(schema: Value) -> ConstraintSource {
-    run(SERVER.constraint(&Format::JsonSchema { schema, strict: true })).unwrap().unwrap()
+    run(SERVER.form("response_format", &Format::JsonSchema { schema, strict: true })).unwrap().unwrap()
 }
 
 /// What a schema is refused for.
 fn refused(schema: Value, strict: bool) -> Option<String> {
-    let error = run(SERVER.constraint(&Format::JsonSchema { schema, strict })).err()?;
+    let error = run(SERVER.form("response_format", &Format::JsonSchema { schema, strict })).err()?;
     assert_eq!(error.status().as_u16(), 400);
     assert_eq!(error.body()["error"]["param"], "response_format");
     Some(error.message().to_owned())
@@ -214,7 +214,7 @@ proptest! {
 fn an_object_is_an_object_whatever_is_in_it() {
     let mut whole = 0;
     for seed in 0..6 {
-        let source = run(SERVER.constraint(&Format::JsonObject)).unwrap().unwrap();
+        let source = run(SERVER.form("response_format", &Format::JsonObject)).unwrap().unwrap();
         let choice = answer(&SERVER, source, seed, 150);
         assert!(choice.text.starts_with('{'), "{}", choice.text);
         // An object may be without end. One that is complete is one.
@@ -229,7 +229,7 @@ fn an_object_is_an_object_whatever_is_in_it() {
 
 #[test]
 fn text_is_free() {
-    assert_eq!(run(SERVER.constraint(&Format::Text)).unwrap(), None);
+    assert_eq!(run(SERVER.form("response_format", &Format::Text)).unwrap(), None);
 }
 
 #[test]
@@ -306,7 +306,9 @@ fn schemas_that_mean_harm_end_in_a_constraint_or_an_error() {
         json!({ "multipleOf": 1e-300, "type": "number" }),
         json!({ "type": "object", "patternProperties": { ".*": false }, "minProperties": 9 }),
     ] {
-        let Ok(source) = run(SERVER.constraint(&Format::JsonSchema { schema, strict: true })) else { continue };
+        let Ok(source) = run(SERVER.form("response_format", &Format::JsonSchema { schema, strict: true })) else {
+            continue;
+        };
         let mut form = source.unwrap().start().unwrap();
         let mut mask = TokenMask::new(SERVER.memory().model().info().vocabulary);
         form.allow(&mut mask).unwrap();
@@ -339,7 +341,7 @@ fn a_call_that_is_demanded_is_made() {
     let tools = tools();
     let mut called = std::collections::BTreeSet::new();
     for seed in 0..8 {
-        let source = run(CALLER.tool_constraint(&tools, None)).unwrap();
+        let source = run(CALLER.call(&tools, None, false)).unwrap();
         let choice = answer(&CALLER, source, seed, 300);
         let (text, calls) = CALLER.memory().model().chat().tool_calls(&choice.text);
         assert_eq!((text.as_str(), calls.len()), ("", 1), "{}", choice.text);
@@ -348,11 +350,44 @@ fn a_call_that_is_demanded_is_made() {
         let arguments: Value = serde_json::from_str(&calls[0].arguments).unwrap();
         assert!(holds(&schema, &schema, &arguments), "{}", choice.text);
         called.insert(calls[0].name.clone());
-        let source = run(CALLER.tool_constraint(&tools, Some("weather"))).unwrap();
+        let source = run(CALLER.call(&tools, Some("weather"), false)).unwrap();
         let choice = answer(&CALLER, source, seed, 300);
         assert_eq!(CALLER.memory().model().chat().tool_calls(&choice.text).1[0].name, "weather");
     }
     assert_eq!(called.len(), 2, "both tools are called");
+}
+
+#[test]
+fn all_of_a_strict_tools_schema_holds_where_a_call_is_demanded() {
+    let odd: Value = json!({ "type": "object", "properties": { "place": { "type": "array", "uniqueItems": true } } });
+    let [lenient, strict] = [false, true].map(|strict| (Tool::new("odd", "", odd.to_string()), strict));
+    let plain = (tools().remove(0), true);
+    let of = |tools: &[&(Tool, bool)], choice: ToolChoice| {
+        let tools = tools.iter().map(|tool| (*tool).clone()).collect();
+        let tools = Tools::new(tools, choice, |index| format!("tools[{index}]"))?;
+        run(CALLER.constraint("response_format", &Format::Text, &tools))
+    };
+    let named = |name: &str| ToolChoice::Named(name.to_owned());
+    let param = |result: Result<Option<ConstraintSource>>| {
+        result.err().map(|error| error.body()["error"]["param"].as_str().unwrap().to_owned())
+    };
+    assert_eq!(param(of(&[&lenient], ToolChoice::Required)), None);
+    assert_eq!(
+        param(of(&[&strict], ToolChoice::Required)).as_deref(),
+        Some("tools"),
+        "it asks for what is not followed"
+    );
+    assert_eq!(param(of(&[&lenient, &strict], named("odd"))).as_deref(), Some("tools"));
+    assert_eq!(param(of(&[&strict, &plain], named(&plain.0.name))), None, "the other one is not called");
+    assert_eq!(param(of(&[&plain], ToolChoice::Required)), None);
+    assert_eq!(param(of(&[&lenient, &plain], ToolChoice::Auto)).as_deref(), Some("tools[1]"));
+    assert!(of(&[&strict], ToolChoice::None).unwrap().is_none());
+    for seed in 0..5 {
+        let source = of(&[&plain], ToolChoice::Required).unwrap().unwrap();
+        let choice = answer(&CALLER, source, seed, 300);
+        let (text, calls) = CALLER.memory().model().chat().tool_calls(&choice.text);
+        assert_eq!((text.as_str(), calls.len()), ("", 1), "{}", choice.text);
+    }
 }
 
 #[test]
@@ -377,10 +412,10 @@ fn a_call_that_cannot_be_demanded_is_refused() {
         assert_eq!(error.status().as_u16(), 400);
         error.body()["error"]["param"].as_str().unwrap().to_owned()
     };
-    assert_eq!(param(run(SERVER.tool_constraint(&tools(), None))), "tool_choice");
-    assert_eq!(param(run(CALLER.tool_constraint(&tools(), Some("other")))), "tool_choice");
-    assert_eq!(param(run(CALLER.tool_constraint(&[], None))), "tool_choice");
+    assert_eq!(param(run(SERVER.call(&tools(), None, false))), "tool_choice");
+    assert_eq!(param(run(CALLER.call(&tools(), Some("other"), false))), "tool_choice");
+    assert_eq!(param(run(CALLER.call(&[], None, false))), "tool_choice");
     for parameters in ["[]", "{", r#"{"type":"person"}"#] {
-        assert_eq!(param(run(CALLER.tool_constraint(&[Tool::new("f", "", parameters)], None))), "tools");
+        assert_eq!(param(run(CALLER.call(&[Tool::new("f", "", parameters)], None, false))), "tools");
     }
 }

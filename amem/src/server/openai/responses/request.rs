@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use amem_core::{Ask, ConstraintSource, Generation, Namespace, Tool, ToolCall};
+use amem_core::{Ask, Generation, Namespace, Tool, ToolCall};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
@@ -11,14 +11,12 @@ use super::object::Echo;
 use crate::http::{ApiError, Result};
 use crate::server::Server;
 use crate::server::conversation::{Conversation, MAX_MESSAGES};
-use crate::server::openai::form::ToolChoice;
+use crate::server::openai::form::tool_choice;
 use crate::server::openai::sampling::SamplingParams;
-use crate::server::openai::{invalid, unsupported, whole};
-use crate::server::structured::Format;
+use crate::server::openai::{MAX_TOOLS, check_name, invalid, unsupported, whole};
+use crate::server::structured::{Format, Tools};
 use crate::server::turn::Turn;
 
-/// Tools at most.
-const MAX_TOOLS: usize = 128;
 /// The likeliest tokens that can come with each token.
 const MAX_TOP_LOGPROBS: usize = 20;
 /// What a client may note: entries, and bytes of their names and texts.
@@ -193,11 +191,9 @@ impl ResponsesRequest {
         self.refuse_unsupported()?;
         let options = server.options();
         let (format, text) = self.format()?;
-        let mut tools = self.tools()?;
-        let choice = ToolChoice::read(named_within(self.tool_choice.as_ref()).as_ref(), &tools)?;
-        if choice == ToolChoice::None {
-            tools.clear();
-        }
+        let tools = self.tools()?;
+        let choice = tool_choice(named_within(self.tool_choice.as_ref()).as_ref(), &tools)?;
+        let tools = Tools::new(tools, choice, |index| format!("tools[{index}].strict"))?;
         let max_output_tokens =
             self.max_output_tokens.map(|tokens| whole("max_output_tokens", tokens, 1, usize::MAX)).transpose()?;
         let sampling = self.sampling.sampling(&**server.memory().model())?;
@@ -208,7 +204,7 @@ impl ResponsesRequest {
             .sampling(sampling)
             .stop(self.sampling.stop()?);
         generation.logprobs = self.logprobs()?;
-        generation.constraint = constraint(server, &format, &tools, &choice).await?;
+        generation.constraint = server.constraint("text.format", &format, &tools).await?;
         let logprobs = generation.logprobs;
         let k = self.k.map_or(Ok(options.k), |k| whole("k", k, 0, options.max_texts))?;
         let budget_tokens =
@@ -229,7 +225,7 @@ impl ResponsesRequest {
             user: self.user,
         };
         let messages = conversation(self.instructions, self.input)?;
-        let ask = Ask::messages(messages).tools(tools).k(k).generation(generation);
+        let ask = Ask::messages(messages).tools(tools.told).k(k).generation(generation);
         let turn = Turn {
             session: self.session,
             budget_tokens,
@@ -318,7 +314,8 @@ impl ResponsesRequest {
         }
     }
 
-    fn tools(&self) -> Result<Vec<Tool>> {
+    /// The functions, each with whether all of its schema must hold.
+    fn tools(&self) -> Result<Vec<(Tool, bool)>> {
         let tools = self.tools.as_deref().unwrap_or_default();
         if tools.len() > MAX_TOOLS {
             return Err(invalid("tools", format!("there can be {MAX_TOOLS} at most")));
@@ -327,7 +324,7 @@ impl ResponsesRequest {
     }
 }
 
-fn read_tool(index: usize, tool: &Map<String, Value>) -> Result<Tool> {
+fn read_tool(index: usize, tool: &Map<String, Value>) -> Result<(Tool, bool)> {
     let at = |field: &str| format!("tools[{index}].{field}");
     let text = |field: &str| tool.get(field).and_then(Value::as_str);
     match text("type") {
@@ -337,14 +334,8 @@ fn read_tool(index: usize, tool: &Map<String, Value>) -> Result<Tool> {
             return Err(unsupported(at("type"), message));
         }
     }
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
-    let is_name = |name: &&str| (1..=64).contains(&name.len()) && name.chars().all(is_plain);
-    let name = text("name").filter(is_name);
-    let name =
-        name.ok_or_else(|| invalid(at("name"), "it must be 1 to 64 letters, digits, underscores and hyphens"))?;
-    if tool.get("strict") == Some(&Value::Bool(true)) {
-        return Err(unsupported(at("strict"), "calls that the model makes by itself are not held to a schema"));
-    }
+    let name = text("name").unwrap_or_default();
+    check_name(at("name"), name)?;
     let parameters = match tool.get("parameters") {
         Some(Value::Object(parameters)) => {
             serde_json::to_string(parameters).map_err(|error| ApiError::internal(&error))?
@@ -352,7 +343,8 @@ fn read_tool(index: usize, tool: &Map<String, Value>) -> Result<Tool> {
         None | Some(Value::Null) => r#"{"type": "object", "properties": {}}"#.to_owned(),
         Some(_) => return Err(invalid(at("parameters"), "they must be a JSON Schema of an object")),
     };
-    Ok(Tool::new(name, text("description").unwrap_or_default(), parameters))
+    let is_strict = tool.get("strict") == Some(&Value::Bool(true));
+    Ok((Tool::new(name, text("description").unwrap_or_default(), parameters), is_strict))
 }
 
 /// A choice of a function, as `/v1/chat/completions` writes it.
@@ -361,24 +353,6 @@ fn named_within(choice: Option<&Value>) -> Option<Value> {
     match (choice["type"].as_str(), choice.get("name")) {
         (Some("function"), Some(name)) => Some(json!({ "type": "function", "function": { "name": name } })),
         _ => Some(choice.clone()),
-    }
-}
-
-/// What an answer may say; `None` if that is anything.
-async fn constraint(
-    server: &Server,
-    format: &Format,
-    tools: &[Tool],
-    choice: &ToolChoice,
-) -> Result<Option<ConstraintSource>> {
-    if *format != Format::Text && !tools.is_empty() {
-        let message = "not together with tools that may be called: give one of the two, or the tool_choice none";
-        return Err(unsupported("text.format", message));
-    }
-    match choice {
-        ToolChoice::Required => server.tool_constraint(tools, None).await.map(Some),
-        ToolChoice::Named(name) => server.tool_constraint(tools, Some(name)).await.map(Some),
-        ToolChoice::None | ToolChoice::Auto => server.constraint_of("text.format", format).await,
     }
 }
 
