@@ -23,6 +23,7 @@ mod sessions;
 mod stats;
 mod structured;
 mod turn;
+mod until_error;
 
 use std::sync::Arc;
 use std::time::Duration;

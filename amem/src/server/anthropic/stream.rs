@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use amem_core::ToolCall;
 use axum::response::sse::{Event, KeepAlive, Sse};
-use futures_util::{Stream, StreamExt, future, stream};
+use futures_util::{Stream, StreamExt, stream};
 use serde::Serialize;
 
 use super::response::{MessageResponse, MessageUsage, OutputBlock, StopReason, stopped};
 use crate::http::Result;
 use crate::server::turn::{Answered, Progress, Report, Running};
+use crate::server::until_error::until_error;
 
 /// After so long without an event there is a `ping`.
 const PING: Duration = Duration::from_secs(10);
@@ -72,10 +73,9 @@ pub(super) fn events(
     begun: MessageResponse,
 ) -> Sse<impl Stream<Item = Result<Event, Infallible>> + Send> {
     let start = StreamEvent::MessageStart { message: Box::new(begun) };
-    let events = running.into_stream().scan(Blocks::default(), |blocks, progress| {
-        future::ready((!blocks.ended).then(|| stream::iter(blocks.events(progress))))
-    });
-    let events = stream::iter([start.sent(), StreamEvent::Ping.sent()]).chain(events.flatten());
+    let mut blocks = Blocks::default();
+    let events = until_error(running.into_stream()).flat_map(move |progress| stream::iter(blocks.events(progress)));
+    let events = stream::iter([start.sent(), StreamEvent::Ping.sent()]).chain(events);
     let ping = KeepAlive::new().interval(PING).event(StreamEvent::Ping.sent());
     Sse::new(events.map(Ok)).keep_alive(ping)
 }
@@ -87,8 +87,6 @@ struct Blocks {
     begun: usize,
     /// Whether the last of them is a text that goes on.
     in_text: bool,
-    /// Whether the last event was written.
-    ended: bool,
 }
 
 impl Blocks {
@@ -98,10 +96,7 @@ impl Blocks {
             Ok(Progress::Text { shown, .. }) => self.text(shown.text, &mut events),
             Ok(Progress::Call { call, .. }) => self.call(call, &mut events),
             Ok(Progress::Done(answered)) => self.end(*answered, &mut events),
-            Err(error) => {
-                self.ended = true;
-                return vec![named("error", &error.body())];
-            }
+            Err(error) => return vec![named("error", &error.body())],
         }
         events.iter().map(StreamEvent::sent).collect()
     }
@@ -143,7 +138,6 @@ impl Blocks {
 
     fn end(&mut self, answered: Answered, events: &mut Vec<StreamEvent>) {
         self.close_text(events);
-        self.ended = true;
         let usage = MessageUsage::of(&answered);
         let (stop_reason, stop_sequence) = answered.choices.first().map_or((StopReason::EndTurn, None), stopped);
         let delta = MessageEnd { stop_reason, stop_sequence };

@@ -39,12 +39,12 @@ pub(super) async fn create(
     let running = server.start(turn).await?;
     match stream {
         Some(Streamed { include_usage }) => {
-            let head = Head::new(&server, "chat.completion.chunk")?;
+            let head = Head::new(&server, "chatcmpl", "chat.completion.chunk")?;
             let chunks = Chunks { server, head, logprobs, include_usage };
             Ok(stream::events(chunks.of(running, answers)))
         }
         None => {
-            let head = Head::new(&server, "chat.completion")?;
+            let head = Head::new(&server, "chatcmpl", "chat.completion")?;
             let answered = running.answer().await?;
             let chat = server.memory().model().chat();
             Ok(Json(ChatCompletion::new(head, chat, logprobs, answered)).into_response())

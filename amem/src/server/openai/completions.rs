@@ -1,9 +1,9 @@
 //! `/v1/completions`: texts that go on, with no chat template and no memory around them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use amem_core::{
-    Chat, Choice, Completion, Finish, Generation, ModelInfo, Namespace, Output, OutputStream, Piece, Request, Token,
+    Chat, Choice, Completion, Delta, Finish, Generation, Namespace, Output, OutputStream, Piece, Request, Token,
     TokenLogprob,
 };
 use axum::Json;
@@ -16,11 +16,12 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::prompt::{Prompt, prompts};
-use super::response::Usage;
+use super::request::StreamOptions;
+use super::response::{Head, IMPOSSIBLE, Usage};
 use super::sampling::SamplingParams;
 use super::{invalid, stream, unsupported, whole};
 use crate::http::{ApiError, Body, Caller, Result};
-use crate::server::{Server, ids, turn};
+use crate::server::{Server, turn};
 
 /// Texts that are answered by one request at most: prompts, each as often as `n` says.
 const MAX_CHOICES: usize = 128;
@@ -28,9 +29,6 @@ const MAX_CHOICES: usize = 128;
 const MAX_TOKENS: i64 = 16;
 /// The likeliest tokens that can come with each token.
 const MAX_LOGPROBS: usize = 20;
-/// What OpenAI's API says of what cannot happen.
-const IMPOSSIBLE: f32 = -9999.0;
-
 /// What vLLM's API has, and this one does not: to ignore it would be to answer something else.
 const UNSUPPORTED: [&str; 12] = [
     "response_format",
@@ -81,14 +79,6 @@ pub(super) struct CompletionRequest {
     #[serde(flatten)]
     #[schema(ignore)]
     rest: Map<String, Value>,
-}
-
-/// How an answer is sent as it is generated.
-#[derive(Debug, Default, Deserialize, ToSchema)]
-#[schema(as = CompletionStreamOptions)]
-struct StreamOptions {
-    /// Whether a last chunk counts the tokens.
-    include_usage: Option<bool>,
 }
 
 /// A request that makes sense.
@@ -166,10 +156,10 @@ pub(super) async fn create(
     let Asked { prompts, echoes, generation, streams, include_usage } = request.read(&server)?;
     let (n, logprobs) = (generation.n, generation.logprobs);
     let outputs = submit(&server, &namespace, prompts, &generation)?;
-    let head = Head::new(&server)?;
+    let head = Head::new(&server, "cmpl", "text_completion")?;
     let writer = Writer { server, head, echoes, n, logprobs };
     if streams {
-        return Ok(stream::events(writer.chunks(outputs, include_usage)));
+        return Ok(stream::events(Teller::new(writer, include_usage, outputs.len()).chunks(outputs)));
     }
     let (mut choices, mut tokens) = (Vec::new(), turn::Tokens::default());
     for (prompt, mut output) in outputs.into_iter().enumerate() {
@@ -257,110 +247,95 @@ impl Writer {
         })
     }
 
-    /// Chunks of the answers as they are generated: what they begin with, text as it comes, why each ended, and what
-    /// was used if that was asked for.
-    fn chunks(
-        self,
-        outputs: Vec<OutputStream>,
-        include_usage: bool,
-    ) -> impl Stream<Item = Result<CompletionObject>> + Send {
-        let chunk = {
-            let head = self.head.clone();
-            move |choices| CompletionObject { head: head.clone(), choices, usage: include_usage.then_some(None) }
-        };
-        let mut first = Vec::new();
-        for (prompt, echo) in self.echoes.iter().enumerate().filter(|(_, echo)| !echo.is_empty()) {
-            first.extend((0..self.n).map(|choice| Ok(chunk(vec![self.part(prompt, choice, echo.clone())]))));
-        }
-        let mut left = outputs.len();
-        let mut tokens = turn::Tokens::default();
-        let mut offsets: BTreeMap<usize, Offset> = BTreeMap::new();
-        let told = outputs.into_iter().enumerate().map(|(prompt, output)| {
-            let ended = iter([Err(turn::stopped())]);
-            // An output that ends says that it is done before that.
-            let output = output.map(|output| output.map_err(ApiError::from)).chain(ended);
-            let output = output.scan(false, |done, output| {
-                let go_on = !*done;
-                *done = !matches!(output, Ok(Output::Delta(_)));
-                std::future::ready(go_on.then_some(output))
-            });
-            output.map(move |output| (prompt, output)).boxed()
-        });
-        let chunks = select_all(told).flat_map(move |(prompt, output)| {
-            let chunks: Result<Vec<CompletionObject>> = (|| match output? {
-                Output::Delta(delta) => {
-                    let index = self.index(prompt, delta.choice);
-                    let logprobs = self.logprobs.zip(delta.logprob).map(|(top, logprob)| {
-                        let mut one = Logprobs::new(top);
-                        one.push(self.chat(), offsets.entry(index).or_default(), &logprob);
-                        one
-                    });
-                    if delta.text.is_empty() && logprobs.is_none() {
-                        return Ok(Vec::new());
-                    }
-                    let part = self.part(prompt, delta.choice, delta.text);
-                    Ok(vec![chunk(vec![CompletionChoice { logprobs, ..part }])])
-                }
-                Output::Done(completion) => {
-                    left -= 1;
-                    tokens = add(tokens, &completion);
-                    let last = |(choice, answer): (usize, &Choice)| {
-                        let finish_reason = Some(reason(&answer.finish)?);
-                        let part = self.part(prompt, choice, String::new());
-                        Ok(chunk(vec![CompletionChoice { finish_reason, ..part }]))
-                    };
-                    let mut chunks: Vec<_> = completion.choices.iter().enumerate().map(last).collect::<Result<_>>()?;
-                    if left == 0 && include_usage {
-                        chunks.push(CompletionObject { usage: Some(Some(tokens.into())), ..chunk(Vec::new()) });
-                    }
-                    Ok(chunks)
-                }
-                _ => Err(ApiError::internal(&"an output of an unknown kind")),
-            })();
-            match chunks {
-                Ok(chunks) => iter(chunks.into_iter().map(Ok).collect::<Vec<_>>()),
-                Err(error) => iter(vec![Err(error)]),
-            }
-        });
-        iter(first).chain(chunks)
-    }
-
     fn part(&self, prompt: usize, choice: usize, text: String) -> CompletionChoice {
         CompletionChoice { index: self.index(prompt, choice), text, logprobs: None, finish_reason: None }
     }
 }
 
+/// Tells answers in chunks, as they are generated.
+struct Teller {
+    writer: Writer,
+    include_usage: bool,
+    /// The prompts whose answers are not complete.
+    left: BTreeSet<usize>,
+    /// Those of complete answers.
+    tokens: turn::Tokens,
+    /// How far each answer has come.
+    offsets: BTreeMap<usize, Offset>,
+}
+
+impl Teller {
+    fn new(writer: Writer, include_usage: bool, prompts: usize) -> Self {
+        let (left, tokens) = ((0..prompts).collect(), turn::Tokens::default());
+        Self { writer, include_usage, left, tokens, offsets: BTreeMap::new() }
+    }
+
+    /// What the answers begin with, text as it comes, why each ended, and what was used if that was asked for.
+    fn chunks(mut self, outputs: Vec<OutputStream>) -> impl Stream<Item = Result<CompletionObject>> + Send {
+        let echoes = self.writer.echoes.iter().enumerate().filter(|(_, echo)| !echo.is_empty());
+        let choices = echoes.flat_map(|(prompt, echo)| (0..self.writer.n).map(move |choice| (prompt, choice, echo)));
+        let echoed =
+            choices.map(|(prompt, choice, echo)| Ok(self.chunk(vec![self.writer.part(prompt, choice, echo.clone())])));
+        let echoed: Vec<_> = echoed.collect();
+        let told = outputs.into_iter().enumerate().map(|(prompt, output)| {
+            let output = output.map(Some).chain(iter([None]));
+            output.map(move |output| (prompt, output)).boxed()
+        });
+        let chunks = select_all(told).flat_map(move |(prompt, output)| {
+            let chunks = match output {
+                Some(output) => output.map_err(ApiError::from).and_then(|output| self.tell(prompt, output)),
+                None if self.left.contains(&prompt) => Err(turn::stopped()),
+                None => Ok(Vec::new()),
+            };
+            iter(chunks.map_or_else(|error| vec![Err(error)], |chunks| chunks.into_iter().map(Ok).collect()))
+        });
+        iter(echoed).chain(chunks)
+    }
+
+    fn tell(&mut self, prompt: usize, output: Output) -> Result<Vec<CompletionObject>> {
+        match output {
+            Output::Delta(delta) => Ok(self.delta(prompt, delta).into_iter().collect()),
+            Output::Done(completion) => self.done(prompt, &completion),
+            _ => Err(ApiError::internal(&"an output of an unknown kind")),
+        }
+    }
+
+    fn delta(&mut self, prompt: usize, delta: Delta) -> Option<CompletionObject> {
+        let offset = self.offsets.entry(self.writer.index(prompt, delta.choice)).or_default();
+        let logprobs = self.writer.logprobs.zip(delta.logprob).map(|(top, logprob)| {
+            let mut one = Logprobs::new(top);
+            one.push(self.writer.chat(), offset, &logprob);
+            one
+        });
+        if delta.text.is_empty() && logprobs.is_none() {
+            return None;
+        }
+        let part = self.writer.part(prompt, delta.choice, delta.text);
+        Some(self.chunk(vec![CompletionChoice { logprobs, ..part }]))
+    }
+
+    fn done(&mut self, prompt: usize, completion: &Completion) -> Result<Vec<CompletionObject>> {
+        self.left.remove(&prompt);
+        self.tokens = add(self.tokens, completion);
+        let last = |(choice, answer): (usize, &Choice)| {
+            let finish_reason = Some(reason(&answer.finish)?);
+            let part = self.writer.part(prompt, choice, String::new());
+            Ok(self.chunk(vec![CompletionChoice { finish_reason, ..part }]))
+        };
+        let mut chunks: Vec<_> = completion.choices.iter().enumerate().map(last).collect::<Result<_>>()?;
+        if self.left.is_empty() && self.include_usage {
+            chunks.push(CompletionObject { usage: Some(Some(self.tokens.into())), ..self.chunk(Vec::new()) });
+        }
+        Ok(chunks)
+    }
+
+    fn chunk(&self, choices: Vec<CompletionChoice>) -> CompletionObject {
+        CompletionObject { head: self.writer.head.clone(), choices, usage: self.include_usage.then_some(None) }
+    }
+}
+
 fn reason(finish: &Finish) -> Result<&'static str> {
     if *finish == Finish::Cancelled { Err(turn::stopped()) } else { Ok(finish.name()) }
-}
-
-/// What is the same in an answer and in all of its chunks.
-#[derive(Clone, Debug, Serialize, ToSchema)]
-#[schema(as = CompletionHead)]
-struct Head {
-    /// Its name: no other answer has it.
-    id: String,
-    /// `text_completion`.
-    object: &'static str,
-    /// When it was begun: seconds since 1970.
-    created: i64,
-    /// The model that answers.
-    model: String,
-    /// The weights and settings of it.
-    system_fingerprint: String,
-}
-
-impl Head {
-    fn new(server: &Server) -> Result<Self> {
-        let ModelInfo { name, fingerprint, .. } = server.memory().model().info();
-        Ok(Self {
-            id: format!("cmpl-{}", ids::unique()?),
-            object: "text_completion",
-            created: amem_core::Timestamp::now().0 / 1000,
-            model: name.clone(),
-            system_fingerprint: format!("fp_{:.10}", fingerprint.to_string()),
-        })
-    }
 }
 
 /// Texts that went on, or a chunk of them.

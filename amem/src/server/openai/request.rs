@@ -98,9 +98,9 @@ pub(super) struct ChatRequest {
 
 /// How an answer is sent as it is generated.
 #[derive(Debug, Default, Deserialize, ToSchema)]
-struct StreamOptions {
+pub(super) struct StreamOptions {
     /// Whether a last chunk counts the tokens.
-    include_usage: Option<bool>,
+    pub(super) include_usage: Option<bool>,
 }
 
 /// A message. Its author's `name` is not told to the model: chat templates have no words for it.

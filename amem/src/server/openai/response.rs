@@ -13,7 +13,7 @@ use crate::server::{Server, choice, ids};
 pub(super) struct Head {
     /// Its name: no other answer has it.
     id: String,
-    /// `chat.completion`, or `chat.completion.chunk`.
+    /// `chat.completion`, `chat.completion.chunk` or `text_completion`.
     object: &'static str,
     /// When it was begun: seconds since 1970.
     created: i64,
@@ -24,10 +24,11 @@ pub(super) struct Head {
 }
 
 impl Head {
-    pub(super) fn new(server: &Server, object: &'static str) -> Result<Self> {
+    /// With an id that begins like this.
+    pub(super) fn new(server: &Server, id: &str, object: &'static str) -> Result<Self> {
         let ModelInfo { name, fingerprint, .. } = server.memory().model().info();
         Ok(Self {
-            id: format!("chatcmpl-{}", ids::unique()?),
+            id: format!("{id}-{}", ids::unique()?),
             object,
             created: amem_core::Timestamp::now().0 / 1000,
             model: name.clone(),
@@ -167,7 +168,7 @@ struct LikelyToken {
 }
 
 /// What OpenAI's API says of what cannot happen.
-const IMPOSSIBLE: f32 = -9999.0;
+pub(super) const IMPOSSIBLE: f32 = -9999.0;
 
 impl LikelyToken {
     fn new(chat: &dyn Chat, token: Token, logprob: f32) -> Self {

@@ -8,6 +8,7 @@ use futures_util::{Stream, StreamExt};
 use serde::Serialize;
 
 use crate::http::{ApiError, Result};
+use crate::server::until_error::until_error;
 
 /// Chunks, each an event, then `[DONE]`; or what went wrong, and nothing after it. Comments keep the connection open while
 /// nothing comes. When the client goes away, the chunks are dropped.
@@ -20,11 +21,6 @@ pub(super) fn events<T: Serialize>(chunks: impl Stream<Item = Result<T>> + Send 
         event.map_err(|error| Event::default().data(error.body().to_string()))
     });
     let done = futures_util::stream::once(async { Ok(Event::default().data("[DONE]")) });
-    let until_error = events.chain(done).scan(false, |failed, event| {
-        let go_on = !*failed;
-        *failed = event.is_err();
-        std::future::ready(go_on.then_some(event))
-    });
-    let told = until_error.map(|event| Ok::<_, Infallible>(event.unwrap_or_else(|error| error)));
+    let told = until_error(events.chain(done)).map(|event| Ok::<_, Infallible>(event.unwrap_or_else(|error| error)));
     Sse::new(told).keep_alive(KeepAlive::default()).into_response()
 }

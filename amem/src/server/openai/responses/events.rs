@@ -15,6 +15,7 @@ use crate::http::{ApiError, Result};
 use crate::server::choice::Shown;
 use crate::server::openai::response::{Logprobs, TokenObject};
 use crate::server::turn::{Answered, Progress, Running};
+use crate::server::until_error::until_error;
 use crate::server::{Server, ids};
 
 /// Something that becomes of a response.
@@ -106,13 +107,7 @@ pub(super) fn stream(server: Server, begun: ResponseObject, logprobs: bool, runn
     ];
     let mut teller = Teller { server, begun, logprobs, output: Vec::new(), message: None };
     let told = running.into_stream().map(move |progress| progress.and_then(|progress| teller.tell(progress)));
-    // Nothing comes after an error.
-    let told = told.scan(false, |failed, events| {
-        let go_on = !*failed;
-        *failed = events.is_err();
-        std::future::ready(go_on.then_some(events))
-    });
-    let events = told.flat_map(|events| iter(events.unwrap_or_else(|error| vec![Event::error(&error)])));
+    let events = until_error(told).flat_map(|events| iter(events.unwrap_or_else(|error| vec![Event::error(&error)])));
     let sent = iter(first).chain(events).enumerate().map(|(sequence_number, event)| {
         let name = event.name();
         // Types of this module always have a JSON form.
