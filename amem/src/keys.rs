@@ -110,7 +110,8 @@ impl KeyFile {
         file
     }
 
-    /// Whether a key is needed because of this file: it is there, even if it holds none any more.
+    /// Whether a key is needed because of this file: it is there, or was since this or what it was cloned from was made,
+    /// even if it holds none any more. A file that cannot be looked for counts as there.
     pub fn is_used(&self) -> bool {
         let Some(path) = &self.path else { return false };
         if self.seen.load(Ordering::Relaxed) {
@@ -216,7 +217,8 @@ fn hash(key: &[u8]) -> String {
     blake3::hash(key).to_hex().to_string()
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Bytes in hexadecimal digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut text, byte| {
         // Writing to a string cannot fail.
         let _ = write!(text, "{byte:02x}");
@@ -266,8 +268,6 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_file_is_an_error_and_no_open_door() {
-    #[test]
     fn a_file_that_was_there_demands_keys_when_it_is_gone() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("keys.json");
@@ -294,6 +294,8 @@ mod tests {
         assert!(matches!(file.grant(b"any"), Err(KeyError::Io { .. })));
     }
 
+    #[test]
+    fn a_damaged_file_is_an_error_and_no_open_door() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("keys.json");
         fs::write(&path, "{\"keys\": [{}]}").unwrap();

@@ -1,21 +1,24 @@
 //! Names for what is answered.
 
-use std::fmt::Write as _;
-
 use crate::http::{ApiError, Result};
+use crate::keys::hex;
 
 /// 24 hexadecimal digits that nobody had before. What they name is said by what a format puts before them.
 ///
 /// # Errors
-/// 500 when the system gives no random bytes.
+/// As [`random`].
 pub(crate) fn unique() -> Result<String> {
-    let mut bytes = [0; 12];
+    random::<12>()
+}
+
+/// So many random bytes, in hexadecimal digits.
+///
+/// # Errors
+/// 500 when the system gives none.
+pub(crate) fn random<const BYTES: usize>() -> Result<String> {
+    let mut bytes = [0; BYTES];
     getrandom::fill(&mut bytes).map_err(|error| ApiError::internal(&error))?;
-    Ok(bytes.iter().fold(String::new(), |mut id, byte| {
-        // Writing to a string cannot fail.
-        let _ = write!(id, "{byte:02x}");
-        id
-    }))
+    Ok(hex(&bytes))
 }
 
 /// A seed that nobody can tell.

@@ -14,7 +14,7 @@ use amem_core::{Budget, Namespace, RecordId, Repair, Session, SessionOptions};
 pub(super) use routes::routes;
 use tokio::sync::Semaphore;
 
-use super::{Server, place};
+use super::{Server, ids, place};
 use crate::http::{ApiError, Result};
 
 /// What a session is known by.
@@ -40,9 +40,7 @@ impl SessionName {
 
     /// A name that nobody can guess.
     fn new() -> Result<Self> {
-        let mut bytes = [0; 16];
-        getrandom::fill(&mut bytes).map_err(|error| ApiError::internal(&error))?;
-        Ok(Self::Given(format!("sess-{:032x}", u128::from_be_bytes(bytes))))
+        Ok(Self::Given(format!("sess-{}", ids::random::<16>()?)))
     }
 }
 
