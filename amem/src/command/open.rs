@@ -169,7 +169,11 @@ impl KvType {
 
 /// A tier that stores KV in this type, if one is given.
 fn tier(store: Arc<dyn KvStore>, budget: u64, kv: Option<KvType>) -> Tier {
-    kv.into_iter().fold(Tier::new(store, budget), |tier, kv| tier.encoding(kv.encoding()))
+    let tier = Tier::new(store, budget);
+    match kv {
+        Some(kv) => tier.encoding(kv.encoding()),
+        None => tier,
+    }
 }
 
 /// How a server goes about a model and its KV.
@@ -198,10 +202,6 @@ pub(crate) struct Tuning {
 }
 
 impl Tuning {
-    /// The share of cached tokens that are computed again, if one is given.
-    pub(crate) fn recompute_ratio(&self) -> Option<f32> {
-        self.recompute_ratio
-    }
     /// Requests that wait at most, if that is given.
     pub(crate) fn max_waiting(&self) -> Option<usize> {
         self.max_waiting.map(|most| most as usize)
@@ -244,9 +244,11 @@ pub(crate) async fn model(
     max_model_len: Option<u32>,
 ) -> Result<Loaded, Box<dyn Error>> {
     let load = |source: &dyn ModelSource, name: &str| {
-        let options = Options::default().name(name);
-        let context = max_model_len.map(|tokens| tokens as usize);
-        compute.load(source, context.into_iter().fold(options, Options::context))
+        let mut options = Options::default().name(name);
+        if let Some(tokens) = max_model_len {
+            options = options.context(tokens as usize);
+        }
+        compute.load(source, options)
     };
     let load_dir = |dir: &Path, name: &str| load(&ModelDir::open(dir)?, name);
     match name {
@@ -282,13 +284,19 @@ pub(crate) async fn memory(place: &Place, tuning: &Tuning) -> Result<Opened, Box
     let shared = place.shared_kv.tier(&place.records.data.data_dir, !place.read_only, &protection)?;
     let tiers = gpu.into_iter().chain([ram, disk]).chain(shared).collect();
     let tiers = place.residency.open(tiers, &place.records.data.data_dir, saves).await?;
-    let engine = EngineOptions::default();
-    let engine = tuning.max_waiting.into_iter().fold(engine, |engine, most| engine.max_waiting(most as usize));
+    let mut engine = EngineOptions::default();
+    if let Some(most) = tuning.max_waiting() {
+        engine = engine.max_waiting(most);
+    }
     let kv = Arc::clone(&tiers.tiered) as Arc<dyn KvStore>;
     let recaller = embedder::recaller(embedding_model.as_ref());
-    let memory = Memory::builder(model).kv(kv).ledger(ledger).recaller(recaller).engine(engine);
-    let memory = protection.id_secret().into_iter().fold(memory, |memory, secret| memory.id_secret(secret));
-    let memory = tuning.recompute_ratio.into_iter().fold(memory, |memory, ratio| memory.repair(repair(ratio)));
+    let mut memory = Memory::builder(model).kv(kv).ledger(ledger).recaller(recaller).engine(engine);
+    if let Some(secret) = protection.id_secret() {
+        memory = memory.id_secret(secret);
+    }
+    if let Some(ratio) = tuning.recompute_ratio {
+        memory = memory.repair(repair(ratio));
+    }
     let memory = memory.system(&place.system).meter_usage(!place.read_only).build()?;
     Ok(Opened { memory, tiers, embedding_model })
 }

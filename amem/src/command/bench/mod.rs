@@ -194,8 +194,11 @@ struct Corpus {
 impl Corpus {
     /// A memory of it, none of which is computed yet.
     async fn memory(&self, model: &Arc<dyn Model>, ratio: Option<f32>) -> Result<Memory, Box<dyn Error>> {
-        let memory = Memory::builder(Arc::clone(model));
-        let memory = ratio.into_iter().fold(memory, |memory, ratio| memory.repair(open::repair(ratio))).build()?;
+        let mut memory = Memory::builder(Arc::clone(model));
+        if let Some(ratio) = ratio {
+            memory = memory.repair(open::repair(ratio));
+        }
+        let memory = memory.build()?;
         memory.remember_all(USER, self.memories.iter().map(String::as_str)).await?;
         Ok(memory)
     }
