@@ -260,14 +260,14 @@ async fn count_tokens(
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 struct ModelsQuery {
-    /// Its name; the default if left out.
+    /// Its name. If left out, the default, or else the one that speaks the client's format.
     provider: Option<String>,
 }
 
 /// The models of an upstream.
 #[utoipa::path(get, path = "/v1/models", tag = "chat", params(ModelsQuery), responses(
     (status = 200, description = "The upstream's answer", body = serde_json::Value),
-    (status = 400, description = "No such upstream"), (status = 401, description = "A key is missing"),
+    (status = 400, description = "No such upstream, or none that is meant"), (status = 401, description = "A key is missing"),
     (status = "default", description = "What the upstream says")))]
 async fn models(
     State(proxy): State<Proxy>,
@@ -275,12 +275,15 @@ async fn models(
     headers: HeaderMap,
     Params(query): Params<ModelsQuery>,
 ) -> Result<Response> {
+    // Anthropic's clients send at least one of these.
+    let is_anthropics = ["anthropic-version", "x-api-key"].iter().any(|name| headers.contains_key(*name));
+    let format = if is_anthropics { Format::Anthropic } else { Format::OpenAi };
     let upstreams = &proxy.inner.upstreams;
     let upstream = match &query.provider {
         Some(name) => upstreams.choose(Some(name), "")?,
-        None => upstreams.default()?,
+        None => upstreams.to_list(format)?,
     };
-    let sent = upstream.headers(&headers, Format::Anthropic, proxy.inner.identity.is_on())?;
+    let sent = upstream.headers(&headers, format, proxy.inner.identity.is_on())?;
     Ok(passed(upstreams.send(upstream, Method::GET, "/models", sent, None).await?))
 }
 

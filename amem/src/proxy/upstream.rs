@@ -264,8 +264,38 @@ impl Upstreams {
             Some(name) => self.by_name.get(name),
             None => of_model().or_else(|| self.by_name.get(&self.default)),
         };
-        let names = || self.by_name.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-        chosen.ok_or_else(|| ApiError::bad_request(format!("provider must be one of {}", names())).param("provider"))
+        let wrong = || ApiError::bad_request(format!("provider must be one of {}", self.names())).param("provider");
+        chosen.ok_or_else(wrong)
+    }
+
+    /// The upstream whose models a client of this format lists: the default, or else the only other one that is asked for
+    /// models by their names. A client's key is for an upstream that speaks its format.
+    ///
+    /// # Errors
+    /// 400 when there is none, or more than one.
+    pub(super) fn to_list(&self, format: Format) -> Result<&Upstream> {
+        let default = self.default()?;
+        if default.kind.speaks(format) {
+            return Ok(default);
+        }
+        let speaks = |upstream: &&Upstream| !upstream.models.is_empty() && upstream.kind.speaks(format);
+        let mut others = self.by_name.values().filter(speaks);
+        match (others.next(), others.next()) {
+            (Some(only), None) => Ok(only),
+            _ => {
+                let message = format!(
+                    "the default upstream {} does not speak the format of this client: say whose models are meant in \
+                     `provider`, which is one of {}",
+                    self.default,
+                    self.names()
+                );
+                Err(ApiError::bad_request(message).param("provider"))
+            }
+        }
+    }
+
+    fn names(&self) -> String {
+        self.by_name.keys().map(String::as_str).collect::<Vec<_>>().join(", ")
     }
 
     /// The default.

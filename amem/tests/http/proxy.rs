@@ -150,6 +150,10 @@ impl Setup {
         let mut upstream = UpstreamConfig::new(self.kind, url);
         upstream.key_env = self.own_key.then(|| "UPSTREAM_KEY".to_owned());
         let config = Config::parse(self.config).unwrap().only_upstream("fake", upstream);
+        self.of(config)
+    }
+
+    fn of(self, config: Config) -> Front {
         let mut texts = TextMemoryOptions::default();
         texts.meter_usage = true;
         let memory = TextMemory::with_options(Arc::new(RamLedger::new()), texts);
@@ -475,6 +479,43 @@ fn the_servers_key_is_for_callers_that_it_knows_and_theirs_for_themselves() {
             assert!(!format!("{:?}{:?}", seen.headers, seen.body).contains("door"));
         }
     }
+}
+
+#[test]
+fn models_are_listed_by_an_upstream_that_speaks_the_format_of_the_client_and_no_other_gets_its_key() {
+    let [anthropic, openai] = ["a", "o"].map(|id| Upstream::new(move |_| json_answer(&json!({ "data": [id] }))));
+    let of = |default: &str| {
+        let (a, o) = (anthropic.front.url(""), openai.front.url(""));
+        let text = format!(
+            "default_upstream = \"{default}\"\n\
+             [upstreams.anthropic]\nkind = \"anthropic\"\nurl = \"{a}\"\nmodels = [\"claude\"]\n\
+             [upstreams.openai]\nkind = \"openai\"\nurl = \"{o}\"\nmodels = [\"gpt\"]"
+        );
+        Setup::new(Kind::Openai).of(Config::parse(&text).unwrap())
+    };
+    let list = |front: &Front, query: &str, (name, value): (&str, &str)| {
+        let response = client().get(front.url(&format!("/v1/models{query}"))).header(name, value).send().unwrap();
+        (response.status().as_u16(), response.json::<Value>().unwrap())
+    };
+    let (of_openais, of_anthropics) = (("authorization", "Bearer sk-theirs"), ("x-api-key", "sk-theirs"));
+    for default in ["anthropic", "openai"] {
+        let front = of(default);
+        let before = [anthropic.count(), openai.count()];
+        assert_eq!(list(&front, "", of_openais), (200, json!({ "data": ["o"] })), "{default}");
+        assert_eq!(openai.last().header("authorization"), Some("Bearer sk-theirs"));
+        assert_eq!(anthropic.count(), before[0]);
+        assert_eq!(list(&front, "", of_anthropics), (200, json!({ "data": ["a"] })), "{default}");
+        assert_eq!(anthropic.last().header("x-api-key"), Some("sk-theirs"));
+        assert_eq!(openai.count(), before[1] + 1);
+        assert_eq!(list(&front, "?provider=anthropic", of_openais).0, 200);
+        let sent = anthropic.last();
+        assert_eq!((sent.header("x-api-key"), sent.header("authorization")), (Some("sk-theirs"), None));
+    }
+    // Where all models are asked of one upstream, a client of another format is told so.
+    let only = Setup::new(Kind::Anthropic).at(&anthropic.front.url(""));
+    let before = anthropic.count();
+    let (status, refused) = list(&only, "", of_openais);
+    assert_eq!((status, &refused["error"]["param"], anthropic.count()), (400, &json!("provider"), before), "{refused}");
 }
 
 #[test]
