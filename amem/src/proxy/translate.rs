@@ -292,6 +292,7 @@ impl Translation {
             buffer: Vec::new(),
             id: Value::Null,
             calls: 0,
+            lacks_arguments: false,
             usage: Usage::default(),
             done: false,
         }
@@ -310,6 +311,8 @@ pub(super) struct StreamTranslation {
     id: Value,
     /// Calls of tools that have begun.
     calls: usize,
+    /// A call is under way, and nothing was said of its arguments yet.
+    lacks_arguments: bool,
     usage: Usage,
     done: bool,
 }
@@ -344,18 +347,20 @@ impl StreamTranslation {
                 let block = &event["content_block"];
                 let function = json!({ "name": block["name"], "arguments": "" });
                 let call = json!({ "index": self.calls, "id": block["id"], "type": "function", "function": function });
-                self.calls += 1;
+                (self.calls, self.lacks_arguments) = (self.calls + 1, true);
                 self.delta(json!({ "tool_calls": [call] }), Value::Null, told);
             }
             "content_block_delta" => {
                 let delta = &event["delta"];
                 if let Some(text) = delta["text"].as_str() {
                     self.delta(json!({ "content": text }), Value::Null, told);
-                } else if let (Some(part), Some(index)) = (delta["partial_json"].as_str(), self.calls.checked_sub(1)) {
-                    let call = json!({ "index": index, "function": { "arguments": part } });
-                    self.delta(json!({ "tool_calls": [call] }), Value::Null, told);
+                } else if let Some(part) = delta["partial_json"].as_str().filter(|part| !part.is_empty()) {
+                    self.lacks_arguments = false;
+                    self.arguments(part, told);
                 }
             }
+            // A call without arguments is told in parts of which none says anything.
+            "content_block_stop" if std::mem::take(&mut self.lacks_arguments) => self.arguments("{}", told),
             "message_delta" if event["delta"]["stop_reason"].is_string() => {
                 self.delta(json!({}), finish_reason(&event["delta"]["stop_reason"]), told);
             }
@@ -371,6 +376,13 @@ impl StreamTranslation {
             "error" => data(&json!({ "error": event["error"] }).to_string(), told),
             _ => {}
         }
+    }
+
+    /// A part of the arguments of the call that is under way.
+    fn arguments(&self, part: &str, told: &mut Vec<u8>) {
+        let Some(index) = self.calls.checked_sub(1) else { return };
+        let call = json!({ "index": index, "function": { "arguments": part } });
+        self.delta(json!({ "tool_calls": [call] }), Value::Null, told);
     }
 
     fn delta(&self, delta: Value, finish: Value, told: &mut Vec<u8>) {
@@ -499,5 +511,34 @@ mod tests {
             assert_eq!(chunks[4]["choices"][0]["finish_reason"], "tool_calls");
             assert_eq!((&chunks[5]["choices"], &chunks[5]["usage"]["total_tokens"]), (&json!([]), &json!(107)));
         }
+    }
+
+    #[test]
+    fn the_arguments_of_every_call_in_a_stream_are_json() {
+        let start = |index: u64, id: &str| {
+            let block = json!({ "type": "tool_use", "id": id, "name": "f", "input": {} });
+            json!({ "type": "content_block_start", "index": index, "content_block": block })
+        };
+        let part = |index: u64, json: &str| {
+            let delta = json!({ "type": "input_json_delta", "partial_json": json });
+            json!({ "type": "content_block_delta", "index": index, "delta": delta })
+        };
+        let stop = |index: u64| json!({ "type": "content_block_stop", "index": index });
+        let text =
+            json!({ "type": "content_block_start", "index": 0, "content_block": { "type": "text", "text": "" } });
+        let events = [
+            vec![text, stop(0), start(1, "a"), part(1, ""), stop(1)],
+            vec![start(2, "b"), part(2, ""), part(2, "{\"x\""), part(2, ":1}"), stop(2)],
+            vec![start(3, "c"), stop(3)],
+        ];
+        let stream: String = events.concat().iter().map(|event| format!("data: {event}\n\n")).collect();
+        let told = String::from_utf8(translation().stream().read(stream.as_bytes()).unwrap()).unwrap();
+        let mut arguments = vec![String::new(); 3];
+        for event in told.split("\n\n").filter_map(|event| event.strip_prefix("data: ")) {
+            let call = &serde_json::from_str::<Value>(event).unwrap()["choices"][0]["delta"]["tool_calls"][0];
+            let index = call["index"].as_u64().unwrap() as usize;
+            arguments[index] += call["function"]["arguments"].as_str().unwrap();
+        }
+        assert_eq!(arguments, ["{}", "{\"x\":1}", "{}"]);
     }
 }
