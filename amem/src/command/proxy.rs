@@ -35,8 +35,8 @@ pub(crate) struct Args {
     /// Where all requests go that name no other upstream.
     #[arg(long, value_name = "URL")]
     upstream: Option<String>,
-    /// What runs there: openai, anthropic, vllm, sglang, ollama or llama-cpp.
-    #[arg(long, value_name = "KIND", requires = "upstream", default_value = "openai")]
+    /// What runs there: openai-compatible, openai, anthropic, vllm, sglang, ollama or llama-cpp.
+    #[arg(long, value_name = "KIND", requires = "upstream", default_value = "openai-compatible")]
     upstream_kind: Kind,
     /// The environment variable that holds this server's own key for it, for callers that have one of this server's keys.
     #[arg(long, value_name = "NAME", requires = "upstream")]

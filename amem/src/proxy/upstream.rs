@@ -24,6 +24,8 @@ const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 pub enum Kind {
     /// OpenAI, or what speaks its API and takes all of its parameters: `prompt_cache_key`.
     Openai,
+    /// What speaks OpenAI's API and may refuse parameters that it does not know: its cache is told nothing.
+    OpenaiCompatible,
     /// Anthropic: breakpoints.
     Anthropic,
     /// vLLM: `cache_salt`.
@@ -40,7 +42,7 @@ impl Kind {
     /// Whether it is asked in this format. Open servers speak both.
     pub(super) fn speaks(self, format: Format) -> bool {
         match self {
-            Kind::Openai => format == Format::OpenAi,
+            Kind::Openai | Kind::OpenaiCompatible => format == Format::OpenAi,
             Kind::Anthropic => format == Format::Anthropic,
             _ => true,
         }
@@ -58,12 +60,13 @@ impl FromStr for Kind {
     fn from_str(name: &str) -> Result<Self, Self::Err> {
         Ok(match name {
             "openai" => Kind::Openai,
+            "openai-compatible" => Kind::OpenaiCompatible,
             "anthropic" => Kind::Anthropic,
             "vllm" => Kind::Vllm,
             "sglang" => Kind::Sglang,
             "ollama" => Kind::Ollama,
             "llama-cpp" => Kind::LlamaCpp,
-            _ => return Err("it must be openai, anthropic, vllm, sglang, ollama or llama-cpp"),
+            _ => return Err("it must be openai, openai-compatible, anthropic, vllm, sglang, ollama or llama-cpp"),
         })
     }
 }

@@ -327,7 +327,7 @@ fn each_upstream_gets_the_marks_that_its_cache_takes_and_no_names() {
         let sent = proxied.sent("/v1/chat/completions", &chosen).json();
         assert_ne!(sent["cache_salt"], chosen["cache_salt"], "nobody can choose another's salt");
     }
-    for kind in [Kind::Ollama, Kind::LlamaCpp] {
+    for kind in [Kind::OpenaiCompatible, Kind::Ollama, Kind::LlamaCpp] {
         let sent = asked(&Proxied::new(kind), "tenant-a", "One?");
         assert!(sent.get("cache_salt").is_none() && sent.get("prompt_cache_key").is_none());
     }
@@ -618,6 +618,23 @@ fn a_question_without_residency_is_told_what_it_is_about_and_nothing_else() {
     let messages = proxied.sent("/v1/chat/completions", &body).messages();
     assert_eq!(messages.len(), 1);
     assert!(messages[0].contains("Denver") && !messages[0].contains("cat"));
+}
+
+#[test]
+fn an_upstream_of_which_nothing_is_said_is_sent_what_every_one_takes() {
+    let (dir, upstream) = (tempfile::tempdir().unwrap(), Upstream::of_words());
+    let proxy = Process::start(&["proxy", "--upstream", &upstream.front.url("/v1")], dir.path());
+    let texts = json!({ "user": "alice", "texts": ["Alice lives in Denver."] });
+    assert_eq!(super::post(proxy.url("/v1/memories"), &texts).0, 200);
+    let messages = Chat::new("Be kind.").ask("Where does Alice live?");
+    let body = json!({ "model": "m", "user": "alice", "messages": messages });
+    assert_eq!(super::post(proxy.url("/v1/chat/completions"), &body).0, 200);
+    let sent = upstream.last().json();
+    let fields: Vec<&String> = sent.as_object().unwrap().keys().collect();
+    assert_eq!(fields, ["model", "messages"]);
+    let roles: Vec<&Value> = sent["messages"].as_array().unwrap().iter().map(|message| &message["role"]).collect();
+    assert_eq!(roles, ["system", "user"], "many templates take one system message");
+    assert!(sent["messages"][0]["content"].as_str().unwrap().contains("Denver"));
 }
 
 #[test]
