@@ -23,7 +23,7 @@ pub struct Config {
     pub default_model: Option<String>,
     /// The upstreams by their names.
     pub upstreams: BTreeMap<String, UpstreamConfig>,
-    /// Models by the beginnings of their names.
+    /// Models by their names, which may be followed by a date in the name of what is asked.
     pub models: BTreeMap<String, ModelConfig>,
 }
 
@@ -109,9 +109,11 @@ impl Config {
         Self { default_upstream: Some(name.to_owned()), ..self }
     }
 
+    /// What is known of a model, by its name or by that without its date. What else begins like a known model is another,
+    /// at another price.
     fn model(&self, name: &str) -> Option<&ModelConfig> {
-        let known = self.models.iter().filter(|(known, _)| name.starts_with(known.as_str()));
-        known.max_by_key(|(known, _)| known.len()).map(|(_, model)| model)
+        let undated = || self.models.iter().find(|(known, _)| name.strip_prefix(known.as_str()).is_some_and(is_date));
+        self.models.get(name).or_else(|| undated().map(|(_, model)| model))
     }
 
     /// Tokens that a prefix must have to be cached for a model.
@@ -132,18 +134,42 @@ impl Config {
     }
 }
 
+/// Whether the end of a model's name is a date: `-20250929`, or `-2025-08-07`.
+fn is_date(end: &str) -> bool {
+    let form: String = end.chars().map(|char| if char.is_ascii_digit() { '0' } else { char }).collect();
+    matches!(form.as_str(), "-00000000" | "-0000-00-00")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn the_longest_name_that_a_models_name_begins_with_counts() {
-        let config = Config::parse("[models]\n\"own\" = { min_cacheable_tokens = 7 }").unwrap();
-        let least = |model: &str| config.min_cacheable_tokens(model);
-        assert_eq!(least("claude-sonnet-4-5-20250929"), 1024);
-        assert_eq!(least("claude-sonnet-4-6"), 2048);
-        assert_eq!((least("own-model"), least("unknown")), (7, MIN_CACHEABLE_TOKENS));
+    fn a_model_is_known_by_its_name_with_a_date_or_without_and_what_only_begins_like_it_is_another() {
+        let text = "[models]\nown = { min_cacheable_tokens = 7, input = 1.0, output = 2.0 }\n\
+                    own-2025-08-07 = { min_cacheable_tokens = 8 }";
+        let config = Config::parse(text).unwrap();
+        for (model, least) in [("own", 7), ("own-20250929", 7), ("own-2025-08-08", 7), ("own-2025-08-07", 8)] {
+            assert_eq!(config.min_cacheable_tokens(model), least, "{model}");
+        }
+        for other in ["own-nano", "own-4", "own2", "own-2025", "own-20250929-x", "own-nano-20250929", "ow", ""] {
+            assert_eq!(config.min_cacheable_tokens(other), MIN_CACHEABLE_TOKENS, "{other}");
+            assert_eq!(config.cost(other, &Tokens::default()), None, "{other}");
+        }
         assert!(Config::parse("upstream = \"typo\"").is_err());
+    }
+
+    #[test]
+    fn small_models_do_not_cost_as_the_large_ones_of_their_family() {
+        let config = Config::parse("").unwrap();
+        let input = |model: &str| {
+            let tokens = Tokens { input: 1_000_000, ..Tokens::default() };
+            config.cost(model, &tokens).map(|cost| cost.spent)
+        };
+        assert_eq!(input("gpt-5-2025-08-07"), Some(1.25));
+        assert_eq!((input("gpt-5-nano"), input("gpt-4.1-nano-2025-04-14")), (Some(0.05), Some(0.1)));
+        assert_eq!((input("claude-opus-4-20250514"), input("claude-sonnet-4-5-20250929")), (Some(15.0), Some(3.0)));
+        assert_eq!((input("claude-opus-4-7"), input("gpt-5-pro"), input("gpt-4o-realtime")), (None, None, None));
     }
 
     #[test]
