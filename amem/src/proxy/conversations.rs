@@ -38,6 +38,7 @@ pub(super) struct Budget {
 /// The conversations that were used last.
 pub(super) struct Conversations {
     most: usize,
+    most_bytes: usize,
     held: Mutex<Held>,
 }
 
@@ -51,6 +52,8 @@ struct Entry {
     owner: Owner,
     conversation: Arc<tokio::sync::Mutex<Conversation>>,
     used: u64,
+    /// What it held when it was last told something.
+    bytes: usize,
 }
 
 /// Whose a conversation is, and what its client calls it.
@@ -113,8 +116,9 @@ impl Plan {
 }
 
 impl Conversations {
-    pub(super) fn new(most: usize) -> Self {
-        Self { most, held: Mutex::default() }
+    /// So many at most, which hold so many bytes together.
+    pub(super) fn new(most: usize, most_bytes: usize) -> Self {
+        Self { most, most_bytes, held: Mutex::default() }
     }
 
     fn held(&self) -> MutexGuard<'_, Held> {
@@ -136,15 +140,23 @@ impl Conversations {
             return Arc::clone(&entry.conversation);
         }
         if held.by_key.len() >= self.most {
-            let mut used: Vec<u64> = held.by_key.values().map(|entry| entry.used).collect();
-            used.sort_unstable();
             // Some at a time, so that not each new one looks at all.
-            let until = used[(self.most / 16).min(used.len() - 1)];
-            held.by_key.retain(|_, entry| entry.used > until);
+            held.end_oldest(self.most - 1 - self.most / 16, self.most_bytes);
         }
-        let conversation = Arc::default();
-        held.by_key.insert(key, Entry { owner: owner.clone(), conversation: Arc::clone(&conversation), used: now });
+        let (owner, conversation) = (owner.clone(), Arc::default());
+        held.by_key.insert(key, Entry { owner, conversation: Arc::clone(&conversation), used: now, bytes: 0 });
         conversation
+    }
+
+    /// Notes what a conversation holds now. Where it is too much with what the others hold, those that were used longest ago
+    /// leave. This one may be among them: whoever uses it goes on.
+    pub(super) fn measure(&self, key: &Key, conversation: &Conversation) {
+        let mut held = self.held();
+        let Some(entry) = held.by_key.get_mut(key) else { return };
+        entry.bytes = size_of::<Entry>() + conversation.bytes();
+        if held.bytes() > self.most_bytes {
+            held.end_oldest(self.most, self.most_bytes - self.most_bytes / 16);
+        }
     }
 
     /// The conversations of a session's name, and whose they are.
@@ -165,7 +177,36 @@ impl Conversations {
     }
 }
 
+impl Held {
+    fn bytes(&self) -> usize {
+        self.by_key.values().map(|entry| entry.bytes).sum()
+    }
+
+    /// Ends those that were used longest ago, until so many are left that hold so many bytes.
+    fn end_oldest(&mut self, most: usize, most_bytes: usize) {
+        let mut all: Vec<(u64, Key)> = self.by_key.iter().map(|(key, entry)| (entry.used, *key)).collect();
+        all.sort_unstable();
+        let mut bytes = self.bytes();
+        for (_, key) in all {
+            if self.by_key.len() <= most && bytes <= most_bytes {
+                return;
+            }
+            bytes -= self.by_key.remove(&key).map_or(0, |entry| entry.bytes);
+        }
+    }
+}
+
 impl Conversation {
+    /// Bytes in RAM, about.
+    fn bytes(&self) -> usize {
+        let Some(epoch) = &self.epoch else { return 0 };
+        let turns = epoch.turns.capacity() * size_of::<(Turn, Block)>();
+        // Each text is held by itself and in its block.
+        let told: usize = epoch.told().map(|told| size_of::<Told>() + told.text.len()).sum();
+        let blocks: usize = epoch.turns.values().map(|block| block.text.len()).sum();
+        turns + told + epoch.snapshot.text.len() + blocks
+    }
+
     /// Memories that its snapshot holds, and their tokens.
     pub(super) fn resident(&self) -> (usize, u64) {
         let snapshot = self.epoch.as_ref().map(|epoch| &epoch.snapshot);
@@ -524,7 +565,7 @@ mod tests {
 
     #[test]
     fn conversations_that_were_used_longest_ago_leave() {
-        let held = Conversations::new(16);
+        let held = Conversations::new(16, usize::MAX);
         let owner = Owner { namespace: Namespace::new("a").unwrap(), session: None };
         for n in 0..100 {
             held.get([n; 32], &owner);
@@ -532,5 +573,39 @@ mod tests {
             assert!(held.len() <= 16);
         }
         assert!(held.held().by_key.contains_key(&[0; 32]) && !held.held().by_key.contains_key(&[1; 32]));
+    }
+
+    #[test]
+    fn conversations_hold_so_many_bytes_at_most_whatever_they_are_told() {
+        let owner = Owner { namespace: Namespace::new("a").unwrap(), session: None };
+        let texts: Vec<String> = (0..8).map(|n| format!("{n} is {}.", "x".repeat(1000))).collect();
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        let held = Conversations::new(100, 40_000);
+        let tell = |n: u8, memories: usize| {
+            let mut chat = Chat::new(&texts);
+            chat.budget = Budget { k: 0, memories, tokens: 1_000_000 };
+            chat.ask("What is it?");
+            held.get([n; 32], &owner);
+            held.measure(&[n; 32], &chat.conversation);
+        };
+        let known = || {
+            let mut known: Vec<u8> = held.held().by_key.keys().map(|key| key[0]).collect();
+            known.sort_unstable();
+            known
+        };
+        for n in 0..20 {
+            tell(n, 8);
+            assert!(held.held().bytes() <= 40_000);
+        }
+        // Each text is held twice.
+        assert_eq!(known(), [18, 19]);
+        tell(18, 1);
+        tell(20, 8);
+        tell(21, 8);
+        assert_eq!(known(), [18, 20, 21], "the small one takes less, and was used after the one that left");
+        let small = Conversations::new(100, 0);
+        small.get([0; 32], &owner);
+        small.measure(&[0; 32], &Conversation::default());
+        assert_eq!(small.len(), 0, "what has no room at all is not held");
     }
 }

@@ -148,7 +148,11 @@ impl Proxy {
             budget.memories = 0;
         }
         let (turns, question) = (conversation.turns(), conversation.question());
-        state.plan(self.memory(), namespace, &turns, question.as_ref(), budget).await
+        let plan = state.plan(self.memory(), namespace, &turns, question.as_ref(), budget).await?;
+        if ours.residency {
+            self.inner.conversations.measure(&key, &state);
+        }
+        Ok(plan)
     }
 
     /// Tells an upstream's prefix cache what belongs together, and what must be kept apart.

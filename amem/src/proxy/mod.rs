@@ -57,6 +57,9 @@ pub struct Options {
     pub budget_tokens: usize,
     /// Conversations whose snapshots are held at most. Beyond that, those that were used longest ago leave.
     pub max_conversations: usize,
+    /// Bytes that these snapshots, and what was told with questions, take at most, about. Beyond that, too, those that were
+    /// used longest ago leave.
+    pub conversation_bytes: usize,
     /// How long an upstream may say nothing.
     pub timeout: Duration,
     /// Texts of one request at most.
@@ -70,6 +73,7 @@ impl Default for Options {
             max_turns: 40,
             budget_tokens: 6000,
             max_conversations: 2048,
+            conversation_bytes: 256 << 20,
             timeout: Duration::from_secs(600),
             max_texts: 1000,
         }
@@ -116,7 +120,7 @@ impl Proxy {
         key: impl Fn(&str) -> Option<String>,
     ) -> Result<Self, UpstreamError> {
         let upstreams = Upstreams::new(&config, key, options.timeout)?;
-        let conversations = Conversations::new(options.max_conversations.max(1));
+        let conversations = Conversations::new(options.max_conversations.max(1), options.conversation_bytes);
         let spent = Mutex::default();
         let inner = Inner { memory, identity, config, options, secret, upstreams, conversations, spent };
         Ok(Self { inner: Arc::new(inner) })

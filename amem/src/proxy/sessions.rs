@@ -61,9 +61,11 @@ async fn open(
     let budget = budget(proxy.budget(), None, max_turns, budget_tokens)?;
     let session = format!("sess-{}", uuid::Uuid::now_v7().simple());
     let owner = Owner { namespace: namespace.clone(), session: Some(session.clone()) };
-    let state = proxy.inner.conversations.get(proxy.session_key(&namespace, &session), &owner);
+    let key = proxy.session_key(&namespace, &session);
+    let state = proxy.inner.conversations.get(key, &owner);
     let mut state = state.lock().await;
     state.seed(proxy.memory(), &namespace, seed_query.as_deref(), budget).await?;
+    proxy.inner.conversations.measure(&key, &state);
     Ok(Json(told(session, &namespace, budget, state.resident())))
 }
 

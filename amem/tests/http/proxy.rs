@@ -567,6 +567,35 @@ fn tenants_see_nothing_of_each_other() {
 }
 
 #[test]
+fn what_conversations_were_told_takes_no_more_room_than_there_is() {
+    let mut setup = Setup::new(Kind::Openai);
+    setup.options.conversation_bytes = 1 << 20;
+    let proxied = setup.start(Upstream::of_words());
+    let texts: Vec<String> = (0..100).map(|n| format!("House {n} is {}.", "x".repeat(2000))).collect();
+    proxied.remember("alice", &texts.iter().map(String::as_str).collect::<Vec<_>>());
+    let conversations = || proxied.get("/v1/stats")["conversations"].as_u64().unwrap();
+    let ask = |n: usize| {
+        let messages = json!([{ "role": "user", "content": format!("{n}?") }]);
+        let body = json!({ "user": "alice", "max_turns": 500, "budget_tokens": 1_000_000, "messages": messages });
+        let sent = proxied.sent("/v1/chat/completions", &body);
+        assert!(sent.body.len() > 200_000, "{}", sent.body.len());
+    };
+    let open = || {
+        let body = json!({ "user": "alice", "max_turns": 500, "budget_tokens": 1_000_000 });
+        let (status, _, opened) = proxied.send("/v1/sessions", &[], &body);
+        assert_eq!((status, &serde_json::from_slice::<Value>(&opened).unwrap()["resident_turns"]), (200, &json!(100)));
+    };
+    for n in 0..6 {
+        ask(n);
+        assert!((1..=2).contains(&conversations()), "{}", conversations());
+    }
+    for _ in 0..6 {
+        open();
+        assert!((1..=2).contains(&conversations()), "{}", conversations());
+    }
+}
+
+#[test]
 fn a_request_cannot_say_where_it_goes() {
     let proxied = Proxied::new(Kind::Openai);
     for provider in ["http://169.254.169.254/latest", "nobody", ""] {
