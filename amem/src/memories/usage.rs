@@ -161,7 +161,7 @@ pub(super) async fn usage(
     }
 }
 
-/// Whose usage a caller asks for; `None` for that of all users.
+/// Whom a caller asks about; `None` for all users.
 pub(crate) fn whose(caller: &Caller, named: Option<&str>) -> Result<Option<Namespace>> {
     match named {
         Some(user) => caller.namespace(Some(user)).map(Some),

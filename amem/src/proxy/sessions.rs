@@ -1,18 +1,20 @@
 //! Conversations that their clients name: `/v1/sessions`.
 
+use std::sync::Arc;
+
 use amem_core::Namespace;
 use axum::Json;
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::Proxy;
-use super::conversations::{Budget, Owner};
+use super::conversations::{Budget, Conversation, Owner};
 use super::forward::budget;
-use crate::http::{ApiError, Body, Caller, Result, Segments};
-use crate::memories::Sessions;
+use crate::http::{ApiError, Body, Caller, Params, Result, Segments};
+use crate::memories::{Sessions, whose};
 
 /// A session to open.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -74,46 +76,67 @@ fn told(session: String, namespace: &Namespace, budget: Budget, (turns, tokens):
     SessionState { session, user, budget_tokens: budget.tokens, resident_turns: turns, resident_tokens: tokens }
 }
 
+/// Whose session of a name.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+struct SessionQuery {
+    /// Whose it is. It may be left out where one user alone has a session of this name.
+    user: Option<String>,
+}
+
+/// The one session of a name that a caller may mean. Clients choose names, and several users may choose the same.
+fn find(
+    proxy: &Proxy,
+    caller: &Caller,
+    session: &str,
+    user: Option<&str>,
+) -> Result<(Namespace, Arc<tokio::sync::Mutex<Conversation>>)> {
+    let whose = whose(caller, user)?;
+    let mut named = proxy.inner.conversations.of_session(session);
+    named.retain(|(namespace, _)| whose.as_ref().is_none_or(|whose| whose == namespace));
+    match (named.pop(), named.is_empty()) {
+        (Some(found), true) => Ok(found),
+        (Some(_), false) => {
+            let message = format!("several users have a session {session}: say in `user` whose is meant");
+            Err(ApiError::bad_request(message).param("user"))
+        }
+        (None, _) => Err(ApiError::not_found(format!("there is no session {session}"))),
+    }
+}
+
 /// A session.
-#[utoipa::path(get, path = "/v1/sessions/{session}", tag = "sessions", params(("session" = String, Path)), responses(
-    (status = 200, body = SessionState), (status = 401, description = "A key is missing"),
+#[utoipa::path(get, path = "/v1/sessions/{session}", tag = "sessions",
+    params(("session" = String, Path), SessionQuery), responses(
+    (status = 200, body = SessionState), (status = 400, description = "Several users have one of this name"),
+    (status = 401, description = "A key is missing"), (status = 403, description = "This is another user's"),
     (status = 404, description = "There is no such session")))]
 async fn get(
     State(proxy): State<Proxy>,
     caller: Caller,
     Segments(session): Segments<String>,
+    Params(query): Params<SessionQuery>,
 ) -> Result<Json<SessionState>> {
-    for (namespace, state) in proxy.inner.conversations.of_session(&session) {
-        if caller.namespace(Some(namespace.as_str())).is_ok() {
-            let state = state.lock().await;
-            let budget = state.budget.unwrap_or_else(|| proxy.budget());
-            return Ok(Json(told(session, &namespace, budget, state.resident())));
-        }
-    }
-    Err(unknown(&session))
+    let (namespace, state) = find(&proxy, &caller, &session, query.user.as_deref())?;
+    let state = state.lock().await;
+    let budget = state.budget.unwrap_or_else(|| proxy.budget());
+    Ok(Json(told(session, &namespace, budget, state.resident())))
 }
 
 /// Ends a session.
-#[utoipa::path(delete, path = "/v1/sessions/{session}", tag = "sessions", params(("session" = String, Path)), responses(
-    (status = 200, body = SessionEnded), (status = 401, description = "A key is missing"),
+#[utoipa::path(delete, path = "/v1/sessions/{session}", tag = "sessions",
+    params(("session" = String, Path), SessionQuery), responses(
+    (status = 200, body = SessionEnded), (status = 400, description = "Several users have one of this name"),
+    (status = 401, description = "A key is missing"), (status = 403, description = "This is another user's"),
     (status = 404, description = "There is no such session")))]
 async fn end(
     State(proxy): State<Proxy>,
     caller: Caller,
     Segments(session): Segments<String>,
+    Params(query): Params<SessionQuery>,
 ) -> Result<Json<SessionEnded>> {
-    let mut ended = false;
-    for (namespace, _) in proxy.inner.conversations.of_session(&session) {
-        if caller.namespace(Some(namespace.as_str())).is_ok() {
-            proxy.inner.conversations.end(&Owner { namespace, session: Some(session.clone()) });
-            ended = true;
-        }
-    }
-    if ended { Ok(Json(SessionEnded { session, ended })) } else { Err(unknown(&session)) }
-}
-
-fn unknown(session: &str) -> ApiError {
-    ApiError::not_found(format!("there is no session {session}"))
+    let (namespace, _) = find(&proxy, &caller, &session, query.user.as_deref())?;
+    proxy.inner.conversations.end(&Owner { namespace, session: Some(session.clone()) });
+    Ok(Json(SessionEnded { session, ended: true }))
 }
 
 impl Sessions for Proxy {

@@ -596,6 +596,36 @@ fn what_conversations_were_told_takes_no_more_room_than_there_is() {
 }
 
 #[test]
+fn of_sessions_of_one_name_each_is_its_users() {
+    let proxied = Proxied::new(Kind::Openai);
+    let ask = |user: &str, session: &str| {
+        let messages = json!([{ "role": "user", "content": "Hi" }]);
+        proxied.sent("/v1/chat/completions", &json!({ "user": user, "session": session, "messages": messages }));
+    };
+    let call = |method: reqwest::Method, path: &str| {
+        let response = client().request(method, proxied.front.url(&format!("/v1/sessions/{path}"))).send().unwrap();
+        (response.status().as_u16(), response.json::<Value>().unwrap())
+    };
+    let (get, delete) = (reqwest::Method::GET, reqwest::Method::DELETE);
+    for user in ["alice", "bob"] {
+        ask(user, "main");
+    }
+    ask("alice", "own");
+    for method in [&get, &delete] {
+        let (status, refused) = call(method.clone(), "main");
+        assert_eq!((status, &refused["error"]["param"]), (400, &json!("user")), "{refused}");
+        assert_eq!(call(method.clone(), "main?user=carol").0, 404);
+        assert_eq!(call(method.clone(), "own?user=bob").0, 404);
+    }
+    assert_eq!(call(get.clone(), "own").1["user"], "alice", "nobody else has one of this name");
+    assert_eq!(call(get.clone(), "main?user=bob").1["user"], "bob");
+    assert_eq!(call(delete.clone(), "main?user=bob").0, 200);
+    assert_eq!(call(get.clone(), "main?user=bob").0, 404);
+    assert_eq!(call(get, "main").1["user"], "alice");
+    assert_eq!(call(delete, "main").0, 200);
+}
+
+#[test]
 fn a_request_cannot_say_where_it_goes() {
     let proxied = Proxied::new(Kind::Openai);
     for provider in ["http://169.254.169.254/latest", "nobody", ""] {
