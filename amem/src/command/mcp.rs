@@ -6,6 +6,9 @@ use amem::http::{self, KeyHeader};
 use amem::mcp::{self, Access, Mcp};
 use amem_core::{Namespace, TextMemory, TextMemoryOptions};
 use amem_cpu::Cpu;
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, ArgMatches, Args as _, Command, FromArgMatches};
 
 use super::embedder::{self, Embedder};
 use super::open::{self, Records};
@@ -19,9 +22,8 @@ pub(crate) struct Args {
     /// Lets the model name another user in each call.
     #[arg(long)]
     allow_user: bool,
-    /// Serves many clients over HTTP, at the path /mcp, rather than one on standard input and output.
-    #[arg(long)]
-    http: bool,
+    #[command(flatten)]
+    http: OverHttp,
     #[command(flatten)]
     door: Door,
     /// The port to listen on; 0 for any that is free.
@@ -33,6 +35,42 @@ pub(crate) struct Args {
     embedder: Embedder,
 }
 
+/// Whether it is HTTP that is spoken. Where it is not, what a command line says of the door is an error, because it would
+/// count for nothing. What the environment says there may be for other commands.
+struct OverHttp(bool);
+
+impl clap::Args for OverHttp {
+    fn augment_args(command: Command) -> Command {
+        let help = "Serves many clients over HTTP, at the path /mcp, rather than one on standard input and output";
+        command.arg(Arg::new("http").long("http").help(help).action(ArgAction::SetTrue))
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for OverHttp {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let is_on = matches.get_flag("http");
+        let door = Door::augment_args(Command::new("door"));
+        let is_given = |arg: &&Arg| matches.value_source(arg.get_id().as_str()) == Some(ValueSource::CommandLine);
+        match door.get_arguments().find(is_given).filter(|_| !is_on) {
+            None => Ok(Self(is_on)),
+            Some(arg) => {
+                let name = arg.get_long().unwrap_or_default();
+                let message = format!("--{name} is for HTTP alone: add --http, or leave it out");
+                Err(clap::Error::raw(ErrorKind::MissingRequiredArgument, message))
+            }
+        }
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
 /// Serves until the client leaves or, over HTTP, the process is told to stop. Beside the protocol nothing is written to
 /// standard output.
 pub(crate) async fn run(args: Args) -> Result<(), Box<dyn Error>> {
@@ -42,7 +80,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Box<dyn Error>> {
     options.recaller = embedder::recaller(args.embedder.open(Cpu::new).await?.as_ref());
     let memory = TextMemory::with_options(ledger, options);
     let mcp = Mcp::new(memory, args.user.clone(), args.allow_user);
-    if args.http { over_http(mcp, args).await } else { mcp.stdio().await }
+    if args.http.0 { over_http(mcp, args).await } else { mcp.stdio().await }
 }
 
 async fn over_http(mcp: Mcp, args: Args) -> Result<(), Box<dyn Error>> {

@@ -1,6 +1,7 @@
 //! `amem mcp` over HTTP: who may come in, and what becomes of the KV of what is forgotten there.
 
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use amem::http::{Identity, KeyHeader, Limits};
@@ -177,6 +178,33 @@ fn of_too_many_sessions_the_one_that_was_used_longest_ago_ends() {
     assert_eq!(ping(&url, &[], &first), 200);
     let third = begin(&url, &[]);
     assert_eq!([&first, &second, &third].map(|session| ping(&url, &[], session)), [200, 404, 200]);
+}
+
+#[test]
+fn what_is_said_of_http_is_refused_where_it_is_not_spoken_and_not_what_the_environment_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = |flags: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_amem"));
+        command.arg("mcp").args(flags).arg("--data-dir").arg(dir.path()).env("AMEM_API_KEY", "secret");
+        command.stdin(Stdio::null()).output().unwrap()
+    };
+    for flags in [
+        &["--host", "0.0.0.0"][..],
+        &["--api-key", "secret"],
+        &["--trusted-header", "x-user"],
+        &["--multi-tenant"],
+        &["--allow-origin", "https://app.example"],
+        &["--max-body-mib", "1"],
+        &["--port", "0"],
+    ] {
+        let refused = run(flags);
+        let said = String::from_utf8(refused.stderr).unwrap();
+        assert_eq!(refused.status.code(), Some(2), "{flags:?}: {said}");
+        assert!(said.contains("--http") && (flags[0] == "--port" || said.contains(flags[0])), "{said}");
+        assert!(!said.contains("secret"), "{said}");
+    }
+    let stdio = run(&[]);
+    assert!(stdio.status.success() && stdio.stdout.is_empty(), "{}", String::from_utf8_lossy(&stdio.stderr));
 }
 
 #[test]
