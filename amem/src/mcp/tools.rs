@@ -32,8 +32,6 @@ struct Remember {
     /// What each fact is about, for facts that change over time (job, city, current goal): a fact with the key "employer"
     /// takes the place of the earlier fact with that key. As many as texts; null for a fact without.
     keys: Option<Vec<Option<String>>>,
-    #[expect(dead_code, reason = "in the schema; read before the other arguments are")]
-    user: Option<String>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -44,8 +42,6 @@ struct RecallArguments {
     #[serde(default = "results", deserialize_with = "null_results")]
     #[schemars(range(min = 1, max = MAX_RESULTS))]
     max_results: usize,
-    #[expect(dead_code, reason = "in the schema; read before the other arguments are")]
-    user: Option<String>,
 }
 
 fn results() -> usize {
@@ -61,8 +57,6 @@ fn null_results<'de, D: serde::Deserializer<'de>>(from: D) -> Result<usize, D::E
 struct List {
     /// Where to go on: the `next_cursor` of the call before. From the beginning if left out.
     cursor: Option<String>,
-    #[expect(dead_code, reason = "in the schema; read before the other arguments are")]
-    user: Option<String>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -71,8 +65,6 @@ struct Forget {
     memory_id: Option<String>,
     /// In place of an id, what the memories are about: all that have this key are forgotten, earlier ones included.
     key: Option<String>,
-    #[expect(dead_code, reason = "in the schema; read before the other arguments are")]
-    user: Option<String>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -81,8 +73,6 @@ struct Update {
     memory_id: String,
     /// What it is to say from now on.
     text: String,
-    #[expect(dead_code, reason = "in the schema; read before the other arguments are")]
-    user: Option<String>,
 }
 
 /// What became of the texts.
@@ -240,19 +230,16 @@ pub(super) fn all(choice: Option<&Option<Namespace>>) -> Vec<Tool> {
     ]
 }
 
-/// The schema of a tool's arguments.
+/// The schema of a tool's arguments, with the argument `user`, which all tools share, if there is a choice.
 fn input(arguments: &JsonObject, choice: Option<&Option<Namespace>>) -> JsonObject {
     let mut schema = plain(arguments);
     schema.remove("title");
-    if let Some(Value::Object(properties)) = schema.get_mut("properties") {
-        properties.remove("user");
-        if let Some(own) = choice {
-            let mut user = json!({ "type": "string", "description": "Whose memory it is." });
-            if let (Some(own), Some(user)) = (own, user.as_object_mut()) {
-                user.insert("default".to_owned(), own.as_str().into());
-            }
-            properties.insert("user".to_owned(), user);
+    if let (Some(own), Some(Value::Object(properties))) = (choice, schema.get_mut("properties")) {
+        let mut user = json!({ "type": "string", "description": "Whose memory it is." });
+        if let Some(own) = own {
+            user["default"] = own.as_str().into();
         }
+        properties.insert("user".to_owned(), user);
     }
     schema
 }
@@ -349,7 +336,7 @@ impl Session {
     }
 
     async fn remember(&self, user: Namespace, arguments: Remember) -> Result<CallToolResult> {
-        let Remember { texts, keys, .. } = arguments;
+        let Remember { texts, keys } = arguments;
         if !(1..=MAX_TEXTS).contains(&texts.len()) {
             let message = format!("{} texts: give between 1 and {MAX_TEXTS}", texts.len());
             return Err(ApiError::bad_request(message).param("texts"));
@@ -386,7 +373,7 @@ impl Session {
     }
 
     async fn recall(&self, user: Namespace, arguments: RecallArguments) -> Result<CallToolResult> {
-        let RecallArguments { query, max_results, .. } = arguments;
+        let RecallArguments { query, max_results } = arguments;
         if !(1..=MAX_RESULTS).contains(&max_results) {
             let message = format!("max_results is {max_results}: give between 1 and {MAX_RESULTS}");
             return Err(ApiError::bad_request(message).param("max_results"));
@@ -463,7 +450,7 @@ impl Session {
     }
 
     async fn update(&self, user: Namespace, arguments: Update) -> Result<CallToolResult> {
-        let Update { memory_id, text, .. } = arguments;
+        let Update { memory_id, text } = arguments;
         let id = id_of(&memory_id)?;
         check_length("a text", &text)?;
         let record = self.memory().update(&user, id, &text).await.map_err(|error| about(&memory_id, error))?;
