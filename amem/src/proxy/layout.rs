@@ -147,11 +147,11 @@ impl Conversation {
         let mut block = json!({ "type": "text", "text": snapshot });
         let bytes = |name| self.body.raw(name).map_or(0, |raw| raw.get().len());
         let prefix = estimated_tokens(bytes("tools") + bytes("system") + snapshot.len());
-        if kind == Kind::Anthropic && prefix >= min_cacheable_tokens {
-            block["cache_control"] = self.breakpoint()?.unwrap_or(Value::Null);
-        }
-        if block["cache_control"].is_null() {
-            block.as_object_mut().map(|block| block.remove("cache_control"));
+        if kind == Kind::Anthropic
+            && prefix >= min_cacheable_tokens
+            && let Some(breakpoint) = self.breakpoint()?
+        {
+            block["cache_control"] = breakpoint;
         }
         blocks.push(block);
         self.body.set("system", &blocks)
