@@ -22,8 +22,8 @@ use crate::http::{ApiError, Result};
 /// Bytes of an answer at most that is not a stream.
 const ANSWER_BYTES: usize = 64 << 20;
 
-/// What an answer is the answer to.
-pub(super) struct Asked {
+/// A request that was sent upstream, for what is said of its answer.
+pub(super) struct Exchange {
     pub(super) namespace: Namespace,
     pub(super) session: Option<String>,
     pub(super) upstream: String,
@@ -76,7 +76,7 @@ struct Passing {
     observer: Observer,
     translation: Option<StreamTranslation>,
     /// `None` once it is counted.
-    account: Option<(Proxy, Asked)>,
+    account: Option<(Proxy, Exchange)>,
 }
 
 impl Passing {
@@ -102,69 +102,69 @@ impl Passing {
     }
 
     async fn count(&mut self) {
-        if let Some((proxy, asked)) = self.account.take() {
-            proxy.count_answer(&asked, self.observer.tokens()).await;
+        if let Some((proxy, exchange)) = self.account.take() {
+            proxy.count_answer(&exchange, self.observer.tokens()).await;
         }
     }
 }
 
 impl Drop for Passing {
     fn drop(&mut self) {
-        if let (Some((proxy, asked)), Ok(runtime)) = (self.account.take(), tokio::runtime::Handle::try_current()) {
+        if let (Some((proxy, exchange)), Ok(runtime)) = (self.account.take(), tokio::runtime::Handle::try_current()) {
             let tokens = self.observer.tokens();
-            runtime.spawn(async move { proxy.count_answer(&asked, tokens).await });
+            runtime.spawn(async move { proxy.count_answer(&exchange, tokens).await });
         }
     }
 }
 
 impl Proxy {
-    async fn count_answer(&self, asked: &Asked, tokens: Option<Tokens>) {
-        let cost = tokens.and_then(|tokens| self.inner.config.cost(&asked.model, &tokens));
-        self.count(&asked.namespace, tokens, cost).await;
+    async fn count_answer(&self, exchange: &Exchange, tokens: Option<Tokens>) {
+        let cost = tokens.and_then(|tokens| self.inner.config.cost(&exchange.model, &tokens));
+        self.count(&exchange.namespace, tokens, cost).await;
     }
 
     /// Passes an answer on. One that is no stream gets what is said about it, unless the caller does not want that.
     pub(super) async fn answer(
         &self,
-        asked: Asked,
+        exchange: Exchange,
         upstream: &Upstream,
         response: reqwest::Response,
         caller: &HeaderMap,
     ) -> Result<Response> {
         let content_type = response.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
         let content_type = content_type.unwrap_or_default().trim_start().to_ascii_lowercase();
-        if !response.status().is_success() || !asked.is_answered {
+        if !response.status().is_success() || !exchange.is_answered {
             return Ok(passed(response));
         }
         if !content_type.starts_with("application/json") {
             let (status, headers) = (response.status(), shown(response.headers()));
-            let translation = asked.translation.clone().map(Translation::stream);
+            let translation = exchange.translation.clone().map(Translation::stream);
             let (bytes, observer) = (response.bytes_stream().boxed(), Observer::default());
-            let passing = Passing { bytes, observer, translation, account: Some((self.clone(), asked)) };
+            let passing = Passing { bytes, observer, translation, account: Some((self.clone(), exchange)) };
             let bytes = stream::unfold(passing, |mut passing| async { Some((passing.next().await?, passing)) });
             return Ok(with(Body::from_stream(bytes), status, headers));
         }
         let (status, headers) = (response.status(), shown(response.headers()));
         let mut body = whole(upstream, response).await?;
         let answer: Option<Value> = serde_json::from_slice(&body).ok();
-        if let (Some(translation), Some(answer)) = (&asked.translation, &answer) {
+        if let (Some(translation), Some(answer)) = (&exchange.translation, &answer) {
             body = translation.answer(answer).to_string().into();
         }
         let mut usage = Usage::default();
         answer.iter().for_each(|answer| usage.read(answer));
-        self.count_answer(&asked, usage.tokens()).await;
+        self.count_answer(&exchange, usage.tokens()).await;
         let is_wanted = caller.get("x-amem-report").is_none_or(|wanted| wanted != "false");
         let body = match answer {
             Some(Value::Object(answer)) if is_wanted && !answer.is_empty() && !answer.contains_key("amem") => {
-                with_report(&body, &self.report(asked, usage.tokens()))?
+                with_report(&body, &self.report(exchange, usage.tokens()))?
             }
             _ => body,
         };
         Ok(with(Body::from(body), status, headers))
     }
 
-    fn report(&self, asked: Asked, tokens: Option<Tokens>) -> Report {
-        let Asked { namespace, session, upstream, model, plan, started, .. } = asked;
+    fn report(&self, exchange: Exchange, tokens: Option<Tokens>) -> Report {
+        let Exchange { namespace, session, upstream, model, plan, started, .. } = exchange;
         let cost = tokens.and_then(|tokens| self.inner.config.cost(&model, &tokens));
         let (resident, read) = (plan.tokens(), tokens.map_or(0, |tokens| tokens.cache_read));
         let reused = resident.min(read);

@@ -13,7 +13,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::Proxy;
-use super::answer::{Asked, passed};
+use super::answer::{Exchange, passed};
 use super::conversations::{Budget, Conversation, Key, Owner, Plan};
 use super::layout::{self, Format};
 use super::raw::RawObject;
@@ -210,8 +210,8 @@ impl Proxy {
         let body = conversation.into_bytes()?;
         let response = self.inner.upstreams.send(upstream, Method::POST, path, sent, Some(body)).await?;
         let (session, name) = (ours.session, upstream.name.clone());
-        let asked = Asked { namespace, session, upstream: name, model, plan, translation, is_answered, started };
-        self.answer(asked, upstream, response, headers).await
+        let exchange = Exchange { namespace, session, upstream: name, model, plan, translation, is_answered, started };
+        self.answer(exchange, upstream, response, headers).await
     }
 }
 
