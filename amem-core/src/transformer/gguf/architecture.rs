@@ -311,11 +311,6 @@ impl Architecture {
             "granite" => say("attention_multiplier", json!((per_head.max(1) as f64).powf(-0.5))),
             _ => {}
         }
-        if self.name == "gemma2" {
-            // The caps are Gemma's own where no file states them; without any there are none.
-            say("attn_logit_softcapping", Value::Null);
-            say("final_logit_softcapping", Value::Null);
-        }
     }
 
     /// Mistral's models are of the architecture `llama`, and have a window.

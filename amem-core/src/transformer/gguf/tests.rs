@@ -440,12 +440,16 @@ fn what_no_file_says_of_a_family_is_what_llama_cpp_knows_of_it() {
         }
     };
     // 27 billion parameters: scaled by the hidden state's share of a head, 96 / 4, in place of the head's size.
-    for (architecture, layers, scale) in
-        [("gemma2", 42, 16.0), ("gemma2", 46, 24.0), ("gemma3", 48, 16.0), ("gemma3", 62, 24.0)]
-    {
+    let capped = (Some(50.0), Some(30.0));
+    for (architecture, layers, scale, caps) in [
+        ("gemma2", 42, 16.0, capped),
+        ("gemma2", 46, 24.0, capped),
+        ("gemma3", 48, 16.0, (None, None)),
+        ("gemma3", 62, 24.0, (None, None)),
+    ] {
         let config = settings(architecture, gemma(layers)).unwrap();
         assert_eq!(config.score_scale, f64::powf(scale, -0.5) as f32, "{architecture} {layers}");
-        assert_eq!((config.norm_offset, config.score_cap, config.logit_cap), (0.0, None, None));
+        assert_eq!((config.norm_offset, (config.score_cap, config.logit_cap)), (0.0, caps), "{architecture}");
     }
     let windowed = |file| gemma(8)(file).whole("gemma3.attention.sliding_window", 32);
     let config = settings("gemma3", windowed).unwrap();
