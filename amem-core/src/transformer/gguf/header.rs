@@ -201,9 +201,12 @@ impl<'a> Metadata<'a> {
         let Some(value) = self.values.get(key) else { return Ok(None) };
         let one = match value {
             Value::List(list) => {
-                let numbers: Vec<u64> = list.wholes().collect();
-                let first = numbers.first().filter(|_| numbers.len() == list.count);
-                first.filter(|first| numbers.iter().all(|number| number == *first)).map(|first| Value::Whole(*first))
+                let mut numbers = list.wholes();
+                let first = numbers.next();
+                // With the first of them, as many as there are values.
+                let same =
+                    |first: &u64| numbers.by_ref().take_while(|number| number == first).count() + 1 == list.count;
+                first.filter(same).map(Value::Whole)
             }
             value => Some(*value),
         };
@@ -261,10 +264,10 @@ impl<'a> Metadata<'a> {
         })
     }
 
-    /// A list of whole numbers.
-    pub(super) fn wholes(&self, key: &str) -> Result<Option<Vec<u64>>> {
-        self.list(key, "a list of whole numbers", |list| {
-            let numbers: Vec<u64> = list.wholes().collect();
+    /// A list of small whole numbers.
+    pub(super) fn small_wholes(&self, key: &str) -> Result<Option<Vec<u8>>> {
+        self.list(key, "a list of whole numbers up to 255", |list| {
+            let numbers: Vec<u8> = list.wholes().filter_map(|number| u8::try_from(number).ok()).collect();
             (numbers.len() == list.count).then_some(numbers)
         })
     }

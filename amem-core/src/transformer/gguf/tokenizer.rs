@@ -37,11 +37,11 @@ const STOPS: [&str; 3] = ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_tok
 
 /// The values of `tokenizer.ggml.token_type`.
 mod token_type {
-    pub(super) const UNKNOWN: u64 = 2;
-    pub(super) const CONTROL: u64 = 3;
-    pub(super) const USER_DEFINED: u64 = 4;
-    pub(super) const UNUSED: u64 = 5;
-    pub(super) const BYTE: u64 = 6;
+    pub(super) const UNKNOWN: u8 = 2;
+    pub(super) const CONTROL: u8 = 3;
+    pub(super) const USER_DEFINED: u8 = 4;
+    pub(super) const UNUSED: u8 = 5;
+    pub(super) const BYTE: u8 = 6;
 }
 
 /// Control tokens of Phi-3 that leave the white space behind them.
@@ -116,7 +116,7 @@ pub(super) fn word_pieces(metadata: &Metadata<'_>) -> Result<Vec<u8>> {
         return unsupported(format!("{}: {MODEL} {model} of an encoder", metadata.file), "bert is");
     }
     let tokens = metadata.texts(TOKENS)?.ok_or_else(|| metadata.missing(TOKENS))?;
-    let types = metadata.wholes(TYPES)?.unwrap_or_default();
+    let types = metadata.small_wholes(TYPES)?.unwrap_or_default();
     let (mut ids, mut special) = (BTreeMap::new(), Vec::new());
     for (id, token) in tokens.iter().enumerate().filter(|(_, token)| !token.is_empty()) {
         let is_special = types.get(id) == Some(&token_type::CONTROL) || BERTS_OWN.contains(token);
@@ -213,14 +213,14 @@ fn settings<const N: usize>(settings: [(&str, Value); N]) -> Map<String, Value> 
 /// The tokens, by id.
 struct Vocabulary<'a> {
     tokens: Vec<&'a str>,
-    types: Vec<u64>,
+    types: Vec<u8>,
     ids: HashMap<&'a str, usize>,
 }
 
 impl<'a> Vocabulary<'a> {
     fn read(metadata: &Metadata<'a>) -> Result<Self> {
         let tokens = metadata.texts(TOKENS)?.ok_or_else(|| metadata.missing(TOKENS))?;
-        let types = metadata.wholes(TYPES)?.ok_or_else(|| metadata.missing(TYPES))?;
+        let types = metadata.small_wholes(TYPES)?.ok_or_else(|| metadata.missing(TYPES))?;
         if types.len() != tokens.len() || tokens.is_empty() {
             return Err(metadata.wrong(TYPES, format!("as long as {TOKENS}, which has {} entries", tokens.len())));
         }
@@ -235,7 +235,7 @@ impl<'a> Vocabulary<'a> {
         Ok(Self { tokens, types, ids })
     }
 
-    fn is(&self, id: usize, kinds: &[u64]) -> bool {
+    fn is(&self, id: usize, kinds: &[u8]) -> bool {
         self.types.get(id).is_some_and(|kind| kinds.contains(kind))
     }
 
