@@ -413,6 +413,25 @@ fn the_makers_way_to_draw_tokens_is_taken_over() {
     assert_eq!((drawn.temperature, drawn.top_k, drawn.top_p), (0.5, 20, 1.0));
 }
 
+#[test]
+fn control_tokens_that_are_known_to_end_a_text_do_so_without_a_key() {
+    let tokens = ["a", "<|im_end|>", "<|endoftext|>", "<|im_start|>", "<|end|>", "</s>"];
+    let file = file()
+        .texts("tokenizer.ggml.tokens", &tokens)
+        .wholes("tokenizer.ggml.token_type", &[1, 3, 3, 3, 1, 3])
+        .texts("tokenizer.ggml.merges", &[] as &[&str])
+        .whole("tokenizer.ggml.eos_token_id", 5)
+        .text(
+            "tokenizer.chat_template",
+            "{% for m in messages %}<|im_start|>{{ m.content }}</s>{% endfor %}<|im_start|>",
+        );
+    let gguf = open(&file).unwrap();
+    let config = Config::parse(&gguf).unwrap();
+    // The fifth is an ordinary token, which texts can have.
+    assert_eq!(HfChat::open(&gguf, &config).unwrap().stops(), [1, 2, 5]);
+    assert_eq!(config.stops, [1, 2, 5]);
+}
+
 /// The settings of a model that has no more than these and an embedding.
 fn settings(architecture: &str, change: impl Fn(GgufWriter) -> GgufWriter) -> Result<Config> {
     let key = |name: &str| format!("{architecture}.{name}");

@@ -6,7 +6,7 @@
 //!
 //! `add_bos_token` is not looked at: as with a model's directory, a conversation begins with what its template writes.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
@@ -32,8 +32,22 @@ const SPECIAL: [(&str, &str); 4] = [
     ("unk_token", "tokenizer.ggml.unknown_token_id"),
     ("pad_token", "tokenizer.ggml.padding_token_id"),
 ];
-/// Tokens that end a text.
+/// The keys of tokens that end a text.
 const STOPS: [&str; 3] = ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"];
+/// Control tokens that end a text, whether a key says it or not: most files have a key for one of several. llama.cpp
+/// knows them by their texts too.
+const STOP_TEXTS: [&str; 10] = [
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<end_of_utterance>",
+    "<EOT>",
+    "_<EOT>",
+];
 
 /// The values of `tokenizer.ggml.token_type`.
 mod token_type {
@@ -70,9 +84,13 @@ const MAX_WORD: usize = 100;
 
 /// The tokens that end a text, by id.
 pub(super) fn stops(metadata: &Metadata<'_>) -> Result<Vec<u32>> {
-    let ids = STOPS.iter().map(|key| metadata.whole(key, 0..=MAX_TOKENS));
-    let ids = ids.collect::<Result<Vec<_>>>()?;
-    Ok(ids.into_iter().flatten().map(|id| id as u32).collect())
+    let stated = STOPS.iter().map(|key| metadata.whole(key, 0..=MAX_TOKENS)).collect::<Result<Vec<_>>>()?;
+    let tokens = metadata.texts(TOKENS)?.unwrap_or_default();
+    let types = metadata.small_wholes(TYPES)?.unwrap_or_default();
+    let ends = |(_, (text, kind)): &(usize, (&&str, &u8))| **kind == token_type::CONTROL && STOP_TEXTS.contains(text);
+    let known = tokens.iter().zip(&types).enumerate().filter(ends).map(|(id, _)| id);
+    let ids: BTreeSet<usize> = stated.into_iter().flatten().chain(known).collect();
+    Ok(ids.into_iter().map(|id| id as u32).collect())
 }
 
 /// Checks that each token has a row in the embedding. It may have more rows, which nothing stands for.
