@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 
 /// What is read of `tokenizer.json` here. The rest, which may be large, is checked: each text is UTF-8 without half
-/// surrogates, and each number is in range.
+/// surrogates, each number is in range, and a normalizer's table is no larger than it is.
 #[derive(Default)]
 pub(super) struct Outline {
     pub(super) decoder: serde_json::Value,
@@ -123,7 +123,81 @@ impl<'de> Visitor<'de> for Checked {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> std::result::Result<Self, A::Error> {
-        while entries.next_entry::<Self, Self>()?.is_some() {}
+        while let Some(key) = entries.next_key::<Key>()? {
+            match key {
+                Key::Charsmap => {
+                    entries.next_value::<Charsmap>()?;
+                }
+                Key::Other => {
+                    entries.next_value::<Self>()?;
+                }
+            }
+        }
         Ok(self)
+    }
+}
+
+/// The name of a part.
+enum Key {
+    /// `precompiled_charsmap`.
+    Charsmap,
+    Other,
+}
+
+impl<'de> Deserialize<'de> for Key {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> std::result::Result<Self, D::Error> {
+        struct Name;
+
+        impl Visitor<'_> for Name {
+            type Value = Key;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a name")
+            }
+
+            fn visit_str<E>(self, name: &str) -> std::result::Result<Key, E> {
+                Ok(if name == "precompiled_charsmap" { Key::Charsmap } else { Key::Other })
+            }
+        }
+
+        from.deserialize_str(Name)
+    }
+}
+
+/// What a normalizer replaces: in base64, the size of a table in bytes, the table, and texts. The tokenizers crate
+/// makes room for as large a table as is stated.
+struct Charsmap;
+
+impl<'de> Deserialize<'de> for Charsmap {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> std::result::Result<Self, D::Error> {
+        from.deserialize_str(Self)
+    }
+}
+
+impl Visitor<'_> for Charsmap {
+    type Value = Self;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a normalizer's table")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, base64: &str) -> std::result::Result<Self, E> {
+        let bits = |digit: u8| match digit {
+            b'A'..=b'Z' => Some(digit - b'A'),
+            b'a'..=b'z' => Some(digit - b'a' + 26),
+            b'0'..=b'9' => Some(digit - b'0' + 52),
+            b'+' => Some(62),
+            b'/' => Some(63),
+            _ => None,
+        };
+        // Six digits have 36 bits, of which the first 32 are the size, its lowest byte first.
+        let first = base64.as_bytes().first_chunk::<6>();
+        let first =
+            first.and_then(|first| first.iter().try_fold(0, |all, digit| Some(all << 6 | u64::from(bits(*digit)?))));
+        match first.map(|bits| ((bits >> 4) as u32).swap_bytes() as usize) {
+            Some(size) if size > base64.len() / 4 * 3 => Err(E::custom("a normalizer's table ends beyond its text")),
+            // What is no base64 at all is refused where it is read.
+            _ => Ok(self),
+        }
     }
 }

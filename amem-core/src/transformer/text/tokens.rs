@@ -125,12 +125,12 @@ impl Tokens {
         if let Some(token) = tokens.iter().find(|token| **token as usize >= self.vocabulary) {
             return Err(Error::BadValue { what: "token", value: token.to_string(), expected: "in the vocabulary" });
         }
-        let text = self.tokenizer.decode(tokens, true).map_err(bad_tokenizer)?;
+        let text = guarded(|| self.tokenizer.decode(tokens, true))?;
         match (&self.spelling, self.tokenizer.get_decoder()) {
             (Spelling::Pieces { falls_back: true }, Some(decoder)) if text.contains(char::REPLACEMENT_CHARACTER) => {
                 let texts = tokens.iter().filter(|token| !self.is_special(**token));
                 let texts = texts.filter_map(|token| self.tokenizer.id_to_token(*token)).collect();
-                decoder.decode(without_broken_bytes(texts)).map_err(bad_tokenizer)
+                guarded(|| decoder.decode(without_broken_bytes(texts)))
             }
             _ => Ok(text),
         }
@@ -179,12 +179,12 @@ impl Tokens {
     }
 
     pub(super) fn template_ids(&self, text: &str) -> Result<Vec<Token>> {
-        self.checked(self.tokenizer.encode_fast(text, false).map_err(bad_tokenizer)?.get_ids())
+        self.checked(guarded(|| self.tokenizer.encode_fast(text, false))?.get_ids())
     }
 
     /// The tokens of a text in which no added token is looked for.
     fn plain_ids(&self, text: &str) -> Result<Vec<Token>> {
-        let words = || -> tokenizers::Result<Encoding> {
+        let words = guarded(|| {
             let mut text = NormalizedString::from(text);
             if let Some(normalizer) = self.tokenizer.get_normalizer().filter(|_| !text.is_empty()) {
                 normalizer.normalize(&mut text)?;
@@ -198,8 +198,8 @@ impl Tokens {
             }
             self.tokenizer.get_model().tokenize_in_pretokenized(&mut words, None)?;
             words.into_encoding(None, 0, OffsetType::None)
-        };
-        self.checked(words().map_err(bad_tokenizer)?.get_ids())
+        })?;
+        self.checked(words.get_ids())
     }
 
     fn checked(&self, ids: &[Token]) -> Result<Vec<Token>> {
@@ -215,15 +215,20 @@ pub(in crate::transformer) fn read_tokenizer(source: &dyn ModelSource) -> Result
     let bytes = source.file(FILE).ok_or_else(|| bad_model(FILE, "it is missing"))?;
     // The tokenizers crate panics at some kinds of broken JSON.
     let outline: serde_json::Result<Outline> = serde_json::from_slice(bytes);
-    let outline = outline.map_err(|error| bad_model(FILE, format!("it is not valid JSON: {error}")))?;
-    // And at some parts that are no more than wrong, such as a normalizer's table that cannot be read.
-    let parsed = std::panic::catch_unwind(|| match outline.model.kind.as_deref() {
+    let outline = outline.map_err(|error| bad_model(FILE, format!("it cannot be read: {error}")))?;
+    let tokenizer = guarded(|| match outline.model.kind.as_deref() {
         // Read as any kind of model, its vocabulary and merges would be copied twice on the way.
         Some("BPE") => serde_json::from_slice(bytes).map(|parsed: BpeTokenizer| parsed.into()).map_err(Into::into),
         _ => Tokenizer::from_bytes(bytes),
-    });
-    let tokenizer = parsed.map_err(|_| bad_model(FILE, "it cannot be read"))?.map_err(bad_tokenizer)?;
+    })?;
     Ok((tokenizer, outline.decoder))
+}
+
+/// Runs what reads a tokenizer or is done with one. The tokenizers crate panics at some parts that are no more than
+/// wrong, such as a normalizer's table whose entries point beyond it: at some of them only once a text comes to them.
+pub(in crate::transformer) fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
+    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+    done.map_err(|_| bad_model(FILE, "a part of it is damaged"))?.map_err(bad_tokenizer)
 }
 
 /// [`Tokenizer`] with a model of one kind.
