@@ -1,12 +1,13 @@
 //! A model's chat template, rendered in a sandbox.
 //!
 //! Templates are programs that come with a model, so they are run with a bound on their steps and on recursion, and
-//! reach nothing but the conversation. What they cannot be kept from is building a long string in few steps.
+//! reach nothing but the conversation. No single number in one makes a string long; what they cannot be kept from is
+//! building a long string or list in few steps.
 
 use std::io::Write;
 
-use minijinja::value::Kwargs;
-use minijinja::{Environment, ErrorKind, Value, context};
+use minijinja::value::{Kwargs, Rest, StringInput};
+use minijinja::{Environment, ErrorKind, State, Value, context, filters};
 use minijinja_contrib::pycompat::unknown_method_callback;
 use serde::Serialize;
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
@@ -21,6 +22,8 @@ pub(super) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const STEPS: u64 = 500_000;
 const RECURSION: usize = 100;
 const MAX_SOURCE: usize = 1 << 20;
+/// Columns that a template may fill with blanks at a time.
+const MAX_WIDTH: usize = 999;
 /// Around a text's place: a private-use character, which no template writes and no trimming removes.
 const MARK: char = '\u{E000}';
 
@@ -157,12 +160,53 @@ fn environment() -> Environment<'static> {
     environment.set_lstrip_blocks(true);
     environment.set_fuel(Some(STEPS));
     environment.set_recursion_limit(RECURSION);
-    environment.set_unknown_method_callback(unknown_method_callback);
+    environment.set_unknown_method_callback(|state, value, method, arguments| {
+        if let ("format", Some(format)) = (method, value.as_str()) {
+            check_widths(format)?;
+        }
+        unknown_method_callback(state, value, method, arguments)
+    });
     environment.add_function("raise_exception", |reason: String| -> Result<Value, minijinja::Error> {
         Err(minijinja::Error::new(ErrorKind::InvalidOperation, reason))
     });
     environment.add_filter("tojson", to_json);
+    environment.add_filter("indent", indent);
+    environment.add_filter("format", format);
+    // They make room for as many parts as a template says. No model's template is known to use them.
+    environment.remove_filter("batch");
+    environment.remove_filter("slice");
     environment
+}
+
+/// minijinja's `indent`, which takes any width.
+fn indent(
+    text: StringInput<'_>,
+    width: Option<usize>,
+    first: Option<bool>,
+    blank: Option<bool>,
+    options: Kwargs,
+) -> Result<Value, minijinja::Error> {
+    let named = if width.is_none() { options.peek("width")? } else { None };
+    if width.or(named).is_some_and(|width: usize| width > MAX_WIDTH) {
+        return Err(too_wide());
+    }
+    filters::indent(text, width, first, blank, options)
+}
+
+/// minijinja's `format`, which takes any width.
+fn format(state: &State<'_, '_>, format: &Value, values: Rest<Value>) -> Result<Value, minijinja::Error> {
+    check_widths(format.as_str().unwrap_or_default())?;
+    filters::format(state, format, values)
+}
+
+/// Refuses a format string with a number in it that is more than [`MAX_WIDTH`]: it could be a width.
+fn check_widths(format: &str) -> Result<(), minijinja::Error> {
+    let mut numbers = format.split(|c: char| !c.is_ascii_digit());
+    if numbers.any(|digits| digits.trim_start_matches('0').len() > 3) { Err(too_wide()) } else { Ok(()) }
+}
+
+fn too_wide() -> minijinja::Error {
+    minijinja::Error::new(ErrorKind::InvalidOperation, format!("a width is more than {MAX_WIDTH}"))
 }
 
 /// The function of templates that says what day it is.

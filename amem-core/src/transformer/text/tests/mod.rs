@@ -237,11 +237,25 @@ fn hostile_templates_end_in_errors() {
         ("{{ messages.push(1) }}", "push"),
         ("{% include 'tokenizer.json' %}", "template"),
         ("{{ 'a' * 1000000000000 }}", "large"),
+        ("{{ 'a' | indent(9000000000000000000) }}", "width"),
+        ("{{ 'a' | indent(width=9000000000000000000) }}", "width"),
+        ("{{ '%9000000000000000000d' | format(1) }}", "width"),
+        ("{{ '{:9000000000000000000}'.format(1) }}", "width"),
+        ("{{ 'ab' | batch(9000000000000000000) }}", "batch"),
+        ("{{ 'ab' | slice(9000000000000000000) }}", "slice"),
     ];
     for (template, expected) in cases {
         let found = reason(template);
         assert!(found.contains(expected), "{found}");
     }
+}
+
+#[test]
+fn a_template_may_indent_and_format_as_far_as_a_line_reaches() {
+    let template = "{{ 'a\nb' | indent(2) }}{{ 'a\nb' | indent(width=1, first=true) }}{{ '%03d' | format(7) }}\
+        {{ '{:>2}'.format('x') }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>";
+    let chat = byte_chat(template, &[]);
+    assert_eq!(spell(&chat, &chat.layout(SYSTEM).unwrap().prefix), "a\n  b a\n b007 x<system>Be brief.\n\nNotes:");
 }
 
 #[test]
