@@ -198,7 +198,10 @@ impl ContextBlocks {
         if missing == 0 && written.is_empty() {
             return Ok(());
         }
-        let wanted = (missing + written.len()).saturating_sub(self.spare.len());
+        // What is reserved is for slots that are appended, and for a copy of the last block. Copies of other blocks
+        // must not use it up.
+        let of_others = written.iter().filter(|index| **index + 1 < self.used.len()).count();
+        let wanted = (missing + written.len() - of_others).saturating_sub(self.spare.len()) + of_others;
         if wanted > 0 {
             self.spare.extend(self.pool.take(wanted, self.held(), written.len().min(wanted))?);
         }
@@ -378,6 +381,23 @@ mod tests {
         assert!(!missing(table.reserve_forks(usize::MAX, 0, 2 * BLOCK)).3);
         drop(other);
         table.reserve_forks(2, BLOCK, 2 * BLOCK).unwrap();
+    }
+
+    #[test]
+    fn copies_of_what_stood_before_use_up_nothing_that_is_reserved() {
+        let pool = BlockPool::new(5, BLOCK, 1);
+        let mut table = ContextBlocks::new(Arc::clone(&pool));
+        let tokens = 2 * BLOCK + 1;
+        table.write(0, tokens, 0..tokens as u32, |_| Ok(())).unwrap();
+        let mut fork = table.fork();
+        fork.reserve(3 * BLOCK).unwrap();
+        let mut other = ContextBlocks::new(pool);
+        other.reserve(BLOCK).unwrap();
+        let rewritten = fork.write(tokens, tokens, [0], |_| Ok(()));
+        assert!(rewritten.unwrap_err().lacks_room_for_now());
+        fork.write(tokens, 3 * BLOCK, tokens as u32..3 * BLOCK as u32, |_| Ok(())).unwrap();
+        drop(other);
+        fork.write(3 * BLOCK, 3 * BLOCK, [0], |_| Ok(())).unwrap();
     }
 
     #[test]
