@@ -344,7 +344,13 @@ impl Architecture {
         if metadata.flag(&key("finetuned"))? == Some(false) && self.name == "granite" {
             return unsupported(format!("{} false in {}", key("finetuned"), metadata.file), "rotated heads are");
         }
-        let kind = metadata.text(&key("type"))?.filter(|kind| *kind != "none");
+        let factor = metadata.real(&key("factor"))?.filter(|factor| *factor != 0.0 && *factor != 1.0);
+        let kind = match metadata.text(&key("type"))? {
+            Some("none") => None,
+            // llama.cpp's default, where there is a factor.
+            None if factor.is_some() => Some("linear"),
+            kind => kind,
+        };
         let original = metadata.whole(&key("original_context_length"), 0..=MAX_COUNT)?;
         let mut scaling = Map::new();
         match (kind, factors) {

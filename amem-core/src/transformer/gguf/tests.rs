@@ -185,6 +185,13 @@ fn rope_is_scaled_as_in_a_models_directory() {
     assert_eq!(rope(&file()), Rope::plain(10_000.0, 64));
     let linear = file().text("llama.rope.scaling.type", "linear").real("llama.rope.scaling.factor", 4.0);
     assert_eq!(rope(&linear), expected(json!({ "rope_scaling": { "type": "linear", "factor": 4.0 } })));
+    // Without a type it is linear; without a factor there is none.
+    assert_eq!(rope(&linear.clone().without("llama.rope.scaling.type")), rope(&linear));
+    for (kind, factor) in [(None, 0.0), (None, 1.0), (Some("none"), 4.0)] {
+        let file = file().real("llama.rope.scaling.factor", factor);
+        let file = if let Some(kind) = kind { file.text("llama.rope.scaling.type", kind) } else { file };
+        assert_eq!(rope(&file), rope(&self::file()), "{kind:?} {factor}");
+    }
     let yarn = linear.text("llama.rope.scaling.type", "yarn").whole("llama.rope.scaling.original_context_length", 512);
     let scaling = json!({ "type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512 });
     assert_eq!(rope(&yarn), expected(json!({ "rope_scaling": scaling })));
@@ -247,6 +254,13 @@ fn what_contradicts_itself_is_refused_by_name() {
             "blk.0.ffn_gate_inp.weight",
         ),
         (Box::new(|file| file.tensor(ROPE_FACTORS, WeightType::F32, &[3], &[1.0; 3])), "3 RoPE factors"),
+        (
+            Box::new(|file| {
+                let file = file.real("llama.rope.scaling.factor", 4.0);
+                file.tensor(ROPE_FACTORS, WeightType::F32, &[32], &[1.0; 32])
+            }),
+            "RoPE's factors",
+        ),
         (Box::new(|file| file.tensor(ROPE_FACTORS, WeightType::F32, &[32], &[f32::NAN; 32])), "numbers that are none"),
     ];
     for (change, expected) in cases {
