@@ -1,7 +1,7 @@
 //! Rotary position embedding: how fast each pair of a head's numbers turns from one position to the next.
 //!
 //! The formulas are those of Hugging Face transformers (`modeling_rope_utils.py`): plain RoPE, linear scaling, Llama
-//! 3's, YaRN and LongRoPE. They are evaluated in f64 and rounded once.
+//! 3's, YaRN (with an `attn_factor`, as vLLM has it) and LongRoPE. They are evaluated in f64 and rounded once.
 
 use std::f64::consts::PI;
 
@@ -221,16 +221,20 @@ fn yarn(scaling: &Settings<'_>, theta: f64, spec: &RopeSpec) -> Result<Rope> {
     Ok(spec.rope(&frequencies, yarn_attention_factor(scaling, factor)?))
 }
 
+/// What cosine and sine are multiplied by. `attention_factor` stands in the place of all that is computed here.
+/// `attn_factor` is multiplied with it, as vLLM does it and as the makers of DeepSeek-R1-0528-Qwen3-8B mean it, whose
+/// files take the sharpening back with it; transformers leaves it out.
 fn yarn_attention_factor(scaling: &Settings<'_>, factor: f64) -> Result<f64> {
     if let Some(given) = scaling.real("attention_factor", 1e-3..=1e3)? {
         return Ok(given);
     }
     let sharpness = |weight: f64| if factor <= 1.0 { 1.0 } else { 0.1 * weight * factor.ln() + 1.0 };
     let weight = |key| Ok(scaling.real(key, 0.0..=1e3)?.filter(|weight| *weight > 0.0));
-    match (weight("mscale")?, weight("mscale_all_dim")?) {
-        (Some(one), Some(all)) => Ok(sharpness(one) / sharpness(all)),
-        _ => Ok(sharpness(1.0)),
-    }
+    let sharpness = match (weight("mscale")?, weight("mscale_all_dim")?) {
+        (Some(one), Some(all)) => sharpness(one) / sharpness(all),
+        _ => sharpness(1.0),
+    };
+    Ok(sharpness * scaling.real("attn_factor", 1e-3..=1e3)?.unwrap_or(1.0))
 }
 
 fn required(scaling: &Settings<'_>, key: &str, bounds: std::ops::RangeInclusive<f64>) -> Result<f64> {
@@ -257,9 +261,14 @@ mod tests {
         let llama3 = json!({ "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                              "original_max_position_embeddings": 8192 });
         let yarn = json!({ "type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768 });
+        // 1 / (0.1 · ln 4 + 1), as DeepSeek-R1-0528-Qwen3-8B has it.
+        let mut flat = yarn.clone();
+        flat["attn_factor"] = json!(0.878_248_856_286_941_9);
         let sharp = json!({ "rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 4096,
                             "beta_fast": 16, "beta_slow": 2, "truncate": false, "mscale": 1.5, "mscale_all_dim": 0.8 });
-        let cases: [(&str, Value, [f64; 8], f64); 5] = [
+        let yarns =
+            [1.0, 1.778279410e-1, 3.162277660e-2, 4.217559939e-3, 5e-4, 4.445698525e-5, 7.905694150e-6, 1.405853313e-6];
+        let cases: [(&str, Value, [f64; 8], f64); 6] = [
             (
                 "plain",
                 json!({}),
@@ -287,21 +296,8 @@ mod tests {
                 ],
                 1.0,
             ),
-            (
-                "yarn",
-                json!({ "rope_theta": 1e6, "rope_scaling": yarn }),
-                [
-                    1.0,
-                    1.778279410e-1,
-                    3.162277660e-2,
-                    4.217559939e-3,
-                    5e-4,
-                    4.445698525e-5,
-                    7.905694150e-6,
-                    1.405853313e-6,
-                ],
-                1.138_629_4,
-            ),
+            ("yarn", json!({ "rope_theta": 1e6, "rope_scaling": yarn }), yarns, 1.138_629_4),
+            ("yarn that takes its sharpening back", json!({ "rope_theta": 1e6, "rope_scaling": flat }), yarns, 1.0),
             (
                 "yarn, not truncated, with mscale",
                 json!({ "rope_scaling": sharp }),

@@ -130,7 +130,7 @@ const REAL: [(&str, &str); 2] =
     [("rms_norm_eps", "attention.layer_norm_rms_epsilon"), ("rope_theta", "rope.freq_base")];
 
 /// Settings that change what is computed, and with which value they do not. What has another is refused.
-const NEUTRAL: [(&str, f64); 16] = [
+const NEUTRAL: [(&str, f64); 15] = [
     ("expert_shared_count", 0.0),
     ("expert_weights_scale", 0.0),
     ("expert_count", 0.0),
@@ -144,7 +144,6 @@ const NEUTRAL: [(&str, f64); 16] = [
     ("embedding_scale", 1.0),
     ("rope.scaling.attn_factor", 1.0),
     ("rope.scaling.yarn_ext_factor", 1.0),
-    ("rope.scaling.yarn_attn_factor", 1.0),
     ("rope.scaling.yarn_log_multiplier", 0.0),
     ("rope.scale_linear", 1.0),
 ];
@@ -352,6 +351,12 @@ impl Architecture {
             kind => kind,
         };
         let original = metadata.whole(&key("original_context_length"), 0..=MAX_COUNT)?;
+        // Converters have one key for YaRN's `attention_factor` and its `attn_factor`. Only the latter is less than 1.
+        let attn_factor = metadata.real(&key("yarn_attn_factor"))?.filter(|number| *number != 1.0);
+        if let Some(number) = attn_factor.filter(|number| *number > 1.0 || kind != Some("yarn")) {
+            let what = format!("{} {number} in {}", key("yarn_attn_factor"), metadata.file);
+            return unsupported(what, "less than 1 is, with YaRN");
+        }
         let mut scaling = Map::new();
         match (kind, factors) {
             (None, RopeFactors { all: None, long: None, short: None }) => return Ok(None),
@@ -386,6 +391,9 @@ impl Architecture {
         }
         if let Some(original) = original {
             scaling.insert("original_max_position_embeddings".to_owned(), json!(original));
+        }
+        if let Some(attn_factor) = attn_factor {
+            scaling.insert("attn_factor".to_owned(), json!(attn_factor));
         }
         Ok(Some(Value::Object(scaling)))
     }

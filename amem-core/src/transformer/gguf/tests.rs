@@ -194,7 +194,11 @@ fn rope_is_scaled_as_in_a_models_directory() {
     }
     let yarn = linear.text("llama.rope.scaling.type", "yarn").whole("llama.rope.scaling.original_context_length", 512);
     let scaling = json!({ "type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512 });
-    assert_eq!(rope(&yarn), expected(json!({ "rope_scaling": scaling })));
+    assert_eq!(rope(&yarn), expected(json!({ "rope_scaling": scaling.clone() })));
+    let flat = yarn.real("llama.rope.scaling.yarn_attn_factor", 0.875);
+    let mut flat_scaling = scaling;
+    flat_scaling["attn_factor"] = json!(0.875);
+    assert_eq!(rope(&flat), expected(json!({ "rope_scaling": flat_scaling })));
     // Each pair's own factor, as Llama 3 has them: powers of two divide without rounding.
     let factors: Vec<f32> = (0..32).map(|pair| if pair < 16 { 1.0 } else { 8.0 }).collect();
     let divided = rope(&file().tensor(ROPE_FACTORS, WeightType::F32, &[32], &factors));
@@ -260,6 +264,14 @@ fn what_contradicts_itself_is_refused_by_name() {
                 file.tensor(ROPE_FACTORS, WeightType::F32, &[32], &[1.0; 32])
             }),
             "RoPE's factors",
+        ),
+        (Box::new(|file| file.real("llama.rope.scaling.yarn_attn_factor", 0.875)), "yarn_attn_factor 0.875"),
+        (
+            Box::new(|file| {
+                let file = file.text("llama.rope.scaling.type", "yarn");
+                file.real("llama.rope.scaling.yarn_attn_factor", 1.125)
+            }),
+            "yarn_attn_factor 1.125",
         ),
         (Box::new(|file| file.tensor(ROPE_FACTORS, WeightType::F32, &[32], &[f32::NAN; 32])), "numbers that are none"),
     ];
