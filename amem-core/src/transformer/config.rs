@@ -201,6 +201,9 @@ impl Config {
         let (family, with_images) = family(&whole)?;
         let text = if with_images { whole.object("text_config")? } else { None };
         let file = text.as_ref().unwrap_or(&whole);
+        if [&whole, file].iter().any(|settings| settings.get("quantization_config").is_some()) {
+            return unsupported("a checkpoint with quantization_config", "checkpoints in F32, F16 and BF16 are");
+        }
         refuse_what_the_graph_lacks(file, family)?;
 
         let gemma3 = |value: usize| (family == Family::Gemma3).then_some(value);
@@ -386,9 +389,6 @@ fn refuse_what_the_graph_lacks(file: &Settings<'_>, family: Family) -> Result<()
     }
     if file.flag("use_bidirectional_attention")? {
         return unsupported("use_bidirectional_attention", "attention to what stands before is");
-    }
-    if file.get("quantization_config").is_some() {
-        return unsupported("a checkpoint with quantization_config", "checkpoints in F32, F16 and BF16 are");
     }
     Ok(())
 }

@@ -60,6 +60,7 @@ fn what_would_be_computed_wrongly_is_refused_with_a_reason() {
         (json!({ "model_type": "mixtral", "attention_bias": true }), "attention_bias"),
         (json!({ "model_type": "mistral", "attention_bias": true }), "attention_bias"),
         (json!({ "quantization_config": {} }), "quantization_config"),
+        (json!({ "model_type": "gemma3", "text_config": {}, "quantization_config": {} }), "quantization_config"),
         (json!({ "partial_rotary_factor": 0.5 }), "partial_rotary_factor"),
         (json!({ "layer_types": kinds(1) }), "layer_types"),
         (json!({ "model_type": "mistral", "sliding_window": 8, "layer_types": kinds(1) }), "layer_types"),
