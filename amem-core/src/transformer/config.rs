@@ -561,14 +561,17 @@ fn rotates(file: &Settings<'_>, family: Family, layers: usize) -> Result<Vec<boo
 
 /// How many tokens a token sees in the layers that have a window.
 fn window(file: &Settings<'_>, family: Family) -> Result<Option<usize>> {
+    const KEY: &str = "sliding_window";
     let default = match family {
-        Family::Gemma2 | Family::Gemma3 => Some(4096),
-        Family::Mistral | Family::Mixtral | Family::Phi3 => None,
+        Family::Gemma2 | Family::Gemma3 | Family::Mistral => Some(4096),
+        Family::Mixtral | Family::Phi3 => None,
         // Their files name windows that are not in use.
-        Family::Qwen2 | Family::Qwen3 | Family::Qwen3Moe | Family::SmolLm3 if file.flag("use_sliding_window")? => None,
+        Family::Qwen2 | Family::Qwen3 | Family::Qwen3Moe if file.flag("use_sliding_window")? => Some(4096),
+        Family::SmolLm3 if file.flag("use_sliding_window")? => None,
         _ => return Ok(None),
     };
-    Ok(file.whole("sliding_window", 1..=MAX_CONTEXT)?.or(default))
+    // `null` says that there is none.
+    if file.has(KEY) { file.whole(KEY, 1..=MAX_CONTEXT) } else { Ok(default) }
 }
 
 /// Which layers have a window.

@@ -34,6 +34,11 @@ fn families_differ_in_flags() {
     let mistral = json!({ "model_type": "mistral", "sliding_window": 4096, "attention_bias": null });
     assert_eq!(flags(mistral), (false, false, QkNorm::None, Some(4096)));
     assert_eq!(flags(json!({ "model_type": "mistral", "sliding_window": null })), (false, false, QkNorm::None, None));
+    // Left out it is not the same as `null`, but in Mixtral.
+    assert_eq!(flags(json!({ "model_type": "mistral" })), (false, false, QkNorm::None, Some(4096)));
+    assert_eq!(flags(json!({ "model_type": "mixtral" })), (false, false, QkNorm::None, None));
+    let unsaid = json!({ "model_type": "qwen2", "use_sliding_window": true, "max_window_layers": 0 });
+    assert_eq!(flags(unsaid), (true, false, QkNorm::None, Some(4096)));
     let qwen2 = json!({ "model_type": "qwen2", "sliding_window": 4096, "use_sliding_window": false });
     assert_eq!(flags(qwen2), (true, false, QkNorm::None, None));
     assert_eq!(flags(json!({ "model_type": "qwen3" })), (false, false, QkNorm::Heads, None));
