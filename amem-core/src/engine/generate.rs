@@ -179,15 +179,22 @@ impl Generator {
         if let Some(constraint) = &mut self.constraint {
             constraint.accept(token)?;
         }
+        let (text, finish) = self.take(chat, token)?;
+        let logprob = self.logprobs.map(|top| TokenLogprob::of(context.logits(), token, top));
+        Ok(Drawn { token: Some(token), text, logprob, finish })
+    }
+
+    /// Takes a token of the answer. Returns what is new and safe to show, and why the answer ends with it, if it does.
+    fn take(&mut self, chat: &dyn Chat, token: Token) -> Result<(String, Option<Finish>)> {
         self.tokens.push(token);
         let (mut text, stopped) = self.stops.push(&self.detokenizer.push(chat, token)?);
         let mut finish = stopped.map(Finish::StopText);
         if finish.is_none() && self.tokens.len() >= self.max_tokens {
-            text.push_str(&self.finish(chat)?);
-            finish = Some(Finish::Length);
+            let (rest, stopped) = self.flush(chat)?;
+            text.push_str(&rest);
+            finish = Some(stopped.map_or(Finish::Length, Finish::StopText));
         }
-        let logprob = self.logprobs.map(|top| TokenLogprob::of(context.logits(), token, top));
-        Ok(Drawn { token: Some(token), text, logprob, finish })
+        Ok((text, finish))
     }
 
     /// The next token, or `None` where a constraint allows no more.
@@ -216,13 +223,20 @@ impl Generator {
     }
 
     fn end(&mut self, chat: &dyn Chat, finish: Finish) -> Result<Drawn> {
-        Ok(Drawn { token: None, text: self.finish(chat)?, logprob: None, finish: Some(finish) })
+        let (text, stopped) = self.flush(chat)?;
+        Ok(Drawn { token: None, text, logprob: None, finish: Some(stopped.map_or(finish, Finish::StopText)) })
     }
 
     /// What was kept back, when no more tokens come.
     pub(super) fn finish(&mut self, chat: &dyn Chat) -> Result<String> {
+        Ok(self.flush(chat)?.0)
+    }
+
+    /// What was kept back, and the stop text that it ends with, if it completes one.
+    fn flush(&mut self, chat: &dyn Chat) -> Result<(String, Option<String>)> {
         let rest = std::mem::take(&mut self.detokenizer).finish(chat)?;
-        Ok(self.stops.push(&rest).0 + &self.stops.finish())
+        let (text, stopped) = self.stops.push(&rest);
+        Ok((text + &self.stops.finish(), stopped))
     }
 
     /// What was drawn, the token that ended it not included.
@@ -273,7 +287,48 @@ impl StopMatcher {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Layout;
     use proptest::prelude::*;
+
+    /// Tokens are bytes.
+    struct Bytes;
+
+    impl Chat for Bytes {
+        fn layout(&self, _: &str) -> Result<Layout> {
+            unreachable!()
+        }
+
+        fn encode(&self, text: &str) -> Result<Vec<Token>> {
+            Ok(text.bytes().map(Token::from).collect())
+        }
+
+        fn decode(&self, tokens: &[Token]) -> Result<String> {
+            let bytes: Vec<u8> = tokens.iter().map(|token| *token as u8).collect();
+            Ok(String::from_utf8_lossy(&bytes).into_owned())
+        }
+
+        fn token_bytes(&self, token: Token) -> Option<Vec<u8>> {
+            u8::try_from(token).ok().map(|byte| vec![byte])
+        }
+
+        fn stops(&self) -> &[Token] {
+            &[]
+        }
+    }
+
+    #[test]
+    fn a_stop_text_that_only_the_last_token_shows_ends_the_answer_as_any_other() {
+        let drawn = |bytes: &[u8]| {
+            let generation = Generation::default().max_tokens(2).stop(["\u{FFFD}"]);
+            let mut generator = Generator::new(&generation, &Sampling::default()).unwrap();
+            let taken = bytes.iter().map(|byte| generator.take(&Bytes, Token::from(*byte)).unwrap());
+            taken.collect::<Vec<_>>()
+        };
+        // The first byte of two is held back, for the other may come.
+        let stopped = Some(Finish::StopText("\u{FFFD}".to_owned()));
+        assert_eq!(drawn(&[b'a', 0xC3]), [("a".to_owned(), None), (String::new(), stopped)]);
+        assert_eq!(drawn(b"ab"), [("a".to_owned(), None), ("b".to_owned(), Some(Finish::Length))]);
+    }
 
     proptest! {
         #[test]
