@@ -1,6 +1,6 @@
 //! A model's tokenizer: the text of users, which is only ever text, and that of templates, which steers the model.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use tokenizers::models::bpe::BPE;
 use tokenizers::{
@@ -24,7 +24,7 @@ pub(super) struct Tokens {
     /// The special tokens and their texts.
     special: HashMap<Token, String>,
     /// The texts of all added tokens, special or not.
-    added: Vec<String>,
+    added: HashSet<String>,
     /// How the vocabulary writes bytes.
     spelling: Spelling,
     /// What characters outside the vocabulary become.
