@@ -7,7 +7,7 @@
 
 use super::graph::Activation;
 use super::rope::RopeSpec;
-use super::settings::{Settings, bad_model};
+use super::settings::{Settings, bad_model, shown};
 use super::{ModelSource, Rope};
 use crate::{Error, KvShape, Result, Token};
 
@@ -373,11 +373,6 @@ fn family(file: &Settings<'_>) -> Result<(Family, bool)> {
              granite are",
         ),
     }
-}
-
-/// As much of a text as may stand in an error.
-fn shown(text: &str) -> String {
-    text.chars().take(60).collect()
 }
 
 fn refuse_what_the_graph_lacks(file: &Settings<'_>, family: Family) -> Result<()> {

@@ -6,7 +6,7 @@
 use std::f64::consts::PI;
 
 use super::config::unsupported;
-use super::settings::{Settings, bad_model};
+use super::settings::{Settings, bad_model, shown};
 use crate::Result;
 
 const FILE: &str = "config.json";
@@ -80,10 +80,9 @@ impl Rope {
                 "scalings whose frequencies do not change while a context grows are (default, linear, llama3, yarn, \
                  longrope), for cached keys must turn alike in every context",
             ),
-            Some(other) => unsupported(
-                format!("rope scaling {}", other.chars().take(60).collect::<String>()),
-                "default, linear, llama3, yarn and longrope are",
-            ),
+            Some(other) => {
+                unsupported(format!("rope scaling {}", shown(other)), "default, linear, llama3, yarn and longrope are")
+            }
         }
     }
 }

@@ -105,10 +105,13 @@ impl<'a> Settings<'a> {
 
     /// The error for a setting that is none of what is wanted.
     pub(super) fn wrong(&self, key: &str, value: &Value, wanted: impl Display) -> Error {
-        // A hostile file could fill the log with one value.
-        let shown: String = value.to_string().chars().take(60).collect();
-        bad_model(self.file, format!("{key} is {shown}: it must be {wanted}"))
+        bad_model(self.file, format!("{key} is {}: it must be {wanted}", shown(&value.to_string())))
     }
+}
+
+/// As much of a text as may stand in an error: a hostile file could fill the log with one value.
+pub(super) fn shown(text: &str) -> String {
+    text.chars().take(60).collect()
 }
 
 /// [`Error::BadModel`] about this file.

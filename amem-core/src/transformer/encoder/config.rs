@@ -2,7 +2,7 @@
 
 use crate::transformer::config::unsupported;
 use crate::transformer::rope::RopeSpec;
-use crate::transformer::settings::{Settings, bad_model};
+use crate::transformer::settings::{Settings, bad_model, shown};
 use crate::transformer::{ModelSource, Rope};
 use crate::{KvShape, Result};
 
@@ -195,7 +195,7 @@ fn family(file: &Settings<'_>) -> Result<EncoderFamily> {
     match FAMILIES.iter().find(|(known, _)| *known == name) {
         Some((_, family)) => Ok(*family),
         None => unsupported(
-            format!("an encoder of model_type {}", name.chars().take(60).collect::<String>()),
+            format!("an encoder of model_type {}", shown(name)),
             "bert, roberta, xlm-roberta, camembert and nomic_bert are",
         ),
     }
@@ -205,7 +205,7 @@ fn family(file: &Settings<'_>) -> Result<EncoderFamily> {
 fn only(file: &Settings<'_>, key: &str, known: &[&str]) -> Result<()> {
     match file.text(key)? {
         Some(other) if !known.contains(&other) => unsupported(
-            format!("{key} {}", other.chars().take(60).collect::<String>()),
+            format!("{key} {}", shown(other)),
             "an encoder is computed as BERT and nomic-embed-text are: hidden_act gelu, activation_function swiglu, \
              position_embedding_type absolute",
         ),

@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::Result;
 use crate::transformer::ModelSource;
 use crate::transformer::config::unsupported;
-use crate::transformer::settings::{Settings, bad_model};
+use crate::transformer::settings::{Settings, bad_model, shown};
 
 const MODULES: &str = "modules.json";
 const TRANSFORMER: &str = "sentence_bert_config.json";
@@ -96,9 +96,8 @@ fn read_modules(source: &dyn ModelSource, bytes: &[u8], hidden: usize, pools: bo
             }
             (_, "Normalize") if pooling.is_some() => normalized = true,
             _ => {
-                let kind: String = kind.chars().take(60).collect();
                 return unsupported(
-                    format!("module {index} of {MODULES}, of type {kind:?}"),
+                    format!("module {index} of {MODULES}, of type {:?}", shown(kind)),
                     "a Transformer in the model's directory, a Pooling and perhaps a Normalize are, in this order",
                 );
             }
@@ -110,8 +109,8 @@ fn read_modules(source: &dyn ModelSource, bytes: &[u8], hidden: usize, pools: bo
 fn read_pooling(source: &dyn ModelSource, folder: &str, hidden: usize) -> Result<Pooling> {
     let plain = |letter: char| letter.is_ascii_alphanumeric() || "-_".contains(letter);
     if folder.is_empty() || folder.len() > 64 || !folder.chars().all(plain) {
-        let folder: String = folder.chars().take(60).collect();
-        return Err(bad_model(MODULES, format!("path {folder:?} of the Pooling must be the plain name of a folder")));
+        let reason = format!("path {:?} of the Pooling must be the plain name of a folder", shown(folder));
+        return Err(bad_model(MODULES, reason));
     }
     let name = format!("{folder}/config.json");
     let file = Settings::read(source, &name)?.ok_or_else(|| bad_model(&name, "it is missing"))?;
@@ -133,13 +132,12 @@ fn read_pooling(source: &dyn ModelSource, folder: &str, hidden: usize) -> Result
     ];
     let mut modes: Vec<String> = Vec::new();
     match file.get("pooling_mode") {
-        Some(Value::String(mode)) => modes.push(mode.chars().take(60).collect()),
+        Some(Value::String(mode)) => modes.push(shown(mode)),
         Some(value) => {
             let list = value.as_array().filter(|list| list.len() <= MODES.len());
             let list =
                 list.ok_or_else(|| file.wrong("pooling_mode", value, "the name of a mode, or a list of them"))?;
-            modes
-                .extend(list.iter().map(|mode| mode.as_str().unwrap_or_default().chars().take(60).collect::<String>()));
+            modes.extend(list.iter().map(|mode| shown(mode.as_str().unwrap_or_default())));
         }
         None => {
             for (mode, key) in MODES {

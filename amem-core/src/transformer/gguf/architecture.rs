@@ -11,7 +11,7 @@ use super::header::{Header, Metadata};
 use crate::Result;
 use crate::transformer::Config;
 use crate::transformer::config::unsupported;
-use crate::transformer::settings::bad_model;
+use crate::transformer::settings::{bad_model, shown};
 
 /// A family of models, as GGUF names it.
 pub(super) struct Architecture {
@@ -177,14 +177,11 @@ impl Architecture {
         let name = metadata.word("general.architecture")?;
         match ARCHITECTURES.iter().find(|known| known.name == name) {
             Some(known) => Ok(known),
-            None => {
-                let name: String = name.chars().take(60).collect();
-                unsupported(
-                    format!("{}: architecture {name}", metadata.file),
-                    "llama, qwen2, qwen3, qwen3moe, gemma2, gemma3, phi3, smollm3, olmo2 and granite are, and as \
-                     encoders bert and nomic-bert",
-                )
-            }
+            None => unsupported(
+                format!("{}: architecture {}", metadata.file, shown(name)),
+                "llama, qwen2, qwen3, qwen3moe, gemma2, gemma3, phi3, smollm3, olmo2 and granite are, and as encoders \
+                 bert and nomic-bert",
+            ),
         }
     }
 
@@ -372,7 +369,7 @@ impl Architecture {
                 }
             }
             (Some(kind), RopeFactors { all: None, long: None, short: None }) => {
-                scaling.insert("rope_type".to_owned(), json!(kind.chars().take(60).collect::<String>()));
+                scaling.insert("rope_type".to_owned(), json!(shown(kind)));
                 for (ours, theirs) in
                     [("factor", "factor"), ("beta_fast", "yarn_beta_fast"), ("beta_slow", "yarn_beta_slow")]
                 {

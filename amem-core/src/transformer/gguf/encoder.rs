@@ -10,7 +10,7 @@ use super::header::{Header, Metadata};
 use super::{CONFIG, tokenizer};
 use crate::Result;
 use crate::transformer::config::unsupported;
-use crate::transformer::settings::bad_model;
+use crate::transformer::settings::{bad_model, shown};
 
 /// Whole numbers: `config.json`'s key, and GGUF's after the architecture's name.
 const WHOLE: [(&str, &str); 5] = [
@@ -139,7 +139,7 @@ fn config(
         return refused("attention.causal", &true);
     }
     if let Some(kind) = metadata.text(&key("rope.scaling.type"))?.filter(|kind| *kind != "none") {
-        return refused("rope.scaling.type", &kind.chars().take(60).collect::<String>());
+        return refused("rope.scaling.type", &shown(kind));
     }
     let mut settings = Map::new();
     let mut set = |name: &str, value: Value| drop(settings.insert(name.to_owned(), value));

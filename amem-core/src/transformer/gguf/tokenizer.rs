@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 use super::header::Metadata;
 use crate::Result;
 use crate::transformer::config::unsupported;
-use crate::transformer::settings::bad_model;
+use crate::transformer::settings::{bad_model, shown};
 
 const MODEL: &str = "tokenizer.ggml.model";
 const PRE: &str = "tokenizer.ggml.pre";
@@ -109,10 +109,7 @@ pub(super) fn files(metadata: &Metadata<'_>, strips: bool) -> Result<BTreeMap<St
     let tokenizer = match metadata.word(MODEL)? {
         "gpt2" => vocabulary.byte_level(metadata)?,
         "llama" => vocabulary.sentence_pieces(metadata, strips)?,
-        other => {
-            let other: String = other.chars().take(60).collect();
-            return unsupported(format!("{}: {MODEL} {other}", metadata.file), "gpt2 and llama are");
-        }
+        other => return unsupported(format!("{}: {MODEL} {}", metadata.file, shown(other)), "gpt2 and llama are"),
     };
     let json = |written: serde_json::Result<Vec<u8>>| {
         written.map_err(|error| bad_model(metadata.file, format!("its tokenizer cannot be written as JSON: {error}")))
@@ -130,8 +127,7 @@ pub(super) fn files(metadata: &Metadata<'_>, strips: bool) -> Result<BTreeMap<St
 pub(super) fn word_pieces(metadata: &Metadata<'_>) -> Result<Vec<u8>> {
     let model = metadata.word(MODEL)?;
     if model != "bert" {
-        let model: String = model.chars().take(60).collect();
-        return unsupported(format!("{}: {MODEL} {model} of an encoder", metadata.file), "bert is");
+        return unsupported(format!("{}: {MODEL} {} of an encoder", metadata.file, shown(model)), "bert is");
     }
     let tokens = metadata.texts(TOKENS)?.ok_or_else(|| metadata.missing(TOKENS))?;
     let types = metadata.small_wholes(TYPES)?.unwrap_or_default();
@@ -275,9 +271,8 @@ impl<'a> Vocabulary<'a> {
     fn byte_level(&'a self, metadata: &Metadata<'a>) -> Result<TokenizerFile<'a>> {
         let pre = metadata.word(PRE)?;
         let Some(pre) = PRE_TOKENIZERS.iter().find(|known| known.names.contains(&pre)) else {
-            let pre: String = pre.chars().take(60).collect();
             return unsupported(
-                format!("{}: {PRE} {pre}", metadata.file),
+                format!("{}: {PRE} {}", metadata.file, shown(pre)),
                 "llama-bpe, qwen2, smollm, gpt-2, dbrx, tekken, gpt-4o, default and their like are",
             );
         };
@@ -290,8 +285,8 @@ impl<'a> Vocabulary<'a> {
         };
         let merges = metadata.texts(MERGES)?.ok_or_else(|| metadata.missing(MERGES))?;
         let wrong = |merge: &str| {
-            let shown: String = merge.chars().take(60).collect();
-            bad_model(metadata.file, format!("{MERGES} has {shown:?}: it must be two parts with a space between"))
+            let merge = shown(merge);
+            bad_model(metadata.file, format!("{MERGES} has {merge:?}: it must be two parts with a space between"))
         };
         let merges = merges.into_iter().map(|merge| {
             let parts = merge.split_once(' ').filter(|(left, right)| !left.is_empty() && !right.is_empty());

@@ -10,6 +10,7 @@ use super::script::{Memories, Script};
 use super::template::{Part, Template, mark, message, parts, split_at};
 use super::tokens::Tokens;
 use crate::model::{Group, bad_messages, grouped};
+use crate::transformer::settings::shown;
 use crate::{Conversation, Error, Exchange, Layout, Message, Reply, Result, Role, Token, Tool};
 
 /// What it takes to put a conversation into tokens.
@@ -57,7 +58,7 @@ impl Texts<'_> {
     fn object(&mut self, json: &str, expected: &'static str) -> Result<Value> {
         match serde_json::from_str(json) {
             Ok(value @ serde_json::Value::Object(_)) => Ok(Value::from_serialize(self.guard_json(value))),
-            _ => Err(bad_messages(format!("with {:?}", json.chars().take(60).collect::<String>()), expected)),
+            _ => Err(bad_messages(format!("with {:?}", shown(json)), expected)),
         }
     }
 
