@@ -12,9 +12,9 @@ use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
 
 use super::header::Metadata;
-use crate::Result;
 use crate::transformer::config::unsupported;
 use crate::transformer::settings::{bad_model, shown};
+use crate::{Error, Result};
 
 const MODEL: &str = "tokenizer.ggml.model";
 const PRE: &str = "tokenizer.ggml.pre";
@@ -103,6 +103,13 @@ pub(super) fn check_count(metadata: &Metadata<'_>, rows: usize) -> Result<()> {
     Ok(())
 }
 
+/// The error for a token that stands under two ids.
+fn twice(metadata: &Metadata<'_>, token: &str, first: usize, second: usize) -> Error {
+    let token = shown(token);
+    let reason = format!("{TOKENS} has {token:?} twice, as {first} and as {second}: convert the model anew");
+    bad_model(metadata.file, reason)
+}
+
 /// `tokenizer.json`, `tokenizer_config.json` and `generation_config.json`.
 pub(super) fn files(metadata: &Metadata<'_>, strips: bool) -> Result<BTreeMap<String, Vec<u8>>> {
     let vocabulary = Vocabulary::read(metadata)?;
@@ -144,9 +151,7 @@ pub(super) fn word_pieces(metadata: &Metadata<'_>) -> Result<Vec<u8>> {
                 "rstrip": false, "normalized": false }));
         }
         if let Some(first) = ids.insert(piece, id) {
-            let shown: String = token.chars().take(60).collect();
-            let reason = format!("{TOKENS} has {shown:?} twice, as {first} and as {id}: convert the model anew");
-            return Err(bad_model(metadata.file, reason));
+            return Err(twice(metadata, token, first, id));
         }
     }
     let token = |(keys, text): (&[&str], &'static str)| {
@@ -241,9 +246,7 @@ impl<'a> Vocabulary<'a> {
         let mut ids = HashMap::new();
         for (id, token) in tokens.iter().enumerate().filter(|(_, token)| !token.is_empty()) {
             if let Some(first) = ids.insert(*token, id) {
-                let shown: String = token.chars().take(60).collect();
-                let reason = format!("{TOKENS} has {shown:?} twice, as {first} and as {id}: convert the model anew");
-                return Err(bad_model(metadata.file, reason));
+                return Err(twice(metadata, token, first, id));
             }
         }
         Ok(Self { tokens, types, ids })
