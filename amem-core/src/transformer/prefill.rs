@@ -15,16 +15,21 @@ use crate::{Dtype, KvChunk, Result, Token};
 pub(super) fn batches(texts: &[Arc<[Token]>]) -> impl Iterator<Item = &[Arc<[Token]>]> {
     let mut rest = texts;
     std::iter::from_fn(move || {
-        let mut rows = 0;
-        let fits = |text: &&Arc<[Token]>| {
-            rows += text.len();
-            rows <= STEP_ROWS
-        };
-        let count = rest.iter().take_while(fits).count().max(1).min(rest.len());
+        let count = fitting(rest.iter().map(|text| text.len())).min(rest.len());
         let (batch, others) = rest.split_at(count);
         rest = others;
         (!batch.is_empty()).then_some(batch)
     })
+}
+
+/// How many of the first texts, of so many tokens each, go through together: [`STEP_ROWS`] rows, unless the first has more.
+pub(super) fn fitting(tokens: impl Iterator<Item = usize>) -> usize {
+    let mut rows = 0;
+    let fits = |tokens: &usize| {
+        rows += tokens;
+        rows <= STEP_ROWS
+    };
+    tokens.take_while(fits).count().max(1)
 }
 
 /// Keys (before rotation) and values of some rows, where they were computed: for each layer `[rows][kv_heads * head_dim]`.

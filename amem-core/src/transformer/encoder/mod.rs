@@ -19,6 +19,7 @@ use self::graph::{Encode, Graph};
 pub use self::modules::Pooling;
 use self::modules::{Modules, Prompts, checked_prompt};
 use self::tokens::Tokens;
+use super::prefill::fitting;
 use super::tensors::Tensors;
 use super::text::tokens::FILE as TOKENIZER;
 use super::{Backend, ModelSource};
@@ -213,7 +214,7 @@ impl Encoder {
             let tokenise = move || texts.iter().map(|text| inner.tokens.of(text)).collect::<Result<Vec<_>>>();
             let mut waiting = blocking::unblock(tokenise).await?;
             while !waiting.is_empty() {
-                let others = waiting.split_off(fitting(&waiting));
+                let others = waiting.split_off(fitting(waiting.iter().map(Vec::len)));
                 let pass = std::mem::replace(&mut waiting, others);
                 let turn = self.inner.turn.lock().await;
                 let inner = Arc::clone(&self.inner);
@@ -241,16 +242,6 @@ impl Inner {
         };
         Ok(vectors.into_iter().zip(texts).map(encoded).collect())
     }
-}
-
-/// How many of these texts go through together: [`STEP_ROWS`] rows, unless the first has more.
-fn fitting(texts: &[Vec<Token>]) -> usize {
-    let mut rows = 0;
-    let fits = |text: &&Vec<Token>| {
-        rows += text.len();
-        rows <= STEP_ROWS
-    };
-    texts.iter().take_while(fits).count().max(1)
 }
 
 /// Makes a vector one long, unless it is zero.
