@@ -112,6 +112,10 @@ pub(super) struct Experts {
     pub(super) intermediate: usize,
     /// Which layers have them. The others have one feed-forward block.
     pub(super) layers: Vec<bool>,
+    /// What a layer's part with them is called.
+    pub(super) block: &'static str,
+    /// What an expert's gate, its matrix up and its matrix down are called.
+    pub(super) matrices: [&'static str; 3],
 }
 
 /// The shape of a model and the numbers that its forward pass needs: what `config.json` says, checked.
@@ -163,6 +167,8 @@ pub struct Config {
     pub(super) norm_offset: f32,
     /// Whether the embedding is the head too.
     pub(super) tied: bool,
+    /// Whether the projections of queries, keys and values are one tensor, and gates and matrices up another.
+    pub(super) fused: bool,
     /// Whether queries, keys and values have biases.
     pub(super) qkv_bias: bool,
     /// Whether the output projection of attention has a bias.
@@ -282,6 +288,7 @@ impl Config {
             // GGUF files hold the sum.
             norm_offset: if gemma && source.gguf().is_none() { 1.0 } else { 0.0 },
             tied,
+            fused: family == Family::Phi3,
             qkv_bias: attention_bias || family == Family::Qwen2,
             o_bias: attention_bias,
             mlp_bias: file.flag("mlp_bias")?,
@@ -346,7 +353,7 @@ impl Config {
         add(9, self.norm_offset != 0.0, &number(self.norm_offset));
         add(10, self.mlp_bias, &[]);
         if let Some(experts) = &self.experts {
-            let Experts { count, top_k, norm_top_k, intermediate, layers } = experts;
+            let Experts { count, top_k, norm_top_k, intermediate, layers, .. } = experts;
             let mut values = [size(*count), size(*top_k), size(*intermediate)].concat();
             values.push(u8::from(*norm_top_k));
             values.extend(layers.iter().map(|sparse| u8::from(*sparse)));
@@ -478,6 +485,8 @@ fn experts(file: &Settings<'_>, family: Family, layers: usize) -> Result<Option<
                 norm_top_k: true,
                 intermediate: file.count("intermediate_size", 1..=MAX_WIDTH)?,
                 layers: vec![true; layers],
+                block: "block_sparse_moe",
+                matrices: ["w1", "w3", "w2"],
             }))
         }
         Family::Qwen3Moe => {
@@ -498,6 +507,8 @@ fn experts(file: &Settings<'_>, family: Family, layers: usize) -> Result<Option<
                 norm_top_k: file.flag("norm_topk_prob")?,
                 intermediate: file.whole("moe_intermediate_size", 1..=MAX_WIDTH)?.unwrap_or(768),
                 layers: sparse,
+                block: "mlp",
+                matrices: ["gate_proj", "up_proj", "down_proj"],
             }))
         }
         _ => Ok(None),

@@ -3,7 +3,7 @@
 //! [`Weights::open`] walks everything that the forward pass will touch, so a checkpoint that is incomplete or of the
 //! wrong shape fails at once and by name. Values are not looked at: a NaN in a weight comes out in the logits.
 
-use super::config::{Experts, Family, LayerKind, Norms, QkNorm};
+use super::config::{Experts, LayerKind, Norms, QkNorm};
 use super::settings::bad_model;
 use super::tensors::{SINGLE, Tensors};
 use super::{Config, ModelSource, Rope, WeightType};
@@ -256,13 +256,13 @@ impl<'a> OfLayer<'_, 'a> {
         let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
         let (before, after) = (config.norms != Norms::After, config.norms != Norms::Before);
         let attention_norm = optional(before, || self.norm("input_layernorm", hidden))?;
-        let [q_proj, k_proj, v_proj] = match config.family {
-            Family::Phi3 => self.fused(
+        let [q_proj, k_proj, v_proj] = match config.fused {
+            true => self.fused(
                 "self_attn.qkv_proj",
                 [(WeightRole::Query, q), (WeightRole::Key, kv), (WeightRole::Value, kv)],
                 hidden,
             )?,
-            _ => [
+            false => [
                 self.matrix("self_attn.q_proj", WeightRole::Query, q, hidden)?,
                 self.matrix("self_attn.k_proj", WeightRole::Key, kv, hidden)?,
                 self.matrix("self_attn.v_proj", WeightRole::Value, kv, hidden)?,
@@ -336,7 +336,7 @@ impl<'a> OfLayer<'_, 'a> {
 
     fn mlp(&self, config: &Config) -> Result<WeightMlp<'a>> {
         let (hidden, intermediate) = (config.hidden, config.intermediate);
-        if config.family == Family::Phi3 {
+        if config.fused {
             let parts = [(WeightRole::Gate, intermediate), (WeightRole::Up, intermediate)];
             let [gate, up] = self.fused("mlp.gate_up_proj", parts, hidden)?;
             let down = self.matrix("mlp.down_proj", WeightRole::Down, hidden, intermediate)?;
@@ -366,12 +366,9 @@ impl<'a> OfLayer<'_, 'a> {
     }
 
     fn experts(&self, config: &Config, experts: &Experts) -> Result<WeightFeedForward<'a>> {
-        let (block, names) = match config.family {
-            Family::Mixtral => ("block_sparse_moe", ["w1", "w3", "w2"]),
-            _ => ("mlp", ["gate_proj", "up_proj", "down_proj"]),
-        };
+        let block = experts.block;
         let expert = |index: usize| {
-            let names = names.map(|name| format!("{block}.experts.{index}.{name}"));
+            let names = experts.matrices.map(|name| format!("{block}.experts.{index}.{name}"));
             let mlp = self.gated(names.each_ref().map(String::as_str), config.hidden, experts.intermediate)?;
             let of_expert = |tensor| WeightTensor { expert: Some(index), ..tensor };
             Ok(WeightMlp { gate: of_expert(mlp.gate), up: of_expert(mlp.up), down: of_expert(mlp.down), ..mlp })
@@ -480,7 +477,15 @@ mod tests {
         let files = demo();
         let config = Config::parse(&files).unwrap();
         let weights = open(&files).unwrap();
-        let experts = Experts { count: 4, top_k: 2, norm_top_k: true, intermediate: 8, layers: vec![true; 5] };
+        let experts = Experts {
+            count: 4,
+            top_k: 2,
+            norm_top_k: true,
+            intermediate: 8,
+            layers: vec![true; 5],
+            block: "mlp",
+            matrices: ["gate_proj", "up_proj", "down_proj"],
+        };
         let other = LayerKind { rope: Rope::plain(9.0, 64), window: Some(3) };
         let with = |change: &dyn Fn(&mut Config)| {
             let mut changed = config.clone();
