@@ -370,25 +370,21 @@ fn pass<B: Backend>(graph: &Graph<B>, cache: &mut PassCache<'_, B>, running: &mu
 
     let tables: Vec<Vec<u32>> = running.iter().map(|member| member.context.table()).collect();
     let tables: Vec<BlockTable<'_>> = tables.iter().map(Vec::as_slice).collect();
-    let mut rows = Vec::new();
-    // The slot of each row and whose it is.
-    let mut slots: Vec<(usize, u32)> = Vec::new();
+    // Rows that begin in this pass and rows that were read and go on, with the slot of each and whose it is.
+    let (mut rows, mut slots): (Vec<Row>, Vec<(usize, u32)>) = Default::default();
+    let (mut kept, mut kept_slots): (Vec<usize>, Vec<(usize, u32)>) = Default::default();
     for (index, member) in running.iter().enumerate().filter(|(_, member)| member.result.is_none()) {
         rows.extend(member.context.rows(index, &member.slots));
         slots.extend(member.slots.iter().map(|&slot| (index, slot)));
+        if let (Some(reading), Some(work)) = (&member.reading, &member.work)
+            && reading.continues
+        {
+            kept.extend(reading.at.clone());
+            kept_slots.extend(work.fresh.iter().map(|&slot| (index, slot)));
+        }
     }
-    let goes_on = |member: &&Running<'_, B>| {
-        member.result.is_none() && member.reading.as_ref().is_some_and(|reading| reading.continues)
-    };
-    let kept: Vec<usize> = running
-        .iter()
-        .filter(goes_on)
-        .filter_map(|member| member.reading.as_ref())
-        .flat_map(|r| r.at.clone())
-        .collect();
-    for (index, member) in running.iter().enumerate().filter(|(_, member)| goes_on(member)) {
-        slots.extend(member.work.iter().flat_map(|work| &work.fresh).map(|&slot| (index, slot)));
-    }
+    // Those that go on stand behind the others.
+    slots.append(&mut kept_slots);
     let computed = match (rows.is_empty(), read.filter(|_| !kept.is_empty())) {
         (true, None) => None,
         (true, Some(read)) => Some(read.keep(&kept)?),
