@@ -1,6 +1,7 @@
 //! What the families of models call their settings and tensors in GGUF.
 //!
-//! An architecture is a table: a family that the forward pass knows needs no more than its names here.
+//! An architecture is a table: most families that the forward pass knows need no more than their names here. What only
+//! one of them has beside it is told by its name.
 
 use std::collections::BTreeMap;
 
