@@ -227,13 +227,8 @@ impl Generator {
         Ok(Drawn { token: None, text, logprob: None, finish: Some(stopped.map_or(finish, Finish::StopText)) })
     }
 
-    /// What was kept back, when no more tokens come.
-    pub(super) fn finish(&mut self, chat: &dyn Chat) -> Result<String> {
-        Ok(self.flush(chat)?.0)
-    }
-
-    /// What was kept back, and the stop text that it ends with, if it completes one.
-    fn flush(&mut self, chat: &dyn Chat) -> Result<(String, Option<String>)> {
+    /// What was kept back, when no more tokens come, and the stop text that it completes, if it does.
+    pub(super) fn flush(&mut self, chat: &dyn Chat) -> Result<(String, Option<String>)> {
         let rest = std::mem::take(&mut self.detokenizer).finish(chat)?;
         let (text, stopped) = self.stops.push(&rest);
         Ok((text + &self.stops.finish(), stopped))

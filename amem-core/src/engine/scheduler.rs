@@ -378,9 +378,9 @@ impl Running {
         branch.logprobs.extend(drawn.logprob.clone());
         branch.finish = drawn.finish;
         if branch.finish.is_none() && branch.context.tokens().len() >= self.limit {
-            let rest = branch.generator.finish(model.chat())?;
+            let (rest, stopped) = branch.generator.flush(model.chat())?;
             branch.text.push_str(&rest);
-            branch.finish = Some(Finish::Length);
+            branch.finish = Some(stopped.map_or(Finish::Length, Finish::StopText));
             self.tell(at, drawn.text + &rest, drawn.logprob);
             return Ok(());
         }
