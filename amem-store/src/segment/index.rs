@@ -222,12 +222,11 @@ impl Index {
         }
         self.chunks.remove(&id);
         self.discount(location);
-        if let Some(older) = self.take_older(location) {
-            self.chunks.insert(id, older);
-            if let Some(segment) = self.segments.get_mut(&older.segment) {
-                segment.live += older.entry.bytes;
-            }
+        #[cfg(test)]
+        if planted::is(Planted::NoOlderRecord) {
+            return true;
         }
+        self.revive(id, Some(location));
         true
     }
 
@@ -239,21 +238,20 @@ impl Index {
         })
     }
 
-    /// The newest record of a chunk that is older than the one at `location`.
-    fn take_older(&mut self, location: &Location) -> Option<Location> {
-        #[cfg(test)]
-        if planted::is(Planted::NoOlderRecord) {
-            return None;
-        }
+    /// Has the newest record of a chunk that none of counts now count: of those before the one at `before`, or of all.
+    fn revive(&mut self, id: ChunkId, before: Option<&Location>) {
         let place = |location: &Location| (location.segment, location.entry.offset);
-        let records = self.older.get_mut(&location.entry.id)?;
-        let older = records.iter().enumerate().filter(|(_, record)| place(record) < place(location));
-        let at = older.max_by_key(|(_, record)| place(record)).map(|(at, _)| at)?;
-        let older = records.swap_remove(at);
+        let Some(records) = self.older.get_mut(&id) else { return };
+        let left = records.iter().enumerate().filter(|(_, record)| before.is_none_or(|at| place(record) < place(at)));
+        let Some(at) = left.max_by_key(|(_, record)| place(record)).map(|(at, _)| at) else { return };
+        let newest = records.swap_remove(at);
         if records.is_empty() {
-            self.older.remove(&location.entry.id);
+            self.older.remove(&id);
         }
-        Some(older)
+        if let Some(segment) = self.segments.get_mut(&newest.segment) {
+            segment.live += newest.entry.bytes;
+        }
+        self.chunks.insert(id, newest);
     }
 
     /// Forgets a chunk. Its records stay in the files, and in [`Segment::entries`].
@@ -262,6 +260,12 @@ impl Index {
             self.discount(&location);
             self.older.entry(*id).or_default().push(location);
         }
+    }
+
+    /// As [`remove`](Self::remove), of a chunk that is deleted: none of its records comes to count any more.
+    pub(crate) fn delete(&mut self, id: &ChunkId) {
+        self.remove(id);
+        self.older.remove(id);
     }
 
     /// Forgets a segment and the chunks in it. Says who still reads from its file.
@@ -282,25 +286,16 @@ impl Index {
         readers
     }
 
-    /// Forgets segments that another process removed. Where it knew the newest record of a chunk there to be damaged, it
-    /// counts on an older one, which is here too.
+    /// Forgets segments that another process removed. Of a chunk whose newest record was in one of them, an older one counts
+    /// that is here still: the other process knew the newest one to be damaged.
     pub(crate) fn lose_segments(&mut self, gone: &[SegmentName]) {
         let entries = gone.iter().filter_map(|name| self.segments.get(name)).flat_map(|segment| &segment.entries);
-        let mut lost: HashSet<ChunkId> = entries.map(|entry| entry.id).collect();
+        let chunks: HashSet<ChunkId> = entries.map(|entry| entry.id).collect();
         gone.iter().for_each(|name| _ = self.remove_segment(*name));
-        lost.retain(|id| !self.chunks.contains_key(id));
-        if lost.is_empty() {
-            return;
-        }
-        for id in lost {
-            let place = |location: &&Location| (location.segment, location.entry.offset);
-            let newest = self.older.get(&id).and_then(|records| records.iter().max_by_key(place).copied());
-            let Some(newest) = newest else { continue };
-            self.older.entry(id).and_modify(|records| records.retain(|record| *record != newest));
-            if let Some(segment) = self.segments.get_mut(&newest.segment) {
-                segment.live += newest.entry.bytes;
+        for id in chunks {
+            if !self.chunks.contains_key(&id) {
+                self.revive(id, None);
             }
-            self.chunks.insert(id, newest);
         }
     }
 

@@ -45,7 +45,8 @@ impl Inner {
         let ids = ids.iter().copied().collect::<HashSet<_>>();
         let affected =
             |segment: &Segment| segment.strays || segment.entries.iter().any(|entry| ids.contains(&entry.id));
-        ids.iter().for_each(|id| self.index().remove(id));
+        // Whoever reads meanwhile and finds a file gone must not bring back what an older record says.
+        ids.iter().for_each(|id| self.index().delete(id));
         self.rewrite_all(writer, affected)
     }
 

@@ -1,4 +1,5 @@
-//! A file that was removed is closed when the removal is done, so that its room is free, whoever was reading from it.
+//! What happens while a file is removed: it is closed when that is done, so that its room is free, whoever was reading from
+//! it; and who looks for what was in it meanwhile brings nothing back.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use amem_core::{ChunkId, Dtype, Encoding, HostKv, KvChunk, KvShape, PrefixId};
 
+use super::read::Check;
 use super::store::{Inner, SegmentOptions};
 use crate::disk::{Disk, DiskFile, Part, ReadAt, SystemDisk};
 
@@ -17,6 +19,8 @@ use crate::disk::{Disk, DiskFile, Part, ReadAt, SystemDisk};
 struct Watched {
     open: Arc<Mutex<BTreeMap<PathBuf, usize>>>,
     ahead: Mutex<Vec<Part>>,
+    /// Done right after a file was removed.
+    removed: Mutex<Option<Box<dyn Fn() + Send>>>,
 }
 
 struct WatchedFile {
@@ -32,7 +36,7 @@ impl Watched {
     }
 
     /// Files that are open and were removed.
-    fn removed(&self) -> Vec<PathBuf> {
+    fn still_open(&self) -> Vec<PathBuf> {
         self.open.lock().unwrap().keys().filter(|path| !path.exists()).cloned().collect()
     }
 }
@@ -74,7 +78,11 @@ impl Disk for Watched {
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
-        SystemDisk.remove(path)
+        SystemDisk.remove(path)?;
+        if let Some(removed) = &*self.removed.lock().unwrap() {
+            removed();
+        }
+        Ok(())
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
@@ -124,9 +132,13 @@ impl DiskFile for WatchedFile {
 
 /// A chunk of 32 KiB: one that stays in its file when it is handed out.
 fn chunk(n: u8) -> KvChunk {
+    chunk_of(n, 1024)
+}
+
+fn chunk_of(n: u8, tokens: usize) -> KvChunk {
     let (shape, encoding) = (KvShape { layers: 1, kv_heads: 1, head_dim: 8 }, Encoding::Plain(Dtype::F16));
-    let data = HostKv::new(encoding, 1, vec![n; encoding.bytes(&shape, 1024)]);
-    KvChunk::new(ChunkId([n; 32]), PrefixId([0; 32]), shape, vec![0; 1024].into(), Arc::new(data)).unwrap()
+    let data = HostKv::new(encoding, 1, vec![n; encoding.bytes(&shape, tokens)]);
+    KvChunk::new(ChunkId([n; 32]), PrefixId([0; 32]), shape, vec![0; tokens].into(), Arc::new(data)).unwrap()
 }
 
 /// A store with four segments of one chunk each, and the disk that it is on.
@@ -146,7 +158,7 @@ fn what_waits_to_be_read_ahead_keeps_no_removed_file_open() {
     store.prefetch(&ids);
     assert_eq!(disk.ahead.lock().unwrap().len(), 4);
     store.evict(&ids[..2]).unwrap();
-    assert_eq!(disk.removed(), Vec::<PathBuf>::new());
+    assert_eq!(disk.still_open(), Vec::<PathBuf>::new());
     let read = |part: &Part| part.file.read().is_some();
     let read: Vec<_> = disk.ahead.lock().unwrap().iter().map(read).collect();
     assert_eq!(read, [false, false, true, true], "what stays is read ahead");
@@ -179,7 +191,7 @@ fn a_removal_waits_for_those_who_read_from_the_file() {
         });
         is_begun.recv().unwrap();
         remove(&store, &ids[..1]);
-        assert_eq!(disk.removed(), Vec::<PathBuf>::new());
+        assert_eq!(disk.still_open(), Vec::<PathBuf>::new());
         reader.join().unwrap();
     }
 }
@@ -190,8 +202,36 @@ fn a_chunk_that_was_handed_out_is_read_on_from_a_removed_file_and_not_waited_for
     let (store, disk, ids) = store(&dir);
     let held = store.get_many(&ids[..1]).unwrap().remove(0).unwrap();
     store.delete(&ids[..1]).unwrap();
-    assert_eq!(disk.removed().len(), 1);
+    assert_eq!(disk.still_open().len(), 1);
     assert_eq!(held.layer(0).unwrap().bytes(), chunk(0).layer(0).unwrap().bytes());
     drop(held);
-    assert_eq!(disk.removed(), Vec::<PathBuf>::new());
+    assert_eq!(disk.still_open(), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn a_read_during_a_deletion_brings_no_older_record_of_a_deleted_chunk_back() {
+    let (dir, disk) = (tempfile::tempdir().unwrap(), Arc::new(Watched::default()));
+    let options = SegmentOptions::default().segment_bytes(200 << 10);
+    let store = Arc::new(Inner::open(disk.clone(), dir.path(), options).unwrap());
+    // So that more than half of the first segment still counts when the chunk's second record is written to the next one.
+    let (twice, neighbour) = (chunk(7), chunk_of(8, 4096));
+    store.put(&[twice.clone(), neighbour.clone()]).unwrap();
+    let measured = twice.clone().with_sensitivity(vec![1.0; 1024].into()).unwrap();
+    store.put(&[measured]).unwrap();
+    let of = |id| store.index().chunks[&id];
+    let location = of(neighbour.id());
+    assert_ne!(location.segment, of(twice.id()).segment);
+    assert_eq!(store.index().segments[&location.segment].entries.len(), 2, "both have a record in one segment");
+
+    let reader = store.clone();
+    let read = move || assert!(reader.read(&location, Check::Layers, &mut Vec::new()).unwrap().is_none());
+    *disk.removed.lock().unwrap() = Some(Box::new(read));
+    store.delete(&[twice.id(), neighbour.id()]).unwrap();
+    *disk.removed.lock().unwrap() = None;
+
+    assert!(store.get_many(&[twice.id()]).unwrap()[0].is_none());
+    for file in std::fs::read_dir(dir.path()).unwrap() {
+        let bytes = std::fs::read(file.unwrap().path()).unwrap();
+        assert!(!bytes.windows(32).any(|bytes| bytes == twice.id().0), "its bytes are in no file");
+    }
 }

@@ -299,7 +299,7 @@ impl Inner {
         let mut failure = self.look_up(ids, &mut found).err();
         if found.iter().any(Option::is_none) && !self.writes.load(Relaxed) {
             // The writer may have put them, or moved them, since this reader last looked.
-            let refreshed = self.index().refresh(&*self.disk, &self.dir);
+            let refreshed = self.refresh();
             failure = self.look_up(ids, &mut found).err().or(refreshed.err()).or(failure);
         }
         let hits = found.iter().flatten().count();
@@ -309,6 +309,12 @@ impl Inner {
             Some(error) if hits == 0 => Err(error),
             _ => Ok(found),
         }
+    }
+
+    /// Takes in what the writer changed, unless this process is the writer by now: it knows more than its files tell.
+    fn refresh(&self) -> Result<()> {
+        let mut index = self.index();
+        if self.writes.load(Relaxed) { Ok(()) } else { index.refresh(&*self.disk, &self.dir) }
     }
 
     /// Has the system read ahead what these chunks occupy. Whatever fails here is told by who reads them.
