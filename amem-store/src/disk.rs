@@ -132,6 +132,7 @@ pub(crate) trait DiskFile: ReadAt + Send + Sync {
 
 /// Makes a directory and those above it that are missing. It survives a power cut, and so do they.
 pub(crate) fn make_dirs(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
+    let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
     if !disk.exists(dir)? {
         make_dirs(disk, parent(dir))?;
         match disk.make_dir(dir) {
@@ -158,12 +159,9 @@ fn sync_entry(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
 
 /// The directory that a file or a directory is in.
 pub(crate) fn parent(path: &Path) -> &Path {
-    match path.parent() {
-        // Of a relative path's first part.
-        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
-        Some(parent) => parent,
-        None => path,
-    }
+    let parent = path.parent().unwrap_or(path);
+    // Of a relative path's first part, and of an empty path.
+    if parent.as_os_str().is_empty() { Path::new(".") } else { parent }
 }
 
 /// The bytes of a file; of one that has more than `limit`, only so many.
@@ -382,6 +380,11 @@ fn read_ahead(file: &File, mut offset: u64, len: u64, stop: &dyn Fn() -> bool, s
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_empty_path_is_the_current_directory() {
+        make_dirs(&SystemDisk, Path::new("")).unwrap();
+    }
 
     #[test]
     fn bytes_are_read_to_where_they_stand_in_their_cache_line() {

@@ -9,7 +9,7 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 use tempfile::{Builder, TempDir};
 
-use crate::disk::SystemDisk;
+use crate::disk::{Disk, SystemDisk, parent};
 use crate::{Error, Result, whole_file};
 
 /// What the name of a draft's folder begins with.
@@ -57,7 +57,8 @@ impl Draft {
         })?;
         folder.close().map_err(Error::io("clear up beside", target))?;
         drop(lock);
-        sync(parent(target))
+        let folder = parent(target);
+        SystemDisk.sync_dir(folder).map_err(Error::io("sync", folder))
     }
 }
 
@@ -129,16 +130,6 @@ fn remove_draft(path: &Path) -> io::Result<()> {
         }
     }
     fs::remove_dir(path)
-}
-
-/// The folder that a file is in.
-pub(super) fn parent(path: &Path) -> &Path {
-    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-/// Makes what was created or renamed in a folder durable.
-pub(super) fn sync(folder: &Path) -> Result<()> {
-    fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::io("sync", folder))
 }
 
 #[cfg(test)]

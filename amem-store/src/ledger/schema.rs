@@ -7,6 +7,7 @@ use rusqlite::{Connection, TransactionBehavior};
 
 use super::check::Check;
 use super::{check, connection, publish};
+use crate::disk::parent;
 use crate::{Error, Result};
 
 /// The schema that this code reads and writes. A later one adds its migration to [`migrate`].
@@ -16,7 +17,7 @@ const APPLICATION: u32 = u32::from_be_bytes(*b"amem");
 
 /// A connection that writes to the ledger at `path`. A new ledger is made if there is none.
 pub(super) fn open(path: &Path, check: Check) -> Result<Connection> {
-    publish::remove_drafts(publish::parent(path));
+    publish::remove_drafts(parent(path));
     if !exists(path)? {
         create(path)?;
     }
