@@ -21,7 +21,7 @@ pub fn make_dir(dir: impl AsRef<Path>) -> io::Result<()> {
 /// survives a power cut. Until then, and after an error, there is the earlier file or the new one, whole.
 ///
 /// Nobody else may replace it at the same time: who shares it with other processes holds a lock. The draft is the file's
-/// path with the extension `new`.
+/// path with `.new` behind it: a file of that name is replaced too.
 ///
 /// # Errors
 /// When something cannot be written.
@@ -47,7 +47,10 @@ pub(crate) fn create_in(disk: &dyn FileDisk, path: &Path, bytes: &[u8]) -> io::R
 /// See [`replace_file`].
 pub(crate) fn replace_alone(disk: &dyn FileDisk, path: &Path, bytes: &[u8]) -> io::Result<()> {
     make_dirs(disk, parent(path))?;
-    let draft = path.with_extension("new");
+    // With all of the file's name, for others beside it may differ in their extensions.
+    let mut draft = path.as_os_str().to_owned();
+    draft.push(".new");
+    let draft = PathBuf::from(draft);
     match disk.remove(&draft) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         // A process that was killed has left it, if it was there.

@@ -53,7 +53,7 @@ fn note(version: u64) -> String {
     format!("redis://host-{version}/{}", "x".repeat(version as usize * 700))
 }
 
-const KINDS: [Kind; 5] = [
+const KINDS: [Kind; 6] = [
     Kind {
         what: "what policies have learned",
         save: |disk, version| {
@@ -86,6 +86,12 @@ const KINDS: [Kind; 5] = [
             whole_file::replace_alone(disk, &Path::new(DIR).join("keys.json"), &bytes(version)).is_ok()
         },
         load: |disk| load(disk, "/data/amem/keys.json"),
+        once: false,
+    },
+    Kind {
+        what: "a file that is replaced, and has the name of a draft",
+        save: |disk, version| whole_file::replace_alone(disk, &Path::new(DIR).join("x.new"), &bytes(version)).is_ok(),
+        load: |disk| load(disk, "/data/amem/x.new"),
         once: false,
     },
     Kind {
@@ -239,4 +245,15 @@ fn it_is_noticed_where_a_file_is_written_over() {
     let noticed: Vec<_> = noticed.collect();
     planted::plant(None);
     assert!(noticed.iter().all(Result::is_err), "{noticed:?}");
+}
+
+#[test]
+fn a_file_that_is_replaced_leaves_those_beside_it_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let others = ["keys.new", "keys.toml", "keys.toml.new"];
+    others.iter().for_each(|name| std::fs::write(dir.path().join(name), name).unwrap());
+    whole_file::replace_file(dir.path().join("keys.json"), b"new").unwrap();
+    assert_eq!(std::fs::read(dir.path().join("keys.json")).unwrap(), b"new");
+    others.iter().for_each(|name| assert_eq!(std::fs::read(dir.path().join(name)).unwrap(), name.as_bytes()));
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 4, "nothing else is left behind");
 }
