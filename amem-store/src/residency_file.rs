@@ -79,7 +79,7 @@ impl ResidencyFile {
     /// Removes drafts that a process which was killed has left. Another may write one at this moment, so the young stay.
     pub(crate) fn remove_drafts(&self) {
         let drafts = fs::read_dir(parent(&self.path)).into_iter().flatten().flatten();
-        for draft in drafts.filter(|draft| draft.file_name().as_encoded_bytes().starts_with(DRAFT.as_bytes())) {
+        for draft in drafts.filter(|draft| draft.file_name().to_str().is_some_and(is_draft)) {
             let age = draft.metadata().and_then(|file| file.modified()).map(|at| at.elapsed().unwrap_or_default());
             if age.is_ok_and(|age| age > DRAFT_AGE) {
                 // One that cannot be removed takes some room, and nothing else.
@@ -98,6 +98,12 @@ impl ResidencyFile {
         let read = read_at_most(disk, &self.path, MAX_BYTES + 1);
         read.ok().and_then(|bytes| decode(&bytes)).unwrap_or_default()
     }
+}
+
+/// Whether a file of this name is one that [`ResidencyFile::save`] writes on its way.
+fn is_draft(name: &str) -> bool {
+    let digits = name.strip_prefix(DRAFT);
+    digits.is_some_and(|digits| digits.len() == 16 && digits.bytes().all(|digit| digit.is_ascii_hexdigit()))
 }
 
 pub(crate) fn encode(tiers: &[Vec<u8>]) -> Option<Vec<u8>> {
@@ -195,16 +201,16 @@ mod tests {
         file.save(&[vec![1]]).unwrap();
         let path = |name: &str| dir.path().join(name);
         let old = SystemTime::now() - 2 * DRAFT_AGE;
-        for name in ["residency-old", "residency-new", "other-old"] {
+        let draft = |n: u64| format!("{DRAFT}{n:016x}");
+        let names = [draft(1), draft(2), "residency-backup".to_owned(), format!("{}0", draft(3)), "other".to_owned()];
+        for name in &names {
             fs::write(path(name), "half").unwrap();
             let aged = fs::File::options().write(true).open(path(name)).unwrap();
-            aged.set_modified(if name.ends_with("old") { old } else { SystemTime::now() }).unwrap();
+            aged.set_modified(if *name == draft(2) { SystemTime::now() } else { old }).unwrap();
         }
         file.remove_drafts();
-        assert_eq!(
-            ["residency-old", "residency-new", "other-old"].map(|name| path(name).exists()),
-            [false, true, true]
-        );
+        let left = names.map(|name| path(&name).exists());
+        assert_eq!(left, [false, true, true, true, true], "no young draft, and no file of others, is removed");
         assert_eq!(file.load(), [[1]]);
     }
 
