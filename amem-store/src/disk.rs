@@ -188,13 +188,28 @@ impl Drop for Locked {
     }
 }
 
-fn locked(path: &Path, lock: impl FnOnce(&File) -> Result<(), TryLockError>) -> io::Result<Box<dyn Send + Sync>> {
+fn locked(path: &Path, lock: impl Fn(&File) -> Result<(), TryLockError>) -> io::Result<Box<dyn Send + Sync>> {
     let mut options = OpenOptions::new();
-    let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
-    match lock(&file) {
-        Ok(()) => Ok(Box::new(Locked(file))),
-        Err(TryLockError::WouldBlock) => Err(ErrorKind::WouldBlock.into()),
-        Err(TryLockError::Error(error)) => Err(error),
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    loop {
+        let file = options.open(path)?;
+        match lock(&file) {
+            // Whoever held the lock may have removed the file since it was opened here. Others lock the one in its place.
+            Ok(()) if !is_at(&file, path)? => {}
+            Ok(()) => return Ok(Box::new(Locked(file))),
+            Err(TryLockError::WouldBlock) => return Err(ErrorKind::WouldBlock.into()),
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+    }
+}
+
+/// Whether a file that is open is the one of this path.
+fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    let open = file.metadata()?;
+    match std::fs::metadata(path) {
+        Ok(named) => Ok((named.dev(), named.ino()) == (open.dev(), open.ino())),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
@@ -384,6 +399,25 @@ mod tests {
     #[test]
     fn an_empty_path_is_the_current_directory() {
         make_dirs(&SystemDisk, Path::new("")).unwrap();
+    }
+
+    #[test]
+    fn a_lock_is_of_the_file_that_others_find() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("LOCK");
+        // Removed by its last owner after it was opened and before it is locked.
+        let removed = std::cell::Cell::new(false);
+        let late = |file: &File| {
+            if !removed.replace(true) {
+                std::fs::remove_file(&path).unwrap();
+            }
+            file.try_lock()
+        };
+        let held = locked(&path, late).unwrap();
+        assert!(path.exists());
+        assert_eq!(SystemDisk.lock(&path).err().map(|error| error.kind()), Some(ErrorKind::WouldBlock));
+        drop(held);
+        SystemDisk.lock(&path).unwrap();
     }
 
     #[test]
