@@ -65,10 +65,12 @@ pub enum Error {
         supported: u32,
     },
     /// SQLite failed.
-    #[error("cannot {action}: {source}")]
+    #[error("{}: cannot {action}: {source}", path.display())]
     Sqlite {
         /// What was tried.
         action: &'static str,
+        /// With which ledger's file.
+        path: PathBuf,
         /// What SQLite said.
         source: rusqlite::Error,
     },
@@ -255,7 +257,7 @@ impl Error {
                 Some(ErrorCode::NotADatabase) => Self::NotALedger { path: path.to_owned() },
                 Some(ErrorCode::DatabaseCorrupt) => Self::Damaged { path: path.to_owned(), reason: source.to_string() },
                 _ if damage => Self::Damaged { path: path.to_owned(), reason: source.to_string() },
-                _ => Self::Sqlite { action, source },
+                _ => Self::Sqlite { action, path: path.to_owned(), source },
             }
         }
     }
@@ -266,8 +268,8 @@ impl From<Error> for amem_core::Error {
         match error {
             Error::Full { path, source } => Self::Full { what: path.display().to_string(), reason: source.to_string() },
             Error::ReadOnly { path, reason } => Self::ReadOnly { what: path.display().to_string(), reason },
-            Error::Sqlite { source, .. } if source.sqlite_error_code() == Some(ErrorCode::DiskFull) => {
-                Self::Full { what: "the ledger's disk".into(), reason: source.to_string() }
+            Error::Sqlite { path, source, .. } if source.sqlite_error_code() == Some(ErrorCode::DiskFull) => {
+                Self::Full { what: path.display().to_string(), reason: source.to_string() }
             }
             Error::Sqlite { .. }
             | Error::Damaged { .. }
@@ -275,6 +277,24 @@ impl From<Error> for amem_core::Error {
             | Error::Missing { .. }
             | Error::OlderFormat { .. } => Self::Ledger(Box::new(error)),
             other => Self::Store(Box::new(other)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_error_of_sqlite_names_the_file() {
+        let path = Path::new("/data/ledger.sqlite");
+        let code = |code| rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None);
+        use rusqlite::ffi::{SQLITE_BUSY, SQLITE_CORRUPT, SQLITE_FULL, SQLITE_NOTADB, SQLITE_READONLY};
+        for source in [SQLITE_BUSY, SQLITE_CORRUPT, SQLITE_FULL, SQLITE_NOTADB, SQLITE_READONLY].map(code) {
+            let error = Error::ledger("read the ledger", path)(source);
+            assert!(error.to_string().contains("/data/ledger.sqlite"), "{error}");
+            let error = amem_core::Error::from(error);
+            assert!(error.to_string().contains("/data/ledger.sqlite"), "{error}");
         }
     }
 }
