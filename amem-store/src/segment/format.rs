@@ -411,7 +411,7 @@ pub(crate) fn encode_seal(name: SegmentName, start: u64, entries: &[Entry]) -> V
 
 /// The table of a segment's records, in whole pages.
 pub(crate) fn encode_table(entries: &[Entry]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(seal_bytes(entries.len()).unwrap_or_default() as usize);
+    let mut bytes = Vec::with_capacity(seal_bytes(entries.len()) as usize);
     for entry in entries {
         bytes.extend(entry.id.0);
         bytes.extend(entry.offset.to_le_bytes());
@@ -476,7 +476,7 @@ pub(crate) fn parse_index(bytes: &[u8], name: SegmentName, len: u64) -> Option<S
     let entries = usize::try_from(entries).ok()?;
     let sound = same
         && own == crc32c(page.get(..INDEX_FIXED - 4)?)
-        && (of_len, seal_bytes(entries)) == (len, Some(bytes.len() as u64))
+        && (of_len, seal_bytes(entries)) == (len, bytes.len() as u64)
         && end <= len
         && checksum == crc32c(table);
     if !sound {
@@ -491,9 +491,9 @@ pub(crate) fn index_entries(bytes: &[u8], name: SegmentName, len: u64) -> usize 
 }
 
 /// Bytes of a seal over this many records, and of an index file that lists as many.
-pub(crate) fn seal_bytes(entries: usize) -> Option<u64> {
-    let table = (entries as u64).checked_mul(SEAL_ENTRY as u64)?.checked_next_multiple_of(PAGE)?;
-    table.checked_add(PAGE)
+pub(crate) fn seal_bytes(entries: usize) -> u64 {
+    let table = (entries as u64).saturating_mul(SEAL_ENTRY as u64);
+    table.checked_next_multiple_of(PAGE).map_or(u64::MAX, |table| table.saturating_add(PAGE))
 }
 
 /// What the last page of a sealed segment says.
@@ -517,7 +517,7 @@ pub(crate) fn parse_seal(page: &[u8], name: SegmentName, len: u64) -> Option<Sea
     let (start, entries) = (fields.u64()?, usize::try_from(fields.u64()?).ok()?);
     fields.take(8)?;
     let (checksum, own) = (fields.u32()?, fields.u32()?);
-    let seal = seal_bytes(entries)?;
+    let seal = seal_bytes(entries);
     let sound = own == crc32c(page.get(..SEAL_FIXED - 4)?)
         && start % PAGE == 0
         && start.checked_add(seal) == Some(len)

@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, TryRecvError, channel};
 
 use amem_core::KvChunk;
 
-use super::format::{self, Entry, Lengths, PAGE, SegmentIndex, SegmentName};
+use super::format::{self, Entry, Lengths, PAGE, SegmentIndex, SegmentName, seal_bytes};
 use super::store::SegmentOptions;
 use crate::crc::crc32c;
 use crate::disk::{Disk, DiskFile};
@@ -430,11 +430,6 @@ impl Writer {
 
 fn thread_ended() -> io::Error {
     io::Error::other("the thread that synced a segment ended")
-}
-
-/// Bytes of a seal over this many records.
-fn seal_bytes(entries: usize) -> u64 {
-    format::seal_bytes(entries).unwrap_or(u64::MAX)
 }
 
 fn is_full(error: &io::Error) -> bool {
