@@ -6,6 +6,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use crate::disk::{Disk, FileDisk, SystemDisk, make_dirs, read_at_most};
+use crate::segment::SegmentName;
 use crate::{Error, Result, SegmentOptions, SegmentStore, SqliteLedger, Verification, ledger, whole_file};
 
 /// The name of the note that says where KV is kept besides.
@@ -289,10 +290,11 @@ fn make(dir: &Path) -> Result<()> {
     make_dirs(&SystemDisk, dir).map_err(Error::io("make the data directory", dir))
 }
 
-/// Whether there is KV. A writer leaves its lock.
+/// Whether there is KV. A writer leaves its lock, and a file system may have files of its own there.
 fn has_segments(kv: &Path) -> Result<bool> {
-    match fs::read_dir(kv) {
-        Ok(mut entries) => Ok(entries.any(|entry| entry.is_ok_and(|entry| entry.file_name() != "LOCK"))),
+    let is_ours = |name: &str| SegmentName::parse(name).or_else(|| SegmentName::parse_index(name)).is_some();
+    match SystemDisk.list(kv) {
+        Ok(names) => Ok(names.iter().any(|name| name.to_str().is_some_and(is_ours))),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
         Err(error) => Err(Error::io("read", kv)(error)),
     }

@@ -38,6 +38,19 @@ fn kv_that_is_kept_in_another_directory_is_found_from_the_data_directory() {
 }
 
 #[test]
+fn a_directory_for_kv_that_a_file_system_has_files_of_its_own_in_is_one_without_kv() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, lost) = (dir.path().join("data"), dir.path().join("data").join("kv").join("lost+found"));
+    // As a new disk is that is mounted there.
+    fs::create_dir_all(&lost).unwrap();
+    drop(amem_store::open(&data).unwrap());
+    fs::remove_file(data.join("ledger.sqlite")).unwrap();
+    put(&data, 1);
+    assert!(matches!(amem_store::open(&data), Err(Error::Missing { .. })), "now there is KV");
+    assert!(lost.exists());
+}
+
+#[test]
 fn files_of_kv_have_a_limit_that_no_option_need_set() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
