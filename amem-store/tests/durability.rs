@@ -9,8 +9,8 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use amem_core::{
-    Amounts, ChunkId, Ledger, Metadata, Namespace, NewRecord, PendingDeletion, Query, RecordId, Revision, SavedIndex,
-    Timestamp, UsageEvent, Version,
+    Amounts, Change, ChunkId, Ledger, Metadata, Namespace, NewRecord, PendingDeletion, Query, RecordId, Revision,
+    SavedIndex, Timestamp, UsageEvent, Version,
 };
 use amem_store::{DataDir, Error, SqliteLedger};
 use common::{chunk, files_contain};
@@ -171,6 +171,21 @@ fn a_text_that_is_not_what_was_written_is_an_error_that_names_its_record() {
     Connection::open(&path).unwrap().execute_batch("UPDATE version SET text = 'Alice lies.' WHERE seq = 1").unwrap();
     let said = block_on(ledger.history(&ours(), id)).unwrap_err().to_string();
     assert!(said.contains(&id.to_string()) && said.contains("damaged"), "an earlier text is checked too: {said}");
+}
+
+#[test]
+fn changing_a_key_makes_no_damaged_text_of_the_record_look_sound() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ledger.sqlite");
+    let ledger = SqliteLedger::open(&path).unwrap();
+    let id = remember(&ledger, "Alice lives in Denver.");
+    block_on(ledger.update(&ours(), id, "Alice lives in Boston.", Timestamp::now())).unwrap();
+    Connection::open(&path).unwrap().execute_batch("UPDATE version SET text = 'Alice lies.' WHERE seq = 1").unwrap();
+    let change = Change::new().key("home");
+    let said = block_on(ledger.change(&ours(), id, &change, Timestamp::now())).unwrap_err().to_string();
+    assert!(said.contains(&id.to_string()) && said.contains("damaged"), "{said}");
+    assert!(block_on(ledger.history(&ours(), id)).is_err(), "it is damaged still");
+    assert_eq!(block_on(ledger.get(&ours(), id, Timestamp::now())).unwrap().key, None, "and nothing was changed");
 }
 
 #[test]

@@ -283,8 +283,15 @@ impl Tables<'_> {
 
     /// Writes the hashes of a record's texts anew, for its key is another one.
     fn rehash(&self, seq: i64, record: &Record) -> Result<()> {
-        let texts = "SELECT seq, text FROM version WHERE record = ?1";
-        let texts = self.rows(texts, [seq], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?)))?;
+        let texts =
+            concat!("SELECT v.seq, v.text, v.checksum IS ", version_checksum!(), " FROM version v WHERE v.record = ?1");
+        let texts = self.rows(texts, [seq], |row| {
+            // A text that is not what was written must not get a checksum that says so.
+            if !row.get::<_, bool>(2)? {
+                return Err(Failure::Damaged(format!("the history of record {} is not what was written", record.id)));
+            }
+            Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?))
+        })?;
         for (version, text) in texts {
             let hash = hash(&record.namespace, record.key.as_deref(), &text);
             self.execute("UPDATE version SET hash = ?2 WHERE seq = ?1", params![version, hash])?;
