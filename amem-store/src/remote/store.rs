@@ -196,7 +196,9 @@ impl RemoteStore {
     /// A store on a Redis or Valkey server: `redis://user:password@host:6379/0`, or `rediss://` for TLS.
     ///
     /// On Redis, parts have at most 1 MiB, and at most 8 requests are under way, whatever the options say: the client gives
-    /// each request half a second.
+    /// each request half a second. And it takes in an answer as a whole: what is too long is not asked for, but a server that
+    /// lies about a length, or sends more than it was asked for, can make this process hold what it sends. Use one that you trust
+    /// that far.
     ///
     /// # Errors
     /// [`RemoteError::Setting`] for a URL or options that make no sense. The server is not asked yet.
