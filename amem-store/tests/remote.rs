@@ -196,6 +196,22 @@ fn a_deletion_leaves_nothing_of_any_version() {
 }
 
 #[test]
+fn any_number_of_chunks_is_deleted_though_each_object_takes_a_request() {
+    let (operator, faults) = (memory(), Faults::default());
+    let chunks: Vec<KvChunk> = (0..40).map(|seed| chunk(seed, 4)).collect();
+    let ids: Vec<ChunkId> = chunks.iter().map(KvChunk::id).collect();
+    block_on(store(&operator).put(&chunks)).unwrap();
+    assert!(!objects(&operator).is_empty());
+    // 2600 requests, one after the other, take longer than the deadline, with a second more for each 100 chunks too.
+    let (deadline, count) = (Duration::from_millis(1500), u32::MAX);
+    faults.plan(Some(Plan { after: 0, count, fault: Fault::Late }));
+    let options = RemoteOptions::default().write_deadline(deadline).concurrency(1);
+    let slow = RemoteStore::new(operator.clone().layer(faults), options).unwrap();
+    block_on(slow.delete(&ids)).unwrap();
+    assert!(objects(&operator).is_empty());
+}
+
+#[test]
 fn machines_see_what_others_put_and_delete() {
     let operator = memory();
     let [here, there] = [(); 2].map(|()| Arc::new(store(&operator)));

@@ -14,8 +14,8 @@ pub struct RemoteOptions {
     pub prefix: String,
     /// The time that a call which reads has altogether: 5 s unless said otherwise. What did not come by then is a miss.
     pub deadline: Duration,
-    /// The time that a call which writes or deletes has altogether: 30 s unless said otherwise, and a second more for
-    /// each 16 MiB or 100 chunks.
+    /// The time that a call which writes has altogether, and one that deletes has for each few chunks: 30 s unless said
+    /// otherwise, and a second more for each 16 MiB that are written.
     pub write_deadline: Duration,
     /// Bytes of a part of a chunk: 8 MiB unless said otherwise. A chunk that is not longer is one object.
     pub part_bytes: usize,
@@ -85,7 +85,7 @@ impl RemoteOptions {
         Self { deadline, ..self }
     }
 
-    /// With this much time for a call that writes or deletes.
+    /// With this much time for a call that writes, or for each few chunks of one that deletes.
     #[must_use]
     pub fn write_deadline(self, write_deadline: Duration) -> Self {
         Self { write_deadline, ..self }

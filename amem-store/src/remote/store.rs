@@ -37,8 +37,10 @@ const TOKEN: u64 = 128 << 10;
 const REDIS_PART: usize = 1 << 20;
 /// Requests under way at most on Redis, for the same reason: together they share the way to the server.
 const REDIS_REQUESTS: usize = 8;
-/// Chunks that are deleted in one go.
+/// Chunks that are deleted in one go, within one deadline.
 const DELETED: usize = 256;
+/// The same where each object takes a request of its own: 65 a chunk.
+const DELETED_SINGLY: usize = 4;
 
 /// A [`KvStore`] on a server that many machines share.
 ///
@@ -59,7 +61,7 @@ const DELETED: usize = 256;
 /// - A chunk is one object, or a head and up to 64 parts. All that comes back is checked, its lengths before anything is
 ///   allocated for it. What is damaged, torn or another chunk's is a miss, counted in [`StoreStats::damaged`], and is
 ///   written anew when the chunk is put again by this process. [`RemoteOptions::secret`] keeps out what others forge.
-/// - A call has one deadline. What was read by then is returned, the rest are misses; where nothing was read, it is an
+/// - A call has one deadline; one that deletes has it for each few chunks, so that it can delete any number. What was read by then is returned, the rest are misses; where nothing was read, it is an
 ///   error, which callers of [`KvStore::get_many`] treat as a miss.
 /// - A server that fails some times in a row, or does not answer at all, is left alone for a while: calls then fail at
 ///   once. After the pause it is asked in the background, so that no call waits for a dead server twice.
@@ -518,35 +520,41 @@ impl Inner {
     }
 
     async fn delete(self: Arc<Self>, ids: Vec<ChunkId>) -> amem_core::Result<()> {
-        let within = self.options.write_deadline.saturating_add(Duration::from_secs(ids.len() as u64 / 100));
-        let requests = self.requests();
-        let work = async {
-            let ids: BTreeSet<ChunkId> = ids.into_iter().collect();
-            let ids: Vec<ChunkId> = ids.into_iter().collect();
-            for ids in ids.chunks(DELETED) {
-                // In the order of the locks, so that two deletions do not wait for each other.
-                let shares: BTreeSet<usize> = ids.iter().map(|id| self.lock(id)).collect();
-                let mut locks = Vec::new();
-                for share in shares {
-                    locks.push(self.locks[share].lock().await);
-                }
-                // Without its head, nobody looks at a part.
-                self.remove(&requests, ids.iter().map(|id| self.path(id, "head")).collect()).await?;
-                let this = &self;
-                let parts = |id| (0..PARTS).map(move |part| this.path(id, &part.to_string()));
-                self.remove(&requests, ids.iter().flat_map(parts).collect()).await?;
-                let mut known = self.known();
-                ids.iter().for_each(|id| known.remove(id));
-            }
-            Ok(())
-        };
-        self.timed("delete", within, &requests, work).await
+        let ids: BTreeSet<ChunkId> = ids.into_iter().collect();
+        let ids: Vec<ChunkId> = ids.into_iter().collect();
+        let few = if self.removed_at_once() == 1 { DELETED_SINGLY } else { DELETED };
+        for ids in ids.chunks(few) {
+            let requests = self.requests();
+            let work = self.delete_few(&requests, ids);
+            self.timed("delete", self.options.write_deadline, &requests, work).await?;
+        }
+        Ok(())
+    }
+
+    async fn delete_few(&self, requests: &Requests<'_>, ids: &[ChunkId]) -> amem_core::Result<()> {
+        // In the order of the locks, so that two deletions do not wait for each other.
+        let shares: BTreeSet<usize> = ids.iter().map(|id| self.lock(id)).collect();
+        let mut locks = Vec::new();
+        for share in shares {
+            locks.push(self.locks[share].lock().await);
+        }
+        // Without its head, nobody looks at a part.
+        self.remove(requests, ids.iter().map(|id| self.path(id, "head")).collect()).await?;
+        let parts = |id| (0..PARTS).map(move |part| self.path(id, &part.to_string()));
+        self.remove(requests, ids.iter().flat_map(parts).collect()).await?;
+        let mut known = self.known();
+        ids.iter().for_each(|id| known.remove(id));
+        Ok(())
+    }
+
+    /// Objects that the service removes with one request.
+    fn removed_at_once(&self) -> usize {
+        self.operator.info().capability().delete_max_size.unwrap_or(1).clamp(1, 1000)
     }
 
     /// Removes objects, as many at once as the service takes.
     async fn remove(&self, requests: &Requests<'_>, paths: Vec<String>) -> Result<(), RemoteError> {
-        let batch = self.operator.info().capability().delete_max_size.unwrap_or(1).clamp(1, 1000);
-        let batches: Vec<Vec<String>> = paths.chunks(batch).map(<[String]>::to_vec).collect();
+        let batches: Vec<Vec<String>> = paths.chunks(self.removed_at_once()).map(<[String]>::to_vec).collect();
         let remove = |paths| requests.delete(paths);
         let mut removed = stream::iter(batches).map(remove).buffer_unordered(self.options.concurrency);
         while removed.try_next().await?.is_some() {}

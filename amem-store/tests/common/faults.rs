@@ -19,6 +19,8 @@ pub(crate) enum Fault {
     Unanswered,
     /// It is not done, and nothing ever comes back.
     Hangs,
+    /// It is done, and takes a millisecond or some more.
+    Late,
 }
 
 /// Which requests fail: so many work, and so many after them fail.
@@ -61,6 +63,10 @@ impl Faults {
             Some(Fault::Unanswered) => {
                 does.await?;
                 Err(failed())
+            }
+            Some(Fault::Late) => {
+                tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+                does.await
             }
             Some(Fault::Hangs) => std::future::pending().await,
         }
