@@ -49,8 +49,8 @@ const MOMENT: Duration = Duration::from_millis(20);
 /// before (a backup that is being written, say), the log cannot be wiped; then the first call after that does it, of
 /// any process that uses the ledger. [`wipe`](Self::wipe) tells whether it is done.
 ///
-/// Every row has a checksum. What is read and is not what was written is [`Error::Damaged`]; so is a file that is
-/// damaged elsewhere, when it is opened (in full up to 8 MiB, in its structure up to 96 MiB, not counting
+/// Records, their texts, usage and saved indexes have checksums. What is read of them and is not what was written is
+/// [`Error::Damaged`]. So is a file that is damaged elsewhere, when it is opened (in full up to 8 MiB, in its structure up to 96 MiB, not counting
 /// [saved indexes](Ledger::save_index) then) or [verified](Self::verify).
 ///
 /// That a record expired is no change to the ledger: [`changes`](Ledger::changes) does not name it when its time comes.

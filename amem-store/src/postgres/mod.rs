@@ -41,8 +41,11 @@ use self::session::Session;
 ///   no change. [`changes`](Ledger::changes) misses none: revisions are given out under the namespace's lock, so one is
 ///   seen only when all before it are. If the database was set back, as by restoring a dump, it says that all must be
 ///   read anew.
-/// - Every row has a checksum, which is checked whenever it is read: [`PostgresError::Damaged`].
-/// - No call takes longer than [`PostgresOptions::call_timeout`], whatever has become of the server.
+/// - Records, their texts, usage and saved indexes have checksums, which are checked whenever they are read:
+///   [`PostgresError::Damaged`]. The other tables (which KV is whose and is to be deleted, and what namespaces count) have none:
+///   turn on the server's own (`initdb --data-checksums`).
+/// - No call takes longer than [`PostgresOptions::call_timeout`], whatever has become of the server, but for
+///   [`wipe`](Self::wipe).
 ///
 /// Transactions run at READ COMMITTED behind the namespace's lock. One that a deadlock or a lost connection ended is run
 /// again some times. If the connection is lost while a change is being committed, the server is asked what became of it.
@@ -127,7 +130,7 @@ impl PostgresLedger {
     }
 
     /// Has the files of the ledger's tables written anew without what was forgotten, and the old ones deleted. Other calls
-    /// wait meanwhile, on all servers: some seconds for each gigabyte.
+    /// wait meanwhile, on all servers: some seconds for each gigabyte. There is no limit to how long it takes.
     ///
     /// Rows that a transaction which began before can still see are kept, so call it again where there are long ones (a
     /// dump, say). See [above](Self#what-forgetting-promises) for what is not in these files.
