@@ -1,8 +1,12 @@
 //! Records leave a ledger as lines and come back from them.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+#[path = "common/counts_each.rs"]
+mod counts_each;
+
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use amem_core::{
@@ -12,6 +16,7 @@ use amem_store::{
     Became, Export, Imported, ImportedLine, MAX_LINE_BYTES, ReferenceFile, SqliteLedger, TransferError, export, import,
     import_checked, import_reference, import_reference_log,
 };
+use counts_each::CountsEach;
 use futures_lite::future::block_on;
 use proptest::prelude::*;
 
@@ -51,6 +56,27 @@ fn a_line_is_refused_that_the_caller_has_a_reason_against() {
     let imported = block_on(import_checked(&ledger, Some(&ours()), &lines[..], check, told)).unwrap();
     assert_eq!((imported.added, imported.refused), (2, 1));
     assert_eq!(refused, [(2, "8 bytes".to_owned())]);
+}
+
+#[test]
+fn lines_of_namespaces_in_turn_have_each_of_them_listed_once() {
+    let ledger = CountsEach::default();
+    let line = |n: usize| {
+        let (namespace, text) = (n % 3, n / 6);
+        format!(
+            "{{\"namespace\":\"n{namespace}\",\"text\":\"{text}\",\"key\":\"k\",\"created_at\":{}}}\n",
+            1_000_000_000 + text
+        )
+    };
+    // Each line is there twice, in turn with those of other namespaces, and one again when others have taken its place.
+    let lines: String = (0..60).chain([0]).map(line).collect();
+    let pages = || {
+        let before = ledger.pages.load(Relaxed);
+        let (imported, _) = imported(&ledger, None, lines.as_bytes());
+        (imported.added + imported.superseding, ledger.pages.load(Relaxed) - before)
+    };
+    assert_eq!(pages(), (30, 3));
+    assert_eq!(pages(), (0, 3), "all of them are recognised");
 }
 
 fn active(ledger: &dyn Ledger, namespace: &Namespace) -> Vec<Record> {

@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 use std::io::BufRead;
 
-use amem_core::{Error, Ledger, Listing, Metadata, Namespace, NewRecord, Outcome, Query, RecordId, State, Timestamp};
+use amem_core::{
+    Added, Error, Ledger, Listing, Metadata, Namespace, NewRecord, Outcome, Query, Record, RecordId, State, Timestamp,
+};
 use serde::Deserialize;
 
 use super::lines::Lines;
@@ -13,6 +15,8 @@ use super::{Became, Imported, ImportedLine, TransferError};
 /// Texts that are added in one call at most, and bytes of them, about: a ledger pays for each call.
 const BATCH: usize = 512;
 const BATCH_BYTES: usize = 1 << 20;
+/// Superseded records that are known at most while lines of many namespaces are read. Those of one namespace may be more.
+const KNOWN: usize = 1 << 20;
 
 #[derive(Deserialize)]
 struct Line {
@@ -38,7 +42,7 @@ struct Line {
 /// [`NewRecord::restates`] says. What was forgotten since is added again, for nothing of it was kept by which it could be recognised.
 ///
 /// Holds [`MAX_LINE_BYTES`](super::MAX_LINE_BYTES) and one batch of lines at a time, and some bytes for each superseded
-/// record of the namespace. That a model can hold each text is not checked.
+/// record of a namespace, of many namespaces for a million records at most. That a model can hold each text is not checked.
 ///
 /// # Errors
 /// [`TransferError::Read`] when the lines cannot be read, [`TransferError::Add`] and [`TransferError::Ledger`] when the
@@ -131,15 +135,15 @@ pub(super) struct Importer<'l, F> {
     /// With their lines.
     batch: Vec<(u64, NewRecord)>,
     bytes: usize,
-    /// Superseded records of the namespace, by a hash of what a line says. `None` until one is asked for.
-    superseded: Option<HashMap<[u8; 16], RecordId>>,
+    /// Superseded records of the namespaces that one was asked for in, by a hash of what a line says.
+    superseded: HashMap<Namespace, HashMap<[u8; 16], RecordId>>,
     pub(super) imported: Imported,
 }
 
 impl<'l, F: FnMut(&ImportedLine)> Importer<'l, F> {
     pub(super) fn new(ledger: &'l dyn Ledger, told: F) -> Self {
         let imported = Imported::default();
-        Self { ledger, told, namespace: None, batch: Vec::new(), bytes: 0, superseded: None, imported }
+        Self { ledger, told, namespace: None, batch: Vec::new(), bytes: 0, superseded: HashMap::new(), imported }
     }
 
     /// Tells what became of a line that is not added.
@@ -152,7 +156,7 @@ impl<'l, F: FnMut(&ImportedLine)> Importer<'l, F> {
     pub(super) async fn add(&mut self, line: u64, namespace: &Namespace, new: NewRecord) -> Result<(), TransferError> {
         if self.namespace.as_ref() != Some(namespace) {
             self.flush().await?;
-            (self.namespace, self.superseded) = (Some(namespace.clone()), None);
+            self.namespace = Some(namespace.clone());
         }
         if let Some(id) = self.was_superseded(namespace, &new).await? {
             self.tell(line, Became::Held { id, outcome: Outcome::Duplicate });
@@ -170,11 +174,32 @@ impl<'l, F: FnMut(&ImportedLine)> Importer<'l, F> {
         new: &NewRecord,
     ) -> Result<Option<RecordId>, TransferError> {
         let (Some(key), Some(at)) = (&new.key, new.created_at) else { return Ok(None) };
-        if self.superseded.is_none() {
-            self.superseded = Some(superseded(self.ledger, namespace).await?);
+        if !self.superseded.contains_key(namespace) {
+            let found = superseded(self.ledger, namespace).await?;
+            // What it takes to know that there is none counts too.
+            let known: usize = self.superseded.values().map(|known| 1 + known.len()).sum();
+            if known + found.len() >= KNOWN {
+                self.superseded.clear();
+            }
+            self.superseded.insert(namespace.clone(), found);
         }
         let hash = hash(key, new.text.trim(), at);
-        Ok(self.superseded.as_ref().and_then(|superseded| superseded.get(&hash)).copied())
+        Ok(self.superseded.get(namespace).and_then(|superseded| superseded.get(&hash)).copied())
+    }
+
+    /// Takes note of records that have just been superseded.
+    async fn note_superseded(&mut self, namespace: &Namespace, added: &[Added]) -> Result<(), TransferError> {
+        let Some(known) = self.superseded.get_mut(namespace) else { return Ok(()) };
+        let over = |added: &Added| match added.outcome {
+            Outcome::Superseded(id) => Some(id),
+            _ => Some(added.record.id).filter(|_| matches!(added.record.state, State::Superseded { .. })),
+        };
+        let ids: Vec<RecordId> = added.iter().filter_map(over).collect();
+        if !ids.is_empty() {
+            let records = self.ledger.get_many(namespace, &ids, Timestamp::now()).await?;
+            known.extend(records.iter().flatten().filter_map(hashed));
+        }
+        Ok(())
     }
 
     /// Adds what waits.
@@ -185,6 +210,7 @@ impl<'l, F: FnMut(&ImportedLine)> Importer<'l, F> {
         let (lines, new): (Vec<u64>, Vec<NewRecord>) = batch.into_iter().unzip();
         match self.ledger.add(&namespace, &new, Timestamp::now()).await {
             Ok(added) => {
+                self.note_superseded(&namespace, &added).await?;
                 for (line, added) in lines.into_iter().zip(added) {
                     self.tell(line, Became::Held { id: added.record.id, outcome: added.outcome });
                 }
@@ -203,10 +229,13 @@ impl<'l, F: FnMut(&ImportedLine)> Importer<'l, F> {
 
     async fn add_alone(&mut self, line: u64, namespace: &Namespace, new: NewRecord) -> Result<(), TransferError> {
         let became = match self.ledger.add(namespace, &[new], Timestamp::now()).await {
-            Ok(mut added) => match added.pop() {
-                Some(added) => Became::Held { id: added.record.id, outcome: added.outcome },
-                None => Became::Refused { reason: "the ledger did not say what became of it".to_owned() },
-            },
+            Ok(mut added) => {
+                self.note_superseded(namespace, &added).await?;
+                match added.pop() {
+                    Some(added) => Became::Held { id: added.record.id, outcome: added.outcome },
+                    None => Became::Refused { reason: "the ledger did not say what became of it".to_owned() },
+                }
+            }
             Err(error @ (Error::BadValue { .. } | Error::Empty { .. } | Error::TooLong { .. })) => {
                 Became::Refused { reason: error.to_string() }
             }
@@ -222,16 +251,18 @@ async fn superseded(ledger: &dyn Ledger, namespace: &Namespace) -> amem_core::Re
     let (mut found, mut listing) = (HashMap::new(), Listing::new(Query::All).limit(256));
     loop {
         let page = ledger.page(namespace, &listing).await?;
-        for record in page.records.iter().filter(|record| matches!(record.state, State::Superseded { .. })) {
-            if let Some(key) = &record.key {
-                found.insert(hash(key, &record.text, record.created_at), record.id);
-            }
-        }
+        found.extend(page.records.iter().filter_map(hashed));
         match page.next {
             Some(next) => listing = listing.after(next),
             None => return Ok(found),
         }
     }
+}
+
+/// A superseded record, by what a line of it says.
+fn hashed(record: &Record) -> Option<([u8; 16], RecordId)> {
+    let key = record.key.as_deref().filter(|_| matches!(record.state, State::Superseded { .. }))?;
+    Some((hash(key, &record.text, record.created_at), record.id))
 }
 
 fn hash(key: &str, text: &str, at: Timestamp) -> [u8; 16] {
