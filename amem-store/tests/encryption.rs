@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod common;
+#[path = "common/counts_each.rs"]
+mod counts_each;
 #[path = "common/machine.rs"]
 mod machine;
 
@@ -13,14 +15,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use amem_core::{
-    ChunkId, Error, Filter, Fingerprint, KvChunk, KvStore, Ledger, Listing, MetaValue, Metadata, Namespace, NewRecord,
-    OwnerId, PrefixId, Query, RamLedger, RamStore, Revision, Timestamp, UsageEvent,
+    Changes, ChunkId, Error, Filter, Fingerprint, KvChunk, KvStore, Ledger, Listing, MetaValue, Metadata, Namespace,
+    NewRecord, OwnerId, PrefixId, Query, RamLedger, RamStore, Revision, SavedIndex, Timestamp, UsageEvent,
 };
 use amem_store::encryption::{
     EncryptedLedger, EncryptedStore, EncryptionError, Holder, Key, KeyDir, Keys, MasterKey, refuse_encrypted,
 };
 use amem_store::{SegmentOptions, SegmentStore, SqliteLedger};
 use common::{assert_same, chunk, files_contain, measured};
+use counts_each::CountsEach;
 use futures_lite::future::block_on;
 use machine::{Disturbed, Machine, Subject, steps};
 use proptest::prelude::*;
@@ -92,6 +95,74 @@ fn an_encrypted_ledger_on_disk_is_a_ledger() {
 }
 
 #[test]
+fn whoever_knew_a_namespace_learns_that_it_was_deleted_where_changes_are_counted_for_each() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = encrypted(CountsEach::default(), &key_dir(dir.path()));
+    let changes = |since| {
+        let Changes { deleted, records, revision } = block_on(ledger.changes(&ours(), since, T0)).unwrap();
+        let texts: Vec<String> = records.into_iter().map(|record| record.text).collect();
+        (deleted, texts, revision)
+    };
+    let index = |revision| SavedIndex { revision, bytes: vec![1] };
+    let mut seen = Revision(0);
+    // The first deletion, and one that others came before.
+    for round in 0..3 {
+        let new = ["a", "b", "c"].map(|text| NewRecord::new(format!("{text}{round}")));
+        block_on(ledger.add(&ours(), &new, T0)).unwrap();
+        let (deleted, texts, known) = changes(seen);
+        assert_eq!((deleted, texts), (false, new.iter().map(|new| new.text.clone()).collect()), "round {round}");
+        assert!(known > seen, "every change has a later revision");
+        assert_eq!(changes(known), (false, vec![], known), "what was told is not told again");
+        block_on(ledger.save_index(&ours(), "words", &index(known))).unwrap();
+
+        assert_eq!(block_on(ledger.delete_namespace(&ours())).unwrap(), 3);
+        let (deleted, texts, after) = changes(known);
+        assert_eq!((deleted, texts), (true, vec![]), "round {round}");
+        assert!(after > known, "a deletion is a change");
+        assert_eq!(changes(after), (false, vec![], after), "it is told once");
+
+        // Filled again before anybody asks, and by more than there was, so that its revision is a later one.
+        let refilled = ["d", "e", "f", "g"].map(NewRecord::new);
+        block_on(ledger.add(&ours(), &refilled, T0)).unwrap();
+        let all: Vec<String> = refilled.iter().map(|new| new.text.clone()).collect();
+        let (deleted, texts, _) = changes(known);
+        assert_eq!((deleted, texts), (true, all.clone()), "what came after the deletion stands");
+        let (deleted, texts, refilled) = changes(after);
+        assert_eq!((deleted, texts), (false, all), "none of it is missing for who knew of the deletion");
+        let late = block_on(ledger.save_index(&ours(), "words", &index(known))).unwrap();
+        assert!(!late, "an index from before the deletion is refused");
+        assert!(block_on(ledger.save_index(&ours(), "words", &index(refilled))).unwrap());
+        let saved = block_on(ledger.saved_index(&ours(), "words")).unwrap();
+        assert_eq!(saved, Some(index(refilled)), "what was saved comes back");
+        block_on(ledger.delete_namespace(&ours())).unwrap();
+        seen = changes(refilled).2;
+    }
+}
+
+#[test]
+fn a_namespace_whose_deletion_was_not_finished_counts_as_deleted() {
+    let dir = tempfile::tempdir().unwrap();
+    let keys = key_dir(dir.path());
+    let ledger = encrypted(CountsEach::default(), &keys);
+    block_on(async {
+        ledger.add(&ours(), &["old".into(), "older".into()], T0).await.unwrap();
+        let known = ledger.changes(&ours(), Revision(0), T0).await.unwrap().revision;
+        // What a process leaves that ends right after it destroyed the key.
+        let rows = ledger.inner().namespaces().await.unwrap().remove(0);
+        let digits = keys.pseudonym(&ours()).map(|byte| format!("{byte:02x}")).concat();
+        let note = Namespace::new(format!("d{digits}")).unwrap();
+        ledger.inner().add(&note, &[rows.as_str().into()], T0).await.unwrap();
+        assert!(!ledger.changes(&ours(), known, T0).await.unwrap().deleted, "its key is there still");
+        keys.destroy(&ours()).await.unwrap();
+        assert!(ledger.changes(&ours(), known, T0).await.unwrap().deleted);
+        ledger.add(&ours(), &["new".into()], T0).await.unwrap();
+        let changes = ledger.changes(&ours(), known, T0).await.unwrap();
+        let texts: Vec<&str> = changes.records.iter().map(|record| record.text.as_str()).collect();
+        assert_eq!((changes.deleted, texts), (true, vec!["new"]), "what stands under a new key is all there is");
+    });
+}
+
+#[test]
 fn an_encrypted_store_is_a_kv_store() {
     let dir = tempfile::tempdir().unwrap();
     let path = paths(&dir);
@@ -122,7 +193,8 @@ fn nothing_of_it_stands_in_the_files_of_the_data_directory() {
         let id = ledger.add(&namespace, &[new], T0).await.unwrap()[0].record.id;
         ledger.update(&namespace, id, "Alice lives in Dublin.", T0).await.unwrap();
         ledger.record_usage(&[UsageEvent::new(namespace.clone(), T0, Default::default())]).await.unwrap();
-        let index = amem_core::SavedIndex { revision: Revision(9), bytes: b"the words of an index".to_vec() };
+        let revision = ledger.changes(&namespace, Revision(0), T0).await.unwrap().revision;
+        let index = SavedIndex { revision, bytes: b"the words of an index".to_vec() };
         assert!(ledger.save_index(&namespace, "an index by name", &index).await.unwrap());
         let chunk = measured(&chunk(1, 40)).with_model(Fingerprint([9; 32]));
         kv.put(std::slice::from_ref(&chunk)).await.unwrap();

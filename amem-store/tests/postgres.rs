@@ -72,6 +72,19 @@ fn the_postgres_ledger_is_a_ledger() {
 }
 
 /// A text, its key, after how many seconds it expires, and how many seconds ago it was said.
+#[cfg(feature = "encryption")]
+#[test]
+fn an_encrypted_postgres_ledger_is_a_ledger() {
+    use amem_store::{EncryptedLedger, KeyDir, MasterKey};
+    let Some(server) = postgres_server::shared() else { return };
+    let keys = tempfile::tempdir().unwrap();
+    amem_core::testing::ledger(|| {
+        let schema = server.new_schema();
+        let keys = KeyDir::open(keys.path().join(&schema), &MasterKey::new([7; 32])).unwrap();
+        block_on(EncryptedLedger::open(connect(server, &schema), Arc::new(keys))).unwrap()
+    });
+}
+
 type NewText = (usize, Option<usize>, Option<i64>, Option<i64>);
 
 /// One thing that may be done to a ledger. Records are named by the order in which they were added; texts, keys and

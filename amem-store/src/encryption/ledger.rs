@@ -49,6 +49,40 @@ struct Details {
     metadata: Metadata,
 }
 
+/// What a revision of this ledger says: what its caller has seen of the namespace's deletions, and of its records under the key
+/// that it has now. These are in two namespaces of the ledger below, which may count for each of its own.
+struct Seen {
+    deletions: Revision,
+    records: Revision,
+}
+
+impl Seen {
+    fn of(revision: Revision) -> Self {
+        Self { deletions: Revision(revision.0 >> 32), records: Revision(revision.0 & u64::from(u32::MAX)) }
+    }
+
+    /// Deletions count for more, so that there is a later revision after each, though those of records begin anew.
+    fn revision(&self) -> Result<Revision> {
+        let too_many = "an encrypted ledger counts 4 billion changes at most: export it, and import it into a new one";
+        let half = |of: Revision| u32::try_from(of.0).map_err(|_| Error::Ledger(too_many.into()));
+        Ok(Revision(u64::from(half(self.deletions)?) << 32 | u64::from(half(self.records)?)))
+    }
+
+    /// Whether the records that were seen were deleted. `deletions` is what has changed since where deletions are noted.
+    fn is_outdated(&self, deletions: &Changes, open: Option<&Open>) -> bool {
+        if self.deletions == Revision(0) && self.records == Revision(0) {
+            return false;
+        }
+        let Some(open) = open else { return deletions.deleted || self.records > Revision(0) };
+        // The ledger below tells whoever has seen nothing of no deletion.
+        let is_first =
+            self.deletions == Revision(0) && deletions.revision > Revision(0) && deletions.records.is_empty();
+        // The key was destroyed and another one made, and the deletion was not finished.
+        let is_begun = deletions.records.iter().any(|note| note.text != open.name.as_str());
+        deletions.deleted || is_first || is_begun
+    }
+}
+
 impl Open {
     fn new(key: &Key) -> Result<Self> {
         let sealer = Sealer::new(key);
@@ -391,17 +425,27 @@ impl<L: Ledger> Ledger for EncryptedLedger<L> {
     }
 
     async fn changes(&self, namespace: &Namespace, since: Revision, now: Timestamp) -> Result<Changes> {
+        let mut seen = Seen::of(since);
+        // Deletions first and then the key, so that a deletion that comes in between is told next time.
+        let deletions = self.inner.changes(&self.deletion(namespace)?, seen.deletions, now).await?;
         let open = self.find(namespace).await?;
-        // Asked first, so that a deletion that comes in between is told next time.
-        let deletion = self.inner.changes(&self.deletion(namespace)?, since, now).await?;
-        let Some(open) = open else { return Ok(Changes { records: Vec::new(), ..deletion }) };
-        let changes = self.inner.changes(&open.name, since, now).await?;
-        let records = changes.records.into_iter().map(|record| open.record(namespace, record));
-        Ok(Changes {
-            deleted: deletion.deleted || changes.deleted,
-            records: records.collect::<Result<_>>()?,
-            revision: deletion.revision.min(changes.revision),
-        })
+        let mut deleted = seen.is_outdated(&deletions, open.as_ref());
+        if deleted {
+            seen.records = Revision(0);
+        }
+        // A deletion that is noted still, and may be under way, has to be asked about again.
+        if deletions.records.is_empty() {
+            seen.deletions = deletions.revision;
+        }
+        let mut records = Vec::new();
+        if let Some(open) = open {
+            let changes = self.inner.changes(&open.name, seen.records, now).await?;
+            let opened = changes.records.into_iter().map(|record| open.record(namespace, record));
+            records = opened.collect::<Result<_>>()?;
+            deleted |= changes.deleted;
+            seen.records = changes.revision;
+        }
+        Ok(Changes { deleted, records, revision: seen.revision()? })
     }
 
     async fn link(&self, namespace: &Namespace, links: &[(RecordId, ChunkId)], now: Timestamp) -> Result<()> {
@@ -464,9 +508,15 @@ impl<L: Ledger> Ledger for EncryptedLedger<L> {
 
     async fn save_index(&self, namespace: &Namespace, name: &str, index: &SavedIndex) -> Result<bool> {
         let Some(open) = self.find(namespace).await? else { return Ok(false) };
+        let seen = Seen::of(index.revision);
+        let deletions = self.inner.changes(&self.deletion(namespace)?, seen.deletions, Timestamp::now()).await?;
+        if seen.is_outdated(&deletions, Some(&open)) {
+            return Ok(false);
+        }
         let place = index_place(name, index.revision);
-        let Some(bytes) = open.sealer.seal(Domain::Index, &place, &index.bytes) else { return Ok(false) };
-        let index = SavedIndex { revision: index.revision, bytes };
+        let Some(sealed) = open.sealer.seal(Domain::Index, &place, &index.bytes) else { return Ok(false) };
+        let bytes = [&seen.deletions.0.to_le_bytes(), sealed.as_slice()].concat();
+        let index = SavedIndex { revision: seen.records, bytes };
         self.inner.save_index(&open.name, &open.sealer.name("index", name), &index).await
     }
 
@@ -476,8 +526,12 @@ impl<L: Ledger> Ledger for EncryptedLedger<L> {
         let Some(index) = self.inner.saved_index(&open.name, &open.sealer.name("index", name)).await? else {
             return Ok(None);
         };
-        let opened = open.sealer.open(Domain::Index, &index_place(name, index.revision), &index.bytes);
-        Ok(opened.map(|bytes| SavedIndex { revision: index.revision, bytes }))
+        let Some((deletions, sealed)) = index.bytes.split_first_chunk() else { return Ok(None) };
+        let seen = Seen { deletions: Revision(u64::from_le_bytes(*deletions)), records: index.revision };
+        // One of an earlier version, which has no number before it, is none either.
+        let Ok(revision) = seen.revision() else { return Ok(None) };
+        let opened = open.sealer.open(Domain::Index, &index_place(name, revision), sealed);
+        Ok(opened.map(|bytes| SavedIndex { revision, bytes }))
     }
 }
 
