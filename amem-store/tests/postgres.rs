@@ -377,6 +377,35 @@ fn a_row_that_was_changed_by_hand_is_damaged() {
 }
 
 #[test]
+#[test]
+fn a_record_whose_earlier_text_is_damaged_can_be_forgotten_with_others() {
+    let Some(server) = postgres_server::shared() else { return };
+    let damages = [
+        "UPDATE version SET text = 'Lima' WHERE number = 1 AND text = 'Vienna'",
+        "UPDATE version SET until_at = NULL WHERE number = 1 AND text = 'Vienna'",
+    ];
+    for damage in damages {
+        let schema = server.new_schema();
+        let ledger = connect(server, &schema);
+        let [record, other] = ["Vienna", "tea"].map(|text| add(&ledger, text));
+        let kept = add(&ledger, "milk");
+        block_on(ledger.update(&ours(), record.id, "Oslo", T0)).unwrap();
+        server.sql(&format!("SET search_path TO {schema}; {damage}"));
+        assert!(matches!(cause(block_on(ledger.history(&ours(), record.id))), PostgresError::Damaged { .. }));
+        // Twice the same, as a caller may name it.
+        let ids = [other.id, record.id, record.id];
+        let forgotten = block_on(ledger.forget_many(&ours(), &ids, T0)).expect(damage);
+        assert!(forgotten.iter().all(|record| matches!(record.state, State::Forgotten { .. })), "{damage}");
+        for id in ids {
+            let texts = block_on(ledger.history(&ours(), id)).unwrap();
+            assert!(texts.iter().all(|version| version.text.is_empty()), "{damage}");
+        }
+        let left = server.sql(&format!("SELECT text FROM {schema}.version WHERE text <> ''"));
+        assert_eq!(left, format!("\\x{}", "milk".bytes().map(|byte| format!("{byte:02x}")).collect::<String>()));
+        assert_eq!(block_on(ledger.get(&ours(), kept.id, T0)).unwrap(), kept, "{damage}");
+    }
+}
+
 fn a_ledger_of_version_1_is_brought_up_to_date() {
     let Some(server) = postgres_server::shared() else { return };
     let schema = server.new_schema();

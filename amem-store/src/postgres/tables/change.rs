@@ -174,7 +174,7 @@ impl Tables<'_> {
     ) -> Result<Vec<Record>> {
         let Some(first) = ids.first() else { return Ok(Vec::new()) };
         let Some(mut locked) = self.lock(namespace).await? else { return Err(unknown(namespace, *first)) };
-        let mut found = self.find_to_forget(namespace, &locked, ids).await?;
+        let (mut found, mut versions) = self.find_to_forget(namespace, &locked, ids).await?;
         let mut forgotten: HashMap<i64, VersionRow> = HashMap::new();
         // In the order of the ids, so that their changes are numbered in it.
         for id in ids {
@@ -190,7 +190,7 @@ impl Tables<'_> {
         if !forgotten.is_empty() {
             locked.forgotten = locked.changes;
             let seqs: Vec<i64> = forgotten.keys().copied().collect();
-            let mut versions = self.versions(&locked, &seqs).await?;
+            versions.retain(|version| forgotten.contains_key(&version.record));
             for version in &mut versions {
                 let current = forgotten.get(&version.record).filter(|current| current.number == version.number);
                 match current {
@@ -228,26 +228,50 @@ impl Tables<'_> {
         self.forget_many(namespace, &ids.collect::<Result<Vec<_>>>()?, now).await
     }
 
-    /// Records that are to be forgotten. Of those that are not what was written sound ones are made before, which say
-    /// nothing.
+    /// Records that are to be forgotten, and all texts that they had. Of those that are not what was written sound ones are
+    /// made before, which say nothing.
     async fn find_to_forget(
         &self,
         namespace: &Namespace,
         locked: &Locked<'_>,
         ids: &[RecordId],
-    ) -> Result<HashMap<RecordId, Found>> {
-        match self.find_many(namespace, ids).await {
+    ) -> Result<(HashMap<RecordId, Found>, Vec<VersionRow>)> {
+        match self.find_whole(namespace, locked, ids).await {
             Err(Failure::Damaged(_)) => {}
             found => return found,
         }
-        let mut all = HashMap::new();
+        let (mut all, mut versions) = (HashMap::new(), Vec::new());
         for id in ids {
-            match self.find_many(namespace, std::slice::from_ref(id)).await {
-                Err(Failure::Damaged(_)) => all.extend(self.empty(locked, *id).await?.map(|found| (*id, found))),
-                found => all.extend(found?),
+            if all.contains_key(id) {
+                continue;
+            }
+            match self.find_whole(namespace, locked, std::slice::from_ref(id)).await {
+                Err(Failure::Damaged(_)) => {
+                    let Some(found) = self.empty(locked, *id).await? else { continue };
+                    versions.push(found.version.clone());
+                    all.insert(*id, found);
+                }
+                found => {
+                    let (found, texts) = found?;
+                    all.extend(found);
+                    versions.extend(texts);
+                }
             }
         }
-        Ok(all)
+        Ok((all, versions))
+    }
+
+    /// Records, and all texts that they had.
+    async fn find_whole(
+        &self,
+        namespace: &Namespace,
+        locked: &Locked<'_>,
+        ids: &[RecordId],
+    ) -> Result<(HashMap<RecordId, Found>, Vec<VersionRow>)> {
+        let found = self.find_many(namespace, ids).await?;
+        let seqs: Vec<i64> = found.values().map(|found| found.record.seq).collect();
+        let versions = self.versions(locked, &seqs).await?;
+        Ok((found, versions))
     }
 
     /// Takes everything that a record says away. Nothing of it is relied on but its id and that it is in the namespace.
