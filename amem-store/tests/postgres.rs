@@ -18,7 +18,8 @@ use std::time::{Duration, Instant};
 
 use amem_core::{
     Amounts, ChunkId, Error, EventId, Filter, Ledger, Listing, MetaValue, Metadata, Namespace, NewRecord, Outcome,
-    Query, RamLedger, Record, RecordId, Revision, SavedIndex, State, Timestamp, UsageEvent, UsageQuery,
+    PendingDeletion, Query, RamLedger, Record, RecordId, Revision, SavedIndex, State, Timestamp, UsageEvent,
+    UsageQuery,
 };
 use amem_store::{PostgresError, PostgresLedger, PostgresOptions, SqliteLedger};
 use common::files_contain;
@@ -71,7 +72,6 @@ fn the_postgres_ledger_is_a_ledger() {
     amem_core::testing::ledger(|| connect(server, &server.new_schema()));
 }
 
-/// A text, its key, after how many seconds it expires, and how many seconds ago it was said.
 #[cfg(feature = "encryption")]
 #[test]
 fn an_encrypted_postgres_ledger_is_a_ledger() {
@@ -85,6 +85,7 @@ fn an_encrypted_postgres_ledger_is_a_ledger() {
     });
 }
 
+/// A text, its key, after how many seconds it expires, and how many seconds ago it was said.
 type NewText = (usize, Option<usize>, Option<i64>, Option<i64>);
 
 /// One thing that may be done to a ledger. Records are named by the order in which they were added; texts, keys and
@@ -377,7 +378,6 @@ fn a_row_that_was_changed_by_hand_is_damaged() {
 }
 
 #[test]
-#[test]
 fn a_record_whose_earlier_text_is_damaged_can_be_forgotten_with_others() {
     let Some(server) = postgres_server::shared() else { return };
     let damages = [
@@ -406,6 +406,7 @@ fn a_record_whose_earlier_text_is_damaged_can_be_forgotten_with_others() {
     }
 }
 
+#[test]
 fn a_ledger_of_version_1_is_brought_up_to_date() {
     let Some(server) = postgres_server::shared() else { return };
     let schema = server.new_schema();
@@ -440,6 +441,19 @@ fn a_later_schema_and_a_schema_of_something_else_are_refused() {
     let write = block_on(ledger.add(&ours(), &["Lima".into()], T0));
     let error = cause(write);
     assert!(matches!(error, PostgresError::NewerSchema { found: 9, .. }), "one that was connected before: {error}");
+    // Neither do those that change no namespace's records.
+    let used = UsageEvent::new(ours(), T0, Amounts::default());
+    let nobody = Namespace::new("nobody").unwrap();
+    let changes = [
+        ("confirm", block_on(ledger.confirm_deleted(&[PendingDeletion { chunk: ChunkId([1; 32]), number: 1 }], T0))),
+        ("record usage", block_on(ledger.record_usage(&[used]))),
+        ("remove a store", block_on(ledger.remove_store("gone"))),
+        ("delete", block_on(ledger.delete_namespace(&nobody)).map(drop)),
+    ];
+    for (change, changed) in changes {
+        let error = cause(changed);
+        assert!(matches!(error, PostgresError::NewerSchema { found: 9, .. }), "{change}: {error}");
+    }
     server.sql(&format!("UPDATE {schema}.amem_ledger SET version = 1, application = 'other'"));
     assert!(matches!(refused(&schema), PostgresError::NotALedger { .. }));
     let schema = server.new_schema();

@@ -90,9 +90,21 @@ impl<'a> Tables<'a> {
 
     /// Begins a change that no namespace's lock is needed for.
     async fn begin_change(&self) -> Result<()> {
-        let rows = self.rows("SELECT pg_current_xact_id()::text", &[]).await?;
-        rows.iter().for_each(|row| self.note_transaction(row, 0));
+        let begin = "SELECT (SELECT max(version) FROM amem_ledger), pg_current_xact_id()::text";
+        let rows = self.rows(begin, &[]).await?;
+        let row = rows.first().ok_or_else(|| Failure::Damaged("it does not begin a change".to_owned()))?;
+        self.check_version(get(row, 0)?)?;
+        self.note_transaction(row, 1);
         Ok(())
+    }
+
+    /// Another process may have brought the ledger up to date since this one connected to it.
+    fn check_version(&self, found: Option<i32>) -> Result<()> {
+        match found {
+            Some(schema::VERSION) => Ok(()),
+            Some(found) => Err(schema::newer(self.settings, found).into()),
+            None => Err(Failure::Damaged("it does not say what it is".to_owned())),
+        }
     }
 
     fn note_transaction(&self, row: &Row, column: usize) {
@@ -106,12 +118,7 @@ impl<'a> Tables<'a> {
         let hash = name_hash(namespace);
         let rows = self.rows(lock, &[&hash.as_slice()]).await?;
         let Some(row) = rows.first() else { return Ok(None) };
-        // Another process may have brought the ledger up to date since this one connected to it.
-        match get::<Option<i32>>(row, 5)? {
-            Some(schema::VERSION) => {}
-            Some(found) => return Err(schema::newer(self.settings, found).into()),
-            None => return Err(Failure::Damaged("it does not say what it is".to_owned())),
-        }
+        self.check_version(get(row, 5)?)?;
         self.note_transaction(row, 6);
         let (id, records, changes) = (get(row, 0)?, get(row, 1)?, get(row, 2)?);
         let (deleted, forgotten) = (get(row, 3)?, get(row, 4)?);
