@@ -194,7 +194,8 @@ fn locked(path: &Path, lock: impl Fn(&File) -> Result<(), TryLockError>) -> io::
     loop {
         let file = options.open(path)?;
         match lock(&file) {
-            // Whoever held the lock may have removed the file since it was opened here. Others lock the one in its place.
+            // Whoever held the lock may have removed the file since it was opened here. Others lock the one in its
+            // place.
             Ok(()) if !is_at(&file, path)? => {}
             Ok(()) => return Ok(Box::new(Locked(file))),
             Err(TryLockError::WouldBlock) => return Err(ErrorKind::WouldBlock.into()),

@@ -49,8 +49,8 @@ struct Details {
     metadata: Metadata,
 }
 
-/// What a revision of this ledger says: what its caller has seen of the namespace's deletions, and of its records under the key
-/// that it has now. These are in two namespaces of the ledger below, which may count for each of its own.
+/// What a revision of this ledger says: what its caller has seen of the namespace's deletions, and of its records under
+/// the key that it has now. These are in two namespaces of the ledger below, which may count for each of its own.
 struct Seen {
     deletions: Revision,
     records: Revision,
@@ -68,7 +68,8 @@ impl Seen {
         Ok(Revision(u64::from(half(self.deletions)?) << 32 | u64::from(half(self.records)?)))
     }
 
-    /// Whether the records that were seen were deleted. `deletions` is what has changed since where deletions are noted.
+    /// Whether the records that were seen were deleted. `deletions` is what has changed since where deletions are
+    /// noted.
     fn is_outdated(&self, deletions: &Changes, open: Option<&Open>) -> bool {
         if self.deletions == Revision(0) && self.records == Revision(0) {
             return false;

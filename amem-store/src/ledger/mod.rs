@@ -50,8 +50,8 @@ const MOMENT: Duration = Duration::from_millis(20);
 /// any process that uses the ledger. [`wipe`](Self::wipe) tells whether it is done.
 ///
 /// Records, their texts, usage and saved indexes have checksums. What is read of them and is not what was written is
-/// [`Error::Damaged`]. So is a file that is damaged elsewhere, when it is opened (in full up to 8 MiB, in its structure up to 96 MiB, not counting
-/// [saved indexes](Ledger::save_index) then) or [verified](Self::verify).
+/// [`Error::Damaged`]. So is a file that is damaged elsewhere, when it is opened (in full up to 8 MiB, in its structure
+/// up to 96 MiB, not counting [saved indexes](Ledger::save_index) then) or [verified](Self::verify).
 ///
 /// That a record expired is no change to the ledger: [`changes`](Ledger::changes) does not name it when its time comes.
 /// Whoever keeps records at hand has their [`expires_at`](Record::expires_at), and filters by the time it is.

@@ -42,8 +42,8 @@ use self::session::Session;
 ///   seen only when all before it are. If the database was set back, as by restoring a dump, it says that all must be
 ///   read anew.
 /// - Records, their texts, usage and saved indexes have checksums, which are checked whenever they are read:
-///   [`PostgresError::Damaged`]. The other tables (which KV is whose and is to be deleted, and what namespaces count) have none:
-///   turn on the server's own (`initdb --data-checksums`).
+///   [`PostgresError::Damaged`]. The other tables (which KV is whose and is to be deleted, and what namespaces count)
+///   have none: turn on the server's own (`initdb --data-checksums`).
 /// - No call takes longer than [`PostgresOptions::call_timeout`], whatever has become of the server, but for
 ///   [`wipe`](Self::wipe).
 ///

@@ -69,8 +69,8 @@ impl<'s> Requests<'s> {
     /// An object of at most `limit` bytes. What is sent beyond that is not taken in.
     pub(super) async fn read(&self, path: &str, limit: usize) -> Result<Read, RemoteError> {
         let reading = async {
-            // Redis sends a value in one piece, whatever its length. (Asking for a range bounds no more than this: the client
-            // takes in whatever the server sends.)
+            // Redis sends a value in one piece, whatever its length. (Asking for a range would bound no more than this:
+            // the client takes in whatever the server sends.)
             if self.operator.info().scheme() == "redis"
                 && self.operator.stat(path).await?.content_length() > limit as u64
             {

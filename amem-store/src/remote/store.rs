@@ -61,8 +61,9 @@ const DELETED_SINGLY: usize = 4;
 /// - A chunk is one object, or a head and up to 64 parts. All that comes back is checked, its lengths before anything is
 ///   allocated for it. What is damaged, torn or another chunk's is a miss, counted in [`StoreStats::damaged`], and is
 ///   written anew when the chunk is put again by this process. [`RemoteOptions::secret`] keeps out what others forge.
-/// - A call has one deadline; one that deletes has it for each few chunks, so that it can delete any number. What was read by then is returned, the rest are misses; where nothing was read, it is an
-///   error, which callers of [`KvStore::get_many`] treat as a miss.
+/// - A call has one deadline; one that deletes has it for each few chunks, so that it can delete any number. What was
+///   read by then is returned, the rest are misses; where nothing was read, it is an error, which callers of
+///   [`KvStore::get_many`] treat as a miss.
 /// - A server that fails some times in a row, or does not answer at all, is left alone for a while: calls then fail at
 ///   once. After the pause it is asked in the background, so that no call waits for a dead server twice.
 /// - A [`delete`](KvStore::delete) that could not reach the server is an error, and has to be tried again. It removes every
@@ -197,10 +198,10 @@ impl RemoteStore {
 
     /// A store on a Redis or Valkey server: `redis://user:password@host:6379/0`, or `rediss://` for TLS.
     ///
-    /// On Redis, parts have at most 1 MiB, and at most 8 requests are under way, whatever the options say: the client gives
-    /// each request half a second. And it takes in an answer as a whole: what is too long is not asked for, but a server that
-    /// lies about a length, or sends more than it was asked for, can make this process hold what it sends. Use one that you trust
-    /// that far.
+    /// On Redis, parts have at most 1 MiB, and at most 8 requests are under way, whatever the options say: the client
+    /// gives each request half a second. And it takes in an answer as a whole: what is too long is not asked for, but a
+    /// server that lies about a length, or sends more than it was asked for, can make this process hold what it sends.
+    /// Use one that you trust that far.
     ///
     /// # Errors
     /// [`RemoteError::Setting`] for a URL or options that make no sense. The server is not asked yet.

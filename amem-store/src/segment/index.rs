@@ -286,8 +286,8 @@ impl Index {
         readers
     }
 
-    /// Forgets segments that another process removed. Of a chunk whose newest record was in one of them, an older one counts
-    /// that is here still: the other process knew the newest one to be damaged.
+    /// Forgets segments that another process removed. Of a chunk whose newest record was in one of them, an older one
+    /// counts that is here still: the other process knew the newest one to be damaged.
     pub(crate) fn lose_segments(&mut self, gone: &[SegmentName]) {
         let entries = gone.iter().filter_map(|name| self.segments.get(name)).flat_map(|segment| &segment.entries);
         let chunks: HashSet<ChunkId> = entries.map(|entry| entry.id).collect();

@@ -1,5 +1,5 @@
-//! What happens while a file is removed: it is closed when that is done, so that its room is free, whoever was reading from
-//! it; and who looks for what was in it meanwhile brings nothing back.
+//! What happens while a file is removed: it is closed when that is done, so that its room is free, whoever was reading
+//! from it; and who looks for what was in it meanwhile brings nothing back.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -213,7 +213,7 @@ fn a_read_during_a_deletion_brings_no_older_record_of_a_deleted_chunk_back() {
     let (dir, disk) = (tempfile::tempdir().unwrap(), Arc::new(Watched::default()));
     let options = SegmentOptions::default().segment_bytes(200 << 10);
     let store = Arc::new(Inner::open(disk.clone(), dir.path(), options).unwrap());
-    // So that more than half of the first segment still counts when the chunk's second record is written to the next one.
+    // More than half of the first segment still counts when the chunk's second record is written to the next one.
     let (twice, neighbour) = (chunk(7), chunk_of(8, 4096));
     store.put(&[twice.clone(), neighbour.clone()]).unwrap();
     let measured = twice.clone().with_sensitivity(vec![1.0; 1024].into()).unwrap();

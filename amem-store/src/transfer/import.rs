@@ -15,7 +15,7 @@ use super::{Became, Imported, ImportedLine, TransferError};
 /// Texts that are added in one call at most, and bytes of them, about: a ledger pays for each call.
 const BATCH: usize = 512;
 const BATCH_BYTES: usize = 1 << 20;
-/// Superseded records that are known at most while lines of many namespaces are read. Those of one namespace may be more.
+/// Superseded records that are known at most while lines of many namespaces are read. Those of one may be more.
 const KNOWN: usize = 1 << 20;
 
 #[derive(Deserialize)]
@@ -42,7 +42,8 @@ struct Line {
 /// [`NewRecord::restates`] says. What was forgotten since is added again, for nothing of it was kept by which it could be recognised.
 ///
 /// Holds [`MAX_LINE_BYTES`](super::MAX_LINE_BYTES) and one batch of lines at a time, and some bytes for each superseded
-/// record of a namespace, of many namespaces for a million records at most. That a model can hold each text is not checked.
+/// record of a namespace, of many namespaces for a million records at most. That a model can hold each text is not
+/// checked.
 ///
 /// # Errors
 /// [`TransferError::Read`] when the lines cannot be read, [`TransferError::Add`] and [`TransferError::Ledger`] when the

@@ -228,8 +228,8 @@ impl Tables<'_> {
         self.forget_many(namespace, &ids.collect::<Result<Vec<_>>>()?, now).await
     }
 
-    /// Records that are to be forgotten, and all texts that they had. Of those that are not what was written sound ones are
-    /// made before, which say nothing.
+    /// Records that are to be forgotten, and all texts that they had. Of those that are not what was written sound ones
+    /// are made before, which say nothing.
     async fn find_to_forget(
         &self,
         namespace: &Namespace,
