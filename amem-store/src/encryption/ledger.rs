@@ -91,7 +91,7 @@ impl Open {
     }
 
     fn seal(&self, new: &NewRecord, text: &str) -> Result<NewRecord> {
-        refuse_sealed(&new.metadata)?;
+        new.metadata.check_unsealed()?;
         let mut sealed = new.clone();
         sealed.text = self.sealed(Domain::Text, text)?;
         sealed.key = new.key.as_deref().map(|key| self.key(key));
@@ -153,14 +153,6 @@ impl Open {
         (record.key, record.metadata) = (details.key, details.metadata);
         Ok(record)
     }
-}
-
-fn refuse_sealed(metadata: &Metadata) -> Result<()> {
-    if !metadata.0.contains_key(Metadata::SEALED) {
-        return Ok(());
-    }
-    let (value, expected) = (Metadata::SEALED.to_owned(), "another name than the one that encryption uses");
-    Err(Error::BadValue { what: "metadata", value, expected })
 }
 
 fn damaged(what: &'static str, id: RecordId) -> Error {
@@ -351,7 +343,7 @@ impl<L: Ledger> Ledger for EncryptedLedger<L> {
         /// Key and metadata are sealed together, so each is read to change the other. Somebody else may change it meanwhile.
         const TRIES: usize = 16;
         change.check()?;
-        change.metadata.as_ref().map_or(Ok(()), refuse_sealed)?;
+        change.metadata.as_ref().map_or(Ok(()), Metadata::check_unsealed)?;
         let open = self.of(namespace, id).await?;
         for _ in 0..TRIES {
             let mut sealed = Change::new();
