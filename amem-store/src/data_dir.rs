@@ -176,7 +176,7 @@ pub fn keep_kv_in(dir: impl AsRef<Path>, kv: impl AsRef<Path>) -> Result<()> {
     linked.map_err(Error::io("make the link", &link))
 }
 
-/// Removes a directory for KV that has none, and that no process writes to.
+/// Removes a directory for KV in which there is nothing, and that no process writes to.
 fn remove_empty_kv(kv: &Path, elsewhere: impl Fn(PathBuf) -> Error) -> Result<()> {
     let lock = kv.join("LOCK");
     let locked = SystemDisk.lock(&lock).map_err(|error| match error.kind() {
@@ -185,7 +185,8 @@ fn remove_empty_kv(kv: &Path, elsewhere: impl Fn(PathBuf) -> Error) -> Result<()
         }
         _ => Error::writing(&lock)(error),
     })?;
-    if has_segments(kv)? {
+    let names = SystemDisk.list(kv).map_err(Error::io("read", kv))?;
+    if names.iter().any(|name| name != "LOCK") {
         return Err(elsewhere(kv.to_owned()));
     }
     let removed = fs::remove_file(&lock).and_then(|()| fs::remove_dir(kv));

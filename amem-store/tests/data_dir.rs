@@ -80,6 +80,10 @@ fn kv_in_the_data_directory_is_neither_moved_nor_left_behind() {
     let refused = amem_store::keep_kv_in(&data, &disk).unwrap_err();
     assert!(matches!(refused, Error::KvElsewhere { .. }), "{refused}");
     fs::remove_dir_all(data.join("kv")).unwrap();
+    fs::create_dir_all(data.join("kv/lost+found")).unwrap();
+    let refused = amem_store::keep_kv_in(&data, &disk).unwrap_err();
+    assert!(matches!(refused, Error::KvElsewhere { .. }), "something else is there, a disk perhaps: {refused}");
+    fs::remove_dir_all(data.join("kv")).unwrap();
     amem_store::keep_kv_in(&data, &disk).unwrap();
     put(&data, 1);
     assert!(files_contain(&disk, &chunk(1, 4).id().0));
