@@ -46,7 +46,7 @@ impl Table {
         const LEAST: usize = 2048;
         let positions = (position as usize + 1).next_power_of_two().max(LEAST);
         let pairs = pairs(rope, positions);
-        Ok(Self { rope: rope.clone(), positions, pairs: device.upload(bytemuck::cast_slice(&pairs))? })
+        Ok(Self { rope: rope.clone(), positions, pairs: device.upload_lasting(bytemuck::cast_slice(&pairs))? })
     }
 
     /// Numbers in a head.

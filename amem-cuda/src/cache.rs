@@ -51,7 +51,7 @@ impl Cache {
         let bytes = half.and_then(|half| half.checked_mul(2 * shape.layers));
         let too_large = || Error::Full { what: "the GPU's memory".to_owned(), reason: format!("{blocks} blocks") };
         let (half, bytes) = half.zip(bytes).ok_or_else(too_large)?;
-        let memory = Buffer::new(device, bytes)?;
+        let memory = Buffer::lasting(device, bytes)?;
         // A tile reads slots behind a context's last one too. What stands there is not seen, but has to be a number.
         device.zero(&memory)?;
         Ok(Self { shape: *shape, blocks, half, memory, staging: Mutex::new(Staging::new(device)) })

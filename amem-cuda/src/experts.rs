@@ -239,7 +239,7 @@ impl Tables {
             return Ok(Arc::clone(&table.buffer));
         }
         let addresses: Vec<u64> = addresses.collect();
-        let buffer = Arc::new(device.upload(bytemuck::cast_slice(&addresses))?);
+        let buffer = Arc::new(device.upload_lasting(bytemuck::cast_slice(&addresses))?);
         kept.insert(first, Table { addresses, buffer: Arc::clone(&buffer) });
         Ok(buffer)
     }

@@ -61,7 +61,7 @@ fn upload(device: &Arc<Device>, chunk: &KvChunk) -> Result<KvChunk> {
     let (encoding, layers) = (chunk.encoding(), chunk.shape().layers);
     let layer_bytes = encoding.layer_bytes(chunk.shape(), chunk.tokens().len());
     let stride = layer_bytes.next_multiple_of(ALIGNMENT);
-    let memory = Buffer::new(device, layers * stride)?;
+    let memory = Buffer::lasting(device, layers * stride)?;
     let mut buffer = Vec::new();
     for layer in 0..layers {
         device.write(&memory, layer * stride, chunk.layer_in(layer, &mut buffer)?.bytes())?;

@@ -53,8 +53,8 @@ impl Vector {
     pub(crate) fn upload(device: &Arc<Device>, precision: Precision, values: &[f32]) -> Result<Self> {
         let mut rounded = Vec::new();
         precision.dtype().encode(values, &mut rounded);
-        let exact = device.upload(bytemuck::cast_slice(values))?;
-        Ok(Self { len: values.len(), exact, rounded: device.upload(&rounded)? })
+        let exact = device.upload_lasting(bytemuck::cast_slice(values))?;
+        Ok(Self { len: values.len(), exact, rounded: device.upload_lasting(&rounded)? })
     }
 }
 
@@ -72,7 +72,7 @@ impl Matrix {
             let value = format!("{} bytes for {outputs} × {inputs} numbers", tensor.bytes.len());
             return Err(Error::BadValue { what: "weights", value, expected: "one number for each entry" });
         }
-        let weights = Buffer::new(device, (outputs * inputs).saturating_mul(to.size()))?;
+        let weights = Buffer::lasting(device, (outputs * inputs).saturating_mul(to.size()))?;
         if from.plain() == Some(to) && cfg!(target_endian = "little") {
             device.write(&weights, 0, tensor.bytes)?;
         } else {

@@ -119,9 +119,16 @@ impl Device {
         self.context.bind_to_thread().map_err(CudaError::of("cuCtxSetCurrent"))
     }
 
-    /// A buffer that holds these bytes once the compute stream gets there.
+    /// A buffer of the pool that holds these bytes once the compute stream gets there.
     pub(crate) fn upload(self: &Arc<Self>, bytes: &[u8]) -> Result<Buffer> {
         let buffer = Buffer::new(self, bytes.len())?;
+        self.write(&buffer, 0, bytes)?;
+        Ok(buffer)
+    }
+
+    /// The same in a buffer that stays.
+    pub(crate) fn upload_lasting(self: &Arc<Self>, bytes: &[u8]) -> Result<Buffer> {
+        let buffer = Buffer::lasting(self, bytes.len())?;
         self.write(&buffer, 0, bytes)?;
         Ok(buffer)
     }

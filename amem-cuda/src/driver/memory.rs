@@ -1,8 +1,9 @@
-//! Memory of the GPU and pinned memory of the host, from pools.
+//! Memory of the GPU and pinned memory of the host.
 //!
-//! A pool hands out the free piece with the lowest address. So the same requests in the same order get the same
-//! addresses, whatever the order in which pieces came back: a decode step looks like the one before it, and its graph
-//! can be launched again.
+//! What comes and goes, as activations do, is from pools. A pool hands out the free piece with the lowest address. So the
+//! same requests in the same order get the same addresses, whatever the order in which pieces came back: a decode step
+//! looks like the one before it, and its graph can be launched again. What stays, as weights do, is asked of the driver
+//! piece by piece, in its exact size.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};
@@ -17,16 +18,28 @@ pub(crate) struct Buffer {
     device: Arc<Device>,
     address: u64,
     bytes: usize,
+    /// Whether it stays: it is not the pool's.
+    lasting: bool,
 }
 
 impl Buffer {
-    /// So many bytes, which hold anything.
+    /// So many bytes of the pool, which hold anything: for what comes and goes.
     ///
     /// # Errors
     /// [`CudaError::OutOfMemory`] when the GPU has none, after what the pool kept for later was given back.
     pub(crate) fn new(device: &Arc<Device>, bytes: usize) -> Result<Self> {
-        let address = device.allocate(size_class(bytes))?;
-        Ok(Self { device: Arc::clone(device), address, bytes })
+        let address = device.take(size_class(bytes))?;
+        Ok(Self { device: Arc::clone(device), address, bytes, lasting: false })
+    }
+
+    /// So many bytes, which hold anything, for what stays. It takes no more memory than it has bytes, but for the last
+    /// 512 of them. Dropped, it is freed when the host next waits for the GPU.
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new).
+    pub(crate) fn lasting(device: &Arc<Device>, bytes: usize) -> Result<Self> {
+        let address = device.allocate(bytes.max(1).checked_next_multiple_of(LEAST).unwrap_or(bytes))?;
+        Ok(Self { device: Arc::clone(device), address, bytes, lasting: true })
     }
 
     pub(crate) fn address(&self) -> u64 {
@@ -40,7 +53,11 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        self.device.release(self.address, size_class(self.bytes));
+        let mut pool = self.device.pool.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.lasting {
+            true => pool.retired.push(self.address),
+            false => pool.put(self.address, size_class(self.bytes)),
+        }
     }
 }
 
@@ -77,6 +94,8 @@ impl Pinned {
 #[derive(Default)]
 pub(super) struct Pool {
     free: BTreeMap<usize, BTreeSet<u64>>,
+    /// Lasting memory that was dropped. What was submitted before may still use it.
+    retired: Vec<u64>,
 }
 
 impl Pool {
@@ -132,51 +151,68 @@ impl PinnedPool {
     }
 }
 
-/// What a request is rounded up to, so that requests of about the same size use the same memory: four sizes to each
-/// power of two, at least 512 bytes.
+/// The least that is asked of the driver.
+const LEAST: usize = 512;
+
+/// What a request of the pool is rounded up to, so that requests of about the same size use the same memory: four sizes
+/// to each power of two, at least 512 bytes.
 pub(super) fn size_class(bytes: usize) -> usize {
-    const LEAST: usize = 512;
     let bytes = bytes.max(LEAST);
     let step = (1usize << bytes.ilog2()) / 4;
     bytes.next_multiple_of(step.max(LEAST))
 }
 
 impl Device {
-    fn allocate(&self, class: usize) -> Result<u64> {
-        if let Some(address) = self.pool.lock().unwrap_or_else(PoisonError::into_inner).take(class) {
-            return Ok(address);
-        }
-        self.bind()?;
-        self.count(|counters| counters.allocations += 1);
-        // SAFETY: the context is current.
-        let mut allocated = unsafe { result::malloc_sync(class) };
-        if matches!(&allocated, Err(error) if error.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY) {
-            self.trim()?;
-            // SAFETY: as above.
-            allocated = unsafe { result::malloc_sync(class) };
-        }
-        allocated.map_err(|error| match error.0 {
-            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
-                let (free, total) = result::mem_get_info().unwrap_or_default();
-                CudaError::OutOfMemory { bytes: class, free, total }
-            }
-            _ => CudaError::of("cuMemAlloc")(error),
-        })
+    /// A piece of the pool, or a new one.
+    fn take(&self, class: usize) -> Result<u64> {
+        let found = self.pool.lock().unwrap_or_else(PoisonError::into_inner).take(class);
+        found.map_or_else(|| self.allocate(class), Ok)
     }
 
-    fn release(&self, address: u64, class: usize) {
-        self.pool.lock().unwrap_or_else(PoisonError::into_inner).put(address, class);
+    /// Asks the driver for memory, and once more after a [`trim`](Self::trim) if there is none.
+    fn allocate(&self, bytes: usize) -> Result<u64> {
+        self.bind()?;
+        self.count(|counters| counters.allocations += 1);
+        match allocate(bytes) {
+            Err(CudaError::OutOfMemory { .. }) => {
+                self.trim()?;
+                allocate(bytes)
+            }
+            allocated => allocated,
+        }
     }
 
     /// Gives what the pool keeps back to the driver, once nothing uses it.
     pub(crate) fn trim(&self) -> Result<()> {
         self.wait()?;
-        for address in self.pool.lock().unwrap_or_else(PoisonError::into_inner).drain() {
-            // SAFETY: nothing that was submitted runs any more, and the pool no longer knows of the address.
-            unsafe { result::free_sync(address) }.map_err(CudaError::of("cuMemFree"))?;
-        }
-        Ok(())
+        let free = self.pool.lock().unwrap_or_else(PoisonError::into_inner).drain();
+        free_all(free)
     }
+
+    /// Frees lasting memory that was dropped. The host has waited for all that was submitted, and holds the queue's lock.
+    pub(super) fn free_retired(&self) -> Result<()> {
+        let retired = std::mem::take(&mut self.pool.lock().unwrap_or_else(PoisonError::into_inner).retired);
+        free_all(retired)
+    }
+}
+
+/// Asks the driver for memory. The device's context must be current on this thread.
+fn allocate(bytes: usize) -> Result<u64> {
+    // SAFETY: the context is current.
+    unsafe { result::malloc_sync(bytes) }.map_err(|error| match error.0 {
+        sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+            let (free, total) = result::mem_get_info().unwrap_or_default();
+            CudaError::OutOfMemory { bytes, free, total }
+        }
+        _ => CudaError::of("cuMemAlloc")(error),
+    })
+}
+
+/// Frees memory that nothing uses and nobody else knows of any more.
+fn free_all(addresses: Vec<u64>) -> Result<()> {
+    // SAFETY: as the caller says.
+    let free = |address| unsafe { result::free_sync(address) }.map_err(CudaError::of("cuMemFree"));
+    addresses.into_iter().map(free).fold(Ok(()), Result::and)
 }
 
 #[cfg(test)]

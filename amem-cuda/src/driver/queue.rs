@@ -103,7 +103,8 @@ impl Queue {
         let mut pool = device.pinned.lock().unwrap_or_else(PoisonError::into_inner);
         self.in_flight.drain(..).for_each(|pinned| pool.put(pinned));
         self.in_flight_bytes = 0;
-        flushed
+        drop(pool);
+        flushed.and(device.free_retired())
     }
 }
 

@@ -10,6 +10,7 @@ mod conformance;
 mod counters;
 mod failures;
 mod families;
+mod memory;
 mod store;
 mod sweep;
 

@@ -1,0 +1,68 @@
+//! What memory of the GPU and of the host is taken, and when it is given back.
+
+use std::sync::Arc;
+
+use amem_core::transformer::{Backend, WeightRole, WeightTensor};
+use amem_core::{ChunkId, Dtype, Encoding, HostKv, KvChunk, KvShape, KvStore, PrefixId};
+use amem_cuda::Precision;
+use amem_cuda_simulator::{counts, in_simulator, is_simulated};
+use futures_lite::future::block_on;
+
+use crate::open;
+
+/// One layer of f16, 512 bytes for each token.
+pub(crate) const SHAPE: KvShape = KvShape { layers: 1, kv_heads: 2, head_dim: 64 };
+
+/// A chunk of so many tokens. Different seeds have different KV.
+pub(crate) fn chunk(tokens: usize, seed: u8) -> KvChunk {
+    let encoding = Encoding::Plain(Dtype::F16);
+    // Small positive numbers, whatever the bits are.
+    let bytes = (0..encoding.bytes(&SHAPE, tokens)).map(|at| if at % 2 == 0 { at as u8 ^ seed } else { 0x28 });
+    let data = HostKv::new(encoding, SHAPE.layers, bytes.collect());
+    let tokens: Arc<[u32]> = (0..tokens as u32).collect();
+    KvChunk::new(ChunkId([seed; 32]), PrefixId::of(&[]), SHAPE, tokens, Arc::new(data)).unwrap()
+}
+
+#[test]
+fn what_stays_on_the_gpu_takes_hardly_more_memory_than_it_has_bytes() {
+    in_simulator("memory::what_stays_on_the_gpu_takes_hardly_more_memory_than_it_has_bytes", &[], || {
+        if !is_simulated() {
+            return;
+        }
+        let gpu = open(Precision::F16);
+        let before = counts().allocated_bytes;
+        // Sizes just above powers of two, which a pool rounds up the most.
+        let (outputs, inputs, blocks, tokens) = (1032, 512, 33, 1030);
+        let bytes = vec![0; 2 * outputs * inputs];
+        let weights = WeightTensor::new(WeightRole::Embedding, Dtype::F16, outputs, inputs, &bytes);
+        let _weights = gpu.matrix(&weights).unwrap();
+        let _cache = gpu.cache(&SHAPE, Dtype::F16, blocks).unwrap();
+        let store = gpu.kv_store();
+        block_on(store.put(&[chunk(tokens, 1)])).unwrap();
+        let needed = (bytes.len() + 512 * gpu.block_tokens() * blocks + 512 * tokens) as u64;
+        let taken = counts().most_allocated_bytes - before;
+        assert!((needed..=needed + needed / 50).contains(&taken), "{taken} bytes for {needed}");
+    });
+}
+
+#[test]
+fn lasting_memory_that_was_dropped_is_freed_when_the_host_has_waited() {
+    in_simulator("memory::lasting_memory_that_was_dropped_is_freed_when_the_host_has_waited", &[], || {
+        if !is_simulated() {
+            return;
+        }
+        let gpu = open(Precision::F16);
+        let x = gpu.upload(8, &[1.0; 8]).unwrap();
+        gpu.read(&x).unwrap();
+        let before = counts().allocated_bytes;
+        let bytes = vec![0; 2 * 8 * 4096];
+        let weights = gpu.matrix(&WeightTensor::new(WeightRole::Gate, Dtype::F16, 4096, 8, &bytes)).unwrap();
+        let product = gpu.linear(&x, &weights, None).unwrap();
+        // The product may not have run yet.
+        drop(weights);
+        assert_eq!(gpu.read(&product).unwrap(), vec![0.0; 4096]);
+        drop(product);
+        let left = counts().allocated_bytes - before;
+        assert!(left < bytes.len() as u64, "{left} bytes are left");
+    });
+}
