@@ -9,7 +9,7 @@ use cudarc::driver::sys::CUresult;
 pub(crate) type Result<T, E = CudaError> = std::result::Result<T, E>;
 
 /// What a GPU, its driver or cuBLASLt failed at.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CudaError {
     /// libcuda cannot be loaded.

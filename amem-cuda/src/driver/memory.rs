@@ -35,6 +35,9 @@ impl Buffer {
     /// So many bytes, which hold anything, for what stays. It takes no more memory than it has bytes, but for the last
     /// 512 of them. Dropped, it is freed when the host next waits for the GPU.
     ///
+    /// What the host writes to it is there when the call returns without an error, for all that is launched from then on.
+    /// So it may be written until something reads it, and not afterwards: that might not have been launched yet.
+    ///
     /// # Errors
     /// As for [`new`](Self::new).
     pub(crate) fn lasting(device: &Arc<Device>, bytes: usize) -> Result<Self> {
@@ -48,6 +51,10 @@ impl Buffer {
 
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    pub(super) fn is_lasting(&self) -> bool {
+        self.lasting
     }
 }
 

@@ -3,9 +3,19 @@
 //! Within a short pass, a decode step above all, work is first written down. Where the host has to wait, all of it is
 //! launched at once; if the same work was launched before, as one graph ([`Graphs`]). So a decode step costs the host one
 //! launch, and the code above it knows nothing of graphs. Everything else is launched as it is submitted.
+//!
+//! Threads share the list. While any of them is in a short pass, work of all of them is written down, and is launched
+//! where any of them has to wait. So a second thread may split a pass in two, or make a step that no graph is known for:
+//! that costs time and changes no result. When a launch fails, what was written down behind it is lost. Each thread that
+//! wrote any of it is told so: the one that launched it at once, others at their next call.
+//!
+//! What the host writes to lasting memory is never written down: weights, tables and stored KV are kept by whoever asked
+//! for them, and must not be lost with somebody's pass.
 
+use std::collections::HashMap;
 use std::ffi::c_void;
 use std::sync::{Arc, PoisonError};
+use std::thread::{self, ThreadId};
 
 use cudarc::driver::{result, sys};
 
@@ -58,6 +68,10 @@ pub(super) struct Queue {
     /// Whether commands are written down.
     recording: bool,
     commands: Vec<Command>,
+    /// The threads that wrote them down.
+    writers: Vec<ThreadId>,
+    /// Threads whose commands another thread failed to launch, until they are told.
+    losers: HashMap<ThreadId, CudaError>,
     /// Pinned memory that copies read, until the host has waited for them.
     in_flight: Vec<Pinned>,
     in_flight_bytes: usize,
@@ -71,28 +85,57 @@ impl Queue {
             passes: 0,
             recording: false,
             commands: Vec::new(),
+            writers: Vec::new(),
+            losers: HashMap::new(),
             in_flight: Vec::new(),
             in_flight_bytes: 0,
         }
     }
 
     /// Launches what was written down.
+    ///
+    /// # Errors
+    /// When something is lost that this thread wrote down, now or since its last call.
     pub(super) fn flush(&mut self, device: &Device) -> Result<()> {
-        if self.commands.is_empty() {
-            return Ok(());
+        let (commands, writers) = (std::mem::take(&mut self.commands), std::mem::take(&mut self.writers));
+        if !commands.is_empty()
+            && let Err(error) = self.graphs.launch(device, &mut self.products, commands)
+        {
+            self.losers.extend(writers.into_iter().map(|writer| (writer, error.clone())));
         }
-        let commands = std::mem::take(&mut self.commands);
-        self.graphs.launch(device, &mut self.products, commands)
+        self.check_lost()
     }
 
-    fn put(&mut self, device: &Arc<Device>, command: Command) -> Result<()> {
-        device.count(|counters| counters.submitted += 1);
-        if self.recording {
-            self.commands.push(command);
-            return Ok(());
+    /// Tells this thread, once, if something is lost that it wrote down.
+    fn check_lost(&mut self) -> Result<()> {
+        self.losers.remove(&thread::current().id()).map_or(Ok(()), Err)
+    }
+
+    fn put(&mut self, device: &Device, command: Command) -> Result<()> {
+        self.check_lost()?;
+        if !self.recording {
+            return self.put_at_once(device, &command);
         }
+        device.count(|counters| counters.submitted += 1);
+        self.commands.push(command);
+        let writer = thread::current().id();
+        if !self.writers.contains(&writer) {
+            self.writers.push(writer);
+        }
+        Ok(())
+    }
+
+    /// Has the stream do something before what is written down.
+    fn put_at_once(&mut self, device: &Device, command: &Command) -> Result<()> {
+        device.count(|counters| counters.submitted += 1);
         device.bind()?;
-        execute(device, &mut self.products, &command)
+        execute(device, &mut self.products, command)
+    }
+
+    /// Has the stream write what is in a buffer. Lasting memory is written when it is new: nothing that is written down
+    /// can use it yet.
+    fn put_into(&mut self, device: &Device, buffer: &Buffer, command: Command) -> Result<()> {
+        if buffer.is_lasting() { self.put_at_once(device, &command) } else { self.put(device, command) }
     }
 
     /// Waits until the stream has done all.
@@ -147,7 +190,7 @@ impl Device {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner).wait(self)
     }
 
-    /// Writes bytes of the host into a buffer, from an offset on.
+    /// Writes bytes of the host into a buffer, from an offset on. A lasting one must be new: see [`Buffer::lasting`].
     pub(crate) fn write(self: &Arc<Self>, buffer: &Buffer, offset: usize, bytes: &[u8]) -> Result<()> {
         const PIECE: usize = 16 << 20;
         check("cuMemcpyHtoD", buffer, offset, bytes.len())?;
@@ -160,7 +203,7 @@ impl Device {
             let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
             queue.in_flight.push(pinned);
             queue.in_flight_bytes += piece.len();
-            queue.put(self, command)?;
+            queue.put_into(self, buffer, command)?;
             if queue.in_flight_bytes > IN_FLIGHT {
                 queue.wait(self)?;
             }
@@ -203,12 +246,13 @@ impl Device {
         self.submit(Command::Copy { to: to.address() + at as u64, from: from.address() + start as u64, bytes })
     }
 
-    /// Fills a buffer with zeros.
+    /// Fills a buffer with zeros. A lasting one must be new: see [`Buffer::lasting`].
     pub(crate) fn zero(self: &Arc<Self>, buffer: &Buffer) -> Result<()> {
         if buffer.bytes() == 0 {
             return Ok(());
         }
-        self.submit(Command::Zero { to: buffer.address(), bytes: buffer.bytes() })
+        let command = Command::Zero { to: buffer.address(), bytes: buffer.bytes() };
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).put_into(self, buffer, command)
     }
 }
 

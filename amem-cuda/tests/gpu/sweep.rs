@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
-use amem_core::transformer::Transformer;
-use amem_core::{Budget, Dtype, Model, Piece, Repair, Sampler, Sampling, Token};
-use amem_cuda::{CudaBackend, Precision};
+use amem_core::transformer::{Backend, Transformer, WeightRole, WeightTensor};
+use amem_core::{Budget, Dtype, KvStore, Model, Piece, Repair, Sampler, Sampling, Token};
+use amem_cuda::{CudaBackend, Precision, Tensor};
 use amem_cuda_simulator::{fail_call, in_simulator, is_simulated, pending_failures};
+use futures_lite::future::block_on;
 
-use crate::{common, open};
+use crate::memory::{SHAPE, chunk};
+use crate::{common, families, open};
 
 /// Computes memories, repairs them behind each other, and goes on with a greedy decode.
 fn answer(model: &Transformer<CudaBackend>) -> amem_core::Result<Vec<Token>> {
@@ -61,5 +63,86 @@ fn a_call_that_fails_is_an_error_and_the_next_answer_is_right() {
                 assert_eq!(answer(&model).unwrap(), expected, "after call {call} of {function} failed");
             }
         }
+    });
+}
+
+/// What the first pass of a model uploads is used by all that follow: where experts lie, and the angles of a second RoPE.
+#[test]
+fn a_first_pass_that_fails_leaves_nothing_behind_that_later_passes_miss() {
+    in_simulator("sweep::a_first_pass_that_fails_leaves_nothing_behind_that_later_passes_miss", &[], || {
+        if !is_simulated() {
+            return;
+        }
+        for family in families::families().iter().filter(|family| ["gemma3", "mixtral"].contains(&family.name)) {
+            // More rows than decoding has, in a pass that is short enough to be written down first.
+            let logits = |model: &Transformer<CudaBackend>| {
+                let text: Arc<[Token]> = (8..28).collect();
+                let mut context = model.open(64)?;
+                model.extend(&mut *context, &[Piece::Fresh(text)], &Repair::None)?;
+                Ok::<_, amem_core::Error>(context.logits().to_vec())
+            };
+            let model = || family.model(open(Precision::F16), Precision::F16);
+            let expected = logits(&model()).unwrap();
+            for call in [1, 4] {
+                let model = model();
+                assert!(fail_call("cublasLtMatmul", call, 14));
+                assert!(logits(&model).is_err(), "{}, call {call}", family.name);
+                assert_eq!(logits(&model).unwrap(), expected, "{}, after call {call} failed", family.name);
+            }
+        }
+    });
+}
+
+/// A product of nine rows that is written down in a pass of this thread, and fails when it is launched.
+fn failing_product(gpu: &CudaBackend) -> Tensor {
+    let bytes = vec![0; 2 * 64 * 64];
+    let weights = gpu.matrix(&WeightTensor::new(WeightRole::Gate, Dtype::F16, 64, 64, &bytes)).unwrap();
+    let x = gpu.upload(64, &[1.0; 9 * 64]).unwrap();
+    gpu.begin_pass().unwrap();
+    let product = gpu.linear(&x, &weights, None).unwrap();
+    assert!(fail_call("cublasLtMatmul", 1, 14));
+    product
+}
+
+/// What another thread returns.
+fn elsewhere<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| scope.spawn(work).join().unwrap())
+}
+
+#[test]
+fn kv_that_is_stored_beside_a_pass_that_fails_is_there() {
+    in_simulator("sweep::kv_that_is_stored_beside_a_pass_that_fails_is_there", &[], || {
+        if !is_simulated() {
+            return;
+        }
+        let gpu = open(Precision::F16);
+        let (store, chunk) = (gpu.kv_store(), chunk(100, 7));
+        let product = failing_product(&gpu);
+        elsewhere(|| block_on(store.put(std::slice::from_ref(&chunk)))).unwrap();
+        assert!(gpu.read(&product).is_err());
+        gpu.end_pass().unwrap();
+        let stored = block_on(store.get(&chunk.id())).unwrap().unwrap();
+        assert!(stored.data().layer(0).unwrap() == chunk.data().layer(0).unwrap());
+    });
+}
+
+#[test]
+fn who_loses_work_when_another_thread_launches_it_is_told() {
+    in_simulator("sweep::who_loses_work_when_another_thread_launches_it_is_told", &[], || {
+        if !is_simulated() {
+            return;
+        }
+        let gpu = open(Precision::F16);
+        let product = failing_product(&gpu);
+        // No memory is left, so that all that was written down is launched, and what the pool keeps is given back. This
+        // thread has lost nothing by that.
+        assert!(fail_call("cuMemAlloc_v2", 1, 2));
+        elsewhere(|| gpu.cache(&SHAPE, Dtype::F16, 8).map(drop)).unwrap();
+        assert_eq!(pending_failures(), 0);
+        assert!(gpu.read(&product).is_err());
+        gpu.end_pass().unwrap();
+        // It is told once.
+        let x = gpu.upload(8, &[1.0; 8]).unwrap();
+        assert_eq!(gpu.read(&x).unwrap(), [1.0; 8]);
     });
 }
