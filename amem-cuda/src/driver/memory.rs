@@ -191,7 +191,12 @@ impl Device {
 
     /// Gives what the pool keeps back to the driver, once nothing uses it.
     pub(crate) fn trim(&self) -> Result<()> {
-        self.wait()?;
+        // Nothing may be written down from the wait until all is freed: it might be for a buffer that has come back to
+        // the pool by then.
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.wait(self)?;
+        // Graphs use memory by its address, and hold some of the driver's.
+        queue.forget_graphs();
         let free = self.pool.lock().unwrap_or_else(PoisonError::into_inner).drain();
         free_all(free)
     }

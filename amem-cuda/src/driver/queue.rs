@@ -138,8 +138,13 @@ impl Queue {
         if buffer.is_lasting() { self.put_at_once(device, &command) } else { self.put(device, command) }
     }
 
+    /// Lets go of all graphs, none of which runs any more.
+    pub(super) fn forget_graphs(&mut self) {
+        self.graphs = Graphs::default();
+    }
+
     /// Waits until the stream has done all.
-    fn wait(&mut self, device: &Device) -> Result<()> {
+    pub(super) fn wait(&mut self, device: &Device) -> Result<()> {
         let flushed = self.flush(device);
         device.count(|counters| counters.waits += 1);
         device.compute.synchronize().map_err(CudaError::of("cuStreamSynchronize"))?;

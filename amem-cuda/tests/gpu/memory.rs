@@ -1,9 +1,10 @@
 //! What memory of the GPU and of the host is taken, and when it is given back.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use amem_core::transformer::{Backend, WeightRole, WeightTensor};
-use amem_core::{ChunkId, Dtype, Encoding, HostKv, KvChunk, KvShape, KvStore, PrefixId};
+use amem_core::{ChunkId, Dtype, Encoding, Error, HostKv, KvChunk, KvShape, KvStore, PrefixId};
 use amem_cuda::Precision;
 use amem_cuda_simulator::{counts, in_simulator, is_simulated};
 use futures_lite::future::block_on;
@@ -64,5 +65,38 @@ fn lasting_memory_that_was_dropped_is_freed_when_the_host_has_waited() {
         drop(product);
         let left = counts().allocated_bytes - before;
         assert!(left < bytes.len() as u64, "{left} bytes are left");
+    });
+}
+
+/// Some threads compute in short passes, whose tensors go back to the pool while their work is only written down. Another
+/// one runs out of memory again and again, so that the pool is emptied.
+#[test]
+fn memory_is_not_given_back_while_work_that_uses_it_is_written_down() {
+    in_simulator("memory::memory_is_not_given_back_while_work_that_uses_it_is_written_down", &[], || {
+        if !is_simulated() {
+            return;
+        }
+        let gpu = open(Precision::F16);
+        let done = AtomicBool::new(false);
+        let compute = || {
+            let x = gpu.upload(64, &[1.0; 2 * 64]).unwrap();
+            while !done.load(Ordering::Relaxed) {
+                gpu.begin_pass().unwrap();
+                let mut y = gpu.gather(&x, &[1, 0]).unwrap();
+                for _ in 0..30 {
+                    y = gpu.gather(&y, &[1, 0]).unwrap();
+                }
+                assert_eq!(gpu.read(&y).unwrap(), [1.0; 128]);
+                gpu.end_pass().unwrap();
+            }
+        };
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(compute)).collect();
+            let mut tries = (0..100).map(|_| gpu.cache(&SHAPE, Dtype::F16, 1 << 20));
+            let full = tries.all(|tried| matches!(tried, Err(Error::Full { .. })));
+            done.store(true, Ordering::Relaxed);
+            threads.into_iter().for_each(|thread| thread.join().unwrap());
+            assert!(full);
+        });
     });
 }
