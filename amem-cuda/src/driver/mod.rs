@@ -1,9 +1,16 @@
 //! The CUDA driver and cuBLASLt behind safe types. No other module of this crate calls them.
 //!
-//! All work goes to one stream, in the order in which it was submitted; copies of cached KV come in on a second one.
-//! Memory comes from a pool and goes back to it when its [`Buffer`] is dropped: what is submitted later may overwrite it,
-//! what was submitted before has run by then. So a buffer may only be used by work of the compute stream, or by work
-//! that is ordered against it by events ([`staging`]).
+//! All work goes to the compute stream, in the order in which it was submitted; copies of cached KV come in on a second
+//! stream. Some of what was submitted may only be written down as yet ([`queue`]).
+//!
+//! Two rules keep memory from being overwritten or freed while it is used:
+//!
+//! - A [`Buffer`] that is dropped goes back to its pool at once, or is freed when the host next waits, if it is a lasting
+//!   one. What is submitted later may overwrite it, what was submitted before has run by then. So a buffer may only be used by work of the compute stream, or by work that is
+//!   ordered against it by events ([`staging`]).
+//! - The compute stream may only be touched under the queue's lock: to launch, to record an event or wait for one, to
+//!   capture, and to wait for the stream. Another thread may be capturing it. And who orders something behind the stream
+//!   has to launch what is written down first, for an event only covers what was launched.
 
 mod device;
 mod graphs;

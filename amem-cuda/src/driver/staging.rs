@@ -94,7 +94,7 @@ impl Place {
         let (copied, used) = (event()?, event()?);
         let buffer = Buffer::new(device, bytes)?;
         // Whoever had this memory before is done when the compute stream gets here.
-        used.record(&device.compute).map_err(CudaError::of("cuEventRecord"))?;
+        device.record_behind(&used)?;
         copied.record(&device.copies).map_err(CudaError::of("cuEventRecord"))?;
         Ok(Self { pinned: None, buffer, copied, used })
     }
@@ -113,6 +113,13 @@ impl Place {
 }
 
 impl Device {
+    /// Records an event behind all that was submitted to the compute stream.
+    fn record_behind(&self, event: &CudaEvent) -> Result<()> {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.flush(self)?;
+        event.record(&self.compute).map_err(CudaError::of("cuEventRecord"))
+    }
+
     /// Launches a kernel on the compute stream behind all that was submitted and behind an event of the copy stream, and
     /// records another event behind it.
     fn launch_behind(&self, event: &CudaEvent, call: Call, then: &CudaEvent) -> Result<()> {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use amem_core::transformer::{Backend, WeightRole, WeightTensor};
+use amem_core::transformer::{Backend, Placement, Rope, WeightRole, WeightTensor};
 use amem_core::{ChunkId, Dtype, Encoding, Error, HostKv, KvChunk, KvShape, KvStore, PrefixId};
 use amem_cuda::Precision;
 use amem_cuda_simulator::{counts, in_simulator, is_simulated};
@@ -97,6 +97,37 @@ fn memory_is_not_given_back_while_work_that_uses_it_is_written_down() {
             done.store(true, Ordering::Relaxed);
             threads.into_iter().for_each(|thread| thread.join().unwrap());
             assert!(full);
+        });
+    });
+}
+
+/// One thread computes in short passes, as above. Another one loads KV into new caches, through memory of the same size.
+#[test]
+fn kv_is_not_copied_to_memory_that_work_which_is_written_down_still_uses() {
+    in_simulator("memory::kv_is_not_copied_to_memory_that_work_which_is_written_down_still_uses", &[], || {
+        let gpu = open(Precision::F16);
+        let x = gpu.upload(64, &[1.0; 60 * 64]).unwrap();
+        let rows: Vec<usize> = (0..60).rev().collect();
+        let (chunk, rope) = (chunk(30, 1), Rope::plain(10_000.0, SHAPE.head_dim));
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    let mut cache = gpu.cache(&SHAPE, Dtype::F16, 1).unwrap();
+                    let placement = Placement { chunk: &chunk, table: &[0], slot: 0, position: 0 };
+                    gpu.load_kv(&mut cache, &rope, &[0], &[placement]).unwrap();
+                }
+            });
+            for _ in 0..200 {
+                gpu.begin_pass().unwrap();
+                let mut y = gpu.gather(&x, &rows).unwrap();
+                for _ in 0..6 {
+                    y = gpu.gather(&y, &rows).unwrap();
+                }
+                assert!(gpu.read(&y).unwrap().iter().all(|number| *number == 1.0));
+                gpu.end_pass().unwrap();
+            }
+            done.store(true, Ordering::Relaxed);
         });
     });
 }
