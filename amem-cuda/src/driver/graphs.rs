@@ -24,8 +24,17 @@ pub(super) struct Graphs {
 
 struct Known {
     last_used: u64,
-    /// What it does and the driver's form of it, once it has come twice.
-    graph: Option<(Vec<Command>, Executable)>,
+    form: Form,
+}
+
+/// How commands are launched that come again.
+enum Form {
+    /// They came once: if they come again, a graph is made of them.
+    Commands,
+    /// What the graph does, and the driver's form of it.
+    Graph(Vec<Command>, Executable),
+    /// The driver made no graph of them: one by one, always.
+    Refused,
 }
 
 /// A graph that can be launched.
@@ -40,31 +49,22 @@ impl Graphs {
     pub(super) fn launch(&mut self, device: &Device, products: &mut Products, commands: Vec<Command>) -> Result<()> {
         device.bind()?;
         self.clock += 1;
-        let mut hasher = DefaultHasher::new();
-        commands.hash(&mut hasher);
-        let hash = hasher.finish();
-        if let Some(known) = self.known.get_mut(&hash) {
-            known.last_used = self.clock;
-            match &known.graph {
-                Some((done, Executable(graph))) if *done == commands => {
-                    device.count(|counters| counters.graphs += 1);
-                    return graph.launch().map_err(CudaError::of("cuGraphLaunch"));
-                }
-                // Other commands with the same hash.
-                Some(_) => {}
-                None => {
-                    if let Some(graph) = capture(device, products, &commands)? {
-                        device.count(|counters| counters.graphs += 1);
-                        graph.launch().map_err(CudaError::of("cuGraphLaunch"))?;
-                        known.graph = Some((commands, Executable(graph)));
-                        return Ok(());
-                    }
-                }
-            }
-        } else {
+        let hash = hash(&commands);
+        let Some(known) = self.known.get_mut(&hash) else {
+            one_by_one(device, products, &commands)?;
             self.remember(hash);
+            return Ok(());
+        };
+        known.last_used = self.clock;
+        if matches!(known.form, Form::Commands) {
+            let graph = capture(device, products, &commands);
+            known.form = graph.map_or(Form::Refused, |graph| Form::Graph(commands.clone(), graph));
         }
-        commands.iter().try_for_each(|command| execute(device, products, command))
+        match &known.form {
+            // Others may have the same hash.
+            Form::Graph(done, graph) if *done == commands => replay(device, graph),
+            _ => one_by_one(device, products, &commands),
+        }
     }
 
     fn remember(&mut self, hash: u64) {
@@ -72,16 +72,32 @@ impl Graphs {
             let oldest = self.known.iter().min_by_key(|(_, known)| known.last_used).map(|(hash, _)| *hash);
             oldest.and_then(|hash| self.known.remove(&hash));
         }
-        self.known.insert(hash, Known { last_used: self.clock, graph: None });
+        self.known.insert(hash, Known { last_used: self.clock, form: Form::Commands });
     }
 }
 
-/// Makes a graph of commands. Nothing is run. `None` if the driver makes none of them.
-fn capture(device: &Device, products: &mut Products, commands: &[Command]) -> Result<Option<CudaGraph>> {
-    let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-    device.compute.begin_capture(mode).map_err(CudaError::of("cuStreamBeginCapture"))?;
-    let captured = commands.iter().try_for_each(|command| execute(device, products, command));
+fn hash(commands: &[Command]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    commands.hash(&mut hasher);
+    hasher.finish()
+}
+
+fn one_by_one(device: &Device, products: &mut Products, commands: &[Command]) -> Result<()> {
+    commands.iter().try_for_each(|command| execute(device, products, command))
+}
+
+fn replay(device: &Device, Executable(graph): &Executable) -> Result<()> {
+    device.count(|counters| counters.graphs += 1);
+    graph.launch().map_err(CudaError::of("cuGraphLaunch"))
+}
+
+/// Makes a graph of commands. Nothing is run. `None` when there is none, if only because the driver lacks memory for it: a
+/// command that is wrong by itself will say so when it is launched.
+fn capture(device: &Device, products: &mut Products, commands: &[Command]) -> Option<Executable> {
+    device.compute.begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).ok()?;
+    let captured = one_by_one(device, products, commands);
+    // The capture has to end, whatever came of it.
     let graph = device.compute.end_capture(sys::CUgraphInstantiate_flags(0));
-    captured?;
-    graph.map_err(CudaError::of("cuStreamEndCapture"))
+    captured.ok()?;
+    graph.ok().flatten().map(Executable)
 }

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use amem_core::Dtype;
 use cudarc::cublaslt::{result, sys};
 
+use super::memory::allocate;
 use super::{Buffer, Device};
 use crate::error::{CudaError, Result};
 
@@ -75,8 +76,8 @@ impl Product {
 /// The library, and what it was found to do best.
 pub(super) struct Products {
     handle: sys::cublasLtHandle_t,
-    /// Its address. It is taken when it is first needed, and never given back.
-    workspace: Option<u64>,
+    /// The address of the memory that algorithms may use.
+    workspace: u64,
     plans: HashMap<Shape, Plan>,
 }
 
@@ -126,21 +127,16 @@ impl Drop for Products {
 }
 
 impl Products {
-    /// The library must be present, and a context must have been made.
+    /// The library must be present, and a context must be current on this thread. The workspace is taken at once: later
+    /// there might be no room for it, and it cannot be allocated while a graph is captured.
     pub(super) fn new() -> Result<Self> {
         let handle = result::create_handle().map_err(CudaError::cublas("cublasLtCreate"))?;
-        Ok(Self { handle, workspace: None, plans: HashMap::new() })
+        let mut products = Self { handle, workspace: 0, plans: HashMap::new() };
+        products.workspace = allocate(WORKSPACE)?;
+        Ok(products)
     }
 
     pub(super) fn execute(&mut self, device: &Device, product: &Product) -> Result<()> {
-        let workspace = match self.workspace {
-            Some(workspace) => workspace,
-            None => {
-                // SAFETY: the caller has made the context current.
-                let allocated = unsafe { cudarc::driver::result::malloc_sync(WORKSPACE) };
-                *self.workspace.insert(allocated.map_err(CudaError::of("cuMemAlloc"))?)
-            }
-        };
         if !self.plans.contains_key(&product.shape) {
             if self.plans.len() >= KEPT {
                 self.plans.clear();
@@ -172,7 +168,7 @@ impl Products {
                 pointer(product.y),
                 y.0,
                 algorithm,
-                pointer(workspace),
+                pointer(self.workspace),
                 WORKSPACE,
                 device.compute.cu_stream().cast(),
             )

@@ -209,7 +209,7 @@ impl Device {
 }
 
 /// Asks the driver for memory. The device's context must be current on this thread.
-fn allocate(bytes: usize) -> Result<u64> {
+pub(super) fn allocate(bytes: usize) -> Result<u64> {
     // SAFETY: the context is current.
     unsafe { result::malloc_sync(bytes) }.map_err(|error| match error.0 {
         sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {

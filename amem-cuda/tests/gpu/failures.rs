@@ -62,7 +62,8 @@ fn matrix(gpu: &CudaBackend, rows: usize, columns: usize) -> amem_core::Result<a
 
 #[test]
 fn a_gpu_without_room_is_full_and_goes_on_once_there_is_some() {
-    let settings = [("AMEM_SIM_MEMORY", "8000000")];
+    // Eight million bytes beside what cuBLASLt's workspace takes.
+    let settings = [("AMEM_SIM_MEMORY", "41554432")];
     in_simulator("failures::a_gpu_without_room_is_full_and_goes_on_once_there_is_some", &settings, || {
         let gpu = open(Precision::F16);
         let shape = KvShape { layers: 4, kv_heads: 2, head_dim: 64 };
@@ -73,6 +74,19 @@ fn a_gpu_without_room_is_full_and_goes_on_once_there_is_some() {
         let held = cache(30).unwrap();
         drop(held);
         cache(40).unwrap();
+    });
+}
+
+#[test]
+fn a_gpu_without_room_for_a_workspace_is_full_and_opens_once_there_is_some() {
+    let settings = [("AMEM_SIM_FAIL", "cuMemAlloc_v2:1:2")];
+    in_simulator("failures::a_gpu_without_room_for_a_workspace_is_full_and_opens_once_there_is_some", &settings, || {
+        let error = opened().unwrap_err();
+        assert!(matches!(error, CudaError::OutOfMemory { .. }), "{error}");
+        let gpu = open(Precision::F16);
+        let x = gpu.upload(16, &[1.0; 9 * 16]).unwrap();
+        let product = gpu.linear(&x, &matrix(&gpu, 8, 16).unwrap(), None).unwrap();
+        assert_eq!(gpu.read(&product).unwrap(), [0.0; 9 * 8]);
     });
 }
 
