@@ -47,7 +47,7 @@ struct Tiles {
 impl CudaBackend {
     /// What rows yield of the experts that they choose. `None` for what there are no kernels for: f32, blocks with biases
     /// or another activation than SiLU, more than 32 experts of a row; and of more rows than decoding has, more than 4,096
-    /// experts, inputs that are no multiple of 8, odd numbers of outputs, and more tiles than a grid has blocks.
+    /// experts, odd numbers of outputs, and more tiles than a grid has blocks.
     pub(crate) fn chosen_experts(&self, x: &Tensor, w: &ExpertWeights<Self>) -> Result<Option<Tensor>, CudaError> {
         let Some([gate, down]) = shapes(w) else { return Ok(None) };
         let few = self.fuses(x);
@@ -199,7 +199,7 @@ fn shapes(w: &ExpertWeights<CudaBackend>) -> Option<[&Matrix; 2]> {
 fn takes_many(w: &ExpertWeights<CudaBackend>, [gate, down]: [&Matrix; 2], rows: usize) -> bool {
     /// Blocks of a grid in this direction.
     const MAX_TILES: usize = (1 << 16) - 1;
-    let even = |matrix: &Matrix| matrix.inputs.is_multiple_of(8) && matrix.outputs.is_multiple_of(2);
+    let even = |matrix: &Matrix| matrix.outputs.is_multiple_of(2);
     let count = w.experts.len();
     even(gate) && even(down) && count <= MAX_EXPERTS && tiles_at_most(rows.saturating_mul(w.top_k), count) <= MAX_TILES
 }

@@ -61,6 +61,9 @@ impl Vector {
 impl Matrix {
     /// Uploads a matrix. Bytes that have the right type already go to the GPU as they lie in the file; others are decoded
     /// into the precision that is computed in, quantised ones too.
+    ///
+    /// # Errors
+    /// [`Error::UnsupportedModel`] when rows do not begin at multiples of 16 bytes.
     pub(crate) fn upload(
         device: &Arc<Device>,
         precision: Precision,
@@ -71,6 +74,13 @@ impl Matrix {
         if !tensor.is_complete() {
             let value = format!("{} bytes for {outputs} × {inputs} numbers", tensor.bytes.len());
             return Err(Error::BadValue { what: "weights", value, expected: "one number for each entry" });
+        }
+        // Kernels read a row's numbers 16 bytes at a time.
+        if !(inputs * to.size()).is_multiple_of(16) {
+            return Err(Error::UnsupportedModel {
+                what: format!("a weight matrix with rows of {inputs} numbers in {}, on a GPU", precision.name()),
+                supported: "multiples of 8 are, and of 4 in f32; the CPU backend has all",
+            });
         }
         let weights = Buffer::lasting(device, (outputs * inputs).saturating_mul(to.size()))?;
         if from.plain() == Some(to) && cfg!(target_endian = "little") {

@@ -101,6 +101,24 @@ fn after_a_kernel_failed_every_call_says_that_the_gpu_is_lost() {
     });
 }
 
+/// Rows of other widths would not begin where kernels can read 16 bytes, and a GPU is lost after the first that does not.
+#[test]
+fn matrices_of_widths_that_kernels_cannot_read_are_refused() {
+    in_simulator("failures::matrices_of_widths_that_kernels_cannot_read_are_refused", &[], || {
+        for (precision, refused, taken) in [(Precision::F16, [12, 37], 8), (Precision::F32, [6, 37], 12)] {
+            let gpu = open(precision);
+            for columns in refused {
+                let error = matrix(&gpu, 8, columns).err().unwrap();
+                assert!(matches!(error, Error::UnsupportedModel { .. }), "{error}");
+                assert!(error.to_string().contains(&format!("rows of {columns} numbers")), "{error}");
+            }
+            let x = gpu.upload(taken, &vec![1.0; taken]).unwrap();
+            let product = gpu.linear(&x, &matrix(&gpu, 8, taken).unwrap(), None).unwrap();
+            assert_eq!(gpu.read(&product).unwrap(), [0.0; 8]);
+        }
+    });
+}
+
 #[test]
 fn arguments_that_do_not_fit_are_errors() {
     in_simulator("failures::arguments_that_do_not_fit_are_errors", &[], || {
