@@ -12,6 +12,9 @@ use crate::error::{CudaError, Result};
 /// Memory that algorithms may use; NVIDIA's advice for Hopper.
 const WORKSPACE: usize = 32 << 20;
 
+/// How an algorithm that splits sums may add up their parts: in f32 only. It might also do so in the type of `y`.
+const REDUCTION: u32 = sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
+
 /// `CUBLAS_OP_T`, which cudarc has in another library's bindings only.
 const TRANSPOSED: i32 = 1;
 
@@ -179,7 +182,7 @@ impl Products {
 
 impl Plan {
     fn new(handle: sys::cublasLtHandle_t, shape: &Shape) -> Result<Self> {
-        use sys::cublasLtMatmulDescAttributes_t as Attribute;
+        use sys::{cublasLtMatmulDescAttributes_t as Attribute, cublasLtMatmulPreferenceAttributes_t as Preferred};
         let Shape { rows, inputs, outputs, from, to, biased } = *shape;
         let real = sys::cudaDataType_t::CUDA_R_32F;
         let product = result::create_matmul_desc(sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, real)
@@ -199,17 +202,8 @@ impl Plan {
         let preference = result::create_matmul_pref()
             .map(Preference)
             .map_err(CudaError::cublas("cublasLtMatmulPreferenceCreate"))?;
-        let most = sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
-        // SAFETY: the preference is alive, and the attribute is a size that is read from where it is said to be.
-        unsafe {
-            result::set_matmul_pref_attribute(
-                preference.0,
-                most,
-                (&raw const WORKSPACE_BYTES).cast(),
-                size_of_val(&WORKSPACE_BYTES),
-            )
-        }
-        .map_err(CudaError::cublas("cublasLtMatmulPreferenceSetAttribute"))?;
+        prefer(&preference, Preferred::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &WORKSPACE)?;
+        prefer(&preference, Preferred::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &REDUCTION)?;
         let [w, x, y] = &layouts;
         // SAFETY: everything that is named is alive.
         let found = unsafe { result::get_matmul_algo_heuristic(handle, product.0, w.0, x.0, y.0, y.0, preference.0) }
@@ -218,7 +212,17 @@ impl Plan {
     }
 }
 
-static WORKSPACE_BYTES: usize = WORKSPACE;
+fn prefer<T>(
+    preference: &Preference,
+    attribute: sys::cublasLtMatmulPreferenceAttributes_t,
+    value: &T,
+) -> Result<()> {
+    let value = std::ptr::from_ref(value).cast();
+    // SAFETY: the preference is alive, and the attribute is read from where it is said to be. Callers give each attribute
+    // a value of its type.
+    unsafe { result::set_matmul_pref_attribute(preference.0, attribute, value, size_of::<T>()) }
+        .map_err(CudaError::cublas("cublasLtMatmulPreferenceSetAttribute"))
+}
 
 fn set<T>(product: &Descriptor, attribute: sys::cublasLtMatmulDescAttributes_t, value: &T) -> Result<()> {
     // SAFETY: the descriptor is alive, and the attribute is read from where it is said to be. Callers give each

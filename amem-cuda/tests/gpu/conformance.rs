@@ -83,6 +83,25 @@ fn every_family_is_a_model_on_it() {
     });
 }
 
+/// cuBLASLt may split a sum, and round its parts to the type of the result if nobody forbids it.
+#[test]
+fn sums_of_products_of_many_rows_are_rounded_once() {
+    in_simulator("conformance::sums_of_products_of_many_rows_are_rounded_once", &[], || {
+        let gpu = open(Precision::Bf16);
+        // The halves of the sum are 257 and -256. In bf16 257 is 256.
+        let mut weights = vec![0f32; 8 * 1024];
+        for row in weights.chunks_mut(1024) {
+            row[..257].fill(1.0);
+            row[512..768].fill(-1.0);
+        }
+        let mut bytes = Vec::new();
+        Dtype::Bf16.encode(&weights, &mut bytes);
+        let weights = gpu.matrix(&WeightTensor::new(WeightRole::Gate, Dtype::Bf16, 8, 1024, &bytes)).unwrap();
+        let x = gpu.upload(1024, &vec![1.0; 9 * 1024]).unwrap();
+        assert_eq!(gpu.read(&gpu.linear(&x, &weights, None).unwrap()).unwrap(), [1.0; 9 * 8]);
+    });
+}
+
 /// The GPU has a table of where experts lie. One that begins with the same expert need not be the same: weights that were
 /// dropped make room for others.
 #[test]

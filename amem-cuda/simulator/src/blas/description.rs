@@ -1,6 +1,7 @@
 //! What a program tells cuBLASLt about a product: descriptors, layouts and preferences, with their attributes.
 
 use crate::blas::{BlasStatus, Result, refuse};
+use half::{bf16, f16};
 
 /// The types of numbers that products are computed in, with the codes of `cudaDataType_t`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -24,6 +25,15 @@ impl Number {
         match self {
             Number::F32 => 4,
             Number::F16 | Number::Bf16 => 2,
+        }
+    }
+
+    /// The nearest number of this type.
+    pub(crate) fn round(self, value: f32) -> f32 {
+        match self {
+            Number::F32 => value,
+            Number::F16 => f16::from_f32(value).to_f32(),
+            Number::Bf16 => bf16::from_f32(value).to_f32(),
         }
     }
 }
@@ -72,13 +82,25 @@ pub(crate) struct MatrixLayout {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Preference {
     pub(crate) workspace: u64,
+    /// How parts of sums may be added up: a mask of `cublasLtReductionScheme_t`. All are allowed if nothing is said.
+    pub(crate) reductions: u32,
     /// What the addresses of A, B, C and D are multiples of.
     pub(crate) alignment: [u32; 4],
 }
 
+impl Preference {
+    /// The reduction schemes that add up parts in the type of D: in place, and those that say so.
+    const IN_TYPE_OF_D: u32 = 1 | 4;
+
+    /// Whether parts of sums may be rounded to the type of D before they are added up.
+    pub(crate) fn rounds_parts(&self) -> bool {
+        self.reductions & Self::IN_TYPE_OF_D != 0
+    }
+}
+
 impl Default for Preference {
     fn default() -> Preference {
-        Preference { workspace: 0, alignment: [256; 4] }
+        Preference { workspace: 0, reductions: 7, alignment: [256; 4] }
     }
 }
 
@@ -248,8 +270,9 @@ impl Preference {
                     *known = alignment;
                 }
             }
-            // Search mode and reduction schemes, which say nothing about the result here.
-            0 | 3 => {}
+            3 => self.reductions = value.u32()?,
+            // The search mode, which says nothing about the result here.
+            0 => {}
             other => return unknown("preference", other),
         }
         Ok(())

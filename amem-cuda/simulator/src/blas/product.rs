@@ -27,6 +27,8 @@ pub(crate) struct Product {
     pub(crate) beta: f32,
     /// What the algorithm writes intermediate results to.
     pub(crate) workspace: Range<u64>,
+    /// Whether parts of sums are rounded to the type of D before they are added up.
+    pub(crate) rounds_parts: bool,
 }
 
 /// The shape of a product: rows and columns of D, and the length of the sums.
@@ -102,7 +104,14 @@ pub(crate) fn choose(
     let workspace = if preference.workspace >= SPLIT_WORKSPACE { SPLIT_WORKSPACE } else { 0 };
     let [align_a, align_b, align_c, align_d] = preference.alignment.map(|alignment| u64::from(alignment.min(1 << 15)));
     let alignments = align_a | align_b << 16 | align_c << 32 | align_d << 48;
-    Ok(([MAGIC, fingerprint(description, layouts), workspace, alignments, 0, 0, 0, 0], workspace))
+    // Whoever allows it gets sums whose parts are rounded, as a device may do it.
+    let rounds = u64::from(workspace > 0 && preference.rounds_parts());
+    Ok(([MAGIC, fingerprint(description, layouts), workspace, alignments, rounds, 0, 0, 0], workspace))
+}
+
+/// Whether an algorithm rounds parts of sums before it adds them up.
+pub(crate) fn rounds_parts(algorithm: &Algorithm) -> bool {
+    algorithm[4] != 0
 }
 
 impl Product {
@@ -177,7 +186,7 @@ impl Product {
         self.description.bias_type.unwrap_or(self.d.1.number)
     }
 
-    /// Computes the product. Sums are in f32, and each element is rounded once.
+    /// Computes the product. Sums are in f32, and each element is rounded once, unless the algorithm rounds parts too.
     pub(crate) fn compute(&self, memory: &mut Memory) -> std::result::Result<(), String> {
         let scratch = (self.workspace.end - self.workspace.start) as usize;
         if scratch > 0 {
@@ -200,7 +209,7 @@ impl Product {
             for row in 0..rows {
                 let left = &a[row * depth..(row + 1) * depth];
                 for column in 0..columns {
-                    let sum = dot(left, &b[column * depth..(column + 1) * depth]);
+                    let sum = self.sum(left, &b[column * depth..(column + 1) * depth]);
                     let at = row * columns + column;
                     d[at] = self.alpha * sum + self.beta * c[at] + bias[row];
                 }
@@ -208,6 +217,16 @@ impl Product {
             store(memory, &self.d, batch, &d)?;
         }
         Ok(())
+    }
+
+    /// A sum of products, in two parts if the algorithm rounds them.
+    fn sum(&self, a: &[f32], b: &[f32]) -> f32 {
+        if !self.rounds_parts {
+            return dot(a, b);
+        }
+        let half = a.len() / 2;
+        let ([a, more_of_a], [b, more_of_b]) = ([&a[..half], &a[half..]], [&b[..half], &b[half..]]);
+        self.d.1.number.round(dot(a, b)) + self.d.1.number.round(dot(more_of_a, more_of_b))
     }
 
     /// A factor as rows of the length of the sums.

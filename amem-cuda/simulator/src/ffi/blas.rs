@@ -3,7 +3,7 @@
 use super::guarded;
 use super::pointer::{Bytes, In, Out, OutArray};
 use crate::blas::description::{Description, MatrixLayout, Preference, Value};
-use crate::blas::product::{Algorithm, Product, choose};
+use crate::blas::product::{Algorithm, Product, choose, rounds_parts};
 use crate::blas::{BlasError, BlasStatus, Result, refuse};
 use crate::machine::{Machine, new_handle};
 use crate::operation::Work;
@@ -249,7 +249,8 @@ extern "C" fn cublasLtMatmul(
         let algorithm = match algorithm.get_if_present() {
             Some(algorithm) => algorithm,
             None => {
-                let preference = Preference { workspace: workspace_bytes as u64, alignment: [1; 4] };
+                let preference =
+                    Preference { workspace: workspace_bytes as u64, alignment: [1; 4], ..Preference::default() };
                 choose(&description, layouts.each_ref(), &preference)?.0
             }
         };
@@ -263,6 +264,7 @@ extern "C" fn cublasLtMatmul(
             alpha: alpha.get()?,
             beta: beta.get()?,
             workspace: workspace..workspace,
+            rounds_parts: rounds_parts(&algorithm),
         };
         machine.submit_product(product, &algorithm, workspace_bytes as u64, stream)
     })

@@ -118,6 +118,8 @@ impl Plan {
         let (handle, preference) = (lt::create_handle().unwrap(), lt::create_matmul_pref().unwrap());
         let plan = Plan { handle, description, preference };
         plan.prefer(PreferenceAttribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &WORKSPACE);
+        let exactly = sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
+        plan.prefer(PreferenceAttribute::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &exactly);
         plan
     }
 
