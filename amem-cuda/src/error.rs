@@ -20,6 +20,14 @@ pub enum CudaError {
         "libcublasLt.so could not be loaded: install the CUDA toolkit's cuBLAS, 12 or later, and put it where the loader finds it (LD_LIBRARY_PATH)"
     )]
     NoCublas,
+    /// The first cuBLASLt that the loader finds is too old.
+    #[error(
+        "the libcublasLt.so that the loader finds has version {version} and 12.0 (120000) is needed: install a newer CUDA toolkit's cuBLAS, and put it where the loader looks first (LD_LIBRARY_PATH)"
+    )]
+    OldCublas {
+        /// As the library says it: 10000 · major + 100 · minor + patch, from 12.0 on.
+        version: usize,
+    },
     /// The driver is older than what is used of it.
     #[error("the driver supports CUDA {}.{} and 12.0 is needed: update the driver", version / 1000, version % 1000 / 10)]
     OldDriver {

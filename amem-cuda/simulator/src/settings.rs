@@ -22,6 +22,8 @@ pub(crate) struct Settings {
     pub(crate) devices: i32,
     /// `AMEM_SIM_DRIVER`: the CUDA version of the driver, such as 12080.
     pub(crate) driver: i32,
+    /// `AMEM_SIM_CUBLAS`: the version of cuBLASLt, such as 120804.
+    pub(crate) cublas: usize,
     /// `AMEM_SIM_CAPABILITY`: the compute capability, such as 90.
     pub(crate) capability: i32,
     /// `AMEM_SIM_POOLS`: whether the device has memory pools, that is `cuMemAllocAsync`.
@@ -47,6 +49,7 @@ impl Settings {
             memory: number("AMEM_SIM_MEMORY", variable("AMEM_SIM_MEMORY"), 16 << 30)?,
             devices: number_of("AMEM_SIM_DEVICES", 1)?,
             driver: number_of("AMEM_SIM_DRIVER", 13000)?,
+            cublas: number("AMEM_SIM_CUBLAS", variable("AMEM_SIM_CUBLAS"), 120_804)?,
             capability: number_of("AMEM_SIM_CAPABILITY", 90)?,
             pools: number_of("AMEM_SIM_POOLS", 1)? != 0,
             trace: number_of("AMEM_SIM_TRACE", 0)? != 0,

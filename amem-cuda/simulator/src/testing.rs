@@ -11,6 +11,12 @@ const INSIDE: &str = "AMEM_SIM";
 /// Set by whoever wants the tests to use the device that is there.
 const DEVICE: &str = "AMEM_CUDA_DEVICE";
 
+/// Which files there are of CUDA.
+const NAMES: &str = "AMEM_SIM_NAMES";
+
+/// They are, if nothing is said: those of a driver and of two versions of cuBLASLt, with and without versions.
+const ALL_NAMES: &str = "libcuda.so,libcuda.so.1,libcublasLt.so,libcublasLt.so.12,libcublasLt.so.13";
+
 /// Runs the body of the test that is called `test_name` with the simulator as its CUDA.
 ///
 /// A library is found by its name when a process starts, so the test runs itself again, in a process that finds the
@@ -22,6 +28,9 @@ const DEVICE: &str = "AMEM_CUDA_DEVICE";
 /// - `AMEM_SIM_MEMORY`: bytes of device memory (16 GiB)
 /// - `AMEM_SIM_DEVICES`: how many devices there are (1)
 /// - `AMEM_SIM_DRIVER`: the CUDA version of the driver (13000)
+/// - `AMEM_SIM_CUBLAS`: the version of cuBLASLt (120804)
+/// - `AMEM_SIM_NAMES`: the files that there are of CUDA, separated by commas: `libcuda.so.1,libcublasLt.so.13` as on a machine
+///   that has what programs need to run, and not what they need to be built (those and names without versions)
 /// - `AMEM_SIM_CAPABILITY`: the device's compute capability (90)
 /// - `AMEM_SIM_POOLS`: 0 for a device without `cuMemAllocAsync` (1)
 /// - `AMEM_SIM_FAIL`: calls that fail, such as `cuMemAlloc_v2:3:2` for the third call, with `CUresult` 2. Several are
@@ -105,8 +114,8 @@ pub fn reset(seed: u64) {
 /// When the library is not beside this program.
 pub fn library_path() -> Result<std::ffi::OsString, String> {
     let program = std::env::current_exe().map_err(|error| format!("the test program's path: {error}"))?;
-    let folder =
-        link_folder(&find_library(&program)?).map_err(|error| format!("a folder for the libraries: {error}"))?;
+    let folder = link_folder(&find_library(&program)?, ALL_NAMES)
+        .map_err(|error| format!("a folder for the libraries: {error}"))?;
     Ok(search_path(&folder))
 }
 
@@ -117,7 +126,8 @@ fn flag(name: &str) -> bool {
 fn run_again(test_name: &str, settings: &[(&str, &str)]) -> Result<(), String> {
     let program = std::env::current_exe().map_err(|error| format!("the test program's path: {error}"))?;
     let library = find_library(&program)?;
-    let folder = link_folder(&library).map_err(|error| format!("a folder for the libraries: {error}"))?;
+    let names = settings.iter().find(|(name, _)| *name == NAMES).map_or(ALL_NAMES, |(_, names)| *names);
+    let folder = link_folder(&library, names).map_err(|error| format!("a folder for the libraries: {error}"))?;
     let mut command = Command::new(&program);
     command.args(["--exact", test_name, "--nocapture", "--include-ignored", "--test-threads=1"]);
     command.env(INSIDE, "1").env("LD_LIBRARY_PATH", search_path(&folder)).env("RUST_BACKTRACE", "0");
@@ -146,12 +156,11 @@ fn find_library(program: &Path) -> Result<PathBuf, String> {
     }
 }
 
-/// A folder in which the library has the names that CUDA's libraries are looked up by. It stays, as the library does.
-fn link_folder(library: &Path) -> std::io::Result<PathBuf> {
-    let names = ["libcuda.so", "libcuda.so.1", "libcublasLt.so", "libcublasLt.so.12", "libcublasLt.so.13"];
-    let folder = library.with_file_name("simulated-cuda");
+/// A folder in which the library has these names, separated by commas. It stays, as the library does.
+fn link_folder(library: &Path, names: &str) -> std::io::Result<PathBuf> {
+    let folder = library.with_file_name("simulated-cuda").join(names);
     std::fs::create_dir_all(&folder)?;
-    for name in names {
+    for name in names.split(',') {
         let link = folder.join(name);
         if std::fs::read_link(&link).is_ok_and(|target| target == library) {
             continue;

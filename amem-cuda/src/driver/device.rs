@@ -14,6 +14,9 @@ use crate::error::{CudaError, Result};
 /// The oldest driver: it loads PTX 8.0.
 const OLDEST_DRIVER: i32 = 12_000;
 
+/// The oldest cuBLASLt, as it counts its versions.
+const OLDEST_CUBLAS: usize = 120_000;
+
 /// Major compute capability that the kernels are written for.
 const OLDEST_MAJOR: i32 = 8;
 
@@ -72,6 +75,11 @@ impl Device {
         }
         if !cublas {
             return Err(CudaError::NoCublas);
+        }
+        // SAFETY: the library is present, and the call takes nothing.
+        let version = unsafe { cublaslt::sys::cublasLtGetVersion() };
+        if version < OLDEST_CUBLAS {
+            return Err(CudaError::OldCublas { version });
         }
         let context = CudaContext::new(ordinal).map_err(CudaError::of("cuDevicePrimaryCtxRetain"))?;
         // SAFETY: cudarc's tracking orders work on slices that it allocated. There are none: memory is allocated in

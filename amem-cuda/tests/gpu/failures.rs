@@ -45,6 +45,31 @@ fn an_old_driver_is_named_with_what_is_needed() {
     });
 }
 
+/// Where programs only run, libraries have the versions in their names that programs ask for.
+#[test]
+fn the_files_that_come_without_a_toolkit_are_found_for_cuda_12_and_13() {
+    fn computes() {
+        let gpu = open(Precision::F16);
+        let x = gpu.upload(8, &[1.0; 9 * 8]).unwrap();
+        let product = gpu.linear(&x, &matrix(&gpu, 8, 8).unwrap(), None).unwrap();
+        assert_eq!(gpu.read(&product).unwrap(), [0.0; 9 * 8]);
+    }
+    let name = "failures::the_files_that_come_without_a_toolkit_are_found_for_cuda_12_and_13";
+    for names in ["libcuda.so.1,libcublasLt.so.12", "libcuda.so.1,libcublasLt.so.13"] {
+        in_simulator(name, &[("AMEM_SIM_NAMES", names)], computes);
+    }
+}
+
+#[test]
+fn an_old_cublas_is_named_with_what_is_needed() {
+    let settings = [("AMEM_SIM_NAMES", "libcuda.so.1,libcublasLt.so.11"), ("AMEM_SIM_CUBLAS", "111103")];
+    in_simulator("failures::an_old_cublas_is_named_with_what_is_needed", &settings, || {
+        let error = opened().unwrap_err();
+        assert!(matches!(error, CudaError::OldCublas { version: 111_103 }), "{error}");
+        assert!(error.to_string().contains("12.0 (120000) is needed"), "{error}");
+    });
+}
+
 #[test]
 fn a_module_that_the_driver_refuses_comes_with_the_compilers_words() {
     let settings = [("AMEM_SIM_FAIL", "cuModuleLoadDataEx:1:218")];

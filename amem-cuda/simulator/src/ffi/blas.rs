@@ -65,7 +65,7 @@ extern "C" fn cublasLtDestroy(handle: u64) -> u32 {
 
 #[unsafe(no_mangle)]
 extern "C" fn cublasLtGetVersion() -> usize {
-    120_804
+    guarded(|machine| Ok::<_, BlasError>(machine.settings.cublas)).unwrap_or(0)
 }
 
 #[unsafe(no_mangle)]

@@ -8,13 +8,13 @@ use libloading::{Library, Symbol};
 use std::ffi::{CStr, CString, c_char};
 use std::sync::OnceLock;
 
-/// The loaded simulator, or nothing when the library called libcuda.so is something else.
+/// The loaded simulator, or nothing when the driver's library is something else.
 fn library() -> Option<&'static Library> {
     static LIBRARY: OnceLock<Option<Library>> = OnceLock::new();
     let library = LIBRARY.get_or_init(|| {
         // SAFETY: the simulator's library runs nothing when it is loaded, and neither does NVIDIA's that needs more than
         // what any program has that uses it.
-        let library = unsafe { Library::new("libcuda.so") }.ok()?;
+        let library = unsafe { Library::new("libcuda.so").or_else(|_| Library::new("libcuda.so.1")) }.ok()?;
         // SAFETY: the symbol is only looked for.
         let found = unsafe { library.get::<extern "C" fn()>(b"amem_sim_reset_counts\0") }.is_ok();
         found.then_some(library)
