@@ -19,6 +19,13 @@ pub(crate) struct Contexts {
     primary: HashMap<i32, (u64, usize)>,
 }
 
+impl Contexts {
+    /// Whether there are any.
+    pub(crate) fn exist(&self) -> bool {
+        !self.devices.is_empty()
+    }
+}
+
 impl Machine {
     /// Fails without `cuInit`.
     pub(crate) fn check_initialised(&self) -> Result<()> {

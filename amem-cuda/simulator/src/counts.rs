@@ -42,10 +42,14 @@ pub struct Counts {
     pub allocated_bytes: u64,
     /// The most bytes of device memory that were allocated at once.
     pub most_allocated_bytes: u64,
+    /// Bytes of page-locked host memory that are allocated now.
+    pub host_bytes: u64,
+    /// Modules that are loaded now.
+    pub modules: u64,
 }
 
 /// The number of fields.
-pub(crate) const FIELDS: usize = 19;
+pub(crate) const FIELDS: usize = 21;
 
 impl Counts {
     pub(crate) fn to_array(self) -> [u64; FIELDS] {
@@ -69,6 +73,8 @@ impl Counts {
             self.heuristics,
             self.allocated_bytes,
             self.most_allocated_bytes,
+            self.host_bytes,
+            self.modules,
         ]
     }
 
@@ -93,6 +99,8 @@ impl Counts {
             heuristics,
             allocated_bytes,
             most_allocated_bytes,
+            host_bytes,
+            modules,
         ] = values;
         Counts {
             launches,
@@ -114,6 +122,8 @@ impl Counts {
             heuristics,
             allocated_bytes,
             most_allocated_bytes,
+            host_bytes,
+            modules,
         }
     }
 }

@@ -202,7 +202,8 @@ impl Machine {
     }
 
     pub(crate) fn reset_counts(&mut self) {
-        let allocated_bytes = self.counts.allocated_bytes;
-        self.counts = Counts { allocated_bytes, most_allocated_bytes: allocated_bytes, ..Counts::default() };
+        let Counts { allocated_bytes, host_bytes, modules, .. } = self.counts;
+        let most_allocated_bytes = allocated_bytes;
+        self.counts = Counts { allocated_bytes, most_allocated_bytes, host_bytes, modules, ..Counts::default() };
     }
 }

@@ -151,13 +151,16 @@ impl Machine {
         };
         let pointer = buffer.pointer();
         self.counts.host_allocations += 1;
+        self.counts.host_bytes += bytes as u64;
         self.pinned.add(buffer, bytes);
         Ok(pointer)
     }
 
     pub(crate) fn free_host(&mut self, address: u64) -> Result<()> {
         let bytes = self.pinned.allocated(address)?;
-        self.release_host("cuMemFreeHost", address, bytes)
+        self.release_host("cuMemFreeHost", address, bytes)?;
+        self.counts.host_bytes -= bytes as u64;
+        Ok(())
     }
 
     pub(crate) fn register_host(&mut self, address: u64, bytes: usize) -> Result<()> {
@@ -242,6 +245,7 @@ impl Machine {
             let _ = self.remove_allocation(start..start + bytes as u64);
         }
         self.counts.allocated_bytes = 0;
+        self.counts.modules = 0;
         for stream in &mut self.streams {
             stream.capture = None;
         }

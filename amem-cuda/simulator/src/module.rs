@@ -30,6 +30,7 @@ impl Machine {
                 let handle = new_handle();
                 self.modules.insert(handle, Arc::new(module));
                 self.counts.created += 1;
+                self.counts.modules += 1;
                 Ok(handle)
             }
             Err(error) => {
@@ -44,6 +45,7 @@ impl Machine {
         if self.modules.remove(&handle).is_none() {
             return refuse(Status::INVALID_HANDLE, "there is no such module, or it is unloaded");
         }
+        self.counts.modules -= 1;
         self.functions.retain(|_, function| function.module != handle);
         Ok(())
     }

@@ -22,6 +22,11 @@ const OLDEST_MAJOR: i32 = 8;
 
 /// A GPU, opened.
 pub(crate) struct Device {
+    // What needs the context to be let go of comes before the context.
+    pub(super) queue: Mutex<Queue>,
+    pub(super) modules: Mutex<Modules>,
+    pub(super) pool: Mutex<Pool>,
+    pub(super) pinned: Mutex<PinnedPool>,
     pub(super) context: Arc<CudaContext>,
     /// All kernels run on this.
     pub(super) compute: Arc<CudaStream>,
@@ -29,10 +34,6 @@ pub(crate) struct Device {
     pub(super) copies: Arc<CudaStream>,
     /// Its multiprocessors.
     multiprocessors: usize,
-    pub(super) pool: Mutex<Pool>,
-    pub(super) pinned: Mutex<PinnedPool>,
-    pub(super) modules: Mutex<Modules>,
-    pub(super) queue: Mutex<Queue>,
     counters: Mutex<Counters>,
 }
 
@@ -96,15 +97,15 @@ impl Device {
         let stream = || context.new_stream().map_err(CudaError::of("cuStreamCreate"));
         let (compute, copies) = (stream()?, stream()?);
         Ok(Arc::new(Self {
-            multiprocessors: usize::try_from(multiprocessors).unwrap_or(1).max(1),
+            queue: Mutex::new(Queue::new(Products::new()?)),
+            modules: Mutex::default(),
             pool: Mutex::default(),
             pinned: Mutex::default(),
-            modules: Mutex::default(),
-            queue: Mutex::new(Queue::new(Products::new()?)),
-            counters: Mutex::default(),
             context,
             compute,
             copies,
+            multiprocessors: usize::try_from(multiprocessors).unwrap_or(1).max(1),
+            counters: Mutex::default(),
         }))
     }
 
@@ -152,8 +153,8 @@ fn driver_version() -> Result<i32> {
 impl Drop for Device {
     fn drop(&mut self) {
         // Nobody is there to be told of a failure, and the driver frees all when the process ends.
-        let _ = self.wait();
         let _ = self.trim();
+        // What is dropped behind this needs the context to be current.
         if self.bind().is_ok() {
             self.pinned.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
         }

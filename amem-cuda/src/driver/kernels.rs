@@ -35,7 +35,7 @@ impl Kernel {
     }
 }
 
-/// The driver's handle of a function. Modules are never unloaded, so it stays good as long as the context.
+/// The driver's handle of a function. Modules are unloaded with their device, so it stays good as long as that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Function(pub(super) sys::CUfunction);
 
@@ -48,6 +48,22 @@ unsafe impl Sync for Function {}
 #[derive(Default)]
 pub(super) struct Modules {
     loaded: HashMap<(&'static str, &'static str), Kernel>,
+    /// What they are functions of.
+    modules: Vec<Module>,
+}
+
+/// A module that the driver has loaded. The device's context must be current where it is dropped.
+struct Module(sys::CUmodule);
+
+// SAFETY: a handle that the driver takes from any thread.
+unsafe impl Send for Module {}
+
+impl Drop for Module {
+    fn drop(&mut self) {
+        // SAFETY: it was loaded and is unloaded once, when nothing that was submitted runs any more. There is nobody to
+        // tell of a failure.
+        let _ = unsafe { result::module::unload(self.0) };
+    }
 }
 
 impl Device {
@@ -67,16 +83,17 @@ impl Device {
         };
         let text = ptx::text(module).ok_or_else(missing)?;
         self.bind()?;
-        let handle = load(module, text)?;
-        for entry in ptx::entries(module) {
-            modules.loaded.insert((module, entry.name), function(module, handle, entry)?);
-        }
+        let loaded = load(module, text)?;
+        let kernels: Vec<Kernel> =
+            ptx::entries(module).iter().map(|entry| function(module, &loaded, entry)).collect::<Result<_>>()?;
+        modules.loaded.extend(kernels.into_iter().map(|kernel| ((module, kernel.entry.name), kernel)));
+        modules.modules.push(loaded);
         modules.loaded.get(&(module, name)).copied().ok_or_else(missing)
     }
 }
 
 /// Has the driver compile a module. What it says stays readable, as it would not with cudarc's `load_module`.
-fn load(name: &str, text: &str) -> Result<sys::CUmodule> {
+fn load(name: &str, text: &str) -> Result<Module> {
     const LOG: usize = 16 << 10;
     let source = CString::new(text).map_err(|_| CudaError::Refused {
         module: name.to_owned(),
@@ -105,14 +122,14 @@ fn load(name: &str, text: &str) -> Result<sys::CUmodule> {
         code: error.0,
         log: CStr::from_bytes_until_nul(&log).map(|log| log.to_string_lossy().trim().to_owned()).unwrap_or_default(),
     })?;
-    Ok(module)
+    Ok(Module(module))
 }
 
-fn function(module: &str, handle: sys::CUmodule, entry: &'static Entry) -> Result<Kernel> {
+fn function(module: &str, loaded: &Module, entry: &'static Entry) -> Result<Kernel> {
     let refused = |code, log: &str| CudaError::Refused { module: module.to_owned(), code, log: log.to_owned() };
     let name = CString::new(entry.name).map_err(|_| refused(sys::CUresult::CUDA_ERROR_INVALID_VALUE, "a bad name"))?;
-    // SAFETY: the module was loaded into the current context and is never unloaded.
-    let function = unsafe { result::module::get_function(handle, name) }
+    // SAFETY: the module is loaded into the current context.
+    let function = unsafe { result::module::get_function(loaded.0, name) }
         .map_err(|error| refused(error.0, &format!("it has no kernel {}", entry.name)))?;
     // 48 KiB are free, those that a kernel has by itself included.
     const FREE: u32 = 32 << 10;

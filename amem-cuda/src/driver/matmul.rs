@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use amem_core::Dtype;
 use cudarc::cublaslt::{result, sys};
 
-use super::memory::allocate;
+use super::memory::{allocate, free_all};
 use super::{Buffer, Device};
 use crate::error::{CudaError, Result};
 
@@ -124,8 +124,11 @@ impl Drop for Preference {
 impl Drop for Products {
     fn drop(&mut self) {
         self.plans.clear();
-        // SAFETY: it was created and is destroyed once, after all that was made with it.
+        // SAFETY: it was created and is destroyed once, after all that was made with it. There is nobody to tell of a
+        // failure, here or below.
         let _ = unsafe { result::destroy_handle(self.handle) };
+        // The context is current, and no product runs any more.
+        let _ = free_all((self.workspace != 0).then_some(self.workspace));
     }
 }
 

@@ -220,8 +220,8 @@ pub(super) fn allocate(bytes: usize) -> Result<u64> {
     })
 }
 
-/// Frees memory that nothing uses and nobody else knows of any more.
-fn free_all(addresses: Vec<u64>) -> Result<()> {
+/// Frees memory that nothing uses and nobody else knows of any more. The device's context must be current on this thread.
+pub(super) fn free_all(addresses: impl IntoIterator<Item = u64>) -> Result<()> {
     // SAFETY: as the caller says.
     let free = |address| unsafe { result::free_sync(address) }.map_err(CudaError::of("cuMemFree"));
     addresses.into_iter().map(free).fold(Ok(()), Result::and)

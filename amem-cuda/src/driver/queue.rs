@@ -61,8 +61,9 @@ pub(super) enum Command {
 
 /// What was submitted and has not been launched, and what launches need.
 pub(super) struct Queue {
-    pub(super) products: Products,
+    // Graphs hold kernels of the products' library, and are let go of first.
     graphs: Graphs,
+    pub(super) products: Products,
     /// Passes that have begun and not ended.
     passes: usize,
     /// Whether commands are written down.
@@ -80,8 +81,8 @@ pub(super) struct Queue {
 impl Queue {
     pub(super) fn new(products: Products) -> Self {
         Self {
-            products,
             graphs: Graphs::default(),
+            products,
             passes: 0,
             recording: false,
             commands: Vec::new(),

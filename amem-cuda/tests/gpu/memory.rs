@@ -131,3 +131,30 @@ fn kv_is_not_copied_to_memory_that_work_which_is_written_down_still_uses() {
         });
     });
 }
+
+#[test]
+fn a_gpu_that_is_closed_leaves_nothing_in_a_context_that_somebody_else_holds() {
+    in_simulator("memory::a_gpu_that_is_closed_leaves_nothing_in_a_context_that_somebody_else_holds", &[], || {
+        if !is_simulated() {
+            return;
+        }
+        let held = cudarc::driver::CudaContext::new(0).unwrap();
+        for _ in 0..2 {
+            let gpu = open(Precision::F16);
+            let bytes = [0; 2 * 8 * 8];
+            let weights = gpu.matrix(&WeightTensor::new(WeightRole::Gate, Dtype::F16, 8, 8, &bytes)).unwrap();
+            let product = gpu.linear(&gpu.upload(8, &[1.0; 9 * 8]).unwrap(), &weights, None).unwrap();
+            assert_eq!(gpu.read(&product).unwrap(), [0.0; 9 * 8]);
+            drop((gpu, weights, product));
+            let left = counts();
+            assert_eq!((left.allocated_bytes, left.host_bytes, left.modules), (0, 0, 0));
+        }
+        drop(held);
+    });
+}
+
+/// The simulator finds fault with a library that is let go of after the context.
+#[test]
+fn a_gpu_that_is_closed_lets_go_of_its_context_last() {
+    in_simulator("memory::a_gpu_that_is_closed_lets_go_of_its_context_last", &[], || drop(open(Precision::F16)));
+}

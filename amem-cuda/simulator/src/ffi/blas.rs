@@ -58,7 +58,8 @@ extern "C" fn cublasLtCreate(handle: Out<u64>) -> u32 {
 #[unsafe(no_mangle)]
 extern "C" fn cublasLtDestroy(handle: u64) -> u32 {
     call("cublasLtDestroy", |machine| match machine.blas.handles.remove(&handle) {
-        true => Ok(()),
+        true if machine.contexts.exist() => Ok(()),
+        true => Err(machine.fault("cublasLtDestroy after the last context was destroyed".to_string()).into()),
         false => refuse(BlasStatus::INVALID_VALUE, "there is no such handle"),
     })
 }
