@@ -155,8 +155,6 @@ impl Drop for Device {
         // Nobody is there to be told of a failure, and the driver frees all when the process ends.
         let _ = self.trim();
         // What is dropped behind this needs the context to be current.
-        if self.bind().is_ok() {
-            self.pinned.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
-        }
+        let _ = self.bind();
     }
 }

@@ -90,6 +90,12 @@ impl Pinned {
         unsafe { std::slice::from_raw_parts_mut(self.at, self.class) }
     }
 
+    /// Frees it. No copy may use it any more, and the device's context must be current on this thread.
+    pub(super) fn free(self) {
+        // SAFETY: it came from `malloc_host` and is freed once. There is nobody to tell of a failure.
+        let _ = unsafe { result::free_host(self.at.cast()) };
+    }
+
     /// Its bytes, which a copy that has ended may have written.
     pub(super) fn bytes(&self) -> &[u8] {
         // SAFETY: as for `bytes_mut`.
@@ -150,11 +156,7 @@ impl PinnedPool {
 
     /// Frees all pieces. The device's context must be current on this thread.
     pub(super) fn clear(&mut self) {
-        for pinned in std::mem::take(&mut self.free).into_values() {
-            // SAFETY: the piece came from `malloc_host`, is freed once, and no copy uses it. There is nobody to tell of
-            // a failure.
-            let _ = unsafe { result::free_host(pinned.at.cast()) };
-        }
+        std::mem::take(&mut self.free).into_values().for_each(Pinned::free);
     }
 }
 
@@ -189,7 +191,7 @@ impl Device {
         }
     }
 
-    /// Gives what the pool keeps back to the driver, once nothing uses it.
+    /// Gives what the pools keep back to the driver, once nothing uses it.
     pub(crate) fn trim(&self) -> Result<()> {
         // Nothing may be written down from the wait until all is freed: it might be for a buffer that has come back to
         // the pool by then.
@@ -197,6 +199,7 @@ impl Device {
         queue.wait(self)?;
         // Graphs use memory by its address, and hold some of the driver's.
         queue.forget_graphs();
+        self.pinned.lock().unwrap_or_else(PoisonError::into_inner).clear();
         let free = self.pool.lock().unwrap_or_else(PoisonError::into_inner).drain();
         free_all(free)
     }

@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError};
 use cudarc::driver::{CudaEvent, sys};
 
 use super::kernels::Call;
-use super::memory::Pinned;
+use super::memory::{Pinned, size_class};
 use super::queue::{Command, execute};
 use super::{Buffer, Device};
 use crate::error::{CudaError, Result};
@@ -53,14 +53,18 @@ impl Staging {
             // What the old place holds may still be copied or read.
             device.copies.synchronize().map_err(CudaError::of("cuStreamSynchronize"))?;
             device.wait()?;
-            self.give_back(index);
-            self.places[index] = Some(Place::new(&device, bytes)?);
+            // It would be kept for nobody: a context that grows asks for more each time.
+            if let Some(pinned) = self.places[index].take().and_then(|place| place.pinned) {
+                pinned.free();
+            }
+            // With all the room that the pools give it, so that a little more needs no other place.
+            self.places[index] = Some(Place::new(&device, size_class(bytes))?);
         }
         let Some(place) = &mut self.places[index] else { return Ok(()) };
         place.copied.synchronize().map_err(CudaError::of("cuEventSynchronize"))?;
         let mut pinned = match place.pinned.take() {
             Some(pinned) => pinned,
-            None => device.pinned.lock().unwrap_or_else(PoisonError::into_inner).take(bytes)?,
+            None => device.pinned.lock().unwrap_or_else(PoisonError::into_inner).take(place.buffer.bytes())?,
         };
         let filled = fill(&mut pinned.bytes_mut()[..bytes], place.buffer.address());
         let from = pinned.address();

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use amem_core::transformer::{Backend, Placement, Rope, WeightRole, WeightTensor};
 use amem_core::{ChunkId, Dtype, Encoding, Error, HostKv, KvChunk, KvShape, KvStore, PrefixId};
-use amem_cuda::Precision;
-use amem_cuda_simulator::{counts, in_simulator, is_simulated};
+use amem_cuda::{Cache, CudaBackend, Precision};
+use amem_cuda_simulator::{counts, fail_call, in_simulator, is_simulated};
 use futures_lite::future::block_on;
 
 use crate::open;
@@ -22,6 +22,13 @@ pub(crate) fn chunk(tokens: usize, seed: u8) -> KvChunk {
     let data = HostKv::new(encoding, SHAPE.layers, bytes.collect());
     let tokens: Arc<[u32]> = (0..tokens as u32).collect();
     KvChunk::new(ChunkId([seed; 32]), PrefixId::of(&[]), SHAPE, tokens, Arc::new(data)).unwrap()
+}
+
+/// Loads a chunk to the beginning of a cache.
+fn load(gpu: &CudaBackend, cache: &mut Cache, chunk: &KvChunk) {
+    let table: Vec<u32> = (0..chunk.tokens().len().div_ceil(gpu.block_tokens()) as u32).collect();
+    let placement = Placement { chunk, table: &table, slot: 0, position: 0 };
+    gpu.load_kv(cache, &Rope::plain(10_000.0, SHAPE.head_dim), &[0], &[placement]).unwrap();
 }
 
 #[test]
@@ -108,14 +115,13 @@ fn kv_is_not_copied_to_memory_that_work_which_is_written_down_still_uses() {
         let gpu = open(Precision::F16);
         let x = gpu.upload(64, &[1.0; 60 * 64]).unwrap();
         let rows: Vec<usize> = (0..60).rev().collect();
-        let (chunk, rope) = (chunk(30, 1), Rope::plain(10_000.0, SHAPE.head_dim));
+        let chunk = chunk(30, 1);
         let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 while !done.load(Ordering::Relaxed) {
                     let mut cache = gpu.cache(&SHAPE, Dtype::F16, 1).unwrap();
-                    let placement = Placement { chunk: &chunk, table: &[0], slot: 0, position: 0 };
-                    gpu.load_kv(&mut cache, &rope, &[0], &[placement]).unwrap();
+                    load(&gpu, &mut cache, &chunk);
                 }
             });
             for _ in 0..200 {
@@ -157,4 +163,43 @@ fn a_gpu_that_is_closed_leaves_nothing_in_a_context_that_somebody_else_holds() {
 #[test]
 fn a_gpu_that_is_closed_lets_go_of_its_context_last() {
     in_simulator("memory::a_gpu_that_is_closed_lets_go_of_its_context_last", &[], || drop(open(Precision::F16)));
+}
+
+#[test]
+fn a_chunk_that_is_a_little_longer_is_loaded_through_the_same_memory() {
+    in_simulator("memory::a_chunk_that_is_a_little_longer_is_loaded_through_the_same_memory", &[], || {
+        let gpu = open(Precision::F16);
+        let mut cache = gpu.cache(&SHAPE, Dtype::F16, 4).unwrap();
+        // There are two places to copy through, and each is made when it is first needed.
+        (0..2).for_each(|_| load(&gpu, &mut cache, &chunk(100, 1)));
+        let (before, pinned) = (gpu.counters(), counts().host_bytes);
+        (0..2).for_each(|_| load(&gpu, &mut cache, &chunk(101, 2)));
+        let after = gpu.counters();
+        assert_eq!((after.waits, after.allocations), (before.waits, before.allocations));
+        assert!(counts().host_bytes - pinned < 8192, "but for lists of a few bytes");
+    });
+}
+
+#[test]
+fn pinned_memory_that_became_too_small_or_is_not_used_is_given_back() {
+    in_simulator("memory::pinned_memory_that_became_too_small_or_is_not_used_is_given_back", &[], || {
+        if !is_simulated() {
+            return;
+        }
+        let gpu = open(Precision::F16);
+        let mut cache = gpu.cache(&SHAPE, Dtype::F16, 16).unwrap();
+        // The first one uploads what all others use: the angles of RoPE.
+        load(&gpu, &mut cache, &chunk(1, 1));
+        let before = counts().host_bytes;
+        for tokens in [200, 400, 800] {
+            (0..2).for_each(|_| load(&gpu, &mut cache, &chunk(tokens, 1)));
+        }
+        let (largest, taken) = (512 * 800, counts().host_bytes - before);
+        assert!(taken < 2 * largest * 5 / 4 + 64 * 1024, "{taken} bytes to copy {largest} through two places");
+        drop(cache);
+        // No memory is left on the GPU, so that all is given back that is only kept for later.
+        assert!(fail_call("cuMemAlloc_v2", 1, 2));
+        gpu.cache(&SHAPE, Dtype::F16, 1).unwrap();
+        assert_eq!(counts().host_bytes, 0);
+    });
 }
