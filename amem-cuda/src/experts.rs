@@ -214,11 +214,11 @@ fn tiles_at_most(choices: usize, experts: usize) -> usize {
 #[derive(Default)]
 pub(crate) struct Tables {
     /// By the first address.
-    kept: Mutex<HashMap<u64, Table>>,
+    kept: Mutex<HashMap<u64, Addresses>>,
 }
 
 /// Addresses, and where they stand on the GPU.
-struct Table {
+struct Addresses {
     addresses: Vec<u64>,
     buffer: Arc<Buffer>,
 }
@@ -240,7 +240,7 @@ impl Tables {
         }
         let addresses: Vec<u64> = addresses.collect();
         let buffer = Arc::new(device.upload_lasting(bytemuck::cast_slice(&addresses))?);
-        kept.insert(first, Table { addresses, buffer: Arc::clone(&buffer) });
+        kept.insert(first, Addresses { addresses, buffer: Arc::clone(&buffer) });
         Ok(buffer)
     }
 }

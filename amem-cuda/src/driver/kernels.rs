@@ -11,6 +11,10 @@ use super::{Buffer, Device};
 use crate::error::{CudaError, Result};
 use crate::ptx::{self, Entry};
 
+/// Shared memory that a launch may ask for without more ado. A block has 48 KiB, of which kernels that ask for some have
+/// less than 16 KiB by themselves.
+const UNASKED_SHARED: u32 = 32 << 10;
+
 /// A kernel that the driver has accepted.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Kernel {
@@ -131,9 +135,7 @@ fn function(module: &str, loaded: &Module, entry: &'static Entry) -> Result<Kern
     // SAFETY: the module is loaded into the current context.
     let function = unsafe { result::module::get_function(loaded.0, name) }
         .map_err(|error| refused(error.0, &format!("it has no kernel {}", entry.name)))?;
-    // 48 KiB are free, those that a kernel has by itself included.
-    const FREE: u32 = 32 << 10;
-    if entry.shared > FREE {
+    if entry.shared > UNASKED_SHARED {
         let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         // SAFETY: the function is the current context's.
         unsafe { result::function::set_function_attribute(function, attribute, entry.shared as i32) }.map_err(
@@ -227,5 +229,19 @@ impl<'b> Launch<'b> {
     /// What the driver is told, for [`Staging::load`](super::Staging::load), within which the buffers have to live on.
     pub(crate) fn into_call(self) -> Call {
         self.call
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shared_memory_that_grows_with_heads_need_not_be_asked_for() {
+        // The widest heads that attention has kernels for.
+        const WIDEST: u32 = 256;
+        let entries = ["kv_bf16", "kv_f16", "kv_f32"].into_iter().flat_map(ptx::entries);
+        let most = entries.map(|entry| entry.shared + WIDEST * entry.shared_per_head_dim).max();
+        assert!(most.is_some_and(|most| most <= UNASKED_SHARED), "{most:?}");
     }
 }

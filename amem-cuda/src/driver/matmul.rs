@@ -81,7 +81,7 @@ pub(super) struct Products {
     handle: sys::cublasLtHandle_t,
     /// The address of the memory that algorithms may use.
     workspace: u64,
-    plans: HashMap<Shape, Plan>,
+    prepared: HashMap<Shape, Prepared>,
 }
 
 // SAFETY: the library's handle and descriptors may be used from any thread, one at a time. They are only reached
@@ -89,7 +89,7 @@ pub(super) struct Products {
 unsafe impl Send for Products {}
 
 /// How one shape is computed.
-struct Plan {
+struct Prepared {
     product: Descriptor,
     /// Of `w`, `x` and `y`: the library counts columns first, so the factors change places.
     layouts: [Layout; 3],
@@ -123,7 +123,7 @@ impl Drop for Preference {
 
 impl Drop for Products {
     fn drop(&mut self) {
-        self.plans.clear();
+        self.prepared.clear();
         // SAFETY: it was created and is destroyed once, after all that was made with it. There is nobody to tell of a
         // failure, here or below.
         let _ = unsafe { result::destroy_handle(self.handle) };
@@ -137,19 +137,20 @@ impl Products {
     /// there might be no room for it, and it cannot be allocated while a graph is captured.
     pub(super) fn new() -> Result<Self> {
         let handle = result::create_handle().map_err(CudaError::cublas("cublasLtCreate"))?;
-        let mut products = Self { handle, workspace: 0, plans: HashMap::new() };
+        let mut products = Self { handle, workspace: 0, prepared: HashMap::new() };
         products.workspace = allocate(WORKSPACE)?;
         Ok(products)
     }
 
     pub(super) fn execute(&mut self, device: &Device, product: &Product) -> Result<()> {
-        if !self.plans.contains_key(&product.shape) {
-            if self.plans.len() >= KEPT {
-                self.plans.clear();
+        if !self.prepared.contains_key(&product.shape) {
+            if self.prepared.len() >= KEPT {
+                self.prepared.clear();
             }
-            self.plans.insert(product.shape, Plan::new(self.handle, &product.shape)?);
+            self.prepared.insert(product.shape, Prepared::new(self.handle, &product.shape)?);
         }
-        let Some(Plan { product: descriptor, layouts: [w, x, y], algorithm }) = self.plans.get(&product.shape) else {
+        let Some(Prepared { product: descriptor, layouts: [w, x, y], algorithm }) = self.prepared.get(&product.shape)
+        else {
             return Ok(());
         };
         if product.shape.biased {
@@ -183,7 +184,7 @@ impl Products {
     }
 }
 
-impl Plan {
+impl Prepared {
     fn new(handle: sys::cublasLtHandle_t, shape: &Shape) -> Result<Self> {
         use sys::{cublasLtMatmulDescAttributes_t as Attribute, cublasLtMatmulPreferenceAttributes_t as Preferred};
         let Shape { rows, inputs, outputs, from, to, biased } = *shape;
@@ -215,11 +216,7 @@ impl Plan {
     }
 }
 
-fn prefer<T>(
-    preference: &Preference,
-    attribute: sys::cublasLtMatmulPreferenceAttributes_t,
-    value: &T,
-) -> Result<()> {
+fn prefer<T>(preference: &Preference, attribute: sys::cublasLtMatmulPreferenceAttributes_t, value: &T) -> Result<()> {
     let value = std::ptr::from_ref(value).cast();
     // SAFETY: the preference is alive, and the attribute is read from where it is said to be. Callers give each attribute
     // a value of its type.

@@ -105,14 +105,18 @@ fn a_gpu_without_room_is_full_and_goes_on_once_there_is_some() {
 #[test]
 fn a_gpu_without_room_for_a_workspace_is_full_and_opens_once_there_is_some() {
     let settings = [("AMEM_SIM_FAIL", "cuMemAlloc_v2:1:2")];
-    in_simulator("failures::a_gpu_without_room_for_a_workspace_is_full_and_opens_once_there_is_some", &settings, || {
-        let error = opened().unwrap_err();
-        assert!(matches!(error, CudaError::OutOfMemory { .. }), "{error}");
-        let gpu = open(Precision::F16);
-        let x = gpu.upload(16, &[1.0; 9 * 16]).unwrap();
-        let product = gpu.linear(&x, &matrix(&gpu, 8, 16).unwrap(), None).unwrap();
-        assert_eq!(gpu.read(&product).unwrap(), [0.0; 9 * 8]);
-    });
+    in_simulator(
+        "failures::a_gpu_without_room_for_a_workspace_is_full_and_opens_once_there_is_some",
+        &settings,
+        || {
+            let error = opened().unwrap_err();
+            assert!(matches!(error, CudaError::OutOfMemory { .. }), "{error}");
+            let gpu = open(Precision::F16);
+            let x = gpu.upload(16, &[1.0; 9 * 16]).unwrap();
+            let product = gpu.linear(&x, &matrix(&gpu, 8, 16).unwrap(), None).unwrap();
+            assert_eq!(gpu.read(&product).unwrap(), [0.0; 9 * 8]);
+        },
+    );
 }
 
 #[test]
