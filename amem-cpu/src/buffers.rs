@@ -36,8 +36,16 @@ impl Buffers {
     fn give_back(&self, buffer: Vec<f32>) {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let all: usize = kept.iter().map(Vec::len).sum();
-        if kept.len() < KEPT && buffer.len() <= KEPT_LEN && all + buffer.len() <= KEPT_NUMBERS {
+        if buffer.len() > KEPT_LEN || all + buffer.len() > KEPT_NUMBERS {
+            return;
+        }
+        if kept.len() < KEPT {
             kept.push(buffer);
+        } else if let Some(smallest) = kept.iter_mut().min_by_key(|buffer| buffer.len())
+            && smallest.len() < buffer.len()
+        {
+            // Else many small buffers that came first would keep all large ones out.
+            *smallest = buffer;
         }
     }
 }
@@ -114,6 +122,19 @@ mod tests {
         assert_eq!(kept, [10_000, 20_000, 40_000]);
         drop(buffers.take(200_000));
         assert_eq!(buffers.0.lock().unwrap().len(), 4);
+    }
+
+    #[test]
+    fn small_buffers_in_all_places_do_not_keep_a_larger_one_out() {
+        let buffers = Buffers::default();
+        let many: Vec<Numbers> = (0..KEPT + 8).map(|_| buffers.take(10)).collect();
+        drop(many);
+        drop(buffers.take(50_000));
+        let sizes = |kept: &[Vec<f32>]| kept.iter().map(Vec::len).max();
+        assert_eq!(sizes(&buffers.0.lock().unwrap()), Some(50_000));
+        drop(buffers.take(10));
+        let kept = buffers.0.lock().unwrap();
+        assert_eq!((kept.len(), sizes(&kept)), (KEPT, Some(50_000)));
     }
 
     #[test]
