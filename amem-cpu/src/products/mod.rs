@@ -411,7 +411,7 @@ macro_rules! with_rows {
     (@each $count:expr, $rows:ident, $body:expr, $($n:literal)*) => {
         match $count {
             $($n => { const $rows: usize = $n; $body })*
-            _ => {}
+            rows => debug_assert_eq!(rows, 0, "no kernel is compiled for tiles of so many rows"),
         }
     };
 }

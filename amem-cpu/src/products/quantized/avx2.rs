@@ -74,9 +74,12 @@ const _: () = assert!(GROUP / 2 * 15 * 127 <= i16::MAX as usize, "products of a 
 /// which are signed or not, with bytes. `dot_4_bits` does for codes of 4 bits, and what it has added up in a group becomes
 /// sums by `sums_of_4_bits`.
 macro_rules! kernels {
-    ($module:ident, $features:literal, signed: $signed:literal, $($dot:item)*) => {
-        mod $module {
+    ($module:ident, $features:literal, signed: $signed:literal, rows: $($rows:literal)*, $($dot:item)*) => {
+        pub(super) mod $module {
             use super::*;
+
+            /// Rows of the tallest tile.
+            pub(in super::super) const TALLEST: usize = [$($rows),*].len();
 
             #[target_feature(enable = $features)]
             pub(super) fn multiply_columns(w: &Quantized, tiles: &[ByteTile], columns: &mut Columns<'_>) {
@@ -107,7 +110,7 @@ macro_rules! kernels {
                                     Kind::Signed => multiply::<ROWS, SIGNED>(&groups, ahead, x, rows, column),
                                     Kind::FourBits => multiply::<ROWS, FOUR_BITS>(&groups, ahead, x, rows, column),
                                 }
-                            }, 1 2 3 4 5 6);
+                            }, $($rows)*);
                             // The first tile has fetched it.
                             ahead = None;
                         }
@@ -264,6 +267,7 @@ kernels!(
     vnni,
     "avx2,fma,f16c,avxvnni",
     signed: false,
+    rows: 1 2 3 4 5 6,
     fn dot(sums: __m256i, codes: __m256i, x: __m256i, _: bool) -> __m256i {
         _mm256_dpbusd_avx_epi32(sums, codes, x)
     }
@@ -279,6 +283,7 @@ kernels!(
     two_steps,
     "avx2,fma,f16c",
     signed: true,
+    rows: 1 2 3 4,
     fn dot(sums: __m256i, codes: __m256i, x: __m256i, signed: bool) -> __m256i {
         let (codes, x) = if signed {
             let codes = _mm256_xor_si256(codes, _mm256_set1_epi8(-128));

@@ -17,6 +17,9 @@ impl Avx512Vnni {
     }
 }
 
+/// Rows of the tallest tile.
+pub(super) const TALLEST: usize = 8;
+
 #[target_feature(enable = "avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni")]
 fn multiply_columns(w: &Quantized, tiles: &[ByteTile], columns: &mut Columns<'_>) {
     let Columns { panel: first, rows, .. } = columns;

@@ -50,16 +50,18 @@ impl Order {
     fn of(kernels: Bytes) -> Self {
         match kernels {
             #[cfg(target_arch = "aarch64")]
-            Bytes::Neon(_) => Self { inputs: 4, signed: true, rows: 2, padded: 1 },
+            Bytes::Neon(_) => Self { inputs: 4, signed: true, rows: neon::widening::TALLEST, padded: 1 },
             #[cfg(target_arch = "aarch64")]
-            Bytes::NeonDot(_) => Self { inputs: 4, signed: true, rows: 4, padded: 4 },
+            Bytes::NeonDot(_) => Self { inputs: 4, signed: true, rows: neon::dot::TALLEST, padded: 4 },
             #[cfg(target_arch = "aarch64")]
-            Bytes::NeonI8mm(_) => Self { inputs: 8, signed: true, rows: 4, padded: 2 },
+            Bytes::NeonI8mm(_) => Self { inputs: 8, signed: true, rows: neon::i8mm::TALLEST, padded: 2 },
             #[cfg(target_arch = "x86_64")]
-            Bytes::Avx2(_) => Self { inputs: 4, signed: false, rows: 4, padded: 1 },
+            Bytes::Avx2(_) => Self { inputs: 4, signed: false, rows: avx2::two_steps::TALLEST, padded: 1 },
             #[cfg(target_arch = "x86_64")]
-            Bytes::AvxVnni(_) => Self { inputs: 4, signed: false, rows: 6, padded: 1 },
-            _ => Self { inputs: 4, signed: false, rows: 8, padded: 1 },
+            Bytes::AvxVnni(_) => Self { inputs: 4, signed: false, rows: avx2::vnni::TALLEST, padded: 1 },
+            #[cfg(target_arch = "x86_64")]
+            Bytes::Avx512Vnni(_) => Self { inputs: 4, signed: false, rows: avx512::TALLEST, padded: 1 },
+            Bytes::Portable => Self { inputs: 4, signed: false, rows: portable::TALLEST, padded: 1 },
         }
     }
 

@@ -147,8 +147,11 @@ type Unit = [[int8x16_t; 2]; STRIPS];
 /// `ROWS` rows.
 macro_rules! kernels {
     ($module:ident, $features:literal, rows: $($rows:literal)*, $sums:item) => {
-        mod $module {
+        pub(super) mod $module {
             use super::*;
+
+            /// Rows of the tallest tile.
+            pub(in super::super) const TALLEST: usize = [$($rows),*].len();
 
             #[target_feature(enable = $features)]
             pub(super) fn multiply_columns(w: &Quantized, tiles: &[ByteTile], columns: &mut Columns<'_>) {
@@ -157,7 +160,7 @@ macro_rules! kernels {
                         ($rows, true) => multiply::<$rows, { together($rows) }, true>(w, x, rows, column),
                         ($rows, false) => multiply::<$rows, { together($rows) }, false>(w, x, rows, column),
                     )*
-                    _ => {}
+                    (rows, _) => debug_assert_eq!(rows, 0, "no kernel is compiled for tiles of so many rows"),
                 });
             }
 
@@ -326,8 +329,11 @@ fn dot_row<const ROW: usize>(mut sums: int32x4_t, codes: int8x16_t, x: int8x16_t
     sums
 }
 
-mod i8mm {
+pub(super) mod i8mm {
     use super::*;
+
+    /// Rows of the tallest tile: two pairs.
+    pub(in super::super) const TALLEST: usize = 4;
 
     /// Codes of eight inputs of a strip, two outputs in a vector.
     type Eight = [int8x16_t; STRIP / 2];

@@ -6,6 +6,9 @@ use pulp::{Simd, WithSimd};
 use super::super::{Columns, PANEL, store_panel};
 use super::{ByteTile, Groups, Quantized};
 
+/// Rows of the tallest tile.
+pub(super) const TALLEST: usize = 8;
+
 /// All rows times some panels.
 pub(super) struct Product<'a, 'b> {
     pub(super) w: &'a Quantized,
