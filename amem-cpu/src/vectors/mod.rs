@@ -100,7 +100,7 @@ impl<S: Simd, T: Element> Vectors<T> for Plain<S> {
 }
 
 /// Rotates the keys of one head, `[LANES][head_dim]` in rows that are `stride` apart, to their positions, and transposes them:
-/// `[head_dim][LANES]`. `angles` are cosines and sines in turn, of `head_dim / 2` frequencies or fewer.
+/// `[head_dim][LANES]`. `angles` are cosines and sines in turn, of `head_dim / 2` frequencies.
 #[inline(always)]
 pub(crate) fn rotate_and_transpose<T: Element, V: Vectors<T>>(
     v: V,
@@ -110,8 +110,7 @@ pub(crate) fn rotate_and_transpose<T: Element, V: Vectors<T>>(
     streaming: Option<Streaming<'_>>,
 ) {
     let (angles, half) = (angles.as_chunks::<2>().0, angles.len() / 2);
-    let (low, rest) = to.as_chunks_mut::<LANES>().0.split_at_mut(half);
-    let (high, rest) = rest.split_at_mut(half);
+    let (low, high) = to.as_chunks_mut::<LANES>().0.split_at_mut(half);
     // In whole groups, so that compilers know how long each is, and then what is left.
     let whole = half / GROUP * GROUP;
     let ((low, last_low), (high, last_high)) = (low.as_chunks_mut::<GROUP>(), high.as_chunks_mut::<GROUP>());
@@ -125,14 +124,6 @@ pub(crate) fn rotate_and_transpose<T: Element, V: Vectors<T>>(
         let low = part_of_group(v, rows, stride, whole..half);
         let high = part_of_group(v, rows, stride, half + whole..2 * half);
         turn_group(v, [&low, &high], &angles[whole..], [last_low, last_high], streaming);
-    }
-    // The rest has no partner and is not rotated.
-    for (index, to) in rest.chunks_mut(GROUP).enumerate() {
-        let first = 2 * half + index * GROUP;
-        let group = part_of_group(v, rows, stride, first..first + to.len());
-        for (from, to) in group.iter().zip(to) {
-            v.put(from, to, streaming);
-        }
     }
 }
 
