@@ -3,8 +3,8 @@
 //! Kernels are chosen when a [`Cpu`] is made, by the [`Instructions`] that the machine has and by the [`Arithmetic`] that
 //! is asked for. Those of [`Arithmetic::Exact`] have one source, which [`pulp`] compiles for each instruction set: lanes
 //! run across outputs or have a fixed tree of sums, so AVX-512, AVX2, NEON and plain scalar code give the same bits.
-//! [`Arithmetic::Fast`] has kernels of its own for what a machine does better. In both, every output is computed by one
-//! thread in one order, so the number of threads changes nothing.
+//! [`Arithmetic::Fast`] has kernels of its own for what a machine does better. In both, the order in which an output is
+//! added up does not depend on the number of threads, even where several share it (attention over a long context).
 #![deny(unsafe_code)]
 
 mod activation;
@@ -172,7 +172,7 @@ impl Backend for Cpu {
     type Plan = Plan;
 
     fn numerics(&self) -> Numerics {
-        // Where bf16 is multiplied as it is, attention rounds to it as well.
+        // With AVX-512, where bf16 is multiplied as it is, attention rounds to it as well.
         let name = match (self.arithmetic, self.weights, self.isa.has_bf16()) {
             (Arithmetic::Exact, ..) => "exact f32",
             (Arithmetic::Fast, WeightFormat::Int8, false) => "fast, int8 weights",

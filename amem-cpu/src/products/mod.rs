@@ -1,9 +1,9 @@
 //! Weights and the product with them.
 //!
-//! A matrix is packed into panels of [`PANEL`] outputs, input by input. A product is cut into runs of panels, which threads
-//! share. Of each run a block of inputs is taken at a time: it stays in a core's cache, and so do those inputs of all rows
-//! of `x`, which meet it in tiles of [`MOST_ROWS`] rows. Each output adds its products up in the order of the inputs,
-//! whatever the tile, so rows do not notice their neighbours.
+//! A matrix is packed into panels of [`PANEL`] outputs, input by input. A product is cut into runs of panels, which
+//! threads share. Of each run a block of inputs is taken at a time: it stays in a core's cache, and so do those inputs
+//! of all rows of `x`, which meet it in tiles of as many rows as a kernel has registers for. Each output adds its
+//! products up in the order of the inputs, whatever the tile, so rows do not notice their neighbours.
 
 #[cfg(target_arch = "aarch64")]
 mod bf16_fours;
