@@ -102,7 +102,14 @@ impl<L: Loads<N>, N: Pod> NullaryFnOnce for PanelProducts<'_, '_, L, N> {
                     let end = to.min(start + BLOCK);
                     let at = |panel: usize, input: usize| (panel * matrix.inputs + input) * PANEL;
                     let block = &weights[at(panel, start)..at(panel, end)];
-                    let next = if end < to { at(panel, end) } else { at(panel + 1, from) };
+                    let is_last_panel = column + PANEL >= width;
+                    let next = if end < to {
+                        at(panel, end)
+                    } else if is_last_panel && to < matrix.inputs {
+                        at(*first, to)
+                    } else {
+                        at(panel + 1, from)
+                    };
                     let mut ahead = weights.get(next..next + block.len()).unwrap_or(block);
                     let mut rest = &mut rows[..];
                     for tile in tiles {
