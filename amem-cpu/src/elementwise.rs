@@ -49,8 +49,9 @@ fn sum(x: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
 
 /// Partial sums added up, in an order that is the same everywhere.
 #[inline(always)]
-pub(crate) fn total_of(mut sums: [f32; LANES]) -> f32 {
-    let mut width = LANES / 2;
+pub(crate) fn total_of<const N: usize>(mut sums: [f32; N]) -> f32 {
+    const { assert!(N.is_power_of_two()) };
+    let mut width = N / 2;
     while width > 0 {
         for lane in 0..width {
             sums[lane] += sums[lane + width];
