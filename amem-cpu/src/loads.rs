@@ -42,8 +42,8 @@ impl<S: Simd, N: Wider> Loads<N> for Native<S> {
     }
 }
 
-/// Numbers that are f32 once they are loaded: those of 16 bits with AVX-512, with NEON and without vectors, and bf16 with
-/// AVX2.
+/// Numbers that are f32 once they are loaded: those of 16 bits by an instruction with AVX-512 and with NEON, and bf16 with
+/// AVX2. [`Avx2`](crate::isa::Avx2) does the same for f16.
 pub(crate) trait Wider: Pod {
     /// A vector of numbers.
     fn load<S: Simd>(simd: S, numbers: &[Self]) -> S::f32s;
@@ -67,7 +67,7 @@ impl Wider for f16 {
         if let (Some(neon), Some(numbers)) = (crate::number::neon(simd), numbers.first_chunk::<4>()) {
             return bytemuck::cast(crate::neon::widen(neon, *numbers));
         }
-        alone(simd, numbers.first().map(|number| f16_to_f32(number.to_bits())))
+        one_by_one(simd, numbers.iter().map(|number| f16_to_f32(number.to_bits())))
     }
 }
 
@@ -88,14 +88,17 @@ impl Wider for bf16 {
         if let (Some(neon), Some(numbers)) = (crate::number::neon(simd), numbers.first_chunk::<4>()) {
             return bytemuck::cast(crate::neon::widen_bf16(neon, *numbers));
         }
-        alone(simd, numbers.first().map(|number| bf16_to_f32(number.to_bits())))
+        one_by_one(simd, numbers.iter().map(|number| bf16_to_f32(number.to_bits())))
     }
 }
 
-/// A vector of one number, where vectors have no more.
+/// A vector of the first numbers, where no instruction widens them; of one number, where vectors have no more.
 #[inline(always)]
-fn alone<S: Simd>(simd: S, number: Option<f32>) -> S::f32s {
-    simd.splat_f32s(number.filter(|_| S::F32_LANES == 1).unwrap_or(f32::NAN))
+fn one_by_one<S: Simd>(simd: S, numbers: impl Iterator<Item = f32>) -> S::f32s {
+    let mut vector = simd.splat_f32s(0.0);
+    let lanes: &mut [f32] = bytemuck::cast_slice_mut(std::slice::from_mut(&mut vector));
+    lanes.iter_mut().zip(numbers).for_each(|(lane, number)| *lane = number);
+    vector
 }
 
 /// Has the processor fetch what is wanted soon, and comes from memory in an order that it does not guess, or in bursts.
@@ -192,5 +195,40 @@ mod x86 {
                 );
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pulp::{Arch, WithSimd};
+
+    use super::*;
+
+    /// The numbers of a vector that is loaded.
+    struct Loaded<'a, N>(&'a [N]);
+
+    impl<N: Wider> WithSimd for Loaded<'_, N> {
+        type Output = Vec<f32>;
+
+        fn with_simd<S: Simd>(self, simd: S) -> Vec<f32> {
+            bytemuck::cast_slice(&[Native(simd).load(self.0)]).to_vec()
+        }
+    }
+
+    #[test]
+    fn numbers_of_every_kind_are_widened_as_they_are_loaded_whatever_the_vectors() {
+        fn check<N: Wider>(number: impl Fn(f32) -> N) {
+            let numbers: Vec<N> = (1..=16).map(|at| number(at as f32 / 4.0)).collect();
+            for arch in [Arch::Scalar, Arch::new()] {
+                let loaded = arch.dispatch(Loaded(&numbers));
+                assert!(!loaded.is_empty());
+                for (at, loaded) in (1..).zip(loaded) {
+                    assert_eq!(loaded, at as f32 / 4.0, "{arch:?}");
+                }
+            }
+        }
+        check(|number| number);
+        check(f16::from_f32);
+        check(bf16::from_f32);
     }
 }
