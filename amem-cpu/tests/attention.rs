@@ -377,7 +377,7 @@ fn a_key_that_is_no_number_shows_in_the_rows_that_see_it_and_in_no_others() {
 }
 
 #[test]
-fn what_stands_in_slots_that_no_row_sees_is_of_no_consequence() {
+fn what_stands_behind_the_slots_that_rows_see_is_of_no_consequence() {
     for instructions in sets() {
         let cpu = cpu(instructions, 1);
         for dtype in DTYPES {
