@@ -86,10 +86,19 @@ pub(crate) struct AvxVnni(());
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Avx512Vnni(());
 
-/// A proof that the machine has AVX-512 with BF16.
 #[cfg(target_arch = "x86_64")]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Avx512Bf16(());
+pulp::simd_type! {
+    /// A proof that the machine has AVX-512 with BF16.
+    #[allow(unsafe_code, reason = "that is how `pulp` makes one where it has looked for them")]
+    pub(crate) struct Avx512Bf16 {
+        avx512f: "avx512f",
+        avx512bw: "avx512bw",
+        avx512cd: "avx512cd",
+        avx512dq: "avx512dq",
+        avx512vl: "avx512vl",
+        avx512bf16: "avx512bf16",
+    }
+}
 
 /// A proof that the machine has NEON.
 #[cfg(target_arch = "aarch64")]
@@ -108,7 +117,7 @@ pub(crate) struct NeonI8mm(());
 
 /// A proof that the machine has NEON with BF16.
 #[cfg(target_arch = "aarch64")]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct NeonBf16(());
 
 /// What multiplies bf16.
@@ -160,9 +169,8 @@ impl Isa {
             V3::try_new().filter(|_| has_halves).map(|arch| (Arch::V3(arch), Avx2(arch)))
         };
         let avx512 = || V4::try_new();
-        // These need AVX-512 as well, and so are given the proof of it.
+        // It needs AVX-512 as well, and so is given the proof of it.
         let vnni = |_: V4| is_x86_feature_detected!("avx512vnni").then_some(Bytes::Avx512Vnni(Avx512Vnni(())));
-        let bf16 = |_: V4| is_x86_feature_detected!("avx512bf16").then_some(Avx512Bf16(()));
         let f16 = match instructions {
             Instructions::Avx2 | Instructions::AvxVnni => Some(avx2()?.1),
             _ => None,
@@ -183,7 +191,7 @@ impl Isa {
             }
             Instructions::Avx512Bf16 => {
                 let v4 = avx512()?;
-                (Arch::V4(v4), vnni(v4)?, Some(bf16(v4)?))
+                (Arch::V4(v4), vnni(v4)?, Some(Avx512Bf16::try_new()?))
             }
             _ => return None,
         };

@@ -215,7 +215,7 @@ impl Backend for Cpu {
     fn plan(&self, rope: &Rope, rows: &[Row], tables: &[BlockTable<'_>]) -> Result<Plan> {
         let positions: Vec<u32> = rows.iter().map(|row| row.position).collect();
         let tables: Vec<Vec<u32>> = tables.iter().map(|table| table.to_vec()).collect();
-        let (slots, angles) = (Slots::of(rows, &tables), Angles::on(self, rope, &positions));
+        let (slots, angles) = (Slots::of(rows, &tables), Angles::new(self, rope, &positions));
         Ok(Plan { rows: rows.to_vec(), tables, slots, angles })
     }
 

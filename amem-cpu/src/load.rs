@@ -16,7 +16,6 @@ use pulp::{Simd, WithSimd};
 use crate::Cpu;
 use crate::cache::{BLOCK_TOKENS, Cache, Head, LANES, block_mut};
 use crate::number::Element;
-use crate::rotation::Angles;
 use crate::vectors::{Fence, Plain, Vectors, rotate_and_transpose};
 
 /// From so many bytes on, what is loaded at once is written past the processor's caches: it would drive out all that is in them,
@@ -295,12 +294,11 @@ fn put_lanes<T: Element>(numbers: &[T], places: &mut [T], lanes: Range<usize>) {
 /// Cosines and sines, in turn, of the positions from one on. Those below zero stand for nothing.
 fn angles_from(rope: &Rope, base: i64) -> Vec<[f32; LANES]> {
     let positions: [u32; LANES] = std::array::from_fn(|lane| u32::try_from(base + lane as i64).unwrap_or_default());
-    let angles = Angles::new(rope, &positions);
-    let at = |frequency: usize| {
-        let both = std::array::from_fn::<_, LANES, _>(|lane| angles.row(lane).of(frequency));
+    let of_frequency = |&frequency: &f32| {
+        let both = positions.map(|position| rope.cos_sin(position, frequency));
         [both.map(|(cos, _)| cos), both.map(|(_, sin)| sin)]
     };
-    (0..rope.inverse_frequencies.len()).flat_map(at).collect()
+    rope.inverse_frequencies.iter().flat_map(of_frequency).collect()
 }
 
 #[cfg(test)]

@@ -20,15 +20,8 @@ pub(crate) struct Angle<'a> {
 }
 
 impl Angles {
-    pub(crate) fn new(rope: &Rope, positions: &[u32]) -> Self {
-        let half = rope.inverse_frequencies.len();
-        let mut angles = Self { half, cos: vec![0.0; half * positions.len()], sin: vec![0.0; half * positions.len()] };
-        angles.parts(positions.len()).for_each(|part| part.fill(rope, positions));
-        angles
-    }
-
-    /// The same, on several threads where there are many.
-    pub(crate) fn on(cpu: &Cpu, rope: &Rope, positions: &[u32]) -> Self {
+    /// Those of these positions, computed on several threads where there are many.
+    pub(crate) fn new(cpu: &Cpu, rope: &Rope, positions: &[u32]) -> Self {
         const ROWS: usize = 16;
         let half = rope.inverse_frequencies.len();
         let mut angles = Self { half, cos: vec![0.0; half * positions.len()], sin: vec![0.0; half * positions.len()] };
@@ -93,11 +86,6 @@ impl WithSimd for Rotate<'_> {
 }
 
 impl Angle<'_> {
-    /// The cosine and the sine for one frequency.
-    pub(crate) fn of(&self, frequency: usize) -> (f32, f32) {
-        (self.cos[frequency], self.sin[frequency])
-    }
-
     /// Rotates one head: pairs (i, i + half).
     #[inline(always)]
     pub(crate) fn rotate(self, head: &mut [f32]) {

@@ -202,7 +202,7 @@ impl Cpu {
         let walk = Walk { chunk, queries, attention, parts, output };
         #[cfg(target_arch = "x86_64")]
         if let Arch::V4(simd) = self.arch {
-            return super::walk::walk(simd, self.isa.bf16.and_then(|_| super::pairs::Bf16::try_new()), walk);
+            return super::walk::walk(simd, self.isa.bf16, walk);
         }
         #[cfg(target_arch = "x86_64")]
         if let Some(avx2) = self.isa.f16 {

@@ -12,34 +12,23 @@ use pulp::x86::V4;
 
 use super::tile::{Kernels, Scores, TALLEST, Values, group};
 use crate::cache::{BLOCK_TOKENS, LANES};
+use crate::isa::Avx512Bf16;
 use crate::loads::fetch;
 use crate::unroll::each_row;
 
-pulp::simd_type! {
-    /// AVX-512 with products of bf16.
-    pub(super) struct Bf16 {
-        pub avx512f: "avx512f",
-        pub avx512bw: "avx512bw",
-        pub avx512cd: "avx512cd",
-        pub avx512dq: "avx512dq",
-        pub avx512vl: "avx512vl",
-        pub avx512bf16: "avx512bf16",
-    }
-}
-
-impl Bf16 {
+impl Avx512Bf16 {
     /// `sum + a₀·b₀ + a₁·b₁` in each lane.
     #[inline(always)]
     fn multiply(self, sum: __m512, a: __m512i, b: __m512i) -> __m512 {
         let [a, b]: [__m512bh; 2] = [a, b].map(bytemuck::cast);
-        // SAFETY: there is a `Bf16` only where the processor has AVX512-BF16 and AVX512F.
+        // SAFETY: there is an `Avx512Bf16` only where the processor has AVX512-BF16 and AVX512F.
         unsafe { _mm512_dpbf16_ps(sum, a, b) }
     }
 
     /// Rounds two vectors.
     #[inline(always)]
     fn round(self, first: __m512, second: __m512) -> __m512i {
-        // SAFETY: there is a `Bf16` only where the processor has AVX512-BF16 and AVX512F.
+        // SAFETY: there is an `Avx512Bf16` only where the processor has AVX512-BF16 and AVX512F.
         bytemuck::cast(unsafe { _mm512_cvtne2ps_pbh(second, first) })
     }
 }
@@ -48,14 +37,14 @@ impl Bf16 {
 #[derive(Clone, Copy)]
 pub(super) struct Pairs<const APART: bool> {
     simd: V4,
-    bf16: Bf16,
+    bf16: Avx512Bf16,
 }
 
 impl<const APART: bool> Pairs<APART> {
     /// Numbers that are paired: heads' dimensions have to be a multiple of this.
     pub(super) const WIDTH: usize = 2 * LANES;
 
-    pub(super) fn new(simd: V4, bf16: Bf16) -> Self {
+    pub(super) fn new(simd: V4, bf16: Avx512Bf16) -> Self {
         Self { simd, bf16 }
     }
 

@@ -221,20 +221,21 @@ mod x86 {
     use half::bf16;
     use pulp::x86::V4;
 
-    use super::super::pairs::{self, Bf16, Pairs};
+    use super::super::pairs::{self, Pairs};
     use super::super::tile::Values;
     use super::{Arithmetic, Numbers};
     use crate::cache::{BLOCK_TOKENS, LANES};
+    use crate::isa::Avx512Bf16;
 
     /// Products of pairs of bf16.
     #[derive(Clone, Copy)]
     pub(in super::super) struct Paired {
         simd: V4,
-        products: Bf16,
+        products: Avx512Bf16,
     }
 
     impl Paired {
-        pub(in super::super) fn new(simd: V4, products: Bf16) -> Self {
+        pub(in super::super) fn new(simd: V4, products: Avx512Bf16) -> Self {
             Self { simd, products }
         }
     }

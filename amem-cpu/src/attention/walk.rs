@@ -353,15 +353,15 @@ mod x86 {
     use half::{bf16, f16};
     use pulp::x86::V4;
 
-    use super::super::pairs::{Bf16, Pairs};
+    use super::super::pairs::Pairs;
     use super::super::ready::{Loaded, Paired};
     use super::{Run, Walk};
     use crate::cache::Head;
-    use crate::isa::Avx2;
+    use crate::isa::{Avx2, Avx512Bf16};
     use crate::loads::{Loads, Native};
 
     /// Goes through some parts with AVX-512, and with products of bf16 where there are.
-    pub(in super::super) fn walk(simd: V4, products: Option<Bf16>, walk: Walk<'_>) {
+    pub(in super::super) fn walk(simd: V4, products: Option<Avx512Bf16>, walk: Walk<'_>) {
         match walk.chunk.head {
             Head::F32(blocks) => simd.vectorize(Run { walk, arithmetic: Loaded::<_, f32>::new(Native(simd)), blocks }),
             Head::F16(blocks) => simd.vectorize(Run { walk, arithmetic: Loaded::<_, f16>::new(Native(simd)), blocks }),

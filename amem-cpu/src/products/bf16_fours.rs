@@ -7,11 +7,11 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use amem_core::Result;
+use amem_core::{Result, f32_to_bf16};
 use bytemuck::{Pod, Zeroable};
 use pulp::{Simd, WithSimd};
 
-use super::{Columns, MOST_ROWS, PANEL, load_panel, round_to_bf16, store_panel};
+use super::{Columns, MOST_ROWS, PANEL, load_panel, store_panel};
 use crate::isa::NeonBf16;
 use crate::pages::Pages;
 use crate::{Cpu, Tensor};
@@ -90,7 +90,7 @@ impl WithSimd for Round<'_> {
         let mut rounded = vec![[0u16; 4]; fours];
         for (index, row) in x.chunks_exact(inputs).enumerate() {
             let to = rounded.as_flattened_mut().iter_mut();
-            to.zip(row).for_each(|(to, x)| *to = round_to_bf16(*x) as u16);
+            to.zip(row).for_each(|(to, x)| *to = f32_to_bf16(*x));
             let places = data[index / 2..].iter_mut().step_by(pairs);
             places.zip(&rounded).for_each(|(to, four)| to[index % 2] = *four);
         }

@@ -5,12 +5,12 @@
 
 use std::arch::x86_64::{__m512bh, _mm512_dpbf16_ps, _mm512_set1_epi32, _mm512_setzero_ps};
 
-use amem_core::Result;
+use amem_core::{Result, f32_to_bf16};
 use bytemuck::{Pod, Zeroable};
 use pulp::{Simd, WithSimd};
 
 use super::transpose::Pairs;
-use super::{Columns, MOST_ROWS, PANEL, load_panel, round_to_bf16, store_panel, with_rows};
+use super::{Columns, MOST_ROWS, PANEL, load_panel, store_panel, with_rows};
 use crate::isa::Avx512Bf16;
 use crate::pages::Pages;
 use crate::{Cpu, Tensor};
@@ -84,10 +84,10 @@ impl WithSimd for Round<'_> {
         for (index, row) in x.chunks_exact(inputs).enumerate() {
             let (pairs, last) = row.as_chunks::<2>();
             for (to, [low, high]) in rounded.iter_mut().zip(pairs) {
-                *to = round_to_bf16(*low) | round_to_bf16(*high) << 16;
+                *to = u32::from(f32_to_bf16(*low)) | u32::from(f32_to_bf16(*high)) << 16;
             }
             if let ([last], Some(to)) = (last, rounded.last_mut()) {
-                *to = round_to_bf16(*last);
+                *to = u32::from(f32_to_bf16(*last));
             }
             if *rows == 1 {
                 return data.copy_from_slice(&rounded);

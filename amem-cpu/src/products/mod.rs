@@ -393,16 +393,6 @@ fn store_columns<const WIDTH: usize>(sums: &[f32; WIDTH], row: &mut [f32], colum
     }
 }
 
-/// A number as bf16, rounded to the nearest, ties to even.
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-#[inline(always)]
-fn round_to_bf16(x: f32) -> u32 {
-    let bits = x.to_bits();
-    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
-    // What is no number must not become infinite by rounding.
-    if x.is_nan() { bits >> 16 | 0x40 } else { rounded }
-}
-
 /// Runs `$body` with `$rows` as a constant, for each number of rows that a tile may have.
 macro_rules! with_rows {
     ($count:expr, |$rows:ident| $body:expr) => {
