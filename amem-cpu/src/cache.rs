@@ -8,7 +8,7 @@ use half::{bf16, f16};
 use pulp::{Simd, WithSimd};
 
 use crate::lines::Lines;
-use crate::load::Rotations;
+use crate::load_kv::Rotations;
 use crate::number::Element;
 use crate::rotation::Angle;
 use crate::{Cpu, Plan, Tensor};

@@ -8,7 +8,7 @@ use pulp::{Simd, WithSimd};
 
 /// Partial sums of a reduction. A fixed number, whatever the machine's vectors hold, so that sums have the same bits
 /// everywhere.
-const LANES: usize = 16;
+const PARTIAL_SUMS: usize = 16;
 
 /// `e^x` to within 2 units in the last place for x in [-87, 88], the nearest end of that range elsewhere.
 ///
@@ -30,11 +30,11 @@ pub(crate) fn exp(x: f32) -> f32 {
     p * f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23))
 }
 
-/// Sums `f` of each element, in [`LANES`] partial sums.
+/// Sums `f` of each element, in [`PARTIAL_SUMS`] partial sums.
 #[inline(always)]
 fn sum(x: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut sums = [0f32; LANES];
-    let chunks = x.chunks_exact(LANES);
+    let mut sums = [0f32; PARTIAL_SUMS];
+    let chunks = x.chunks_exact(PARTIAL_SUMS);
     let rest = chunks.remainder();
     for chunk in chunks {
         for (sum, &x) in sums.iter_mut().zip(chunk) {
@@ -145,8 +145,8 @@ impl WithSimd for AddRowDistance<'_> {
         let columns = (self.x.len() / self.sums.len().max(1)).max(1);
         let rows = self.x.chunks_exact(columns).zip(self.y.chunks_exact(columns));
         for (total, (x, y)) in self.sums.iter_mut().zip(rows) {
-            let mut sums = [0f32; LANES];
-            let ((x, last_x), (y, last_y)) = (x.as_chunks::<LANES>(), y.as_chunks::<LANES>());
+            let mut sums = [0f32; PARTIAL_SUMS];
+            let ((x, last_x), (y, last_y)) = (x.as_chunks::<PARTIAL_SUMS>(), y.as_chunks::<PARTIAL_SUMS>());
             for (x, y) in x.iter().zip(y) {
                 for ((sum, x), y) in sums.iter_mut().zip(x).zip(y) {
                     *sum = (x - y).mul_add(x - y, *sum);
@@ -163,8 +163,8 @@ impl WithSimd for AddRowDistance<'_> {
 /// Softmax in place. Leaves an empty slice alone.
 #[inline(always)]
 pub(crate) fn softmax(x: &mut [f32]) {
-    let mut tops = [f32::NEG_INFINITY; LANES];
-    let chunks = x.chunks_exact(LANES);
+    let mut tops = [f32::NEG_INFINITY; PARTIAL_SUMS];
+    let chunks = x.chunks_exact(PARTIAL_SUMS);
     let rest = chunks.remainder();
     for chunk in chunks {
         for (top, &x) in tops.iter_mut().zip(chunk) {

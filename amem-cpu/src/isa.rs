@@ -58,10 +58,10 @@ impl Instructions {
 /// A proof that the machine has AVX2, FMA and F16C.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Avx2(pulp::x86::V3);
+pub(crate) struct Avx2F16c(pulp::x86::V3);
 
 #[cfg(target_arch = "x86_64")]
-impl Avx2 {
+impl Avx2F16c {
     /// The same but F16C, for what `pulp` knows.
     #[inline(always)]
     pub(crate) fn simd(self) -> pulp::x86::V3 {
@@ -131,7 +131,7 @@ pub(crate) type Bf16 = NeonBf16;
 pub(crate) enum Bytes {
     Portable,
     #[cfg(target_arch = "x86_64")]
-    Avx2(Avx2),
+    Avx2(Avx2F16c),
     #[cfg(target_arch = "x86_64")]
     AvxVnni(AvxVnni),
     #[cfg(target_arch = "x86_64")]
@@ -156,7 +156,7 @@ pub(crate) struct Isa {
     pub(crate) bf16: Option<Bf16>,
     /// AVX2 with F16C, where kernels are compiled for AVX2: conversions of f16, and all of fast attention.
     #[cfg(target_arch = "x86_64")]
-    pub(crate) f16: Option<Avx2>,
+    pub(crate) avx2: Option<Avx2F16c>,
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -166,12 +166,12 @@ impl Isa {
         use pulp::x86::{V3, V4};
         let avx2 = || {
             let has_halves = is_x86_feature_detected!("f16c");
-            V3::try_new().filter(|_| has_halves).map(|arch| (Arch::V3(arch), Avx2(arch)))
+            V3::try_new().filter(|_| has_halves).map(|arch| (Arch::V3(arch), Avx2F16c(arch)))
         };
         let avx512 = || V4::try_new();
         // It needs AVX-512 as well, and so is given the proof of it.
         let vnni = |_: V4| is_x86_feature_detected!("avx512vnni").then_some(Bytes::Avx512Vnni(Avx512Vnni(())));
-        let f16 = match instructions {
+        let of_avx2 = match instructions {
             Instructions::Avx2 | Instructions::AvxVnni => Some(avx2()?.1),
             _ => None,
         };
@@ -195,7 +195,7 @@ impl Isa {
             }
             _ => return None,
         };
-        Some(Self { instructions, arch, bytes, bf16, f16 })
+        Some(Self { instructions, arch, bytes, bf16, avx2: of_avx2 })
     }
 }
 

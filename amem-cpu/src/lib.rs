@@ -15,8 +15,7 @@ mod elementwise;
 mod experts;
 mod isa;
 mod lines;
-mod load;
-mod loads;
+mod load_kv;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod number;
@@ -27,6 +26,7 @@ mod rotation;
 mod threads;
 mod unroll;
 mod vectors;
+mod widening;
 
 use std::ops::Range;
 

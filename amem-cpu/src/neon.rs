@@ -13,8 +13,8 @@ use pulp::aarch64::Neon;
 
 use crate::cache::LANES;
 use crate::number::neon;
-use crate::unroll::{MOST, each_row};
-use crate::vectors::GROUP;
+use crate::unroll::{MOST_ROWS, each_row};
+use crate::vectors::ROW_PART;
 
 /// Four numbers as f32.
 #[inline(always)]
@@ -47,7 +47,7 @@ pub(crate) fn narrow(simd: Neon, numbers: [f32; 4]) -> [f16; 4] {
 /// Has the processor fetch a cache line that is wanted soon.
 #[inline(always)]
 #[allow(unsafe_code, reason = "no safe function fetches ahead")]
-pub(crate) fn fetch<T>(number: &T) {
+pub(crate) fn prefetch<T>(number: &T) {
     // SAFETY: the instruction is part of every aarch64, and changes nothing that a program could notice.
     unsafe {
         asm!("prfm pldl1keep, [{}]", in(reg) std::ptr::from_ref(number), options(readonly, nostack, preserves_flags));
@@ -63,13 +63,13 @@ pub(crate) fn add_products<S: Simd, const ROWS: usize, const VECTORS: usize, con
     simd: S,
     x: &[f32; ROWS],
     b: [S::f32s; WIDTH],
-    sums: &mut [[S::f32s; WIDTH]; MOST],
+    sums: &mut [[S::f32s; WIDTH]; MOST_ROWS],
 ) -> bool {
     let Some(simd) = neon(simd) else { return false };
     let fours = x.as_chunks::<4>().0;
     let four =
         |index: usize| -> float32x4_t { fours.get(index).map_or(simd.neon.vdupq_n_f32(0.0), |x| bytemuck::cast(*x)) };
-    let fours: [float32x4_t; MOST / 4] = [four(0), four(1), four(2)];
+    let fours: [float32x4_t; MOST_ROWS / 4] = [four(0), four(1), four(2)];
     each_row!(ROW < ROWS, {
         const LANE: i32 = (ROW % 4) as i32;
         each_row!(VECTOR < VECTORS, {
@@ -87,12 +87,12 @@ pub(crate) fn add_products<S: Simd, const ROWS: usize, const VECTORS: usize, con
 /// Transposes rows of numbers of 16 bits, eight rows at a time: in three rounds pairs of vectors are put between each other,
 /// numbers, twos and fours.
 #[inline(always)]
-pub(crate) fn transpose<T: Pod>(simd: Neon, rows: [[T; GROUP]; LANES]) -> [[T; LANES]; GROUP] {
+pub(crate) fn transpose<T: Pod>(simd: Neon, rows: [[T; ROW_PART]; LANES]) -> [[T; LANES]; ROW_PART] {
     let v = simd.neon;
     let numbers = |a, b| [v.vzip1q_u16(a, b), v.vzip2q_u16(a, b)].map(bytemuck::cast::<_, uint32x4_t>);
     let twos = |a, b| [v.vzip1q_u32(a, b), v.vzip2q_u32(a, b)].map(bytemuck::cast::<_, uint64x2_t>);
     let fours = |a, b| [v.vzip1q_u64(a, b), v.vzip2q_u64(a, b)];
-    let eight = |first: usize| -> [uint64x2_t; GROUP] {
+    let eight = |first: usize| -> [uint64x2_t; ROW_PART] {
         let row = |row: usize| bytemuck::cast::<_, uint16x8_t>(rows[first + row]);
         let [[a, e], [b, f]] = [numbers(row(0), row(1)), numbers(row(2), row(3))];
         let [[c, g], [d, h]] = [numbers(row(4), row(5)), numbers(row(6), row(7))];

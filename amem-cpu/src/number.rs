@@ -15,7 +15,7 @@ use pulp::Simd;
 
 use crate::cache::{Head, LANES};
 use crate::lines::Lines;
-use crate::vectors::GROUP;
+use crate::vectors::ROW_PART;
 
 /// A number as it stands in a cache.
 pub(crate) trait Element: Pod + Default + Send + Sync {
@@ -26,7 +26,7 @@ pub(crate) trait Element: Pod + Default + Send + Sync {
     fn widen<'a, S: Simd>(simd: S, from: &'a [Self], space: &'a mut [f32]) -> &'a [f32];
 
     /// Lays rows across.
-    fn transpose<S: Simd>(simd: S, rows: [[Self; GROUP]; LANES]) -> [[Self; LANES]; GROUP];
+    fn transpose<S: Simd>(simd: S, rows: [[Self; ROW_PART]; LANES]) -> [[Self; LANES]; ROW_PART];
 
     /// A head's blocks, if these are its numbers.
     fn blocks(head: &mut Head) -> Option<&mut Vec<Lines<Self>>>;
@@ -44,7 +44,7 @@ impl Element for f32 {
     }
 
     #[inline(always)]
-    fn transpose<S: Simd>(_: S, rows: [[Self; GROUP]; LANES]) -> [[Self; LANES]; GROUP] {
+    fn transpose<S: Simd>(_: S, rows: [[Self; ROW_PART]; LANES]) -> [[Self; LANES]; ROW_PART] {
         transpose_by_interleaving(rows, |first, second, to| {
             let [first, second] = [first, second].map(bytemuck::cast_slice::<f32, u32>);
             let pairs = bytemuck::cast_slice_mut::<f32, u8>(to).as_chunks_mut::<8>().0;
@@ -108,7 +108,7 @@ impl Element for f16 {
             return space;
         }
         #[cfg(target_arch = "x86_64")]
-        if let Some(avx2) = crate::isa::Avx2::of(simd) {
+        if let Some(avx2) = crate::isa::Avx2F16c::of(simd) {
             avx2.widen(from, space);
             return space;
         }
@@ -118,7 +118,7 @@ impl Element for f16 {
     }
 
     #[inline(always)]
-    fn transpose<S: Simd>(simd: S, rows: [[Self; GROUP]; LANES]) -> [[Self; LANES]; GROUP] {
+    fn transpose<S: Simd>(simd: S, rows: [[Self; ROW_PART]; LANES]) -> [[Self; LANES]; ROW_PART] {
         transpose_16_bits(simd, rows)
     }
 
@@ -142,7 +142,7 @@ impl Element for bf16 {
     }
 
     #[inline(always)]
-    fn transpose<S: Simd>(simd: S, rows: [[Self; GROUP]; LANES]) -> [[Self; LANES]; GROUP] {
+    fn transpose<S: Simd>(simd: S, rows: [[Self; ROW_PART]; LANES]) -> [[Self; LANES]; ROW_PART] {
         transpose_16_bits(simd, rows)
     }
 
@@ -182,7 +182,7 @@ fn widen_each(from: &[f16], to: &mut [f32]) {
 
 /// [`Element::transpose`] for numbers of 16 bits.
 #[inline(always)]
-fn transpose_16_bits<S: Simd, T: Element>(simd: S, rows: [[T; GROUP]; LANES]) -> [[T; LANES]; GROUP] {
+fn transpose_16_bits<S: Simd, T: Element>(simd: S, rows: [[T; ROW_PART]; LANES]) -> [[T; LANES]; ROW_PART] {
     #[cfg(target_arch = "x86_64")]
     if let Some(simd) = crate::vectors::v3(simd) {
         return crate::vectors::transpose(simd, rows);
@@ -206,12 +206,12 @@ fn transpose_16_bits<S: Simd, T: Element>(simd: S, rows: [[T; GROUP]; LANES]) ->
 /// them as arithmetic on pairs, which compilers make vector instructions of; of strided copies they make none.
 #[inline(always)]
 fn transpose_by_interleaving<T: Element>(
-    rows: [[T; GROUP]; LANES],
+    rows: [[T; ROW_PART]; LANES],
     mix: impl Fn(&[T], &[T], &mut [T]),
-) -> [[T; LANES]; GROUP] {
+) -> [[T; LANES]; ROW_PART] {
     const { assert!(LANES == 1 << 4) };
-    let [mut even, mut odd] = [[[T::default(); LANES]; GROUP]; 2];
-    let round = |from: &[T], to: &mut [[T; LANES]; GROUP]| {
+    let [mut even, mut odd] = [[[T::default(); LANES]; ROW_PART]; 2];
+    let round = |from: &[T], to: &mut [[T; LANES]; ROW_PART]| {
         let (first, second) = from.split_at(from.len() / 2);
         mix(first, second, to.as_flattened_mut());
     };
@@ -258,10 +258,10 @@ mod tests {
     }
 
     /// Rows, and what they are when they are transposed.
-    struct Transposed<T>([[T; GROUP]; LANES]);
+    struct Transposed<T>([[T; ROW_PART]; LANES]);
 
     impl<T: Element> WithSimd for Transposed<T> {
-        type Output = [[T; LANES]; GROUP];
+        type Output = [[T; LANES]; ROW_PART];
 
         fn with_simd<S: Simd>(self, simd: S) -> Self::Output {
             T::transpose(simd, self.0)
@@ -296,8 +296,8 @@ mod tests {
     #[test]
     fn rows_are_transposed_by_all_instructions() {
         fn check<T: Element + PartialEq + std::fmt::Debug>(number: impl Fn(usize) -> T) {
-            let rows = std::array::from_fn(|row| std::array::from_fn(|column| number(row * GROUP + column)));
-            let expected = std::array::from_fn(|row| std::array::from_fn(|column| number(column * GROUP + row)));
+            let rows = std::array::from_fn(|row| std::array::from_fn(|column| number(row * ROW_PART + column)));
+            let expected = std::array::from_fn(|row| std::array::from_fn(|column| number(column * ROW_PART + row)));
             for arch in [Arch::Scalar, Arch::new()] {
                 assert_eq!(arch.dispatch(Transposed(rows)), expected, "{arch:?}");
             }

@@ -17,7 +17,7 @@ use crate::lines::Lines;
 use crate::number::Element;
 use crate::products::Tile;
 #[cfg(target_arch = "aarch64")]
-use crate::unroll::{MOST, each_row};
+use crate::unroll::{MOST_ROWS, each_row};
 use crate::{Cpu, Plan, Tensor};
 
 /// Tiles of a task. More of them share the work of widening a block, and leave fewer tasks for threads to share.
@@ -49,7 +49,7 @@ impl Cpu {
         let work = work(&plan.rows, queries);
         let mut sums: Vec<Vec<f32>> = tasks.iter().map(|task| vec![0f32; task.queries.len() * head_dim]).collect();
         self.each(tasks.iter().zip(&mut sums).collect(), work, |(task, sums)| {
-            self.arch.dispatch(Attend { task, attention, rows: &plan.rows, queries, result: Output::Sums(sums) });
+            self.arch.dispatch(Attend { task, attention, rows: &plan.rows, queries, result: Wanted::Sums(sums) });
         });
         let mut attended = self.tensor(queries.rows(), queries.columns);
         for (task, sums) in tasks.iter().zip(&sums) {
@@ -80,7 +80,7 @@ impl Cpu {
         let mut masses = vec![vec![0f32; mass.data.len()]; runs.len()];
         self.each(runs.into_iter().zip(&mut masses).collect(), work(asking, queries), |(run, mass)| {
             for task in run {
-                self.arch.dispatch(Attend { task, attention, rows: &plan.rows, queries, result: Output::Mass(mass) });
+                self.arch.dispatch(Attend { task, attention, rows: &plan.rows, queries, result: Wanted::Mass(mass) });
             }
         });
         for part in &masses {
@@ -130,11 +130,11 @@ struct Attend<'a> {
     attention: Attention,
     rows: &'a [Row],
     queries: &'a Tensor,
-    result: Output<'a>,
+    result: Wanted<'a>,
 }
 
 /// What is asked of the attention weights.
-enum Output<'a> {
+enum Wanted<'a> {
     /// The weighted sums of the values, `[queries][head_dim]`; zeros before.
     Sums(&'a mut [f32]),
     /// The weights themselves, added up over the queries: `[slots]`.
@@ -221,7 +221,7 @@ impl Attend<'_> {
         let mut seen = Vec::new();
         tiles.iter_mut().for_each(|tile| tile.weigh(attention.soft_cap, &mut seen));
         match result {
-            Output::Sums(sums) => {
+            Wanted::Sums(sums) => {
                 for segment in 0..2 {
                     for index in covered(&tiles, segment) {
                         let values = block(index).and_then(|block| block.get(BLOCK_TOKENS * head_dim..));
@@ -236,7 +236,7 @@ impl Attend<'_> {
                     }
                 }
             }
-            Output::Mass(mass) => {
+            Wanted::Mass(mass) => {
                 // Query by query, so that how many a tile has makes no difference.
                 for tile in &tiles {
                     for query in 0..tile.spans.len() {
@@ -428,7 +428,7 @@ fn multiply_strip<S: Simd, const ROWS: usize, const VECTORS: usize>(
     let (x, _) = x.as_chunks::<ROWS>();
     #[cfg(target_arch = "aarch64")]
     if crate::number::neon(simd).is_some() {
-        let mut registers = [[simd.splat_f32s(0.0); 2]; MOST];
+        let mut registers = [[simd.splat_f32s(0.0); 2]; MOST_ROWS];
         each_row!(ROW < ROWS, { registers[ROW][..VECTORS].copy_from_slice(&sums[ROW]) });
         for (x, b) in x.iter().zip(b.chunks(b_stride)) {
             let b = S::as_simd_f32s(&b[..width]).0;

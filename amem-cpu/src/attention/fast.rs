@@ -11,10 +11,11 @@ use amem_core::transformer::{Attention, Row};
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use pulp::Arch;
 
-use super::tile::{NOTHING, TALLEST, factor};
+use super::tile::{NOTHING, factor};
 use super::walk::{Portable, Walk};
 use crate::buffers::Numbers;
 use crate::cache::{Cache, Head};
+use crate::unroll::MOST_ROWS;
 use crate::{Cpu, Plan, Tensor};
 
 /// Slots of a part.
@@ -58,7 +59,7 @@ impl Chunk<'_> {
 }
 
 /// Where the results of some queries go.
-pub(super) enum Output<'a> {
+pub(super) enum Results<'a> {
     /// For each row, the sums of its heads: the attention, once all parts are through.
     Rows(Vec<&'a mut [f32]>),
     /// For each part and each query, its sums over the part, its top and its total.
@@ -80,12 +81,12 @@ impl Cpu {
         let outputs = outputs(&chunks, queries.columns, &mut attended.data);
         if chunks.len() >= 4 * self.threads.count() || chunks.iter().all(|chunk| chunk.parts().len() < 2) {
             self.each(chunks.iter().zip(outputs).collect(), work, |(chunk, rows)| {
-                self.walk(chunk, queries, attention, chunk.parts(), Output::Rows(rows));
+                self.walk(chunk, queries, attention, chunk.parts(), Results::Rows(rows));
             });
         } else {
             let width = cache.shape.head_dim + 2;
             let parts = self.each_part(&chunks, width, work, |chunk, parts, sums| {
-                self.walk(chunk, queries, attention, parts, Output::Parts(sums));
+                self.walk(chunk, queries, attention, parts, Results::Parts(sums));
             });
             for ((chunk, parts), mut rows) in chunks.iter().zip(&parts).zip(outputs) {
                 let mut whole = vec![0f32; width];
@@ -116,7 +117,7 @@ impl Cpu {
         // As many on any number of threads, for weights are added up chunk by chunk. Threads share the parts.
         let (chunks, work) = self.chunks(cache, attention.layer, plan, rows, queries, QUERIES[0]);
         let parts = self.each_part(&chunks, 2, work / 2, |chunk, parts, weights| {
-            self.walk(chunk, queries, attention, parts, Output::Weights(weights));
+            self.walk(chunk, queries, attention, parts, Results::Weights(weights));
         });
         let of_chunk = |(chunk, parts): (&Chunk<'_>, &Numbers)| {
             let mut whole = vec![0f32; 2 * chunk.queries()];
@@ -133,7 +134,7 @@ impl Cpu {
         self.each(masses, work / 2, |(part, mass)| {
             let mut sums = [0f32; PART];
             for (chunk, of) in chunks.iter().zip(&of).filter(|(chunk, _)| chunk.parts().contains(&part)) {
-                self.walk(chunk, queries, attention, part..part + 1, Output::Mass { of, mass: &mut sums });
+                self.walk(chunk, queries, attention, part..part + 1, Results::Mass { of, mass: &mut sums });
             }
             mass.iter_mut().zip(sums).for_each(|(mass, sum)| *mass += sum);
         });
@@ -198,14 +199,21 @@ impl Cpu {
     }
 
     /// Goes through some parts with the best instructions that there are for the cache's numbers.
-    fn walk(&self, chunk: &Chunk<'_>, queries: &Tensor, attention: Attention, parts: Range<usize>, output: Output<'_>) {
+    fn walk(
+        &self,
+        chunk: &Chunk<'_>,
+        queries: &Tensor,
+        attention: Attention,
+        parts: Range<usize>,
+        output: Results<'_>,
+    ) {
         let walk = Walk { chunk, queries, attention, parts, output };
         #[cfg(target_arch = "x86_64")]
         if let Arch::V4(simd) = self.arch {
             return super::walk::walk(simd, self.isa.bf16, walk);
         }
         #[cfg(target_arch = "x86_64")]
-        if let Some(avx2) = self.isa.f16 {
+        if let Some(avx2) = self.isa.avx2 {
             return super::walk::walk_avx2(avx2, walk);
         }
         #[cfg(target_arch = "aarch64")]
@@ -219,7 +227,7 @@ impl Cpu {
 /// How many rows are computed together: so many that their queries fill tiles of the largest height as well as can be.
 fn rows_of_chunk(group: usize, queries: usize) -> usize {
     let most = (queries / group.max(1)).max(1);
-    (1..=most).rev().find(|rows| (rows * group).is_multiple_of(TALLEST)).unwrap_or(most)
+    (1..=most).rev().find(|rows| (rows * group).is_multiple_of(MOST_ROWS)).unwrap_or(most)
 }
 
 /// For each chunk, the places of its rows' results.

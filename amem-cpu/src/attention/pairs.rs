@@ -10,11 +10,11 @@ use half::bf16;
 use pulp::NullaryFnOnce;
 use pulp::x86::V4;
 
-use super::tile::{Kernels, Scores, TALLEST, Values, group};
+use super::tile::{Kernels, Scores, Values, group};
 use crate::cache::{BLOCK_TOKENS, LANES};
 use crate::isa::Avx512Bf16;
-use crate::loads::fetch;
-use crate::unroll::each_row;
+use crate::unroll::{MOST_ROWS, each_row};
+use crate::widening::prefetch;
 
 impl Avx512Bf16 {
     /// `sum + a₀·b₀ + a₁·b₁` in each lane.
@@ -178,10 +178,10 @@ impl<const APART: bool> Pairs<APART> {
         let places = [group, group + V - 1];
         let [first, last] = places.map(|group| self::group::<bf16, 32>(keys, group, head_dim));
         let ahead = places.map(|group| self::group::<bf16, 32>(ahead, group, head_dim));
-        let mut sums = [[self.simd.avx512f._mm512_setzero_ps(); 2]; TALLEST];
+        let mut sums = [[self.simd.avx512f._mm512_setzero_ps(); 2]; MOST_ROWS];
         for (at, ((queries, first), last)) in queries.iter().zip(first).zip(last).enumerate() {
             if APART {
-                ahead.iter().filter_map(|ahead| ahead.get(at)).for_each(fetch);
+                ahead.iter().filter_map(|ahead| ahead.get(at)).for_each(prefetch);
             }
             let (first, last) = (self.key(first), self.key(last));
             each_row!(ROW < M, {
@@ -213,7 +213,7 @@ impl<const APART: bool> Pairs<APART> {
         sums: &mut [f32],
     ) {
         let (simd, width) = (self.simd, sums.len() / M);
-        let mut registers = [[simd.avx512f._mm512_setzero_ps(); 2]; TALLEST];
+        let mut registers = [[simd.avx512f._mm512_setzero_ps(); 2]; MOST_ROWS];
         each_row!(ROW < M, {
             let factor = simd.avx512f._mm512_set1_ps(factors[ROW]);
             let [first, second] = [0, LANES].map(|at| get(sums, ROW * width + column + at));
@@ -225,7 +225,7 @@ impl<const APART: bool> Pairs<APART> {
         let apart = if APART { stride } else { 32 };
         for ((at, pair), values) in pairs.enumerate().zip(values.chunks((2 * stride).max(1))) {
             if APART {
-                [0, stride].iter().filter_map(|other| ahead.get(2 * at * stride + other)).for_each(fetch);
+                [0, stride].iter().filter_map(|other| ahead.get(2 * at * stride + other)).for_each(prefetch);
             }
             let (first, second) = (vector(values), vector(values.get(apart..).unwrap_or_default()));
             let [first, second] = if APART {

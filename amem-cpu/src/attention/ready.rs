@@ -10,16 +10,16 @@ use pulp::Simd;
 use super::tile::{Kernels, Values};
 use super::wide::Wide;
 use crate::cache::LANES;
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-use crate::loads::Loads;
-use crate::loads::Native;
 use crate::number::Element;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use crate::widening::Loads;
+use crate::widening::Native;
 
 /// Numbers as some instructions take them.
 type Numbers<'a, K> = &'a [<K as Kernels>::Number];
 
 /// Instructions for caches of one type of numbers.
-pub(super) trait Arithmetic: Copy {
+pub(super) trait CacheReader: Copy {
     /// A number of the cache.
     type Stored: Element;
     /// For keys and values that have been made ready for many tiles.
@@ -68,7 +68,7 @@ impl<S: Simd, T> Plain<S, T> {
     }
 }
 
-impl<S: Simd, T: Widen> Arithmetic for Plain<S, T> {
+impl<S: Simd, T: Widen> CacheReader for Plain<S, T> {
     type Stored = T;
     type Ready = Wide<Native<S>, f32, false>;
     type Direct = Wide<Native<S>, f32, false>;
@@ -173,7 +173,7 @@ impl<L: Loads<T>, T> Loaded<L, T> {
 }
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-impl<L: Loads<T>, T: Widen> Arithmetic for Loaded<L, T> {
+impl<L: Loads<T>, T: Widen> CacheReader for Loaded<L, T> {
     type Stored = T;
     type Ready = Wide<Native<L::Simd>, f32, false>;
     type Direct = Wide<L, T, true>;
@@ -223,7 +223,7 @@ mod x86 {
 
     use super::super::pairs::{self, Pairs};
     use super::super::tile::Values;
-    use super::{Arithmetic, Numbers};
+    use super::{CacheReader, Numbers};
     use crate::cache::{BLOCK_TOKENS, LANES};
     use crate::isa::Avx512Bf16;
 
@@ -240,7 +240,7 @@ mod x86 {
         }
     }
 
-    impl Arithmetic for Paired {
+    impl CacheReader for Paired {
         type Stored = bf16;
         type Ready = Pairs<false>;
         type Direct = Pairs<true>;

@@ -11,7 +11,7 @@ use bytemuck::Pod;
 use pulp::{NullaryFnOnce, Simd};
 
 use crate::cache::{BLOCK_TOKENS, LANES};
-use crate::unroll::MOST;
+use crate::unroll::MOST_ROWS;
 
 /// The scores of a tile of queries against a block of keys, and then its weights.
 pub(super) type Scores<const M: usize> = [[f32; BLOCK_TOKENS]; M];
@@ -27,10 +27,7 @@ const UNSEEN: f32 = f32::MIN;
 const SLACK: f32 = 8.0;
 
 /// The heights of tiles that are compiled.
-pub(super) const HEIGHTS: [usize; 8] = [1, 2, 3, 4, 6, 7, 8, TALLEST];
-
-/// The height of the tallest tiles.
-pub(super) const TALLEST: usize = MOST;
+pub(super) const HEIGHTS: [usize; 8] = [1, 2, 3, 4, 6, 7, 8, MOST_ROWS];
 
 /// The keys of a group, and those behind it, in vectors of `W` numbers.
 #[inline(always)]

@@ -7,14 +7,15 @@ use amem_core::transformer::{Attention, Row};
 use half::{bf16, f16};
 use pulp::{Simd, WithSimd};
 
-use super::fast::{Chunk, Output, PART, begin, finish, merge};
-use super::ready::{Arithmetic, Plain};
-use super::tile::{HEIGHTS, Kernels, NOTHING, Step, TALLEST, Values, Work, query_factor};
+use super::fast::{Chunk, PART, Results, begin, finish, merge};
+use super::ready::{CacheReader, Plain};
+use super::tile::{HEIGHTS, Kernels, NOTHING, Step, Values, Work, query_factor};
 use crate::Tensor;
 use crate::cache::{BLOCK_TOKENS, Head, LANES};
 use crate::elementwise::total_of;
 use crate::lines::Lines;
 use crate::products::tile_heights;
+use crate::unroll::MOST_ROWS;
 
 /// Blocks of a part.
 const PART_BLOCKS: usize = PART / BLOCK_TOKENS;
@@ -25,7 +26,7 @@ pub(super) struct Walk<'a> {
     pub(super) queries: &'a Tensor,
     pub(super) attention: Attention,
     pub(super) parts: Range<usize>,
-    pub(super) output: Output<'a>,
+    pub(super) output: Results<'a>,
 }
 
 pub(super) struct Portable<'a>(pub(super) Walk<'a>);
@@ -44,7 +45,7 @@ impl WithSimd for Portable<'_> {
 }
 
 /// Queries that go through the registers together.
-struct Tile {
+struct QueryTile {
     height: usize,
     /// The first query, and how many there are: at most the height.
     first: usize,
@@ -60,7 +61,7 @@ struct Tile {
 #[derive(Default)]
 struct Space {
     numbers: Vec<f32>,
-    tiles: Vec<Tile>,
+    tiles: Vec<QueryTile>,
 }
 
 impl Space {
@@ -100,25 +101,25 @@ struct State<'s> {
 
 impl Walk<'_> {
     #[inline(always)]
-    fn run<A: Arithmetic>(self, arithmetic: A, blocks: &[Lines<A::Stored>]) {
+    fn run<R: CacheReader>(self, reader: R, blocks: &[Lines<R::Stored>]) {
         let mut space = Space::take();
-        self.run_in(arithmetic, blocks, &mut space);
+        self.run_in(reader, blocks, &mut space);
         space.give_back();
     }
 
     #[inline(always)]
-    fn run_in<A: Arithmetic>(self, arithmetic: A, blocks: &[Lines<A::Stored>], space: &mut Space) {
+    fn run_in<R: CacheReader>(self, reader: R, blocks: &[Lines<R::Stored>], space: &mut Space) {
         let Self { chunk, queries, attention, parts, mut output } = self;
         let (head_dim, width) = (chunk.head_dim, chunk.head_dim.next_multiple_of(LANES));
         let Space { numbers, tiles } = space;
-        tiles_of::<<A::Ready as Kernels>::Simd>(chunk, tiles);
+        tiles_of::<<R::Ready as Kernels>::Simd>(chunk, tiles);
         let height: usize = tiles.iter().map(|tile| tile.height).sum();
         let of_block = width * BLOCK_TOKENS;
         let results = chunk.queries() * (head_dim + 2);
         let needed = height * (head_dim + width + LANES)
             + 2 * of_block
             + results
-            + TALLEST * BLOCK_TOKENS
+            + MOST_ROWS * BLOCK_TOKENS
             + LANES * (5 * tiles.len() + 4);
         if numbers.len() < needed {
             numbers.resize(needed, 0.0);
@@ -127,7 +128,7 @@ impl Walk<'_> {
         let start = numbers.as_ptr().align_offset(size_of::<[f32; LANES]>()).min(LANES);
         let mut rest = &mut numbers[start..];
         let [keys_space, values_space, results] = [of_block, of_block, results].map(|count| take(&mut rest, count));
-        let scores = take(&mut rest, TALLEST * BLOCK_TOKENS).as_chunks_mut().0;
+        let scores = take(&mut rest, MOST_ROWS * BLOCK_TOKENS).as_chunks_mut().0;
         let factor = query_factor(&attention);
         let mut states: Vec<State<'_>> = Vec::with_capacity(tiles.len());
         for tile in &*tiles {
@@ -137,7 +138,7 @@ impl Walk<'_> {
             }
             for place in 0..tile.count {
                 let query = chunk.query(queries, tile.first + place);
-                A::put_query(query, factor, place, tile.height, tile_queries);
+                R::put_query(query, factor, place, tile.height, tile_queries);
             }
             let [tops, totals, sums] =
                 [tile.height, tile.height * LANES, tile.height * width].map(|count| take(&mut rest, count));
@@ -148,7 +149,7 @@ impl Walk<'_> {
         for part in parts {
             for (tile, State { tops, totals, sums, .. }) in tiles.iter().zip(&mut states) {
                 match &output {
-                    Output::Mass { of, .. } => {
+                    Results::Mass { of, .. } => {
                         tops.fill(0.0);
                         totals.fill(0.0);
                         let of = of.chunks_exact(2).skip(tile.first).take(tile.count);
@@ -171,9 +172,9 @@ impl Walk<'_> {
                 let (Some(block), true) = (block(blocks, chunk.table, index), seen != 0) else { continue };
                 let (keys, values) = block.split_at(BLOCK_TOKENS * head_dim);
                 let of_block = Block { chunk, tiles, first, width, cap: attention.soft_cap };
-                let direct = if tiles.len() <= 2 && width == head_dim { arithmetic.direct(block) } else { None };
+                let direct = if tiles.len() <= 2 && width == head_dim { reader.direct(block) } else { None };
                 if let Some((kernels, numbers)) = direct {
-                    let next = self::block(blocks, chunk.table, index + 1).and_then(|block| arithmetic.direct(block));
+                    let next = self::block(blocks, chunk.table, index + 1).and_then(|block| reader.direct(block));
                     let ahead = next.map_or(numbers, |(_, numbers)| numbers).split_at(BLOCK_TOKENS * head_dim);
                     let (keys, values) = numbers.split_at(BLOCK_TOKENS * head_dim);
                     let values = Values { numbers: values, ahead: ahead.1, stride: head_dim };
@@ -181,20 +182,20 @@ impl Walk<'_> {
                 } else {
                     let slots = seen.trailing_zeros() as usize..BLOCK_TOKENS - seen.leading_zeros() as usize;
                     let groups = slots.start / LANES..slots.end.div_ceil(LANES);
-                    let keys = arithmetic.ready_keys(keys, head_dim, groups, keys_space);
+                    let keys = reader.ready_keys(keys, head_dim, groups, keys_space);
                     let values = match output {
-                        Output::Rows(_) | Output::Parts(_) => {
-                            arithmetic.ready_values(values, head_dim, width, slots, values_space)
+                        Results::Rows(_) | Results::Parts(_) => {
+                            reader.ready_values(values, head_dim, width, slots, values_space)
                         }
                         _ => Values { numbers: &[], ahead: &[], stride: width },
                     };
-                    of_block.run(arithmetic.ready(), [keys, &[]], values, &mut states, scores, &mut output);
+                    of_block.run(reader.ready(), [keys, &[]], values, &mut states, scores, &mut output);
                 }
             }
             match &output {
-                Output::Mass { .. } => continue,
-                Output::Parts(_) | Output::Weights(_) => results.chunks_exact_mut(head_dim + 2).for_each(begin),
-                Output::Rows(_) => {}
+                Results::Mass { .. } => continue,
+                Results::Parts(_) | Results::Weights(_) => results.chunks_exact_mut(head_dim + 2).for_each(begin),
+                Results::Rows(_) => {}
             }
             for (tile, State { tops, totals, sums, .. }) in tiles.iter().zip(&mut states) {
                 let results = results.chunks_exact_mut(head_dim + 2).skip(tile.first).take(tile.count);
@@ -204,12 +205,12 @@ impl Walk<'_> {
                 }
             }
             match &mut output {
-                Output::Parts(parts) => {
+                Results::Parts(parts) => {
                     let (part, rest) = std::mem::take(parts).split_at_mut(results.len());
                     part.copy_from_slice(results);
                     *parts = rest;
                 }
-                Output::Weights(weights) => {
+                Results::Weights(weights) => {
                     let (part, rest) = std::mem::take(weights).split_at_mut(2 * chunk.queries());
                     let results = results.chunks_exact(head_dim + 2);
                     part.chunks_exact_mut(2)
@@ -220,7 +221,7 @@ impl Walk<'_> {
                 _ => {}
             }
         }
-        if let Output::Rows(mut rows) = output {
+        if let Results::Rows(mut rows) = output {
             for (index, result) in results.chunks_exact(head_dim + 2).enumerate() {
                 let head = index % chunk.group * head_dim;
                 finish(result, &mut rows[index / chunk.group][head..head + head_dim]);
@@ -229,18 +230,18 @@ impl Walk<'_> {
     }
 }
 
-impl Tile {
+impl QueryTile {
     /// The slots of a block, which begins with this one, that lie between what the queries see first and last.
     fn seen(&self, first: usize) -> u64 {
         mask(&self.shared, first) | mask(&self.own, first)
     }
 
     /// What each query sees of a block, unless all see all of it.
-    fn masks(&self, chunk: &Chunk<'_>, first: usize) -> Option<[u64; TALLEST]> {
+    fn masks(&self, chunk: &Chunk<'_>, first: usize) -> Option<[u64; MOST_ROWS]> {
         if self.common.start as usize <= first && first + BLOCK_TOKENS <= self.common.end as usize {
             return None;
         }
-        let mut masks = [0; TALLEST];
+        let mut masks = [0; MOST_ROWS];
         for (index, seen) in (self.first..self.first + self.count).zip(&mut masks) {
             let sees = &chunk.rows[index / chunk.group].sees;
             *seen = mask(&sees.shared, first) | mask(&sees.own, first);
@@ -261,12 +262,12 @@ fn mask(range: &Range<u32>, first: usize) -> u64 {
 }
 
 /// The queries of a chunk in tiles that fit the registers.
-fn tiles_of<S: Simd>(chunk: &Chunk<'_>, tiles: &mut Vec<Tile>) {
+fn tiles_of<S: Simd>(chunk: &Chunk<'_>, tiles: &mut Vec<QueryTile>) {
     // Two vectors of sums for each query, and some registers for what they are made of. Where one vector for each is enough for
     // all, keys and values are loaded once.
     let queries = chunk.queries();
     let tallest = match S::REGISTER_COUNT {
-        32.. => TALLEST,
+        32.. => MOST_ROWS,
         _ if queries <= 8 => 8,
         _ => 6,
     };
@@ -283,7 +284,7 @@ fn tiles_of<S: Simd>(chunk: &Chunk<'_>, tiles: &mut Vec<Tile>) {
         let (shared, own) = (hull(|row| &row.sees.shared), hull(|row| &row.sees.own));
         let start = rows.iter().map(|row| row.sees.own.start).max().unwrap_or(0);
         let common = start..rows.iter().map(|row| row.sees.own.end).min().unwrap_or(start);
-        tiles.push(Tile { height, first, count, shared, own, common });
+        tiles.push(QueryTile { height, first, count, shared, own, common });
         first += count;
     }
 }
@@ -291,7 +292,7 @@ fn tiles_of<S: Simd>(chunk: &Chunk<'_>, tiles: &mut Vec<Tile>) {
 /// A block, and the tiles that may see it.
 struct Block<'a> {
     chunk: &'a Chunk<'a>,
-    tiles: &'a [Tile],
+    tiles: &'a [QueryTile],
     /// The first slot.
     first: usize,
     width: usize,
@@ -307,7 +308,7 @@ impl Block<'_> {
         values: Values<'_, K::Number>,
         states: &mut [State<'_>],
         scores: &mut [[f32; BLOCK_TOKENS]],
-        output: &mut Output<'_>,
+        output: &mut Results<'_>,
     ) {
         for (tile, state) in self.tiles.iter().zip(states) {
             let masks = tile.masks(self.chunk, self.first);
@@ -316,12 +317,12 @@ impl Block<'_> {
                 continue;
             }
             let work = match output {
-                Output::Mass { mass, .. } => {
+                Results::Mass { mass, .. } => {
                     let at = self.first % PART;
                     let Some(mass) = mass[at..].first_chunk_mut() else { continue };
                     Work::Mass { factors: state.totals, mass }
                 }
-                Output::Weights(_) => Work::Add { totals: state.totals.as_chunks_mut().0, values: None },
+                Results::Weights(_) => Work::Add { totals: state.totals.as_chunks_mut().0, values: None },
                 _ => {
                     let sums = &mut state.sums[..tile.height * self.width];
                     Work::Add { totals: state.totals.as_chunks_mut().0, values: Some((values, sums)) }
@@ -334,7 +335,7 @@ impl Block<'_> {
                 ahead,
                 head_dim: self.chunk.head_dim,
                 seen,
-                masks: masks.as_ref().map(<[u64; TALLEST]>::as_slice),
+                masks: masks.as_ref().map(<[u64; MOST_ROWS]>::as_slice),
                 cap: self.cap,
                 tops: state.tops,
                 scores,
@@ -355,33 +356,33 @@ mod x86 {
 
     use super::super::pairs::Pairs;
     use super::super::ready::{Loaded, Paired};
-    use super::{Run, Walk};
+    use super::{Walk, WalkWith};
     use crate::cache::Head;
-    use crate::isa::{Avx2, Avx512Bf16};
-    use crate::loads::{Loads, Native};
+    use crate::isa::{Avx2F16c, Avx512Bf16};
+    use crate::widening::{Loads, Native};
 
     /// Goes through some parts with AVX-512, and with products of bf16 where there are.
     pub(in super::super) fn walk(simd: V4, products: Option<Avx512Bf16>, walk: Walk<'_>) {
         match walk.chunk.head {
-            Head::F32(blocks) => simd.vectorize(Run { walk, arithmetic: Loaded::<_, f32>::new(Native(simd)), blocks }),
-            Head::F16(blocks) => simd.vectorize(Run { walk, arithmetic: Loaded::<_, f16>::new(Native(simd)), blocks }),
+            Head::F32(blocks) => simd.vectorize(WalkWith { walk, reader: Loaded::<_, f32>::new(Native(simd)), blocks }),
+            Head::F16(blocks) => simd.vectorize(WalkWith { walk, reader: Loaded::<_, f16>::new(Native(simd)), blocks }),
             Head::Bf16(blocks) => match products {
                 Some(products) if walk.chunk.head_dim.is_multiple_of(Pairs::<true>::WIDTH) => {
-                    simd.vectorize(Run { walk, arithmetic: Paired::new(simd, products), blocks });
+                    simd.vectorize(WalkWith { walk, reader: Paired::new(simd, products), blocks });
                 }
-                _ => simd.vectorize(Run { walk, arithmetic: Loaded::<_, bf16>::new(Native(simd)), blocks }),
+                _ => simd.vectorize(WalkWith { walk, reader: Loaded::<_, bf16>::new(Native(simd)), blocks }),
             },
         }
     }
 
     /// Goes through some parts with AVX2 and F16C.
-    pub(in super::super) fn walk_avx2(avx2: Avx2, walk: Walk<'_>) {
+    pub(in super::super) fn walk_avx2(avx2: Avx2F16c, walk: Walk<'_>) {
         let simd = avx2.simd();
         match walk.chunk.head {
-            Head::F32(blocks) => simd.vectorize(Run { walk, arithmetic: Loaded::<_, f32>::new(Native(simd)), blocks }),
-            Head::F16(blocks) => Loads::<f16>::vectorize(avx2, Run { walk, arithmetic: Loaded::new(avx2), blocks }),
+            Head::F32(blocks) => simd.vectorize(WalkWith { walk, reader: Loaded::<_, f32>::new(Native(simd)), blocks }),
+            Head::F16(blocks) => Loads::<f16>::vectorize(avx2, WalkWith { walk, reader: Loaded::new(avx2), blocks }),
             Head::Bf16(blocks) => {
-                simd.vectorize(Run { walk, arithmetic: Loaded::<_, bf16>::new(Native(simd)), blocks })
+                simd.vectorize(WalkWith { walk, reader: Loaded::<_, bf16>::new(Native(simd)), blocks })
             }
         }
     }
@@ -391,27 +392,27 @@ mod x86 {
 #[cfg(target_arch = "aarch64")]
 pub(super) fn walk(simd: pulp::aarch64::Neon, walk: Walk<'_>) {
     use super::ready::Loaded;
-    use crate::loads::Native;
+    use crate::widening::Native;
     match walk.chunk.head {
-        Head::F32(blocks) => simd.vectorize(Run { walk, arithmetic: Loaded::<_, f32>::new(Native(simd)), blocks }),
-        Head::F16(blocks) => simd.vectorize(Run { walk, arithmetic: Loaded::<_, f16>::new(Native(simd)), blocks }),
-        Head::Bf16(blocks) => simd.vectorize(Run { walk, arithmetic: Loaded::<_, bf16>::new(Native(simd)), blocks }),
+        Head::F32(blocks) => simd.vectorize(WalkWith { walk, reader: Loaded::<_, f32>::new(Native(simd)), blocks }),
+        Head::F16(blocks) => simd.vectorize(WalkWith { walk, reader: Loaded::<_, f16>::new(Native(simd)), blocks }),
+        Head::Bf16(blocks) => simd.vectorize(WalkWith { walk, reader: Loaded::<_, bf16>::new(Native(simd)), blocks }),
     }
 }
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-struct Run<'a, A: Arithmetic> {
+struct WalkWith<'a, R: CacheReader> {
     walk: Walk<'a>,
-    arithmetic: A,
-    blocks: &'a [Lines<A::Stored>],
+    reader: R,
+    blocks: &'a [Lines<R::Stored>],
 }
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-impl<A: Arithmetic> pulp::NullaryFnOnce for Run<'_, A> {
+impl<R: CacheReader> pulp::NullaryFnOnce for WalkWith<'_, R> {
     type Output = ();
 
     #[inline(always)]
     fn call(self) {
-        self.walk.run(self.arithmetic, self.blocks);
+        self.walk.run(self.reader, self.blocks);
     }
 }

@@ -6,10 +6,10 @@ use std::ops::Range;
 use bytemuck::Pod;
 use pulp::{NullaryFnOnce, Simd};
 
-use super::tile::{Kernels, Scores, TALLEST, Values, group};
+use super::tile::{Kernels, Scores, Values, group};
 use crate::cache::{BLOCK_TOKENS, LANES};
-use crate::loads::{Loads, Vector, Wider, fetch};
-use crate::unroll::each_row;
+use crate::unroll::{MOST_ROWS, each_row};
+use crate::widening::{Loads, Vector, Wider, prefetch};
 
 /// f32 arithmetic on numbers of `N`, which `L` loads. Where they stand in a cache, what is ahead is fetched.
 #[derive(Clone, Copy)]
@@ -119,10 +119,10 @@ fn score<L: Loads<N>, N, const M: usize, const V: usize, const CACHED: bool>(
     let places = [lane, lane + (V - 1) * lanes];
     let [first, last] = places.map(|lane| group::<N, LANES>(keys, lane / LANES, head_dim));
     let ahead = places.map(|lane| group::<N, LANES>(ahead, lane / LANES, head_dim));
-    let mut sums = [[simd.splat_f32s(0.0); 2]; TALLEST];
+    let mut sums = [[simd.splat_f32s(0.0); 2]; MOST_ROWS];
     for (at, ((queries, first), last)) in queries.iter().zip(first).zip(last).enumerate() {
         if CACHED {
-            ahead.iter().filter_map(|ahead| ahead.get(at)).for_each(fetch);
+            ahead.iter().filter_map(|ahead| ahead.get(at)).for_each(prefetch);
         }
         let first = loads.load(part::<L::Simd, N>(first, places[0]));
         let last = if V == 2 { loads.load(part::<L::Simd, N>(last, places[1])) } else { first };
@@ -173,7 +173,7 @@ fn add<L: Loads<N>, N: Copy, const M: usize, const V: usize, const CACHED: bool>
     sums: &mut [f32],
 ) {
     let (simd, lanes, width) = (loads.simd(), L::Simd::F32_LANES, sums.len() / M);
-    let mut registers = [[simd.splat_f32s(0.0); 2]; TALLEST];
+    let mut registers = [[simd.splat_f32s(0.0); 2]; MOST_ROWS];
     each_row!(ROW < M, {
         let (factor, sums) = (simd.splat_f32s(factors[ROW]), sums.get(ROW * width + column..).unwrap_or_default());
         registers[ROW][0] = simd.mul_f32s(f32::load(simd, sums), factor);
@@ -210,14 +210,14 @@ fn add_slots<L: Loads<N>, N, const M: usize, const V: usize, const CACHED: bool>
     Values { numbers, ahead, stride }: Values<'_, N>,
     slots: Range<usize>,
     column: usize,
-    registers: &mut [[Vector<L, N>; 2]; TALLEST],
+    registers: &mut [[Vector<L, N>; 2]; MOST_ROWS],
 ) {
     let (simd, lanes) = (loads.simd(), L::Simd::F32_LANES);
     let start = slots.start * stride + column;
     let [values, ahead] = [numbers, ahead].map(|numbers| numbers.get(start..).unwrap_or_default());
     for ((at, slot), values) in slots.enumerate().zip(values.chunks(stride.max(1))) {
         if CACHED {
-            [0, (V - 1) * lanes].iter().filter_map(|other| ahead.get(at * stride + other)).for_each(fetch);
+            [0, (V - 1) * lanes].iter().filter_map(|other| ahead.get(at * stride + other)).for_each(prefetch);
         }
         let first = loads.load(values);
         let last = if V == 2 { loads.load(values.get(lanes..).unwrap_or_default()) } else { first };
@@ -241,7 +241,7 @@ fn add_pairs<L: Loads<N>, N, const M: usize, const V: usize, const CACHED: bool>
     Values { numbers, ahead, stride }: Values<'_, N>,
     pairs: Range<usize>,
     column: usize,
-    registers: &mut [[Vector<L, N>; 2]; TALLEST],
+    registers: &mut [[Vector<L, N>; 2]; MOST_ROWS],
 ) {
     let lanes = L::Simd::F32_LANES;
     let start = 2 * pairs.start * stride + column;
@@ -249,7 +249,7 @@ fn add_pairs<L: Loads<N>, N, const M: usize, const V: usize, const CACHED: bool>
     for ((at, pair), values) in pairs.enumerate().zip(values.chunks((2 * stride).max(1))) {
         if CACHED {
             let slots = [2 * at, 2 * at + 1].map(|slot| slot * stride);
-            slots.iter().filter_map(|start| ahead.get(*start)).for_each(fetch);
+            slots.iter().filter_map(|start| ahead.get(*start)).for_each(prefetch);
         }
         let slots = [values, values.get(stride..).unwrap_or_default()];
         let values = slots.map(|values| {

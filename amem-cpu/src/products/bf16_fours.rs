@@ -11,13 +11,14 @@ use amem_core::{Result, f32_to_bf16};
 use bytemuck::{Pod, Zeroable};
 use pulp::{Simd, WithSimd};
 
-use super::{Columns, MOST_ROWS, PANEL, load_panel, store_panel};
+use super::{Columns, PANEL, load_panel, store_panel};
 use crate::isa::NeonBf16;
 use crate::pages::Pages;
+use crate::unroll::MOST_ROWS;
 use crate::{Cpu, Tensor};
 
 /// Inputs of a panel that are multiplied at a time, in fours: 32 KiB of it.
-const BLOCK: usize = 128;
+const BLOCK_FOURS: usize = 128;
 
 /// Outputs that are computed at a time: four vectors of two.
 const STRIP: usize = 8;
@@ -113,8 +114,8 @@ fn multiply_columns(w: &Pages<Weights>, tiles: &[RoundedTile], columns: &mut Col
     let Columns { matrix, panel: first, rows, .. } = columns;
     let fours = matrix.inputs.div_ceil(INTERLEAVED);
     let width = rows.first().map_or(0, |row| row.len());
-    for start in (0..fours).step_by(BLOCK) {
-        let end = fours.min(start + BLOCK);
+    for start in (0..fours).step_by(BLOCK_FOURS) {
+        let end = fours.min(start + BLOCK_FOURS);
         for (panel, column) in (*first..).zip((0..width).step_by(PANEL)) {
             let block = &w[panel * fours + start..panel * fours + end];
             let mut rest = &mut rows[..];

@@ -10,13 +10,14 @@ use bytemuck::{Pod, Zeroable};
 use pulp::{Simd, WithSimd};
 
 use super::transpose::Pairs;
-use super::{Columns, MOST_ROWS, PANEL, load_panel, store_panel, with_rows};
+use super::{Columns, PANEL, load_panel, store_panel};
 use crate::isa::Avx512Bf16;
 use crate::pages::Pages;
+use crate::unroll::{MOST_ROWS, with_rows};
 use crate::{Cpu, Tensor};
 
 /// Pairs of inputs of a panel that are multiplied at a time: 32 KiB of it.
-const BLOCK: usize = 256;
+const BLOCK_PAIRS: usize = 256;
 
 /// Two inputs' weights for each output of a panel: the first in the lower half.
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -113,8 +114,8 @@ fn multiply_columns(w: &Pages<Weights>, tiles: &[RoundedTile], columns: &mut Col
     let Columns { matrix, panel: first, rows, .. } = columns;
     let pairs = matrix.inputs.div_ceil(2);
     let width = rows.first().map_or(0, |row| row.len());
-    for start in (0..pairs).step_by(BLOCK) {
-        let end = pairs.min(start + BLOCK);
+    for start in (0..pairs).step_by(BLOCK_PAIRS) {
+        let end = pairs.min(start + BLOCK_PAIRS);
         for (panel, column) in (*first..).zip((0..width).step_by(PANEL)) {
             let block = &w[panel * pairs + start..panel * pairs + end];
             let mut rest = &mut rows[..];

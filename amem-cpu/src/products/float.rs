@@ -6,13 +6,13 @@
 use bytemuck::Pod;
 use pulp::{NullaryFnOnce, Simd, WithSimd};
 
-use super::{Columns, MOST_ROWS, PANEL, Weights, load_panel, store_panel, with_rows};
-use crate::loads::{Loads, Native, Vector, Wider, fetch};
-use crate::unroll::{MOST, each_row};
+use super::{Columns, PANEL, Weights, load_panel, store_panel};
+use crate::unroll::{MOST_ROWS, each_row, with_rows};
+use crate::widening::{Loads, Native, Vector, Wider, prefetch};
 use crate::{Cpu, Tensor};
 
 /// Inputs of a panel that are multiplied at a time: at most 32 KiB of it.
-const BLOCK: usize = 256;
+const BLOCK_INPUTS: usize = 256;
 
 /// Tiles whose inputs are few enough to be read again for each panel.
 const FEW_TILES: usize = 4;
@@ -47,7 +47,7 @@ impl Cpu {
     /// All rows times some panels.
     pub(super) fn float_columns(&self, tiles: &[Tile], columns: &mut Columns<'_>) {
         #[cfg(target_arch = "x86_64")]
-        if let (Weights::F16(weights), Some(loads)) = (&columns.matrix.weights, self.isa.f16) {
+        if let (Weights::F16(weights), Some(loads)) = (&columns.matrix.weights, self.isa.avx2) {
             return loads.vectorize(PanelProducts { loads, weights, tiles, columns });
         }
         self.arch.dispatch(Products { tiles, columns });
@@ -94,12 +94,12 @@ impl<L: Loads<N>, N: Pod> NullaryFnOnce for PanelProducts<'_, '_, L, N> {
         let width = rows.first().map_or(0, |row| row.len());
         // Few rows read weights as they stand in memory. Many take a block of all panels before the next, for then those inputs
         // of all rows stay in a cache.
-        let part = if tiles.len() <= FEW_TILES { matrix.inputs } else { BLOCK };
+        let part = if tiles.len() <= FEW_TILES { matrix.inputs } else { BLOCK_INPUTS };
         for from in (0..matrix.inputs).step_by(part.max(1)) {
             let to = matrix.inputs.min(from + part);
             for (panel, column) in (*first..).zip((0..width).step_by(PANEL)) {
-                for start in (from..to).step_by(BLOCK) {
-                    let end = to.min(start + BLOCK);
+                for start in (from..to).step_by(BLOCK_INPUTS) {
+                    let end = to.min(start + BLOCK_INPUTS);
                     let at = |panel: usize, input: usize| (panel * matrix.inputs + input) * PANEL;
                     let block = &weights[at(panel, start)..at(panel, end)];
                     let is_last_panel = column + PANEL >= width;
@@ -165,7 +165,7 @@ fn add_strips<L: Loads<N>, N: Pod, const ROWS: usize, const V: usize>(
 ) {
     let (simd, lanes) = (loads.simd(), L::Simd::F32_LANES);
     for first in (0..PANEL).step_by(V * lanes) {
-        let mut registers = [[simd.splat_f32s(0.0); V]; MOST];
+        let mut registers = [[simd.splat_f32s(0.0); V]; MOST_ROWS];
         each_row!(ROW < ROWS, {
             let sums = &sums[ROW][first..];
             each_row!(VECTOR < V, { registers[ROW][VECTOR] = f32::load(simd, &sums[VECTOR * lanes..]) });
@@ -174,7 +174,7 @@ fn add_strips<L: Loads<N>, N: Pod, const ROWS: usize, const V: usize>(
         for ((x, weights), ahead) in x.iter().zip(weights).zip(ahead) {
             let (weights, ahead): (&[N; PANEL], &[N; PANEL]) = (weights, ahead);
             // Every strip does, so that memory is read while strips are multiplied that are in a cache already.
-            fetch(&ahead[first % PANEL]);
+            prefetch(&ahead[first % PANEL]);
             let weights: [Vector<L, N>; V] =
                 std::array::from_fn(|vector| loads.load(&weights[(first + vector * lanes) % PANEL..]));
             #[cfg(target_arch = "aarch64")]

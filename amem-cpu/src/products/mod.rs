@@ -33,8 +33,6 @@ pub(crate) use float::Tile;
 
 /// Outputs in a panel.
 const PANEL: usize = 32;
-/// Rows of a tile at most.
-const MOST_ROWS: usize = crate::unroll::MOST;
 
 /// A weight matrix, `[outputs][inputs]`, packed in panels of 32 outputs for the kernels of the [`Cpu`] that made it. The
 /// last panel is filled up with zeros.
@@ -392,17 +390,3 @@ fn store_columns<const WIDTH: usize>(sums: &[f32; WIDTH], row: &mut [f32], colum
         None => row.copy_from_slice(&sums[..row.len()]),
     }
 }
-
-/// Runs `$body` with `$rows` as a constant, for each number of rows that a tile may have.
-macro_rules! with_rows {
-    ($count:expr, |$rows:ident| $body:expr) => {
-        $crate::products::with_rows!(@each $count, $rows, $body, 1 2 3 4 5 6 7 8 9 10 11 12)
-    };
-    (@each $count:expr, $rows:ident, $body:expr, $($n:literal)*) => {
-        match $count {
-            $($n => { const $rows: usize = $n; $body })*
-            rows => debug_assert_eq!(rows, 0, "no kernel is compiled for tiles of so many rows"),
-        }
-    };
-}
-use with_rows;

@@ -18,12 +18,12 @@ mod x86;
 pub(crate) use x86::{transpose, v3};
 
 /// Numbers of a row that are transposed at once: sixteen bytes of those of 16 bits.
-pub(crate) const GROUP: usize = 8;
+pub(crate) const ROW_PART: usize = 8;
 
 /// Instructions for the numbers of a cache. They give the same bits, whichever they are.
 pub(crate) trait Vectors<T>: Copy {
     /// Transposes rows.
-    fn transpose(self, rows: [[T; GROUP]; LANES]) -> [[T; LANES]; GROUP];
+    fn transpose(self, rows: [[T; ROW_PART]; LANES]) -> [[T; LANES]; ROW_PART];
 
     /// Rotates pairs of numbers by their angles, cosines and sines.
     fn rotate(self, pairs: [&[T; LANES]; 2], angles: &[[f32; LANES]; 2]) -> [[T; LANES]; 2];
@@ -60,11 +60,11 @@ impl Drop for Fence {
 
 /// Any instructions that `pulp` knows.
 #[derive(Clone, Copy)]
-pub(crate) struct Plain<S>(pub(crate) S);
+pub(crate) struct AnySimd<S>(pub(crate) S);
 
-impl<S: Simd, T: Element> Vectors<T> for Plain<S> {
+impl<S: Simd, T: Element> Vectors<T> for AnySimd<S> {
     #[inline(always)]
-    fn transpose(self, rows: [[T; GROUP]; LANES]) -> [[T; LANES]; GROUP] {
+    fn transpose(self, rows: [[T; ROW_PART]; LANES]) -> [[T; LANES]; ROW_PART] {
         T::transpose(self.0, rows)
     }
 
@@ -112,12 +112,12 @@ pub(crate) fn rotate_and_transpose<T: Element, V: Vectors<T>>(
     let (angles, half) = (angles.as_chunks::<2>().0, angles.len() / 2);
     let (low, high) = to.as_chunks_mut::<LANES>().0.split_at_mut(half);
     // In whole groups, so that compilers know how long each is, and then what is left.
-    let whole = half / GROUP * GROUP;
-    let ((low, last_low), (high, last_high)) = (low.as_chunks_mut::<GROUP>(), high.as_chunks_mut::<GROUP>());
-    let groups = low.iter_mut().zip(high).zip(angles.as_chunks::<GROUP>().0);
+    let whole = half / ROW_PART * ROW_PART;
+    let ((low, last_low), (high, last_high)) = (low.as_chunks_mut::<ROW_PART>(), high.as_chunks_mut::<ROW_PART>());
+    let groups = low.iter_mut().zip(high).zip(angles.as_chunks::<ROW_PART>().0);
     for (index, ((to_low, to_high), angles)) in groups.enumerate() {
-        let low = whole_group(v, rows, stride, index * GROUP);
-        let high = whole_group(v, rows, stride, half + index * GROUP);
+        let low = whole_group(v, rows, stride, index * ROW_PART);
+        let high = whole_group(v, rows, stride, half + index * ROW_PART);
         turn_group(v, [&low, &high], angles, [to_low, to_high], streaming);
     }
     if whole < half {
@@ -130,7 +130,7 @@ pub(crate) fn rotate_and_transpose<T: Element, V: Vectors<T>>(
 #[inline(always)]
 fn turn_group<T: Element, V: Vectors<T>>(
     v: V,
-    [low, high]: [&[[T; LANES]; GROUP]; 2],
+    [low, high]: [&[[T; LANES]; ROW_PART]; 2],
     angles: &[[[f32; LANES]; 2]],
     [to_low, to_high]: [&mut [[T; LANES]]; 2],
     streaming: Option<Streaming<'_>>,
@@ -144,12 +144,12 @@ fn turn_group<T: Element, V: Vectors<T>>(
     }
 }
 
-/// [`GROUP`] numbers of each row, transposed.
+/// [`ROW_PART`] numbers of each row, transposed.
 #[inline(always)]
-fn whole_group<T: Element, V: Vectors<T>>(v: V, rows: &[T], stride: usize, first: usize) -> [[T; LANES]; GROUP] {
-    let mut numbers = [[T::default(); GROUP]; LANES];
+fn whole_group<T: Element, V: Vectors<T>>(v: V, rows: &[T], stride: usize, first: usize) -> [[T; LANES]; ROW_PART] {
+    let mut numbers = [[T::default(); ROW_PART]; LANES];
     for (row, numbers) in numbers.iter_mut().enumerate() {
-        numbers.copy_from_slice(&rows[row * stride + first..][..GROUP]);
+        numbers.copy_from_slice(&rows[row * stride + first..][..ROW_PART]);
     }
     v.transpose(numbers)
 }
@@ -161,8 +161,8 @@ fn part_of_group<T: Element, V: Vectors<T>>(
     rows: &[T],
     stride: usize,
     part: Range<usize>,
-) -> [[T; LANES]; GROUP] {
-    let mut numbers = [[T::default(); GROUP]; LANES];
+) -> [[T; LANES]; ROW_PART] {
+    let mut numbers = [[T::default(); ROW_PART]; LANES];
     for (row, numbers) in numbers.iter_mut().enumerate() {
         numbers[..part.len()].copy_from_slice(&rows[row * stride..][part.clone()]);
     }

@@ -8,10 +8,10 @@ use half::f16;
 use pulp::Simd;
 use pulp::x86::V3;
 
-use super::{GROUP, Plain, Streaming, Vectors};
+use super::{AnySimd, ROW_PART, Streaming, Vectors};
 use crate::cache::LANES;
-use crate::isa::Avx2;
-use crate::load::Load;
+use crate::isa::Avx2F16c;
+use crate::load_kv::Load;
 use crate::number::{Element, v4};
 
 /// The instructions of AVX2, if these have them. What it comes to is known when the code is compiled.
@@ -30,15 +30,15 @@ macro_rules! mix_each {
 /// Transposes rows of numbers of 16 bits. Row `n` and row `n + 8` share a vector, and go through three rounds in which pairs of
 /// vectors are put between each other: numbers, twos and fours.
 #[inline(always)]
-pub(crate) fn transpose<T: Pod>(simd: V3, rows: [[T; GROUP]; LANES]) -> [[T; LANES]; GROUP] {
-    let mut v = [simd.avx._mm256_setzero_si256(); GROUP];
+pub(crate) fn transpose<T: Pod>(simd: V3, rows: [[T; ROW_PART]; LANES]) -> [[T; LANES]; ROW_PART] {
+    let mut v = [simd.avx._mm256_setzero_si256(); ROW_PART];
     for (row, v) in v.iter_mut().enumerate() {
         *v = simd.avx._mm256_set_m128i(bytemuck::cast(rows[row + 8]), bytemuck::cast(rows[row]));
     }
     let v = mix_each!(simd, v, _mm256_unpacklo_epi16, _mm256_unpackhi_epi16, [(0, 1), (2, 3), (4, 5), (6, 7)]);
     let v = mix_each!(simd, v, _mm256_unpacklo_epi32, _mm256_unpackhi_epi32, [(0, 2), (1, 3), (4, 6), (5, 7)]);
     let v = mix_each!(simd, v, _mm256_unpacklo_epi64, _mm256_unpackhi_epi64, [(0, 4), (1, 5), (2, 6), (3, 7)]);
-    let mut columns = [[T::zeroed(); LANES]; GROUP];
+    let mut columns = [[T::zeroed(); LANES]; ROW_PART];
     for (to, v) in columns.iter_mut().zip(v) {
         *to = bytemuck::cast(v);
     }
@@ -73,9 +73,9 @@ pub(super) fn fence() {
 
 /// AVX2 with F16C, for f16.
 #[derive(Clone, Copy)]
-struct F16c(Avx2);
+struct F16c(Avx2F16c);
 
-impl Avx2 {
+impl Avx2F16c {
     /// Puts a layer of a chunk into a cache of f16.
     pub(crate) fn load(self, load: Load<'_>) {
         // SAFETY: `self` is made only where the machine has AVX2, FMA and F16C.
@@ -87,14 +87,14 @@ impl Avx2 {
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn put_load(avx2: Avx2, load: Load<'_>) {
+fn put_load(avx2: Avx2F16c, load: Load<'_>) {
     load.put(F16c(avx2));
 }
 
 impl F16c {
     #[inline(always)]
     fn widened(self, numbers: [f16; LANES / 2]) -> __m256 {
-        // SAFETY: there is an `Avx2` only where the machine has F16C.
+        // SAFETY: there is an `Avx2F16c` only where the machine has F16C.
         #[allow(unsafe_code, reason = "an instruction is called that was found to be there")]
         unsafe {
             _mm256_cvtph_ps(bytemuck::cast(numbers))
@@ -106,7 +106,7 @@ impl F16c {
     #[inline(always)]
     fn narrowed(self, first: __m256, second: __m256) -> [f16; LANES] {
         const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT;
-        // SAFETY: there is an `Avx2` only where the machine has F16C.
+        // SAFETY: there is an `Avx2F16c` only where the machine has F16C.
         #[allow(unsafe_code, reason = "an instruction is called that was found to be there")]
         let (first, second) = unsafe { (_mm256_cvtps_ph::<NEAREST>(first), _mm256_cvtps_ph::<NEAREST>(second)) };
         let (avx, v) = (self.0.simd().avx, self.0.simd().avx2);
@@ -123,7 +123,7 @@ impl F16c {
 
 impl Vectors<f16> for F16c {
     #[inline(always)]
-    fn transpose(self, rows: [[f16; GROUP]; LANES]) -> [[f16; LANES]; GROUP] {
+    fn transpose(self, rows: [[f16; ROW_PART]; LANES]) -> [[f16; LANES]; ROW_PART] {
         transpose(self.0.simd(), rows)
     }
 
@@ -154,6 +154,6 @@ impl Vectors<f16> for F16c {
 
     #[inline(always)]
     fn put(self, from: &[f16], to: &mut [f16], streaming: Option<Streaming<'_>>) {
-        Plain(self.0.simd()).put(from, to, streaming);
+        AnySimd(self.0.simd()).put(from, to, streaming);
     }
 }

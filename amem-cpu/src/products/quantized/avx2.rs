@@ -7,10 +7,11 @@
 
 use std::arch::x86_64::*;
 
-use super::super::{Columns, PANEL, load_columns, store_columns, with_rows};
+use super::super::{Columns, PANEL, load_columns, store_columns};
 use super::{ByteTile, Codes, GROUP_OF_4_BITS, Groups, Layout, Quantized, RowGroup, Scales};
-use crate::isa::{Avx2, AvxVnni};
-use crate::loads::fetch;
+use crate::isa::{Avx2F16c, AvxVnni};
+use crate::unroll::with_rows;
+use crate::widening::prefetch;
 
 impl AvxVnni {
     /// All rows times some panels.
@@ -23,7 +24,7 @@ impl AvxVnni {
     }
 }
 
-impl Avx2 {
+impl Avx2F16c {
     /// All rows times some panels.
     pub(super) fn byte_columns(self, w: &Quantized, tiles: &[ByteTile], columns: &mut Columns<'_>) {
         // SAFETY: `self` is made only where the machine has AVX2, FMA and F16C.
@@ -61,14 +62,11 @@ impl Kind {
 
 /// Inputs of a panel that are multiplied at a time: 16 KiB of codes of 8 bits, which leave room for rows in the smallest L1
 /// caches.
-const BLOCK: usize = 512;
+const BLOCK_INPUTS: usize = 512;
 
-/// Inputs of a group whose codes are signed or have 4 bits.
-const GROUP: usize = GROUP_OF_4_BITS;
+const _: () = assert!(GROUP_OF_4_BITS == Layout::INT8.group, "groups of signed codes are as long");
 
-const _: () = assert!(GROUP == Layout::INT8.group);
-
-const _: () = assert!(GROUP / 2 * 15 * 127 <= i16::MAX as usize, "products of a group fit 16 bits");
+const _: () = assert!(GROUP_OF_4_BITS / 2 * 15 * 127 <= i16::MAX as usize, "products of a group fit 16 bits");
 
 /// The kernels with these features. With `$signed`, codes of offset 128 are signed. `dot` adds to sums the products of codes,
 /// which are signed or not, with bytes. `dot_4_bits` does for codes of 4 bits, and what it has added up in a group becomes
@@ -85,7 +83,7 @@ macro_rules! kernels {
             pub(super) fn multiply_columns(w: &Quantized, tiles: &[ByteTile], columns: &mut Columns<'_>) {
                 let Columns { panel: first, rows, .. } = columns;
                 let width = rows.first().map_or(0, |row| row.len());
-                let (block, kind) = ((BLOCK / w.layout.group).max(1), Kind::of(w.layout, $signed));
+                let (block, kind) = ((BLOCK_INPUTS / w.layout.group).max(1), Kind::of(w.layout, $signed));
                 for start in (0..w.groups).step_by(block) {
                     let range = start..w.groups.min(start + block);
                     for (panel, column) in (*first..).zip((0..width).step_by(PANEL)) {
@@ -163,8 +161,8 @@ macro_rules! kernels {
                 // Loops are better for a length that compilers know.
                 let (units, fours) = match KIND {
                     UNSIGNED => (layout.units(), layout.group / 4),
-                    SIGNED => (GROUP / 4, GROUP / 4),
-                    _ => (GROUP / 8, GROUP / 4),
+                    SIGNED => (GROUP_OF_4_BITS / 4, GROUP_OF_4_BITS / 4),
+                    _ => (GROUP_OF_4_BITS / 8, GROUP_OF_4_BITS / 4),
                 };
                 let groups = codes.chunks_exact(units).zip(x.chunks_exact(fours * ROWS));
                 for (index, ((codes, x), x_groups)) in groups.zip(x_groups.as_chunks::<ROWS>().0).enumerate() {
@@ -173,9 +171,9 @@ macro_rules! kernels {
                         && let Some(ahead) = ahead.and_then(|ahead| ahead.get(index * units..(index + 1) * units))
                     {
                         for ahead in ahead {
-                            fetch(&ahead.0[8 * part]);
+                            prefetch(&ahead.0[8 * part]);
                             if VECTORS == 4 {
-                                fetch(&ahead.0[8 * (part + 2)]);
+                                prefetch(&ahead.0[8 * (part + 2)]);
                             }
                         }
                     }

@@ -2,9 +2,10 @@
 
 use std::arch::x86_64::*;
 
-use super::super::{Columns, PANEL, load_panel, store_panel, with_rows};
-use super::{BLOCK, ByteTile, Groups, Quantized, RowGroup, Scales};
+use super::super::{Columns, PANEL, load_panel, store_panel};
+use super::{BLOCK_INPUTS, ByteTile, Groups, Quantized, RowGroup, Scales};
 use crate::isa::Avx512Vnni;
+use crate::unroll::with_rows;
 
 impl Avx512Vnni {
     /// All rows times some panels.
@@ -24,7 +25,7 @@ pub(super) const TALLEST: usize = 8;
 fn multiply_columns(w: &Quantized, tiles: &[ByteTile], columns: &mut Columns<'_>) {
     let Columns { panel: first, rows, .. } = columns;
     let width = rows.first().map_or(0, |row| row.len());
-    let block = (BLOCK / w.layout.group).max(1);
+    let block = (BLOCK_INPUTS / w.layout.group).max(1);
     for start in (0..w.groups).step_by(block) {
         let end = w.groups.min(start + block);
         for (panel, column) in (*first..).zip((0..width).step_by(PANEL)) {

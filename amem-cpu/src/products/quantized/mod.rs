@@ -31,7 +31,7 @@ use crate::{Cpu, Tensor};
 
 /// Inputs of a panel that are multiplied at a time: 32 KiB of codes of 8 bits.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-const BLOCK: usize = 1024;
+const BLOCK_INPUTS: usize = 1024;
 
 /// How codes and activations lie, for the instructions that multiply them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -15,9 +15,9 @@ use std::arch::asm;
 use std::ops::Range;
 
 use super::super::{Columns, PANEL, load_panel, store_panel};
-use super::{BLOCK, ByteTile, Codes, Groups, Quantized, RowGroup, SIGNED, Scales};
+use super::{BLOCK_INPUTS, ByteTile, Codes, Groups, Quantized, RowGroup, SIGNED, Scales};
 use crate::isa::{Neon, NeonDot, NeonI8mm};
-use crate::unroll::{MOST, each_row};
+use crate::unroll::{MOST_ROWS, each_row};
 
 impl NeonI8mm {
     /// All rows times some panels.
@@ -77,7 +77,7 @@ fn each_tile(
 ) {
     let Columns { panel: first, rows, .. } = columns;
     let width = rows.first().map_or(0, |row| row.len());
-    let block = (BLOCK / w.layout.group).max(1);
+    let block = (BLOCK_INPUTS / w.layout.group).max(1);
     for start in (0..w.groups).step_by(block) {
         let range = start..w.groups.min(start + block);
         for (panel, column) in (*first..).zip((0..width).step_by(PANEL)) {
@@ -233,7 +233,7 @@ kernels!(
         x: &[[i8; 4]],
         starts: [int32x4_t; ROWS],
     ) -> [[int32x4_t; 2]; ROWS] {
-        let mut sums = [[vdupq_n_s32(0); 2]; MOST];
+        let mut sums = [[vdupq_n_s32(0); 2]; MOST_ROWS];
         sums.iter_mut().zip(starts).for_each(|(sums, start)| *sums = [start; 2]);
         // A vector has four inputs of each of four rows. Sixteen inputs at a time, of which all groups have a multiple.
         for (codes, x) in codes.chunks_exact(if FOUR_BITS { 2 } else { 4 }).zip(x.as_chunks::<16>().0) {

@@ -43,7 +43,7 @@ impl<S: Simd, N: Wider> Loads<N> for Native<S> {
 }
 
 /// Numbers that are f32 once they are loaded: those of 16 bits by an instruction with AVX-512 and with NEON, and bf16 with
-/// AVX2. [`Avx2`](crate::isa::Avx2) does the same for f16.
+/// AVX2. [`Avx2F16c`](crate::isa::Avx2F16c) does the same for f16.
 pub(crate) trait Wider: Pod {
     /// A vector of numbers.
     fn load<S: Simd>(simd: S, numbers: &[Self]) -> S::f32s;
@@ -104,7 +104,7 @@ fn one_by_one<S: Simd>(simd: S, numbers: impl Iterator<Item = f32>) -> S::f32s {
 /// Has the processor fetch what is wanted soon, and comes from memory in an order that it does not guess, or in bursts.
 #[inline(always)]
 #[allow(unsafe_code, reason = "no safe function fetches ahead")]
-pub(crate) fn fetch<T>(numbers: &T) {
+pub(crate) fn prefetch<T>(numbers: &T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: SSE is part of x86-64, and fetching changes nothing that a program could notice.
     unsafe {
@@ -112,7 +112,7 @@ pub(crate) fn fetch<T>(numbers: &T) {
         _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(numbers).cast());
     }
     #[cfg(target_arch = "aarch64")]
-    crate::neon::fetch(numbers);
+    crate::neon::prefetch(numbers);
     let _ = numbers;
 }
 
@@ -126,29 +126,29 @@ mod x86 {
     use pulp::{NullaryFnOnce, Simd};
 
     use super::Loads;
-    use crate::isa::Avx2;
+    use crate::isa::Avx2F16c;
 
     /// F16C makes eight f16 f32 as it loads them.
-    impl Loads<f16> for Avx2 {
+    impl Loads<f16> for Avx2F16c {
         type Simd = V3;
 
         #[inline(always)]
         fn simd(self) -> V3 {
-            Avx2::simd(self)
+            Avx2F16c::simd(self)
         }
 
         #[inline(always)]
         fn load(self, numbers: &[f16]) -> <V3 as Simd>::f32s {
             match numbers.first_chunk::<8>() {
-                // SAFETY: there is an `Avx2` only where the machine has F16C.
+                // SAFETY: there is an `Avx2F16c` only where the machine has F16C.
                 Some(numbers) => bytemuck::cast(unsafe { _mm256_cvtph_ps(bytemuck::cast(*numbers)) }),
-                None => Avx2::simd(self).splat_f32s(f32::NAN),
+                None => Avx2F16c::simd(self).splat_f32s(f32::NAN),
             }
         }
 
         #[inline(always)]
         fn vectorize<F: NullaryFnOnce>(self, f: F) -> F::Output {
-            // SAFETY: there is an `Avx2` only where the machine has AVX2, FMA and F16C.
+            // SAFETY: there is an `Avx2F16c` only where the machine has AVX2, FMA and F16C.
             unsafe { call(f) }
         }
     }
@@ -158,10 +158,10 @@ mod x86 {
         f.call()
     }
 
-    impl Avx2 {
+    impl Avx2F16c {
         /// Numbers as f32.
         pub(crate) fn widen(self, from: &[f16], to: &mut [f32]) {
-            // SAFETY: there is an `Avx2` only where the machine has AVX2, FMA and F16C.
+            // SAFETY: there is an `Avx2F16c` only where the machine has AVX2, FMA and F16C.
             unsafe { widen(from, to) }
         }
     }
@@ -183,7 +183,7 @@ mod x86 {
 
         #[test]
         fn every_f16_is_widened_to_the_number_that_it_is() {
-            let Some(isa) = Isa::of(Instructions::Avx2).and_then(|isa| isa.f16) else { return };
+            let Some(isa) = Isa::of(Instructions::Avx2).and_then(|isa| isa.avx2) else { return };
             let numbers: Vec<f16> = (0..=u16::MAX).map(f16::from_bits).chain([f16::ONE; 3]).collect();
             let mut wide = vec![0f32; numbers.len()];
             isa.widen(&numbers, &mut wide);

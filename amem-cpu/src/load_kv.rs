@@ -16,7 +16,7 @@ use pulp::{Simd, WithSimd};
 use crate::Cpu;
 use crate::cache::{BLOCK_TOKENS, Cache, Head, LANES, block_mut};
 use crate::number::Element;
-use crate::vectors::{Fence, Plain, Vectors, rotate_and_transpose};
+use crate::vectors::{AnySimd, Fence, Vectors, rotate_and_transpose};
 
 /// From so many bytes on, what is loaded at once is written past the processor's caches: it would drive out all that is in them,
 /// and itself in part, before it is read. The bound is estimated from the sizes of caches, not measured.
@@ -56,7 +56,7 @@ impl Cpu {
             let load = Load { placement, runs, kv: &kv, shape, dtype, streams, heads: &mut heads, numbers };
             match dtype {
                 #[cfg(target_arch = "x86_64")]
-                Dtype::F16 if let Some(avx2) = self.isa.f16 => avx2.load(load),
+                Dtype::F16 if let Some(avx2) = self.isa.avx2 => avx2.load(load),
                 Dtype::F16 => self.arch.dispatch(Put { load, dtype: PhantomData::<f16> }),
                 Dtype::Bf16 => self.arch.dispatch(Put { load, dtype: PhantomData::<bf16> }),
                 _ => self.arch.dispatch(Put { load, dtype: PhantomData::<f32> }),
@@ -92,10 +92,10 @@ struct Space {
 }
 
 /// A run, and the cosines and sines by which its keys are rotated.
-type RunWithAngles<'t> = (Run, &'t [[f32; LANES]]);
+type RunWithAngles<'t> = (SlotRun, &'t [[f32; LANES]]);
 
 /// Tokens of a chunk whose slots are side by side in a vector of [`LANES`].
-struct Run {
+struct SlotRun {
     /// The first of them, in the chunk.
     token: usize,
     count: usize,
@@ -105,14 +105,14 @@ struct Run {
     base: i64,
 }
 
-fn runs_of(placement: &Placement<'_>) -> Vec<Run> {
+fn runs_of(placement: &Placement<'_>) -> Vec<SlotRun> {
     let (tokens, mut token) = (placement.chunk.tokens().len(), 0);
     let mut runs = Vec::with_capacity(tokens / LANES + 2);
     while token < tokens {
         let slot = placement.slot as usize + token;
         let count = (LANES - slot % LANES).min(tokens - token);
         let base = i64::from(placement.position) + token as i64 - (slot % LANES) as i64;
-        runs.push(Run { token, count, slot, base });
+        runs.push(SlotRun { token, count, slot, base });
         token += count;
     }
     runs
@@ -146,12 +146,12 @@ impl<T: Element> WithSimd for Put<'_, T> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        self.load.put::<T, _>(Plain(simd));
+        self.load.put::<T, _>(AnySimd(simd));
     }
 }
 
 impl<'a> Load<'a> {
-    /// Run by run, and head by head, so that what lies between two steps stays in the nearest cache.
+    /// SlotRun by run, and head by head, so that what lies between two steps stays in the nearest cache.
     #[inline(always)]
     pub(crate) fn put<T: Element, V: Vectors<T>>(self, v: V) {
         let (KvShape { head_dim, .. }, width) = (self.shape, self.shape.row());
@@ -161,7 +161,7 @@ impl<'a> Load<'a> {
         // Of a narrower type there is room for more.
         let [rows, rotated] = [rows, rotated].map(|part| &mut bytemuck::cast_slice_mut(part)[..LANES * head_dim]);
         let fence = Fence::default();
-        for (Run { token, count, slot, .. }, angles) in self.runs {
+        for (SlotRun { token, count, slot, .. }, angles) in self.runs {
             let (lane, in_block, streaming) = (slot % LANES, slot % BLOCK_TOKENS, fence.streaming());
             // A line that others write to as well is not streamed.
             let streaming = streaming.filter(|_| self.streams && *count == LANES);
@@ -250,7 +250,7 @@ impl Rotations {
     }
 
     /// Computes what these runs are rotated by, as far as it is not there.
-    fn prepare(&mut self, cpu: &Cpu, runs: impl Iterator<Item = Run>) {
+    fn prepare(&mut self, cpu: &Cpu, runs: impl Iterator<Item = SlotRun>) {
         let rope = &self.rope;
         let each = 2 * LANES * rope.inverse_frequencies.len();
         let needed: HashSet<i64> = runs.map(|run| run.base).collect();
@@ -267,7 +267,7 @@ impl Rotations {
     }
 
     /// The runs, each with what it is rotated by.
-    fn with_angles(&self, runs: Vec<Run>) -> Vec<RunWithAngles<'_>> {
+    fn with_angles(&self, runs: Vec<SlotRun>) -> Vec<RunWithAngles<'_>> {
         runs.into_iter()
             .map(|run| {
                 let angles = self.angles.get(&run.base).map(Vec::as_slice).unwrap_or_default();
