@@ -76,16 +76,6 @@ impl Avx2F16c {
     }
 }
 
-/// A proof that the machine has these and AVX-VNNI.
-#[cfg(target_arch = "x86_64")]
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct AvxVnni(());
-
-/// A proof that the machine has AVX-512 with VNNI.
-#[cfg(target_arch = "x86_64")]
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Avx512Vnni(());
-
 #[cfg(target_arch = "x86_64")]
 pulp::simd_type! {
     /// A proof that the machine has AVX-512 with BF16.
@@ -100,21 +90,6 @@ pulp::simd_type! {
     }
 }
 
-/// A proof that the machine has NEON.
-#[cfg(target_arch = "aarch64")]
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Neon(());
-
-/// A proof that the machine has NEON with dot products.
-#[cfg(target_arch = "aarch64")]
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct NeonDot(());
-
-/// A proof that the machine has NEON with I8MM.
-#[cfg(target_arch = "aarch64")]
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct NeonI8mm(());
-
 /// A proof that the machine has NEON with BF16.
 #[cfg(target_arch = "aarch64")]
 #[derive(Clone, Copy, Debug)]
@@ -126,22 +101,32 @@ pub(crate) type Bf16 = Avx512Bf16;
 #[cfg(target_arch = "aarch64")]
 pub(crate) type Bf16 = NeonBf16;
 
-/// Instructions for products of bytes.
+/// The kernels for products of bytes. Only [`Isa::of`] makes one, where the machine has what they are compiled for.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Bytes {
+pub(crate) struct Bytes(ByteKind);
+
+impl Bytes {
+    pub(crate) fn kind(self) -> ByteKind {
+        self.0
+    }
+}
+
+/// Which kernels these are.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum ByteKind {
     Portable,
     #[cfg(target_arch = "x86_64")]
-    Avx2(Avx2F16c),
+    Avx2,
     #[cfg(target_arch = "x86_64")]
-    AvxVnni(AvxVnni),
+    AvxVnni,
     #[cfg(target_arch = "x86_64")]
-    Avx512Vnni(Avx512Vnni),
+    Avx512Vnni,
     #[cfg(target_arch = "aarch64")]
-    Neon(Neon),
+    Neon,
     #[cfg(target_arch = "aarch64")]
-    NeonDot(NeonDot),
+    NeonDot,
     #[cfg(target_arch = "aarch64")]
-    NeonI8mm(NeonI8mm),
+    NeonI8mm,
 }
 
 /// The instructions that kernels may use.
@@ -164,38 +149,24 @@ impl Isa {
     /// `None` where the machine lacks them.
     pub(crate) fn of(instructions: Instructions) -> Option<Self> {
         use pulp::x86::{V3, V4};
-        let avx2 = || {
-            let has_halves = is_x86_feature_detected!("f16c");
-            V3::try_new().filter(|_| has_halves).map(|arch| (Arch::V3(arch), Avx2F16c(arch)))
-        };
-        let avx512 = || V4::try_new();
-        // It needs AVX-512 as well, and so is given the proof of it.
-        let vnni = |_: V4| is_x86_feature_detected!("avx512vnni").then_some(Bytes::Avx512Vnni(Avx512Vnni(())));
-        let of_avx2 = match instructions {
-            Instructions::Avx2 | Instructions::AvxVnni => Some(avx2()?.1),
-            _ => None,
-        };
+        let proof_of_avx2 = V3::try_new().filter(|_| is_x86_feature_detected!("f16c")).map(Avx2F16c);
+        let avx2 = || proof_of_avx2.map(|avx2| Arch::V3(avx2.simd()));
+        let avx512 = || V4::try_new().map(Arch::V4);
+        let has_vnni = || is_x86_feature_detected!("avx512vnni");
         let (arch, bytes, bf16) = match instructions {
-            Instructions::Portable => (Arch::Scalar, Bytes::Portable, None),
-            Instructions::Avx2 => avx2().map(|(arch, avx2)| (arch, Bytes::Avx2(avx2), None))?,
-            Instructions::AvxVnni if is_x86_feature_detected!("avxvnni") => {
-                avx2().map(|(arch, _)| (arch, Bytes::AvxVnni(AvxVnni(())), None))?
-            }
-            Instructions::AvxVnni => return None,
+            Instructions::Portable => (Arch::Scalar, ByteKind::Portable, None),
+            Instructions::Avx2 => (avx2()?, ByteKind::Avx2, None),
+            Instructions::AvxVnni if is_x86_feature_detected!("avxvnni") => (avx2()?, ByteKind::AvxVnni, None),
             Instructions::Avx512 => {
-                (Arch::V4(avx512()?), avx2().map_or(Bytes::Portable, |(_, avx2)| Bytes::Avx2(avx2)), None)
+                let bytes = if proof_of_avx2.is_some() { ByteKind::Avx2 } else { ByteKind::Portable };
+                (avx512()?, bytes, None)
             }
-            Instructions::Avx512Vnni => {
-                let v4 = avx512()?;
-                (Arch::V4(v4), vnni(v4)?, None)
-            }
-            Instructions::Avx512Bf16 => {
-                let v4 = avx512()?;
-                (Arch::V4(v4), vnni(v4)?, Some(Avx512Bf16::try_new()?))
-            }
+            Instructions::Avx512Vnni if has_vnni() => (avx512()?, ByteKind::Avx512Vnni, None),
+            Instructions::Avx512Bf16 if has_vnni() => (avx512()?, ByteKind::Avx512Vnni, Some(Avx512Bf16::try_new()?)),
             _ => return None,
         };
-        Some(Self { instructions, arch, bytes, bf16, avx2: of_avx2 })
+        let avx2 = proof_of_avx2.filter(|_| matches!(arch, Arch::V3(_)));
+        Some(Self { instructions, arch, bytes: Bytes(bytes), bf16, avx2 })
     }
 }
 
@@ -206,18 +177,17 @@ impl Isa {
         use std::arch::is_aarch64_feature_detected as has;
         // Kernels take numbers out of vectors by their places, which in the other order of bytes are others.
         let neon = || pulp::aarch64::Neon::try_new().filter(|_| cfg!(target_endian = "little")).map(Arch::Neon);
-        let dot = || has!("dotprod").then_some(NeonDot(()));
-        let i8mm = || has!("i8mm").then_some(NeonI8mm(()));
+        let (has_dot, has_i8mm) = (|| has!("dotprod"), || has!("dotprod") && has!("i8mm"));
         let bf16 = || has!("bf16").then_some(NeonBf16(()));
         let (arch, bytes, bf16) = match instructions {
-            Instructions::Portable => (Arch::Scalar, Bytes::Portable, None),
-            Instructions::Neon => (neon()?, Bytes::Neon(Neon(())), None),
-            Instructions::NeonDot => (neon()?, Bytes::NeonDot(dot()?), None),
-            Instructions::NeonI8mm => (neon()?, dot().and(i8mm()).map(Bytes::NeonI8mm)?, None),
-            Instructions::NeonBf16 => (neon()?, dot().and(i8mm()).map(Bytes::NeonI8mm)?, Some(bf16()?)),
+            Instructions::Portable => (Arch::Scalar, ByteKind::Portable, None),
+            Instructions::Neon => (neon()?, ByteKind::Neon, None),
+            Instructions::NeonDot if has_dot() => (neon()?, ByteKind::NeonDot, None),
+            Instructions::NeonI8mm if has_i8mm() => (neon()?, ByteKind::NeonI8mm, None),
+            Instructions::NeonBf16 if has_i8mm() => (neon()?, ByteKind::NeonI8mm, Some(bf16()?)),
             _ => return None,
         };
-        Some(Self { instructions, arch, bytes, bf16 })
+        Some(Self { instructions, arch, bytes: Bytes(bytes), bf16 })
     }
 }
 
@@ -228,7 +198,7 @@ impl Isa {
         (instructions == Instructions::Portable).then(|| Self {
             instructions,
             arch: Arch::new(),
-            bytes: Bytes::Portable,
+            bytes: Bytes(ByteKind::Portable),
         })
     }
 }

@@ -9,31 +9,8 @@ use std::arch::x86_64::*;
 
 use super::super::{Columns, PANEL, load_columns, store_columns};
 use super::{ByteTile, Codes, GROUP_OF_4_BITS, Groups, Layout, Quantized, RowGroup, Scales};
-use crate::isa::{Avx2F16c, AvxVnni};
 use crate::unroll::with_rows;
 use crate::widening::prefetch;
-
-impl AvxVnni {
-    /// All rows times some panels.
-    pub(super) fn byte_columns(self, w: &Quantized, tiles: &[ByteTile], columns: &mut Columns<'_>) {
-        // SAFETY: `self` is made only where the machine has AVX2, FMA, F16C and AVX-VNNI.
-        #[allow(unsafe_code)]
-        unsafe {
-            vnni::multiply_columns(w, tiles, columns);
-        }
-    }
-}
-
-impl Avx2F16c {
-    /// All rows times some panels.
-    pub(super) fn byte_columns(self, w: &Quantized, tiles: &[ByteTile], columns: &mut Columns<'_>) {
-        // SAFETY: `self` is made only where the machine has AVX2, FMA and F16C.
-        #[allow(unsafe_code)]
-        unsafe {
-            two_steps::multiply_columns(w, tiles, columns);
-        }
-    }
-}
 
 /// How codes are multiplied.
 #[derive(Clone, Copy)]
@@ -79,8 +56,9 @@ macro_rules! kernels {
             /// Rows of the tallest tile.
             pub(in super::super) const TALLEST: usize = [$($rows),*].len();
 
+            /// All rows times some panels.
             #[target_feature(enable = $features)]
-            pub(super) fn multiply_columns(w: &Quantized, tiles: &[ByteTile], columns: &mut Columns<'_>) {
+            pub(in super::super) fn multiply_columns(w: &Quantized, tiles: &[ByteTile], columns: &mut Columns<'_>) {
                 let Columns { panel: first, rows, .. } = columns;
                 let width = rows.first().map_or(0, |row| row.len());
                 let (block, kind) = ((BLOCK_INPUTS / w.layout.group).max(1), Kind::of(w.layout, $signed));

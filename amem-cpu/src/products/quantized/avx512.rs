@@ -4,25 +4,14 @@ use std::arch::x86_64::*;
 
 use super::super::{Columns, PANEL, load_panel, store_panel};
 use super::{BLOCK_INPUTS, ByteTile, Groups, Quantized, RowGroup, Scales};
-use crate::isa::Avx512Vnni;
 use crate::unroll::with_rows;
-
-impl Avx512Vnni {
-    /// All rows times some panels.
-    pub(super) fn byte_columns(self, w: &Quantized, tiles: &[ByteTile], columns: &mut Columns<'_>) {
-        // SAFETY: `self` is made only where the machine has AVX-512 F, BW, CD, DQ, VL and VNNI.
-        #[allow(unsafe_code)]
-        unsafe {
-            multiply_columns(w, tiles, columns);
-        }
-    }
-}
 
 /// Rows of the tallest tile.
 pub(super) const TALLEST: usize = 8;
 
+/// All rows times some panels.
 #[target_feature(enable = "avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni")]
-fn multiply_columns(w: &Quantized, tiles: &[ByteTile], columns: &mut Columns<'_>) {
+pub(super) fn multiply_columns(w: &Quantized, tiles: &[ByteTile], columns: &mut Columns<'_>) {
     let Columns { panel: first, rows, .. } = columns;
     let width = rows.first().map_or(0, |row| row.len());
     let block = (BLOCK_INPUTS / w.layout.group).max(1);

@@ -25,7 +25,7 @@ use half::slice::HalfFloatSliceExt;
 use pulp::{Simd, WithSimd};
 
 use super::{Columns, PANEL};
-use crate::isa::Bytes;
+use crate::isa::{ByteKind, Bytes};
 use crate::pages::Pages;
 use crate::{Cpu, Tensor};
 
@@ -48,20 +48,20 @@ pub(super) struct Order {
 
 impl Order {
     fn of(kernels: Bytes) -> Self {
-        match kernels {
+        match kernels.kind() {
             #[cfg(target_arch = "aarch64")]
-            Bytes::Neon(_) => Self { inputs: 4, signed: true, rows: neon::widening::TALLEST, padded: 1 },
+            ByteKind::Neon => Self { inputs: 4, signed: true, rows: neon::widening::TALLEST, padded: 1 },
             #[cfg(target_arch = "aarch64")]
-            Bytes::NeonDot(_) => Self { inputs: 4, signed: true, rows: neon::dot::TALLEST, padded: 4 },
+            ByteKind::NeonDot => Self { inputs: 4, signed: true, rows: neon::dot::TALLEST, padded: 4 },
             #[cfg(target_arch = "aarch64")]
-            Bytes::NeonI8mm(_) => Self { inputs: 8, signed: true, rows: neon::i8mm::TALLEST, padded: 2 },
+            ByteKind::NeonI8mm => Self { inputs: 8, signed: true, rows: neon::i8mm::TALLEST, padded: 2 },
             #[cfg(target_arch = "x86_64")]
-            Bytes::Avx2(_) => Self { inputs: 4, signed: false, rows: avx2::two_steps::TALLEST, padded: 1 },
+            ByteKind::Avx2 => Self { inputs: 4, signed: false, rows: avx2::two_steps::TALLEST, padded: 1 },
             #[cfg(target_arch = "x86_64")]
-            Bytes::AvxVnni(_) => Self { inputs: 4, signed: false, rows: avx2::vnni::TALLEST, padded: 1 },
+            ByteKind::AvxVnni => Self { inputs: 4, signed: false, rows: avx2::vnni::TALLEST, padded: 1 },
             #[cfg(target_arch = "x86_64")]
-            Bytes::Avx512Vnni(_) => Self { inputs: 4, signed: false, rows: avx512::TALLEST, padded: 1 },
-            Bytes::Portable => Self { inputs: 4, signed: false, rows: portable::TALLEST, padded: 1 },
+            ByteKind::Avx512Vnni => Self { inputs: 4, signed: false, rows: avx512::TALLEST, padded: 1 },
+            ByteKind::Portable => Self { inputs: 4, signed: false, rows: portable::TALLEST, padded: 1 },
         }
     }
 
@@ -321,20 +321,25 @@ impl Cpu {
 
     /// All rows times some panels.
     pub(super) fn byte_columns(&self, w: &Quantized, tiles: &[ByteTile], columns: &mut Columns<'_>) {
-        match w.kernels {
+        let multiply: unsafe fn(&Quantized, &[ByteTile], &mut Columns<'_>) = match w.kernels.kind() {
             #[cfg(target_arch = "x86_64")]
-            Bytes::Avx512Vnni(isa) => isa.byte_columns(w, tiles, columns),
+            ByteKind::Avx512Vnni => avx512::multiply_columns,
             #[cfg(target_arch = "x86_64")]
-            Bytes::AvxVnni(isa) => isa.byte_columns(w, tiles, columns),
+            ByteKind::AvxVnni => avx2::vnni::multiply_columns,
             #[cfg(target_arch = "x86_64")]
-            Bytes::Avx2(isa) => isa.byte_columns(w, tiles, columns),
+            ByteKind::Avx2 => avx2::two_steps::multiply_columns,
             #[cfg(target_arch = "aarch64")]
-            Bytes::NeonI8mm(isa) => isa.byte_columns(w, tiles, columns),
+            ByteKind::NeonI8mm => neon::i8mm::multiply_columns,
             #[cfg(target_arch = "aarch64")]
-            Bytes::NeonDot(isa) => isa.byte_columns(w, tiles, columns),
+            ByteKind::NeonDot => neon::dot::multiply_columns,
             #[cfg(target_arch = "aarch64")]
-            Bytes::Neon(isa) => isa.byte_columns(w, tiles, columns),
-            Bytes::Portable => self.arch.dispatch(portable::Product { w, tiles, columns }),
+            ByteKind::Neon => neon::widening::multiply_columns,
+            ByteKind::Portable => portable::multiply_columns,
+        };
+        // SAFETY: `Isa::of` made `w.kernels`, and only where the machine has what its kernels are compiled for.
+        #[allow(unsafe_code, reason = "instructions are called that were found to be there")]
+        unsafe {
+            multiply(w, tiles, columns);
         }
     }
 }

@@ -16,41 +16,7 @@ use std::ops::Range;
 
 use super::super::{Columns, PANEL, load_panel, store_panel};
 use super::{BLOCK_INPUTS, ByteTile, Codes, Groups, Quantized, RowGroup, SIGNED, Scales};
-use crate::isa::{Neon, NeonDot, NeonI8mm};
 use crate::unroll::{MOST_ROWS, each_row};
-
-impl NeonI8mm {
-    /// All rows times some panels.
-    pub(super) fn byte_columns(self, w: &Quantized, tiles: &[ByteTile], columns: &mut Columns<'_>) {
-        // SAFETY: `self` is made only where the machine has NEON, dot products and I8MM.
-        #[allow(unsafe_code)]
-        unsafe {
-            i8mm::multiply_columns(w, tiles, columns);
-        }
-    }
-}
-
-impl NeonDot {
-    /// All rows times some panels.
-    pub(super) fn byte_columns(self, w: &Quantized, tiles: &[ByteTile], columns: &mut Columns<'_>) {
-        // SAFETY: `self` is made only where the machine has NEON with dot products.
-        #[allow(unsafe_code)]
-        unsafe {
-            dot::multiply_columns(w, tiles, columns);
-        }
-    }
-}
-
-impl Neon {
-    /// All rows times some panels.
-    pub(super) fn byte_columns(self, w: &Quantized, tiles: &[ByteTile], columns: &mut Columns<'_>) {
-        // SAFETY: `self` is made only where the machine has NEON.
-        #[allow(unsafe_code)]
-        unsafe {
-            widening::multiply_columns(w, tiles, columns);
-        }
-    }
-}
 
 /// Outputs that are computed at a time.
 const STRIP: usize = 8;
@@ -153,8 +119,9 @@ macro_rules! kernels {
             /// Rows of the tallest tile.
             pub(in super::super) const TALLEST: usize = [$($rows),*].len();
 
+            /// All rows times some panels.
             #[target_feature(enable = $features)]
-            pub(super) fn multiply_columns(w: &Quantized, tiles: &[ByteTile], columns: &mut Columns<'_>) {
+            pub(in super::super) fn multiply_columns(w: &Quantized, tiles: &[ByteTile], columns: &mut Columns<'_>) {
                 each_tile(w, tiles, columns, |w, x, rows, column| match (rows.len(), w.layout.four_bits) {
                     $(
                         ($rows, true) => multiply::<$rows, { together($rows) }, true>(w, x, rows, column),
@@ -338,8 +305,9 @@ pub(super) mod i8mm {
     /// Codes of eight inputs of a strip, two outputs in a vector.
     type Eight = [int8x16_t; STRIP / 2];
 
+    /// All rows times some panels.
     #[target_feature(enable = "neon,dotprod,i8mm")]
-    pub(super) fn multiply_columns(w: &Quantized, tiles: &[ByteTile], columns: &mut Columns<'_>) {
+    pub(in super::super) fn multiply_columns(w: &Quantized, tiles: &[ByteTile], columns: &mut Columns<'_>) {
         each_tile(w, tiles, columns, |w, x, rows, column| match (x.padded, w.layout.four_bits) {
             (2, true) => multiply::<1, { together(1) }, true>(w, x, rows, column),
             (2, false) => multiply::<1, { together(1) }, false>(w, x, rows, column),

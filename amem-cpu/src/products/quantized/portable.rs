@@ -1,7 +1,6 @@
 //! The product as plain arithmetic, of which compilers make what vector instructions there are.
 
 use half::slice::HalfFloatSliceExt;
-use pulp::{Simd, WithSimd};
 
 use super::super::{Columns, PANEL, store_panel};
 use super::{ByteTile, Groups, Quantized};
@@ -10,29 +9,17 @@ use super::{ByteTile, Groups, Quantized};
 pub(super) const TALLEST: usize = 8;
 
 /// All rows times some panels.
-pub(super) struct Product<'a, 'b> {
-    pub(super) w: &'a Quantized,
-    pub(super) tiles: &'a [ByteTile],
-    pub(super) columns: &'a mut Columns<'b>,
-}
-
-impl WithSimd for Product<'_, '_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
-        let Self { w, tiles, columns } = self;
-        let Columns { panel: first, rows, .. } = columns;
-        let width = rows.first().map_or(0, |row| row.len());
-        for (panel, column) in (*first..).zip((0..width).step_by(PANEL)) {
-            let groups = w.groups(panel, 0..w.groups);
-            let mut rest = &mut rows[..];
-            for tile in tiles {
-                let (rows, others) = rest.split_at_mut(tile.rows);
-                rest = others;
-                for (index, row) in rows.iter_mut().enumerate() {
-                    multiply_row(&groups, tile, index, row, column);
-                }
+pub(super) fn multiply_columns(w: &Quantized, tiles: &[ByteTile], columns: &mut Columns<'_>) {
+    let Columns { panel: first, rows, .. } = columns;
+    let width = rows.first().map_or(0, |row| row.len());
+    for (panel, column) in (*first..).zip((0..width).step_by(PANEL)) {
+        let groups = w.groups(panel, 0..w.groups);
+        let mut rest = &mut rows[..];
+        for tile in tiles {
+            let (rows, others) = rest.split_at_mut(tile.rows);
+            rest = others;
+            for (index, row) in rows.iter_mut().enumerate() {
+                multiply_row(&groups, tile, index, row, column);
             }
         }
     }
