@@ -108,49 +108,33 @@ fn gelu(x: f32) -> f32 {
     x * if x < 0.0 { tail } else { 1.0 - tail }
 }
 
-/// `x = gelu(x)`.
-struct Gelu<'a> {
+/// What each number becomes.
+#[derive(Clone, Copy)]
+pub(crate) enum Map {
+    Gelu,
+    /// `cap · tanh(x / cap)`.
+    SoftCap(f32),
+    /// The number times a factor.
+    Scale(f32),
+}
+
+/// Numbers, and what each of them becomes.
+struct MappedNumbers<'a> {
+    map: Map,
     x: &'a mut [f32],
 }
 
-impl WithSimd for Gelu<'_> {
+impl WithSimd for MappedNumbers<'_> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        self.x.iter_mut().for_each(|x| *x = gelu(*x));
-    }
-}
-
-/// `x = cap · tanh(x / cap)`.
-struct SoftCap<'a> {
-    x: &'a mut [f32],
-    cap: f32,
-}
-
-impl WithSimd for SoftCap<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
-        for x in self.x {
-            *x = self.cap * tanh(*x / self.cap);
+        let numbers = self.x.iter_mut();
+        match self.map {
+            Map::Gelu => numbers.for_each(|x| *x = gelu(*x)),
+            Map::SoftCap(cap) => numbers.for_each(|x| *x = cap * tanh(*x / cap)),
+            Map::Scale(factor) => numbers.for_each(|x| *x *= factor),
         }
-    }
-}
-
-/// `x *= factor`.
-struct Scale<'a> {
-    x: &'a mut [f32],
-    factor: f32,
-}
-
-impl WithSimd for Scale<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
-        self.x.iter_mut().for_each(|x| *x *= self.factor);
     }
 }
 
@@ -163,25 +147,12 @@ impl Cpu {
         Ok(())
     }
 
-    /// See [`Backend::gelu`](amem_core::transformer::Backend::gelu).
-    pub(crate) fn gelu_each(&self, x: &mut Tensor) {
-        let work = EXPONENTIAL * x.data.len();
+    /// Does this to each number.
+    pub(crate) fn map(&self, x: &mut Tensor, map: Map) {
+        let each = if matches!(map, Map::Scale(_)) { 1 } else { EXPONENTIAL };
+        let work = each * x.data.len();
         let parts = x.data.chunks_mut(PART).collect();
-        self.each(parts, work, |x| self.arch.dispatch(Gelu { x }));
-    }
-
-    /// See [`Backend::soft_cap`](amem_core::transformer::Backend::soft_cap).
-    pub(crate) fn cap(&self, x: &mut Tensor, cap: f32) {
-        let work = EXPONENTIAL * x.data.len();
-        let parts = x.data.chunks_mut(PART).collect();
-        self.each(parts, work, |x| self.arch.dispatch(SoftCap { x, cap }));
-    }
-
-    /// See [`Backend::scale`](amem_core::transformer::Backend::scale).
-    pub(crate) fn multiply_by(&self, x: &mut Tensor, factor: f32) {
-        let work = x.data.len();
-        let parts = x.data.chunks_mut(PART).collect();
-        self.each(parts, work, |x| self.arch.dispatch(Scale { x, factor }));
+        self.each(parts, work, |x| self.arch.dispatch(MappedNumbers { map, x }));
     }
 }
 

@@ -61,54 +61,65 @@ pub(crate) fn total_of<const N: usize>(mut sums: [f32; N]) -> f32 {
     sums[0]
 }
 
-/// Root-mean-square norm of each run of `weight`'s length.
-pub(crate) struct RmsNorm<'a> {
-    pub(crate) x: &'a [f32],
-    pub(crate) y: &'a mut [f32],
-    pub(crate) weight: &'a [f32],
-    pub(crate) eps: f32,
+/// A norm of runs of numbers that are as long as its weights.
+#[derive(Clone, Copy)]
+pub(crate) enum Norm<'a> {
+    /// By the root mean square.
+    Rms { weight: &'a [f32], eps: f32 },
+    /// By mean and variance, with as many biases.
+    Layer { weight: &'a [f32], bias: &'a [f32], eps: f32 },
 }
 
-impl WithSimd for RmsNorm<'_> {
+impl Norm<'_> {
+    /// About how many multiplications it takes for each number.
+    pub(crate) fn cost(self) -> usize {
+        match self {
+            Self::Rms { .. } => 2,
+            Self::Layer { .. } => 4,
+        }
+    }
+}
+
+/// Puts the norm of each run of `x` into `y`.
+pub(crate) struct Normalize<'a> {
+    pub(crate) norm: Norm<'a>,
+    pub(crate) x: &'a [f32],
+    pub(crate) y: &'a mut [f32],
+}
+
+impl WithSimd for Normalize<'_> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        let length = self.weight.len().max(1);
+        let (Norm::Rms { weight, .. } | Norm::Layer { weight, .. }) = self.norm;
+        let length = weight.len().max(1);
         for (x, y) in self.x.chunks_exact(length).zip(self.y.chunks_exact_mut(length)) {
-            let square = sum(x, |sum, x| x.mul_add(x, sum));
-            let scale = 1.0 / (square / x.len() as f32 + self.eps).sqrt();
-            for ((x, y), &w) in x.iter().zip(y).zip(self.weight) {
-                *y = *x * scale * w;
+            match self.norm {
+                Norm::Rms { weight, eps } => rms_norm(x, y, weight, eps),
+                Norm::Layer { weight, bias, eps } => layer_norm(x, y, weight, bias, eps),
             }
         }
     }
 }
 
-/// Layer norm of each run of `weight`'s length, with as many biases.
-pub(crate) struct LayerNorm<'a> {
-    pub(crate) x: &'a [f32],
-    pub(crate) y: &'a mut [f32],
-    pub(crate) weight: &'a [f32],
-    pub(crate) bias: &'a [f32],
-    pub(crate) eps: f32,
+#[inline(always)]
+fn rms_norm(x: &[f32], y: &mut [f32], weight: &[f32], eps: f32) {
+    let square = sum(x, |sum, x| x.mul_add(x, sum));
+    let scale = 1.0 / (square / x.len() as f32 + eps).sqrt();
+    for ((x, y), &w) in x.iter().zip(y).zip(weight) {
+        *y = *x * scale * w;
+    }
 }
 
-impl WithSimd for LayerNorm<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
-        let length = self.weight.len().max(1);
-        for (x, y) in self.x.chunks_exact(length).zip(self.y.chunks_exact_mut(length)) {
-            let mean = sum(x, |sum, x| sum + x) / x.len() as f32;
-            // The mean first: a difference of large squares would lose the digits of a small variance.
-            let square = sum(x, |sum, x| (x - mean).mul_add(x - mean, sum));
-            let scale = 1.0 / (square / x.len() as f32 + self.eps).sqrt();
-            for (((x, y), &w), &b) in x.iter().zip(y).zip(self.weight).zip(self.bias) {
-                *y = ((x - mean) * scale).mul_add(w, b);
-            }
-        }
+#[inline(always)]
+fn layer_norm(x: &[f32], y: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
+    let mean = sum(x, |sum, x| sum + x) / x.len() as f32;
+    // The mean first: a difference of large squares would lose the digits of a small variance.
+    let square = sum(x, |sum, x| (x - mean).mul_add(x - mean, sum));
+    let scale = 1.0 / (square / x.len() as f32 + eps).sqrt();
+    for (((x, y), &w), &b) in x.iter().zip(y).zip(weight).zip(bias) {
+        *y = ((x - mean) * scale).mul_add(w, b);
     }
 }
 

@@ -30,6 +30,7 @@ mod widening;
 
 use std::ops::Range;
 
+use activation::Map;
 use amem_core::transformer::{
     Activation, Attention, AttentionWeights, Backend, BlockTable, LayerNorm, MlpWeights, Numerics, Placement, Qkv,
     Rope, Row, WeightTensor,
@@ -37,7 +38,7 @@ use amem_core::transformer::{
 use amem_core::{Dtype, Error, Exactness, KvShape, Result, Token};
 use buffers::{Buffers, Numbers};
 use cache::{BLOCK_TOKENS, Slots};
-use elementwise::{Add, AddRowDistance, RmsNorm};
+use elementwise::{Add, AddRowDistance, Norm, Normalize};
 use isa::Isa;
 use pages::Regions;
 use pulp::Arch;
@@ -156,7 +157,31 @@ impl Cpu {
     }
 }
 
+fn layer_norm(norm: &LayerNorm<Cpu>) -> Norm<'_> {
+    Norm::Layer { weight: &norm.weight, bias: &norm.bias, eps: norm.eps }
+}
+
 impl Cpu {
+    fn norm(&self, x: &Tensor, norm: Norm<'_>) -> Tensor {
+        let mut y = self.tensor(x.rows(), x.columns);
+        let part = whole_rows(x.columns);
+        let parts = y.data.chunks_mut(part).zip(x.data.chunks(part)).collect();
+        self.each(parts, norm.cost() * x.data.len(), |(y, x)| self.arch.dispatch(Normalize { norm, x, y }));
+        y
+    }
+
+    /// Adds `y` to `x`, and takes the norm of the sum.
+    fn add_norm(&self, x: &mut Tensor, y: &Tensor, norm: Norm<'_>) -> Tensor {
+        let mut normed = self.tensor(x.rows(), x.columns);
+        let part = whole_rows(x.columns);
+        let parts = normed.data.chunks_mut(part).zip(x.data.chunks_mut(part)).zip(y.data.chunks(part)).collect();
+        self.each(parts, (norm.cost() + 1) * y.data.len(), |((normed, x), y)| {
+            self.arch.dispatch(Add { x, y });
+            self.arch.dispatch(Normalize { norm, x, y: normed });
+        });
+        normed
+    }
+
     fn mlp_of_rows(&self, x: &Tensor, w: &MlpWeights<Self>) -> Result<Tensor> {
         let weights = [&w.gate, &w.up].map(|w| (&w.weight, w.bias.as_deref()));
         let gated = self.multiply_gated(x, w.activation, weights)?;
@@ -235,11 +260,7 @@ impl Backend for Cpu {
     }
 
     fn rms_norm(&self, x: &Tensor, weight: &Vec<f32>, eps: f32) -> Result<Tensor> {
-        let mut y = self.tensor(x.rows(), x.columns);
-        let part = whole_rows(x.columns);
-        let parts = y.data.chunks_mut(part).zip(x.data.chunks(part)).collect();
-        self.each(parts, 2 * x.data.len(), |(y, x)| self.arch.dispatch(RmsNorm { x, y, weight, eps }));
-        Ok(y)
+        Ok(self.norm(x, Norm::Rms { weight, eps }))
     }
 
     fn linear(&self, x: &Tensor, w: &Matrix, bias: Option<&Vec<f32>>) -> Result<Tensor> {
@@ -265,28 +286,21 @@ impl Backend for Cpu {
     }
 
     fn layer_norm(&self, x: &Tensor, norm: &LayerNorm<Self>) -> Result<Tensor> {
-        let LayerNorm { weight, bias, eps, .. } = norm;
-        let mut y = self.tensor(x.rows(), x.columns);
-        let part = whole_rows(x.columns);
-        let parts = y.data.chunks_mut(part).zip(x.data.chunks(part)).collect();
-        self.each(parts, 4 * x.data.len(), |(y, x)| {
-            self.arch.dispatch(elementwise::LayerNorm { x, y, weight, bias, eps: *eps });
-        });
-        Ok(y)
+        Ok(self.norm(x, layer_norm(norm)))
     }
 
     fn gelu(&self, x: &mut Tensor) -> Result<()> {
-        self.gelu_each(x);
+        self.map(x, Map::Gelu);
         Ok(())
     }
 
     fn scale(&self, x: &mut Tensor, factor: f32) -> Result<()> {
-        self.multiply_by(x, factor);
+        self.map(x, Map::Scale(factor));
         Ok(())
     }
 
     fn soft_cap(&self, x: &mut Tensor, cap: f32) -> Result<()> {
-        self.cap(x, cap);
+        self.map(x, Map::SoftCap(cap));
         Ok(())
     }
 
@@ -379,26 +393,11 @@ impl Backend for Cpu {
     }
 
     fn add_rms_norm(&self, x: &mut Tensor, y: &Tensor, weight: &Vec<f32>, eps: f32) -> Result<Tensor> {
-        let mut normed = self.tensor(x.rows(), x.columns);
-        let part = whole_rows(x.columns);
-        let parts = normed.data.chunks_mut(part).zip(x.data.chunks_mut(part)).zip(y.data.chunks(part)).collect();
-        self.each(parts, 3 * y.data.len(), |((normed, x), y)| {
-            self.arch.dispatch(Add { x, y });
-            self.arch.dispatch(RmsNorm { x, y: normed, weight, eps });
-        });
-        Ok(normed)
+        Ok(self.add_norm(x, y, Norm::Rms { weight, eps }))
     }
 
     fn add_layer_norm(&self, x: &mut Tensor, y: &Tensor, norm: &LayerNorm<Self>) -> Result<Tensor> {
-        let LayerNorm { weight, bias, eps, .. } = norm;
-        let mut normed = self.tensor(x.rows(), x.columns);
-        let part = whole_rows(x.columns);
-        let parts = normed.data.chunks_mut(part).zip(x.data.chunks_mut(part)).zip(y.data.chunks(part)).collect();
-        self.each(parts, 5 * y.data.len(), |((normed, x), y)| {
-            self.arch.dispatch(Add { x, y });
-            self.arch.dispatch(elementwise::LayerNorm { x, y: normed, weight, bias, eps: *eps });
-        });
-        Ok(normed)
+        Ok(self.add_norm(x, y, layer_norm(norm)))
     }
 
     fn mlp(&self, x: &Tensor, w: &MlpWeights<Self>) -> Result<Tensor> {
