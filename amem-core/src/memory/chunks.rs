@@ -251,7 +251,7 @@ impl Chunks {
             let new = || NewKv { namespace: namespace.clone(), chunks: chunks.clone(), links };
             match keep {
                 Keep::No => {}
-                Keep::Now => self.store.keep_linked(new()).await,
+                Keep::Now => self.store.keep_linked(new(), &self.late).await,
                 Keep::Soon => self.store.keep_linked_soon(new(), &self.late).await,
             }
             found.extend(chunks.into_iter().map(|chunk| (chunk.id(), chunk)));

@@ -8,6 +8,7 @@ use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
 use blocking::unblock;
@@ -68,6 +69,15 @@ impl LateLinks {
         or(done, late).await.ok_or(write)
     }
 
+    /// Does work that holds so many bytes, to its end: if this is dropped before, it goes on by itself.
+    pub(super) fn to_the_end(
+        self: &Arc<Self>,
+        bytes: usize,
+        work: impl Future<Output = ()> + Send + 'static,
+    ) -> impl Future<Output = ()> + Send {
+        ToTheEnd { late: Arc::clone(self), bytes, work: Some(Box::pin(work)) }
+    }
+
     /// Lets a write that was given back go on, which holds so many bytes. False if too much waits already: then it is
     /// given up.
     pub(super) fn go_on(self: &Arc<Self>, bytes: usize, write: impl Future<Output = ()> + Send + 'static) -> bool {
@@ -91,6 +101,40 @@ impl LateLinks {
         };
         unblock(work).detach();
         true
+    }
+}
+
+/// What must not be left half-way: if whoever waits for it is gone, it goes on by itself.
+struct ToTheEnd {
+    late: Arc<LateLinks>,
+    /// What it holds.
+    bytes: usize,
+    /// `None` once it is done, or has panicked.
+    work: Option<Write<()>>,
+}
+
+impl Future for ToTheEnd {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, task: &mut TaskContext<'_>) -> Poll<()> {
+        let Some(mut work) = self.work.take() else { return Poll::Ready(()) };
+        let polled = work.as_mut().poll(task);
+        if polled.is_pending() {
+            self.work = Some(work);
+        }
+        polled
+    }
+}
+
+impl Drop for ToTheEnd {
+    fn drop(&mut self) {
+        if let Some(work) = self.work.take()
+            && !self.late.go_on(self.bytes, work)
+        {
+            log::warn!(
+                "KV that is being kept may stay although its text is forgotten: much waits for the ledger already"
+            );
+        }
     }
 }
 
@@ -189,5 +233,21 @@ mod tests {
         while late.is_any() {
             std::thread::yield_now();
         }
+    }
+
+    #[test]
+    fn work_that_nobody_waits_for_any_more_is_done_all_the_same() {
+        let late = late();
+        let (go_on, gate) = futures_channel::oneshot::channel::<()>();
+        let (told, is_done) = std::sync::mpsc::channel();
+        let work = async move {
+            drop(gate.await);
+            told.send(()).unwrap();
+        };
+        let mut waiting = Box::pin(late.to_the_end(0, work));
+        assert!(block_on(poll_once(&mut waiting)).is_none());
+        drop(waiting);
+        go_on.send(()).unwrap();
+        is_done.recv_timeout(Duration::from_secs(60)).expect("it goes on by itself");
     }
 }

@@ -4,8 +4,6 @@
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use futures_lite::future::block_on;
-
 use super::backoff::Backoff;
 use super::late_links::LateLinks;
 use super::records::Entry;
@@ -29,6 +27,12 @@ pub(super) struct NewKv {
     pub(super) chunks: Vec<KvChunk>,
     /// The records whose texts the chunks hold.
     pub(super) links: Vec<(Arc<Entry>, ChunkId)>,
+}
+
+impl NewKv {
+    fn bytes(&self) -> usize {
+        self.chunks.iter().map(KvChunk::size).sum()
+    }
 }
 
 impl LinkedStore {
@@ -75,10 +79,10 @@ impl LinkedStore {
         }
     }
 
-    /// Notes whose text chunks hold, and puts them into the store.
-    pub(super) async fn keep_linked(self: &Arc<Self>, new: NewKv) {
+    /// Notes whose text chunks hold, and puts them into the store: to the end, once that is begun.
+    pub(super) async fn keep_linked(self: &Arc<Self>, new: NewKv, late: &Arc<LateLinks>) {
         if self.link(&new).await {
-            Arc::clone(self).put_linked(Arc::new(new)).await;
+            self.put_to_the_end(Arc::new(new), late).await;
         }
     }
 
@@ -91,13 +95,13 @@ impl LinkedStore {
             Box::pin(async move { this.link(&new).await })
         };
         match late.moment(linking).await {
-            Ok(true) => this.put_linked(new).await,
+            Ok(true) => self.put_to_the_end(new, late).await,
             Ok(false) => {}
             Err(linking) => {
-                let (count, bytes) = (new.chunks.len(), new.chunks.iter().map(KvChunk::size).sum());
+                let (count, bytes) = (new.chunks.len(), new.bytes());
                 let keep = async move {
                     if linking.await {
-                        this.put_linked(new).await;
+                        this.put_linked(&new).await;
                     }
                 };
                 if !late.go_on(bytes, keep) {
@@ -105,6 +109,11 @@ impl LinkedStore {
                 }
             }
         }
+    }
+
+    fn put_to_the_end(self: &Arc<Self>, new: Arc<NewKv>, late: &Arc<LateLinks>) -> impl Future<Output = ()> + Send {
+        let (this, bytes) = (Arc::clone(self), new.bytes());
+        late.to_the_end(bytes, async move { this.put_linked(&new).await })
     }
 
     /// Notes whose text chunks hold. They are linked before they are kept: whoever forgets a record in between must find
@@ -121,25 +130,29 @@ impl LinkedStore {
 
     /// Puts chunks that were linked into the store, and takes those out again whose texts were forgotten or changed in the
     /// meantime: whoever did that may have deleted them before they came.
-    ///
-    /// Once begun it is done, also when whoever waits for it is gone.
-    async fn put_linked(self: Arc<Self>, new: Arc<NewKv>) {
-        let put = async move {
-            self.keep(&new.chunks).await;
-            let chunks: Vec<ChunkId> = new.links.iter().map(|(_, chunk)| *chunk).collect();
-            let dropped = match self.erase_unlinked(&chunks).await {
-                // They are computed again, which is better than KV that nobody deletes.
-                Err(error) => {
-                    log::warn!("{} new chunks are not kept, for the ledger cannot be asked: {error}", chunks.len());
-                    self.erase(&chunks).await.map(drop)
-                }
-                dropped => dropped,
-            };
-            if let Err(error) = dropped {
-                log::warn!("KV of texts that may have changed could not be deleted: {error}");
+    async fn put_linked(&self, new: &NewKv) {
+        self.keep(&new.chunks).await;
+        let chunks: Vec<ChunkId> = new.links.iter().map(|(_, chunk)| *chunk).collect();
+        let unlinked = match self.unlinked(&chunks).await {
+            Ok(unlinked) => unlinked,
+            // They are computed again, which is better than KV that nobody deletes.
+            Err(error) => {
+                log::warn!("{} new chunks are not kept, for the ledger cannot be asked: {error}", chunks.len());
+                chunks
             }
         };
-        blocking::unblock(move || block_on(put)).await
+        if let Err(error) = self.erase(&unlinked).await {
+            log::warn!("KV of texts that may have changed could not be deleted: {error}");
+        }
+    }
+
+    /// Those of these chunks that hold no active record's text any more.
+    async fn unlinked(&self, chunks: &[ChunkId]) -> Result<Vec<ChunkId>> {
+        if chunks.is_empty() {
+            return Ok(Vec::new());
+        }
+        let linked = self.ledger.are_linked(chunks, Timestamp::now()).await?;
+        Ok(chunks.iter().zip(linked).filter(|(_, linked)| !linked).map(|(chunk, _)| *chunk).collect())
     }
 
     /// Deletes those of these chunks that hold no active record's text any more.
@@ -147,12 +160,7 @@ impl LinkedStore {
     /// # Errors
     /// When the ledger cannot be asked, or the store cannot delete.
     pub(super) async fn erase_unlinked(&self, chunks: &[ChunkId]) -> Result<()> {
-        if chunks.is_empty() {
-            return Ok(());
-        }
-        let linked = self.ledger.are_linked(chunks, Timestamp::now()).await?;
-        let unlinked: Vec<ChunkId> =
-            chunks.iter().zip(linked).filter(|(_, linked)| !linked).map(|(chunk, _)| *chunk).collect();
+        let unlinked = self.unlinked(chunks).await?;
         self.erase(&unlinked).await.map(drop)
     }
 
