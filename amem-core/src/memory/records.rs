@@ -97,6 +97,8 @@ struct Read {
     is_gone: bool,
     /// Records that count among those that the cache holds.
     counted: usize,
+    /// The index is being changed, or was when that failed.
+    is_half_done: bool,
 }
 
 impl Read {
@@ -340,13 +342,16 @@ impl RecordCache {
             // Before the index is cleared: should that fail or be given up half-way, all of it is indexed anew.
             drop(std::mem::take(&mut *records.entries()));
             self.held.fetch_sub(read.counted, Relaxed);
-            *read = Read::default();
+            *read = Read { is_half_done: true, ..Read::default() };
             *records.saved() = None;
-            if let Err(error) = recaller.clear(&name).await {
-                log::warn!("the index of namespace {name} could not be cleared: {error}");
+            match recaller.clear(&name).await {
+                Ok(()) => {
+                    read.is_half_done = false;
+                    drop(read);
+                    self.remove_empty(&name, &records);
+                }
+                Err(error) => log::warn!("the index of namespace {name} could not be cleared: {error}"),
             }
-            drop(read);
-            self.remove_empty(&name, &records);
         }
     }
 }
@@ -360,8 +365,9 @@ impl Records {
         namespace: &Namespace,
         read: &mut Read,
     ) -> Result<Vec<Arc<Entry>>> {
-        if read.revision == Revision(0) && !self.restore(ledger, recaller, namespace, read).await? {
-            // What an earlier attempt indexed before it failed may be forgotten by now, and no change tells of it.
+        if read.revision == Revision(0) && !self.restore(ledger, recaller, namespace, read).await? && read.is_half_done
+        {
+            // What was indexed before that failed may be forgotten by now, and no change tells of it.
             recaller.clear(namespace).await?;
         }
         let now = Timestamp::now();
@@ -380,6 +386,7 @@ impl Records {
         };
         let (indexed, active): (Vec<Record>, Vec<Record>) = active.into_iter().partition(is_indexed);
         // The index first: should it fail, the same changes are read again. What it then says of these is not known.
+        read.is_half_done = true;
         self.entries().set_unindexed(gone.iter().copied().chain(active.iter().map(|record| record.id)));
         if deleted {
             recaller.clear(namespace).await?;
@@ -396,7 +403,7 @@ impl Records {
         let left = left.iter().filter_map(|id| entries.by_id.get(id)?.entry.clone()).collect();
         gone.into_iter().for_each(|id| entries.remove(id));
         indexed.into_iter().chain(active).for_each(|record| entries.insert(record));
-        read.revision = revision;
+        (read.revision, read.is_half_done) = (revision, false);
         read.unsaved += changes;
         read.is_gone |= forgot_any;
         Ok(left)

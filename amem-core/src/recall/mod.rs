@@ -74,8 +74,7 @@ pub trait Recaller: Send + Sync {
     /// [`Error::Recall`](crate::Error::Recall) when the index fails.
     async fn remove(&self, namespace: &Namespace, ids: &[RecordId]) -> Result<()>;
 
-    /// Takes all records of a namespace out of the index. It is called before the records of a namespace are indexed from
-    /// the first one on, too.
+    /// Takes all records of a namespace out of the index.
     ///
     /// # Errors
     /// [`Error::Recall`](crate::Error::Recall) when the index fails.
