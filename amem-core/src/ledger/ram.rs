@@ -348,9 +348,10 @@ impl Ledger for RamLedger {
     }
 
     async fn are_linked(&self, chunks: &[ChunkId], now: Timestamp) -> Result<Vec<bool>> {
-        let tables = self.tables();
+        let (tables, asked) = (self.tables(), chunks.iter().collect::<BTreeSet<_>>());
         let active = tables.entries.iter().filter(|entry| entry.is_active(now));
-        let linked: BTreeSet<&ChunkId> = active.flat_map(|entry| &entry.links).collect();
+        let links = active.flat_map(|entry| &entry.links);
+        let linked: BTreeSet<&ChunkId> = links.filter(|chunk| asked.contains(chunk)).collect();
         Ok(chunks.iter().map(|chunk| linked.contains(chunk)).collect())
     }
 
