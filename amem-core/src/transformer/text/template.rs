@@ -1,8 +1,8 @@
 //! A model's chat template, rendered in a sandbox.
 //!
 //! Templates are programs that come with a model, so they are run with a bound on their steps and on recursion, and
-//! reach nothing but the conversation. No single number in one makes a string long; what they cannot be kept from is
-//! building a long string or list in few steps.
+//! reach nothing but the conversation. Widths are bounded; what they cannot be kept from is building a long string or list
+//! in few steps.
 
 use std::io::Write;
 
@@ -199,10 +199,28 @@ fn format(state: &State<'_, '_>, format: &Value, values: Rest<Value>) -> Result<
     filters::format(state, format, values)
 }
 
-/// Refuses a format string with a number in it that is more than [`MAX_WIDTH`]: it could be a width.
+/// Refuses a format string, of either kind, with a width or a precision that is more than [`MAX_WIDTH`]: a number behind
+/// `%`, its name and its flags, or in braces.
 fn check_widths(format: &str) -> Result<(), minijinja::Error> {
-    let mut numbers = format.split(|c: char| !c.is_ascii_digit());
-    if numbers.any(|digits| digits.trim_start_matches('0').len() > 3) { Err(too_wide()) } else { Ok(()) }
+    let mut rest = format;
+    while let Some(at) = rest.find(['%', '{']) {
+        let (mark, behind) = rest[at..].split_at(1);
+        let spec = match mark {
+            "%" => {
+                let spec =
+                    behind.strip_prefix('(').and_then(|named| named.split_once(')')).map_or(behind, |(_, spec)| spec);
+                &spec[..spec.find(|c: char| !"-+ #0123456789.*".contains(c)).unwrap_or(spec.len())]
+            }
+            _ => behind.split('}').next().unwrap_or_default(),
+        };
+        let mut numbers = spec.split(|c: char| !c.is_ascii_digit());
+        if numbers.any(|digits| digits.trim_start_matches('0').len() > 3) {
+            return Err(too_wide());
+        }
+        // Two of them are one that is written.
+        rest = behind.strip_prefix(mark).unwrap_or(behind);
+    }
+    Ok(())
 }
 
 fn too_wide() -> minijinja::Error {

@@ -240,7 +240,9 @@ fn hostile_templates_end_in_errors() {
         ("{{ 'a' | indent(9000000000000000000) }}", "width"),
         ("{{ 'a' | indent(width=9000000000000000000) }}", "width"),
         ("{{ '%9000000000000000000d' | format(1) }}", "width"),
+        ("{{ '%(a)-9000000000000000000s' | format(a=1) }}", "width"),
         ("{{ '{:9000000000000000000}'.format(1) }}", "width"),
+        ("{{ '{:.9000000000000000000f}'.format(1.5) }}", "width"),
         ("{{ 'ab' | batch(9000000000000000000) }}", "batch"),
         ("{{ 'ab' | slice(9000000000000000000) }}", "slice"),
     ];
@@ -253,9 +255,12 @@ fn hostile_templates_end_in_errors() {
 #[test]
 fn a_template_may_indent_and_format_as_far_as_a_line_reaches() {
     let template = "{{ 'a\nb' | indent(2) }}{{ 'a\nb' | indent(width=1, first=true) }}{{ '%03d' | format(7) }}\
-        {{ '{:>2}'.format('x') }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>";
+        {{ '{:>2}'.format('x') }}{{ ' 2024 %%2024 %s' | format(1) }}{{ ' 2024 {}'.format(2) }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>";
     let chat = byte_chat(template, &[]);
-    assert_eq!(spell(&chat, &chat.layout(SYSTEM).unwrap().prefix), "a\n  b a\n b007 x<system>Be brief.\n\nNotes:");
+    assert_eq!(
+        spell(&chat, &chat.layout(SYSTEM).unwrap().prefix),
+        "a\n  b a\n b007 x 2024 %2024 1 2024 2<system>Be brief.\n\nNotes:"
+    );
 }
 
 #[test]
