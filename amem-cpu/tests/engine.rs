@@ -321,7 +321,9 @@ fn a_request_without_room_whose_caller_is_gone_keeps_nobody_from_beginning() {
     let short = engine.submit(request(5, generation(5))).unwrap();
     go_on.send(()).unwrap();
     // It was found to have no room by then, and the long answer is far from its end.
+    let deadline = Instant::now() + Duration::from_secs(60);
     while engine.stats().steps < 45 {
+        assert!(Instant::now() < deadline, "the long answer goes on");
         std::thread::yield_now();
     }
     drop(without_room);

@@ -42,7 +42,7 @@ struct Scheduler<'m> {
     /// In the order in which prompts get their share of a step: who had one goes to the end.
     running: Vec<Running>,
     prefills: VecDeque<PrefillJob>,
-    /// Where the next request's output goes, for which the KV cache had no room. It is tried again when something has ended.
+    /// The output of the request for which the KV cache had no room. It is tried again when something has ended.
     stalled: Option<mpsc::UnboundedSender<Result<Output>>>,
 }
 
