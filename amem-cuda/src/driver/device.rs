@@ -152,8 +152,7 @@ fn driver_version() -> Result<i32> {
 
 impl Drop for Device {
     fn drop(&mut self) {
-        // Nobody is there to be told of a failure, and the driver frees all when the process ends.
-        let _ = self.trim();
+        self.free_all_that_is_left();
         // What is dropped behind this needs the context to be current.
         let _ = self.bind();
     }

@@ -11,6 +11,7 @@ use std::sync::{Arc, PoisonError};
 use cudarc::driver::{result, sys};
 
 use super::Device;
+use super::queue::Queue;
 use crate::error::{CudaError, Result};
 
 /// Memory of the GPU.
@@ -197,6 +198,19 @@ impl Device {
         // the pool by then.
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         queue.wait(self)?;
+        self.free_unused(&mut queue)
+    }
+
+    /// As [`trim`](Self::trim), of a device that nobody uses any more: whatever the wait comes to.
+    pub(super) fn free_all_that_is_left(&self) {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        // Nobody is there to be told of a failure, and the driver frees all when the process ends.
+        let _ = queue.wait(self);
+        let _ = self.free_unused(&mut queue);
+    }
+
+    /// The host has waited for all that was submitted.
+    fn free_unused(&self, queue: &mut Queue) -> Result<()> {
         // Graphs use memory by its address, and hold some of the driver's.
         queue.forget_graphs();
         self.pinned.lock().unwrap_or_else(PoisonError::into_inner).clear();

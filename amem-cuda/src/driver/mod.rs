@@ -5,9 +5,9 @@
 //!
 //! Two rules keep memory from being overwritten or freed while it is used:
 //!
-//! - A [`Buffer`] that is dropped goes back to its pool at once, or is freed when the host next waits, if it is a lasting
-//!   one. What is submitted later may overwrite it, what was submitted before has run by then. So a buffer may only be used by work of the compute stream, or by work that is
-//!   ordered against it by events ([`staging`]).
+//! - A [`Buffer`] that is dropped goes back to its pool at once: what is submitted later may overwrite it, and what was
+//!   submitted before has run by then. A lasting one is freed when the host next waits. So a buffer may only be used by
+//!   work of the compute stream, or by work that is ordered against it by events ([`staging`]).
 //! - The compute stream may only be touched under the queue's lock: to launch, to record an event or wait for one, to
 //!   capture, and to wait for the stream. Another thread may be capturing it. And who orders something behind the stream
 //!   has to launch what is written down first, for an event only covers what was launched.
