@@ -189,9 +189,11 @@ impl Drop for Locked {
 }
 
 fn locked(path: &Path, lock: impl Fn(&File) -> Result<(), TryLockError>) -> io::Result<Box<dyn Send + Sync>> {
+    /// More often nobody takes a lock away just then: there, a file is never the one that it was opened as.
+    const TRIES: usize = 100;
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600);
-    loop {
+    for _ in 0..TRIES {
         let file = options.open(path)?;
         match lock(&file) {
             // Whoever held the lock may have removed the file since it was opened here. Others lock the one in its
@@ -202,6 +204,7 @@ fn locked(path: &Path, lock: impl Fn(&File) -> Result<(), TryLockError>) -> io::
             Err(TryLockError::Error(error)) => return Err(error),
         }
     }
+    Err(io::Error::other("its file system does not say which file is open, so that a lock protects nothing"))
 }
 
 /// Whether a file that is open is the one of this path.
