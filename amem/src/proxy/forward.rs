@@ -264,7 +264,7 @@ async fn count_tokens(
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 struct ModelsQuery {
-    /// Its name. If left out, the default, or else the one that speaks the client's format.
+    /// Its name. If left out, the default, or another one if the caller's key is meant for that.
     provider: Option<String>,
 }
 
@@ -285,7 +285,7 @@ async fn models(
     let upstreams = &proxy.inner.upstreams;
     let upstream = match &query.provider {
         Some(name) => upstreams.choose(Some(name), "")?,
-        None => upstreams.to_list(format)?,
+        None => upstreams.to_list(&headers)?,
     };
     let sent = upstream.headers(&headers, format, proxy.inner.identity.is_on())?;
     Ok(passed(upstreams.send(upstream, Method::GET, "/models", sent, None).await?))

@@ -209,6 +209,18 @@ impl Upstream {
     }
 }
 
+/// Whose format a caller's key belongs to; `None` for a caller without one. Anthropic's is known by its header or by how it
+/// begins.
+fn format_of_key(caller: &HeaderMap) -> Option<Format> {
+    match caller.get(header::AUTHORIZATION) {
+        _ if caller.contains_key(X_API_KEY) => Some(Format::Anthropic),
+        Some(key) if key.as_bytes().starts_with(b"Bearer sk-ant-") => Some(Format::Anthropic),
+        Some(_) if caller.contains_key("anthropic-version") => Some(Format::Anthropic),
+        Some(_) => Some(Format::OpenAi),
+        None => None,
+    }
+}
+
 /// A key as OpenAI's clients send it becomes one as Anthropic's API wants it.
 fn as_api_key((name, value): &mut (HeaderName, HeaderValue)) {
     let key = value.as_bytes().strip_prefix(b"Bearer ").and_then(|key| HeaderValue::from_bytes(key).ok());
@@ -271,23 +283,22 @@ impl Upstreams {
         chosen.ok_or_else(wrong)
     }
 
-    /// The upstream whose models a client of this format lists: the default, or else the only other one that is asked for
-    /// models by their names. A client's key is for an upstream that speaks its format.
+    /// The upstream whose models a client lists: the default, unless the client brings a key that is one for upstreams of
+    /// another format. Then it is the only one of these that is asked for models by their names, if there is any.
     ///
     /// # Errors
-    /// 400 when there is none, or more than one.
-    pub(super) fn to_list(&self, format: Format) -> Result<&Upstream> {
-        let default = self.default()?;
-        if default.kind.speaks(format) {
-            return Ok(default);
-        }
+    /// 400 when there are several.
+    pub(super) fn to_list(&self, caller: &HeaderMap) -> Result<&Upstream> {
+        let (default, format) = (self.default()?, format_of_key(caller));
+        let Some(format) = format.filter(|format| !default.kind.speaks(*format)) else { return Ok(default) };
         let speaks = |upstream: &&Upstream| !upstream.models.is_empty() && upstream.kind.speaks(format);
         let mut others = self.by_name.values().filter(speaks);
         match (others.next(), others.next()) {
+            (None, _) => Ok(default),
             (Some(only), None) => Ok(only),
             _ => {
                 let message = format!(
-                    "the default upstream {} does not speak the format of this client: say whose models are meant in \
+                    "the key is none for the default upstream {}, and for several others: say whose models are meant in \
                      `provider`, which is one of {}",
                     self.default,
                     self.names()

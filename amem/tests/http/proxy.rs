@@ -511,11 +511,31 @@ fn models_are_listed_by_an_upstream_that_speaks_the_format_of_the_client_and_no_
         let sent = anthropic.last();
         assert_eq!((sent.header("x-api-key"), sent.header("authorization")), (Some("sk-theirs"), None));
     }
-    // Where all models are asked of one upstream, a client of another format is told so.
+    // A key that is known by how it begins is sent where it belongs, whatever the client.
+    let front = of("openai");
+    assert_eq!(list(&front, "", ("authorization", "Bearer sk-ant-theirs")), (200, json!({ "data": ["a"] })));
+    assert_eq!(anthropic.last().header("x-api-key"), Some("sk-ant-theirs"));
+    // Where all models are asked of one upstream, so is what there are.
     let only = Setup::new(Kind::Anthropic).at(&anthropic.front.url(""));
-    let before = anthropic.count();
-    let (status, refused) = list(&only, "", of_openais);
-    assert_eq!((status, &refused["error"]["param"], anthropic.count()), (400, &json!("provider"), before), "{refused}");
+    assert_eq!(list(&only, "", of_openais), (200, json!({ "data": ["a"] })));
+}
+
+#[test]
+fn models_are_listed_by_the_default_upstream_for_whoever_brings_no_key() {
+    let [anthropic, openai] = ["a", "o"].map(|id| Upstream::new(move |_| json_answer(&json!({ "data": [id] }))));
+    let (a, o) = (anthropic.front.url(""), openai.front.url(""));
+    let text = format!(
+        "default_upstream = \"anthropic\"\n\
+         [upstreams.anthropic]\nkind = \"anthropic\"\nurl = \"{a}\"\nmodels = [\"claude\"]\n\
+         [upstreams.openai]\nkind = \"openai\"\nurl = \"{o}\"\nmodels = [\"gpt\"]\n\
+         [upstreams.own]\nkind = \"vllm\"\nurl = \"{o}\"\nmodels = [\"Qwen/\"]"
+    );
+    let front = Setup::new(Kind::Openai).of(Config::parse(&text).unwrap());
+    let listed = client().get(front.url("/v1/models")).send().unwrap();
+    assert_eq!(listed.json::<Value>().unwrap(), json!({ "data": ["a"] }));
+    let with_key = client().get(front.url("/v1/models")).header("authorization", "Bearer sk-theirs").send().unwrap();
+    assert_eq!(with_key.status(), 400, "two others could be meant");
+    assert_eq!(openai.count(), 0);
 }
 
 #[test]
