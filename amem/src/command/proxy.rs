@@ -35,9 +35,10 @@ pub(crate) struct Args {
     /// Where all requests go that name no other upstream.
     #[arg(long, value_name = "URL")]
     upstream: Option<String>,
-    /// What runs there: openai-compatible, openai, anthropic, vllm, sglang, ollama or llama-cpp.
-    #[arg(long, value_name = "KIND", requires = "upstream", default_value = "openai-compatible")]
-    upstream_kind: Kind,
+    /// What runs there: openai-compatible, openai, anthropic, vllm, sglang, ollama or llama-cpp. If it is not said, openai
+    /// at api.openai.com and openai-compatible elsewhere.
+    #[arg(long, value_name = "KIND", requires = "upstream")]
+    upstream_kind: Option<Kind>,
     /// The environment variable that holds this server's own key for it, for callers that have one of this server's keys.
     #[arg(long, value_name = "NAME", requires = "upstream")]
     upstream_key_env: Option<String>,
@@ -65,7 +66,9 @@ impl Args {
         };
         let mut config = Config::parse(&text).map_err(|error| format!("the configuration: {error}"))?;
         if let Some(url) = &self.upstream {
-            let mut upstream = UpstreamConfig::new(self.upstream_kind, url);
+            let is_openais = url.strip_prefix("https://").is_some_and(|rest| rest.starts_with("api.openai.com"));
+            let kind = if is_openais { Kind::Openai } else { Kind::OpenaiCompatible };
+            let mut upstream = UpstreamConfig::new(self.upstream_kind.unwrap_or(kind), url);
             upstream.key_env.clone_from(&self.upstream_key_env);
             config = config.only_upstream(UPSTREAM, upstream);
         }

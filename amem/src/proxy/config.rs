@@ -23,7 +23,7 @@ pub struct Config {
     pub default_model: Option<String>,
     /// The upstreams by their names.
     pub upstreams: BTreeMap<String, UpstreamConfig>,
-    /// Models by their names, which may be followed by a date in the name of what is asked.
+    /// Models by their names, which may be followed by a version in the name of what is asked: a date or `-latest`.
     pub models: BTreeMap<String, ModelConfig>,
 }
 
@@ -109,10 +109,11 @@ impl Config {
         Self { default_upstream: Some(name.to_owned()), ..self }
     }
 
-    /// What is known of a model, by its name or by that without its date. What else begins like a known model is another,
+    /// What is known of a model, by its name or by that without its version. What else begins like a known model is another,
     /// at another price.
     fn model(&self, name: &str) -> Option<&ModelConfig> {
-        let undated = || self.models.iter().find(|(known, _)| name.strip_prefix(known.as_str()).is_some_and(is_date));
+        let undated =
+            || self.models.iter().find(|(known, _)| name.strip_prefix(known.as_str()).is_some_and(is_version));
         self.models.get(name).or_else(|| undated().map(|(_, model)| model))
     }
 
@@ -134,10 +135,10 @@ impl Config {
     }
 }
 
-/// Whether the end of a model's name is a date: `-20250929`, or `-2025-08-07`.
-fn is_date(end: &str) -> bool {
+/// Whether the end of a model's name says which version it is: `-20250929`, `@20250929`, `-2025-08-07` or `-latest`.
+fn is_version(end: &str) -> bool {
     let form: String = end.chars().map(|char| if char.is_ascii_digit() { '0' } else { char }).collect();
-    matches!(form.as_str(), "-00000000" | "-0000-00-00")
+    matches!(form.as_str(), "-00000000" | "@00000000" | "-0000-00-00" | "-latest")
 }
 
 #[cfg(test)]
@@ -149,7 +150,14 @@ mod tests {
         let text = "[models]\nown = { min_cacheable_tokens = 7, input = 1.0, output = 2.0 }\n\
                     own-2025-08-07 = { min_cacheable_tokens = 8 }";
         let config = Config::parse(text).unwrap();
-        for (model, least) in [("own", 7), ("own-20250929", 7), ("own-2025-08-08", 7), ("own-2025-08-07", 8)] {
+        for (model, least) in [
+            ("own", 7),
+            ("own-20250929", 7),
+            ("own-2025-08-08", 7),
+            ("own@20250929", 7),
+            ("own-latest", 7),
+            ("own-2025-08-07", 8),
+        ] {
             assert_eq!(config.min_cacheable_tokens(model), least, "{model}");
         }
         for other in ["own-nano", "own-4", "own2", "own-2025", "own-20250929-x", "own-nano-20250929", "ow", ""] {
