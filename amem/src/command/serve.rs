@@ -27,7 +27,7 @@ pub(crate) struct Door {
     /// Trusts this header to say whose memory a request is about; for a gateway that sets it itself.
     #[arg(long, value_name = "HEADER")]
     trusted_header: Option<HeaderName>,
-    /// An origin whose pages may call the server from a browser, beside this machine's own; may be given several times.
+    /// An origin whose pages may call the server from a browser, beside its own; may be given several times.
     #[arg(long, value_name = "ORIGIN", value_parser = origin)]
     allow_origin: Vec<HeaderValue>,
     /// A name that the server is called by, beside `localhost`, addresses and that of `--host`; may be given several times.

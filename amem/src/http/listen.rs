@@ -26,8 +26,8 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub struct Limits {
     /// Bytes of a body at most.
     pub body_bytes: usize,
-    /// The origins whose pages may call it from a browser, beside this machine's and the server's own; none unless said
-    /// otherwise.
+    /// The origins whose pages may call it from a browser and read its answers, beside the server's own; none unless said
+    /// otherwise. What pages of this machine send is taken too, but their browser keeps the answers from them.
     pub origins: Vec<HeaderValue>,
     /// The names that it is called by, beside `localhost` and addresses; `None` for any. A page that some other name
     /// leads here (DNS rebinding) is refused.

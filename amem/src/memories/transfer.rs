@@ -140,6 +140,7 @@ pub(super) async fn export(
     responses(
         (status = 200, body = ImportAnswer),
         (status = 400, description = "no name of a user, or the body broke off"),
+        (status = 408, description = "too little of the body came for too long"),
         (status = 401, description = "no key, or a wrong one"),
         (status = 403, description = "another user's memory"),
         (status = 413, description = "too large; what stands before the bound was imported"),
@@ -220,6 +221,7 @@ fn broken_off(error: &TransferError) -> ApiError {
             let message = format!("an import has at most {MAX_IMPORT_BYTES} bytes: send the rest from line {line} on");
             ApiError::too_large(message)
         }
+        TransferError::Read { source, .. } if source.kind() == io::ErrorKind::TimedOut => ApiError::timeout(message),
         TransferError::Read { .. } => ApiError::bad_request(message),
         TransferError::Add { source: amem_core::Error::Full { .. } | amem_core::Error::ReadOnly { .. }, .. } => {
             ApiError::unavailable(message)
@@ -351,7 +353,7 @@ mod tests {
         let trickled = stream::iter([Ok::<_, io::Error>(line)]).chain(stream::pending());
         let request = Request::new(Body::from_stream(trickled));
         let refused = import(State(transfers.clone()), caller, Segments("alice".to_owned()), request).await;
-        assert_eq!(refused.err().unwrap().status().as_u16(), 400);
+        assert_eq!(refused.err().unwrap().status().as_u16(), 408);
         assert_eq!(transfers.permits.available_permits(), 1);
         let stats = transfers.paths.texts().stats(&Namespace::new("alice").unwrap()).await.unwrap();
         assert_eq!(Counts::from(stats).active, 1);

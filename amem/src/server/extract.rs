@@ -21,6 +21,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::Server;
+use super::turn::LONG_TEXT;
 use crate::http::{ApiError, Body, Caller, Result};
 use crate::memories::OutcomeView;
 use facts::{is_grounded, list_in, sentences};
@@ -113,10 +114,11 @@ async fn extract(
 async fn facts_by_model(server: &Server, namespace: &Namespace, sentences: &[String]) -> Result<Option<Vec<String>>> {
     let mut facts: Vec<String> = Vec::new();
     let (asked, told) = (server.clone(), sentences.to_vec());
-    // A thousand sentences take a while to be put together.
-    let turn = server.turn(&server.inner.long_text).await?;
+    // Many sentences take a while to be put together.
+    let is_long = sentences.iter().map(String::len).sum::<usize>() > LONG_TEXT / 4;
+    let permit = if is_long { Some(server.permit(&server.inner.long_text).await?) } else { None };
     let work = move || {
-        let _turn = turn;
+        let _permit = permit;
         passages(&asked, &told)
     };
     let passages = tokio::task::spawn_blocking(work).await;

@@ -197,20 +197,20 @@ impl Server {
     ///
     /// # Errors
     /// 429 when too many do.
-    pub(crate) fn wait(&self) -> Result<SemaphorePermit<'_>> {
+    pub(crate) fn waiting_permit(&self) -> Result<SemaphorePermit<'_>> {
         place(&self.inner.waiting)
     }
 
-    /// A turn at what is done for few at a time. To be held by the work itself, which may outlast whoever wants it.
+    /// A permit for what is done for few at a time. To be held by the work itself, which may outlast whoever wants it.
     ///
     /// # Errors
     /// 429 when too many wait.
-    async fn turn(&self, turns: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit> {
-        if let Ok(turn) = Arc::clone(turns).try_acquire_owned() {
-            return Ok(turn);
+    async fn permit(&self, permits: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit> {
+        if let Ok(permit) = Arc::clone(permits).try_acquire_owned() {
+            return Ok(permit);
         }
-        let _waiting = self.wait()?;
-        Arc::clone(turns).acquire_owned().await.map_err(|error| ApiError::internal(&error))
+        let _waiting = self.waiting_permit()?;
+        Arc::clone(permits).acquire_owned().await.map_err(|error| ApiError::internal(&error))
     }
 
     fn memory_paths(&self) -> MemoryPaths {

@@ -175,7 +175,7 @@ impl Server {
     async fn compile(&self, about: &'static str, parts: Vec<Part>) -> Result<ConstraintSource> {
         check_size(about, &parts)?;
         let structured = &self.inner.structured;
-        let turn = self.turn(&structured.turn).await?;
+        let turn = self.permit(&structured.turn).await?;
         let held = structured.grammars.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let model = Arc::clone(self.memory().model());
         let compile = move || -> Result<(Arc<Grammars>, ConstraintSource)> {

@@ -131,7 +131,7 @@ pub(crate) enum Progress {
 }
 
 /// Bytes of what is said and of tools, from which on the tokens take so long to make that other requests would wait.
-const LONG_TEXT: usize = 64 << 10;
+pub(super) const LONG_TEXT: usize = 64 << 10;
 
 /// Whether what is asked is long.
 fn is_long(ask: &Ask) -> bool {
@@ -158,16 +158,16 @@ impl Server {
         if !is_long(ask) {
             return Ok(self.memory().prompt_tokens(ask)?);
         }
-        let turn = self.turn(&self.inner.long_text).await?;
+        let permit = self.permit(&self.inner.long_text).await?;
         let (memory, ask) = (self.memory().clone(), ask.clone());
         let count = move || {
-            let _turn = turn;
+            let _permit = permit;
             memory.prompt_tokens(&ask)
         };
         Ok(tokio::task::spawn_blocking(count).await.map_err(|error| ApiError::internal(&error))??)
     }
 
-    /// The same, of what the model's context holds.
+    /// [`prompt_tokens`](Self::prompt_tokens), if the model's context has room for them and an answer.
     ///
     /// # Errors
     /// As [`prompt_tokens`](Self::prompt_tokens); 400 when they are more than the model holds.
@@ -401,7 +401,7 @@ mod tests {
         let status = |error: ApiError| error.status().as_u16();
         assert_eq!(server.start(turn(&long)).await.err().map(status), Some(400), "no context holds it");
         assert!(server.prompt_tokens(&long).await.unwrap() > LONG_TEXT / 4);
-        let held = server.turn(&server.inner.long_text).await.unwrap();
+        let held = server.permit(&server.inner.long_text).await.unwrap();
         assert_eq!(server.start(turn(&long)).await.err().map(status), Some(429), "nobody may wait");
         assert_eq!(server.prompt_tokens(&long).await.err().map(status), Some(429));
         assert!(server.start(turn(&short)).await.is_ok(), "a short one waits for none");

@@ -108,7 +108,7 @@ pub(super) async fn create(
     let encoding = request.encoding()?;
     let computed = match &server.options().embedding_model {
         Some(model) => {
-            let _waiting = server.wait()?;
+            let _waiting = server.waiting_permit()?;
             by_encoder(model, request).await?
         }
         None => {
