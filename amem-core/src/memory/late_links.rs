@@ -241,7 +241,7 @@ mod tests {
         let (go_on, gate) = futures_channel::oneshot::channel::<()>();
         let (told, is_done) = std::sync::mpsc::channel();
         let work = async move {
-            drop(gate.await);
+            _ = gate.await;
             told.send(()).unwrap();
         };
         let mut waiting = Box::pin(late.to_the_end(0, work));
