@@ -28,6 +28,9 @@ pub(crate) struct Compute {
     /// Threads that a CPU computes with; one for each core unless said otherwise.
     #[arg(long, value_name = "N")]
     threads: Option<NonZero<usize>>,
+    /// Tokens that one context holds at most, if fewer than the model was made for.
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..))]
+    max_model_len: Option<u32>,
     /// MiB of KV of all contexts together; one full context always has room. A GPU takes them at the start.
     #[arg(long, default_value_t = 4096)]
     kv_cache_mib: u64,
@@ -85,7 +88,10 @@ pub(crate) type Loaded = (Arc<dyn Model>, Option<Tier>);
 impl Compute {
     /// Loads a model.
     pub(crate) fn load(&self, source: &dyn ModelSource, options: Options) -> Result<Loaded, Box<dyn Error>> {
-        let options = options.kv_cache_bytes(self.kv_cache_mib << 20);
+        let mut options = options.kv_cache_bytes(self.kv_cache_mib << 20);
+        if let Some(tokens) = self.max_model_len {
+            options = options.context(tokens as usize);
+        }
         match self.device {
             Device::Cpu if self.dtype != Dtype::Auto || self.gpu_kv_mib > 0 => {
                 Err("--dtype and --gpu-kv-mib are for a GPU: name one with --device cuda".into())

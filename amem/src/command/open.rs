@@ -182,9 +182,6 @@ pub(crate) struct Tuning {
     /// Tokens of KV in RAM, in place of --ram-mib.
     #[arg(long, value_name = "TOKENS", conflicts_with = "ram_mib")]
     hot_budget: Option<u64>,
-    /// Tokens that one context holds at most, if fewer than the model was made for.
-    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..))]
-    max_model_len: Option<u32>,
     /// The share of cached tokens that are computed again in their new context, 0 to 1; 0.1 if left out. In a session, of
     /// those that it begins with.
     #[arg(long, value_name = "SHARE", value_parser = share)]
@@ -238,18 +235,8 @@ pub(crate) fn share(text: &str) -> Result<f32, String> {
 }
 
 /// Loads a model; the demo model if none is named.
-pub(crate) async fn model(
-    name: Option<&ModelName>,
-    compute: &Compute,
-    max_model_len: Option<u32>,
-) -> Result<Loaded, Box<dyn Error>> {
-    let load = |source: &dyn ModelSource, name: &str| {
-        let mut options = Options::default().name(name);
-        if let Some(tokens) = max_model_len {
-            options = options.context(tokens as usize);
-        }
-        compute.load(source, options)
-    };
+pub(crate) async fn model(name: Option<&ModelName>, compute: &Compute) -> Result<Loaded, Box<dyn Error>> {
+    let load = |source: &dyn ModelSource, name: &str| compute.load(source, Options::default().name(name));
     let load_dir = |dir: &Path, name: &str| load(&ModelDir::open(dir)?, name);
     match name {
         None => load(&amem_demo::files(), "demo"),
@@ -270,7 +257,7 @@ pub(crate) struct Opened {
 /// Opens a memory: its model, its ledger, its KV on disk and in RAM, and its encoder.
 pub(crate) async fn memory(place: &Place, tuning: &Tuning) -> Result<Opened, Box<dyn Error>> {
     let embedding_model = place.embedder.open(|| place.compute.cpu_for_encoder()).await?;
-    let (model, gpu) = model(place.model.as_ref(), &place.compute, tuning.max_model_len).await?;
+    let (model, gpu) = model(place.model.as_ref(), &place.compute).await?;
     let protection = place.records.encryption.open()?;
     let ledger = ledger(place, tuning, &protection).await?;
     let info = model.info();

@@ -83,6 +83,9 @@ fn a_bench_counts_what_each_way_computed_and_draws_it() {
         let ((name, none), (_, all)) = (computed(&none, way), computed(&all, way));
         assert!(none[0] < all[0], "{name}: {none:?} {all:?}");
     }
+    let kl = |report: &Value, way: usize| report["costs"][way]["first_token_kl"].as_f64().unwrap();
+    assert_eq!((kl(&none, 1), kl(&none, 3)), (0.0, 0.0), "what others are compared with");
+    assert!(kl(&all, 2) < 1e-5 && kl(&none, 2) > 10.0 * kl(&all, 2), "{} {}", kl(&all, 2), kl(&none, 2));
 }
 
 #[test]

@@ -3,10 +3,14 @@
 //! The same questions are asked in two ways, and each way is compared with a prompt of the same memories' texts that is
 //! prefilled whole, as a memory of texts does:
 //!
-//! - **session**: a working set stays in place; a question brings memories that it needs and that do not stand yet.
-//! - **blend**: each question by itself, with `k` memories, whose kept KV is put together and repaired.
+//! - **session**: a working set stays in place; a question brings memories that it needs and that do not stand yet. They stand
+//!   behind those that came before them, where the prompt of texts has all of them oldest first: so an answer may differ for
+//!   the order of the memories as well as for their KV.
+//! - **blend**: each question by itself, with `k` memories, whose kept KV is put together and repaired. The prompt of texts has
+//!   them in the same order, so what differs is due to KV that was not repaired.
 //!
-//! What is counted is tokens that were computed before the first one of the answer, and the time to that.
+//! What is counted is tokens that were computed before the first one of the answer, and the time to that. The likeliest token is
+//! taken each time, whatever the model's makers recommend, so that two answers differ only where probabilities do.
 
 mod chart;
 mod report;
@@ -18,11 +22,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use amem_core::{
-    Answer, Ask, Budget, Generation, Memory, Model, Namespace, Output, Piece, Record, Repair, Request, SessionOptions,
-    Token,
+    Ask, Budget, Event, Generation, Memory, Model, Namespace, Output, Piece, Recollection, Record, Repair, Request,
+    Sampling, SessionOptions, Token, TokenLogprob,
 };
 use amem_demo::world::{Kind, World, WorldOptions};
-use futures_lite::StreamExt;
+use futures_lite::{Stream, StreamExt};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::device::Compute;
@@ -33,6 +37,10 @@ use report::{Asked, Pair, Report};
 const USER: &str = "bench";
 /// Tokens that the demo model answers well from.
 const DEMO_BUDGET_TOKENS: usize = 256;
+/// Questions about the small world, unless it is said how many.
+const DEMO_QUESTIONS: usize = 100;
+/// The likeliest first tokens that are compared, as many as the engine tells.
+const TOP_TOKENS: usize = 20;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -50,9 +58,9 @@ pub(crate) struct Args {
     /// Memories of the small world.
     #[arg(long, default_value_t = 40, conflicts_with = "memory_file")]
     items: usize,
-    /// Questions at most.
-    #[arg(long, default_value_t = 100)]
-    queries: usize,
+    /// Questions at most; all of the file's, or 100 about the small world, if left out.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    queries: Option<u32>,
     /// Tokens of a session at most. If left out, 256 for the demo model, which was trained on short contexts, and as many
     /// as it can hold for any other.
     #[arg(long)]
@@ -76,7 +84,7 @@ pub(crate) struct Args {
 
 impl Args {
     pub(crate) async fn run(self) -> Result<(), Box<dyn Error>> {
-        let (model, _) = open::model(self.model.as_ref(), &self.compute, None).await?;
+        let (model, _) = open::model(self.model.as_ref(), &self.compute).await?;
         let corpus = self.corpus()?;
         let session = self.session(&model, &corpus).await?;
         let blend = self.blend(&model, &corpus).await?;
@@ -94,18 +102,19 @@ impl Args {
     }
 
     fn corpus(&self) -> Result<Corpus, Box<dyn Error>> {
+        let most = self.queries.map(|queries| queries as usize);
         let mut corpus = match (&self.memory_file, &self.queries_file) {
             (Some(memories), Some(questions)) => {
                 Corpus { memories: lines(memories)?, questions: lines(questions)?, right: None }
             }
             _ => {
                 let world = World::draw(1, &WorldOptions { memories: self.items, ..WorldOptions::default() });
-                let questions = world.questions(self.queries, &[Kind::OneHop, Kind::TwoHop]).into_iter();
-                let (questions, right) = questions.map(|question| (question.text, question.answer)).unzip();
+                let questions = world.questions(most.unwrap_or(DEMO_QUESTIONS), &[Kind::OneHop, Kind::TwoHop]);
+                let (questions, right) = questions.into_iter().map(|question| (question.text, question.answer)).unzip();
                 Corpus { memories: world.memories.clone(), questions, right: Some(right) }
             }
         };
-        corpus.questions.truncate(self.queries);
+        corpus.questions.truncate(most.unwrap_or(usize::MAX));
         if corpus.memories.is_empty() || corpus.questions.is_empty() {
             return Err("there is nothing to ask: give at least one memory and one question".into());
         }
@@ -123,9 +132,10 @@ impl Args {
         let mut session = memory.session(USER, options)?;
         let (bar, mut pairs) = (bar(corpus.questions.len(), "session")?, Vec::new());
         for question in &corpus.questions {
-            let kept = session.ask(self.question(question)).await?;
+            let (kept, _) = answer(session.ask_stream(self.question(question)).await?).await?;
+            session.settle().await;
             let prefilled = self.prefill(&memory, &session.resident(), question).await?;
-            pairs.push(Pair { kept: kept.into(), prefilled });
+            pairs.push(Pair { kept, prefilled });
             bar.inc(1);
         }
         bar.finish_and_clear();
@@ -137,10 +147,10 @@ impl Args {
         let memory = corpus.memory(model, self.recompute_ratio).await?;
         let (bar, mut pairs) = (bar(corpus.questions.len(), "blend")?, Vec::new());
         for question in &corpus.questions {
-            let kept = memory.ask(USER, self.question(question)).await?;
-            let recalled: Vec<Record> = kept.recalled.iter().map(|found| found.record.clone()).collect();
+            let (kept, recalled) = answer(memory.ask_stream(USER, self.question(question)).await?).await?;
+            let recalled: Vec<Record> = recalled.into_iter().map(|found| found.record).collect();
             let prefilled = self.prefill(&memory, &recalled, question).await?;
-            pairs.push(Pair { kept: kept.into(), prefilled });
+            pairs.push(Pair { kept, prefilled });
             bar.inc(1);
         }
         bar.finish_and_clear();
@@ -152,7 +162,7 @@ impl Args {
     }
 
     fn generation(&self) -> Generation {
-        Generation::default().max_tokens(self.max_tokens)
+        Generation::default().max_tokens(self.max_tokens).sampling(Sampling::default()).logprobs(TOP_TOKENS)
     }
 
     /// Answers from a prompt with these memories' texts, all of which is computed.
@@ -166,21 +176,37 @@ impl Args {
         prompt.extend(chat.encode(question)?);
         prompt.extend_from_slice(&layout.to_answer);
         let request = Request::new(Namespace::new(USER)?, vec![Piece::Fresh(prompt.into())]);
-        let mut output = memory.engine().submit(request.generation(self.generation()))?;
+        let (mut output, mut first) = (memory.engine().submit(request.generation(self.generation()))?, None);
         while let Some(output) = output.next().await {
-            if let Output::Done(completion) = output? {
-                let text = completion.choices.first().map_or("", |choice| choice.text.trim()).to_owned();
-                return Ok(Asked { text, usage: completion.usage, ttft: completion.ttft });
+            match output? {
+                Output::Delta(delta) => first = first.or(delta.logprob),
+                Output::Done(completion) => {
+                    let text = completion.choices.first().map_or("", |choice| choice.text.trim()).to_owned();
+                    return Ok(Asked { text, first, usage: completion.usage, ttft: completion.ttft });
+                }
+                _ => {}
             }
         }
         Err("the engine ended".into())
     }
 }
 
-impl From<Answer> for Asked {
-    fn from(answer: Answer) -> Self {
-        Self { text: answer.text, usage: answer.usage, ttft: answer.ttft }
+/// Waits for an answer. With it come the memories that were recalled for it.
+async fn answer(
+    mut stream: impl Stream<Item = amem_core::Result<Event>> + Unpin,
+) -> Result<(Asked, Vec<Recollection>), Box<dyn Error>> {
+    let mut first: Option<TokenLogprob> = None;
+    while let Some(event) = stream.next().await {
+        match event? {
+            Event::Delta(delta) => first = first.or(delta.logprob),
+            Event::Done(answer) => {
+                let asked = Asked { text: answer.text, first, usage: answer.usage, ttft: answer.ttft };
+                return Ok((asked, answer.recalled));
+            }
+            _ => {}
+        }
     }
+    Err("the engine ended".into())
 }
 
 /// What is asked of what.
