@@ -29,7 +29,8 @@ pub(crate) struct Args {
     /// A TOML file with upstreams, and with prices and minimum cacheable lengths of models.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// The upstream of models whose names say nothing of theirs: anthropic, openai, or one of the configuration.
+    /// The upstream of models whose names say nothing of theirs: anthropic, openai, or one of the configuration. Without it and
+    /// --upstream, such models are refused.
     #[arg(long, value_name = "NAME", conflicts_with = "upstream")]
     default_provider: Option<String>,
     /// Where all requests go that name no other upstream.

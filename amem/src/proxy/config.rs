@@ -17,7 +17,8 @@ const MIN_CACHEABLE_TOKENS: u64 = 1024;
 #[serde(deny_unknown_fields, default)]
 #[non_exhaustive]
 pub struct Config {
-    /// The upstream of a model that none claims by name.
+    /// The upstream of a model that none claims by name. Without one, such a model is refused: what is remembered must not
+    /// go to whom nobody named.
     pub default_upstream: Option<String>,
     /// The model that is asked if a request names none, or `amem`, as memory's own clients do.
     pub default_model: Option<String>,
@@ -94,7 +95,7 @@ impl Config {
     pub fn parse(text: &str) -> Result<Self, toml::de::Error> {
         let mut config: Self = toml::from_str(DEFAULTS)?;
         let given: Self = toml::from_str(text)?;
-        config.default_upstream = given.default_upstream.or(config.default_upstream);
+        config.default_upstream = given.default_upstream;
         config.default_model = given.default_model.or(config.default_model);
         config.upstreams.extend(given.upstreams);
         config.models.extend(given.models);

@@ -17,7 +17,7 @@ use crate::memories::whose;
 struct Health {
     status: &'static str,
     mode: &'static str,
-    /// The default upstream.
+    /// The default upstream, or the names of all where none is the default.
     engine: String,
     auth: &'static str,
     local_model: bool,
@@ -25,10 +25,11 @@ struct Health {
 
 /// Whether the proxy is alive. It says nothing of its upstreams.
 #[utoipa::path(get, path = "/health", tag = "operations", responses((status = 200, body = Health)))]
-async fn health(State(proxy): State<Proxy>) -> Result<Json<Health>> {
+async fn health(State(proxy): State<Proxy>) -> Json<Health> {
     let auth = if proxy.inner.identity.is_on() { "on (header: X-Amem-Key)" } else { "off" };
-    let engine = proxy.inner.upstreams.default()?.name.clone();
-    Ok(Json(Health { status: "ok", mode: "proxy", engine, auth, local_model: false }))
+    let upstreams = &proxy.inner.upstreams;
+    let engine = upstreams.default().map_or_else(|| upstreams.names(), |upstream| upstream.name.clone());
+    Json(Health { status: "ok", mode: "proxy", engine, auth, local_model: false })
 }
 
 /// What was done, for those whom the caller may ask about.

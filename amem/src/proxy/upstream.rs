@@ -232,7 +232,7 @@ fn as_api_key((name, value): &mut (HeaderName, HeaderValue)) {
 /// The upstreams that there are.
 pub(super) struct Upstreams {
     by_name: BTreeMap<String, Upstream>,
-    default: String,
+    default: Option<String>,
     client: reqwest::Client,
 }
 
@@ -248,9 +248,9 @@ impl Upstreams {
             let key = upstream.key_env.as_deref().and_then(&key).filter(|key| !key.is_empty());
             by_name.insert(name.clone(), Upstream::new(name, upstream, key.map(SecretString::from))?);
         }
-        let default = config.default_upstream.clone().unwrap_or_default();
-        let wrong = |reason: String| UpstreamError { name: default.clone(), reason };
-        if !by_name.contains_key(&default) {
+        let default = config.default_upstream.clone();
+        let wrong = |reason: String| UpstreamError { name: default.clone().unwrap_or_default(), reason };
+        if default.as_ref().is_some_and(|default| !by_name.contains_key(default)) {
             return Err(wrong("it is the default, and is not configured".to_owned()));
         }
         // Whoever answers with another address must not be able to choose who is asked, and is sent keys.
@@ -266,7 +266,7 @@ impl Upstreams {
     /// The upstream that a request names, or whose model it names.
     ///
     /// # Errors
-    /// 400 for a name that none has.
+    /// 400 for a name that none has; 404 for a model that none claims, if there is no default.
     pub(super) fn choose(&self, name: Option<&str>, model: &str) -> Result<&Upstream> {
         let claims = |upstream: &&Upstream| {
             upstream.models.iter().filter(|beginning| model.starts_with(beginning.as_str())).map(String::len).max()
@@ -275,46 +275,56 @@ impl Upstreams {
             let claimed = self.by_name.values().filter_map(|upstream| Some((claims(&upstream)?, upstream)));
             claimed.max_by_key(|(length, _)| *length).map(|(_, upstream)| upstream)
         };
-        let chosen = match name {
-            Some(name) => self.by_name.get(name),
-            None => of_model().or_else(|| self.by_name.get(&self.default)),
-        };
-        let wrong = || ApiError::bad_request(format!("provider must be one of {}", self.names())).param("provider");
-        chosen.ok_or_else(wrong)
-    }
-
-    /// The upstream whose models a client lists: the default, unless the client brings a key that is one for upstreams of
-    /// another format. Then it is the only one of these that is asked for models by their names, if there is any.
-    ///
-    /// # Errors
-    /// 400 when there are several.
-    pub(super) fn to_list(&self, caller: &HeaderMap) -> Result<&Upstream> {
-        let (default, format) = (self.default()?, format_of_key(caller));
-        let Some(format) = format.filter(|format| !default.kind.speaks(*format)) else { return Ok(default) };
-        let speaks = |upstream: &&Upstream| !upstream.models.is_empty() && upstream.kind.speaks(format);
-        let mut others = self.by_name.values().filter(speaks);
-        match (others.next(), others.next()) {
-            (None, _) => Ok(default),
-            (Some(only), None) => Ok(only),
-            _ => {
+        let Some(name) = name else {
+            let unknown = || {
                 let message = format!(
-                    "the key is none for the default upstream {}, and for several others: say whose models are meant in \
-                     `provider`, which is one of {}",
-                    self.default,
+                    "no upstream is known for the model {model:?}: name one of {} in `provider`, or have the proxy know one \
+                     (--upstream, --default-provider, or `models` of an upstream in its configuration)",
                     self.names()
                 );
+                ApiError::not_found(message).param("model").code("model_not_found")
+            };
+            return of_model().or_else(|| self.default()).ok_or_else(unknown);
+        };
+        let wrong = || ApiError::bad_request(format!("provider must be one of {}", self.names())).param("provider");
+        self.by_name.get(name).ok_or_else(wrong)
+    }
+
+    /// The upstream whose models a client lists: the default, unless there is none or the client brings a key that is one for
+    /// upstreams of another format. Then it is the only one of these that is asked for models by their names, if there is
+    /// any.
+    ///
+    /// # Errors
+    /// 400 when it is not one.
+    pub(super) fn to_list(&self, caller: &HeaderMap) -> Result<&Upstream> {
+        let (default, format) = (self.default(), format_of_key(caller));
+        if let Some(default) = default
+            && format.is_none_or(|format| default.kind.speaks(format))
+        {
+            return Ok(default);
+        }
+        let speaks = |upstream: &&Upstream| {
+            !upstream.models.is_empty() && format.is_none_or(|format| upstream.kind.speaks(format))
+        };
+        let mut others = self.by_name.values().filter(speaks);
+        match (others.next(), others.next(), default) {
+            (None, _, Some(default)) => Ok(default),
+            (Some(only), None, _) => Ok(only),
+            _ => {
+                let message = format!("say whose models are meant in `provider`, which is one of {}", self.names());
                 Err(ApiError::bad_request(message).param("provider"))
             }
         }
     }
 
-    fn names(&self) -> String {
+    /// The names of all, separated by commas.
+    pub(super) fn names(&self) -> String {
         self.by_name.keys().map(String::as_str).collect::<Vec<_>>().join(", ")
     }
 
-    /// The default.
-    pub(super) fn default(&self) -> Result<&Upstream> {
-        self.choose(Some(&self.default), "")
+    /// The default, if there is one.
+    pub(super) fn default(&self) -> Option<&Upstream> {
+        self.by_name.get(self.default.as_ref()?)
     }
 
     /// Sends a request.
@@ -487,5 +497,18 @@ mod tests {
         assert_eq!(chosen(None, "Qwen/Qwen3-8B").unwrap(), "local");
         assert_eq!(chosen(Some("openai"), "claude").unwrap(), "openai");
         assert!(chosen(Some("http://169.254.169.254"), "claude").is_err());
+        // What is built in has no default: nobody said who is to know what is remembered.
+        let upstreams = Upstreams::new(&Config::parse("").unwrap(), |_| None, Duration::from_secs(1)).unwrap();
+        assert_eq!(upstreams.choose(None, "claude-sonnet-4-6").unwrap().name, "anthropic");
+        assert_eq!(upstreams.choose(Some("openai"), "llama3").unwrap().name, "openai");
+        for unknown in ["llama3", "amem", ""] {
+            assert!(upstreams.choose(None, unknown).is_err(), "{unknown}");
+        }
+        let listed = |caller: &[(&'static str, &'static str)]| {
+            upstreams.to_list(&headers(caller)).map(|upstream| upstream.name.clone())
+        };
+        assert_eq!(listed(&[("x-api-key", "k")]).unwrap(), "anthropic");
+        assert_eq!(listed(&[("authorization", "Bearer k")]).unwrap(), "openai");
+        assert!(listed(&[]).is_err());
     }
 }
