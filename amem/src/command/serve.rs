@@ -121,6 +121,10 @@ pub(crate) struct Args {
     metrics_auth: MetricsAuth,
 }
 
+    /// Computes the KV of what is remembered right after it, in the background, rather than with the first question that
+    /// recalls it.
+    #[arg(long, conflicts_with = "read_only")]
+    prefill_ahead: bool,
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum MetricsAuth {
     Key,
@@ -158,6 +162,7 @@ pub(crate) async fn run(args: Args, mode: Mode) -> Result<(), Box<dyn Error>> {
     };
     http::serve(listener, router, &limits, stop).await?;
     Ok(tiers.close().await?)
+    options.prefill_ahead = args.prefill_ahead;
 }
 
 /// Resolves when the process is told to stop.

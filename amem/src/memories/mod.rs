@@ -11,6 +11,7 @@
 //! usage.rs      what each user used
 //!
 //! any.rs        a memory with KV, or of texts alone
+//! ahead.rs      KV that is computed before anybody asks
 //! sessions.rs   what these paths need of a server's sessions
 //! filter.rs     which memories count, as JSON
 //! moment.rs     moments as clients write and read them
@@ -20,6 +21,7 @@
 //! A path's segments are percent-decoded: the user `a/b` is `a%2Fb` there, and `a%b` is `a%25b`. Most clients cannot name a
 //! user `.` or `..` there: they take these for directories, also where they are escaped, as the URL standard says.
 
+mod ahead;
 mod any;
 mod change;
 mod filter;
@@ -42,6 +44,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::http::Identity;
+pub(crate) use ahead::PrefillAhead;
 pub(crate) use any::{AnyMemory, estimated_tokens};
 pub(crate) use filter::parse as parse_filter;
 pub(crate) use sessions::{Sessions, WorkingSet};

@@ -180,7 +180,7 @@ pub(super) async fn import(
     };
     let imported = tokio::task::spawn_blocking(work).await.map_err(|error| ApiError::internal(&error))?;
     // Whatever was imported may have superseded something, also if the import broke off.
-    paths.memory.delete_outdated().await;
+    paths.memory.written(&namespace).await;
     let (imported, errors) = imported.map_err(|error| broken_off(&error))?;
     let Imported { added, superseding, duplicates, changed, left_out, refused, .. } = imported;
     let mut amounts = Amounts::default();

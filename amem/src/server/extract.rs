@@ -97,7 +97,10 @@ async fn extract(
     }
     let added = match facts.is_empty() {
         true => Vec::new(),
-        false => server.memory().remember_all(&namespace, facts.iter().map(|fact| NewRecord::new(&**fact))).await?,
+        false => {
+            let new = facts.iter().map(|fact| NewRecord::new(&**fact)).collect();
+            server.any_memory().remember_all(&namespace, new).await?
+        }
     };
     let outcomes: Vec<OutcomeView> = added.iter().map(OutcomeView::from).collect();
     Ok(Json(Extracted {

@@ -7,6 +7,7 @@
 //! choice.rs       Choice                   an answer as it comes: its text apart from the tools that it calls
 //! structured.rs   Format → constraint      answers of a form that the request fixes
 //! sessions/       Sessions                 working sets that stay, by name
+//! prefill.rs      POST /v1/memories/{user}/prefill
 //! extract.rs      POST /v1/extract         the facts of a text, remembered one by one
 //! stats.rs        GET /v1/stats            what is held, and what was done
 //! operations.rs   health, ready, metrics, POST /v1/admin/purge
@@ -19,6 +20,7 @@ mod extract;
 mod ids;
 mod openai;
 mod operations;
+mod prefill;
 mod sessions;
 mod stats;
 mod structured;
@@ -37,9 +39,12 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::http::{ApiError, Identity, Result};
-use crate::memories::{self, AnyMemory, MemoryPaths};
+use crate::memories::{self, AnyMemory, MemoryPaths, PrefillAhead};
 use operations::Operations;
 use sessions::Sessions;
+
+/// Prefills of whole memories that are computed at a time at most, for clients that wait for them.
+const PREFILLS: usize = 4;
 
 /// How questions are answered that name no session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +99,9 @@ pub struct Options {
     pub max_waiting: usize,
     /// Texts of one request at most.
     pub max_texts: usize,
+    /// Whether the KV of what is remembered is computed right after it, in the background, rather than with the first
+    /// question that recalls it.
+    pub prefill_ahead: bool,
     /// What a million tokens of input cost elsewhere, in US dollars: for estimates of what was saved.
     pub usd_per_mtok: f64,
     /// Whether `/metrics` needs no key. Otherwise it needs one that may do everything, if keys are needed at all.
@@ -114,6 +122,7 @@ impl Default for Options {
             session_idle: Duration::from_secs(30 * 60),
             max_waiting: 1024,
             max_texts: 1000,
+            prefill_ahead: false,
             usd_per_mtok: 0.20,
             open_metrics: false,
             embedding_model: None,
@@ -137,6 +146,9 @@ struct Inner {
     waiting: Arc<Semaphore>,
     /// Long texts are cut into tokens one at a time, on a thread of their own.
     long_text: Arc<Semaphore>,
+    /// Prefills of whole memories that clients wait for.
+    prefills: Arc<Semaphore>,
+    prefill_ahead: Option<PrefillAhead>,
     started: Timestamp,
     operations: Operations,
 }
@@ -146,10 +158,23 @@ impl Server {
     pub fn new(memory: Memory, identity: Identity, options: Options) -> Self {
         let waiting = Arc::new(Semaphore::new(options.max_waiting.min(Semaphore::MAX_PERMITS)));
         let sessions = Sessions::new(options.max_sessions, options.session_idle, Arc::clone(&waiting));
-        let long_text = Arc::new(Semaphore::new(1));
+        let (long_text, prefills) = (Arc::new(Semaphore::new(1)), Arc::new(Semaphore::new(PREFILLS)));
+        let prefill_ahead = options.prefill_ahead.then(|| PrefillAhead::new(memory.clone()));
         let (structured, started) = (structured::Structured::default(), Timestamp::now());
         let operations = Operations::new();
-        let inner = Inner { memory, identity, options, sessions, structured, waiting, long_text, started, operations };
+        let inner = Inner {
+            memory,
+            identity,
+            options,
+            sessions,
+            structured,
+            waiting,
+            long_text,
+            prefills,
+            prefill_ahead,
+            started,
+            operations,
+        };
         Self { inner: Arc::new(inner) }
     }
 
@@ -167,6 +192,7 @@ impl Server {
             .merge(openai::routes())
             .merge(anthropic::routes())
             .merge(extract::routes())
+            .merge(prefill::routes())
             .merge(sessions::routes())
             .merge(stats::routes())
             .merge(operations::routes());
@@ -213,10 +239,15 @@ impl Server {
         Arc::clone(permits).acquire_owned().await.map_err(|error| ApiError::internal(&error))
     }
 
+    /// The memory as the paths of both servers know it.
+    fn any_memory(&self) -> AnyMemory {
+        AnyMemory::Kv(self.memory().clone(), self.inner.prefill_ahead.clone())
+    }
+
     fn memory_paths(&self) -> MemoryPaths {
         let Options { max_texts, k, usd_per_mtok, .. } = *self.options();
         MemoryPaths {
-            memory: AnyMemory::Kv(self.memory().clone()),
+            memory: self.any_memory(),
             identity: self.inner.identity.clone(),
             sessions: Arc::new(self.clone()),
             max_texts,

@@ -11,6 +11,10 @@ use serde_json::{Value, json};
 use super::front::Front;
 use super::{client, common, get, post};
 
+fn question(user: &str, text: &str) -> Value {
+    json!({ "user": user, "messages": [{ "role": "user", "content": text }] })
+}
+
 /// The value of one line of metrics.
 fn value(metrics: &str, line: &str) -> f64 {
     let found = metrics.lines().find_map(|found| found.strip_prefix(line)?.strip_prefix(' '));
@@ -59,6 +63,52 @@ fn metrics_are_for_keys_that_may_do_everything_unless_they_are_open() {
 
 #[test]
 fn a_server_wants_keys_for_as_long_as_it_runs_even_if_their_file_is_gone() {
+#[test]
+fn a_users_memories_are_prefilled_when_that_is_asked_for() {
+    let front = Front::of(common::in_ram());
+    let texts = json!(["Alice lives in Denver.", "Alice has a dog called Rex."]);
+    assert_eq!(post(front.url("/v1/memories"), &json!({ "user": "alice", "texts": texts })).0, 200);
+    let prefill = || {
+        let (status, answer) = post(front.url("/v1/memories/alice/prefill"), &json!({}));
+        assert_eq!(status, 200, "{answer}");
+        (answer["memories"].as_u64().unwrap(), answer["prefilled_tokens"].as_u64().unwrap())
+    };
+    let (memories, tokens) = prefill();
+    assert!(memories == 2 && tokens > 0, "{memories} {tokens}");
+    assert_eq!(prefill(), (0, 0), "all of it is held");
+    let (_, answer) = post(front.url("/v1/chat/completions"), &question("alice", "Where does Alice live?"));
+    assert_eq!(answer["amem"]["memory_tokens_prefilled_now"], 0, "{answer}");
+}
+
+#[test]
+fn with_prefill_ahead_no_question_waits_for_the_kv_of_what_was_remembered_changed_or_imported() {
+    let mut options = Options::default();
+    options.prefill_ahead = true;
+    let memory = common::in_ram();
+    let front = Front::with(memory.clone(), Identity::new(KeyHeader::Authorization), options);
+    let held = |count: usize| {
+        let began = std::time::Instant::now();
+        while common::block_on(memory.kv().stats()).chunks != count {
+            assert!(began.elapsed().as_secs() < 60, "{:?}", common::block_on(memory.kv().stats()));
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    };
+    let (_, added) = post(front.url("/v1/memories"), &json!({ "user": "alice", "texts": ["Alice lives in Denver."] }));
+    held(1);
+    let id = added["added"][0].as_str().unwrap();
+    let changed = client().patch(front.url(&format!("/v1/memories/alice/{id}")));
+    assert_eq!(changed.json(&json!({ "text": "Alice lives in Oslo." })).send().unwrap().status(), 200);
+    held(1);
+    let line = json!({ "text": "Bob lives in Lima." }).to_string();
+    let imported = client().post(front.url("/v1/memories/bob/import")).body(line).send().unwrap();
+    assert_eq!(imported.status(), 200);
+    held(2);
+    for (user, text) in [("alice", "Where does Alice live?"), ("bob", "Where does Bob live?")] {
+        let (_, answer) = post(front.url("/v1/chat/completions"), &question(user, text));
+        assert_eq!(answer["amem"]["memory_tokens_prefilled_now"], 0, "{answer}");
+    }
+}
+
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("keys.json");
     let keys = KeyFile::at(&path);
