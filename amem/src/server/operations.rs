@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use amem_core::{Answer, EngineStats, Namespace};
+use amem_core::{Answer, Namespace, StoreStats};
 use axum::extract::State;
 use axum::http::{HeaderMap, header};
 use axum::response::IntoResponse;
@@ -33,6 +33,8 @@ pub(crate) struct Operations {
     repaired: Counter,
     prefilled: Counter,
     generated: Counter,
+    resident: Counter,
+    missed: Counter,
 }
 
 impl Operations {
@@ -46,6 +48,8 @@ impl Operations {
             repaired: tokens("repaired"),
             prefilled: tokens("prefilled"),
             generated: tokens("generated"),
+            resident: tokens("resident"),
+            missed: tokens("missed"),
             stopping: AtomicBool::new(false),
             metrics,
         }
@@ -59,6 +63,8 @@ impl Operations {
         self.repaired.increment(usage.repaired as u64);
         self.prefilled.increment(usage.prefilled as u64);
         self.generated.increment(usage.generated as u64);
+        self.resident.increment(usage.resident as u64);
+        self.missed.increment(usage.missed as u64);
     }
 
     /// Counts the requests of a router.
@@ -110,7 +116,7 @@ async fn ready(State(server): State<Server>) -> Result<Json<Ready>> {
 }
 
 /// Numbers for Prometheus: requests by path and status, how long they took, time to the first token, tokens, what the
-/// engine does, the bytes of KV, sessions. It holds no user's name and no text.
+/// engine does, the KV of each tier and how often it was there, sessions. It holds no user's name and no text.
 #[utoipa::path(get, path = "/metrics", tag = "operations",
     responses(
         (status = 200, body = String, content_type = "text/plain"),
@@ -123,13 +129,24 @@ async fn metrics(State(server): State<Server>, headers: HeaderMap) -> Result<imp
     }
     let metrics = &server.operations().metrics;
     let set = |name, text, value: f64| metrics.gauge(name, &[], text).set(value);
-    let EngineStats { waiting, running, .. } = server.memory().engine().stats();
-    set("amem_engine_waiting", "Requests that wait to begin.", waiting as f64);
-    set("amem_engine_running", "Answers that are being computed.", running as f64);
+    let count = |name, labels: &[_], text, value: u64| metrics.counter(name, labels, text).absolute(value);
+    let (engine, kv) = (server.memory().engine().stats(), server.memory().kv());
+    set("amem_engine_waiting", "Requests that wait to begin.", engine.waiting as f64);
+    set("amem_engine_running", "Answers that are being computed.", engine.running as f64);
+    count("amem_engine_steps_total", &[], "Passes of the model.", engine.steps);
     set("amem_sessions", "Sessions that are held.", server.sessions().count() as f64);
-    for (index, tier) in server.memory().kv().tiers().await.iter().enumerate() {
-        let tier_label = [("tier", index.to_string())];
-        metrics.gauge("amem_kv_bytes", &tier_label, "Bytes of KV in a tier, 0 for the fastest.").set(tier.bytes as f64);
+    for (index, tier) in kv.tiers().await.iter().enumerate() {
+        let set = |name, text, value: f64| metrics.gauge(name, &[("tier", index.to_string())], text).set(value);
+        set("amem_kv_bytes", "Bytes of KV in a tier, 0 for the fastest.", tier.bytes as f64);
+        set("amem_kv_chunks", "Chunks of KV in a tier, each of one memory.", tier.chunks as f64);
+        if let Some(budget) = tier.budget {
+            set("amem_kv_budget_bytes", "Bytes of KV that a tier may hold.", budget as f64);
+        }
+    }
+    let StoreStats { hits, misses, damaged, .. } = kv.stats().await;
+    let text = "Chunks of KV that were asked for, in any tier: found, missing, or found damaged and taken for missing.";
+    for (found, chunks) in [("hit", hits), ("miss", misses), ("damaged", damaged)] {
+        count("amem_kv_reads_total", &[("found", found)], text, chunks);
     }
     Ok(([(header::CONTENT_TYPE, PROMETHEUS)], metrics.render()))
 }

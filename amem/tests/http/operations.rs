@@ -38,31 +38,31 @@ fn requests_are_counted_by_the_patterns_of_paths_and_nothing_else_of_them() {
     assert_eq!(value(&metrics, &format!("amem_http_request_duration_seconds_count{{{health}}}")), 3.0);
     let everything = format!(r#"amem_http_request_duration_seconds_bucket{{{health},le="+Inf"}}"#);
     assert_eq!(value(&metrics, &everything), 3.0);
-    for gauge in ["amem_engine_waiting", "amem_engine_running", "amem_sessions", r#"amem_kv_bytes{tier="0"}"#] {
+    for gauge in [
+        "amem_engine_waiting",
+        "amem_engine_running",
+        "amem_sessions",
+        r#"amem_kv_bytes{tier="0"}"#,
+        r#"amem_kv_chunks{tier="0"}"#,
+        r#"amem_kv_reads_total{found="hit"}"#,
+    ] {
         assert_eq!(value(&metrics, gauge), 0.0, "{gauge}");
     }
+    // The second question finds what was computed for the first.
+    for _ in 0..2 {
+        let (status, _) = post(front.url("/v1/chat/completions"), &question("zebulon", "Where does Zebulon live?"));
+        assert_eq!(status, 200);
+    }
+    let (_, metrics) = get(&front.url("/metrics"), None);
+    assert_eq!(value(&metrics, r#"amem_kv_chunks{tier="0"}"#), 1.0);
+    assert!(value(&metrics, r#"amem_kv_bytes{tier="0"}"#) > 0.0);
+    let reads = |found: &str| value(&metrics, &format!(r#"amem_kv_reads_total{{found="{found}"}}"#));
+    assert_eq!((reads("hit"), reads("miss"), reads("damaged")), (1.0, 1.0, 0.0));
+    let tokens = |kind: &str| value(&metrics, &format!(r#"amem_tokens_total{{kind="{kind}"}}"#));
+    assert!(tokens("missed") > 0.0 && tokens("reused") > 0.0 && tokens("resident") > 0.0);
     assert!(!metrics.to_lowercase().contains("zebulon"), "{metrics}");
 }
 
-#[test]
-fn metrics_are_for_keys_that_may_do_everything_unless_they_are_open() {
-    let dir = tempfile::tempdir().unwrap();
-    let keys = KeyFile::at(dir.path().join("keys.json"));
-    let (_, bound) = keys.create(Grant::Namespace(Namespace::new("alice").unwrap())).unwrap();
-    let identity = Identity::new(KeyHeader::Authorization).admin(Some("all".into())).keys(keys);
-    for open in [false, true] {
-        let mut options = Options::default();
-        options.open_metrics = open;
-        let front = Front::with(common::in_ram(), identity.clone(), options);
-        let status = |key: Option<&str>| get(&front.url("/metrics"), key).0;
-        let of = [status(None), status(Some("other")), status(Some(bound.expose_secret())), status(Some("all"))];
-        assert_eq!(of, if open { [200; 4] } else { [401, 401, 403, 200] });
-        assert_eq!(get(&front.url("/ready"), None).0, 200, "a load balancer has no key");
-    }
-}
-
-#[test]
-fn a_server_wants_keys_for_as_long_as_it_runs_even_if_their_file_is_gone() {
 #[test]
 fn a_users_memories_are_prefilled_when_that_is_asked_for() {
     let front = Front::of(common::in_ram());
@@ -109,6 +109,25 @@ fn with_prefill_ahead_no_question_waits_for_the_kv_of_what_was_remembered_change
     }
 }
 
+#[test]
+fn metrics_are_for_keys_that_may_do_everything_unless_they_are_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let keys = KeyFile::at(dir.path().join("keys.json"));
+    let (_, bound) = keys.create(Grant::Namespace(Namespace::new("alice").unwrap())).unwrap();
+    let identity = Identity::new(KeyHeader::Authorization).admin(Some("all".into())).keys(keys);
+    for open in [false, true] {
+        let mut options = Options::default();
+        options.open_metrics = open;
+        let front = Front::with(common::in_ram(), identity.clone(), options);
+        let status = |key: Option<&str>| get(&front.url("/metrics"), key).0;
+        let of = [status(None), status(Some("other")), status(Some(bound.expose_secret())), status(Some("all"))];
+        assert_eq!(of, if open { [200; 4] } else { [401, 401, 403, 200] });
+        assert_eq!(get(&front.url("/ready"), None).0, 200, "a load balancer has no key");
+    }
+}
+
+#[test]
+fn a_server_wants_keys_for_as_long_as_it_runs_even_if_their_file_is_gone() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("keys.json");
     let keys = KeyFile::at(&path);
