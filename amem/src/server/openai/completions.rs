@@ -29,20 +29,24 @@ const MAX_CHOICES: usize = 128;
 const MAX_TOKENS: i64 = 16;
 /// The likeliest tokens that can come with each token.
 const MAX_LOGPROBS: usize = 20;
-/// What vLLM's API has, and this one does not: to ignore it would be to answer something else.
-const UNSUPPORTED: [&str; 12] = [
+/// What the APIs of vLLM and llama.cpp have, and this one does not: to ignore it would be to answer something else.
+const UNSUPPORTED: [&str; 16] = [
     "response_format",
     "structured_outputs",
     "guided_json",
     "guided_regex",
     "guided_choice",
     "guided_grammar",
+    "grammar",
+    "json_schema",
     "prompt_embeds",
     "prompt_logprobs",
     "use_beam_search",
     "ignore_eos",
     "stop_token_ids",
     "bad_words",
+    "allowed_token_ids",
+    "truncate_prompt_tokens",
 ];
 
 /// A text to go on with.
@@ -94,7 +98,11 @@ struct Asked {
 
 impl CompletionRequest {
     fn read(self, server: &Server) -> Result<Asked> {
-        let asks = |value: &Value| !matches!(value, Value::Null | Value::Bool(false));
+        let asks = |value: &Value| match value {
+            Value::Null | Value::Bool(false) => false,
+            Value::String(text) => !text.is_empty(),
+            _ => true,
+        };
         if let Some(name) = UNSUPPORTED.into_iter().find(|name| self.rest.get(*name).is_some_and(asks)) {
             return Err(unsupported(name, "this is not supported"));
         }

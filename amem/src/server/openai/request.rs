@@ -17,8 +17,8 @@ use crate::server::turn::Turn;
 /// The likeliest tokens that can come with each token.
 const MAX_TOP_LOGPROBS: usize = 20;
 
-/// What OpenAI's API and vLLM's have, and this one does not: to ignore it would be to answer something else.
-const UNSUPPORTED: [&str; 21] = [
+/// What the APIs of OpenAI, vLLM and llama.cpp have, and this one does not: to ignore it would be to answer something else.
+const UNSUPPORTED: [&str; 25] = [
     "functions",
     "function_call",
     "audio",
@@ -30,11 +30,15 @@ const UNSUPPORTED: [&str; 21] = [
     "guided_regex",
     "guided_choice",
     "guided_grammar",
+    "grammar",
+    "json_schema",
     "structured_outputs",
     "use_beam_search",
     "ignore_eos",
     "stop_token_ids",
     "bad_words",
+    "allowed_token_ids",
+    "truncate_prompt_tokens",
     "prompt_logprobs",
     "continue_final_message",
     "chat_template",
@@ -254,6 +258,7 @@ impl ChatRequest {
             Value::Null | Value::Bool(false) => true,
             Value::Array(values) if name == "modalities" => values.iter().all(|value| value == "text"),
             Value::Array(values) => values.is_empty(),
+            Value::String(value) if value.is_empty() => true,
             Value::String(value) => matches!((name, &**value), ("reasoning_effort", "none") | ("verbosity", "medium")),
             // Models are asked not to think aloud in any case.
             Value::Object(settings) if name == "chat_template_kwargs" => {
