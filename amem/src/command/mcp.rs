@@ -85,6 +85,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Box<dyn Error>> {
 
 async fn over_http(mcp: Mcp, args: Args) -> Result<(), Box<dyn Error>> {
     let (identity, limits) = args.door.open(KeyHeader::Authorization, args.records.data.keys())?;
+    args.door.warn(&identity);
     let mut access = Access::default();
     access.origins.clone_from(&limits.origins);
     access.body_bytes = limits.body_bytes;

@@ -82,6 +82,7 @@ impl Args {
 /// Serves until the process is told to stop.
 pub(crate) async fn run(args: Args) -> Result<(), Box<dyn Error>> {
     let (identity, limits) = args.door.open(KeyHeader::AmemKey, args.records.data.keys())?;
+    args.door.warn(&identity);
     let config = args.config()?;
     let mut texts = TextMemoryOptions::default();
     texts.meter_usage = true;

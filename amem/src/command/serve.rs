@@ -79,6 +79,18 @@ impl Door {
         Some(self.allow_host.iter().cloned().chain(own).collect())
     }
 
+    /// Says it where anybody who reaches the server may do everything, and others than this machine may.
+    pub(crate) fn warn(&self, identity: &Identity) {
+        let is_own = self.host == "localhost" || self.host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+        if !is_own && !identity.is_on() && self.trusted_header.is_none() {
+            eprintln!(
+                "no key is needed: whoever reaches {} may read and change everybody's memories. Make keys with `amem key \
+                 create`, or give --api-key",
+                self.host
+            );
+        }
+    }
+
     pub(crate) fn host(&self) -> &str {
         &self.host
     }
@@ -109,6 +121,10 @@ pub(crate) struct Args {
     /// Seconds after which a session ends that nobody uses.
     #[arg(long, value_name = "SECONDS", default_value_t = 30 * 60)]
     session_idle: u64,
+    /// Computes the KV of what is remembered right after it, in the background, rather than with the first question that
+    /// recalls it.
+    #[arg(long, conflicts_with = "read_only")]
+    prefill_ahead: bool,
     /// US dollars that a million tokens of input cost elsewhere: for estimates of what was saved.
     #[arg(long, default_value_t = 0.20)]
     usd_per_mtok: f64,
@@ -121,10 +137,6 @@ pub(crate) struct Args {
     metrics_auth: MetricsAuth,
 }
 
-    /// Computes the KV of what is remembered right after it, in the background, rather than with the first question that
-    /// recalls it.
-    #[arg(long, conflicts_with = "read_only")]
-    prefill_ahead: bool,
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum MetricsAuth {
     Key,
@@ -134,6 +146,7 @@ enum MetricsAuth {
 /// Serves until the process is told to stop.
 pub(crate) async fn run(args: Args, mode: Mode) -> Result<(), Box<dyn Error>> {
     let (identity, limits) = args.door.open(KeyHeader::Authorization, args.place.keys())?;
+    args.door.warn(&identity);
     if args.place.is_demo() {
         eprintln!("no --model is given: the demo model answers, which knows no more than short notes about people");
     }
@@ -149,6 +162,7 @@ pub(crate) async fn run(args: Args, mode: Mode) -> Result<(), Box<dyn Error>> {
     options.max_sessions = args.max_sessions as usize;
     options.session_idle = Duration::from_secs(args.session_idle);
     options.max_waiting = args.tuning.max_waiting().unwrap_or(options.max_waiting);
+    options.prefill_ahead = args.prefill_ahead;
     options.usd_per_mtok = args.usd_per_mtok;
     options.open_metrics = args.metrics_auth == MetricsAuth::Open;
     let server = Server::new(memory, identity, options);
@@ -162,7 +176,6 @@ pub(crate) async fn run(args: Args, mode: Mode) -> Result<(), Box<dyn Error>> {
     };
     http::serve(listener, router, &limits, stop).await?;
     Ok(tiers.close().await?)
-    options.prefill_ahead = args.prefill_ahead;
 }
 
 /// Resolves when the process is told to stop.
