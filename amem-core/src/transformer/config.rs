@@ -521,8 +521,8 @@ const FULL: &str = "full_attention";
 /// The kinds of layers, and the kind of each layer.
 fn kinds(file: &Settings<'_>, family: Family, layers: usize, spec: &RopeSpec) -> Result<(Vec<LayerKind>, Vec<usize>)> {
     let rotates = rotates(file, family, layers)?;
-    let sliding = sliding(file, family, layers, &rotates)?;
     let window = window(file, family)?;
+    let sliding = sliding(file, family, window.is_some(), &rotates)?;
     let ropes = match family {
         Family::Gemma3 => [Rope::parse(file, spec, Some(FULL))?, Rope::parse(file, spec, Some(SLIDING))?],
         _ => {
@@ -580,9 +580,9 @@ fn window(file: &Settings<'_>, family: Family) -> Result<Option<usize>> {
     if file.has(KEY) { file.whole(KEY, 1..=MAX_CONTEXT) } else { Ok(default) }
 }
 
-/// Which layers have a window.
-fn sliding(file: &Settings<'_>, family: Family, layers: usize, rotates: &[bool]) -> Result<Vec<bool>> {
-    let windowed = window(file, family)?.is_some();
+/// Which layers have a window, in a model that is `windowed`: it says how wide one is.
+fn sliding(file: &Settings<'_>, family: Family, windowed: bool, rotates: &[bool]) -> Result<Vec<bool>> {
+    let layers = rotates.len();
     let rule = |layer: usize| -> Result<bool> {
         Ok(windowed
             && match family {

@@ -143,8 +143,8 @@ impl<B: Backend> Transformer<B> {
     /// [`Error::BadModel`] and [`Error::UnsupportedModel`], which name the file or the part; [`Error::Full`] when the
     /// backend has no memory for the weights.
     pub fn load(source: &dyn ModelSource, backend: B, options: Options) -> Result<Self> {
-        let config = Config::parse(source)?;
-        Self::assemble(source, backend, options, || {
+        let config = Config::parse_for(source, options.context)?;
+        Self::assemble(source, &config, backend, options, || {
             let chat = HfChat::open(source, &config)?;
             let sampling = chat.sampling().clone();
             Ok((Box::new(chat), sampling))
@@ -162,29 +162,29 @@ impl<B: Backend> Transformer<B> {
         chat: Box<dyn Chat>,
         sampling: Sampling,
     ) -> Result<Self> {
-        Self::assemble(source, backend, options, || Ok((chat, sampling)))
+        let config = Config::parse_for(source, options.context)?;
+        Self::assemble(source, &config, backend, options, || Ok((chat, sampling)))
     }
 
     /// Reads what `chat` reads, packs the weights and hashes them, all at the same time. The first is work for one thread;
     /// the others share the backend's.
     fn assemble(
         source: &dyn ModelSource,
+        config: &Config,
         backend: B,
         options: Options,
         chat: impl FnOnce() -> Result<(Box<dyn Chat>, Sampling)> + Send,
     ) -> Result<Self> {
-        let config = Config::parse_for(source, options.context)?;
-        let weights = Weights::open(source, &config)?;
+        let weights = Weights::open(source, config)?;
         let (numerics, dtype) = (backend.numerics(), options.kv);
         let context = options.context.unwrap_or(config.context).min(config.context);
         let (chat, fingerprint, uploaded) = std::thread::scope(|scope| {
             let chat = beside(scope, chat)?;
-            let fingerprint =
-                beside(scope, || Ok(backend.run(|| weights.fingerprint(&config, &numerics.name, dtype))))?;
-            let uploaded = Uploaded::load(&backend, &config, &weights, dtype, context, options.kv_cache_bytes);
+            let fingerprint = beside(scope, || Ok(backend.run(|| weights.fingerprint(config, &numerics.name, dtype))))?;
+            let uploaded = Uploaded::load(&backend, config, &weights, dtype, context, options.kv_cache_bytes);
             Ok::<_, Error>((joined(chat)?, joined(fingerprint)?, uploaded?))
         })?;
-        let graph = Graph::new(backend, &config, dtype, uploaded);
+        let graph = Graph::new(backend, config, dtype, uploaded);
         let (chat, sampling) = chat;
         let info = ModelInfo::new(options.name, fingerprint, graph.shape, context, config.vocabulary);
         let info = ModelInfo { exactness: numerics.exactness, dtype, ..info };
