@@ -23,7 +23,7 @@ pub struct Request {
     pub(super) repair: Repair,
     pub(super) generation: Generation,
     /// Whether an answer is drawn. Otherwise the pieces are computed, and that is all.
-    pub(super) answers: bool,
+    pub(super) wants_answer: bool,
     /// Tokens that the context may hold in all.
     pub(super) limit: usize,
     pub(super) started: Instant,
@@ -41,7 +41,18 @@ impl Request {
     pub fn new(owner: Namespace, pieces: Vec<Piece>) -> Self {
         let (repair, generation) = (Repair::default(), Generation::default());
         let (context, limit, started) = (None, usize::MAX, Instant::now());
-        Self { owner, context, pieces, repair, generation, answers: true, limit, started, finally: None, loaded: None }
+        Self {
+            owner,
+            context,
+            pieces,
+            repair,
+            generation,
+            wants_answer: true,
+            limit,
+            started,
+            finally: None,
+            loaded: None,
+        }
     }
 
     /// Which rows of cached pieces are computed again.
@@ -77,7 +88,7 @@ impl Request {
     /// With no answer: the pieces are computed, and that is all.
     #[must_use]
     pub(super) fn without_answer(self) -> Self {
-        Self { answers: false, ..self }
+        Self { wants_answer: false, ..self }
     }
 
     /// With a use for the context once the answer is complete, given up, or failed.

@@ -53,7 +53,8 @@ struct Running {
     /// Told once the pieces' KV is loaded.
     loaded: Option<oneshot::Sender<()>>,
     generation: Generation,
-    answers: bool,
+    /// Whether answers are drawn once the prompt is computed.
+    wants_answer: bool,
     limit: usize,
     started: Instant,
     usage: Usage,
@@ -71,6 +72,8 @@ struct Branch {
     text: String,
     logprobs: Vec<TokenLogprob>,
     finish: Option<Finish>,
+    /// Rows that it computes in this step.
+    rows: usize,
 }
 
 impl Scheduler<'_> {
@@ -151,10 +154,10 @@ impl Scheduler<'_> {
         if prompt > limit {
             return Err(Error::TooLong { what: "prompt", tokens: prompt, limit });
         }
-        let most = if request.answers { prompt.saturating_add(request.generation.max_tokens) } else { prompt };
+        let most = if request.wants_answer { prompt.saturating_add(request.generation.max_tokens) } else { prompt };
         let most = limit.min(most);
-        let forks = if request.answers { request.generation.n - 1 } else { 0 };
-        let options = AppendOptions::new(request.repair.clone()).logits(usize::from(request.answers));
+        let forks = if request.wants_answer { request.generation.n - 1 } else { 0 };
+        let options = AppendOptions::new(request.repair.clone()).logits(usize::from(request.wants_answer));
         let of_forks = forks.saturating_mul(most - prompt);
         let context = match request.context.as_mut() {
             Some(context) => {
@@ -171,18 +174,17 @@ impl Scheduler<'_> {
             }
         };
         let Some(context) = context else { return Err(Error::Cancelled) };
-        let branch = Branch { context, generator, prompt, text: String::new(), logprobs: Vec::new(), finish: None };
         Ok(Running {
             events: job.events.clone(),
             finally: request.finally.take(),
             loaded: request.loaded.take(),
             generation: request.generation.clone(),
-            answers: request.answers,
+            wants_answer: request.wants_answer,
             limit,
             started: request.started,
             usage: Usage::default(),
             ttft: Duration::ZERO,
-            branches: vec![branch],
+            branches: vec![Branch::new(context, generator, prompt)],
         })
     }
 
@@ -212,55 +214,68 @@ impl Scheduler<'_> {
 
     /// Computes the next step of whoever runs, and draws the tokens that follow.
     fn advance(&mut self) {
+        let served = self.share_rows();
+        let results = self.compute();
+        self.take_results(results, served);
+    }
+
+    /// Says how many rows each branch computes in this step. Returns the index of the last request whose prompt has some.
+    fn share_rows(&mut self) -> Option<usize> {
         let mut left = self.options.step_tokens;
-        let mut shares: Vec<Vec<usize>> = Vec::new();
-        for running in &self.running {
-            // Who decodes comes first: one row each.
-            let decoding = running.branches.iter().filter(|branch| branch.is_decoding()).count();
-            left = left.saturating_sub(decoding);
-            shares.push(running.branches.iter().map(|branch| usize::from(branch.is_decoding())).collect());
+        // Who decodes comes first: one row each.
+        for branch in self.running.iter_mut().flat_map(|running| &mut running.branches) {
+            branch.rows = usize::from(branch.is_decoding());
+            left = left.saturating_sub(branch.rows);
         }
         let mut served = None;
-        for (index, (running, shares)) in self.running.iter().zip(&mut shares).enumerate() {
-            for (branch, share) in running.branches.iter().zip(shares).filter(|(branch, _)| branch.is_prefilling()) {
+        for (index, running) in self.running.iter_mut().enumerate() {
+            for branch in running.branches.iter_mut().filter(|branch| branch.is_prefilling()) {
                 // Prompts get what is left, and the first of them something in any case.
-                let rows = branch.context.pending().min(left.max(usize::from(served.is_none())));
-                left = left.saturating_sub(rows);
-                *share = rows;
-                if rows > 0 {
+                branch.rows = branch.context.pending().min(left.max(usize::from(served.is_none())));
+                left = left.saturating_sub(branch.rows);
+                if branch.rows > 0 {
                     served = Some(index);
                 }
             }
         }
-        let mut steps: Vec<Step<'_>> = Vec::new();
-        for (running, shares) in self.running.iter_mut().zip(&shares) {
-            for (branch, &max_rows) in running.branches.iter_mut().zip(shares).filter(|(_, rows)| **rows > 0) {
-                steps.push(Step { context: &mut *branch.context, max_rows });
-            }
-        }
-        if steps.is_empty() {
-            return;
-        }
+        served
+    }
+
+    /// One pass of the model. Returns a result for each branch that has rows, in their order.
+    fn compute(&mut self) -> Vec<Result<Progress>> {
+        let branches = self.running.iter_mut().flat_map(|running| &mut running.branches);
+        let mut steps: Vec<Step<'_>> = branches
+            .filter(|branch| branch.rows > 0)
+            .map(|branch| Step { context: &mut *branch.context, max_rows: branch.rows })
+            .collect();
         let contexts = steps.len();
-        let mut results = match guarded(|| Ok(self.model.advance(&mut steps))) {
-            Ok(results) => results.into_iter(),
-            // Each is told; the message is the same for all.
-            Err(error) => {
-                let message = error.to_string();
-                let failed: Vec<Result<Progress>> =
-                    (0..contexts).map(|_| Err(Error::Model(message.clone().into()))).collect();
-                failed.into_iter()
-            }
-        };
+        if contexts == 0 {
+            return Vec::new();
+        }
+        let results = guarded(|| Ok(self.model.advance(&mut steps)));
         self.queue.note(|stats| {
             stats.steps += 1;
             stats.contexts += contexts as u64;
         });
+        results.unwrap_or_else(|error| {
+            // Each is told; the message is the same for all.
+            let message = error.to_string();
+            (0..contexts).map(|_| Err(Error::Model(message.clone().into()))).collect()
+        })
+    }
+
+    /// Lets requests go on after a step, and ends those that are finished or failed.
+    fn take_results(&mut self, results: Vec<Result<Progress>>, served: Option<usize>) {
+        let mut results = results.into_iter();
         let mut still = Vec::with_capacity(self.running.len());
         let mut waiting = Vec::new();
-        for (index, (mut running, shares)) in self.running.drain(..).zip(shares).enumerate() {
+        for (index, mut running) in self.running.drain(..).enumerate() {
             let mut failed = None;
-            for (at, _) in shares.into_iter().enumerate().filter(|(_, rows)| *rows > 0) {
+            // A prompt that is done is forked here. The branches that come of it have had no rows yet.
+            for at in 0..running.branches.len() {
+                if running.branches[at].rows == 0 {
+                    continue;
+                }
                 let result = results.next().unwrap_or_else(|| Err(Error::Model("a step came to nothing".into())));
                 let after = |progress| guarded(|| running.after(self.model, at, progress));
                 if let Err(error) = result.and_then(after) {
@@ -306,6 +321,10 @@ fn guarded<T>(compute: impl FnOnce() -> Result<T>) -> Result<T> {
 }
 
 impl Branch {
+    fn new(context: Box<dyn Context>, generator: Generator, prompt: usize) -> Self {
+        Self { context, generator, prompt, text: String::new(), logprobs: Vec::new(), finish: None, rows: 0 }
+    }
+
     /// Whether its prompt is still to be computed.
     fn is_prefilling(&self) -> bool {
         self.finish.is_none() && self.context.pending() > 0 && self.context.tokens().len() == self.prompt
@@ -317,7 +336,7 @@ impl Branch {
     }
 
     fn into_choice(self) -> (Box<dyn Context>, Choice) {
-        let Self { context, generator, prompt, text, logprobs, finish } = self;
+        let Self { context, generator, prompt, text, logprobs, finish, .. } = self;
         let tokens = generator.into_tokens();
         let written = context.tokens().len().saturating_sub(prompt).min(tokens.len());
         let unwritten = tokens[written..].to_vec();
@@ -329,7 +348,7 @@ impl Branch {
 impl Running {
     /// Answers that are being computed, or will be once the prompt is.
     fn answers(&self) -> usize {
-        self.branches.len().max(if self.answers { self.generation.n } else { 1 })
+        self.branches.len().max(if self.wants_answer { self.generation.n } else { 1 })
     }
 
     /// Goes on after a branch's rows were computed.
@@ -340,7 +359,7 @@ impl Running {
         if self.branches[at].context.tokens().len() == self.branches[at].prompt {
             self.usage = usage;
             self.ttft = self.started.elapsed();
-            if !self.answers {
+            if !self.wants_answer {
                 self.branches[at].finish = Some(Finish::Length);
                 return Ok(());
             }
@@ -364,7 +383,7 @@ impl Running {
             // Equal seeds would draw equal answers.
             sampling.seed = sampling.seed.wrapping_add(choice as u64);
             let generator = Generator::new(&self.generation, &sampling)?;
-            others.push(Branch { context, generator, prompt, text: String::new(), logprobs: Vec::new(), finish: None });
+            others.push(Branch::new(context, generator, prompt));
         }
         self.branches.extend(others);
         Ok(())
