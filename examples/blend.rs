@@ -9,7 +9,7 @@ use std::error::Error;
 use std::sync::Arc;
 
 use amem_core::transformer::{Options, Transformer};
-use amem_core::{KvStore, Model, Piece, PrefillText, RamStore, Repair, Result, Sampler, Token};
+use amem_core::{KvStore, Model, Piece, PrefillText, RamStore, Repair, Reservation, Result, Sampler, Token};
 use amem_cpu::Cpu;
 
 const NOTES: [&str; 4] =
@@ -44,7 +44,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
             let mut context = beginning.fork()?;
             let prompt = context.tokens().len() + pieces.iter().map(|piece| piece.tokens().len()).sum::<usize>();
-            context.reserve(prompt + MAX_TOKENS)?;
+            context.reserve(Reservation::new(prompt + MAX_TOKENS))?;
             // The rows that are most wrong among their new neighbours are computed again: 10 %.
             let usage = model.extend(&mut *context, &pieces, &Repair::default())?;
 

@@ -123,8 +123,8 @@ pub enum Error {
         if .needed > .total { "ask for less or give the model a larger KV cache" } else { "end other contexts or wait for their end" })]
     KvCacheFull {
         /// Tokens of the blocks that the context, and the forks that room was asked for, would hold, those included that it
-        /// holds already: what it needs if all other contexts end. Where it shares its last block it is counted with a copy
-        /// of that, for who has the other half may stay.
+        /// holds already: what it needs if all other contexts end. Where it is to write to a block that it shares, it is
+        /// counted with a copy of that, for who shares it may stay.
         needed: usize,
         /// Tokens of the blocks that it holds and of those that nobody holds.
         available: usize,

@@ -11,8 +11,8 @@ use super::queue::Queue;
 use super::request::{Answering, Finally, Job, PrefillJob};
 use super::{Choice, Completion, Delta, EngineOptions, Output};
 use crate::{
-    AppendOptions, Context, Error, Finish, Generation, Model, Namespace, Piece, Progress, Repair, Result, Step,
-    TokenLogprob, Usage,
+    AppendOptions, Context, Error, Finish, Generation, Model, Namespace, Piece, Progress, Repair, Reservation, Result,
+    Step, TokenLogprob, Usage,
 };
 
 /// Serves a queue until it is closed.
@@ -158,22 +158,14 @@ impl Scheduler<'_> {
         let most = limit.min(most);
         let forks = if request.wants_answer { request.generation.n - 1 } else { 0 };
         let options = AppendOptions::new(request.repair.clone()).logits(usize::from(request.wants_answer));
-        let of_forks = forks.saturating_mul(most - prompt);
-        let context = match request.context.as_mut() {
-            Some(context) => {
-                context.reserve(most).map_err(|error| and_forks(error, of_forks))?;
-                context.reserve_forks(forks, prompt, most)?;
-                context.append(&request.pieces, &options)?;
-                request.context.take()
-            }
-            None => {
-                let mut context = model.open(most).map_err(|error| and_forks(error, of_forks))?;
-                context.reserve_forks(forks, prompt, most)?;
-                context.append(&request.pieces, &options)?;
-                Some(context)
-            }
+        let mut opened = None;
+        let context = match &mut request.context {
+            Some(context) => context,
+            None => opened.insert(model.open(0)?),
         };
-        let Some(context) = context else { return Err(Error::Cancelled) };
+        context.reserve(Reservation { tokens: most, forks, forked_at: prompt })?;
+        context.append(&request.pieces, &options)?;
+        let Some(context) = opened.or_else(|| request.context.take()) else { return Err(Error::Cancelled) };
         Ok(Running {
             events: job.events.clone(),
             finally: request.finally.take(),
@@ -297,17 +289,6 @@ impl Scheduler<'_> {
         }
         still.append(&mut waiting);
         self.running = still;
-    }
-}
-
-/// What a context without room needs once its forks, of so many tokens, are counted too: whether it can ever have room is
-/// known before others end for it.
-fn and_forks(error: Error, tokens: usize) -> Error {
-    match error {
-        Error::KvCacheFull { needed, available, total } => {
-            Error::KvCacheFull { needed: needed.saturating_add(tokens), available, total }
-        }
-        error => error,
     }
 }
 

@@ -27,20 +27,13 @@ pub trait Context: Any + Send {
     /// About how many rows are still to be computed. Zero when the context is ready.
     fn pending(&self) -> usize;
 
-    /// Takes room for `tokens` tokens in all, so that appending up to there cannot fail for lack of it.
+    /// Takes room, so that neither appending up to there from where the context stands nor its forks can fail for lack of it.
+    /// Takes all of it or nothing. What the context holds already counts, and an earlier reservation is replaced.
     ///
     /// # Errors
-    /// [`Error::KvCacheFull`](crate::Error::KvCacheFull) when the KV cache has no such room, at present or ever; it counts
-    /// what this context holds already, and not what [`reserve_forks`](Self::reserve_forks) will be asked for.
+    /// [`Error::KvCacheFull`](crate::Error::KvCacheFull) when the KV cache has no such room, at present or ever.
     /// [`Error::TooLong`](crate::Error::TooLong) when no context may hold so many tokens.
-    fn reserve(&mut self, tokens: usize) -> Result<()>;
-
-    /// Takes room for forks, so that as many as this, made when the context has `from` tokens, can each grow to `tokens`. A
-    /// fork takes its share with it.
-    ///
-    /// # Errors
-    /// As [`reserve`](Self::reserve), with all forks that room was taken for.
-    fn reserve_forks(&mut self, forks: usize, from: usize, tokens: usize) -> Result<()>;
+    fn reserve(&mut self, room: Reservation) -> Result<()>;
 
     /// Gives back room that was reserved, for forks too, and is not used.
     fn release(&mut self);
@@ -68,6 +61,24 @@ pub trait Context: Any + Send {
 
     /// Whether it can be extended. False after a pass failed while it rewrote rows that stood already.
     fn is_usable(&self) -> bool;
+}
+
+/// Room in the KV cache, for a context and for forks of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reservation {
+    /// Tokens that the context will hold in all, and each fork too.
+    pub tokens: usize,
+    /// How many forks will be made. Each takes its part of the room with it.
+    pub forks: usize,
+    /// Tokens that the context will hold when it is forked.
+    pub forked_at: usize,
+}
+
+impl Reservation {
+    /// For a context of so many tokens in all, and no forks.
+    pub fn new(tokens: usize) -> Self {
+        Self { tokens, ..Self::default() }
+    }
 }
 
 /// How pieces are appended.

@@ -12,7 +12,7 @@ mod usage;
 use std::sync::Arc;
 
 pub use chat::{CallForm, Chat, Layout};
-pub use context::{AppendOptions, Context, Piece, Progress, Step};
+pub use context::{AppendOptions, Context, Piece, Progress, Reservation, Step};
 pub use conversation::{Conversation, Exchange, Message, Reply, Role, Tool, ToolCall};
 #[cfg(feature = "transformer")]
 pub(crate) use conversation::{Group, bad_messages, grouped};

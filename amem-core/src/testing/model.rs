@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::{
     AppendOptions, Budget, Context, Dtype, Encoding, Error, Exactness, Fingerprint, HostKv, KvChunk, KvData, Model,
-    Piece, PrefixId, Progress, Repair, Result, Sampler, Sampling, Step, Token, TokenMask, Usage,
+    Piece, PrefixId, Progress, Repair, Reservation, Result, Sampler, Sampling, Step, Token, TokenMask, Usage,
 };
 
 /// Checks a model against the promises of [`Model`] and [`Context`]. `make` gives one each time it is called; it must
@@ -202,7 +202,7 @@ fn no_context_holds_more_than_the_model_says(model: &impl Model) {
     let opened = model.open(most + 1).map(drop);
     assert!(matches!(opened, Err(Error::TooLong { .. })), "no context is opened for more than one may hold");
     let mut context = model.open(0).expect("a context is opened");
-    let reserved = context.reserve(most + 1);
+    let reserved = context.reserve(Reservation::new(most + 1));
     assert!(matches!(reserved, Err(Error::TooLong { .. })), "no room is reserved for more than a context may hold");
 }
 
@@ -219,7 +219,13 @@ fn a_full_kv_cache_has_room_again_once_contexts_end(model: &impl Model) {
     };
     assert!(!open.is_empty(), "one full context has room");
     assert!(full.lacks_room_for_now(), "a full KV cache says that it would have room if contexts ended: {full}");
-    drop(open);
+    drop(open.pop());
+    let mut context = model.open(0).expect("an empty context takes no room");
+    let with_a_fork = context.reserve(Reservation { tokens: most, forks: 1, forked_at: 0 });
+    assert!(matches!(with_a_fork, Err(Error::KvCacheFull { .. })), "forks count where room is reserved for them");
+    assert_eq!(context.bytes(), 0, "a reservation that has no room takes none");
+    context.reserve(Reservation::new(most)).expect("without a fork there is room");
+    drop((open, context));
     model.open(most).expect("the room of contexts that ended comes back");
 }
 
@@ -535,7 +541,7 @@ fn what_is_not_computed_can_be_given_up(model: &impl Model) {
     context.truncate(len + 5);
     assert_eq!((context.tokens().len(), context.pending()), (len, 0), "nothing stays of what was not computed");
     assert!(context.logits().is_empty(), "what was given up has no logits, nor has what stood before it");
-    context.reserve(len + 8).expect("there is room for some tokens");
+    context.reserve(Reservation::new(len + 8)).expect("there is room for some tokens");
     context.release();
     assert!(context.bytes() > 0 && context.is_usable(), "a context that holds tokens holds memory, and can go on");
     let (mut straight, _) = blend(model, &[cached(&chunks[1]), fresh(&[9, 8])], &Repair::None);

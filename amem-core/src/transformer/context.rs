@@ -7,7 +7,7 @@ use super::graph::Graph;
 use super::paged::{BlockCopy, ContextBlocks};
 use super::pass_cache::{PassCache, PendingKv};
 use super::select::{self, Candidate};
-use crate::{AppendOptions, Context, Error, KvChunk, ModelInfo, Piece, PrefixId, Result, Token, Usage};
+use crate::{AppendOptions, Context, Error, KvChunk, ModelInfo, Piece, PrefixId, Reservation, Result, Token, Usage};
 
 /// A [`Context`] of a [`Transformer`](super::Transformer).
 pub(super) struct PagedContext<B: Backend> {
@@ -75,7 +75,7 @@ impl<B: Backend> PagedContext<B> {
             work: None,
             usable: true,
         };
-        context.reserve(tokens)?;
+        context.reserve(Reservation::new(tokens))?;
         Ok(context)
     }
 
@@ -335,14 +335,9 @@ impl<B: Backend> Context for PagedContext<B> {
         }
     }
 
-    fn reserve(&mut self, tokens: usize) -> Result<()> {
-        self.check_length(tokens)?;
-        self.table.reserve(tokens)
-    }
-
-    fn reserve_forks(&mut self, forks: usize, from: usize, tokens: usize) -> Result<()> {
-        self.check_length(tokens)?;
-        self.table.reserve_forks(forks, from, tokens)
+    fn reserve(&mut self, room: Reservation) -> Result<()> {
+        self.check_length(room.tokens)?;
+        self.table.reserve(self.tokens.len(), room)
     }
 
     fn release(&mut self) {

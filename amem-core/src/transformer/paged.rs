@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::{Error, Result};
+use crate::{Error, Reservation, Result};
 
 /// The blocks of one KV cache.
 pub(crate) struct BlockPool {
@@ -103,8 +103,8 @@ impl ContextBlocks {
         Self { pool, used: Arc::default(), spare: VecDeque::new(), for_forks: Vec::new() }
     }
 
-    /// The same slots in the same blocks. What is reserved for it is what [`reserve_forks`](Self::reserve_forks) took for
-    /// a fork, or nothing.
+    /// The same slots in the same blocks. What is reserved for it is what [`reserve`](Self::reserve) took for a fork, or
+    /// nothing.
     pub(crate) fn fork(&mut self) -> Self {
         let spare = self.for_forks.pop().unwrap_or_default().into();
         Self { pool: Arc::clone(&self.pool), used: Arc::clone(&self.used), spare, for_forks: Vec::new() }
@@ -125,30 +125,27 @@ impl ContextBlocks {
         self.used.len() + self.spare.len() + self.for_forks.iter().map(Vec::len).sum::<usize>()
     }
 
-    /// Takes blocks so that `tokens` slots have room, those in use included. Where the table is shared, one block more,
-    /// for the last one cannot be written to.
-    pub(crate) fn reserve(&mut self, tokens: usize) -> Result<()> {
-        let shared = usize::from(self.last_is_shared());
-        let wanted = (self.pool.blocks_for(tokens) + shared).saturating_sub(self.used.len() + self.spare.len());
-        if wanted > 0 {
-            self.spare.extend(self.pool.take(wanted, self.held(), 0)?);
+    /// Takes blocks for this context, of which `len` slots are in use, and for its forks; all of them or none. Blocks that were
+    /// reserved before count.
+    pub(crate) fn reserve(&mut self, len: usize, room: Reservation) -> Result<()> {
+        let Reservation { tokens, forks, forked_at } = room;
+        let blocks = self.pool.blocks_for(tokens);
+        // Who goes on from the middle of a block that is shared needs a copy of it. No block that is full is written to.
+        let goes_on_in_a_block = |slots: usize| slots < tokens && !slots.is_multiple_of(self.pool.block_tokens);
+        let copies_last = self.last_is_shared() && goes_on_in_a_block(len);
+        let copies_forked = forks > 0 && goes_on_in_a_block(forked_at) && !(copies_last && forked_at == len);
+        let own = blocks + usize::from(copies_last) + usize::from(copies_forked);
+        let own = own.saturating_sub(self.used.len());
+        let each = if forked_at < tokens { blocks - forked_at / self.pool.block_tokens } else { 0 };
+        let wanted = forks.saturating_mul(each).saturating_add(own);
+        let reserved = self.held() - self.used.len();
+        if wanted > reserved {
+            let taken = self.pool.take(wanted - reserved, self.held(), 0)?;
+            self.spare.extend(taken);
         }
-        Ok(())
-    }
-
-    /// Takes blocks for so many forks, each made once `from` slots are in use and growing to `tokens`. Whoever writes to
-    /// the block in which a fork is made needs one of its own, and so does this context.
-    pub(crate) fn reserve_forks(&mut self, forks: usize, from: usize, tokens: usize) -> Result<()> {
-        if forks == 0 {
-            return Ok(());
-        }
-        let whole = from / self.pool.block_tokens;
-        let each = self.pool.blocks_for(tokens).saturating_sub(whole);
-        let own = usize::from(!from.is_multiple_of(self.pool.block_tokens));
-        let mut blocks = self.pool.take(forks.saturating_mul(each).saturating_add(own), self.held(), 0)?;
-        self.spare.extend(blocks.drain(..own));
-        for _ in 0..forks {
-            self.for_forks.push(blocks.split_off(blocks.len() - each));
+        self.spare.extend(self.for_forks.drain(..).flatten());
+        if each > 0 {
+            self.for_forks = (0..forks).map(|_| self.spare.drain(self.spare.len() - each..).collect()).collect();
         }
         Ok(())
     }
@@ -198,10 +195,10 @@ impl ContextBlocks {
         if missing == 0 && written.is_empty() {
             return Ok(());
         }
-        // What is reserved is for slots that are appended, and for a copy of the last block. Copies of other blocks
-        // must not use it up.
-        let of_others = written.iter().filter(|index| **index + 1 < self.used.len()).count();
-        let wanted = (missing + written.len() - of_others).saturating_sub(self.spare.len()) + of_others;
+        // What is reserved is for slots that are appended, and for a copy of the block in which they begin. Copies of full
+        // blocks must not use it up.
+        let full = written.iter().filter(|index| (**index + 1) * self.pool.block_tokens <= len).count();
+        let wanted = (missing + written.len() - full).saturating_sub(self.spare.len()) + full;
         if wanted > 0 {
             self.spare.extend(self.pool.take(wanted, self.held(), written.len().min(wanted))?);
         }
@@ -231,7 +228,7 @@ mod tests {
         Write(usize, usize),
         Rewrite(usize, prop::sample::Index),
         Fork(usize),
-        ForkWithRoom(usize, usize),
+        ForkWithRoom(usize, usize, usize),
         Truncate(usize, prop::sample::Index),
         Release(usize),
         Close(usize),
@@ -244,7 +241,7 @@ mod tests {
             (0..6usize, 1..20usize).prop_map(|(at, n)| Operation::Write(at, n)),
             (0..6usize, index()).prop_map(|(at, slot)| Operation::Rewrite(at, slot)),
             (0..6usize).prop_map(Operation::Fork),
-            (0..6usize, 0..12usize).prop_map(|(at, n)| Operation::ForkWithRoom(at, n)),
+            (0..6usize, 0..6usize, 0..12usize).prop_map(|(at, n, more)| Operation::ForkWithRoom(at, n, more)),
             (0..6usize, index()).prop_map(|(at, len)| Operation::Truncate(at, len)),
             (0..6usize).prop_map(Operation::Release),
             (0..6usize).prop_map(Operation::Close),
@@ -295,7 +292,7 @@ mod tests {
                     Operation::Reserve(index, tokens) => {
                         let at = at(index, &contexts.open);
                         let (table, expected) = &mut contexts.open[at];
-                        if table.reserve(expected.len() + tokens).is_ok() {
+                        if table.reserve(expected.len(), Reservation::new(expected.len() + tokens)).is_ok() {
                             let len = expected.len();
                             let slots = (len as u32..(len + tokens) as u32).collect();
                             prop_assert!(contexts.write(at, len + tokens, slots).is_ok(), "what is reserved can be written");
@@ -322,16 +319,22 @@ mod tests {
                         let fork = (contexts.open[at].0.fork(), contexts.open[at].1.clone());
                         contexts.open.push(fork);
                     }
-                    Operation::ForkWithRoom(index, count) => {
+                    Operation::ForkWithRoom(index, before, after) => {
                         let at = at(index, &contexts.open);
                         let (table, expected) = &mut contexts.open[at];
-                        let len = expected.len();
-                        if table.reserve(len + count).is_ok() && table.reserve_forks(1, len, len + count).is_ok() {
-                            let fork = (table.fork(), expected.clone());
-                            contexts.open.push(fork);
-                            let slots: Vec<u32> = (len as u32..(len + count) as u32).collect();
-                            for at in [at, contexts.open.len() - 1] {
-                                prop_assert!(contexts.write(at, len + count, slots.clone()).is_ok(), "both have room");
+                        let (len, forked_at) = (expected.len(), expected.len() + before);
+                        let tokens = forked_at + after;
+                        if table.reserve(len, Reservation { tokens, forks: 2, forked_at }).is_ok() {
+                            let slots = (len as u32..forked_at as u32).collect();
+                            prop_assert!(contexts.write(at, forked_at, slots).is_ok(), "what is reserved can be written");
+                            for _ in 0..2 {
+                                let (table, expected) = &mut contexts.open[at];
+                                let fork = (table.fork(), expected.clone());
+                                contexts.open.push(fork);
+                            }
+                            let slots: Vec<u32> = (forked_at as u32..tokens as u32).collect();
+                            for at in [at, contexts.open.len() - 2, contexts.open.len() - 1] {
+                                prop_assert!(contexts.write(at, tokens, slots.clone()).is_ok(), "all have room");
                             }
                         }
                     }
@@ -373,14 +376,95 @@ mod tests {
             }
             error => panic!("{error}"),
         };
-        assert_eq!(missing(table.reserve(5 * BLOCK)), (5, 4, 4, false));
-        table.reserve(2 * BLOCK).unwrap();
-        other.reserve(BLOCK).unwrap();
-        assert_eq!(missing(table.reserve(4 * BLOCK)), (4, 3, 4, true));
-        assert_eq!(missing(table.reserve_forks(2, BLOCK, 2 * BLOCK)), (4, 3, 4, true));
-        assert!(!missing(table.reserve_forks(usize::MAX, 0, 2 * BLOCK)).3);
+        assert_eq!(missing(table.reserve(0, Reservation::new(5 * BLOCK))), (5, 4, 4, false));
+        table.reserve(0, Reservation::new(2 * BLOCK)).unwrap();
+        other.reserve(0, Reservation::new(BLOCK)).unwrap();
+        assert_eq!(missing(table.reserve(0, Reservation::new(4 * BLOCK))), (4, 3, 4, true));
+        let with_forks = |forks| Reservation { tokens: 2 * BLOCK, forks, forked_at: BLOCK };
+        assert_eq!(missing(table.reserve(0, with_forks(2))), (4, 3, 4, true));
+        assert_eq!(missing(table.reserve(0, with_forks(3))), (5, 3, 4, false));
+        assert!(!missing(table.reserve(0, with_forks(usize::MAX))).3);
         drop(other);
-        table.reserve_forks(2, BLOCK, 2 * BLOCK).unwrap();
+        table.reserve(0, with_forks(2)).unwrap();
+    }
+
+    /// How many blocks a context with so many slots in use takes from its pool for a reservation.
+    fn needed(table: &mut ContextBlocks, len: usize, room: Reservation) -> usize {
+        let before = table.pool.left();
+        table.reserve(len, room).unwrap();
+        before - table.pool.left()
+    }
+
+    #[test]
+    fn a_reservation_takes_what_the_context_and_its_forks_write_and_no_more() {
+        // Slots that are in use, slots when it is forked, slots in all, forks, and the blocks that are taken.
+        let cases = [
+            (0, 0, 2 * BLOCK, 0, 2),
+            (0, BLOCK, 2 * BLOCK, 3, 2 + 3),
+            // Each writes to the block in which they part, and needs one of its own for that.
+            (0, BLOCK + 1, 2 * BLOCK, 3, 2 + 1 + 3),
+            (BLOCK + 1, BLOCK + 1, 2 * BLOCK, 3, 1 + 3),
+            (BLOCK + 1, BLOCK + 1, 3 * BLOCK, 3, 1 + 1 + 2 * 3),
+            // Forks that never grow write nothing.
+            (0, BLOCK + 1, BLOCK + 1, 3, 2),
+            (BLOCK + 1, BLOCK + 1, BLOCK + 1, 3, 0),
+        ];
+        for (len, forked_at, tokens, forks, expected) in cases {
+            let mut table = ContextBlocks::new(BlockPool::new(100, BLOCK, 1));
+            table.write(0, len, 0..len as u32, |_| Ok(())).unwrap();
+            let room = Reservation { tokens, forks, forked_at };
+            assert_eq!(needed(&mut table, len, room), expected, "{room:?} behind {len}");
+            assert_eq!(needed(&mut table, len, room), 0, "what is reserved counts: {room:?} behind {len}");
+            assert_eq!(
+                needed(&mut table, len, Reservation::new(tokens)),
+                0,
+                "what was for forks is for the context now"
+            );
+            table.release();
+            let used = table.used.len();
+            let mut exact = ContextBlocks::new(BlockPool::new(used + expected, BLOCK, 1));
+            exact.write(0, len, 0..len as u32, |_| Ok(())).unwrap();
+            exact.reserve(len, room).unwrap();
+            assert_eq!(exact.bytes(), (used + expected) as u64, "all of it is held");
+        }
+    }
+
+    #[test]
+    fn a_shared_block_is_copied_only_where_it_is_written_to() {
+        // Slots in use, slots in all, and the blocks that are taken.
+        let cases =
+            [(BLOCK, 2 * BLOCK, 1), (BLOCK + 1, 2 * BLOCK, 1), (BLOCK + 1, 3 * BLOCK, 2), (BLOCK + 1, BLOCK + 1, 0)];
+        for (len, tokens, expected) in cases {
+            let mut table = ContextBlocks::new(BlockPool::new(100, BLOCK, 1));
+            table.write(0, len, 0..len as u32, |_| Ok(())).unwrap();
+            let mut fork = table.fork();
+            assert_eq!(needed(&mut fork, len, Reservation::new(tokens)), expected, "{len} slots that grow to {tokens}");
+            fork.write(len, tokens, len as u32..tokens as u32, |_| Ok(())).unwrap();
+            assert!(fork.spare.is_empty(), "what was taken is used: {len} slots that grow to {tokens}");
+        }
+        // It goes on in a block that it shares, and is forked there: one copy serves both.
+        let mut table = ContextBlocks::new(BlockPool::new(100, BLOCK, 1));
+        table.write(0, 1, [0], |_| Ok(())).unwrap();
+        let mut fork = table.fork();
+        assert_eq!(needed(&mut fork, 1, Reservation { tokens: 2, forks: 1, forked_at: 1 }), 1 + 1);
+        assert_eq!(needed(&mut fork, 1, Reservation { tokens: 3, forks: 1, forked_at: 2 }), 1, "or it is two copies");
+    }
+
+    #[test]
+    fn a_reservation_without_room_takes_nothing() {
+        let pool = BlockPool::new(6, BLOCK, 1);
+        let mut table = ContextBlocks::new(Arc::clone(&pool));
+        let fits = Reservation { tokens: 2 * BLOCK, forks: 1, forked_at: BLOCK };
+        table.reserve(0, fits).unwrap();
+        // There is room for this context, and not for its forks.
+        assert!(table.reserve(0, Reservation { tokens: 3 * BLOCK, forks: 2, forked_at: BLOCK }).is_err());
+        assert_eq!((pool.left(), table.spare.len(), table.for_forks.len()), (3, 2, 1));
+        table.write(0, BLOCK, 0..BLOCK as u32, |_| Ok(())).unwrap();
+        let mut fork = table.fork();
+        for context in [&mut table, &mut fork] {
+            context.write(BLOCK, 2 * BLOCK, BLOCK as u32..2 * BLOCK as u32, |_| Ok(())).unwrap();
+        }
+        assert_eq!(pool.left(), 3, "what was reserved before is still there");
     }
 
     #[test]
@@ -390,9 +474,9 @@ mod tests {
         let tokens = 2 * BLOCK + 1;
         table.write(0, tokens, 0..tokens as u32, |_| Ok(())).unwrap();
         let mut fork = table.fork();
-        fork.reserve(3 * BLOCK).unwrap();
+        fork.reserve(tokens, Reservation::new(3 * BLOCK)).unwrap();
         let mut other = ContextBlocks::new(pool);
-        other.reserve(BLOCK).unwrap();
+        other.reserve(0, Reservation::new(BLOCK)).unwrap();
         let rewritten = fork.write(tokens, tokens, [0], |_| Ok(()));
         assert!(rewritten.unwrap_err().lacks_room_for_now());
         fork.write(tokens, 3 * BLOCK, tokens as u32..3 * BLOCK as u32, |_| Ok(())).unwrap();

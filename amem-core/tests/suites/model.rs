@@ -8,7 +8,7 @@ use amem_core::testing::Reference;
 use amem_core::transformer::Transformer;
 use amem_core::{
     AppendOptions, Budget, Chat, Context, Error, HostKv, KvChunk, Model, ModelInfo, Piece, PrefillText, Progress,
-    Repair, Result, Sampler, Sampling, Step, Token, TokenMask, Usage, testing,
+    Repair, Reservation, Result, Sampler, Sampling, Step, Token, TokenMask, Usage, testing,
 };
 
 use super::{each_is_caught, tiny};
@@ -32,6 +32,8 @@ enum Fault {
     RefusesNoTexts,
     OpensMoreThanAContext,
     ReservesMoreThanAContext,
+    ReservesNothingForForks,
+    ReservesWhatThereIs,
     PutsAChunkInOnce,
     PutsFreshPiecesFirst,
     CountsCachedAsFresh,
@@ -79,7 +81,7 @@ enum Fault {
     ContextsShareState,
 }
 
-const FAULTS: [(Fault, &str); 62] = [
+const FAULTS: [(Fault, &str); 64] = [
     (Fault::PrefillsInReverse, "chunks come in the order of their texts"),
     (Fault::NamesChunksOfAllOwnersAlike, "a chunk has the id that the model says"),
     (Fault::ForgetsTheModelOfChunks, "a chunk knows the model that computed it"),
@@ -97,6 +99,8 @@ const FAULTS: [(Fault, &str); 62] = [
     (Fault::RefusesNoTexts, "no texts may be prefilled"),
     (Fault::OpensMoreThanAContext, "no context is opened for more than one may hold"),
     (Fault::ReservesMoreThanAContext, "no room is reserved for more than a context may hold"),
+    (Fault::ReservesNothingForForks, "forks count where room is reserved for them"),
+    (Fault::ReservesWhatThereIs, "a reservation that has no room takes none"),
     (Fault::PutsAChunkInOnce, "repeated chunks too"),
     (Fault::PutsFreshPiecesFirst, "tokens stand in the order of their pieces"),
     (Fault::CountsCachedAsFresh, "usage counts cached and fresh tokens"),
@@ -466,13 +470,18 @@ impl Context for FaultyContext {
         }
     }
 
-    fn reserve(&mut self, tokens: usize) -> Result<()> {
+    fn reserve(&mut self, room: Reservation) -> Result<()> {
         let most = self.model.info().context;
-        self.inner.reserve(if self.has(Fault::ReservesMoreThanAContext) { tokens.min(most) } else { tokens })
-    }
-
-    fn reserve_forks(&mut self, forks: usize, from: usize, tokens: usize) -> Result<()> {
-        self.inner.reserve_forks(forks, from, tokens)
+        match self.fault {
+            Some(Fault::ReservesMoreThanAContext) => {
+                self.inner.reserve(Reservation { tokens: room.tokens.min(most), ..room })
+            }
+            Some(Fault::ReservesNothingForForks) => self.inner.reserve(Reservation::new(room.tokens)),
+            Some(Fault::ReservesWhatThereIs) => self.inner.reserve(room).inspect_err(|_| {
+                let _ = self.inner.reserve(Reservation::new(room.tokens));
+            }),
+            _ => self.inner.reserve(room),
+        }
     }
 
     fn release(&mut self) {
