@@ -30,48 +30,43 @@ const READ_ROWS: usize = 512;
 /// The last layer that can be read on the way.
 const SHALLOW: usize = 1;
 
-/// A context in a pass.
-pub(super) struct Member<'c, B: Backend> {
-    pub(super) context: &'c mut PagedContext<B>,
-    pub(super) max_rows: usize,
-}
-
 /// Computes some of what these contexts have to compute. One result for each.
 pub(super) fn advance<B: Backend>(
     graph: &Graph<B>,
     cache: &mut B::Cache,
-    members: Vec<Member<'_, B>>,
+    mut members: Vec<Member<'_, B>>,
 ) -> Vec<Result<Progress>> {
-    let mut running: Vec<Running<'_, B>> = members.into_iter().map(Running::new).collect();
-    let pending = running.iter_mut().map(|member| member.work.as_mut().map(|work| take(&mut work.pending)));
+    let pending = members.iter_mut().map(|member| member.work.as_mut().map(|work| take(&mut work.pending)));
     let mut cache = PassCache::new(graph, cache, pending.map(Option::unwrap_or_default));
     let done = graph.begin_pass().and_then(|scope| {
-        for member in &mut running {
+        for member in &mut members {
             member.begin_choosing(graph, &mut cache);
         }
-        for member in &mut running {
+        for member in &mut members {
             member.take_slots(&mut cache);
         }
-        pass(graph, &mut cache, &mut running)?;
+        pass(graph, &mut cache, &mut members)?;
         let loaded = cache.finish()?;
         scope.end()?;
-        running.iter_mut().zip(loaded).for_each(|(member, loaded)| member.computed(loaded));
+        members.iter_mut().zip(loaded).for_each(|(member, loaded)| member.computed(loaded));
         Ok(())
     });
     if let Err(error) = done {
         // One pass computes for all: none of them knows how far it got.
         let error = std::sync::Arc::new(error);
-        for member in running.iter_mut().filter(|member| member.result.is_none()) {
+        for member in members.iter_mut().filter(|member| member.result.is_none()) {
             member.result = Some(Err(Error::Model(error.clone().into())));
         }
     }
-    running.into_iter().map(Running::finish).collect()
+    members.into_iter().map(Member::finish).collect()
 }
 
-/// A context on its way through one call.
-struct Running<'c, B: Backend> {
+/// A context in a pass.
+pub(super) struct Member<'c, B: Backend> {
     context: &'c mut PagedContext<B>,
+    /// About how many of its rows the pass may compute.
     max_rows: usize,
+    /// What it has to compute.
     work: Option<Work>,
     /// Rows to choose among by the attention of the question, which this pass reads.
     reading: Option<Reading>,
@@ -95,9 +90,9 @@ struct Reading {
     at: Range<usize>,
 }
 
-impl<'c, B: Backend> Running<'c, B> {
-    fn new(member: Member<'c, B>) -> Self {
-        let Member { context, max_rows } = member;
+impl<'c, B: Backend> Member<'c, B> {
+    /// A context of which about so many rows may be computed. It is unusable until the pass has ended.
+    pub(super) fn new(context: &'c mut PagedContext<B>, max_rows: usize) -> Self {
         let work = context.take_work();
         let result = work.is_none().then(|| Ok(Progress::Done(crate::Usage::default())));
         Self { context, max_rows: max_rows.max(1), work, reading: None, slots: Vec::new(), result }
@@ -105,119 +100,12 @@ impl<'c, B: Backend> Running<'c, B> {
 
     /// Chooses the rows to repair, if that takes no part in the common pass; else says what has to be read for it.
     fn begin_choosing(&mut self, graph: &Graph<B>, cache: &mut PassCache<'_, B>) {
-        let Some(mut work) = self.work.take() else { return };
-        if let Phase::Choose { read, .. } = work.phase
-            && let Err(error) = self.begin_choice(graph, cache, &mut work, read)
-        {
-            self.result = Some(Err(error));
+        let Some(work) = &mut self.work else { return };
+        let Phase::Choose { read, .. } = work.phase else { return };
+        match choose_alone(graph, cache, self.context, work, read) {
+            Ok(reading) => self.reading = reading,
+            Err(error) => self.result = Some(Err(error)),
         }
-        self.work = Some(work);
-    }
-
-    fn begin_choice(
-        &mut self,
-        graph: &Graph<B>,
-        cache: &mut PassCache<'_, B>,
-        work: &mut Work,
-        read: usize,
-    ) -> Result<()> {
-        let needs_candidates = !matches!(work.options.repair, crate::Repair::None);
-        let candidates = if needs_candidates { self.context.candidates() } else { Vec::new() };
-        let asked = work.question > 0;
-        match select::selection(&work.options.repair, &candidates, asked, graph.layers.len()) {
-            Selection::Chosen(slots) => work.repair(slots),
-            Selection::Sensitivity { budget } => {
-                let weights: Vec<f32> = candidates.iter().map(|candidate| candidate.sensitivity).collect();
-                work.repair(select::chosen(&candidates, &weights, budget, self.context.cached_rows()));
-            }
-            Selection::Deviation { ratio, check_layer } => {
-                self.narrow(graph, cache, work, &candidates, (ratio, check_layer))?;
-            }
-            Selection::Attention { budget, layers, by_sensitivity } => {
-                let shallow = layers.end <= SHALLOW + 1;
-                let continues = shallow && work.fresh.len() <= READ_ROWS;
-                let rows = read..work.fresh.len().min(read + READ_ROWS);
-                let reading = Reading { candidates, budget, layers, by_sensitivity, rows, continues, at: 0..0 };
-                if shallow {
-                    self.reading = Some(reading);
-                } else {
-                    self.read_in_own_pass(graph, cache, work, reading)?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Reads attention beyond the layers that can be read on the way, of one run of rows. Runs before it have written their
-    /// KV.
-    fn read_in_own_pass(
-        &self,
-        graph: &Graph<B>,
-        cache: &mut PassCache<'_, B>,
-        work: &mut Work,
-        reading: Reading,
-    ) -> Result<()> {
-        let table = self.context.table();
-        let tables: [BlockTable<'_>; 1] = [&table];
-        let rows: Vec<Row> = self.context.rows(0, &work.fresh[reading.rows.clone()]).collect();
-        let asked = reading.asked(work)..rows.len();
-        let mut mass = graph.backend.upload(self.context.len(), &vec![0.0; self.context.len()])?;
-        let mut written = Pass::start(graph, rows, &tables)?.advance_to(cache, reading.layers.start)?;
-        loop {
-            if !asked.is_empty() {
-                written.attention_mass(cache, asked.clone(), &mut mass)?;
-            }
-            if written.layer() + 1 >= reading.layers.end {
-                break;
-            }
-            let next = written.layer() + 1;
-            written = written.finish(cache)?.advance_to(cache, next)?;
-        }
-        work.choosing += (reading.rows.len() * reading.layers.end) as u64;
-        if let Some(chosen) = reading.add(&graph.backend, &mass, work, self.context.cached_rows())? {
-            work.repair(chosen);
-        }
-        Ok(())
-    }
-
-    /// CacheBlend: computes all candidates and the fresh rows as far as the check layer, and from there on those whose
-    /// keys differ most.
-    fn narrow(
-        &mut self,
-        graph: &Graph<B>,
-        cache: &mut PassCache<'_, B>,
-        work: &mut Work,
-        candidates: &[Candidate],
-        (ratio, check_layer): (f32, usize),
-    ) -> Result<()> {
-        let slots: Vec<u32> = candidates.iter().map(|candidate| candidate.slot).collect();
-        let slots = [slots.as_slice(), &work.fresh].concat();
-        self.context.make_writable(cache, &slots)?;
-        // From here on a failure leaves rows half written.
-        work.repaired = slots[..candidates.len()].to_vec();
-        let table = self.context.table();
-        let tables: [BlockTable<'_>; 1] = [&table];
-        let rows: Vec<Row> = self.context.rows(0, &slots).collect();
-        let pass = Pass::start(graph, rows, &tables)?.advance_to(cache, check_layer - 1)?.finish(cache)?;
-        debug_assert_eq!(pass.layer(), check_layer);
-        let projected = pass.project()?;
-        let mut distances = projected.key_distance(cache)?;
-        distances.truncate(candidates.len());
-        let written = projected.write(cache)?;
-        let budget = crate::Budget::Ratio(ratio);
-        let repaired = select::chosen(candidates, &distances, budget, self.context.cached_rows());
-        let goes_on = |&index: &usize| index >= candidates.len() || repaired.binary_search(&slots[index]).is_ok();
-        let which: Vec<usize> = (0..slots.len()).filter(goes_on).collect();
-        if !which.is_empty() {
-            let kept: Vec<u32> = which.iter().map(|&index| slots[index]).collect();
-            let wanted = work.wanted(self.context.len(), &kept);
-            let logits = written.keep(&which)?.run(cache, &wanted)?;
-            self.context.add_logits(&logits);
-        }
-        work.choosing += ((candidates.len() - repaired.len()) * (check_layer + 1)) as u64;
-        work.repaired = repaired;
-        work.phase = Phase::Compute { done: slots.len(), slots };
-        Ok(())
     }
 
     /// Takes the slots that this pass computes, and makes them writable.
@@ -296,6 +184,113 @@ impl<'c, B: Backend> Running<'c, B> {
     }
 }
 
+/// Chooses the rows to repair, if that takes no part in the common pass. Otherwise returns what that pass has to read for it,
+/// beginning with the fresh row `read`.
+fn choose_alone<B: Backend>(
+    graph: &Graph<B>,
+    cache: &mut PassCache<'_, B>,
+    context: &mut PagedContext<B>,
+    work: &mut Work,
+    read: usize,
+) -> Result<Option<Reading>> {
+    let needs_candidates = !matches!(work.options.repair, crate::Repair::None);
+    let candidates = if needs_candidates { context.candidates() } else { Vec::new() };
+    let asked = work.question > 0;
+    match select::selection(&work.options.repair, &candidates, asked, graph.layers.len()) {
+        Selection::Chosen(slots) => work.repair(slots),
+        Selection::Sensitivity { budget } => {
+            let weights: Vec<f32> = candidates.iter().map(|candidate| candidate.sensitivity).collect();
+            work.repair(select::chosen(&candidates, &weights, budget, context.cached_rows()));
+        }
+        Selection::Deviation { ratio, check_layer } => {
+            narrow(graph, cache, context, work, &candidates, (ratio, check_layer))?;
+        }
+        Selection::Attention { budget, layers, by_sensitivity } => {
+            let shallow = layers.end <= SHALLOW + 1;
+            let continues = shallow && work.fresh.len() <= READ_ROWS;
+            let rows = read..work.fresh.len().min(read + READ_ROWS);
+            let reading = Reading { candidates, budget, layers, by_sensitivity, rows, continues, at: 0..0 };
+            if shallow {
+                return Ok(Some(reading));
+            }
+            read_in_own_pass(graph, cache, context, work, reading)?;
+        }
+    }
+    Ok(None)
+}
+
+/// Reads attention beyond the layers that can be read on the way, of one run of rows. Runs before it have written their
+/// KV.
+fn read_in_own_pass<B: Backend>(
+    graph: &Graph<B>,
+    cache: &mut PassCache<'_, B>,
+    context: &PagedContext<B>,
+    work: &mut Work,
+    reading: Reading,
+) -> Result<()> {
+    let table = context.table();
+    let tables: [BlockTable<'_>; 1] = [&table];
+    let rows: Vec<Row> = context.rows(0, &work.fresh[reading.rows.clone()]).collect();
+    let asked = reading.asked(work)..rows.len();
+    let mut mass = graph.backend.upload(context.len(), &vec![0.0; context.len()])?;
+    let mut written = Pass::start(graph, rows, &tables)?.advance_to(cache, reading.layers.start)?;
+    loop {
+        if !asked.is_empty() {
+            written.attention_mass(cache, asked.clone(), &mut mass)?;
+        }
+        if written.layer() + 1 >= reading.layers.end {
+            break;
+        }
+        let next = written.layer() + 1;
+        written = written.finish(cache)?.advance_to(cache, next)?;
+    }
+    work.choosing += (reading.rows.len() * reading.layers.end) as u64;
+    if let Some(chosen) = reading.add(&graph.backend, &mass, work, context.cached_rows())? {
+        work.repair(chosen);
+    }
+    Ok(())
+}
+
+/// CacheBlend: computes all candidates and the fresh rows as far as the check layer, and from there on those whose
+/// keys differ most.
+fn narrow<B: Backend>(
+    graph: &Graph<B>,
+    cache: &mut PassCache<'_, B>,
+    context: &mut PagedContext<B>,
+    work: &mut Work,
+    candidates: &[Candidate],
+    (ratio, check_layer): (f32, usize),
+) -> Result<()> {
+    let slots: Vec<u32> = candidates.iter().map(|candidate| candidate.slot).collect();
+    let slots = [slots.as_slice(), &work.fresh].concat();
+    context.make_writable(cache, &slots)?;
+    // From here on a failure leaves rows half written.
+    work.repaired = slots[..candidates.len()].to_vec();
+    let table = context.table();
+    let tables: [BlockTable<'_>; 1] = [&table];
+    let rows: Vec<Row> = context.rows(0, &slots).collect();
+    let pass = Pass::start(graph, rows, &tables)?.advance_to(cache, check_layer - 1)?.finish(cache)?;
+    debug_assert_eq!(pass.layer(), check_layer);
+    let projected = pass.project()?;
+    let mut distances = projected.key_distance(cache)?;
+    distances.truncate(candidates.len());
+    let written = projected.write(cache)?;
+    let budget = crate::Budget::Ratio(ratio);
+    let repaired = select::chosen(candidates, &distances, budget, context.cached_rows());
+    let goes_on = |&index: &usize| index >= candidates.len() || repaired.binary_search(&slots[index]).is_ok();
+    let which: Vec<usize> = (0..slots.len()).filter(goes_on).collect();
+    if !which.is_empty() {
+        let kept: Vec<u32> = which.iter().map(|&index| slots[index]).collect();
+        let wanted = work.wanted(context.len(), &kept);
+        let logits = written.keep(&which)?.run(cache, &wanted)?;
+        context.add_logits(&logits);
+    }
+    work.choosing += ((candidates.len() - repaired.len()) * (check_layer + 1)) as u64;
+    work.repaired = repaired;
+    work.phase = Phase::Compute { done: slots.len(), slots };
+    Ok(())
+}
+
 impl Work {
     /// Goes over to computing: these slots and the fresh ones, in ascending order, so that any run of them sees all
     /// that it depends on.
@@ -362,18 +357,18 @@ impl Reading {
 }
 
 /// The pass that all share.
-fn pass<B: Backend>(graph: &Graph<B>, cache: &mut PassCache<'_, B>, running: &mut [Running<'_, B>]) -> Result<()> {
-    let read_tables: Vec<Vec<u32>> = running.iter().map(|member| member.context.table()).collect();
+fn pass<B: Backend>(graph: &Graph<B>, cache: &mut PassCache<'_, B>, members: &mut [Member<'_, B>]) -> Result<()> {
+    let read_tables: Vec<Vec<u32>> = members.iter().map(|member| member.context.table()).collect();
     let read_tables: Vec<BlockTable<'_>> = read_tables.iter().map(Vec::as_slice).collect();
     let stop = SHALLOW.min(graph.layers.len() - 1);
-    let read = read_on_the_way(graph, cache, running, &read_tables, stop)?;
+    let read = read_on_the_way(graph, cache, members, &read_tables, stop)?;
 
-    let tables: Vec<Vec<u32>> = running.iter().map(|member| member.context.table()).collect();
+    let tables: Vec<Vec<u32>> = members.iter().map(|member| member.context.table()).collect();
     let tables: Vec<BlockTable<'_>> = tables.iter().map(Vec::as_slice).collect();
     // Rows that begin in this pass and rows that were read and go on, with the slot of each and whose it is.
     let (mut rows, mut slots): (Vec<Row>, Vec<(usize, u32)>) = Default::default();
     let (mut kept, mut kept_slots): (Vec<usize>, Vec<(usize, u32)>) = Default::default();
-    for (index, member) in running.iter().enumerate().filter(|(_, member)| member.result.is_none()) {
+    for (index, member) in members.iter().enumerate().filter(|(_, member)| member.result.is_none()) {
         rows.extend(member.context.rows(index, &member.slots));
         slots.extend(member.slots.iter().map(|&slot| (index, slot)));
         if let (Some(reading), Some(work)) = (&member.reading, &member.work)
@@ -395,21 +390,21 @@ fn pass<B: Backend>(graph: &Graph<B>, cache: &mut PassCache<'_, B>, running: &mu
         }
     };
     if let Some(computed) = computed {
-        let wanted = wanted(running, &slots);
+        let wanted = wanted(members, &slots);
         let logits = computed.run(cache, &wanted)?;
         for (row, logits) in wanted.iter().zip(logits.chunks_exact((logits.len() / wanted.len().max(1)).max(1))) {
-            running[slots[*row].0].context.add_logits(logits);
+            members[slots[*row].0].context.add_logits(logits);
         }
     }
     Ok(())
 }
 
 /// The rows whose logits are asked for, by their indexes.
-fn wanted<B: Backend>(running: &[Running<'_, B>], slots: &[(usize, u32)]) -> Vec<usize> {
+fn wanted<B: Backend>(members: &[Member<'_, B>], slots: &[(usize, u32)]) -> Vec<usize> {
     let mut wanted = Vec::new();
     let mut first = 0;
     for run in slots.chunk_by(|a, b| a.0 == b.0) {
-        let member = &running[run[0].0];
+        let member = &members[run[0].0];
         let of_member: Vec<u32> = run.iter().map(|(_, slot)| *slot).collect();
         if let Some(work) = &member.work {
             wanted.extend(work.wanted(member.context.len(), &of_member).into_iter().map(|index| first + index));
@@ -424,12 +419,12 @@ fn wanted<B: Backend>(running: &[Running<'_, B>], slots: &[(usize, u32)]) -> Vec
 fn read_on_the_way<'a, B: Backend>(
     graph: &'a Graph<B>,
     cache: &mut PassCache<'_, B>,
-    running: &mut [Running<'_, B>],
+    members: &mut [Member<'_, B>],
     tables: &'a [BlockTable<'a>],
     stop: usize,
 ) -> Result<Option<Written<'a, B>>> {
     let mut rows: Vec<Row> = Vec::new();
-    for (index, member) in running.iter_mut().enumerate() {
+    for (index, member) in members.iter_mut().enumerate() {
         if let (Some(reading), Some(work)) = (&mut member.reading, &member.work) {
             let first = rows.len();
             rows.extend(member.context.rows(index, &work.fresh[reading.rows.clone()]));
@@ -440,13 +435,13 @@ fn read_on_the_way<'a, B: Backend>(
         return Ok(None);
     }
     let mut masses = Vec::new();
-    for member in running.iter().filter(|member| member.reading.is_some()) {
+    for member in members.iter().filter(|member| member.reading.is_some()) {
         let len = member.context.len();
         masses.push(graph.backend.upload(len, &vec![0.0; len])?);
     }
     let mut written = Pass::start(graph, rows, tables)?.advance_to(cache, 0)?;
     loop {
-        let readings = running.iter().filter_map(|member| Some((member.reading.as_ref()?, member.work.as_ref()?)));
+        let readings = members.iter().filter_map(|member| Some((member.reading.as_ref()?, member.work.as_ref()?)));
         for ((reading, work), mass) in readings.zip(&mut masses) {
             let asked = reading.at.start + reading.asked(work)..reading.at.end;
             if reading.layers.contains(&written.layer()) && !asked.is_empty() {
@@ -459,7 +454,7 @@ fn read_on_the_way<'a, B: Backend>(
         let next = written.layer() + 1;
         written = written.finish(cache)?.advance_to(cache, next)?;
     }
-    let readers = running.iter_mut().filter(|member| member.reading.is_some());
+    let readers = members.iter_mut().filter(|member| member.reading.is_some());
     for (member, mass) in readers.zip(masses) {
         member.add_attention(&graph.backend, cache, &mass, stop + 1)?;
     }

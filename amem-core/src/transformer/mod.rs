@@ -341,7 +341,7 @@ impl<B: Backend> Model for Transformer<B> {
             let context: &mut dyn Any = &mut *step.context;
             match context.downcast_mut::<PagedContext<B>>() {
                 Some(context) if Arc::ptr_eq(&context.graph, &self.graph) => {
-                    members.push(Member { context, max_rows: step.max_rows });
+                    members.push(Member::new(context, step.max_rows));
                     at.push(index);
                 }
                 _ => {
