@@ -146,7 +146,7 @@ impl LayerKv<'_> {
     }
 }
 
-/// Is told when a chunk's layers are read: from data that reads them when they are asked for.
+/// Observes layers being read from storage, to measure read cost.
 pub(crate) trait LayerReads: Send + Sync {
     /// A layer is about to be read. Says whether that counts; [`end`](Self::end) is called then.
     fn begin(&self, layer: usize) -> bool;

@@ -171,10 +171,9 @@ pub trait KvStore: Send + Sync {
         Lease::default()
     }
 
-    /// For stores that write to what other machines delete from as well, later than the call that brought a chunk returned;
-    /// others do nothing. Has the store ask, whenever it has written a chunk there, whether the chunk is still wanted; and
-    /// delete it there if nobody wants it any more. Its text may have been forgotten on another machine, and the chunk
-    /// deleted there, before it was written. Who is asked is held as long as the store.
+    /// For stores that write in the background to a place from which other machines delete too. After such a write the store
+    /// asks `wanted` whether each chunk is still needed, and deletes it if not: its text may have been forgotten on another
+    /// machine before the chunk was written. Other stores do nothing. `wanted` lives as long as the store.
     fn ask_of_late_writes(&self, wanted: Arc<dyn Wanted>) {
         let _ = wanted;
     }

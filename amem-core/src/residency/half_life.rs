@@ -18,8 +18,8 @@ const PRIOR: f64 = 0.25;
 const MEMORY: f64 = 4_000.0;
 /// A half-life with this much less cost than the present one takes its place.
 const MARGIN: f64 = 0.002;
-/// How fast a use goes from a hit to a miss where the budget that it needs passes the real one, as an exponent: this much
-/// at first, and one more for each so many uses.
+/// How sharply a use turns from hit to miss around the real budget: the exponent in [`missed`]. It starts here and grows by
+/// 1 every [`USES_PER_STEEPNESS`] uses.
 const FIRST_STEEPNESS: f64 = 2.0;
 const USES_PER_STEEPNESS: f64 = 400.0;
 /// Chunks in the sample at most. Beyond that, half as many are followed.

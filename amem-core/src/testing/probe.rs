@@ -50,7 +50,9 @@ impl<B> Probe<B> {
 
     /// The methods that were called since this was last asked, in order. Those that only answer from the host
     /// ([`Backend::numerics`], [`Backend::block_tokens`],
-    /// [`Backend::columns`], [`Backend::check_attention`]) are not among them.
+    /// [`Backend::columns`], [`Backend::check_attention`]) are not among them. Methods that are made of others (`qkv`, `mlp`,
+    /// `experts`, `layer_norm`, `gelu`, …) are not forwarded: their parts are noted, and the inner backend's own version is
+    /// not run.
     pub fn take_calls(&self) -> Vec<&'static str> {
         std::mem::take(&mut self.calls.lock().unwrap_or_else(PoisonError::into_inner))
     }

@@ -2,8 +2,8 @@
 //!
 //! All families share one graph. What they differ in are settings that know nothing of each other: where norms stand,
 //! what rotates queries and keys and how far a row sees in a layer, what is multiplied by a constant, experts. Which
-//! family has which is said here and nowhere else. What the graph cannot express is refused with its reason, rather than
-//! computed wrongly.
+//! family has which is said here; for GGUF files also in `gguf/architecture.rs`. What the graph cannot express is refused
+//! with its reason, rather than computed wrongly.
 
 use super::graph::Activation;
 use super::rope::RopeSpec;

@@ -67,7 +67,7 @@ pub struct ExpertWeights<B: Backend> {
     pub experts: Vec<MlpWeights<B>>,
     /// How many of them a row goes through: at least one, and no more than there are.
     pub top_k: usize,
-    /// Whether the softmax that says what an expert counts is taken over those that were chosen, and not over all.
+    /// Whether routing weights are the softmax over the chosen experts' logits, not over all (`norm_topk_prob`).
     pub norm_top_k: bool,
 }
 
@@ -152,7 +152,7 @@ pub(super) struct Graph<B: Backend> {
     pub(super) lm_head: Option<B::Matrix>,
     /// The KV of all contexts. One pass writes at a time.
     cache: Mutex<B::Cache>,
-    /// A small cache that is used again for memories that are computed, and its blocks.
+    /// The last prefill's KV cache and its number of blocks, kept for the next one.
     scratch: Mutex<Option<(usize, B::Cache)>>,
     pub(super) pool: Arc<BlockPool>,
 }

@@ -105,7 +105,7 @@ impl<'a, B: Backend> Pass<'a, B> {
         Ok(Projected { pass: self, qkv })
     }
 
-    /// Goes on to where the keys and values of a layer that is not behind it are written.
+    /// Runs layers until the keys and values of `layer`, or of the current one if that is later, are in the KV cache.
     pub(super) fn advance_to(mut self, cache: &mut PassCache<'_, B>, layer: usize) -> Result<Written<'a, B>> {
         loop {
             let written = self.project()?.write(cache)?;
