@@ -218,12 +218,12 @@ fn encode_int8(head_dim: usize, numbers: &[f32], bytes: &mut Vec<u8>) {
 
 /// Where the numbers of a group lie between its least and its largest.
 #[derive(Clone, Copy)]
-struct Span {
+struct QuantRange {
     scale: f32,
     least: f32,
 }
 
-impl Span {
+impl QuantRange {
     /// That of a group with these bounds, as its two f16 say it.
     fn new(least: f32, largest: f32) -> Self {
         // Without a number in the group, the bounds have crossed.
@@ -233,7 +233,7 @@ impl Span {
         Self { scale, least }
     }
 
-    /// The nearest code. What is no number is written as zero would be, and what is infinite as the end of the span.
+    /// The nearest code. What is no number is written as zero would be, and what is infinite as the end of the range.
     fn code(self, x: f32) -> u8 {
         let x = if x.is_nan() { 0.0 } else { x };
         let inverse = if self.scale > 0.0 { 1.0 / self.scale } else { 0.0 };
@@ -259,16 +259,16 @@ fn encode_int4(shape: &KvShape, half: Half, numbers: &[f32], bytes: &mut Vec<u8>
         let (least, largest) = &mut bounds[group(at)];
         (*least, *largest) = (least.min(x), largest.max(x));
     }
-    let spans: Vec<Span> = bounds.into_iter().map(|(least, largest)| Span::new(least, largest)).collect();
+    let ranges: Vec<QuantRange> = bounds.into_iter().map(|(least, largest)| QuantRange::new(least, largest)).collect();
     let of_head = if half == Half::Keys { width } else { groups(width) };
-    for head in spans.chunks_exact(of_head) {
-        bytes.extend(head.iter().flat_map(|span| f32_to_f16(span.scale).to_le_bytes()));
-        bytes.extend(head.iter().flat_map(|span| f32_to_f16(span.least).to_le_bytes()));
+    for head in ranges.chunks_exact(of_head) {
+        bytes.extend(head.iter().flat_map(|range| f32_to_f16(range.scale).to_le_bytes()));
+        bytes.extend(head.iter().flat_map(|range| f32_to_f16(range.least).to_le_bytes()));
     }
     let high = width.div_ceil(2);
     for (head, numbers) in numbers.chunks_exact(width).enumerate() {
         let code = |number: usize| match numbers.get(number) {
-            Some(x) => spans[group(head * width + number)].code(*x),
+            Some(x) => ranges[group(head * width + number)].code(*x),
             None => 0,
         };
         bytes.extend((0..high).map(|number| code(number) | code(number + high) << 4));
@@ -299,10 +299,10 @@ fn decode_int4_keys(shape: &KvShape, bytes: &[u8], tokens: usize, (from, head): 
         let end = if group + 1 == groups(tokens) { tokens } else { (group + 1) * GROUP };
         let run = (end - token).min(rest.len() / width);
         let (these, others) = rest.split_at_mut(run * width);
-        let spans = bytes.get((group * heads + head) * width * 4..).and_then(|rest| rest.get(..width * 4));
+        let ranges = bytes.get((group * heads + head) * width * 4..).and_then(|rest| rest.get(..width * 4));
         let codes = bytes.get(all + (token * heads + head) * of_codes..);
-        let (Some(spans), Some(codes)) = (spans, codes) else { return };
-        let (scales, least) = spans.split_at(2 * width);
+        let (Some(ranges), Some(codes)) = (ranges, codes) else { return };
+        let (scales, least) = ranges.split_at(2 * width);
         // In pieces of as many channels as the stack holds scales for.
         for at in (0..width).step_by(GROUP) {
             let piece = at..(at + GROUP).min(width);
@@ -347,13 +347,13 @@ fn decode_int4_values(
 ) {
     let (heads, width) = (shape.kv_heads, shape.head_dim);
     let (index, of_codes, of_head) = (token * heads + head, width.div_ceil(2), groups(width));
-    let spans = bytes.get(4 * of_head * index..4 * of_head * (index + 1));
+    let ranges = bytes.get(4 * of_head * index..4 * of_head * (index + 1));
     let codes = bytes.get(4 * of_head * tokens * heads + index * of_codes..).and_then(|rest| rest.get(..of_codes));
-    let (Some(spans), Some(codes), Some(numbers)) = (spans, codes, numbers.get_mut(..width)) else { return };
+    let (Some(ranges), Some(codes), Some(numbers)) = (ranges, codes, numbers.get_mut(..width)) else { return };
     let (low, high) = numbers.split_at_mut(of_codes);
     low.iter_mut().zip(codes).for_each(|(x, &byte)| *x = code::<0>(byte));
     high.iter_mut().zip(codes).for_each(|(x, &byte)| *x = code::<4>(byte));
-    let (scales, least) = spans.split_at(2 * of_head);
+    let (scales, least) = ranges.split_at(2 * of_head);
     let mut rest = numbers;
     for (group, (&scale, &least)) in scales.as_chunks().0.iter().zip(least.as_chunks().0).enumerate() {
         let len = if group + 1 == of_head { rest.len() } else { GROUP };

@@ -53,7 +53,7 @@ use self::tier::{Kept, Level};
 use crate::{Access, ChunkId, Error, KvChunk, KvStore, Lease, Result, StoreStats, StoredChunk, TierStats, Wanted};
 
 /// Relevances kept for chunks that may be used soon; beyond this many, they are forgotten.
-const NOTES: usize = 1 << 16;
+const MAX_RELEVANCES: usize = 1 << 16;
 
 /// Several stores as one, each under a budget of bytes that holds at every moment.
 ///
@@ -81,7 +81,8 @@ struct Stack {
     levels: Vec<Level>,
     clock: Arc<Clock>,
     leases: Arc<Leases>,
-    notes: Mutex<HashMap<ChunkId, f32>>,
+    /// How much chunks that may be used soon matter.
+    relevance: Mutex<HashMap<ChunkId, f32>>,
     prefill: Mutex<Rate>,
     deletions: Arc<Deletions>,
     late: LateWrites,
@@ -114,7 +115,7 @@ impl Tiered {
             levels: Vec::new(),
             clock: Arc::new(clock),
             leases: Arc::default(),
-            notes: Mutex::default(),
+            relevance: Mutex::default(),
             prefill: Mutex::default(),
             deletions: Arc::default(),
             late: LateWrites::default(),
@@ -162,7 +163,7 @@ impl Tiered {
 impl Stack {
     /// A use of a chunk, as a tier with these slower ones below it sees it.
     fn access(&self, below: usize, chunk: StoredChunk) -> Access {
-        let relevance = self.notes.lock().unwrap_or_else(PoisonError::into_inner).get(&chunk.id).copied();
+        let relevance = self.relevance.lock().unwrap_or_else(PoisonError::into_inner).get(&chunk.id).copied();
         let prefill = *self.prefill.lock().unwrap_or_else(PoisonError::into_inner);
         let copy = self.levels.iter().skip(below).find(|level| level.holds(&chunk.id));
         Access {
@@ -535,11 +536,11 @@ impl KvStore for Tiered {
 
     /// Counts from the next use of each chunk on, in every tier.
     fn note_relevance(&self, relevance: &[(ChunkId, f32)]) {
-        let mut notes = self.stack.notes.lock().unwrap_or_else(PoisonError::into_inner);
-        if notes.len() + relevance.len() > NOTES {
-            notes.clear();
+        let mut known = self.stack.relevance.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() + relevance.len() > MAX_RELEVANCES {
+            known.clear();
         }
-        notes.extend(relevance.iter().take(NOTES).copied());
+        known.extend(relevance.iter().take(MAX_RELEVANCES).copied());
         self.stack.levels.iter().for_each(|level| level.store().note_relevance(relevance));
     }
 }

@@ -148,9 +148,9 @@ pub struct Config {
     /// For each layer, its kind: an index into `kinds`.
     pub(super) kind_of: Vec<usize>,
     /// What the products of queries and keys are multiplied by.
-    pub(super) score_scale: f32,
+    pub(super) attention_scale: f32,
     /// The cap of scores. See [`Attention::soft_cap`](super::Attention::soft_cap).
-    pub(super) score_cap: Option<f32>,
+    pub(super) attention_soft_cap: Option<f32>,
     /// What the embedding of a token is multiplied by.
     pub(super) embedding_scale: f32,
     /// What attention and feed-forward blocks give is multiplied by before it is added to the hidden state.
@@ -158,7 +158,7 @@ pub struct Config {
     /// What logits are multiplied by.
     pub(super) logit_scale: f32,
     /// The cap of logits: `c · tanh(logit / c)`.
-    pub(super) logit_cap: Option<f32>,
+    pub(super) logit_soft_cap: Option<f32>,
     /// The activation of feed-forward blocks.
     pub(super) activation: Activation,
     /// Where the norms of a layer stand.
@@ -273,12 +273,12 @@ impl Config {
             norm_eps: file.real("rms_norm_eps", 1e-12..=0.1)?.unwrap_or(default_norm_eps(family)) as f32,
             kinds,
             kind_of,
-            score_scale: score_scale(file, family, head_dim)?,
-            score_cap: cap("attn_logit_softcapping", Some(50.0))?,
+            attention_scale: attention_scale(file, family, head_dim)?,
+            attention_soft_cap: cap("attn_logit_softcapping", Some(50.0))?,
             embedding_scale: if gemma { (hidden as f32).sqrt() } else { multiplier("embedding_multiplier")? },
             residual_scale: multiplier("residual_multiplier")?,
             logit_scale: 1.0 / multiplier("logits_scaling")?,
-            logit_cap: cap("final_logit_softcapping", Some(30.0))?,
+            logit_soft_cap: cap("final_logit_softcapping", Some(30.0))?,
             activation: activation(file, family)?,
             norms: match family {
                 Family::Gemma2 | Family::Gemma3 => Norms::Around,
@@ -344,8 +344,8 @@ impl Config {
         self.kind_of.iter().for_each(|kind| kinds.extend(size(*kind)));
         add(1, self.kinds.len() > 1, &kinds);
         add(2, self.rotated != self.head_dim, &size(self.rotated));
-        add(3, self.score_scale != 1.0 / (self.head_dim as f32).sqrt(), &number(self.score_scale));
-        add(4, self.score_cap.is_some(), &number(self.score_cap.unwrap_or(0.0)));
+        add(3, self.attention_scale != 1.0 / (self.head_dim as f32).sqrt(), &number(self.attention_scale));
+        add(4, self.attention_soft_cap.is_some(), &number(self.attention_soft_cap.unwrap_or(0.0)));
         add(5, self.embedding_scale != 1.0, &number(self.embedding_scale));
         add(6, self.residual_scale != 1.0, &number(self.residual_scale));
         add(7, self.activation != Activation::Silu, &[self.activation as u8]);
@@ -452,7 +452,7 @@ fn rotated(file: &Settings<'_>, family: Family, head_dim: usize) -> Result<usize
     }
 }
 
-fn score_scale(file: &Settings<'_>, family: Family, head_dim: usize) -> Result<f32> {
+fn attention_scale(file: &Settings<'_>, family: Family, head_dim: usize) -> Result<f32> {
     let scale = match family {
         Family::Gemma2 | Family::Gemma3 => {
             file.real("query_pre_attn_scalar", 1e-6..=1e9)?.unwrap_or(256.0).powf(-0.5) as f32

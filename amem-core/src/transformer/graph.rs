@@ -144,7 +144,7 @@ pub(super) struct Graph<B: Backend> {
     pub(super) residual_scale: f32,
     /// What logits are multiplied by.
     pub(super) logit_scale: f32,
-    pub(super) logit_cap: Option<f32>,
+    pub(super) logit_soft_cap: Option<f32>,
     pub(super) embedding: B::Matrix,
     pub(super) layers: Vec<Layer<B>>,
     pub(super) final_norm: B::Vector,
@@ -226,7 +226,8 @@ impl<B: Backend> Uploaded<B> {
         context: usize,
         cache_bytes: u64,
     ) -> Result<Self> {
-        let attention = Attention::new(0, config.head_dim).scale(config.score_scale).soft_cap(config.score_cap);
+        let attention =
+            Attention::new(0, config.head_dim).scale(config.attention_scale).soft_cap(config.attention_soft_cap);
         backend.check_attention(&attention)?;
         let loader = Loader { backend, config, weights };
         // A matrix lies in memory twice while it is packed: once as in its file. The largest go first, when nothing else is
@@ -266,7 +267,7 @@ impl<B: Backend> Graph<B> {
             embedding_scale: config.embedding_scale,
             residual_scale: config.residual_scale,
             logit_scale: config.logit_scale,
-            logit_cap: config.logit_cap,
+            logit_soft_cap: config.logit_soft_cap,
             embedding,
             layers,
             final_norm,

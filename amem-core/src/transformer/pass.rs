@@ -229,7 +229,7 @@ impl<'a, B: Backend> Written<'a, B> {
         if graph.logit_scale != 1.0 {
             backend.scale(&mut logits, graph.logit_scale)?;
         }
-        if let Some(cap) = graph.logit_cap {
+        if let Some(cap) = graph.logit_soft_cap {
             backend.soft_cap(&mut logits, cap)?;
         }
         backend.read(&logits)

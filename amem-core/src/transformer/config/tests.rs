@@ -162,8 +162,8 @@ fn published_models_are_read() {
         "num_key_value_heads": 4, "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
         "sliding_window": 4096, "torch_dtype": "float32", "vocab_size": 256_000
     }));
-    assert_eq!((gemma2_2b.embedding_scale, gemma2_2b.score_scale), (48.0, 1.0 / 16.0));
-    assert_eq!((gemma2_2b.score_cap, gemma2_2b.logit_cap), (Some(50.0), Some(30.0)));
+    assert_eq!((gemma2_2b.embedding_scale, gemma2_2b.attention_scale), (48.0, 1.0 / 16.0));
+    assert_eq!((gemma2_2b.attention_soft_cap, gemma2_2b.logit_soft_cap), (Some(50.0), Some(30.0)));
     assert_eq!((gemma2_2b.norms, gemma2_2b.norm_offset, gemma2_2b.tied), (Norms::Around, 1.0, true));
     assert_eq!(gemma2_2b.activation, Activation::GeluTanh);
     assert_eq!(gemma2_2b.kinds.iter().map(|kind| kind.window).collect::<Vec<_>>(), [Some(4096), None]);
@@ -178,7 +178,10 @@ fn published_models_are_read() {
         "rope_theta": 1_000_000, "sliding_window": 512, "sliding_window_pattern": 6, "torch_dtype": "bfloat16",
         "vocab_size": 262_144
     }));
-    assert_eq!((gemma3_1b.score_cap, gemma3_1b.logit_cap, gemma3_1b.qk_norm), (None, None, QkNorm::Heads));
+    assert_eq!(
+        (gemma3_1b.attention_soft_cap, gemma3_1b.logit_soft_cap, gemma3_1b.qk_norm),
+        (None, None, QkNorm::Heads)
+    );
     assert_eq!(gemma3_1b.rope(0), Some(&Rope::plain(1e4, 256)));
     assert_eq!(gemma3_1b.rope(5), Some(&Rope::plain(1e6, 256)));
     let sliding = |layer: usize| gemma3_1b.kinds[gemma3_1b.kind_of[layer]].window;
@@ -256,7 +259,7 @@ fn published_models_are_read() {
         "vocab_size": 49155
     }));
     assert_eq!((granite_2b.embedding_scale, granite_2b.residual_scale), (12.0, 0.22));
-    assert_eq!((granite_2b.score_scale, granite_2b.logit_scale), (1.0 / 64.0, 0.125));
+    assert_eq!((granite_2b.attention_scale, granite_2b.logit_scale), (1.0 / 64.0, 0.125));
 
     let mixtral_8x7b = read(json!({
         "model_type": "mixtral", "attention_dropout": 0.0, "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu",

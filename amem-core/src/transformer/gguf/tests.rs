@@ -493,8 +493,12 @@ fn what_no_file_says_of_a_family_is_what_llama_cpp_knows_of_it() {
         ("gemma3", 62, 24.0, (None, None)),
     ] {
         let config = settings(architecture, gemma(layers)).unwrap();
-        assert_eq!(config.score_scale, f64::powf(scale, -0.5) as f32, "{architecture} {layers}");
-        assert_eq!((config.norm_offset, (config.score_cap, config.logit_cap)), (0.0, caps), "{architecture}");
+        assert_eq!(config.attention_scale, f64::powf(scale, -0.5) as f32, "{architecture} {layers}");
+        assert_eq!(
+            (config.norm_offset, (config.attention_soft_cap, config.logit_soft_cap)),
+            (0.0, caps),
+            "{architecture}"
+        );
     }
     let windowed = |file| gemma(8)(file).whole("gemma3.attention.sliding_window", 32);
     let config = settings("gemma3", windowed).unwrap();
@@ -516,7 +520,7 @@ fn what_no_file_says_of_a_family_is_what_llama_cpp_knows_of_it() {
     assert_eq!(settings("llama", experts).unwrap().family, Family::Mixtral);
 
     let granite = settings("granite", |file| file.real("granite.logit_scale", 8.0)).unwrap();
-    assert_eq!((granite.logit_scale, granite.score_scale), (0.125, f64::powf(24.0, -0.5) as f32));
+    assert_eq!((granite.logit_scale, granite.attention_scale), (0.125, f64::powf(24.0, -0.5) as f32));
 
     let unrotated = |file: GgufWriter| file.flag("granite.rope.scaling.finetuned", false);
     assert!(settings("granite", unrotated).is_err());
