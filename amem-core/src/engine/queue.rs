@@ -44,7 +44,7 @@ impl Queue {
         let abandoned = if state.waiting < self.limit { Vec::new() } else { state.take_abandoned() };
         let waiting = state.waiting;
         let refused = if waiting < self.limit {
-            state.push(owner, job, false);
+            state.push_back(owner, job);
             None
         } else {
             Some(job)
@@ -62,25 +62,24 @@ impl Queue {
 
     /// Puts a job back that could not begin: it is the next to be taken.
     pub(super) fn put_back(&self, owner: &Namespace, job: Job) {
-        self.state().push(owner, job, true);
+        self.state().push_front(owner, job);
     }
 
-    /// The next job, from the line of the namespace that was served longest ago. With `wait`, waits for one; `None` then
-    /// says that the queue is closed.
-    pub(super) fn pop(&self, wait: bool) -> Option<(Namespace, Job)> {
+    /// The next job, from the line of the namespace that was served longest ago.
+    pub(super) fn try_pop(&self) -> Option<(Namespace, Job)> {
+        self.state().pop()
+    }
+
+    /// As [`try_pop`](Self::try_pop), and waits until there is one. `None` says that the queue is closed.
+    pub(super) fn wait_pop(&self) -> Option<(Namespace, Job)> {
         let mut state = self.state();
-        loop {
-            if state.closed {
-                return None;
-            }
+        while !state.closed {
             if let Some(found) = state.pop() {
                 return Some(found);
             }
-            if !wait {
-                return None;
-            }
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+        None
     }
 
     /// Ends the queue: nothing more is taken from it, and what waits is dropped, which tells its callers.
@@ -111,27 +110,28 @@ impl Queue {
 }
 
 impl State {
-    fn push(&mut self, owner: &Namespace, job: Job, first: bool) {
+    /// Puts a job at the end of its owner's line.
+    fn push_back(&mut self, owner: &Namespace, job: Job) {
         if !self.lines.contains_key(owner) {
-            if first {
-                self.turns.push_front(owner.clone());
-            } else {
-                self.turns.push_back(owner.clone());
-            }
-        } else if first {
-            self.turns.retain(|namespace| namespace != owner);
-            self.turns.push_front(owner.clone());
+            self.turns.push_back(owner.clone());
         }
-        let line = self.lines.entry(owner.clone()).or_default();
-        if first {
-            line.push_front(job)
-        } else {
-            line.push_back(job)
-        }
+        self.lines.entry(owner.clone()).or_default().push_back(job);
         self.waiting += 1;
     }
 
+    /// Puts a job at the beginning of its owner's line, which is served next.
+    fn push_front(&mut self, owner: &Namespace, job: Job) {
+        self.turns.retain(|namespace| namespace != owner);
+        self.turns.push_front(owner.clone());
+        self.lines.entry(owner.clone()).or_default().push_front(job);
+        self.waiting += 1;
+    }
+
+    /// The next job. None is taken from a closed queue.
     fn pop(&mut self) -> Option<(Namespace, Job)> {
+        if self.closed {
+            return None;
+        }
         let owner = self.turns.pop_front()?;
         let line = self.lines.get_mut(&owner)?;
         let job = line.pop_front()?;
@@ -187,7 +187,7 @@ mod tests {
             queue.push(&name(owner), job).unwrap();
             listeners.push(listener);
         }
-        let order: Vec<String> = std::iter::from_fn(|| Some(queue.pop(false)?.0.to_string())).collect();
+        let order: Vec<String> = std::iter::from_fn(|| Some(queue.try_pop()?.0.to_string())).collect();
         assert_eq!(order.concat(), "abcabaa");
     }
 
@@ -241,9 +241,9 @@ mod tests {
             queue.push(&name(owner), job).unwrap();
             listeners.push(listener);
         }
-        let (owner, job) = queue.pop(false).unwrap();
+        let (owner, job) = queue.try_pop().unwrap();
         queue.put_back(&owner, job);
-        assert_eq!(queue.pop(false).unwrap().0, owner);
+        assert_eq!(queue.try_pop().unwrap().0, owner);
     }
 
     #[test]
@@ -253,7 +253,7 @@ mod tests {
         queue.push(&name("a"), job).unwrap();
         queue.close();
         assert!(listener.try_recv().is_err(), "the job was dropped");
-        assert!(queue.pop(true).is_none(), "and the scheduler does not wait for another");
+        assert!(queue.wait_pop().is_none(), "and the scheduler does not wait for another");
         let (job, _listener) = self::job();
         assert!(matches!(queue.push(&name("a"), job), Err(Error::Cancelled)));
     }

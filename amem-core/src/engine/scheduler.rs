@@ -115,7 +115,8 @@ impl Scheduler<'_> {
             if branches + self.prefills.len() >= self.options.max_running || (self.stalled.is_some() && !idle) {
                 return;
             }
-            let Some((owner, job)) = self.queue.pop(idle) else { return };
+            let next = if idle { self.queue.wait_pop() } else { self.queue.try_pop() };
+            let Some((owner, job)) = next else { return };
             match job {
                 Job::Prefill(job) if job.is_abandoned() => {}
                 Job::Prefill(job) => self.prefills.push_back(job),
