@@ -281,35 +281,10 @@ impl StopMatcher {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::Layout;
     use proptest::prelude::*;
 
-    /// Tokens are bytes.
-    struct Bytes;
-
-    impl Chat for Bytes {
-        fn layout(&self, _: &str) -> Result<Layout> {
-            unreachable!()
-        }
-
-        fn encode(&self, text: &str) -> Result<Vec<Token>> {
-            Ok(text.bytes().map(Token::from).collect())
-        }
-
-        fn decode(&self, tokens: &[Token]) -> Result<String> {
-            let bytes: Vec<u8> = tokens.iter().map(|token| *token as u8).collect();
-            Ok(String::from_utf8_lossy(&bytes).into_owned())
-        }
-
-        fn token_bytes(&self, token: Token) -> Option<Vec<u8>> {
-            u8::try_from(token).ok().map(|byte| vec![byte])
-        }
-
-        fn stops(&self) -> &[Token] {
-            &[]
-        }
-    }
+    use super::*;
+    use crate::engine::fixtures::Bytes;
 
     #[test]
     fn a_stop_text_that_only_the_last_token_shows_ends_the_answer_as_any_other() {

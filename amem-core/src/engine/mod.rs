@@ -8,6 +8,8 @@
 
 mod constraint;
 mod detokenize;
+#[cfg(test)]
+mod fixtures;
 mod generate;
 mod queue;
 mod request;
