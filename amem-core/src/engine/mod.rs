@@ -15,12 +15,11 @@ mod queue;
 mod request;
 mod scheduler;
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use futures_channel::{mpsc, oneshot};
-use futures_core::Stream;
+use futures_lite::StreamExt;
 
 pub use constraint::{Constraint, ConstraintSource};
 pub use detokenize::Detokenizer;
@@ -186,7 +185,7 @@ impl Engine {
         let request = request.finally(Box::new(move |context, _| drop(give_back.send(context))));
         let mut output = self.submit(request)?;
         let usage = loop {
-            match std::future::poll_fn(|task| Pin::new(&mut output).poll_next(task)).await {
+            match output.next().await {
                 Some(Ok(Output::Done(completion))) => break completion.usage,
                 Some(Ok(Output::Delta(_))) => {}
                 Some(Err(error)) => return Err(error),

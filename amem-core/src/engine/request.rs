@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use futures_channel::{mpsc, oneshot};
 use futures_core::Stream;
+use futures_lite::StreamExt;
 
 use crate::{
     Context, Error, Finish, Generation, KvChunk, Namespace, Piece, PrefillText, Repair, Result, Token, TokenLogprob,
@@ -119,7 +120,7 @@ pub struct Choice {
     /// What was drawn, the token that ended it not included.
     pub tokens: Vec<Token>,
     /// The last of them, which were drawn but not put into the context.
-    pub unwritten: Vec<Token>,
+    pub(crate) unwritten: Vec<Token>,
     /// How likely each token was, if that was asked for.
     pub logprobs: Vec<TokenLogprob>,
     /// Why it ended.
@@ -173,7 +174,7 @@ impl OutputStream {
             return Ok(());
         }
         // What went wrong was told before.
-        match std::future::poll_fn(|task| Pin::new(&mut *self).poll_next(task)).await {
+        match self.next().await {
             Some(Err(error @ Error::DamagedKv { .. })) => Err(error),
             received => {
                 self.received = received;

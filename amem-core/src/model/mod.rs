@@ -176,15 +176,7 @@ pub trait Model: Send + Sync {
     /// As [`Context::append`]; [`Error::Model`](crate::Error::Model) when the backend fails.
     fn extend(&self, context: &mut dyn Context, pieces: &[Piece], repair: &Repair) -> Result<Usage> {
         context.append(pieces, &AppendOptions::new(repair.clone()))?;
-        loop {
-            let mut steps = [Step { context, max_rows: STEP_ROWS }];
-            match self.advance(&mut steps).pop() {
-                Some(Ok(Progress::Done(usage))) => return Ok(usage),
-                Some(Ok(Progress::Pending)) => {}
-                Some(Err(error)) => return Err(error),
-                None => return Err(crate::Error::Model("the model gave no result for a step".into())),
-            }
-        }
+        advance_until_done(self, context)
     }
 
     /// A context of these pieces, blended: [`open`](Self::open) and [`extend`](Self::extend).
@@ -195,6 +187,19 @@ pub trait Model: Send + Sync {
         let mut context = self.open(pieces.iter().map(|piece| piece.tokens().len()).sum())?;
         let usage = self.extend(&mut *context, pieces, repair)?;
         Ok((context, usage))
+    }
+}
+
+/// Computes all that was appended to a context.
+pub(crate) fn advance_until_done(model: &(impl Model + ?Sized), context: &mut dyn Context) -> Result<Usage> {
+    loop {
+        let mut steps = [Step { context, max_rows: STEP_ROWS }];
+        match model.advance(&mut steps).pop() {
+            Some(Ok(Progress::Done(usage))) => return Ok(usage),
+            Some(Ok(Progress::Pending)) => {}
+            Some(Err(error)) => return Err(error),
+            None => return Err(crate::Error::Model("the model gave no result for a step".into())),
+        }
     }
 }
 

@@ -40,7 +40,7 @@ pub use text::HfChat;
 pub use weight_type::WeightType;
 pub use weights::{WeightFeedForward, WeightLayer, WeightMlp, WeightRole, WeightTensor, Weights};
 
-use crate::model::STEP_ROWS;
+use crate::model::advance_until_done;
 use crate::{
     AppendOptions, Chat, ChunkId, Context, Dtype, Encoding, Error, HostKv, KvChunk, Model, ModelInfo, Piece,
     PrefillText, PrefixId, Progress, Repair, Result, Sampling, Step, Token, Usage,
@@ -200,13 +200,8 @@ impl<B: Backend> Transformer<B> {
         let mut context = self.open(tokens.len())?;
         let options = AppendOptions::new(Repair::None).logits(tokens.len());
         context.append(&[Piece::Fresh(tokens.into())], &options)?;
-        while !matches!(self.advance_one(&mut *context)?, Progress::Done(_)) {}
+        advance_until_done(self, &mut *context)?;
         Ok(context.logits().to_vec())
-    }
-
-    fn advance_one(&self, context: &mut dyn Context) -> Result<Progress> {
-        let mut steps = [Step { context, max_rows: STEP_ROWS }];
-        self.advance(&mut steps).pop().unwrap_or(Ok(Progress::Done(Usage::default())))
     }
 
     fn chunk(&self, id: ChunkId, prefix: PrefixId, tokens: &Arc<[Token]>, kv: Vec<u8>) -> Result<KvChunk> {
