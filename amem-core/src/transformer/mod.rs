@@ -25,8 +25,7 @@ mod weights;
 
 use std::any::Any;
 use std::collections::VecDeque;
-use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::{Scope, ScopedJoinHandle};
 
 pub use backend::{Attention, Backend, BlockTable, Numerics, Placement, Qkv, Row, Span};
@@ -42,11 +41,11 @@ pub use weights::{WeightFeedForward, WeightLayer, WeightMlp, WeightRole, WeightT
 
 use crate::model::advance_until_done;
 use crate::{
-    AppendOptions, Chat, ChunkId, Context, Dtype, Encoding, Error, HostKv, KvChunk, Model, ModelInfo, Piece,
-    PrefillText, PrefixId, Progress, Repair, Result, Sampling, Step, Token, Usage,
+    AppendOptions, Chat, Context, Dtype, Error, KvChunk, Model, ModelInfo, Piece, PrefillText, Progress, Repair,
+    Result, Sampling, Step, Token, Usage,
 };
 use advance::Member;
-use context::{PagedContext, check_tokens};
+use context::PagedContext;
 use graph::{Graph, Uploaded};
 
 /// How a model is loaded.
@@ -105,7 +104,7 @@ pub struct Transformer<B: Backend> {
     chat: Box<dyn Chat>,
     sampling: Sampling,
     /// The prefixes that memories were last computed behind.
-    prefixes: Mutex<VecDeque<Arc<Prefix>>>,
+    prefixes: Mutex<VecDeque<Arc<prefill::Prefix>>>,
 }
 
 /// Starts work on a thread of its own.
@@ -122,17 +121,6 @@ fn beside<'scope, 'env, T: Send + 'scope>(
 /// What a thread came to.
 fn joined<T>(thread: ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-}
-
-/// What memories are computed behind.
-struct Prefix {
-    tokens: Vec<Token>,
-    /// `None` for no tokens at all.
-    chunk: Option<KvChunk>,
-    /// Unrelated notes, computed behind the prefix: what else could stand before a memory.
-    distractors: Vec<KvChunk>,
-    /// What is far and what is near in each layer's keys and values.
-    scales: Vec<[f32; 2]>,
 }
 
 impl<B: Backend> Transformer<B> {
@@ -203,93 +191,7 @@ impl<B: Backend> Transformer<B> {
         advance_until_done(self, &mut *context)?;
         Ok(context.logits().to_vec())
     }
-
-    fn chunk(&self, id: ChunkId, prefix: PrefixId, tokens: &Arc<[Token]>, kv: Vec<u8>) -> Result<KvChunk> {
-        let data = HostKv::new(Encoding::Plain(self.graph.dtype), self.info.shape.layers, kv);
-        let chunk = KvChunk::new(id, prefix, self.info.shape, Arc::clone(tokens), Arc::new(data))?;
-        Ok(chunk.with_model(self.info.fingerprint))
-    }
-
-    /// The prefix's KV, computed once.
-    fn prefix(&self, tokens: &[Token]) -> Result<Arc<Prefix>> {
-        const KEPT: usize = 4;
-        let mut kept = self.prefixes.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(prefix) = kept.iter().find(|prefix| prefix.tokens == tokens) {
-            return Ok(Arc::clone(prefix));
-        }
-        let prefix = Arc::new(self.compute_prefix(tokens)?);
-        kept.push_front(Arc::clone(&prefix));
-        kept.truncate(KEPT);
-        Ok(prefix)
-    }
-
-    fn compute_prefix(&self, tokens: &[Token]) -> Result<Prefix> {
-        // Nothing of this leaves the model, so it is nobody's.
-        let text = |prefix: &[Token], tokens: Arc<[Token]>| PrefillText {
-            id: self.info.chunk_id("", &PrefixId::of(prefix), &tokens),
-            tokens,
-        };
-        let chunk = match tokens {
-            [] => None,
-            _ => self.compute(&[], PrefixId::of(&[]), &[text(&[], tokens.into())], None)?.pop(),
-        };
-        let layout = self.chat.layout("")?;
-        let notes = DISTRACTORS.iter().map(|text| Ok(layout.memory(&self.chat.encode(text)?)));
-        let notes = notes.collect::<Result<Vec<_>>>()?;
-        let behind: Vec<&KvChunk> = chunk.iter().collect();
-        let scales = prefill::compute(&self.graph, &behind, &notes)?.scales()?;
-        let named: Vec<PrefillText> = notes.iter().map(|note| text(tokens, Arc::clone(note))).collect();
-        let distractors = self.compute(&behind, PrefixId::of(tokens), &named, None)?;
-        Ok(Prefix { tokens: tokens.to_vec(), chunk, distractors, scales })
-    }
-
-    /// The chunks of texts behind others; with their sensitivity, if there is a prefix to measure it with.
-    fn compute(
-        &self,
-        behind: &[&KvChunk],
-        prefix: PrefixId,
-        texts: &[PrefillText],
-        measured: Option<&Prefix>,
-    ) -> Result<Vec<KvChunk>> {
-        let mut chunks = Vec::with_capacity(texts.len());
-        let tokens: Vec<Arc<[Token]>> = texts.iter().map(|text| Arc::clone(&text.tokens)).collect();
-        let mut ids = texts.iter().map(|text| text.id);
-        for texts in prefill::batches(&tokens) {
-            let computed = prefill::compute(&self.graph, behind, texts)?;
-            let sensitivity = match measured {
-                None => None,
-                Some(prefix) => {
-                    let further: Vec<&KvChunk> = behind.iter().copied().chain(&prefix.distractors).collect();
-                    let moved = prefill::compute(&self.graph, &further, texts)?;
-                    Some(computed.distances(&moved, &prefix.scales)?)
-                }
-            };
-            let mut first = 0;
-            let runs: Vec<Range<usize>> = texts
-                .iter()
-                .map(|text| {
-                    let rows = first..first + text.len();
-                    first = rows.end;
-                    rows
-                })
-                .collect();
-            let all_kv = computed.chunks(self.graph.dtype, &runs)?;
-            for (((text, id), rows), kv) in texts.iter().zip(&mut ids).zip(runs).zip(all_kv) {
-                let chunk = self.chunk(id, prefix, text, kv)?;
-                chunks.push(match &sensitivity {
-                    Some(all) => chunk.with_sensitivity(all[rows].into())?,
-                    None => chunk,
-                });
-            }
-        }
-        Ok(chunks)
-    }
 }
-
-/// Unrelated notes that are put before a memory to measure its sensitivity, in place of all that could stand there: people
-/// who do this and that, one of them spoken of by a pronoun, so that words which lean on what came before find something
-/// else to lean on.
-const DISTRACTORS: [&str; 2] = ["Anna has a dog named Rex.", "Peter enjoys chess. His friend is Carl."];
 
 impl<B: Backend> Model for Transformer<B> {
     fn info(&self) -> &ModelInfo {
@@ -305,24 +207,7 @@ impl<B: Backend> Model for Transformer<B> {
     }
 
     fn prefill(&self, prefix: &[Token], texts: &[PrefillText], measure: bool) -> Result<(Vec<KvChunk>, Usage)> {
-        for PrefillText { tokens: text, .. } in texts {
-            check_tokens(text, &self.info)?;
-            let (tokens, limit) = (prefix.len() + text.len(), self.info.context);
-            if text.is_empty() {
-                return Err(Error::Empty { what: "memory" });
-            }
-            if tokens > limit {
-                return Err(Error::TooLong { what: "memory", tokens, limit });
-            }
-        }
-        check_tokens(prefix, &self.info)?;
-        let prefix = self.prefix(prefix)?;
-        let behind: Vec<&KvChunk> = prefix.chunk.iter().collect();
-        let compute = || self.compute(&behind, PrefixId::of(&prefix.tokens), texts, measure.then_some(&*prefix));
-        let chunks = self.graph.backend.run(compute)?;
-        let tokens: usize = texts.iter().map(|text| text.tokens.len()).sum();
-        let work = tokens * self.info.shape.layers * if measure { 2 } else { 1 };
-        Ok((chunks, Usage { prefilled: tokens, work_prefilling: work as u64, ..Usage::default() }))
+        self.prefill_behind(prefix, texts, measure)
     }
 
     fn open(&self, tokens: usize) -> Result<Box<dyn Context>> {

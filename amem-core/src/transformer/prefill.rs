@@ -2,17 +2,145 @@
 //! rows is to what else stands before it.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
+use super::Transformer;
 use super::backend::{Backend, BlockTable, Placement, Row, Span};
+use super::context::check_tokens;
 use super::graph::Graph;
 use super::pass::Pass;
 use super::pass_cache::PassCache;
 use crate::model::STEP_ROWS;
-use crate::{Dtype, KvChunk, Result, Token};
+use crate::{ChunkId, Dtype, Encoding, Error, HostKv, KvChunk, PrefillText, PrefixId, Result, Token, Usage};
+
+/// What memories are computed behind.
+pub(super) struct Prefix {
+    tokens: Vec<Token>,
+    /// `None` for no tokens at all.
+    chunk: Option<KvChunk>,
+    /// Unrelated notes, computed behind the prefix: what else could stand before a memory.
+    distractors: Vec<KvChunk>,
+    /// What is far and what is near in each layer's keys and values.
+    scales: Vec<[f32; 2]>,
+}
+
+/// Unrelated notes that are put before a memory to measure its sensitivity, in place of all that could stand there: people
+/// who do this and that, one of them spoken of by a pronoun, so that words which lean on what came before find something
+/// else to lean on.
+const DISTRACTORS: [&str; 2] = ["Anna has a dog named Rex.", "Peter enjoys chess. His friend is Carl."];
+
+impl<B: Backend> Transformer<B> {
+    /// What [`Model::prefill`](crate::Model::prefill) is.
+    pub(super) fn prefill_behind(
+        &self,
+        prefix: &[Token],
+        texts: &[PrefillText],
+        measure: bool,
+    ) -> Result<(Vec<KvChunk>, Usage)> {
+        for PrefillText { tokens: text, .. } in texts {
+            check_tokens(text, &self.info)?;
+            let (tokens, limit) = (prefix.len() + text.len(), self.info.context);
+            if text.is_empty() {
+                return Err(Error::Empty { what: "memory" });
+            }
+            if tokens > limit {
+                return Err(Error::TooLong { what: "memory", tokens, limit });
+            }
+        }
+        check_tokens(prefix, &self.info)?;
+        let prefix = self.prefix(prefix)?;
+        let behind: Vec<&KvChunk> = prefix.chunk.iter().collect();
+        let compute = || self.prefill_chunks(&behind, PrefixId::of(&prefix.tokens), texts, measure.then_some(&*prefix));
+        let chunks = self.graph.backend.run(compute)?;
+        let tokens: usize = texts.iter().map(|text| text.tokens.len()).sum();
+        let work = tokens * self.info.shape.layers * if measure { 2 } else { 1 };
+        Ok((chunks, Usage { prefilled: tokens, work_prefilling: work as u64, ..Usage::default() }))
+    }
+
+    /// The prefix's KV, computed once.
+    fn prefix(&self, tokens: &[Token]) -> Result<Arc<Prefix>> {
+        const KEPT: usize = 4;
+        let mut kept = self.prefixes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(prefix) = kept.iter().find(|prefix| prefix.tokens == tokens) {
+            return Ok(Arc::clone(prefix));
+        }
+        let prefix = Arc::new(self.compute_prefix(tokens)?);
+        kept.push_front(Arc::clone(&prefix));
+        kept.truncate(KEPT);
+        Ok(prefix)
+    }
+
+    fn compute_prefix(&self, tokens: &[Token]) -> Result<Prefix> {
+        // Nothing of this leaves the model, so it is nobody's.
+        let text = |prefix: &[Token], tokens: Arc<[Token]>| PrefillText {
+            id: self.info.chunk_id("", &PrefixId::of(prefix), &tokens),
+            tokens,
+        };
+        let chunk = match tokens {
+            [] => None,
+            _ => self.prefill_chunks(&[], PrefixId::of(&[]), &[text(&[], tokens.into())], None)?.pop(),
+        };
+        let layout = self.chat.layout("")?;
+        let notes = DISTRACTORS.iter().map(|text| Ok(layout.memory(&self.chat.encode(text)?)));
+        let notes = notes.collect::<Result<Vec<_>>>()?;
+        let behind: Vec<&KvChunk> = chunk.iter().collect();
+        let scales = forward(&self.graph, &behind, &notes)?.scales()?;
+        let named: Vec<PrefillText> = notes.iter().map(|note| text(tokens, Arc::clone(note))).collect();
+        let distractors = self.prefill_chunks(&behind, PrefixId::of(tokens), &named, None)?;
+        Ok(Prefix { tokens: tokens.to_vec(), chunk, distractors, scales })
+    }
+
+    /// The chunks of texts behind others; with their sensitivity, if there is a prefix to measure it with.
+    fn prefill_chunks(
+        &self,
+        behind: &[&KvChunk],
+        prefix: PrefixId,
+        texts: &[PrefillText],
+        measured: Option<&Prefix>,
+    ) -> Result<Vec<KvChunk>> {
+        let mut chunks = Vec::with_capacity(texts.len());
+        let tokens: Vec<Arc<[Token]>> = texts.iter().map(|text| Arc::clone(&text.tokens)).collect();
+        let mut ids = texts.iter().map(|text| text.id);
+        for texts in batches(&tokens) {
+            let computed = forward(&self.graph, behind, texts)?;
+            let sensitivity = match measured {
+                None => None,
+                Some(prefix) => {
+                    let further: Vec<&KvChunk> = behind.iter().copied().chain(&prefix.distractors).collect();
+                    let moved = forward(&self.graph, &further, texts)?;
+                    Some(computed.distances(&moved, &prefix.scales)?)
+                }
+            };
+            let mut first = 0;
+            let runs: Vec<Range<usize>> = texts
+                .iter()
+                .map(|text| {
+                    let rows = first..first + text.len();
+                    first = rows.end;
+                    rows
+                })
+                .collect();
+            let all_kv = computed.chunks(self.graph.dtype, &runs)?;
+            for (((text, id), rows), kv) in texts.iter().zip(&mut ids).zip(runs).zip(all_kv) {
+                let chunk = self.chunk(id, prefix, text, kv)?;
+                chunks.push(match &sensitivity {
+                    Some(all) => chunk.with_sensitivity(all[rows].into())?,
+                    None => chunk,
+                });
+            }
+        }
+        Ok(chunks)
+    }
+
+    fn chunk(&self, id: ChunkId, prefix: PrefixId, tokens: &Arc<[Token]>, kv: Vec<u8>) -> Result<KvChunk> {
+        let data = HostKv::new(Encoding::Plain(self.graph.dtype), self.info.shape.layers, kv);
+        let chunk = KvChunk::new(id, prefix, self.info.shape, Arc::clone(tokens), Arc::new(data))?;
+        Ok(chunk.with_model(self.info.fingerprint))
+    }
+}
 
 /// Cuts texts into runs that go through the model together: [`STEP_ROWS`] rows, unless a single text has more.
-pub(super) fn batches(texts: &[Arc<[Token]>]) -> impl Iterator<Item = &[Arc<[Token]>]> {
+fn batches(texts: &[Arc<[Token]>]) -> impl Iterator<Item = &[Arc<[Token]>]> {
     let mut rest = texts;
     std::iter::from_fn(move || {
         let count = fitting(rest.iter().map(|text| text.len())).min(rest.len());
@@ -33,7 +161,7 @@ pub(super) fn fitting(tokens: impl Iterator<Item = usize>) -> usize {
 }
 
 /// Keys (before rotation) and values of some rows, where they were computed: for each layer `[rows][kv_heads * head_dim]`.
-pub(super) struct Computed<'g, B: Backend> {
+struct Computed<'g, B: Backend> {
     backend: &'g B,
     layers: Vec<[B::Tensor; 2]>,
     rows: usize,
@@ -42,7 +170,7 @@ pub(super) struct Computed<'g, B: Backend> {
 
 /// Computes texts side by side: each sees the chunks of `behind` and itself. A text that is longer than a run is computed
 /// in several passes, so that activations stay small.
-pub(super) fn compute<'g, B: Backend>(
+fn forward<'g, B: Backend>(
     graph: &'g Graph<B>,
     behind: &[&KvChunk],
     texts: &[Arc<[Token]>],
@@ -107,7 +235,7 @@ fn rows(start: u32, texts: &[Arc<[Token]>]) -> Vec<Row> {
 
 impl<B: Backend> Computed<'_, B> {
     /// The KV of runs of rows, as chunks hold it in this type.
-    pub(super) fn chunks(&self, dtype: Dtype, runs: &[Range<usize>]) -> Result<Vec<Vec<u8>>> {
+    fn chunks(&self, dtype: Dtype, runs: &[Range<usize>]) -> Result<Vec<Vec<u8>>> {
         let row = self.width * dtype.size();
         let mut chunks: Vec<Vec<u8>> =
             runs.iter().map(|run| Vec::with_capacity(2 * self.layers.len() * run.len() * row)).collect();
@@ -121,7 +249,7 @@ impl<B: Backend> Computed<'_, B> {
     }
 
     /// The mean squared length of each layer's keys and values: what a distance is small or large against.
-    pub(super) fn scales(&self) -> Result<Vec<[f32; 2]>> {
+    fn scales(&self) -> Result<Vec<[f32; 2]>> {
         let mean = |half: &B::Tensor| -> Result<f32> {
             let numbers = self.backend.read(half)?;
             let squares: f32 = numbers.iter().map(|x| x * x).sum();
@@ -136,7 +264,7 @@ impl<B: Backend> Computed<'_, B> {
     ///
     /// A change in the second layer comes from what stands before the chunk. Changes in later layers are mostly inherited
     /// from the rows around, and computing a row again helps little as long as those are wrong.
-    pub(super) fn distances(&self, other: &Self, scales: &[[f32; 2]]) -> Result<Vec<f32>> {
+    fn distances(&self, other: &Self, scales: &[[f32; 2]]) -> Result<Vec<f32>> {
         let mut sums = self.backend.upload(1, &vec![0.0; self.rows])?;
         let mut weight = 1.0;
         for ((ours, theirs), scales) in self.layers.iter().zip(&other.layers).zip(scales).skip(1) {
