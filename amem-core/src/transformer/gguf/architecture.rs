@@ -1,87 +1,189 @@
 //! What the families of models call their settings and tensors in GGUF.
 //!
-//! An architecture is a table: most families that the forward pass knows need no more than their names here. What only
-//! one of them has beside it is told by its name.
+//! A family of language models is a row of a table: most of those that the forward pass knows need no more than their names
+//! here.
 
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
-use super::encoder;
+use super::encoder::{ENCODERS, Encoder};
 use super::header::{Header, Metadata};
+use super::rope_factors::RopeFactors;
+use super::{CONFIG, GgufBytes, tokenizer};
 use crate::Result;
 use crate::transformer::Config;
 use crate::transformer::config::unsupported;
 use crate::transformer::settings::{bad_model, shown};
 
 /// A family of models, as GGUF names it.
-pub(super) struct Architecture {
+#[derive(Clone, Copy)]
+pub(super) enum Architecture {
+    Decoder(&'static Decoder),
+    /// Encoders have names and settings of their own.
+    Encoder(&'static Encoder),
+}
+
+/// A family of language models.
+pub(super) struct Decoder {
     /// `general.architecture`, with which the keys of its settings begin.
-    pub(super) name: &'static str,
+    name: &'static str,
     /// What `config.json` calls it.
-    pub(super) model_type: &'static str,
-    /// Whether it is a family of encoders, which have names and settings of their own.
-    pub(super) encoder: bool,
+    model_type: &'static str,
     /// Whether rows of queries and keys stand in the order of llama.cpp's own RoPE.
     interleaved: bool,
     /// Whether `config.json` can say that it has biases.
     says_biases: bool,
+    /// Whether RoPE may leave the end of each head as it is.
+    partial_rotary: bool,
+    /// Whether it has factors for long contexts, and `rope.scaling.attn_factor` with them.
+    longrope: bool,
+    /// Whether `rope.scaling.finetuned` says if heads are rotated at all.
+    finetuned_is_rope: bool,
+    /// Whether control tokens take the white space behind them away, as those of Phi-3's own tokenizer do.
+    strips_behind_control: bool,
+    experts: Experts,
+    window: Window,
     /// Settings that only this one has.
     settings: &'static [(&'static str, &'static str)],
     /// Tensors of a layer that only this one has, or that have another name in it.
     tensors: &'static [(&'static str, &'static str)],
+    /// What llama.cpp knows of the family, and no file says: keys of `config.json` and their values.
+    defaults: fn(&Sizes) -> Vec<(&'static str, Value)>,
+}
+
+/// What experts make of a model.
+enum Experts {
+    None,
+    /// With experts it is a Mixtral, whose layers all have them.
+    Mixtral,
+    /// Some layers have them. Which ones is told by their tensors.
+    PerLayer,
+}
+
+/// What a window on attention makes of a model.
+enum Window {
+    /// It is refused.
+    Refused,
+    /// Nothing: `sliding_window` says all that there is to say.
+    Plain,
+    /// With a window it is a Mistral, unless it is a Mixtral.
+    Mistral,
+    /// Every sixth layer has none, or every so many as the file says.
+    Pattern,
+}
+
+/// Sizes of a model. What a file does not say is 0.
+struct Sizes {
+    hidden: u64,
+    heads: u64,
+    layers: u64,
+    head_dim: u64,
 }
 
 /// What most of them are.
-const PLAIN: Architecture = Architecture {
+const PLAIN: Decoder = Decoder {
     name: "llama",
     model_type: "llama",
-    encoder: false,
     interleaved: false,
     says_biases: true,
+    partial_rotary: false,
+    longrope: false,
+    finetuned_is_rope: false,
+    strips_behind_control: false,
+    experts: Experts::None,
+    window: Window::Refused,
     settings: &[],
     tensors: &[],
+    defaults: |_| Vec::new(),
 };
 
-const ARCHITECTURES: [Architecture; 12] = [
+static DECODERS: [Decoder; 10] = [
     // Mistral's and Mixtral's models are of it too.
-    Architecture { interleaved: true, settings: &EXPERTS, tensors: &MIXTRAL, ..PLAIN },
-    Architecture { name: "qwen2", model_type: "qwen2", says_biases: false, ..PLAIN },
-    Architecture { name: "qwen3", model_type: "qwen3", ..PLAIN },
-    Architecture {
+    Decoder {
+        interleaved: true,
+        experts: Experts::Mixtral,
+        window: Window::Mistral,
+        settings: &EXPERTS,
+        tensors: &MIXTRAL,
+        ..PLAIN
+    },
+    Decoder { name: "qwen2", model_type: "qwen2", says_biases: false, ..PLAIN },
+    Decoder { name: "qwen3", model_type: "qwen3", ..PLAIN },
+    Decoder {
         name: "qwen3moe",
         model_type: "qwen3_moe",
+        experts: Experts::PerLayer,
         settings: &EXPERTS,
         tensors: &[("mlp.gate", "ffn_gate_inp")],
         ..PLAIN
     },
-    Architecture {
+    Decoder {
         name: "gemma2",
         model_type: "gemma2",
+        window: Window::Plain,
         settings: &[SCORE_CAP, LOGIT_CAP],
         tensors: &NORMED_BEHIND,
+        defaults: |sizes| vec![gemma_query_scale(sizes, 46)],
         ..PLAIN
     },
-    Architecture {
+    Decoder {
         name: "gemma3",
         model_type: "gemma3_text",
+        window: Window::Pattern,
         settings: &[LOGIT_CAP, ("rope_local_base_freq", "rope.freq_base_swa")],
         tensors: &NORMED_BEHIND,
+        defaults: |sizes| vec![gemma_query_scale(sizes, 62)],
         ..PLAIN
     },
-    Architecture {
+    Decoder {
         name: "phi3",
         model_type: "phi3",
         says_biases: false,
+        partial_rotary: true,
+        longrope: true,
+        strips_behind_control: true,
+        window: Window::Plain,
         tensors: &[("self_attn.qkv_proj", "attn_qkv"), ("mlp.gate_up_proj", "ffn_up")],
         ..PLAIN
     },
-    Architecture { name: "smollm3", model_type: "smollm3", interleaved: true, ..PLAIN },
-    Architecture { name: "olmo2", model_type: "olmo2", tensors: &NORMED_BEHIND, ..PLAIN },
-    Architecture { name: "granite", model_type: "granite", interleaved: true, settings: &MULTIPLIERS, ..PLAIN },
-    Architecture { name: "bert", model_type: "bert", encoder: true, ..PLAIN },
-    Architecture { name: "nomic-bert", model_type: "nomic_bert", encoder: true, ..PLAIN },
+    Decoder { name: "smollm3", model_type: "smollm3", interleaved: true, ..PLAIN },
+    Decoder { name: "olmo2", model_type: "olmo2", tensors: &NORMED_BEHIND, ..PLAIN },
+    Decoder {
+        name: "granite",
+        model_type: "granite",
+        interleaved: true,
+        finetuned_is_rope: true,
+        settings: &MULTIPLIERS,
+        defaults: |sizes| vec![("attention_multiplier", json!((sizes.per_head().max(1) as f64).powf(-0.5)))],
+        ..PLAIN
+    },
 ];
+
+/// The number by which Gemma scales scores: another one in the largest of a family, of 27 billion parameters, which has so
+/// many layers.
+fn gemma_query_scale(sizes: &Sizes, layers_of_largest: u64) -> (&'static str, Value) {
+    let scale = if sizes.layers == layers_of_largest { sizes.per_head() } else { sizes.head_dim };
+    ("query_pre_attn_scalar", json!(scale))
+}
+
+impl Sizes {
+    fn of(settings: &Map<String, Value>) -> Self {
+        let [hidden, heads, layers, head_dim] = ["hidden_size", "num_attention_heads", "num_hidden_layers", "head_dim"]
+            .map(|key| number(settings, key).unwrap_or(0));
+        Self { hidden, heads, layers, head_dim }
+    }
+
+    /// Numbers of the hidden state for each head, which need not be `head_dim`.
+    fn per_head(&self) -> u64 {
+        self.hidden.checked_div(self.heads).unwrap_or(0)
+    }
+}
+
+/// A setting that is a whole number.
+fn number(settings: &Map<String, Value>, key: &str) -> Option<u64> {
+    settings.get(key).and_then(Value::as_u64)
+}
 
 const SCORE_CAP: (&str, &str) = ("attn_logit_softcapping", "attn_logit_softcapping");
 const LOGIT_CAP: (&str, &str) = ("final_logit_softcapping", "final_logit_softcapping");
@@ -174,20 +276,77 @@ const MAX_COUNT: usize = u32::MAX as usize;
 
 impl Architecture {
     /// The architecture that a file states.
-    pub(super) fn of(metadata: &Metadata<'_>) -> Result<&'static Self> {
+    pub(super) fn of(metadata: &Metadata<'_>) -> Result<Self> {
         let name = metadata.word("general.architecture")?;
-        match ARCHITECTURES.iter().find(|known| known.name == name) {
-            Some(known) => Ok(known),
-            None => unsupported(
-                format!("{}: architecture {}", metadata.file, shown(name)),
-                "llama, qwen2, qwen3, qwen3moe, gemma2, gemma3, phi3, smollm3, olmo2 and granite are, and as encoders \
-                 bert and nomic-bert",
-            ),
+        if let Some(decoder) = DECODERS.iter().find(|known| known.name == name) {
+            return Ok(Self::Decoder(decoder));
+        }
+        if let Some(encoder) = ENCODERS.iter().find(|known| known.name == name) {
+            return Ok(Self::Encoder(encoder));
+        }
+        unsupported(
+            format!("{}: architecture {}", metadata.file, shown(name)),
+            "llama, qwen2, qwen3, qwen3moe, gemma2, gemma3, phi3, smollm3, olmo2 and granite are, and as encoders bert \
+             and nomic-bert",
+        )
+    }
+
+    /// Its name, as `general.architecture` has it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Decoder(decoder) => decoder.name,
+            Self::Encoder(encoder) => encoder.name,
         }
     }
 
+    /// The files of a Hugging Face directory that say the same: `config.json`, and all others of an encoder but its weights.
+    pub(super) fn files(
+        self,
+        metadata: &Metadata<'_>,
+        headers: &[Header<'_>],
+        parts: &[(String, GgufBytes)],
+    ) -> Result<BTreeMap<&'static str, Vec<u8>>> {
+        match self {
+            Self::Decoder(decoder) => {
+                let mut settings = decoder.settings(metadata, headers, RopeFactors::read(headers, parts)?)?;
+                settings.insert("eos_token_id".to_owned(), Value::from(tokenizer::stops(metadata)?));
+                Ok(BTreeMap::from([(CONFIG, serde_json::to_vec(&settings).unwrap_or_default())]))
+            }
+            Self::Encoder(encoder) => encoder.files(metadata, headers),
+        }
+    }
+
+    /// Whether a tensor holds weights, and not what `config.json` says.
+    pub(super) fn is_weight(self, tensor: &str) -> bool {
+        matches!(self, Self::Encoder(_)) || !RopeFactors::are_in(tensor)
+    }
+
+    /// GGUF's name for a tensor of Hugging Face's, and which of several matrices in it. What the tables do not know keeps
+    /// its name.
+    pub(super) fn tensor_name(self, name: &str) -> (String, Option<usize>) {
+        match self {
+            Self::Decoder(decoder) => decoder.tensor_name(name),
+            Self::Encoder(encoder) => (encoder.tensor_name(name), None),
+        }
+    }
+
+    /// What is wrong with `config.json`, with the names that GGUF has for its settings.
+    pub(super) fn reword(self, reason: String) -> String {
+        match self {
+            Self::Decoder(decoder) => decoder.reword(reason),
+            Self::Encoder(encoder) => encoder.reword(reason),
+        }
+    }
+
+    /// Whether control tokens take the white space behind them away.
+    pub(super) fn strips_behind_control(self) -> bool {
+        matches!(self, Self::Decoder(Decoder { strips_behind_control: true, .. }))
+    }
+}
+
+impl Decoder {
     /// The settings of `config.json`.
-    pub(super) fn settings(
+    fn settings(
         &self,
         metadata: &Metadata<'_>,
         headers: &[Header<'_>],
@@ -229,10 +388,12 @@ impl Architecture {
             settings.insert("attention_bias".to_owned(), json!(has("blk.0.attn_q.bias")));
             settings.insert("mlp_bias".to_owned(), json!(has("blk.0.ffn_gate.bias")));
         }
-        self.check_heads(metadata, &mut settings)?;
-        self.check_experts(&has, &mut settings);
-        self.check_window(metadata, &mut settings)?;
-        self.say_what_files_do_not(&mut settings);
+        self.translate_heads(metadata, &mut settings)?;
+        self.translate_experts(&has, &mut settings);
+        self.translate_window(metadata, &mut settings)?;
+        for (key, value) in (self.defaults)(&Sizes::of(&settings)).into_iter().chain([("rope_theta", json!(10_000))]) {
+            settings.entry(key).or_insert(value);
+        }
         if let Some(scaling) = self.rope_scaling(metadata, rope_factors)? {
             settings.insert("rope_scaling".to_owned(), scaling);
         }
@@ -249,21 +410,21 @@ impl Architecture {
 
     /// Whether it is the forward pass's business what this setting is.
     fn knows(&self, name: &str) -> bool {
-        let longrope = self.name == "phi3" && name == "rope.scaling.attn_factor";
+        let longrope = self.longrope && name == "rope.scaling.attn_factor";
         longrope || self.settings.iter().any(|(_, theirs)| *theirs == name)
     }
 
-    /// Keys are as long as values, and all numbers of a head are rotated, but in Phi's.
-    fn check_heads(&self, metadata: &Metadata<'_>, settings: &mut Map<String, Value>) -> Result<()> {
+    /// Keys are as long as values, and all numbers of a head are rotated, unless the family may rotate part of them.
+    fn translate_heads(&self, metadata: &Metadata<'_>, settings: &mut Map<String, Value>) -> Result<()> {
         let whole = |name: &str| metadata.whole(&format!("{}.{name}", self.name), 0..=MAX_COUNT);
-        let number = |key: &str| settings.get(key).and_then(Value::as_u64);
-        let derived = number("hidden_size").zip(number("num_attention_heads")).and_then(|(h, n)| h.checked_div(n));
-        let head_dim = number("head_dim").or(derived).unwrap_or(0);
+        let derived = number(settings, "hidden_size").zip(number(settings, "num_attention_heads"));
+        let derived = derived.and_then(|(hidden, heads)| hidden.checked_div(heads));
+        let head_dim = number(settings, "head_dim").or(derived).unwrap_or(0);
         for name in ["attention.value_length", "rope.dimension_count"] {
             let Some(found) = whole(name)?.map(|found| found as u64).filter(|found| *found != head_dim) else {
                 continue;
             };
-            if self.name == "phi3" && name == "rope.dimension_count" && (1..head_dim).contains(&found) {
+            if self.partial_rotary && name == "rope.dimension_count" && (1..head_dim).contains(&found) {
                 // Half a number more than it is, so that no rounding makes it less.
                 settings.insert("partial_rotary_factor".to_owned(), json!((found as f64 + 0.5) / head_dim as f64));
                 continue;
@@ -274,71 +435,56 @@ impl Architecture {
         Ok(())
     }
 
-    /// Models of the architecture `llama` are Mixtral's if they have experts. Which layers have them is told by their
-    /// tensors.
-    fn check_experts(&self, has: &dyn Fn(&str) -> bool, settings: &mut Map<String, Value>) {
-        let experts = settings.get("num_local_experts").and_then(Value::as_u64).filter(|count| *count > 0);
-        if experts.is_none() {
+    fn translate_experts(&self, has: &dyn Fn(&str) -> bool, settings: &mut Map<String, Value>) {
+        if number(settings, "num_local_experts").unwrap_or(0) == 0 {
             settings.remove("num_local_experts");
-        } else if self.name == "llama" {
-            settings.insert("model_type".to_owned(), json!("mixtral"));
-        } else {
-            let layers = settings.get("num_hidden_layers").and_then(Value::as_u64).unwrap_or(0).min(MAX_LAYERS);
-            let dense = (0..layers).filter(|layer| !has(&format!("blk.{layer}.ffn_gate_inp.weight")));
-            settings.insert("mlp_only_layers".to_owned(), dense.collect());
-            settings.insert("norm_topk_prob".to_owned(), json!(true));
+            return;
+        }
+        match self.experts {
+            Experts::None => {}
+            Experts::Mixtral => {
+                settings.insert("model_type".to_owned(), json!("mixtral"));
+            }
+            Experts::PerLayer => {
+                let layers = number(settings, "num_hidden_layers").unwrap_or(0).min(MAX_LAYERS);
+                let dense = (0..layers).filter(|layer| !has(&format!("blk.{layer}.ffn_gate_inp.weight")));
+                settings.insert("mlp_only_layers".to_owned(), dense.collect());
+                settings.insert("norm_topk_prob".to_owned(), json!(true));
+            }
         }
     }
 
-    /// What llama.cpp knows of a family, and no file says.
-    fn say_what_files_do_not(&self, settings: &mut Map<String, Value>) {
-        let number = |key: &str| settings.get(key).and_then(Value::as_u64);
-        let [hidden, heads, layers, head_dim] =
-            ["hidden_size", "num_attention_heads", "num_hidden_layers", "head_dim"].map(|key| number(key).unwrap_or(0));
-        let per_head = hidden.checked_div(heads).unwrap_or(0);
-        let mut say = |key: &str, value: Value| {
-            settings.entry(key).or_insert(value);
-        };
-        say("rope_theta", json!(10_000));
-        match self.name {
-            // The largest of each, 27 billion parameters, scales scores by another number than the others.
-            "gemma2" if layers == 46 => say("query_pre_attn_scalar", json!(per_head)),
-            "gemma3" if layers == 62 => say("query_pre_attn_scalar", json!(per_head)),
-            "gemma2" | "gemma3" => say("query_pre_attn_scalar", json!(head_dim)),
-            "granite" => say("attention_multiplier", json!((per_head.max(1) as f64).powf(-0.5))),
-            _ => {}
-        }
-    }
-
-    /// Mistral's models are of the architecture `llama`, and have a window.
-    fn check_window(&self, metadata: &Metadata<'_>, settings: &mut Map<String, Value>) -> Result<()> {
-        let window = settings.get("sliding_window").and_then(Value::as_u64).filter(|window| *window > 0);
-        if window.is_none() {
+    fn translate_window(&self, metadata: &Metadata<'_>, settings: &mut Map<String, Value>) -> Result<()> {
+        let key = |name: &str| format!("{}.attention.{name}", self.name);
+        let has_window = number(settings, "sliding_window").unwrap_or(0) > 0;
+        if !has_window {
             settings.remove("sliding_window");
         }
-        match (self.name, window) {
-            ("llama", Some(_)) if settings.get("model_type") == Some(&json!("llama")) => {
+        match self.window {
+            Window::Pattern => {
+                // A pattern of one layer has no window.
+                let every = if has_window {
+                    metadata.whole(&key("sliding_window_pattern"), 1..=MAX_COUNT)?.unwrap_or(6)
+                } else {
+                    1
+                };
+                settings.insert("sliding_window_pattern".to_owned(), json!(every));
+            }
+            Window::Mistral if has_window && settings.get("model_type") == Some(&json!("llama")) => {
                 settings.insert("model_type".to_owned(), json!("mistral"));
             }
-            ("llama" | "gemma2" | "phi3", _) | (_, None) if self.name != "gemma3" => {}
-            ("gemma3", None) => {
-                settings.insert("sliding_window_pattern".to_owned(), json!(1));
-            }
-            ("gemma3", Some(_)) => {
-                let pattern = metadata.whole("gemma3.attention.sliding_window_pattern", 1..=MAX_COUNT)?;
-                settings.insert("sliding_window_pattern".to_owned(), json!(pattern.unwrap_or(6)));
-            }
-            _ => {
-                let what = format!("{}.attention.sliding_window in {}", self.name, metadata.file);
+            Window::Refused if has_window => {
+                let what = format!("{} in {}", key("sliding_window"), metadata.file);
                 return unsupported(what, "one attention span for all layers is");
             }
+            Window::Refused | Window::Plain | Window::Mistral => {}
         }
         Ok(())
     }
 
     fn rope_scaling(&self, metadata: &Metadata<'_>, factors: RopeFactors) -> Result<Option<Value>> {
         let key = |name: &str| format!("{}.rope.scaling.{name}", self.name);
-        if metadata.flag(&key("finetuned"))? == Some(false) && self.name == "granite" {
+        if metadata.flag(&key("finetuned"))? == Some(false) && self.finetuned_is_rope {
             return unsupported(format!("{} false in {}", key("finetuned"), metadata.file), "rotated heads are");
         }
         let factor = metadata.real(&key("factor"))?.filter(|factor| *factor != 0.0 && *factor != 1.0);
@@ -396,12 +542,7 @@ impl Architecture {
         Ok(Some(Value::Object(scaling)))
     }
 
-    /// GGUF's name for a tensor of Hugging Face's, and which of several matrices in it. What the tables do not know keeps
-    /// its name.
-    pub(super) fn tensor_name(&self, name: &str) -> (String, Option<usize>) {
-        if self.encoder {
-            return (encoder::tensor_name(name), None);
-        }
+    fn tensor_name(&self, name: &str) -> (String, Option<usize>) {
         let known = |(stem, kind): (&str, &str)| {
             if let Some((_, theirs)) = MODEL.iter().find(|(ours, _)| *ours == stem) {
                 return Some((format!("{theirs}.{kind}"), None));
@@ -429,26 +570,9 @@ impl Architecture {
         }
     }
 
-    /// What is wrong with `config.json`, with the names that GGUF has for its settings.
-    pub(super) fn reword(&self, reason: String) -> String {
-        if self.encoder {
-            return encoder::reword(self.name, reason);
-        }
+    fn reword(&self, reason: String) -> String {
         let scaling = [("original_max_position_embeddings", "rope.scaling.original_context_length")];
         let names = scaling.iter().chain(&WHOLE).chain(&REAL).chain(self.settings);
         names.fold(reason, |reason, (ours, theirs)| reason.replace(ours, &format!("{}.{theirs}", self.name)))
     }
-
-    /// Whether control tokens take the white space behind them away, as those of Phi-3's own tokenizer do.
-    pub(super) fn strips_behind_control(&self) -> bool {
-        self.name == "phi3"
-    }
-}
-
-/// Factors that frequencies of RoPE are divided by: of all contexts, or of long and short ones.
-#[derive(Default)]
-pub(super) struct RopeFactors {
-    pub(super) all: Option<Vec<f32>>,
-    pub(super) long: Option<Vec<f32>>,
-    pub(super) short: Option<Vec<f32>>,
 }

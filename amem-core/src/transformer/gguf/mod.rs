@@ -6,6 +6,7 @@
 mod architecture;
 mod encoder;
 mod header;
+mod rope_factors;
 #[cfg(test)]
 mod tests;
 mod tokenizer;
@@ -14,11 +15,8 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::OnceLock;
 
-use serde_json::Value;
-
-use self::architecture::{Architecture, RopeFactors};
+use self::architecture::Architecture;
 use self::header::Header;
-use super::config::unsupported;
 use super::settings::bad_model;
 use super::{Config, EncoderConfig, ModelSource, WeightType};
 use crate::{Error, Result};
@@ -40,7 +38,7 @@ const MAX_PARTS: usize = 1 << 10;
 /// [`Encoder`](super::Encoder), `bert` and `nomic-bert` with word pieces.
 pub struct Gguf {
     parts: Vec<(String, GgufBytes)>,
-    architecture: &'static Architecture,
+    architecture: Architecture,
     /// `config.json`, and all others of an encoder, as a directory would have them.
     files: BTreeMap<&'static str, Vec<u8>>,
     tensors: BTreeMap<String, Placed>,
@@ -89,19 +87,12 @@ impl Gguf {
         let Some(first) = headers.first() else { return Err(bad_model("model.gguf", "it has no files")) };
         check_split(&headers)?;
         let architecture = Architecture::of(&first.metadata)?;
-        let files = if architecture.encoder {
-            encoder::files(architecture.name, architecture.model_type, &first.metadata, &headers)?
-        } else {
-            let rope_factors = rope_factors(&headers, &parts)?;
-            let mut settings = architecture.settings(&first.metadata, &headers, rope_factors)?;
-            settings.insert("eos_token_id".to_owned(), Value::from(tokenizer::stops(&first.metadata)?));
-            BTreeMap::from([(CONFIG, serde_json::to_vec(&settings).unwrap_or_default())])
-        };
+        let files = architecture.files(&first.metadata, &headers, &parts)?;
 
         let mut tensors = BTreeMap::new();
         for (part, header) in headers.into_iter().enumerate() {
             for (name, entry) in header.tensors {
-                if !architecture.encoder && [ROPE_FACTORS, LONG_FACTORS, SHORT_FACTORS].contains(&name) {
+                if !architecture.is_weight(name) {
                     continue;
                 }
                 let placed = Placed {
@@ -120,25 +111,28 @@ impl Gguf {
             }
         }
         let mut gguf = Self { parts, architecture, files, tensors };
-        if architecture.encoder {
-            EncoderConfig::parse(&gguf).map_err(|error| gguf.blame(error))?;
-            return Ok(gguf);
-        }
-        let config = Config::parse(&gguf)?;
-        for (name, tensor) in &mut gguf.tensors {
-            tensor.interleaved = architecture.interleaved_heads(name, &config);
+        match architecture {
+            Architecture::Decoder(decoder) => {
+                let config = Config::parse(&gguf)?;
+                for (name, tensor) in &mut gguf.tensors {
+                    tensor.interleaved = decoder.interleaved_heads(name, &config);
+                }
+            }
+            Architecture::Encoder(_) => {
+                EncoderConfig::parse(&gguf).map_err(|error| gguf.blame(error))?;
+            }
         }
         Ok(gguf)
     }
 
     /// The architecture's name, as `general.architecture` has it.
     pub fn architecture(&self) -> &'static str {
-        self.architecture.name
+        self.architecture.name()
     }
 
     /// Whether it is for an [`Encoder`](super::Encoder), and no language model.
     pub fn is_encoder(&self) -> bool {
-        self.architecture.encoder
+        matches!(self.architecture, Architecture::Encoder(_))
     }
 
     /// The name of the file, the first one's if there are several.
@@ -216,32 +210,6 @@ impl std::fmt::Debug for Gguf {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Gguf").field("file", &self.file_name()).field("tensors", &self.tensors.len()).finish()
     }
-}
-
-/// Llama 3's frequencies are those of plain RoPE divided by these.
-const ROPE_FACTORS: &str = "rope_freqs.weight";
-/// Phi's, for long and for short contexts.
-const LONG_FACTORS: &str = "rope_factors_long.weight";
-const SHORT_FACTORS: &str = "rope_factors_short.weight";
-
-fn rope_factors(headers: &[Header<'_>], parts: &[(String, GgufBytes)]) -> Result<RopeFactors> {
-    let read = |name: &str| -> Result<Option<Vec<f32>>> {
-        for (header, (file, bytes)) in headers.iter().zip(parts) {
-            let Some(entry) = header.tensors.get(name) else { continue };
-            if entry.dtype != Some(WeightType::F32) {
-                return unsupported(format!("tensor {name} of {file} in {}", entry.type_name), "F32 is");
-            }
-            let bytes = (**bytes).as_ref().get(entry.place.clone()).unwrap_or_default();
-            let factors: Vec<f32> = bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
-            // JSON, in which they go on, has no other numbers.
-            if factors.iter().any(|factor| !factor.is_finite()) {
-                return Err(bad_model(file, format!("tensor {name} has numbers that are none")));
-            }
-            return Ok(Some(factors));
-        }
-        Ok(None)
-    };
-    Ok(RopeFactors { all: read(ROPE_FACTORS)?, long: read(LONG_FACTORS)?, short: read(SHORT_FACTORS)? })
 }
 
 /// Checks that these are the parts of one model, all of them and in their order.

@@ -3,6 +3,7 @@ use std::sync::LazyLock;
 use proptest::prelude::*;
 use serde_json::json;
 
+use super::rope_factors::{LONG_FACTORS, ROPE_FACTORS};
 use super::*;
 use crate::testing::{GgufWriter, Reference, gguf};
 use crate::transformer::fixtures::{demo, demo_with};
