@@ -18,8 +18,8 @@ use std::ops::Range;
 
 use super::backend::{Backend, BlockTable, Row};
 use super::context::{PagedContext, Phase, Work};
-use super::graph::Graph;
-use super::pass::{Pass, Written};
+use super::loaded_model::LoadedModel;
+use super::pass::{Pass, PassScope, Written};
 use super::pass_cache::PassCache;
 use super::select::{self, Candidate, Selection};
 use crate::{Error, Progress, Result};
@@ -32,20 +32,20 @@ const SHALLOW: usize = 1;
 
 /// Computes some of what these contexts have to compute. One result for each.
 pub(super) fn advance<B: Backend>(
-    graph: &Graph<B>,
+    model: &LoadedModel<B>,
     cache: &mut B::Cache,
     mut members: Vec<Member<'_, B>>,
 ) -> Vec<Result<Progress>> {
     let pending = members.iter_mut().map(|member| member.work.as_mut().map(|work| take(&mut work.pending)));
-    let mut cache = PassCache::new(graph, cache, pending.map(Option::unwrap_or_default));
-    let done = graph.begin_pass().and_then(|scope| {
+    let mut cache = PassCache::new(model, cache, pending.map(Option::unwrap_or_default));
+    let done = PassScope::begin(&model.backend).and_then(|scope| {
         for member in &mut members {
-            member.begin_choosing(graph, &mut cache);
+            member.begin_choosing(model, &mut cache);
         }
         for member in &mut members {
             member.take_slots(&mut cache);
         }
-        pass(graph, &mut cache, &mut members)?;
+        pass(model, &mut cache, &mut members)?;
         let loaded = cache.finish()?;
         scope.end()?;
         members.iter_mut().zip(loaded).for_each(|(member, loaded)| member.computed(loaded));
@@ -99,10 +99,10 @@ impl<'c, B: Backend> Member<'c, B> {
     }
 
     /// Chooses the rows to repair, if that takes no part in the common pass; else says what has to be read for it.
-    fn begin_choosing(&mut self, graph: &Graph<B>, cache: &mut PassCache<'_, B>) {
+    fn begin_choosing(&mut self, model: &LoadedModel<B>, cache: &mut PassCache<'_, B>) {
         let Some(work) = &mut self.work else { return };
         let Phase::Choose { read, .. } = work.phase else { return };
-        match choose_alone(graph, cache, self.context, work, read) {
+        match choose_alone(model, cache, self.context, work, read) {
             Ok(reading) => self.reading = reading,
             Err(error) => self.result = Some(Err(error)),
         }
@@ -187,7 +187,7 @@ impl<'c, B: Backend> Member<'c, B> {
 /// Chooses the rows to repair, if that takes no part in the common pass. Otherwise returns what that pass has to read for it,
 /// beginning with the fresh row `read`.
 fn choose_alone<B: Backend>(
-    graph: &Graph<B>,
+    model: &LoadedModel<B>,
     cache: &mut PassCache<'_, B>,
     context: &mut PagedContext<B>,
     work: &mut Work,
@@ -196,14 +196,14 @@ fn choose_alone<B: Backend>(
     let needs_candidates = !matches!(work.options.repair, crate::Repair::None);
     let candidates = if needs_candidates { context.candidates() } else { Vec::new() };
     let asked = work.question > 0;
-    match select::selection(&work.options.repair, &candidates, asked, graph.layers.len()) {
+    match select::selection(&work.options.repair, &candidates, asked, model.config.layers) {
         Selection::Chosen(slots) => work.repair(slots),
         Selection::Sensitivity { budget } => {
             let weights: Vec<f32> = candidates.iter().map(|candidate| candidate.sensitivity).collect();
             work.repair(select::chosen(&candidates, &weights, budget, context.cached_rows()));
         }
         Selection::Deviation { ratio, check_layer } => {
-            narrow(graph, cache, context, work, &candidates, (ratio, check_layer))?;
+            narrow(model, cache, context, work, &candidates, (ratio, check_layer))?;
         }
         Selection::Attention { budget, layers, by_sensitivity } => {
             let shallow = layers.end <= SHALLOW + 1;
@@ -213,7 +213,7 @@ fn choose_alone<B: Backend>(
             if shallow {
                 return Ok(Some(reading));
             }
-            read_in_own_pass(graph, cache, context, work, reading)?;
+            read_in_own_pass(model, cache, context, work, reading)?;
         }
     }
     Ok(None)
@@ -222,7 +222,7 @@ fn choose_alone<B: Backend>(
 /// Reads attention beyond the layers that can be read on the way, of one run of rows. Runs before it have written their
 /// KV.
 fn read_in_own_pass<B: Backend>(
-    graph: &Graph<B>,
+    model: &LoadedModel<B>,
     cache: &mut PassCache<'_, B>,
     context: &PagedContext<B>,
     work: &mut Work,
@@ -232,8 +232,8 @@ fn read_in_own_pass<B: Backend>(
     let tables: [BlockTable<'_>; 1] = [&table];
     let rows: Vec<Row> = context.rows(0, &work.fresh[reading.rows.clone()]).collect();
     let asked = reading.asked(work)..rows.len();
-    let mut mass = graph.backend.upload(context.len(), &vec![0.0; context.len()])?;
-    let mut written = Pass::start(graph, rows, &tables)?.advance_to(cache, reading.layers.start)?;
+    let mut mass = model.backend.upload(context.len(), &vec![0.0; context.len()])?;
+    let mut written = Pass::start(model, rows, &tables)?.advance_to(cache, reading.layers.start)?;
     loop {
         if !asked.is_empty() {
             written.attention_mass(cache, asked.clone(), &mut mass)?;
@@ -245,7 +245,7 @@ fn read_in_own_pass<B: Backend>(
         written = written.finish(cache)?.advance_to(cache, next)?;
     }
     work.choosing += (reading.rows.len() * reading.layers.end) as u64;
-    if let Some(chosen) = reading.add(&graph.backend, &mass, work, context.cached_rows())? {
+    if let Some(chosen) = reading.add(&model.backend, &mass, work, context.cached_rows())? {
         work.repair(chosen);
     }
     Ok(())
@@ -254,7 +254,7 @@ fn read_in_own_pass<B: Backend>(
 /// CacheBlend: computes all candidates and the fresh rows as far as the check layer, and from there on those whose
 /// keys differ most.
 fn narrow<B: Backend>(
-    graph: &Graph<B>,
+    model: &LoadedModel<B>,
     cache: &mut PassCache<'_, B>,
     context: &mut PagedContext<B>,
     work: &mut Work,
@@ -269,7 +269,7 @@ fn narrow<B: Backend>(
     let table = context.table();
     let tables: [BlockTable<'_>; 1] = [&table];
     let rows: Vec<Row> = context.rows(0, &slots).collect();
-    let pass = Pass::start(graph, rows, &tables)?.advance_to(cache, check_layer - 1)?.finish(cache)?;
+    let pass = Pass::start(model, rows, &tables)?.advance_to(cache, check_layer - 1)?.finish(cache)?;
     debug_assert_eq!(pass.layer(), check_layer);
     let projected = pass.project()?;
     let mut distances = projected.key_distance(cache)?;
@@ -357,11 +357,11 @@ impl Reading {
 }
 
 /// The pass that all share.
-fn pass<B: Backend>(graph: &Graph<B>, cache: &mut PassCache<'_, B>, members: &mut [Member<'_, B>]) -> Result<()> {
+fn pass<B: Backend>(model: &LoadedModel<B>, cache: &mut PassCache<'_, B>, members: &mut [Member<'_, B>]) -> Result<()> {
     let read_tables: Vec<Vec<u32>> = members.iter().map(|member| member.context.table()).collect();
     let read_tables: Vec<BlockTable<'_>> = read_tables.iter().map(Vec::as_slice).collect();
-    let stop = SHALLOW.min(graph.layers.len() - 1);
-    let read = read_on_the_way(graph, cache, members, &read_tables, stop)?;
+    let stop = SHALLOW.min(model.config.layers - 1);
+    let read = read_on_the_way(model, cache, members, &read_tables, stop)?;
 
     let tables: Vec<Vec<u32>> = members.iter().map(|member| member.context.table()).collect();
     let tables: Vec<BlockTable<'_>> = tables.iter().map(Vec::as_slice).collect();
@@ -383,9 +383,9 @@ fn pass<B: Backend>(graph: &Graph<B>, cache: &mut PassCache<'_, B>, members: &mu
     let computed = match (rows.is_empty(), read.filter(|_| !kept.is_empty())) {
         (true, None) => None,
         (true, Some(read)) => Some(read.keep(&kept)?),
-        (false, None) => Some(Pass::start(graph, rows, &tables)?.advance_to(cache, 0)?),
+        (false, None) => Some(Pass::start(model, rows, &tables)?.advance_to(cache, 0)?),
         (false, Some(read)) => {
-            let repaired = Pass::start(graph, rows, &tables)?.advance_to(cache, stop)?;
+            let repaired = Pass::start(model, rows, &tables)?.advance_to(cache, stop)?;
             Some(repaired.concat(read.keep(&kept)?)?)
         }
     };
@@ -417,7 +417,7 @@ fn wanted<B: Backend>(members: &[Member<'_, B>], slots: &[(usize, u32)]) -> Vec<
 /// Sends the rows that are to be read as far as `stop`, and lets their contexts choose. Returns the rows, if there are
 /// any, after the second step of that layer.
 fn read_on_the_way<'a, B: Backend>(
-    graph: &'a Graph<B>,
+    model: &'a LoadedModel<B>,
     cache: &mut PassCache<'_, B>,
     members: &mut [Member<'_, B>],
     tables: &'a [BlockTable<'a>],
@@ -437,9 +437,9 @@ fn read_on_the_way<'a, B: Backend>(
     let mut masses = Vec::new();
     for member in members.iter().filter(|member| member.reading.is_some()) {
         let len = member.context.len();
-        masses.push(graph.backend.upload(len, &vec![0.0; len])?);
+        masses.push(model.backend.upload(len, &vec![0.0; len])?);
     }
-    let mut written = Pass::start(graph, rows, tables)?.advance_to(cache, 0)?;
+    let mut written = Pass::start(model, rows, tables)?.advance_to(cache, 0)?;
     loop {
         let readings = members.iter().filter_map(|member| Some((member.reading.as_ref()?, member.work.as_ref()?)));
         for ((reading, work), mass) in readings.zip(&mut masses) {
@@ -456,7 +456,7 @@ fn read_on_the_way<'a, B: Backend>(
     }
     let readers = members.iter_mut().filter(|member| member.reading.is_some());
     for (member, mass) in readers.zip(masses) {
-        member.add_attention(&graph.backend, cache, &mass, stop + 1)?;
+        member.add_attention(&model.backend, cache, &mass, stop + 1)?;
     }
     Ok(Some(written))
 }

@@ -13,7 +13,7 @@
 
 use std::ops::Range;
 
-use super::graph::{Activation, AttentionWeights, ExpertWeights, LayerNorm, MlpWeights};
+use super::device_weights::{Activation, AttentionWeights, ExpertWeights, LayerNorm, MlpWeights};
 use super::rope::Rope;
 use super::select;
 use super::weights::WeightTensor;
@@ -390,7 +390,7 @@ pub trait Backend: Send + Sync + Sized + 'static {
 
     /// A layer's queries, keys and values of normed rows `[rows][hidden]`.
     fn qkv(&self, x: &Self::Tensor, w: &AttentionWeights<Self>, plan: &Self::Plan) -> Result<Qkv<Self::Tensor>> {
-        let project = |linear: &super::graph::Linear<Self>, norm: Option<&Self::Vector>| {
+        let project = |linear: &super::device_weights::Linear<Self>, norm: Option<&Self::Vector>| {
             let y = self.linear(x, &linear.weight, linear.bias.as_ref())?;
             norm.map_or(Ok(None), |norm| self.rms_norm(&y, norm, w.norm_eps).map(Some))
                 .map(|normed| normed.unwrap_or(y))

@@ -5,10 +5,10 @@
 //! family has which is said here; for GGUF files also in `gguf/architecture.rs`. What the graph cannot express is refused
 //! with its reason, rather than computed wrongly.
 
-use super::graph::Activation;
+use super::device_weights::Activation;
 use super::rope::RopeSpec;
 use super::settings::{Settings, bad_model, shown};
-use super::{ModelSource, Rope};
+use super::{Attention, ModelSource, Rope};
 use crate::{Error, KvShape, Result, Token};
 
 const FILE: &str = "config.json";
@@ -149,7 +149,7 @@ pub struct Config {
     pub(super) kind_of: Vec<usize>,
     /// What the products of queries and keys are multiplied by.
     pub(super) attention_scale: f32,
-    /// The cap of scores. See [`Attention::soft_cap`](super::Attention::soft_cap).
+    /// The cap of scores. See [`Attention::soft_cap`].
     pub(super) attention_soft_cap: Option<f32>,
     /// What the embedding of a token is multiplied by.
     pub(super) embedding_scale: f32,
@@ -315,6 +315,11 @@ impl Config {
     /// How queries and keys are rotated in a layer.
     pub fn rope(&self, layer: usize) -> Option<&Rope> {
         self.kind_of.get(layer).and_then(|kind| self.kinds.get(*kind)).map(|kind| &kind.rope)
+    }
+
+    /// How a layer attends.
+    pub(super) fn attention(&self, layer: usize) -> Attention {
+        Attention::new(layer, self.head_dim).scale(self.attention_scale).soft_cap(self.attention_soft_cap)
     }
 
     /// The shape of this model's KV.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::backend::{Backend, Row, Span};
-use super::graph::Graph;
+use super::loaded_model::LoadedModel;
 use super::paged::{BlockCopy, ContextBlocks};
 use super::pass_cache::{PassCache, PendingKv};
 use super::select::{self, Candidate};
@@ -11,7 +11,7 @@ use crate::{AppendOptions, Context, Error, KvChunk, ModelInfo, Piece, PrefixId, 
 
 /// A [`Context`] of a [`Transformer`](super::Transformer).
 pub(super) struct PagedContext<B: Backend> {
-    pub(super) graph: Arc<Graph<B>>,
+    pub(super) model: Arc<LoadedModel<B>>,
     info: Arc<ModelInfo>,
     table: ContextBlocks,
     tokens: Arc<Vec<Token>>,
@@ -63,10 +63,10 @@ pub(super) enum Phase {
 }
 
 impl<B: Backend> PagedContext<B> {
-    pub(super) fn new(graph: Arc<Graph<B>>, info: Arc<ModelInfo>, tokens: usize) -> Result<Self> {
+    pub(super) fn new(model: Arc<LoadedModel<B>>, info: Arc<ModelInfo>, tokens: usize) -> Result<Self> {
         let mut context = Self {
-            table: ContextBlocks::new(Arc::clone(&graph.pool)),
-            graph,
+            table: ContextBlocks::new(Arc::clone(&model.kv.pool)),
+            model,
             info,
             tokens: Arc::default(),
             rows: Arc::default(),
@@ -128,9 +128,9 @@ impl<B: Backend> PagedContext<B> {
     /// Takes slots for pieces. Returns what is to be loaded into those of cached ones.
     fn place(&mut self, pieces: &[Piece], tokens: usize) -> Result<PendingKv> {
         let before = self.tokens.len();
-        let graph = Arc::clone(&self.graph);
-        let mut cache = graph.cache();
-        let copy = |copy: BlockCopy| graph.backend.copy_block(&mut cache, copy.from, copy.to);
+        let model = Arc::clone(&self.model);
+        let mut cache = model.kv.lock();
+        let copy = |copy: BlockCopy| model.backend.copy_block(&mut cache, copy.from, copy.to);
         self.table.write(before, tokens, before as u32..tokens as u32, copy)?;
         let mut slot = before as u32;
         let mut pending = PendingKv::default();
@@ -153,7 +153,7 @@ impl<B: Backend> PagedContext<B> {
             self.exact == self.tokens.len() && chunk.model().is_some() && chunk.prefix() == PrefixId::of(&self.tokens);
         Arc::make_mut(&mut self.tokens).extend_from_slice(chunk.tokens());
         let (rows, len) = (Arc::make_mut(&mut self.rows), self.tokens.len());
-        if at_home && chunk.encoding().is_exact_for(self.graph.dtype) {
+        if at_home && chunk.encoding().is_exact_for(self.model.kv.dtype) {
             rows.resize(len, RowState::UpToDate);
             self.exact = len;
             return;
@@ -215,7 +215,7 @@ impl<B: Backend> PagedContext<B> {
     /// Makes the blocks of these slots its own, so that they can be written.
     pub(super) fn make_writable(&mut self, cache: &mut PassCache<'_, B>, slots: &[u32]) -> Result<()> {
         let len = self.tokens.len();
-        let copy = |copy: BlockCopy| self.graph.backend.copy_block(cache.blocks(), copy.from, copy.to);
+        let copy = |copy: BlockCopy| self.model.backend.copy_block(cache.blocks(), copy.from, copy.to);
         self.table.write(len, len, slots.iter().copied(), copy)
     }
 
@@ -347,7 +347,7 @@ impl<B: Backend> Context for PagedContext<B> {
     fn fork(&mut self) -> Result<Box<dyn Context>> {
         self.check_ready()?;
         Ok(Box::new(Self {
-            graph: Arc::clone(&self.graph),
+            model: Arc::clone(&self.model),
             info: Arc::clone(&self.info),
             table: self.table.fork(),
             tokens: Arc::clone(&self.tokens),

@@ -4,7 +4,7 @@
 //! experts it chose, and in which order, not on who else chose them.
 
 use super::backend::Backend;
-use super::graph::ExpertWeights;
+use super::device_weights::ExpertWeights;
 use crate::{Error, Result};
 
 impl<B: Backend> ExpertWeights<B> {

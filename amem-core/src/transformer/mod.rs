@@ -4,12 +4,14 @@ mod advance;
 mod backend;
 mod config;
 mod context;
+mod device_weights;
 mod encoder;
 mod experts;
 #[cfg(test)]
 mod fixtures;
 mod gguf;
-mod graph;
+mod kv_cache;
+mod loaded_model;
 mod paged;
 mod pass;
 mod pass_cache;
@@ -30,9 +32,9 @@ use std::thread::{Scope, ScopedJoinHandle};
 
 pub use backend::{Attention, Backend, BlockTable, Numerics, Placement, Qkv, Row, Span};
 pub use config::{Config, Family};
+pub use device_weights::{Activation, AttentionWeights, ExpertWeights, LayerNorm, Linear, MlpWeights};
 pub use encoder::{Encoded, Encoder, EncoderConfig, EncoderFamily, EncoderOptions, Pooling, Purpose};
 pub use gguf::{Gguf, GgufBytes};
-pub use graph::{Activation, AttentionWeights, ExpertWeights, LayerNorm, Linear, MlpWeights};
 pub use rope::Rope;
 pub use source::ModelSource;
 pub use text::HfChat;
@@ -46,7 +48,9 @@ use crate::{
 };
 use advance::Member;
 use context::PagedContext;
-use graph::{Graph, Uploaded};
+use device_weights::DeviceWeights;
+use kv_cache::KvCache;
+use loaded_model::LoadedModel;
 
 /// How a model is loaded.
 #[derive(Clone, Debug)]
@@ -99,7 +103,7 @@ impl Options {
 
 /// A model of one of the [families](Family) on a [`Backend`].
 pub struct Transformer<B: Backend> {
-    graph: Arc<Graph<B>>,
+    model: Arc<LoadedModel<B>>,
     info: Arc<ModelInfo>,
     chat: Box<dyn Chat>,
     sampling: Sampling,
@@ -166,17 +170,22 @@ impl<B: Backend> Transformer<B> {
         let weights = Weights::open(source, config)?;
         let (numerics, dtype) = (backend.numerics(), options.kv);
         let context = options.context.unwrap_or(config.context).min(config.context);
-        let (chat, fingerprint, uploaded) = std::thread::scope(|scope| {
+        let upload = || {
+            backend.check_attention(&config.attention(0))?;
+            let weights = DeviceWeights::load(&backend, config, &weights)?;
+            Ok((weights, KvCache::new(&backend, config.kv_shape(), dtype, context, options.kv_cache_bytes)?))
+        };
+        let (chat, fingerprint, (weights, kv)) = std::thread::scope(|scope| {
             let chat = beside(scope, chat)?;
             let fingerprint = beside(scope, || Ok(backend.run(|| weights.fingerprint(config, &numerics.name, dtype))))?;
-            let uploaded = Uploaded::load(&backend, config, &weights, dtype, context, options.kv_cache_bytes);
+            let uploaded = upload();
             Ok::<_, Error>((joined(chat)?, joined(fingerprint)?, uploaded?))
         })?;
-        let graph = Graph::new(backend, config, dtype, uploaded);
+        let model = LoadedModel { backend, config: config.clone(), weights, kv };
         let (chat, sampling) = chat;
-        let info = ModelInfo::new(options.name, fingerprint, graph.shape, context, config.vocabulary);
+        let info = ModelInfo::new(options.name, fingerprint, model.kv.shape, context, config.vocabulary);
         let info = ModelInfo { exactness: numerics.exactness, dtype, ..info };
-        Ok(Self { graph: Arc::new(graph), info: Arc::new(info), chat, sampling, prefixes: Mutex::default() })
+        Ok(Self { model: Arc::new(model), info: Arc::new(info), chat, sampling, prefixes: Mutex::default() })
     }
 
     /// The logits after each token of a text, `[tokens][vocabulary]`: for evaluation and teacher forcing.
@@ -211,7 +220,7 @@ impl<B: Backend> Model for Transformer<B> {
     }
 
     fn open(&self, tokens: usize) -> Result<Box<dyn Context>> {
-        Ok(Box::new(PagedContext::new(Arc::clone(&self.graph), Arc::clone(&self.info), tokens)?))
+        Ok(Box::new(PagedContext::new(Arc::clone(&self.model), Arc::clone(&self.info), tokens)?))
     }
 
     fn advance(&self, steps: &mut [Step<'_>]) -> Vec<Result<Progress>> {
@@ -220,7 +229,7 @@ impl<B: Backend> Model for Transformer<B> {
         for (index, step) in steps.iter_mut().enumerate() {
             let context: &mut dyn Any = &mut *step.context;
             match context.downcast_mut::<PagedContext<B>>() {
-                Some(context) if Arc::ptr_eq(&context.graph, &self.graph) => {
+                Some(context) if Arc::ptr_eq(&context.model, &self.model) => {
                     members.push(Member::new(context, step.max_rows));
                     at.push(index);
                 }
@@ -235,9 +244,9 @@ impl<B: Backend> Model for Transformer<B> {
         } else {
             // Locked here and not on a thread of the backend: one that waits for others in a pass may be given this pass to
             // run meanwhile, and would wait for itself.
-            let mut locked = self.graph.cache();
-            let (graph, cache) = (&*self.graph, &mut *locked);
-            graph.backend.run(move || advance::advance(graph, cache, members))
+            let mut locked = self.model.kv.lock();
+            let (model, cache) = (&*self.model, &mut *locked);
+            model.backend.run(move || advance::advance(model, cache, members))
         };
         for (index, result) in at.into_iter().zip(advanced) {
             results[index] = Some(result);

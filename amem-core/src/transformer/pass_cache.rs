@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::backend::{Backend, Placement};
-use super::graph::Graph;
+use super::loaded_model::LoadedModel;
 use crate::{Encoding, Error, KvChunk, KvData, Result};
 
 /// Parts in which the layers of chunks are loaded that have to be read. With more of them less is waited for before the first
@@ -27,7 +27,7 @@ pub(super) struct PendingKv {
 
 /// The KV cache during passes, and what comes into it on the way.
 pub(super) struct PassCache<'p, B: Backend> {
-    graph: &'p Graph<B>,
+    model: &'p LoadedModel<B>,
     cache: &'p mut B::Cache,
     /// One for each context.
     loads: Vec<Load>,
@@ -54,13 +54,13 @@ impl Load {
 
     /// Has all layers before this one in the cache. Where a chunk is damaged, there are zeros for the rest of the pass: other
     /// contexts' rows are in it too, and what comes of these is dropped.
-    fn load_before<B: Backend>(&mut self, layer: usize, graph: &Graph<B>, cache: &mut B::Cache) -> Result<()> {
+    fn load_before<B: Backend>(&mut self, layer: usize, model: &LoadedModel<B>, cache: &mut B::Cache) -> Result<()> {
         let Self { pending: PendingKv { chunks, table }, loaded, part, failure } = self;
         while *loaded < layer && !chunks.is_empty() {
-            let layers = *loaded..(*loaded + *part).min(graph.layers.len());
+            let layers = *loaded..(*loaded + *part).min(model.config.layers);
             let placements: Vec<Placement<'_>> =
                 chunks.iter().map(|(chunk, slot)| Placement { chunk, table, slot: *slot, position: *slot }).collect();
-            match graph.load_kv(cache, layers.clone(), &placements) {
+            match model.load_kv(cache, layers.clone(), &placements) {
                 Ok(()) => *loaded = layers.end,
                 Err(error @ Error::DamagedKv { .. }) if failure.is_none() => {
                     *failure = Some(error);
@@ -104,13 +104,13 @@ impl KvData for Zeros {
 impl<'p, B: Backend> PassCache<'p, B> {
     /// A cache into which this comes, for each context.
     pub(super) fn new(
-        graph: &'p Graph<B>,
+        model: &'p LoadedModel<B>,
         cache: &'p mut B::Cache,
         pending: impl IntoIterator<Item = PendingKv>,
     ) -> Self {
-        let layers = graph.layers.len();
+        let layers = model.config.layers;
         let loads = pending.into_iter().map(|pending| Load::new(pending, layers)).collect();
-        Self { graph, cache, loads, has_failed: false }
+        Self { model, cache, loads, has_failed: false }
     }
 
     /// The cache, with all that is stored in this layer and those before it. Of a context with a damaged chunk there are
@@ -133,7 +133,7 @@ impl<'p, B: Backend> PassCache<'p, B> {
     /// # Errors
     /// When the backend fails: then the pass has.
     pub(super) fn finish(mut self) -> Result<Vec<Result<()>>> {
-        self.load_before(self.graph.layers.len())?;
+        self.load_before(self.model.config.layers)?;
         Ok(self.loads.into_iter().map(|load| load.failure.map_or(Ok(()), Err)).collect())
     }
 
@@ -142,7 +142,7 @@ impl<'p, B: Backend> PassCache<'p, B> {
         if self.has_failed {
             return Err(Error::Model("stored KV could not be loaded in this pass".into()));
         }
-        let loaded = self.loads.iter_mut().try_for_each(|load| load.load_before(layer, self.graph, self.cache));
+        let loaded = self.loads.iter_mut().try_for_each(|load| load.load_before(layer, self.model, self.cache));
         self.has_failed = loaded.is_err();
         loaded
     }

@@ -7,8 +7,8 @@ use std::sync::{Arc, PoisonError};
 use super::Transformer;
 use super::backend::{Backend, BlockTable, Placement, Row, Span};
 use super::context::check_tokens;
-use super::graph::Graph;
-use super::pass::Pass;
+use super::loaded_model::LoadedModel;
+use super::pass::{Pass, PassScope};
 use super::pass_cache::PassCache;
 use crate::model::STEP_ROWS;
 use crate::{ChunkId, Dtype, Encoding, Error, HostKv, KvChunk, PrefillText, PrefixId, Result, Token, Usage};
@@ -51,7 +51,7 @@ impl<B: Backend> Transformer<B> {
         let prefix = self.prefix(prefix)?;
         let behind: Vec<&KvChunk> = prefix.chunk.iter().collect();
         let compute = || self.prefill_chunks(&behind, PrefixId::of(&prefix.tokens), texts, measure.then_some(&*prefix));
-        let chunks = self.graph.backend.run(compute)?;
+        let chunks = self.model.backend.run(compute)?;
         let tokens: usize = texts.iter().map(|text| text.tokens.len()).sum();
         let work = tokens * self.info.shape.layers * if measure { 2 } else { 1 };
         Ok((chunks, Usage { prefilled: tokens, work_prefilling: work as u64, ..Usage::default() }))
@@ -84,7 +84,7 @@ impl<B: Backend> Transformer<B> {
         let notes = DISTRACTORS.iter().map(|text| Ok(layout.memory(&self.chat.encode(text)?)));
         let notes = notes.collect::<Result<Vec<_>>>()?;
         let behind: Vec<&KvChunk> = chunk.iter().collect();
-        let scales = forward(&self.graph, &behind, &notes)?.scales()?;
+        let scales = forward(&self.model, &behind, &notes)?.scales()?;
         let named: Vec<PrefillText> = notes.iter().map(|note| text(tokens, Arc::clone(note))).collect();
         let distractors = self.prefill_chunks(&behind, PrefixId::of(tokens), &named, None)?;
         Ok(Prefix { tokens: tokens.to_vec(), chunk, distractors, scales })
@@ -102,12 +102,12 @@ impl<B: Backend> Transformer<B> {
         let tokens: Vec<Arc<[Token]>> = texts.iter().map(|text| Arc::clone(&text.tokens)).collect();
         let mut ids = texts.iter().map(|text| text.id);
         for texts in batches(&tokens) {
-            let computed = forward(&self.graph, behind, texts)?;
+            let computed = forward(&self.model, behind, texts)?;
             let sensitivity = match measured {
                 None => None,
                 Some(prefix) => {
                     let further: Vec<&KvChunk> = behind.iter().copied().chain(&prefix.distractors).collect();
-                    let moved = forward(&self.graph, &further, texts)?;
+                    let moved = forward(&self.model, &further, texts)?;
                     Some(computed.distances(&moved, &prefix.scales)?)
                 }
             };
@@ -120,7 +120,7 @@ impl<B: Backend> Transformer<B> {
                     rows
                 })
                 .collect();
-            let all_kv = computed.chunks(self.graph.dtype, &runs)?;
+            let all_kv = computed.chunks(self.model.kv.dtype, &runs)?;
             for (((text, id), rows), kv) in texts.iter().zip(&mut ids).zip(runs).zip(all_kv) {
                 let chunk = self.chunk(id, prefix, text, kv)?;
                 chunks.push(match &sensitivity {
@@ -133,7 +133,7 @@ impl<B: Backend> Transformer<B> {
     }
 
     fn chunk(&self, id: ChunkId, prefix: PrefixId, tokens: &Arc<[Token]>, kv: Vec<u8>) -> Result<KvChunk> {
-        let data = HostKv::new(Encoding::Plain(self.graph.dtype), self.info.shape.layers, kv);
+        let data = HostKv::new(Encoding::Plain(self.model.kv.dtype), self.info.shape.layers, kv);
         let chunk = KvChunk::new(id, prefix, self.info.shape, Arc::clone(tokens), Arc::new(data))?;
         Ok(chunk.with_model(self.info.fingerprint))
     }
@@ -171,15 +171,15 @@ struct Computed<'g, B: Backend> {
 /// Computes texts side by side: each sees the chunks of `behind` and itself. A text that is longer than a run is computed
 /// in several passes, so that activations stay small.
 fn forward<'g, B: Backend>(
-    graph: &'g Graph<B>,
+    model: &'g LoadedModel<B>,
     behind: &[&KvChunk],
     texts: &[Arc<[Token]>],
 ) -> Result<Computed<'g, B>> {
     let start: usize = behind.iter().map(|chunk| chunk.tokens().len()).sum();
     let slots = start + texts.iter().map(|text| text.len()).sum::<usize>();
     // A cache of its own: nothing of it outlives this call, so no context has to make room for it.
-    let blocks = slots.div_ceil(graph.backend.block_tokens().max(1));
-    let mut scratch = graph.scratch(blocks)?;
+    let blocks = slots.div_ceil(model.kv.block_tokens);
+    let mut scratch = model.kv.scratch(&model.backend, blocks)?;
     let cache = &mut scratch.cache;
     let table: Vec<u32> = (0..blocks as u32).collect();
     let mut placements = Vec::new();
@@ -191,16 +191,16 @@ fn forward<'g, B: Backend>(
     let tables: [BlockTable<'_>; 1] = [&table];
     let mut computed: Vec<[B::Tensor; 2]> = Vec::new();
     {
-        let scope = graph.begin_pass()?;
-        graph.load_kv(cache, 0..graph.layers.len(), &placements)?;
+        let scope = PassScope::begin(&model.backend)?;
+        model.load_kv(cache, 0..model.config.layers, &placements)?;
         scope.end()?;
     }
-    let cache = &mut PassCache::new(graph, cache, []);
+    let cache = &mut PassCache::new(model, cache, []);
     for run in rows(start as u32, texts).chunks(STEP_ROWS) {
-        let scope = graph.begin_pass()?;
+        let scope = PassScope::begin(&model.backend)?;
         let mut layers = Vec::new();
-        let mut pass = Pass::start(graph, run.to_vec(), &tables)?;
-        while pass.layer() + 1 < graph.layers.len() {
+        let mut pass = Pass::start(model, run.to_vec(), &tables)?;
+        while pass.layer() + 1 < model.config.layers {
             let (written, kv) = pass.project()?.write_and_keep(cache)?;
             layers.push(kv);
             pass = written.finish(cache)?;
@@ -210,13 +210,13 @@ fn forward<'g, B: Backend>(
             computed = layers;
         } else {
             for (whole, kv) in computed.iter_mut().flatten().zip(layers.into_iter().flatten()) {
-                graph.backend.concat(whole, &kv)?;
+                model.backend.concat(whole, &kv)?;
             }
         }
         scope.end()?;
     }
-    scratch.keep();
-    Ok(Computed { backend: &graph.backend, layers: computed, rows: slots - start, width: graph.shape.row() })
+    model.kv.keep(scratch);
+    Ok(Computed { backend: &model.backend, layers: computed, rows: slots - start, width: model.kv.shape.row() })
 }
 
 /// The rows of texts that stand side by side behind a beginning of `start` tokens.

@@ -5,7 +5,8 @@ use std::sync::{Mutex, PoisonError};
 
 use super::{EncoderConfig, EncoderFamily, Pooling};
 use crate::transformer::backend::{Attention, Backend, BlockTable, Qkv, Row, Span};
-use crate::transformer::graph::{Activation, AttentionWeights, LayerNorm, Linear, MlpWeights, PassScope};
+use crate::transformer::device_weights::{Activation, AttentionWeights, LayerNorm, Linear, MlpWeights};
+use crate::transformer::pass::PassScope;
 use crate::transformer::tensors::Tensors;
 use crate::transformer::{WeightRole, WeightTensor};
 use crate::{Dtype, Error, Result, Token};

@@ -1,15 +1,9 @@
-//! A model's weights on a backend, and how they hang together.
+//! A model's weights as a backend holds them, and how they get there.
 
-use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-use super::backend::{Attention, Backend, BlockTable, Placement, Row};
-use super::config::{Config, LayerKind};
-use super::paged::BlockPool;
-use super::rope::Rope;
+use super::backend::Backend;
+use super::config::Config;
 use super::weights::{WeightFeedForward, WeightLayer, WeightMlp, WeightTensor, Weights};
-use crate::model::STEP_ROWS;
-use crate::{Dtype, KvShape, Result};
+use crate::Result;
 
 /// A product with a weight matrix.
 pub struct Linear<B: Backend> {
@@ -113,7 +107,7 @@ pub(super) enum FeedForward<B: Backend> {
 
 /// One transformer layer.
 pub(super) struct Layer<B: Backend> {
-    /// Its kind: an index into the graph's.
+    /// Its kind: an index into [`Config::kinds`].
     pub(super) kind: usize,
     /// Norm of what attention takes.
     pub(super) attention_norm: Option<B::Vector>,
@@ -127,108 +121,18 @@ pub(super) struct Layer<B: Backend> {
     pub(super) mlp_output_norm: Option<B::Vector>,
 }
 
-/// A model on a backend: its weights and its KV cache.
-pub(super) struct Graph<B: Backend> {
-    pub(super) backend: B,
-    pub(super) shape: KvShape,
-    /// The number type of the KV cache.
-    pub(super) dtype: Dtype,
-    /// The kinds of layers: how they rotate, and how far a row sees back in them.
-    pub(super) kinds: Vec<LayerKind>,
-    /// How the first layer attends; the others do alike.
-    pub(super) attention: Attention,
-    pub(super) norm_eps: f32,
-    /// What the embedding of a token is multiplied by.
-    pub(super) embedding_scale: f32,
-    /// What attention and feed-forward blocks give is multiplied by.
-    pub(super) residual_scale: f32,
-    /// What logits are multiplied by.
-    pub(super) logit_scale: f32,
-    pub(super) logit_soft_cap: Option<f32>,
+/// All weights of a model.
+pub(super) struct DeviceWeights<B: Backend> {
     pub(super) embedding: B::Matrix,
     pub(super) layers: Vec<Layer<B>>,
     pub(super) final_norm: B::Vector,
     /// `None` where the embedding serves as the output matrix too.
     pub(super) lm_head: Option<B::Matrix>,
-    /// The KV of all contexts. One pass writes at a time.
-    cache: Mutex<B::Cache>,
-    /// The last prefill's KV cache and its number of blocks, kept for the next one.
-    scratch: Mutex<Option<(usize, B::Cache)>>,
-    pub(super) pool: Arc<BlockPool>,
 }
 
-/// A pass that has begun.
-pub(super) struct PassScope<'g, B: Backend>(Option<&'g B>);
-
-impl<'g, B: Backend> PassScope<'g, B> {
-    /// Begins a pass. It ends with [`end`](Self::end), and also when what is returned is dropped.
-    pub(super) fn begin(backend: &'g B) -> Result<Self> {
-        let scope = Self(Some(backend));
-        backend.begin_pass()?;
-        Ok(scope)
-    }
-
-    /// Ends the pass. Until it has ended nobody knows whether what it wrote is there.
-    pub(super) fn end(mut self) -> Result<()> {
-        self.0.take().map_or(Ok(()), B::end_pass)
-    }
-}
-
-impl<B: Backend> Drop for PassScope<'_, B> {
-    fn drop(&mut self) {
-        // The pass has failed before, which its caller is told.
-        if let Some(Err(error)) = self.0.map(B::end_pass) {
-            log::warn!("a failed pass does not end: {error}");
-        }
-    }
-}
-
-/// A KV cache for one call.
-pub(super) struct Scratch<'g, B: Backend> {
-    graph: &'g Graph<B>,
-    blocks: usize,
-    pub(super) cache: B::Cache,
-}
-
-/// Slots of a scratch cache that is kept for the next call: room for a batch of memories and what they are computed
-/// behind.
-const KEPT_SCRATCH: usize = 2 * STEP_ROWS;
-
-impl<B: Backend> Scratch<'_, B> {
-    /// Keeps the cache for the next call, unless it is a large one.
-    pub(super) fn keep(self) {
-        let Self { graph, blocks, cache } = self;
-        if blocks * graph.backend.block_tokens() <= KEPT_SCRATCH {
-            *graph.scratch.lock().unwrap_or_else(PoisonError::into_inner) = Some((blocks, cache));
-        }
-    }
-}
-
-/// A model's weights on a backend, and room for its KV.
-pub(super) struct Uploaded<B: Backend> {
-    attention: Attention,
-    embedding: B::Matrix,
-    lm_head: Option<B::Matrix>,
-    layers: Vec<Layer<B>>,
-    final_norm: B::Vector,
-    cache: B::Cache,
-    /// Of the cache.
-    blocks: usize,
-}
-
-impl<B: Backend> Uploaded<B> {
-    /// Uploads the weights and makes a KV cache of at most `cache_bytes`, or of one full context if that is more.
-    pub(super) fn load(
-        backend: &B,
-        config: &Config,
-        weights: &Weights<'_>,
-        dtype: Dtype,
-        context: usize,
-        cache_bytes: u64,
-    ) -> Result<Self> {
-        let attention =
-            Attention::new(0, config.head_dim).scale(config.attention_scale).soft_cap(config.attention_soft_cap);
-        backend.check_attention(&attention)?;
+impl<B: Backend> DeviceWeights<B> {
+    /// Uploads the weights.
+    pub(super) fn load(backend: &B, config: &Config, weights: &Weights<'_>) -> Result<Self> {
         let loader = Loader { backend, config, weights };
         // A matrix lies in memory twice while it is packed: once as in its file. The largest go first, when nothing else is
         // there.
@@ -237,97 +141,7 @@ impl<B: Backend> Uploaded<B> {
         let layers = weights.layers.iter().enumerate();
         let layers = layers.map(|(index, layer)| loader.layer(index, layer)).collect::<Result<_>>()?;
         let final_norm = loader.norm(&weights.norm)?;
-        let shape = config.kv_shape();
-        let block_tokens = backend.block_tokens().max(1);
-        let fit = cache_bytes / block_bytes(&shape, dtype, block_tokens).max(1);
-        // One more than a context has: a fork of another one writes to a copy of the block in which that one ends.
-        let blocks = fit.max(context.div_ceil(block_tokens) as u64 + 1).min(1 << 31) as usize;
-        let cache = backend.cache(&shape, dtype, blocks)?;
-        Ok(Self { attention, embedding, lm_head, layers, final_norm, cache, blocks })
-    }
-}
-
-/// Bytes of a block of the KV cache.
-fn block_bytes(shape: &KvShape, dtype: Dtype, block_tokens: usize) -> u64 {
-    (block_tokens * shape.token_numbers() * dtype.size()) as u64
-}
-
-impl<B: Backend> Graph<B> {
-    /// The model that was uploaded to this backend.
-    pub(super) fn new(backend: B, config: &Config, dtype: Dtype, uploaded: Uploaded<B>) -> Self {
-        let Uploaded { attention, embedding, lm_head, layers, final_norm, cache, blocks } = uploaded;
-        let shape = config.kv_shape();
-        let block_tokens = backend.block_tokens().max(1);
-        Self {
-            shape,
-            dtype,
-            kinds: config.kinds.clone(),
-            attention,
-            norm_eps: config.norm_eps,
-            embedding_scale: config.embedding_scale,
-            residual_scale: config.residual_scale,
-            logit_scale: config.logit_scale,
-            logit_soft_cap: config.logit_soft_cap,
-            embedding,
-            layers,
-            final_norm,
-            lm_head,
-            cache: Mutex::new(cache),
-            scratch: Mutex::new(None),
-            pool: BlockPool::new(blocks, block_tokens, block_bytes(&shape, dtype, block_tokens)),
-            backend,
-        }
-    }
-
-    /// Begins a pass. It ends with [`PassScope::end`], and also when what is returned is dropped.
-    pub(super) fn begin_pass(&self) -> Result<PassScope<'_, B>> {
-        PassScope::begin(&self.backend)
-    }
-
-    /// A KV cache of at least so many blocks for what outlives no call, and is nobody's.
-    pub(super) fn scratch(&self, blocks: usize) -> Result<Scratch<'_, B>> {
-        let kept = self.scratch.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let (blocks, cache) = match kept.filter(|(held, _)| *held >= blocks) {
-            Some(kept) => kept,
-            None => (blocks, self.backend.cache(&self.shape, self.dtype, blocks)?),
-        };
-        Ok(Scratch { graph: self, blocks, cache })
-    }
-
-    /// The KV cache, for one pass.
-    pub(super) fn cache(&self) -> MutexGuard<'_, B::Cache> {
-        // A pass that panicked has left rows half written, and the contexts that it broke say so themselves.
-        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A plan of these rows for each kind of layer.
-    pub(super) fn plans(&self, rows: &[Row], tables: &[BlockTable<'_>]) -> Result<Vec<B::Plan>> {
-        let plan = |kind: &LayerKind| match kind.window {
-            None => self.backend.plan(&kind.rope, rows, tables),
-            Some(window) => {
-                let within = |row: &Row| Row { sees: row.sees.last(window), ..row.clone() };
-                self.backend.plan(&kind.rope, &rows.iter().map(within).collect::<Vec<_>>(), tables)
-            }
-        };
-        self.kinds.iter().map(plan).collect()
-    }
-
-    /// Puts some layers of chunks into their slots.
-    pub(super) fn load_kv(
-        &self,
-        cache: &mut B::Cache,
-        layers: Range<usize>,
-        placements: &[Placement<'_>],
-    ) -> Result<()> {
-        let mut ropes: Vec<(&Rope, Vec<usize>)> = Vec::new();
-        for (index, layer) in self.layers.iter().enumerate().take(layers.end).skip(layers.start) {
-            let rope = &self.kinds[layer.kind].rope;
-            match ropes.iter_mut().find(|(known, _)| *known == rope) {
-                Some((_, layers)) => layers.push(index),
-                None => ropes.push((rope, vec![index])),
-            }
-        }
-        ropes.iter().try_for_each(|(rope, layers)| self.backend.load_kv(cache, rope, layers, placements))
+        Ok(Self { embedding, layers, final_norm, lm_head })
     }
 }
 
