@@ -130,15 +130,12 @@ impl Memory {
             self.check_text(&record.text)?;
         }
         self.check_meter().await?;
-        let add = async {
-            let added = self.parts.texts.add(&namespace, &new).await?;
-            if added.iter().any(|added| matches!(added.outcome, Outcome::Superseded(_))) {
-                self.delete_outdated().await;
-            }
-            let new = new_among(&added);
-            Ok((added, new))
-        };
-        self.parts.texts.counted(&namespace, add).await
+        let added = self.parts.texts.add(&namespace, &new).await?;
+        if added.iter().any(|added| matches!(added.outcome, Outcome::Superseded(_))) {
+            self.delete_outdated().await;
+        }
+        self.parts.texts.count_operations(&namespace, new_among(&added)).await?;
+        Ok(added)
     }
 
     /// Deletes the KV of texts that no longer count. What cannot be deleted now is deleted after a later call. Whatever
@@ -317,13 +314,11 @@ impl Memory {
         let namespace = namespace.try_into()?;
         change.text.as_deref().map_or(Ok(()), |text| self.check_text(text))?;
         self.check_meter().await?;
-        let write = async {
-            let record = self.parts.texts.write_change(&namespace, id, &change).await?;
-            let may_end = change.text.is_some() || change.expires_at.is_some();
-            let deleted = if may_end { self.parts.chunks.delete_pending().await } else { Ok(()) };
-            Ok((deleted.map(|()| record), 1))
-        };
-        self.parts.texts.counted(&namespace, write).await?
+        let record = self.parts.texts.write_change(&namespace, id, &change).await?;
+        let may_end = change.text.is_some() || change.expires_at.is_some();
+        let deleted = if may_end { self.parts.chunks.delete_pending().await } else { Ok(()) };
+        self.parts.texts.count_operations(&namespace, 1).await?;
+        deleted.map(|()| record)
     }
 
     /// Forgets a record: [`forget_many`](Self::forget_many) of one.
@@ -402,14 +397,11 @@ impl Memory {
         chunks: &[ChunkId],
         erase: impl Future<Output = Result<Vec<Record>>>,
     ) -> Result<Vec<Record>> {
-        let forget = async {
-            let records = erase.await?;
-            let erased = self.parts.chunks.erase(chunks).await;
-            let deleted = self.parts.chunks.delete_pending().await;
-            let operations = records.len();
-            Ok((erased.and(deleted).map(|()| records), operations))
-        };
-        self.parts.texts.counted(namespace, forget).await?
+        let records = erase.await?;
+        let erased = self.parts.chunks.erase(chunks).await;
+        let deleted = self.parts.chunks.delete_pending().await;
+        self.parts.texts.count_operations(namespace, records.len()).await?;
+        erased.and(deleted).map(|()| records)
     }
 
     /// Deletes a namespace: all its records with their histories, and their KV. Returns how many records there were.

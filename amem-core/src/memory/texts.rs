@@ -1,6 +1,5 @@
 //! A memory of texts alone: the records, found by what they are about. No model, and no KV.
 
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -113,12 +112,9 @@ impl TextMemory {
         let namespace = namespace.try_into()?;
         let new: Vec<NewRecord> = texts.into_iter().map(Into::into).collect();
         self.meter().check().await?;
-        let add = async {
-            let added = self.add(&namespace, &new).await?;
-            let new = new_among(&added);
-            Ok((added, new))
-        };
-        self.counted(&namespace, add).await
+        let added = self.add(&namespace, &new).await?;
+        self.count_operations(&namespace, new_among(&added)).await?;
+        Ok(added)
     }
 
     /// The records that a text is about, best first.
@@ -250,8 +246,9 @@ impl TextMemory {
     ) -> Result<Record> {
         let namespace = namespace.try_into()?;
         self.meter().check().await?;
-        let write = async { Ok((self.write_change(&namespace, id, &change).await?, 1)) };
-        self.counted(&namespace, write).await
+        let record = self.write_change(&namespace, id, &change).await?;
+        self.count_operations(&namespace, 1).await?;
+        Ok(record)
     }
 
     /// Forgets a record: [`forget_many`](Self::forget_many) of one.
@@ -274,12 +271,9 @@ impl TextMemory {
         ids: &[RecordId],
     ) -> Result<Vec<Record>> {
         let namespace = namespace.try_into()?;
-        let forget = async {
-            let records = self.erase(&namespace, ids).await?;
-            let operations = records.len();
-            Ok((records, operations))
-        };
-        self.counted(&namespace, forget).await
+        let records = self.erase(&namespace, ids).await?;
+        self.count_operations(&namespace, records.len()).await?;
+        Ok(records)
     }
 
     /// Forgets all records that have this key, those that were superseded or have expired included, as
@@ -293,12 +287,9 @@ impl TextMemory {
         key: &str,
     ) -> Result<Vec<Record>> {
         let namespace = namespace.try_into()?;
-        let forget = async {
-            let records = self.erase_key(&namespace, key).await?;
-            let operations = records.len();
-            Ok((records, operations))
-        };
-        self.counted(&namespace, forget).await
+        let records = self.erase_key(&namespace, key).await?;
+        self.count_operations(&namespace, records.len()).await?;
+        Ok(records)
     }
 
     /// Deletes a namespace: all its records with their histories. Returns how many records there were.
@@ -382,16 +373,10 @@ impl TextMemory {
         Ok(forgotten)
     }
 
-    /// Makes a change, and counts the memories that it changed, which it says beside its result.
-    pub(super) async fn counted<T>(
-        &self,
-        namespace: &Namespace,
-        change: impl Future<Output = Result<(T, usize)>>,
-    ) -> Result<T> {
-        let (result, operations) = change.await?;
+    /// Counts memories that were added, changed or forgotten.
+    pub(super) async fn count_operations(&self, namespace: &Namespace, operations: usize) -> Result<()> {
         let amounts = Amounts { memory_ops: operations as u64, ..Amounts::default() };
-        self.record_usage(namespace, amounts).await?;
-        Ok(result)
+        self.record_usage(namespace, amounts).await
     }
 
     /// A namespace's records and its index, brought up to what this or any other process has written to the ledger. The
