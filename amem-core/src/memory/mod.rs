@@ -4,6 +4,7 @@
 //! time with [`Memory::prefill`], and kept in the store; that is a cache, and whatever it loses is computed again.
 
 mod answer;
+mod attempts;
 mod background;
 mod backoff;
 mod builder;
@@ -23,6 +24,7 @@ use std::time::Instant;
 
 use answer::Cost;
 pub use answer::{Answer, AnswerStream, Ask, Event, Prompt, Recall, Recollection};
+use attempts::Attempts;
 use background::Background;
 pub use builder::MemoryBuilder;
 use chunks::{Base, Chunks, Fetched, Keep, Source};
@@ -52,9 +54,6 @@ struct Parts {
     chunks: Arc<Chunks>,
     repair: Repair,
 }
-
-/// Damaged chunks for which a question is put again, each computed anew. If there are more, all of its KV is computed.
-pub(crate) const DAMAGED: usize = 8;
 
 /// What a namespace has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -218,18 +217,13 @@ impl Memory {
         question: impl Into<Ask>,
     ) -> Result<AnswerStream> {
         let (started, namespace, ask) = (Instant::now(), namespace.try_into()?, question.into());
-        for _ in 0..DAMAGED {
-            match self.try_ask(&namespace, ask.clone(), started, Source::Store).await {
-                Err(Error::DamagedKv { chunk, reason }) => self.drop_damaged(chunk, &reason).await,
+        let mut attempts = Attempts::default();
+        loop {
+            match self.try_ask(&namespace, ask.clone(), started, attempts.source()).await {
+                Err(error) => attempts.retry_after(error, &self.parts.chunks).await?,
                 answer => return answer,
             }
         }
-        self.try_ask(&namespace, ask, started, Source::Model).await
-    }
-
-    /// Deletes a chunk whose KV was lost between being found and being used, so that it is computed again.
-    pub(crate) async fn drop_damaged(&self, chunk: ChunkId, reason: &str) {
-        self.parts.chunks.drop_damaged(chunk, reason).await;
     }
 
     /// Asks once.

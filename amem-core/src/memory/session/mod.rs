@@ -21,9 +21,10 @@ use futures_channel::oneshot;
 use self::epoch::{Epoch, PlacedTurn};
 use self::turns::{Turn, last_that_fit, lead, recognised};
 use super::answer::Cost;
+use super::attempts::Attempts;
 use super::chunks::Source;
 use super::records::{Entry, Records};
-use super::{DAMAGED, Found};
+use super::texts::Found;
 use crate::{
     Answer, AnswerStream, Ask, Budget, Completion, Context, Conversation, Error, Exchange, Filter, KvChunk, Memory,
     Namespace, Piece, Prompt, Recall, Recollection, Record, RecordId, Repair, Request, Result, State, Timestamp, Token,
@@ -172,13 +173,13 @@ impl Session {
     /// many requests wait; [`Error::Model`] when the model fails.
     pub async fn open(&mut self, about: impl Into<Recall>) -> Result<Vec<Recollection>> {
         let about = about.into();
-        for _ in 0..DAMAGED {
-            match self.try_open(about.clone(), Source::Store).await {
-                Err(Error::DamagedKv { chunk, reason }) => self.memory.drop_damaged(chunk, &reason).await,
+        let mut attempts = Attempts::default();
+        loop {
+            match self.try_open(about.clone(), attempts.source()).await {
+                Err(error) => attempts.retry_after(error, &self.memory.parts.chunks).await?,
                 opened => return opened,
             }
         }
-        self.try_open(about, Source::Model).await
     }
 
     async fn try_open(&mut self, about: Recall, source: Source) -> Result<Vec<Recollection>> {
@@ -232,13 +233,13 @@ impl Session {
     /// that).
     pub async fn ask_stream(&mut self, question: impl Into<Ask>) -> Result<AnswerStream> {
         let (started, ask) = (Instant::now(), question.into());
-        for _ in 0..DAMAGED {
-            match self.try_ask(ask.clone(), started, Source::Store).await {
-                Err(Error::DamagedKv { chunk, reason }) => self.memory.drop_damaged(chunk, &reason).await,
+        let mut attempts = Attempts::default();
+        loop {
+            match self.try_ask(ask.clone(), started, attempts.source()).await {
+                Err(error) => attempts.retry_after(error, &self.memory.parts.chunks).await?,
                 answer => return answer,
             }
         }
-        self.try_ask(ask, started, Source::Model).await
     }
 
     /// Asks once.
