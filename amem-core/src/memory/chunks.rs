@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::late_links::LateLinks;
 use super::linked_store::{LinkedStore, NewKv};
 use super::outdated::Outdated;
 use super::records::{Content, Entry};
@@ -29,7 +28,6 @@ pub(super) struct Chunks {
     model: Arc<dyn Model>,
     engine: Engine,
     store: Arc<LinkedStore>,
-    late: Arc<LateLinks>,
     layout: Layout,
     prefix: PrefixId,
     /// What ids are hashed with, so that nobody else can check a guess of a text.
@@ -106,8 +104,8 @@ impl Chunks {
         id_secret: Option<[u8; 32]>,
     ) -> Self {
         let (prefix, base) = (PrefixId::of(&layout.prefix), async_lock::Mutex::new(None));
-        let (ledger, store, late) = (Arc::clone(store.ledger()), Arc::new(store), Arc::default());
-        let chunks = Self { model, engine, store, late, layout, prefix, id_secret, base, outdated };
+        let (ledger, store) = (Arc::clone(store.ledger()), Arc::new(store));
+        let chunks = Self { model, engine, store, layout, prefix, id_secret, base, outdated };
         let base = chunks.base_id();
         chunks.kv().ask_of_late_writes(Arc::new(Linked { ledger, base }));
         chunks
@@ -251,8 +249,8 @@ impl Chunks {
             let new = || NewKv { namespace: namespace.clone(), chunks: chunks.clone(), links };
             match keep {
                 Keep::No => {}
-                Keep::Now => self.store.keep_linked(new(), &self.late).await,
-                Keep::Soon => self.store.keep_linked_soon(new(), &self.late).await,
+                Keep::Now => self.store.keep_linked(new()).await,
+                Keep::Soon => self.store.keep_linked_soon(new()).await,
             }
             found.extend(chunks.into_iter().map(|chunk| (chunk.id(), chunk)));
             usage = Usage { missed: cost.prefilled, ..cost };

@@ -1,8 +1,11 @@
-//! Writes to the ledger that a question does not wait for: links of the KV that was computed for it.
+//! Writes that nobody waits for: links in the ledger that take too long, and puts into the store whose caller is gone.
 //!
-//! Another process may hold the ledger for as long as its transaction takes. What a question writes there serves later
-//! ones, so its answer waits for a moment only. Then the write goes on by itself, and is done when the ledger is free. If
-//! it fails, or if too much waits already, later questions compute the KV again.
+//! Another process may hold the ledger for as long as its transaction takes. What a question writes there, links of the KV
+//! that was computed for it, serves later ones, so its answer waits for `TIMEOUT` at most. Then the write goes on by itself,
+//! and is done when the ledger is free. If it fails, or if too much waits already, later questions compute the KV again.
+//!
+//! KV that is put into the store is taken out again if its text was forgotten meanwhile. So a put whose caller gives up
+//! waiting is finished here all the same: KV that was put and not checked would stay.
 
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,51 +18,51 @@ use blocking::unblock;
 use futures_lite::future::{block_on, or, poll_once};
 
 /// How long a question waits for a write. On a ledger that nobody holds, it is done by then.
-const MOMENT: Duration = Duration::from_secs(1);
-/// Writes that go on at once at most: each takes a thread here and perhaps one in the ledger.
+const TIMEOUT: Duration = Duration::from_secs(1);
+/// Detached writes at once at most: each takes a thread here and perhaps one in the ledger.
 const MAX_WRITES: usize = 16;
-/// Bytes of KV that wait for the ledger at most.
+/// Bytes of KV that detached writes hold at most.
 const MAX_BYTES: usize = 256 << 20;
 
 /// A write that was begun, or is about to be.
 pub(super) type Write<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-/// The writes that go on.
+/// Writes that go on without a caller.
 #[derive(Default)]
 pub(super) struct LateLinks {
-    going_on: Mutex<GoingOn>,
+    detached: Mutex<Detached>,
 }
 
 #[derive(Default)]
-struct GoingOn {
+struct Detached {
     writes: usize,
     bytes: usize,
 }
 
 impl LateLinks {
-    fn going_on(&self) -> MutexGuard<'_, GoingOn> {
-        self.going_on.lock().unwrap_or_else(PoisonError::into_inner)
+    fn detached(&self) -> MutexGuard<'_, Detached> {
+        self.detached.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether the ledger was found to be held, and has not been free since.
+    /// Whether a write is detached: the ledger was held for long and has not been free since, or a put lost its caller.
     pub(super) fn is_any(&self) -> bool {
-        self.going_on().writes > 0
+        self.detached().writes > 0
     }
 
-    /// What a write comes to. If that takes too long, or others wait already, the write is given back.
-    pub(super) async fn moment<T>(&self, mut write: Write<T>) -> Result<T, Write<T>> {
+    /// Waits for a write. If it takes longer than the timeout, or other writes are waiting, gives it back unfinished.
+    pub(super) async fn within_timeout<T>(&self, mut write: Write<T>) -> Result<T, Write<T>> {
         if self.is_any() {
             return Err(write);
         }
-        // What is done at once needs no clock.
+        // What is done at once needs no timer.
         if let Some(done) = poll_once(&mut write).await {
             return Ok(done);
         }
-        let clock = Arc::new(Clock::default());
-        let _stop = Stop(&clock);
+        let timer = Arc::new(Timer::default());
+        let _stop = Stop(&timer);
         let waiting = unblock({
-            let clock = Arc::clone(&clock);
-            move || clock.wait()
+            let timer = Arc::clone(&timer);
+            move || timer.wait()
         });
         let done = async { Some((&mut write).await) };
         let late = async {
@@ -69,25 +72,29 @@ impl LateLinks {
         or(done, late).await.ok_or(write)
     }
 
-    /// Does work that holds so many bytes, to its end: if this is dropped before, it goes on by itself.
-    pub(super) fn to_the_end(
+    /// Does work that holds so many bytes. If this is dropped before it is done, it goes on detached.
+    pub(super) fn detach_on_drop(
         self: &Arc<Self>,
         bytes: usize,
         work: impl Future<Output = ()> + Send + 'static,
     ) -> impl Future<Output = ()> + Send {
-        ToTheEnd { late: Arc::clone(self), bytes, work: Some(Box::pin(work)) }
+        DetachOnDrop { late: Arc::clone(self), bytes, work: Some(Box::pin(work)) }
     }
 
-    /// Lets a write that was given back go on, which holds so many bytes. False if too much waits already: then it is
-    /// given up.
-    pub(super) fn go_on(self: &Arc<Self>, bytes: usize, write: impl Future<Output = ()> + Send + 'static) -> bool {
+    /// Lets a write that holds so many bytes go on by itself, on another thread. False if too much does already: then it
+    /// is given up.
+    pub(super) fn spawn_detached(
+        self: &Arc<Self>,
+        bytes: usize,
+        write: impl Future<Output = ()> + Send + 'static,
+    ) -> bool {
         {
-            let mut going_on = self.going_on();
-            if going_on.writes >= MAX_WRITES || bytes > MAX_BYTES.saturating_sub(going_on.bytes) {
+            let mut detached = self.detached();
+            if detached.writes >= MAX_WRITES || bytes > MAX_BYTES.saturating_sub(detached.bytes) {
                 return false;
             }
-            going_on.writes += 1;
-            going_on.bytes += bytes;
+            detached.writes += 1;
+            detached.bytes += bytes;
         }
         let this = Arc::clone(self);
         let work = move || {
@@ -95,17 +102,17 @@ impl LateLinks {
             if catch_unwind(AssertUnwindSafe(|| block_on(write))).is_err() {
                 log::error!("a ledger or a store panicked in a write that nobody waited for");
             }
-            let mut going_on = this.going_on();
-            going_on.writes -= 1;
-            going_on.bytes -= bytes;
+            let mut detached = this.detached();
+            detached.writes -= 1;
+            detached.bytes -= bytes;
         };
         unblock(work).detach();
         true
     }
 }
 
-/// What must not be left half-way: if whoever waits for it is gone, it goes on by itself.
-struct ToTheEnd {
+/// Work that must not be left half-way: if whoever waits for it is gone, it goes on detached.
+struct DetachOnDrop {
     late: Arc<LateLinks>,
     /// What it holds.
     bytes: usize,
@@ -113,7 +120,7 @@ struct ToTheEnd {
     work: Option<Write<()>>,
 }
 
-impl Future for ToTheEnd {
+impl Future for DetachOnDrop {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, task: &mut TaskContext<'_>) -> Poll<()> {
@@ -126,10 +133,10 @@ impl Future for ToTheEnd {
     }
 }
 
-impl Drop for ToTheEnd {
+impl Drop for DetachOnDrop {
     fn drop(&mut self) {
         if let Some(work) = self.work.take()
-            && !self.late.go_on(self.bytes, work)
+            && !self.late.spawn_detached(self.bytes, work)
         {
             log::warn!(
                 "KV that is being kept may stay although its text is forgotten: much waits for the ledger already"
@@ -138,25 +145,25 @@ impl Drop for ToTheEnd {
     }
 }
 
-/// Tells when a moment is over.
+/// Waits for the timeout, or until it is stopped.
 #[derive(Default)]
-struct Clock {
+struct Timer {
     is_stopped: Mutex<bool>,
     stopped: Condvar,
 }
 
-impl Clock {
+impl Timer {
     fn is_stopped(&self) -> MutexGuard<'_, bool> {
         self.is_stopped.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn wait(&self) {
-        drop(self.stopped.wait_timeout_while(self.is_stopped(), MOMENT, |is_stopped| !*is_stopped));
+        drop(self.stopped.wait_timeout_while(self.is_stopped(), TIMEOUT, |is_stopped| !*is_stopped));
     }
 }
 
-/// Lets go of the thread that waits for a clock.
-struct Stop<'c>(&'c Clock);
+/// Stops a timer when it is dropped, so that its thread is free.
+struct Stop<'t>(&'t Timer);
 
 impl Drop for Stop<'_> {
     fn drop(&mut self) {
@@ -183,10 +190,10 @@ mod tests {
 
     #[test]
     fn a_write_that_is_done_in_time_is_waited_for() {
-        assert_eq!(block_on(late().moment(Box::pin(async { 7 }))).ok(), Some(7));
+        assert_eq!(block_on(late().within_timeout(Box::pin(async { 7 }))).ok(), Some(7));
         let (sender, write) = held();
         let writer = std::thread::spawn(|| sender.send(8));
-        assert_eq!(block_on(late().moment(write)).ok(), Some(8));
+        assert_eq!(block_on(late().within_timeout(write)).ok(), Some(8));
         writer.join().unwrap().unwrap();
     }
 
@@ -194,42 +201,42 @@ mod tests {
     fn a_write_that_takes_long_goes_on_by_itself_and_no_later_one_is_waited_for_meanwhile() {
         let late = late();
         let (sender, write) = held();
-        let Err(write) = block_on(late.moment(write)) else { panic!("it is not done") };
+        let Err(write) = block_on(late.within_timeout(write)) else { panic!("it is not done") };
         let (told, done) = std::sync::mpsc::channel();
-        assert!(late.go_on(3, async move { told.send(write.await).unwrap() }));
+        assert!(late.spawn_detached(3, async move { told.send(write.await).unwrap() }));
         assert!(late.is_any());
         // One that would be done at once is not even begun, or each would take a thread of a ledger that is held.
-        assert!(block_on(late.moment(Box::pin(async { 7 }))).is_err());
+        assert!(block_on(late.within_timeout(Box::pin(async { 7 }))).is_err());
         sender.send(9).unwrap();
         assert_eq!(done.recv().unwrap(), 9);
         while late.is_any() {
             std::thread::yield_now();
         }
-        assert_eq!(block_on(late.moment(Box::pin(async { 7 }))).ok(), Some(7));
+        assert_eq!(block_on(late.within_timeout(Box::pin(async { 7 }))).ok(), Some(7));
     }
 
     #[test]
     fn only_so_many_writes_and_bytes_go_on_at_once() {
         let late = late();
-        assert!(!late.go_on(MAX_BYTES + 1, async {}));
+        assert!(!late.spawn_detached(MAX_BYTES + 1, async {}));
         let mut senders = Vec::new();
         for _ in 0..MAX_WRITES {
             let (sender, write) = held();
             senders.push(sender);
-            assert!(late.go_on(MAX_BYTES / MAX_WRITES, async { _ = write.await }));
+            assert!(late.spawn_detached(MAX_BYTES / MAX_WRITES, async { _ = write.await }));
         }
-        assert!(!late.go_on(0, async {}));
+        assert!(!late.spawn_detached(0, async {}));
         drop(senders);
         while late.is_any() {
             std::thread::yield_now();
         }
-        assert!(late.go_on(MAX_BYTES, async {}));
+        assert!(late.spawn_detached(MAX_BYTES, async {}));
     }
 
     #[test]
     fn a_write_that_panics_is_not_waited_for_for_ever() {
         let late = late();
-        assert!(late.go_on(0, async { panic!("the ledger is broken") }));
+        assert!(late.spawn_detached(0, async { panic!("the ledger is broken") }));
         while late.is_any() {
             std::thread::yield_now();
         }
@@ -244,7 +251,7 @@ mod tests {
             _ = gate.await;
             told.send(()).unwrap();
         };
-        let mut waiting = Box::pin(late.to_the_end(0, work));
+        let mut waiting = Box::pin(late.detach_on_drop(0, work));
         assert!(block_on(poll_once(&mut waiting)).is_none());
         drop(waiting);
         go_on.send(()).unwrap();

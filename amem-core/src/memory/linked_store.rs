@@ -19,6 +19,7 @@ pub(super) struct LinkedStore {
     room: Arc<Room>,
     /// The store refused to delete, for another process writes to it and deletes what the ledger names.
     refused: Backoff,
+    late: Arc<LateLinks>,
 }
 
 /// KV that was computed just now.
@@ -37,7 +38,7 @@ impl NewKv {
 
 impl LinkedStore {
     pub(super) fn new(kv: Arc<dyn KvStore>, ledger: Arc<dyn Ledger>, room: Arc<Room>) -> Self {
-        Self { kv, ledger, damaged: Mutex::default(), room, refused: Backoff::default() }
+        Self { kv, ledger, damaged: Mutex::default(), room, refused: Backoff::default(), late: Arc::default() }
     }
 
     pub(super) fn kv(&self) -> &Arc<dyn KvStore> {
@@ -79,23 +80,23 @@ impl LinkedStore {
         }
     }
 
-    /// Notes whose text chunks hold, and puts them into the store: to the end, once that is begun.
-    pub(super) async fn keep_linked(self: &Arc<Self>, new: NewKv, late: &Arc<LateLinks>) {
+    /// Notes whose text chunks hold, and puts them into the store. A put that is begun is finished, even if this is dropped.
+    pub(super) async fn keep_linked(self: &Arc<Self>, new: NewKv) {
         if self.link(&new).await {
-            self.put_to_the_end(Arc::new(new), late).await;
+            self.put_to_completion(Arc::new(new)).await;
         }
     }
 
     /// As [`keep_linked`](Self::keep_linked), for a question: where others hold the ledger for long, this goes on after
     /// the call has returned.
-    pub(super) async fn keep_linked_soon(self: &Arc<Self>, new: NewKv, late: &Arc<LateLinks>) {
+    pub(super) async fn keep_linked_soon(self: &Arc<Self>, new: NewKv) {
         let (this, new) = (Arc::clone(self), Arc::new(new));
         let linking = {
             let (this, new) = (Arc::clone(&this), Arc::clone(&new));
             Box::pin(async move { this.link(&new).await })
         };
-        match late.moment(linking).await {
-            Ok(true) => self.put_to_the_end(new, late).await,
+        match self.late.within_timeout(linking).await {
+            Ok(true) => self.put_to_completion(new).await,
             Ok(false) => {}
             Err(linking) => {
                 let (count, bytes) = (new.chunks.len(), new.bytes());
@@ -104,16 +105,17 @@ impl LinkedStore {
                         this.put_linked(&new).await;
                     }
                 };
-                if !late.go_on(bytes, keep) {
+                if !self.late.spawn_detached(bytes, keep) {
                     log::warn!("{count} chunks are not kept, for much waits for the ledger already");
                 }
             }
         }
     }
 
-    fn put_to_the_end(self: &Arc<Self>, new: Arc<NewKv>, late: &Arc<LateLinks>) -> impl Future<Output = ()> + Send {
+    /// As [`put_linked`](Self::put_linked), even if what is returned is dropped before it is done.
+    fn put_to_completion(self: &Arc<Self>, new: Arc<NewKv>) -> impl Future<Output = ()> + Send {
         let (this, bytes) = (Arc::clone(self), new.bytes());
-        late.to_the_end(bytes, async move { this.put_linked(&new).await })
+        self.late.detach_on_drop(bytes, async move { this.put_linked(&new).await })
     }
 
     /// Notes whose text chunks hold. They are linked before they are kept: whoever forgets a record in between must find
