@@ -302,7 +302,7 @@ impl Stream for AnswerStream {
                 None => return Poll::Ready(None),
             };
             let (answer, memory) = (self.done(completion), self.memory.clone());
-            self.ending = Some((answer, Box::pin(async move { memory.write_usage().await })));
+            self.ending = Some((answer, Box::pin(async move { memory.meter().write_or_wait().await })));
         }
         let Some((answer, mut written)) = self.ending.take() else { return Poll::Ready(None) };
         match written.as_mut().poll(task) {

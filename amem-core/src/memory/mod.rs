@@ -27,7 +27,7 @@ pub use answer::{Answer, AnswerStream, Ask, Event, Prompt, Recall, Recollection}
 use attempts::Attempts;
 use background::Background;
 pub use builder::MemoryBuilder;
-use chunks::{Base, Chunks, Fetched, Keep, Source};
+use chunks::{Chunks, Fetched, Keep, Source};
 use meter::{Meter, amounts_of};
 use records::{Entry, Records};
 pub use session::{Session, SessionOptions};
@@ -128,19 +128,19 @@ impl Memory {
         for record in &new {
             self.check_text(&record.text)?;
         }
-        self.check_meter().await?;
-        let added = self.parts.texts.add(&namespace, &new).await?;
+        self.meter().check().await?;
+        let added = self.texts().add(&namespace, &new).await?;
         if added.iter().any(|added| matches!(added.outcome, Outcome::Superseded(_))) {
             self.delete_outdated().await;
         }
-        self.parts.texts.count_operations(&namespace, new_among(&added)).await?;
+        self.texts().count_operations(&namespace, new_among(&added)).await?;
         Ok(added)
     }
 
     /// Deletes the KV of texts that no longer count. What cannot be deleted now is deleted after a later call. Whatever
     /// changes records by a call of this type needs no call of this.
     pub async fn delete_outdated(&self) {
-        if let Err(error) = self.parts.chunks.delete_pending().await {
+        if let Err(error) = self.chunks().delete_pending().await {
             log::warn!("KV of texts that no longer count could not be deleted yet: {error}");
         }
     }
@@ -153,7 +153,7 @@ impl Memory {
     /// by this call in any case.
     pub async fn settle(&self) {
         self.parts.background.finish().await;
-        self.parts.texts.settle().await;
+        self.texts().settle().await;
     }
 
     /// Deletes the KV of texts that no longer count, whoever forgot, changed or superseded them, and removes the bytes of
@@ -164,7 +164,7 @@ impl Memory {
     /// [`Error::ReadOnly`] when another process writes to the store, which is the one to purge it; [`Error::Store`],
     /// [`Error::Ledger`] and others when the store or the ledger fails. Calling again finishes the work.
     pub async fn purge(&self) -> Result<bool> {
-        self.parts.chunks.delete_pending().await?;
+        self.chunks().delete_pending().await?;
         self.kv().purge().await?;
         self.ledger().wipe().await
     }
@@ -220,7 +220,7 @@ impl Memory {
         let mut attempts = Attempts::default();
         loop {
             match self.try_ask(&namespace, ask.clone(), started, attempts.source()).await {
-                Err(error) => attempts.retry_after(error, &self.parts.chunks).await?,
+                Err(error) => attempts.retry_after(error, self.chunks()).await?,
                 answer => return answer,
             }
         }
@@ -232,7 +232,7 @@ impl Memory {
     /// [`Error::DamagedKv`] when KV from the store is lost before anything is generated.
     async fn try_ask(&self, namespace: &Namespace, ask: Ask, started: Instant, source: Source) -> Result<AnswerStream> {
         ask.generation.check()?;
-        self.check_meter().await?;
+        self.meter().check().await?;
         let asked = self.pieces(self.conversation(&ask)?);
         let tokens = asked.iter().map(|piece| piece.tokens().len()).sum();
         let (_records, mut found) = self.find(namespace, &ask.recall).await?;
@@ -241,10 +241,10 @@ impl Memory {
         // In the order in which they were told: a later one may lean on an earlier one, or overrule it.
         found.sort_by_key(|found| found.entry.record.id);
         let entries: Vec<Arc<Entry>> = found.iter().map(|found| Arc::clone(&found.entry)).collect();
-        let lease = self.parts.chunks.prefetch(&entries, source);
-        let base = self.parts.chunks.base().await?;
+        let lease = self.chunks().prefetch(&entries, source);
+        let base = self.chunks().base().await?;
         let keep = if ask.recall.as_of.is_none() { Keep::Soon } else { Keep::No };
-        let fetched = self.parts.chunks.fetch(namespace, &entries, source, keep).await?;
+        let fetched = self.chunks().fetch(namespace, &entries, source, keep).await?;
         drop(lease);
         self.note(&found, &fetched.chunks);
         let usage = base.usage + fetched.usage;
@@ -307,11 +307,11 @@ impl Memory {
     ) -> Result<Record> {
         let namespace = namespace.try_into()?;
         change.text.as_deref().map_or(Ok(()), |text| self.check_text(text))?;
-        self.check_meter().await?;
-        let record = self.parts.texts.write_change(&namespace, id, &change).await?;
+        self.meter().check().await?;
+        let record = self.texts().write_change(&namespace, id, &change).await?;
         let may_end = change.text.is_some() || change.expires_at.is_some();
-        let deleted = if may_end { self.parts.chunks.delete_pending().await } else { Ok(()) };
-        self.parts.texts.count_operations(&namespace, 1).await?;
+        let deleted = if may_end { self.chunks().delete_pending().await } else { Ok(()) };
+        self.texts().count_operations(&namespace, 1).await?;
         deleted.map(|()| record)
     }
 
@@ -339,7 +339,7 @@ impl Memory {
     ) -> Result<Vec<Record>> {
         let namespace = namespace.try_into()?;
         let chunks = self.chunks_of(&namespace, ids).await?;
-        self.erased(&namespace, &chunks, self.parts.texts.erase(&namespace, ids)).await
+        self.erased(&namespace, &chunks, self.texts().erase(&namespace, ids)).await
     }
 
     /// Forgets all records that have this key, those that were superseded or have expired included, as
@@ -364,7 +364,7 @@ impl Memory {
             ids => ids?,
         };
         let chunks = self.chunks_of(&namespace, &ids).await?;
-        self.erased(&namespace, &chunks, self.parts.texts.erase_key(&namespace, key)).await
+        self.erased(&namespace, &chunks, self.texts().erase_key(&namespace, key)).await
     }
 
     /// The chunks of all texts that records had. The ledger knows those that were computed for its texts; a store may hold
@@ -373,7 +373,7 @@ impl Memory {
         let mut chunks = Vec::new();
         for id in ids {
             match self.ledger().history(namespace, *id).await {
-                Ok(texts) => chunks.extend(self.parts.chunks.ids_of(namespace, &texts)?),
+                Ok(texts) => chunks.extend(self.chunks().ids_of(namespace, &texts)?),
                 // A record that is damaged can be forgotten all the same: the ledger knows its chunks without its texts.
                 Err(Error::Ledger(error)) => {
                     log::warn!("the texts of record {id}, which is forgotten, are unknown: {error}")
@@ -392,9 +392,9 @@ impl Memory {
         erase: impl Future<Output = Result<Vec<Record>>>,
     ) -> Result<Vec<Record>> {
         let records = erase.await?;
-        let erased = self.parts.chunks.erase(chunks).await;
-        let deleted = self.parts.chunks.delete_pending().await;
-        self.parts.texts.count_operations(namespace, records.len()).await?;
+        let erased = self.chunks().erase(chunks).await;
+        let deleted = self.chunks().delete_pending().await;
+        self.texts().count_operations(namespace, records.len()).await?;
         erased.and(deleted).map(|()| records)
     }
 
@@ -405,9 +405,9 @@ impl Memory {
     /// [`forget_many`](Self::forget_many).
     pub async fn delete_namespace(&self, namespace: impl TryInto<Namespace, Error = Error>) -> Result<usize> {
         let namespace = namespace.try_into()?;
-        let records = self.parts.texts.delete_namespace(&namespace).await?;
-        self.parts.chunks.erase_all_of(&namespace).await?;
-        self.parts.chunks.delete_pending().await?;
+        let records = self.texts().delete_namespace(&namespace).await?;
+        self.chunks().erase_all_of(&namespace).await?;
+        self.chunks().delete_pending().await?;
         Ok(records)
     }
 
@@ -417,12 +417,22 @@ impl Memory {
         &self.parts.texts
     }
 
+    /// The KV of its texts.
+    fn chunks(&self) -> &Arc<Chunks> {
+        &self.parts.chunks
+    }
+
+    /// What counts usage.
+    fn meter(&self) -> &Arc<Meter> {
+        self.texts().meter()
+    }
+
     /// One record, whatever its state.
     ///
     /// # Errors
     /// [`Error::UnknownRecord`]; [`Error::Ledger`] when the ledger cannot be read.
     pub async fn get(&self, namespace: impl TryInto<Namespace, Error = Error>, id: RecordId) -> Result<Record> {
-        self.parts.texts.get(namespace, id).await
+        self.texts().get(namespace, id).await
     }
 
     /// The records of a namespace, in the order in which they were added.
@@ -430,7 +440,7 @@ impl Memory {
     /// # Errors
     /// [`Error::Ledger`] when the ledger cannot be read.
     pub async fn list(&self, namespace: impl TryInto<Namespace, Error = Error>, query: Query) -> Result<Vec<Record>> {
-        self.parts.texts.list(namespace, query).await
+        self.texts().list(namespace, query).await
     }
 
     /// Some of a namespace's records.
@@ -438,7 +448,7 @@ impl Memory {
     /// # Errors
     /// As [`Ledger::page`].
     pub async fn page(&self, namespace: impl TryInto<Namespace, Error = Error>, listing: &Listing) -> Result<Page> {
-        self.parts.texts.page(namespace, listing).await
+        self.texts().page(namespace, listing).await
     }
 
     /// How many records of a namespace count now.
@@ -446,7 +456,7 @@ impl Memory {
     /// # Errors
     /// [`Error::Ledger`] when the ledger cannot be read.
     pub async fn count(&self, namespace: impl TryInto<Namespace, Error = Error>) -> Result<usize> {
-        self.parts.texts.count(namespace).await
+        self.texts().count(namespace).await
     }
 
     /// All texts that a record had, oldest first.
@@ -458,7 +468,7 @@ impl Memory {
         namespace: impl TryInto<Namespace, Error = Error>,
         id: RecordId,
     ) -> Result<Vec<Version>> {
-        self.parts.texts.history(namespace, id).await
+        self.texts().history(namespace, id).await
     }
 
     /// Computes the KV of all active records that the store does not hold, many at a time. `progress` hears how many
@@ -473,7 +483,7 @@ impl Memory {
         mut progress: impl FnMut(usize, usize),
     ) -> Result<Usage> {
         const AT_A_TIME: usize = 256;
-        let (namespace, chunks) = (namespace.try_into()?, &self.parts.chunks);
+        let (namespace, chunks) = (namespace.try_into()?, self.chunks());
         let records = self.refresh(&namespace).await?;
         // What is to be deleted would be taken for held.
         self.parts.background.finish().await;
@@ -481,7 +491,7 @@ impl Memory {
         let mut missing = Vec::new();
         let active: Vec<RecordId> = records.active(Timestamp::now()).into_iter().map(|(id, _)| id).collect();
         for ids in active.chunks(AT_A_TIME) {
-            let entries = self.load(&namespace, &records, ids).await?;
+            let entries = self.texts().load(&namespace, &records, ids).await?;
             let contained = chunks.contained(&entries).await?;
             missing.extend(entries.into_iter().zip(contained).filter(|(_, held)| !held).map(|(entry, _)| entry));
         }
@@ -493,7 +503,7 @@ impl Memory {
         self.kv().sync().await?;
         // What was computed was not asked for: nothing was reused.
         usage.cached = 0;
-        self.parts.texts.record_usage(&namespace, amounts_of(&usage)).await?;
+        self.texts().record_usage(&namespace, amounts_of(&usage)).await?;
         Ok(usage)
     }
 
@@ -502,7 +512,7 @@ impl Memory {
     /// # Errors
     /// As [`Ledger::usage`].
     pub async fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageTotal>> {
-        self.parts.texts.usage(query).await
+        self.texts().usage(query).await
     }
 
     /// What a namespace has: its records by their states, and the KV of its memories.
@@ -511,8 +521,8 @@ impl Memory {
     /// [`Error::Ledger`] when the ledger cannot be read, [`Error::Store`] when the store cannot list its chunks.
     pub async fn stats(&self, namespace: impl TryInto<Namespace, Error = Error>) -> Result<NamespaceStats> {
         let namespace = namespace.try_into()?;
-        let records = self.parts.texts.stats(&namespace).await?;
-        let owned = self.parts.chunks.owned(&namespace).await?;
+        let records = self.texts().stats(&namespace).await?;
+        let owned = self.chunks().owned(&namespace).await?;
         let kv_bytes = owned.iter().map(|chunk| chunk.bytes).sum();
         Ok(NamespaceStats { records, chunks: owned.len(), kv_bytes })
     }
@@ -520,7 +530,7 @@ impl Memory {
     /// The ledger, for whatever reads or writes records by itself, as an export or an import does. After records were
     /// written, call [`delete_outdated`](Self::delete_outdated).
     pub fn ledger(&self) -> &Arc<dyn Ledger> {
-        self.parts.texts.ledger()
+        self.texts().ledger()
     }
 
     /// Counts what was done for a namespace beside the calls of this type, if [usage is
@@ -529,7 +539,7 @@ impl Memory {
     /// # Errors
     /// [`Error::Ledger`] when it cannot be written; it is written with the next.
     pub async fn record_usage(&self, namespace: &Namespace, amounts: Amounts) -> Result<()> {
-        self.parts.texts.record_usage(namespace, amounts).await
+        self.texts().record_usage(namespace, amounts).await
     }
 
     /// Whether a text is one that can be remembered.
@@ -543,22 +553,22 @@ impl Memory {
 
     /// The engine, for requests beside those of memory: they are computed together.
     pub fn engine(&self) -> &Engine {
-        self.parts.chunks.engine()
+        self.chunks().engine()
     }
 
     /// The model.
     pub fn model(&self) -> &Arc<dyn Model> {
-        self.parts.chunks.model()
+        self.chunks().model()
     }
 
     /// The store.
     pub fn kv(&self) -> &Arc<dyn KvStore> {
-        self.parts.chunks.kv()
+        self.chunks().kv()
     }
 
     /// The tokens around a conversation's texts.
     pub fn layout(&self) -> &Layout {
-        self.parts.chunks.layout()
+        self.chunks().layout()
     }
 
     /// The tokens of a memory, the template's marks included.
@@ -566,7 +576,7 @@ impl Memory {
     /// # Errors
     /// When the tokenizer cannot encode it.
     pub fn tokens(&self, text: &str) -> Result<Arc<[Token]>> {
-        self.parts.chunks.tokens(text)
+        self.chunks().tokens(text)
     }
 
     /// Tokens that the model is told a question or a conversation in when no memories are recalled for it. Nothing is
@@ -620,7 +630,7 @@ impl Memory {
     /// Leaves out memories, given best first, that have no room beside better ones.
     pub(crate) fn fit(&self, found: &mut Vec<Found>, mut room: usize) -> Result<()> {
         let mut error = None;
-        found.retain(|found| match self.parts.chunks.content(&found.entry) {
+        found.retain(|found| match self.chunks().content(&found.entry) {
             Ok(content) if content.tokens.len() <= room => {
                 room -= content.tokens.len();
                 true
@@ -651,7 +661,7 @@ impl Memory {
     pub(crate) async fn find(&self, namespace: &Namespace, recall: &Recall) -> Result<(Arc<Records>, Vec<Found>)> {
         recall.check()?;
         let records = self.refresh(namespace).await?;
-        let found = self.parts.texts.find(namespace, &records, recall).await?;
+        let found = self.texts().find(namespace, &records, recall).await?;
         Ok((records, found))
     }
 
@@ -666,55 +676,21 @@ impl Memory {
     /// A namespace's records and its index, brought up to what this or any other process has written to the ledger. KV of
     /// what no longer counts is deleted in the background: nobody finds it, for a chunk's name is a hash of its text.
     pub(crate) async fn refresh(&self, namespace: &Namespace) -> Result<Arc<Records>> {
-        let records = self.parts.texts.refresh(namespace).await?;
-        let chunks = Arc::clone(&self.parts.chunks);
+        let records = self.texts().refresh(namespace).await?;
+        let chunks = Arc::clone(self.chunks());
         self.parts.background.push((), async move { chunks.delete_outdated().await });
         Ok(records)
     }
 
-    /// Those of these records that count now, read from the ledger where they were not yet.
-    pub(crate) async fn load(
-        &self,
-        namespace: &Namespace,
-        records: &Records,
-        ids: &[RecordId],
-    ) -> Result<Vec<Arc<Entry>>> {
-        self.parts.texts.load(namespace, records, ids).await
-    }
-
     /// What a question has used so far, if that is to be counted.
     pub(crate) fn bill(&self, namespace: &Namespace, cost: Cost) -> Option<Bill> {
-        let (meter, namespace) = (Arc::clone(self.parts.texts.meter()), namespace.clone());
+        let (meter, namespace) = (Arc::clone(self.meter()), namespace.clone());
         meter.is_on().then(|| Bill { meter, namespace, cost })
     }
 
-    /// Counts what was done for no question.
-    pub(crate) async fn count_cost(&self, namespace: &Namespace, cost: &Cost) -> Result<()> {
-        self.record_usage(namespace, cost.amounts()).await
-    }
-
-    /// Whether usage can be counted.
-    pub(crate) async fn check_meter(&self) -> Result<()> {
-        self.parts.texts.meter().check().await
-    }
-
-    /// Has what was used written down, or wait where the disk is full.
-    pub(crate) async fn write_usage(&self) -> Result<()> {
-        self.parts.texts.meter().write_or_wait().await
-    }
-
-    pub(crate) async fn base(&self) -> Result<Base> {
-        self.parts.chunks.base().await
-    }
-
     pub(crate) async fn fetch(&self, namespace: &Namespace, entries: &[Arc<Entry>], source: Source) -> Result<Fetched> {
-        let _lease = self.parts.chunks.prefetch(entries, source);
-        self.parts.chunks.fetch(namespace, entries, source, Keep::Soon).await
-    }
-
-    /// A memory's tokens, the template's marks included.
-    pub(crate) fn entry_tokens<'e>(&self, entry: &'e Entry) -> Result<&'e [Token]> {
-        Ok(&self.parts.chunks.content(entry)?.tokens)
+        let _lease = self.chunks().prefetch(entries, source);
+        self.chunks().fetch(namespace, entries, source, Keep::Soon).await
     }
 }
 

@@ -176,7 +176,7 @@ impl Session {
         let mut attempts = Attempts::default();
         loop {
             match self.try_open(about.clone(), attempts.source()).await {
-                Err(error) => attempts.retry_after(error, &self.memory.parts.chunks).await?,
+                Err(error) => attempts.retry_after(error, self.memory.chunks()).await?,
                 opened => return opened,
             }
         }
@@ -184,10 +184,10 @@ impl Session {
 
     async fn try_open(&mut self, about: Recall, source: Source) -> Result<Vec<Recollection>> {
         self.finish_turn().await;
-        self.memory.check_meter().await?;
+        self.memory.meter().check().await?;
         let (records, found) = self.find(about).await?;
         let resident: Vec<RecordId> = self.epoch.iter().flat_map(|epoch| epoch.resident.keys().copied()).collect();
-        self.memory.load(&self.namespace, &records, &resident).await?;
+        self.memory.texts().load(&self.namespace, &records, &resident).await?;
         let filter = self.options.filter.as_ref();
         self.epoch = self.epoch.take().and_then(|epoch| epoch.current(&records, filter));
         if self.epoch.is_none() {
@@ -195,7 +195,7 @@ impl Session {
             let reserve = self.limit / 4;
             let (epoch, cost) = self.begin_epoch(&records, &found, reserve, source).await?;
             self.epoch = Some(epoch);
-            self.memory.count_cost(&self.namespace, &cost).await?;
+            self.memory.record_usage(&self.namespace, cost.amounts()).await?;
         }
         Ok(found.iter().map(Found::recollection).collect())
     }
@@ -236,7 +236,7 @@ impl Session {
         let mut attempts = Attempts::default();
         loop {
             match self.try_ask(ask.clone(), started, attempts.source()).await {
-                Err(error) => attempts.retry_after(error, &self.memory.parts.chunks).await?,
+                Err(error) => attempts.retry_after(error, self.memory.chunks()).await?,
                 answer => return answer,
             }
         }
@@ -254,7 +254,7 @@ impl Session {
             return Err(Error::Empty { what: "question" });
         };
         ask.generation.check()?;
-        self.memory.check_meter().await?;
+        self.memory.meter().check().await?;
         let reserve = self.reserve(&opening, &prompt, ask.generation.max_tokens)?;
         let (records, found) = self.find(ask.recall.clone()).await?;
         let forgotten = self.forgotten(&records).await?;
@@ -262,7 +262,7 @@ impl Session {
         let standing = self.turns.iter().flat_map(|turn| turn.recalled.iter()).map(|entry| entry.record.id);
         let resident = self.epoch.iter().flat_map(|epoch| epoch.resident.keys().copied());
         let told: Vec<RecordId> = standing.chain(resident).collect();
-        self.memory.load(&self.namespace, &records, &told).await?;
+        self.memory.texts().load(&self.namespace, &records, &told).await?;
         self.turns.retain(|turn| turn.is_true(&records, &forgotten));
         let (conversation, room_divisor) = match ask.prompt {
             // Room is left for what comes, or the next turn would begin an epoch again.
@@ -423,7 +423,7 @@ impl Session {
     /// The tokens of the memories that do not stand in an epoch yet.
     fn new_tokens(&self, epoch: &Epoch, found: &[Found]) -> Result<usize> {
         let new = found.iter().filter(|found| !epoch.resident.contains_key(&found.entry.record.id));
-        new.map(|found| Ok(self.memory.entry_tokens(&found.entry)?.len())).sum()
+        new.map(|found| Ok(self.memory.chunks().content(&found.entry)?.tokens.len())).sum()
     }
 
     /// Begins an epoch: picks the working set and blends it.
@@ -436,7 +436,7 @@ impl Session {
     ) -> Result<(Epoch, Cost)> {
         let room = self.limit.saturating_sub(self.memory.layout().prefix.len() + reserve);
         let entries = self.working_set(records, found, room).await?;
-        let base = self.memory.base().await?;
+        let base = self.memory.chunks().base().await?;
         let fetched = self.memory.fetch(&self.namespace, &entries, source).await?;
         let mut usage = base.usage + fetched.usage;
         let pieces: Vec<Piece> = fetched.chunks.into_iter().map(Piece::Cached).collect();
@@ -481,10 +481,10 @@ impl Session {
         let (mut chosen, mut passed_over) = (Vec::new(), 0);
         'all: for some in active.chunks(AT_A_TIME) {
             let ids: Vec<RecordId> = some.iter().map(|(id, _)| *id).collect();
-            let mut entries = self.memory.load(&self.namespace, records, &ids).await?;
+            let mut entries = self.memory.texts().load(&self.namespace, records, &ids).await?;
             entries.retain(|entry| self.options.filter.as_ref().is_none_or(|filter| filter.matches(&entry.record)));
             for entry in entries {
-                let tokens = self.memory.entry_tokens(&entry)?.len();
+                let tokens = self.memory.chunks().content(&entry)?.tokens.len();
                 if tokens <= left {
                     left -= tokens;
                     passed_over = 0;
