@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use super::background::Background;
 use super::chunks::Chunks;
+use super::disk_space::DiskSpace;
 use super::linked_store::LinkedStore;
 use super::outdated::Outdated;
-use super::room::Room;
 use super::{Memory, Parts, TextMemory, TextMemoryOptions};
 use crate::{Engine, EngineOptions, KvStore, Ledger, Model, RamLedger, RamStore, Recaller, Repair, Result};
 
@@ -121,10 +121,11 @@ impl MemoryBuilder {
         let Self { model, kv, ledger, texts, system, repair, engine, id_secret } = self;
         let layout = model.chat().layout(&system)?;
         let engine = Engine::start(Arc::clone(&model), engine)?;
-        let room = Arc::new(Room::of(Arc::clone(&kv)));
+        let disk_space = Arc::new(DiskSpace::shared_with(Arc::clone(&kv)));
         let outdated: Arc<Outdated> = Arc::default();
-        let texts = TextMemory::beside_kv(Arc::clone(&ledger), texts, Arc::clone(&room), Some(Arc::clone(&outdated)));
-        let store = LinkedStore::new(kv, ledger, room);
+        let texts =
+            TextMemory::beside_kv(Arc::clone(&ledger), texts, Arc::clone(&disk_space), Some(Arc::clone(&outdated)));
+        let store = LinkedStore::new(kv, ledger, disk_space);
         let chunks = Chunks::new(model, engine, store, outdated, layout, id_secret);
         let (background, chunks) = (Background::default(), Arc::new(chunks));
         Ok(Memory { parts: Arc::new(Parts { background, texts, chunks, repair }) })

@@ -5,9 +5,9 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::backoff::Backoff;
+use super::disk_space::DiskSpace;
 use super::late_links::LateLinks;
 use super::records::Entry;
-use super::room::Room;
 use crate::{ChunkId, Error, KvChunk, KvStore, Ledger, Namespace, RecordId, Result, Timestamp};
 
 /// Puts chunks into a store, and deletes them.
@@ -16,7 +16,7 @@ pub(super) struct LinkedStore {
     ledger: Arc<dyn Ledger>,
     /// Chunks whose KV turned out to be damaged, until they are put into the store anew: it may not be able to delete them.
     damaged: Mutex<HashSet<ChunkId>>,
-    room: Arc<Room>,
+    disk_space: Arc<DiskSpace>,
     /// The store refused to delete, for another process writes to it and deletes what the ledger names.
     refused: Backoff,
     late: Arc<LateLinks>,
@@ -37,8 +37,8 @@ impl NewKv {
 }
 
 impl LinkedStore {
-    pub(super) fn new(kv: Arc<dyn KvStore>, ledger: Arc<dyn Ledger>, room: Arc<Room>) -> Self {
-        Self { kv, ledger, damaged: Mutex::default(), room, refused: Backoff::default(), late: Arc::default() }
+    pub(super) fn new(kv: Arc<dyn KvStore>, ledger: Arc<dyn Ledger>, disk_space: Arc<DiskSpace>) -> Self {
+        Self { kv, ledger, damaged: Mutex::default(), disk_space, refused: Backoff::default(), late: Arc::default() }
     }
 
     pub(super) fn kv(&self) -> &Arc<dyn KvStore> {
@@ -190,7 +190,7 @@ impl LinkedStore {
         if !self.erase(&chunks).await? {
             return Ok(());
         }
-        match self.room.make("note what was deleted", || self.ledger.confirm_deleted(&pending, now)).await {
+        match self.disk_space.write("note what was deleted", || self.ledger.confirm_deleted(&pending, now)).await {
             // What was asked for is done. It is noted by a later call.
             Err(full @ Error::Full { .. }) => {
                 log::warn!("{} deletions cannot be noted yet: {full}", pending.len());

@@ -7,7 +7,7 @@
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::room::Room;
+use super::disk_space::DiskSpace;
 use crate::{Amounts, Error, Ledger, Namespace, Result, Timestamp, Usage, UsageEvent};
 
 /// Events that may wait. Beyond that nothing more is done that would have to be counted, and what was done already is added
@@ -51,7 +51,7 @@ impl Waiting {
 pub(super) struct Meter {
     /// `None` where nothing is counted.
     ledger: Option<Arc<dyn Ledger>>,
-    room: Arc<Room>,
+    disk_space: Arc<DiskSpace>,
     waiting: Mutex<Waiting>,
     /// Held while events are written, so that whoever waits for it finds them written.
     writing: async_lock::Mutex<()>,
@@ -60,9 +60,9 @@ pub(super) struct Meter {
 }
 
 impl Meter {
-    pub(super) fn new(ledger: Option<Arc<dyn Ledger>>, room: Arc<Room>) -> Self {
+    pub(super) fn new(ledger: Option<Arc<dyn Ledger>>, disk_space: Arc<DiskSpace>) -> Self {
         let (waiting, writing, has_writer) = (Mutex::default(), async_lock::Mutex::new(()), AtomicBool::new(false));
-        Self { ledger, room, waiting, writing, has_writer }
+        Self { ledger, disk_space, waiting, writing, has_writer }
     }
 
     pub(super) fn is_on(&self) -> bool {
@@ -116,7 +116,7 @@ impl Meter {
         let mut left = self.waiting().events.len();
         while left > 0 {
             let events = self.waiting().give();
-            let written = self.room.make("write down what was used", || ledger.record_usage(&events)).await;
+            let written = self.disk_space.write("write down what was used", || ledger.record_usage(&events)).await;
             written.map_err(|error| match error {
                 Error::Full { .. } | Error::ReadOnly { .. } | Error::Ledger(_) => error,
                 other => Error::Ledger(other.into()),

@@ -9,12 +9,12 @@ mod background;
 mod backoff;
 mod builder;
 mod chunks;
+mod disk_space;
 mod late_links;
 mod linked_store;
 mod meter;
 mod outdated;
 mod records;
-mod room;
 mod session;
 mod texts;
 

@@ -6,10 +6,10 @@ use std::time::Duration;
 use super::answer::{Recall, Recollection};
 use super::background::Background;
 use super::backoff::Backoff;
+use super::disk_space::DiskSpace;
 use super::meter::Meter;
 use super::outdated::Outdated;
 use super::records::{Entry, RecordCache, Records, Refreshed};
-use super::room::Room;
 use crate::recall::Lexical;
 use crate::{
     Added, Amounts, Change, Error, Ledger, Listing, Metadata, Namespace, NewRecord, Page, Query, RecallQuery, Recalled,
@@ -56,7 +56,7 @@ struct Parts {
     recaller: Arc<dyn Recaller>,
     records: Arc<RecordCache>,
     meter: Arc<Meter>,
-    room: Arc<Room>,
+    disk_space: Arc<DiskSpace>,
 }
 
 /// A record that was found, and how well it fits.
@@ -83,19 +83,19 @@ impl TextMemory {
         Self::beside_kv(ledger, options, Arc::default(), None)
     }
 
-    /// A memory of what is in a ledger that room is made for on a full disk, where somebody who keeps the texts' KV is told
+    /// A memory of what is in a ledger that KV makes way for on a full disk, where somebody who keeps the texts' KV is told
     /// which are outdated.
     pub(super) fn beside_kv(
         ledger: Arc<dyn Ledger>,
         options: TextMemoryOptions,
-        room: Arc<Room>,
+        disk_space: Arc<DiskSpace>,
         outdated: Option<Arc<Outdated>>,
     ) -> Self {
         let TextMemoryOptions { recaller, cached_records, meter_usage } = options;
-        let meter = Arc::new(Meter::new(meter_usage.then(|| Arc::clone(&ledger)), Arc::clone(&room)));
+        let meter = Arc::new(Meter::new(meter_usage.then(|| Arc::clone(&ledger)), Arc::clone(&disk_space)));
         let (background, refused) = (Background::default(), Arc::default());
         let records = Arc::new(RecordCache::new(cached_records, outdated));
-        Self { parts: Arc::new(Parts { background, refused, ledger, recaller, records, meter, room }) }
+        Self { parts: Arc::new(Parts { background, refused, ledger, recaller, records, meter, disk_space }) }
     }
 
     /// Remembers texts, all or none of them: durable when this returns. An exact duplicate is not stored twice, and the
@@ -298,7 +298,7 @@ impl TextMemory {
     /// [`Error::Ledger`] when the ledger cannot be written.
     pub async fn delete_namespace(&self, namespace: impl TryInto<Namespace, Error = Error>) -> Result<usize> {
         let (namespace, ledger) = (namespace.try_into()?, self.ledger());
-        self.parts.room.make("delete a namespace", || ledger.delete_namespace(&namespace)).await
+        self.parts.disk_space.write("delete a namespace", || ledger.delete_namespace(&namespace)).await
     }
 
     /// Counts what a model elsewhere did for a namespace, if [usage is metered](TextMemoryOptions::meter_usage). If it
@@ -343,21 +343,21 @@ impl TextMemory {
     pub(super) async fn add(&self, namespace: &Namespace, new: &[NewRecord]) -> Result<Vec<Added>> {
         new.iter().try_for_each(|record| record.metadata.check_unsealed())?;
         let (ledger, doing) = (self.ledger(), format!("remember {} texts", new.len()));
-        self.parts.room.make(&doing, || ledger.add(namespace, new, Timestamp::now())).await
+        self.parts.disk_space.write(&doing, || ledger.add(namespace, new, Timestamp::now())).await
     }
 
     /// Changes a record in the ledger.
     pub(super) async fn write_change(&self, namespace: &Namespace, id: RecordId, change: &Change) -> Result<Record> {
         change.metadata.as_ref().map_or(Ok(()), Metadata::check_unsealed)?;
         let ledger = self.ledger();
-        self.parts.room.make("change a record", || ledger.change(namespace, id, change, Timestamp::now())).await
+        self.parts.disk_space.write("change a record", || ledger.change(namespace, id, change, Timestamp::now())).await
     }
 
     /// Wipes records from the ledger.
     pub(super) async fn erase(&self, namespace: &Namespace, ids: &[RecordId]) -> Result<Vec<Record>> {
         let ledger = self.ledger();
         let forget = || ledger.forget_many(namespace, ids, Timestamp::now());
-        let forgotten = self.parts.room.make("forget records", forget).await?;
+        let forgotten = self.parts.disk_space.write("forget records", forget).await?;
         self.save_index_again(namespace);
         Ok(forgotten)
     }
@@ -366,7 +366,7 @@ impl TextMemory {
     pub(super) async fn erase_key(&self, namespace: &Namespace, key: &str) -> Result<Vec<Record>> {
         let ledger = self.ledger();
         let forget = || ledger.forget_key(namespace, key, Timestamp::now());
-        let forgotten = self.parts.room.make("forget records", forget).await?;
+        let forgotten = self.parts.disk_space.write("forget records", forget).await?;
         if !forgotten.is_empty() {
             self.save_index_again(namespace);
         }

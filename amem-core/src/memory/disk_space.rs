@@ -1,4 +1,4 @@
-//! Room on a full disk for what cannot be computed again: KV, which can, makes it.
+//! Space on a full disk for what cannot be computed again: KV, which can, makes way for it.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -6,29 +6,30 @@ use std::sync::Arc;
 use super::backoff::Backoff;
 use crate::{Error, KvStore, Result};
 
-/// Room that is made at a time.
+/// Bytes of KV that are given up at a time.
 const BYTES: u64 = 64 << 20;
-/// How often room is made before the ledger's error is told.
+/// How often KV is given up before the ledger's error is told.
 const TIMES: usize = 4;
 
-/// Makes room for the ledger, where there is a store of KV that may be on the same disk.
+/// Writes to the ledger, on a disk that a store of KV may share.
 #[derive(Default)]
-pub(super) struct Room {
+pub(super) struct DiskSpace {
+    /// Gives up KV. `None` where there is no store.
     kv: Option<Arc<dyn KvStore>>,
     /// KV was given up, and the disk was full all the same: the ledger is probably on another one. For a while nothing more
     /// is given up.
     in_vain: Backoff,
 }
 
-impl Room {
-    /// Room that this store's KV makes.
-    pub(super) fn of(kv: Arc<dyn KvStore>) -> Self {
+impl DiskSpace {
+    /// Space on a disk that this store may be on too.
+    pub(super) fn shared_with(kv: Arc<dyn KvStore>) -> Self {
         Self { kv: Some(kv), in_vain: Backoff::default() }
     }
 
     /// Writes to the ledger. As long as its disk is too full for that, some KV is given up and it is written again.
-    /// `doing` says what for.
-    pub(super) async fn make<T, F>(&self, doing: &str, write: impl Fn() -> F) -> Result<T>
+    /// `doing` says what for in the log, as "forget records".
+    pub(super) async fn write<T, F>(&self, doing: &str, write: impl Fn() -> F) -> Result<T>
     where
         F: Future<Output = Result<T>>,
     {
