@@ -6,12 +6,13 @@ use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
 use futures_core::Stream;
+use futures_lite::StreamExt;
 
 use super::Memory;
-use super::meter::amounts_of;
+use super::cost::Cost;
 use crate::{
-    Amounts, Choice, Completion, Delta, Error, Filter, Finish, Generation, Message, Model, Output, OutputStream,
-    Record, Repair, Result, Role, Timestamp, Tool, ToolCall, Usage,
+    Choice, Completion, Delta, Error, Filter, Finish, Generation, Message, Model, Output, OutputStream, Record, Repair,
+    Result, Role, Timestamp, Tool, ToolCall, Usage,
 };
 
 /// What to recall.
@@ -221,38 +222,17 @@ pub struct AnswerStream {
 /// Usage that is being written.
 type Writing = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
 
-/// What it took to get as far as the context.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Cost {
-    pub(crate) usage: Usage,
-    /// What stands in the context was put there for this question, and is in `usage` already.
-    pub(crate) opened: bool,
-    /// Memories that stand in the context.
-    pub(crate) resident: usize,
-    /// Memories that were put into it.
-    pub(crate) chunks: usize,
-    /// Those among them whose KV had to be computed.
-    pub(crate) computed: usize,
-}
-
-impl Cost {
-    /// What is counted of it.
-    pub(crate) fn amounts(&self) -> Amounts {
-        let mut amounts = amounts_of(&self.usage);
-        (amounts.chunks, amounts.reused_chunks) = (self.chunks as u64, (self.chunks - self.computed) as u64);
-        amounts
-    }
-}
-
 impl AnswerStream {
-    pub(crate) fn new(output: OutputStream, recalled: Vec<Recollection>, cost: Cost, memory: &Memory) -> Self {
-        Self { output, recalled, cost, calls_of: None, memory: memory.clone(), ending: None }
-    }
-
-    /// With the calls of these tools told apart from the text.
-    pub(crate) fn with_tools(self, memory: &Memory, tools: &[Tool]) -> Self {
+    /// What the engine puts out for a question, with the calls of these tools told apart from the text.
+    pub(super) fn new(
+        memory: &Memory,
+        output: OutputStream,
+        recalled: Vec<Recollection>,
+        cost: Cost,
+        tools: &[Tool],
+    ) -> Self {
         let calls_of = (!tools.is_empty()).then(|| Arc::clone(memory.model()));
-        Self { calls_of, ..self }
+        Self { output, recalled, cost, calls_of, memory: memory.clone(), ending: None }
     }
 
     /// Waits for the whole answer.
@@ -262,7 +242,7 @@ impl AnswerStream {
     /// [`Error::Model`] when the model failed.
     pub async fn answer(mut self) -> Result<Answer> {
         loop {
-            match std::future::poll_fn(|task| Pin::new(&mut self).poll_next(task)).await {
+            match self.next().await {
                 Some(Ok(Event::Done(answer))) => return Ok(answer),
                 Some(Ok(Event::Delta(_))) => {}
                 Some(Err(error)) => return Err(error),
@@ -272,10 +252,7 @@ impl AnswerStream {
     }
 
     fn done(&mut self, completion: Completion) -> Answer {
-        let Completion { mut choices, mut usage, ttft, .. } = completion;
-        if self.cost.opened {
-            usage.resident = 0;
-        }
+        let Completion { mut choices, usage, ttft, .. } = completion;
         choices.iter_mut().for_each(|choice| choice.text = choice.text.trim().to_owned());
         let others = choices.split_off(choices.len().min(1));
         let (text, finish) =
@@ -285,7 +262,7 @@ impl AnswerStream {
             None => (text, Vec::new()),
         };
         let recalled = std::mem::take(&mut self.recalled);
-        let (resident, usage) = (self.cost.resident, self.cost.usage + usage);
+        let (resident, usage) = (self.cost.resident, self.cost.total(usage));
         Answer { text, tool_calls, recalled, resident, usage, ttft, finish, others }
     }
 }

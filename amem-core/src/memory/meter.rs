@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::disk_space::DiskSpace;
-use crate::{Amounts, Error, Ledger, Namespace, Result, Timestamp, Usage, UsageEvent};
+use crate::{Amounts, Error, Ledger, Namespace, Result, Timestamp, UsageEvent};
 
 /// Events that may wait. Beyond that nothing more is done that would have to be counted, and what was done already is added
 /// to an event that waits. It is also how many are written at a time.
@@ -136,17 +136,6 @@ impl Meter {
             }
             written => written,
         }
-    }
-}
-
-/// What an answer used, or a part of it.
-pub(super) fn amounts_of(usage: &Usage) -> Amounts {
-    Amounts {
-        reused_tokens: usage.reused() as u64,
-        repaired_tokens: usage.repaired as u64,
-        prefilled_tokens: usage.prefilled as u64,
-        generated_tokens: usage.generated as u64,
-        ..Amounts::default()
     }
 }
 

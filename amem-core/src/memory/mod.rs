@@ -9,6 +9,7 @@ mod background;
 mod backoff;
 mod builder;
 mod chunks;
+mod cost;
 mod disk_space;
 mod late_links;
 mod linked_store;
@@ -22,13 +23,13 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Instant;
 
-use answer::Cost;
 pub use answer::{Answer, AnswerStream, Ask, Event, Prompt, Recall, Recollection};
 use attempts::Attempts;
 use background::Background;
 pub use builder::MemoryBuilder;
 use chunks::{Chunks, Fetched, Keep, Source};
-use meter::{Meter, amounts_of};
+use cost::{Bill, Cost, amounts_of};
+use meter::Meter;
 use records::{Entry, Records};
 pub use session::{Session, SessionOptions};
 use texts::{Found, new_among};
@@ -36,9 +37,9 @@ pub use texts::{TextMemory, TextMemoryOptions};
 
 use crate::ledger::ids_under;
 use crate::{
-    Added, Amounts, Change, ChunkId, Completion, Conversation, Engine, Error, Exchange, KvChunk, KvStore, Layout,
-    Ledger, Listing, Message, Model, Namespace, NewRecord, Outcome, Page, Piece, Query, Record, RecordId, RecordStats,
-    Repair, Request, Result, Role, Timestamp, Token, Usage, UsageQuery, UsageTotal, Version,
+    Added, Amounts, Change, ChunkId, Conversation, Engine, Error, Exchange, KvChunk, KvStore, Layout, Ledger, Listing,
+    Message, Model, Namespace, NewRecord, Outcome, Page, Piece, Query, Record, RecordId, RecordStats, Repair, Request,
+    Result, Role, Timestamp, Token, Usage, UsageQuery, UsageTotal, Version,
 };
 
 /// An agent's memory. Cheap to clone; clones are the same memory.
@@ -65,29 +66,6 @@ pub struct NamespaceStats {
     pub chunks: usize,
     /// Bytes that they occupy.
     pub kv_bytes: u64,
-}
-
-/// What a question used until it was put to the engine, and for whom.
-pub(crate) struct Bill {
-    meter: Arc<Meter>,
-    namespace: Namespace,
-    cost: Cost,
-}
-
-impl Bill {
-    /// Counts the question, with what the engine did for it. Of one that failed, only what was computed is counted.
-    pub(crate) fn settle(self, completion: Result<&Completion, &Error>) {
-        let mut cost = self.cost;
-        if let Ok(completion) = completion {
-            let resident = if cost.opened { 0 } else { completion.usage.resident };
-            cost.usage += Usage { resident, ..completion.usage };
-        }
-        let amounts = match completion {
-            Ok(_) | Err(Error::Cancelled) => Amounts { requests: 1, ..cost.amounts() },
-            Err(_) => amounts_of(&cost.usage),
-        };
-        self.meter.note_and_write(&self.namespace, amounts);
-    }
 }
 
 impl Memory {
@@ -248,8 +226,8 @@ impl Memory {
         drop(lease);
         self.note(&found, &fetched.chunks);
         let usage = base.usage + fetched.usage;
-        let (resident, chunks) = (entries.len(), entries.len());
-        let cost = Cost { usage, opened: base.is_new, resident, chunks, computed: fetched.computed };
+        let (opened, computed) = (base.is_new, fetched.computed);
+        let cost = Cost { usage, opened, resident: entries.len(), chunks: entries.len(), computed };
         let bill = self.bill(namespace, cost);
         let mut pieces: Vec<Piece> = fetched.chunks.into_iter().map(Piece::Cached).collect();
         pieces.extend(asked);
@@ -258,13 +236,13 @@ impl Memory {
         let request = Request::new(namespace.clone(), pieces).repair(repair).generation(ask.generation).limit(limit);
         let request = base.context.into_iter().fold(request, Request::context);
         let request = match bill {
-            Some(bill) => request.finally(Box::new(move |_, completion| bill.settle(completion))),
+            Some(bill) => request.finally(Box::new(move |_, completion| bill.record(completion))),
             None => request,
         };
         let mut output = self.engine().submit(request.started(started))?;
         output.loaded().await?;
         let recalled = found.iter().map(Found::recollection).collect();
-        Ok(AnswerStream::new(output, recalled, cost, self).with_tools(self, &ask.tools))
+        Ok(AnswerStream::new(self, output, recalled, cost, &ask.tools))
     }
 
     /// Opens a session: a conversation over a working set of memories that stays in place.
@@ -685,7 +663,7 @@ impl Memory {
     /// What a question has used so far, if that is to be counted.
     pub(crate) fn bill(&self, namespace: &Namespace, cost: Cost) -> Option<Bill> {
         let (meter, namespace) = (Arc::clone(self.meter()), namespace.clone());
-        meter.is_on().then(|| Bill { meter, namespace, cost })
+        meter.is_on().then(|| Bill::new(meter, namespace, cost))
     }
 
     pub(crate) async fn fetch(&self, namespace: &Namespace, entries: &[Arc<Entry>], source: Source) -> Result<Fetched> {

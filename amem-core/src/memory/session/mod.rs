@@ -20,9 +20,9 @@ use futures_channel::oneshot;
 
 use self::epoch::{Epoch, PlacedTurn};
 use self::turns::{Turn, last_that_fit, lead, recognised};
-use super::answer::Cost;
 use super::attempts::Attempts;
 use super::chunks::Source;
+use super::cost::Cost;
 use super::records::{Entry, Records};
 use super::texts::Found;
 use crate::{
@@ -455,8 +455,8 @@ impl Session {
             }
         };
         self.epochs += 1;
-        let (resident, chunks) = (entries.len(), entries.len());
-        let cost = Cost { usage, opened: true, resident, chunks, computed: fetched.computed };
+        let computed = fetched.computed;
+        let cost = Cost { usage, opened: true, resident: entries.len(), chunks: entries.len(), computed };
         Ok((Epoch::new(context, entries), cost))
     }
 
@@ -589,7 +589,7 @@ impl Session {
         let conversation = self.options.conversation;
         // Called with what came of the turn, and on the way out if nothing did.
         let finally = move |context: Option<Box<dyn Context>>, completion: Result<&Completion, &Error>| {
-            bill.into_iter().for_each(|bill| bill.settle(completion));
+            bill.into_iter().for_each(|bill| bill.record(completion));
             let Some(mut context) = context else { return };
             let answer = completion.ok().and_then(|completion| completion.choices.first());
             // A turn that was given up before its question was computed never was.
@@ -625,6 +625,6 @@ impl Session {
         let mut output = self.memory.engine().submit(request)?;
         output.loaded().await?;
         let recalled = found.iter().map(Found::recollection).collect();
-        Ok(AnswerStream::new(output, recalled, cost, &self.memory).with_tools(&self.memory, &ask.tools))
+        Ok(AnswerStream::new(&self.memory, output, recalled, cost, &ask.tools))
     }
 }
