@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::turns::Turn;
+use super::turns::{Turn, lead};
 use crate::memory::records::{Entry, Records};
-use crate::{Context, Filter, RecordId, Timestamp, Token};
+use crate::{Context, Filter, Layout, Piece, RecordId, Timestamp, Token};
 
 /// A context and what stands in it: the system line, memories, and what was said.
 pub(super) struct Epoch {
@@ -22,10 +22,28 @@ pub(super) struct Epoch {
 #[derive(Clone)]
 pub(super) struct PlacedTurn {
     pub(super) turn: Arc<Turn>,
-    /// Tokens before it, memories that came with it not included.
+    /// Length to truncate to, so that the turn and the memories that came with it are gone.
     pub(super) start: usize,
     /// The memories that came with it.
     pub(super) memories: Vec<RecordId>,
+}
+
+/// A turn laid out in an epoch's context, before anything of it is computed.
+pub(super) struct LaidOut {
+    /// What is put behind what stands in the context.
+    pub(super) pieces: Vec<Piece>,
+    /// The turns that stand before it then.
+    pub(super) turns: Vec<PlacedTurn>,
+    /// How many of them stand in the context already.
+    pub(super) standing: usize,
+    /// Where it begins, as [`PlacedTurn::start`].
+    pub(super) start: usize,
+    /// Tokens of the context as it stands.
+    pub(super) len: usize,
+    /// Tokens of the context without what is said now: memories stay that are put before the first turn.
+    pub(super) stays: usize,
+    /// Tokens of the context with all of it.
+    pub(super) end: usize,
 }
 
 impl Epoch {
@@ -70,5 +88,167 @@ impl Epoch {
             self.opening = opening.to_vec();
         }
         first.map_or(0, |first| first + kept)
+    }
+    /// Lays out a turn behind what stands: the turns before it that do not stand yet, its memories, its prompt.
+    pub(super) fn lay_out(
+        &self,
+        layout: &Layout,
+        before: &[Arc<Turn>],
+        memories: Vec<Piece>,
+        is_question: bool,
+        prompt: &[Token],
+    ) -> LaidOut {
+        let (len, standing) = (self.context.tokens().len(), self.turns.len());
+        // Memories stand before the first turn, or else before the question that they come with.
+        let late = standing > 0;
+        let stays = if late { len } else { len + tokens_of(&memories) };
+        let mut turns = self.turns.clone();
+        let mut fresh = self.pending.clone();
+        for turn in before {
+            let start = stays + fresh.len();
+            fresh.extend_from_slice(lead(layout, &self.opening, turns.is_empty(), turn.is_question));
+            fresh.extend_from_slice(&turn.prompt);
+            fresh.extend_from_slice(&turn.answer);
+            turns.push(PlacedTurn { turn: Arc::clone(turn), start, memories: Vec::new() });
+        }
+        let start = stays + fresh.len();
+        let mut pieces = Vec::new();
+        if late && !memories.is_empty() {
+            fresh.extend_from_slice(&layout.late_memories);
+            pieces.push(Piece::Fresh(fresh.into()));
+            pieces.extend(memories);
+            fresh = layout.late_question.to_vec();
+        } else {
+            pieces.extend(memories);
+            // Apart from the question, whose attention chooses what is repaired.
+            if before.iter().any(|turn| turn.len(layout) > 0) {
+                pieces.push(Piece::Fresh(fresh.into()));
+                fresh = Vec::new();
+            }
+            fresh.extend_from_slice(lead(layout, &self.opening, turns.is_empty(), is_question));
+        }
+        fresh.extend_from_slice(prompt);
+        pieces.push(Piece::Fresh(fresh.into()));
+        let end = len + tokens_of(&pieces);
+        LaidOut { pieces, turns, standing, start, len, stays, end }
+    }
+}
+
+fn tokens_of(pieces: &[Piece]) -> usize {
+    pieces.iter().map(|piece| piece.tokens().len()).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+    use crate::{AppendOptions, Result};
+
+    /// A context of tokens without KV.
+    struct Tokens(Vec<Token>);
+
+    impl Context for Tokens {
+        fn tokens(&self) -> &[Token] {
+            &self.0
+        }
+
+        fn append(&mut self, pieces: &[Piece], _: &AppendOptions) -> Result<()> {
+            pieces.iter().for_each(|piece| self.0.extend_from_slice(piece.tokens()));
+            Ok(())
+        }
+
+        fn pending(&self) -> usize {
+            0
+        }
+
+        fn reserve(&mut self, _: usize) -> Result<()> {
+            Ok(())
+        }
+
+        fn reserve_forks(&mut self, _: usize, _: usize, _: usize) -> Result<()> {
+            Ok(())
+        }
+
+        fn release(&mut self) {}
+
+        fn fork(&mut self) -> Result<Box<dyn Context>> {
+            Ok(Box::new(Self(self.0.clone())))
+        }
+
+        fn truncate(&mut self, len: usize) {
+            self.0.truncate(len);
+        }
+
+        fn logits(&self) -> &[f32] {
+            &[]
+        }
+
+        fn bytes(&self) -> u64 {
+            0
+        }
+
+        fn is_usable(&self) -> bool {
+            true
+        }
+    }
+
+    fn layout() -> Layout {
+        let (next_question, late_memories, late_question) = ([50].into(), [60, 61].into(), [70].into());
+        Layout { next_question, late_memories, late_question, ..Layout::default() }
+    }
+
+    /// A question of one token with an answer of one token.
+    fn turn(prompt: Token, answer: Token) -> Arc<Turn> {
+        let (prompt, answer, text) = (vec![prompt], vec![answer], String::new());
+        Arc::new(Turn { is_question: true, prompt, answer, text, recalled: Vec::new(), stood: HashSet::new() })
+    }
+
+    /// A context of two tokens, an opening of one, and no turns.
+    fn epoch() -> Epoch {
+        Epoch { opening: vec![40], ..Epoch::new(Box::new(Tokens(vec![1, 2])), Vec::new()) }
+    }
+
+    fn piece(tokens: &[Token]) -> Piece {
+        Piece::Fresh(tokens.into())
+    }
+
+    fn tokens(laid_out: &LaidOut) -> Vec<&[Token]> {
+        laid_out.pieces.iter().map(Piece::tokens).collect()
+    }
+
+    #[test]
+    fn memories_stand_before_the_first_turn_and_stay_without_it() {
+        let laid_out = epoch().lay_out(&layout(), &[], vec![piece(&[10, 11])], true, &[20]);
+        assert_eq!(tokens(&laid_out), [&[10, 11][..], &[40, 20]]);
+        let LaidOut { turns, standing, start, len, stays, end, .. } = laid_out;
+        assert_eq!((turns.len(), standing, len, stays, start, end), (0, 0, 2, 4, 4, 6));
+    }
+
+    #[test]
+    fn turns_that_are_said_again_stand_apart_from_the_question() {
+        let before = [turn(20, 21), turn(22, 23)];
+        let laid_out = epoch().lay_out(&layout(), &before, vec![piece(&[10, 11])], true, &[24]);
+        assert_eq!(tokens(&laid_out), [&[10, 11][..], &[40, 20, 21, 50, 22, 23], &[50, 24]]);
+        let starts: Vec<usize> = laid_out.turns.iter().map(|placed| placed.start).collect();
+        assert_eq!((starts, laid_out.standing, laid_out.start, laid_out.end), (vec![4, 7], 0, 10, 12));
+    }
+
+    #[test]
+    fn memories_that_come_late_are_gone_with_their_turn() {
+        let first = PlacedTurn { turn: turn(2, 3), start: 1, memories: Vec::new() };
+        let epoch = Epoch { turns: vec![first], pending: vec![3], ..epoch() };
+        let laid_out = epoch.lay_out(&layout(), &[], vec![piece(&[10])], true, &[20]);
+        assert_eq!(tokens(&laid_out), [&[3, 60, 61][..], &[10], &[70, 20]]);
+        let LaidOut { turns, standing, start, len, stays, end, .. } = laid_out;
+        assert_eq!((turns.len(), standing, len, stays, start, end), (1, 1, 2, 2, 3, 8));
+    }
+
+    #[test]
+    fn results_of_tools_follow_what_was_said_without_a_lead() {
+        let first = PlacedTurn { turn: turn(2, 3), start: 1, memories: Vec::new() };
+        let epoch = Epoch { turns: vec![first], pending: vec![3], ..epoch() };
+        assert_eq!(tokens(&epoch.lay_out(&layout(), &[], Vec::new(), false, &[20])), [&[3, 20]]);
+        assert_eq!(tokens(&epoch.lay_out(&layout(), &[], Vec::new(), true, &[20])), [&[3, 50, 20]]);
     }
 }

@@ -10,6 +10,7 @@
 
 mod epoch;
 mod turns;
+mod unfinished_turn;
 
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
@@ -18,17 +19,17 @@ use std::time::Instant;
 
 use futures_channel::oneshot;
 
-use self::epoch::{Epoch, PlacedTurn};
-use self::turns::{Turn, last_that_fit, lead, recognised};
+use self::epoch::Epoch;
+use self::turns::{Turn, last_that_fit, recognised};
+use self::unfinished_turn::{TurnEnd, UnfinishedTurn};
 use super::attempts::Attempts;
 use super::chunks::Source;
 use super::cost::Cost;
 use super::records::{Entry, Records};
 use super::texts::Found;
 use crate::{
-    Answer, AnswerStream, Ask, Budget, Completion, Context, Conversation, Error, Exchange, Filter, KvChunk, Memory,
-    Namespace, Piece, Prompt, Recall, Recollection, Record, RecordId, Repair, Request, Result, State, Timestamp, Token,
-    Usage,
+    Answer, AnswerStream, Ask, Budget, Conversation, Error, Exchange, Filter, Memory, Namespace, Piece, Prompt, Recall,
+    Recollection, Record, RecordId, Repair, Request, Result, State, Timestamp, Token, Usage,
 };
 
 /// How a session goes about its work.
@@ -118,20 +119,17 @@ pub struct Session {
     epochs: usize,
 }
 
-/// What a turn leaves behind.
-struct TurnEnd {
-    epoch: Epoch,
-    /// Whether it was answered. Otherwise the epoch is as it was before.
-    answered: bool,
-}
-
 /// What a turn is to say.
 struct Next {
-    /// The turns before it that do not stand in the context.
+    /// What stands between the memories and the first turn.
+    opening: Vec<Token>,
+    /// The turns before it. Once there is an epoch for it, those are taken out that stand in the context.
     before: Vec<Arc<Turn>>,
-    /// The last of them have to be said: so many.
+    /// How many of the last of `before` must be in the context: results of tools need their question and calls.
     needed: usize,
-    /// Where no turn stands yet, those before may fill one part in this many of the room that is left.
+    /// Tokens of these.
+    needed_tokens: usize,
+    /// In a context without turns, `before` may use 1/`room_divisor` of the free tokens.
     room_divisor: usize,
     is_question: bool,
     prompt: Vec<Token>,
@@ -259,47 +257,28 @@ impl Session {
         let (records, found) = self.find(ask.recall.clone()).await?;
         let forgotten = self.forgotten(&records).await?;
         // They may have left the cache since the last turn, and come back unread.
-        let standing = self.turns.iter().flat_map(|turn| turn.recalled.iter()).map(|entry| entry.record.id);
+        let recalled = self.turns.iter().flat_map(|turn| turn.recalled.iter()).map(|entry| entry.record.id);
         let resident = self.epoch.iter().flat_map(|epoch| epoch.resident.keys().copied());
-        let told: Vec<RecordId> = standing.chain(resident).collect();
-        self.memory.texts().load(&self.namespace, &records, &told).await?;
+        let in_use: Vec<RecordId> = recalled.chain(resident).collect();
+        self.memory.texts().load(&self.namespace, &records, &in_use).await?;
         self.turns.retain(|turn| turn.is_true(&records, &forgotten));
-        let (conversation, room_divisor) = match ask.prompt {
+        let (before, room_divisor) = match ask.prompt {
             // Room is left for what comes, or the next turn would begin an epoch again.
             Prompt::Question(_) => (self.turns.clone(), 2),
             Prompt::Messages(_) => (recognised(self.memory.model().chat(), &self.turns, exchanges), 1),
         };
-        let mut cost = Cost::default();
-        let mut passed = 0;
         // Results of tools mean nothing without the question and the calls before them.
-        let told = conversation.iter().rev().position(|turn| turn.is_question).map_or(0, |index| index + 1);
-        let needed = if is_question { 0 } else { told };
+        let since_question = before.iter().rev().position(|turn| turn.is_question).map_or(0, |index| index + 1);
+        let needed = if is_question { 0 } else { since_question };
         let layout = self.memory.layout();
-        let needed_tokens: usize = conversation.iter().rev().take(needed).map(|turn| turn.len(layout)).sum();
+        let needed_tokens: usize = before.iter().rev().take(needed).map(|turn| turn.len(layout)).sum();
         let least = layout.prefix.len() + reserve + needed_tokens;
         if needed > 0 && least > self.limit {
             return Err(Error::TooLong { what: "conversation", tokens: least, limit: self.limit });
         }
-        let filter = self.options.filter.as_ref();
-        if let Some(mut epoch) = self.epoch.take().and_then(|epoch| epoch.current(&records, filter)) {
-            passed = epoch.keep(&opening, &conversation);
-            let missing = if epoch.turns.is_empty() { needed_tokens } else { 0 };
-            let has_room = self.has_room(&epoch, &found, &conversation[passed..], reserve + missing, is_question);
-            if has_room.as_ref().map_or(true, |has_room| *has_room) {
-                self.epoch = Some(epoch);
-            }
-            has_room?;
-        }
-        if self.epoch.is_none() {
-            let reserve = reserve + needed_tokens;
-            let (mut epoch, opening_cost) = self.begin_epoch(&records, &found, reserve, source).await?;
-            cost = opening_cost;
-            passed = epoch.keep(&opening, &conversation);
-            self.epoch = Some(epoch);
-        }
-        let before = conversation[passed..].to_vec();
-        let next = Next { before, needed, room_divisor, is_question, prompt, reserve };
-        self.turn(next, ask, found, cost, started, source).await
+        let mut next = Next { opening, before, needed, needed_tokens, room_divisor, is_question, prompt, reserve };
+        let cost = self.epoch_for(&mut next, &records, &found, source).await?;
+        self.submit_turn(next, ask, found, cost, started, source).await
     }
 
     /// The memories that stand in the context, oldest first. Empty before the first question, and from when an answer is
@@ -426,6 +405,30 @@ impl Session {
         new.map(|found| Ok(self.memory.chunks().content(&found.entry)?.tokens.len())).sum()
     }
 
+    /// Has an epoch stand with room for a turn: the one that stands, taken back to where the conversation differs from it,
+    /// or else a new one, whose cost is returned. Turns that stand in it are taken out of those before the turn.
+    async fn epoch_for(&mut self, next: &mut Next, records: &Records, found: &[Found], source: Source) -> Result<Cost> {
+        let filter = self.options.filter.as_ref();
+        if let Some(mut epoch) = self.epoch.take().and_then(|epoch| epoch.current(records, filter)) {
+            let passed = epoch.keep(&next.opening, &next.before);
+            let missing = if epoch.turns.is_empty() { next.needed_tokens } else { 0 };
+            let (before, reserve) = (&next.before[passed..], next.reserve + missing);
+            let has_room = self.has_room(&epoch, found, before, reserve, next.is_question);
+            if !matches!(has_room, Ok(false)) {
+                self.epoch = Some(epoch);
+            }
+            if has_room? {
+                next.before.drain(..passed);
+                return Ok(Cost::default());
+            }
+        }
+        let (mut epoch, cost) = self.begin_epoch(records, found, next.reserve + next.needed_tokens, source).await?;
+        let passed = epoch.keep(&next.opening, &next.before);
+        next.before.drain(..passed);
+        self.epoch = Some(epoch);
+        Ok(cost)
+    }
+
     /// Begins an epoch: picks the working set and blends it.
     async fn begin_epoch(
         &mut self,
@@ -501,8 +504,21 @@ impl Session {
         Ok(chosen)
     }
 
+    /// The turns that are put into the context before the next one: all that follow those that stand; or where none
+    /// stands, the last that there is room for, and at least those that are needed.
+    fn history<'n>(&self, epoch: &Epoch, next: &'n Next, found: &[Found]) -> Result<&'n [Arc<Turn>]> {
+        let before = &next.before[..];
+        if !epoch.turns.is_empty() {
+            return Ok(before);
+        }
+        let left = self.limit.saturating_sub(epoch.len() + self.new_tokens(epoch, found)? + next.reserve);
+        let needed = &before[before.len() - next.needed.min(before.len())..];
+        let fitting = last_that_fit(before, self.memory.layout(), left / next.room_divisor);
+        Ok(if fitting.len() < needed.len() { needed } else { fitting })
+    }
+
     /// Has a turn computed, with what has to stand before it.
-    async fn turn(
+    async fn submit_turn(
         &mut self,
         next: Next,
         ask: Ask,
@@ -513,21 +529,13 @@ impl Session {
     ) -> Result<AnswerStream> {
         let layout = self.memory.layout();
         let Some(epoch) = &self.epoch else { return Err(Error::Cancelled) };
-        let Next { before, needed, room_divisor, is_question, prompt, reserve } = next;
-        let mut before = &before[..];
-        if epoch.turns.is_empty() {
-            let left = self.limit.saturating_sub(epoch.len() + self.new_tokens(epoch, &found)? + reserve);
-            let needed = &before[before.len() - needed.min(before.len())..];
-            let fitting = last_that_fit(before, layout, left / room_divisor);
-            before = if fitting.len() < needed.len() { needed } else { fitting };
-        }
+        let before = self.history(epoch, &next, &found)?;
         let said: usize = before.iter().map(|turn| turn.len(layout)).sum();
-        let room = self.limit.saturating_sub(epoch.len() + said + reserve);
+        let room = self.limit.saturating_sub(epoch.len() + said + next.reserve);
         let is_new = |found: &Found| !epoch.resident.contains_key(&found.entry.record.id);
         let (mut new, standing): (Vec<_>, Vec<_>) = found.into_iter().partition(is_new);
         // Memories stand before the first turn, or else before a question.
-        let late = !epoch.turns.is_empty();
-        if late && !is_question {
+        if !epoch.turns.is_empty() && !next.is_question {
             new.clear();
         }
         self.memory.fit(&mut new, room)?;
@@ -538,90 +546,32 @@ impl Session {
         (cost.chunks, cost.computed) = (cost.chunks + entries.len(), cost.computed + fetched.computed);
         let bill = self.memory.bill(&self.namespace, cost);
         self.memory.note(&new, &fetched.chunks);
-        let added: usize = fetched.chunks.iter().map(|chunk: &KvChunk| chunk.tokens().len()).sum();
-        let cached: Vec<Piece> = fetched.chunks.into_iter().map(Piece::Cached).collect();
+        let cached = fetched.chunks.into_iter().map(Piece::Cached).collect();
 
         // From here on nothing waits: a caller who gives up loses no epoch.
-        let Some(mut epoch) = self.epoch.take() else { return Err(Error::Cancelled) };
-        let len = epoch.context.tokens().len();
-        let stays = if late { len } else { len + added };
-        let mut turns = epoch.turns.clone();
-        let mut fresh = epoch.pending.clone();
-        for turn in before {
-            let start = stays + fresh.len();
-            fresh.extend_from_slice(lead(layout, &epoch.opening, turns.is_empty(), turn.is_question));
-            fresh.extend_from_slice(&turn.prompt);
-            fresh.extend_from_slice(&turn.answer);
-            turns.push(PlacedTurn { turn: Arc::clone(turn), start, memories: Vec::new() });
-        }
-        let start = stays + fresh.len();
-        let mut pieces = Vec::new();
-        if late && !cached.is_empty() {
-            fresh.extend_from_slice(&layout.late_memories);
-            pieces.push(Piece::Fresh(fresh.into()));
-            pieces.extend(cached);
-            fresh = layout.late_question.to_vec();
-        } else {
-            pieces.extend(cached);
-            // Apart from the question, whose attention chooses what is repaired.
-            if said > 0 {
-                pieces.push(Piece::Fresh(fresh.into()));
-                fresh = Vec::new();
-            }
-            fresh.extend_from_slice(lead(layout, &epoch.opening, turns.is_empty(), is_question));
-        }
-        fresh.extend_from_slice(&prompt);
-        pieces.push(Piece::Fresh(fresh.into()));
-
-        let asked: usize = pieces.iter().map(|piece| piece.tokens().len()).sum();
-        let new_ids: Vec<RecordId> = entries.iter().map(|entry| entry.record.id).collect();
-        epoch.resident.extend(entries.into_iter().map(|entry| (entry.record.id, entry)));
-        cost.resident = epoch.resident.len();
+        let Some(epoch) = self.epoch.take() else { return Err(Error::Cancelled) };
+        let mut laid_out = epoch.lay_out(layout, before, cached, next.is_question, &next.prompt);
+        let pieces = std::mem::take(&mut laid_out.pieces);
+        let Epoch { context, mut resident, opening, pending, .. } = epoch;
+        let memories = entries.iter().map(|entry| entry.record.id).collect();
+        resident.extend(entries.into_iter().map(|entry| (entry.record.id, entry)));
+        cost.resident = resident.len();
         let mut found = [standing, new].concat();
         found.sort_by_key(|found| found.entry.record.id);
-        let about: Vec<Arc<Entry>> = found.iter().map(|found| Arc::clone(&found.entry)).collect();
-        let behind = turns.iter().flat_map(|placed| placed.turn.stood.iter().copied());
-        let stood: HashSet<RecordId> = epoch.resident.keys().copied().chain(behind).collect();
-        let repair = ask.repair.unwrap_or_else(|| self.options.turn_repair.clone());
-        let (give_back, turn) = oneshot::channel();
-        self.turn = Some(turn);
-        let Epoch { context, mut resident, opening, turns: turns_before, pending } = epoch;
+        let recalled = found.iter().map(|found| Arc::clone(&found.entry)).collect();
+        let behind = laid_out.turns.iter().flat_map(|placed| placed.turn.stood.iter().copied());
+        let stood: HashSet<RecordId> = resident.keys().copied().chain(behind).collect();
+        let turn = Turn::unanswered(next.is_question, next.prompt, recalled, stood);
         let conversation = self.options.conversation;
-        // Called with what came of the turn, and on the way out if nothing did.
-        let finally = move |context: Option<Box<dyn Context>>, completion: Result<&Completion, &Error>| {
-            bill.into_iter().for_each(|bill| bill.record(completion));
-            let Some(mut context) = context else { return };
-            let answer = completion.ok().and_then(|completion| completion.choices.first());
-            // A turn that was given up before its question was computed never was.
-            let answer = answer.filter(|_| context.tokens().len() >= len + asked);
-            let answered = answer.is_some();
-            let (turns, pending) = match answer {
-                Some(choice) if conversation => {
-                    let (answer, text) = (choice.tokens.clone(), choice.text.clone());
-                    let turn = Arc::new(Turn { is_question, prompt, answer, text, recalled: about, stood });
-                    turns.push(PlacedTurn { turn, start, memories: if late { new_ids } else { Vec::new() } });
-                    (turns, choice.unwritten.clone())
-                }
-                Some(_) => {
-                    context.truncate(stays);
-                    (Vec::new(), Vec::new())
-                }
-                None => {
-                    context.truncate(len);
-                    new_ids.iter().for_each(|id| drop(resident.remove(id)));
-                    (turns_before, pending)
-                }
-            };
-            // What was cut off stays reserved otherwise.
-            context.release();
-            // A context that broke is of no use, and a session that is gone needs none.
-            if context.is_usable() {
-                let epoch = Epoch { context, resident, opening, turns, pending };
-                let _ = give_back.send(TurnEnd { epoch, answered });
-            }
-        };
+        let (give_back, end) = oneshot::channel();
+        self.turn = Some(end);
+        let unfinished =
+            UnfinishedTurn { turn, laid_out, memories, resident, opening, pending, conversation, bill, give_back };
+        let repair = ask.repair.unwrap_or_else(|| self.options.turn_repair.clone());
         let request = Request::new(self.namespace.clone(), pieces).context(context).limit(self.limit);
-        let request = request.repair(repair).generation(ask.generation).started(started).finally(Box::new(finally));
+        let request = request.repair(repair).generation(ask.generation).started(started);
+        // Called with what came of the turn, and on the way out if nothing did.
+        let request = request.finally(Box::new(move |context, completion| unfinished.finish(context, completion)));
         let mut output = self.memory.engine().submit(request)?;
         output.loaded().await?;
         let recalled = found.iter().map(Found::recollection).collect();

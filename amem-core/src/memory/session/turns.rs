@@ -30,6 +30,16 @@ impl Turn {
         Self { is_question, prompt, answer, text, recalled: Vec::new(), stood: HashSet::new() }
     }
 
+    /// A turn that is to be answered, with the memories that are recalled for it and all that stands in its context.
+    pub(super) fn unanswered(
+        is_question: bool,
+        prompt: Vec<Token>,
+        recalled: Vec<Arc<Entry>>,
+        stood: HashSet<RecordId>,
+    ) -> Self {
+        Self { is_question, prompt, answer: Vec::new(), text: String::new(), recalled, stood }
+    }
+
     /// Tokens that it takes behind other turns.
     pub(super) fn len(&self, layout: &Layout) -> usize {
         let lead = if self.is_question { layout.next_question.len() } else { 0 };
