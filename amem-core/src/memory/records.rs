@@ -72,7 +72,7 @@ pub(super) struct RecordCache {
 pub(super) struct Refreshed {
     pub(super) records: Arc<Records>,
     /// How long to wait before the index is [saved](RecordCache::save); `None` if it is not worth it.
-    pub(super) save_in: Option<Duration>,
+    pub(super) save_delay: Option<Duration>,
 }
 
 /// The active records of one namespace.
@@ -80,7 +80,7 @@ pub(super) struct Refreshed {
 pub(crate) struct Records {
     /// How far the ledger was read. Locked while the records are brought up to date, or leave, so that changes are
     /// applied in order, to the index too.
-    read: async_lock::Mutex<Read>,
+    sync: async_lock::Mutex<SyncState>,
     entries: Mutex<Entries>,
     /// When the index was last saved, or what was saved was read.
     saved: Mutex<Option<Instant>>,
@@ -89,19 +89,19 @@ pub(crate) struct Records {
 
 /// How far the ledger was read, and how much of that was saved.
 #[derive(Default)]
-struct Read {
+struct SyncState {
     revision: Revision,
     /// Changes since the index was saved.
     unsaved: usize,
-    /// Something was forgotten since, so that nothing is saved any more.
-    is_gone: bool,
+    /// The ledger dropped the saved index, because something was forgotten since.
+    saved_index_dropped: bool,
     /// Records that count among those that the cache holds.
     counted: usize,
     /// The index is being changed, or was when that failed.
     is_half_done: bool,
 }
 
-impl Read {
+impl SyncState {
     /// Whether as much has changed as makes it worth saving the index, where that is so from `least` records on.
     fn has_changed(&self, records: usize, least: usize) -> bool {
         records >= least && self.unsaved >= least.max(records / CHANGED_PART)
@@ -109,7 +109,7 @@ impl Read {
 
     /// Whether the index is worth saving, at once or after a pause.
     fn is_worth_saving(&self, records: usize, least: usize) -> bool {
-        self.has_changed(records, least) || self.is_gone && records >= least
+        self.has_changed(records, least) || self.saved_index_dropped && records >= least
     }
 }
 
@@ -155,7 +155,7 @@ impl Entries {
         self.by_id.get(&record.id)?.entry.as_ref().filter(|entry| entry.record.text == record.text)
     }
 
-    /// Notes of records that the index may say something else of them than their entries do.
+    /// Marks records whose indexed text may differ from their entry's.
     fn set_unindexed(&mut self, ids: impl Iterator<Item = RecordId>) {
         for id in ids {
             if let Some(known) = self.by_id.get_mut(&id) {
@@ -243,32 +243,32 @@ impl RecordCache {
             records.used.store(self.clock.fetch_add(1, Relaxed), Relaxed);
             records
         };
-        let save_in = {
-            let mut read = records.read.lock().await;
-            self.update(ledger, recaller, namespace, &records, &mut read).await?;
-            records.save_in(recaller, &read)
+        let save_delay = {
+            let mut sync = records.sync.lock().await;
+            self.refresh_locked(ledger, recaller, namespace, &records, &mut sync).await?;
+            records.save_delay(recaller, &sync)
         };
         self.remove_empty(namespace, &records);
         if self.held.load(Relaxed) > self.limit {
             self.shrink(recaller).await;
         }
-        Ok(Refreshed { records, save_in })
+        Ok(Refreshed { records, save_delay })
     }
 
-    /// Brings records up to date, and counts how many are held.
-    async fn update(
+    /// Brings records up to date, whose `sync` the caller has locked, and counts how many are held.
+    async fn refresh_locked(
         &self,
         ledger: &dyn Ledger,
         recaller: &dyn Recaller,
         namespace: &Namespace,
         records: &Records,
-        read: &mut Read,
+        sync: &mut SyncState,
     ) -> Result<()> {
-        let refreshed = records.refresh(ledger, recaller, namespace, read).await;
+        let refreshed = records.apply_changes(ledger, recaller, namespace, sync).await;
         // Also after a failure: what was saved may have been read before it.
         let held = records.entries().len();
-        self.held.fetch_add(held.wrapping_sub(read.counted), Relaxed);
-        read.counted = held;
+        self.held.fetch_add(held.wrapping_sub(sync.counted), Relaxed);
+        sync.counted = held;
         let left = refreshed?;
         if let Some(outdated) = &self.outdated {
             outdated.add(left);
@@ -291,19 +291,19 @@ impl RecordCache {
         let held = self.namespaces().get(namespace).cloned();
         let (Some(records), Some(name)) = (held, recaller.index_name()) else { return Ok(()) };
         let index = {
-            let mut read = records.read.lock().await;
+            let mut sync = records.sync.lock().await;
             // They may have left the cache just now.
-            if read.revision == Revision(0) {
+            if sync.revision == Revision(0) {
                 return Ok(());
             }
-            self.update(ledger, recaller, namespace, &records, &mut read).await?;
-            if records.save_in(recaller, &read).is_none() {
+            self.refresh_locked(ledger, recaller, namespace, &records, &mut sync).await?;
+            if records.save_delay(recaller, &sync).is_none() {
                 return Ok(());
             }
-            (read.unsaved, read.is_gone) = (0, false);
+            (sync.unsaved, sync.saved_index_dropped) = (0, false);
             *records.saved() = Some(Instant::now());
             let Some(index) = recaller.save(namespace).await? else { return Ok(()) };
-            SavedIndex { revision: read.revision, bytes: records.entries().save(&index) }
+            SavedIndex { revision: sync.revision, bytes: records.entries().save(&index) }
         };
         ledger.save_index(namespace, &name, &index).await.map(drop)
     }
@@ -333,7 +333,7 @@ impl RecordCache {
             if self.held.load(Relaxed) <= target {
                 break;
             }
-            let mut read = records.read.lock().await;
+            let mut sync = records.sync.lock().await;
             // Whoever has asked for it since shares the records, and waits for the lock: they then read the ledger from
             // its start, and index all of it.
             if Arc::strong_count(&records) > 2 {
@@ -341,13 +341,13 @@ impl RecordCache {
             }
             // Before the index is cleared: should that fail or be given up half-way, all of it is indexed anew.
             drop(std::mem::take(&mut *records.entries()));
-            self.held.fetch_sub(read.counted, Relaxed);
-            *read = Read { is_half_done: true, ..Read::default() };
+            self.held.fetch_sub(sync.counted, Relaxed);
+            *sync = SyncState { is_half_done: true, ..SyncState::default() };
             *records.saved() = None;
             match recaller.clear(&name).await {
                 Ok(()) => {
-                    read.is_half_done = false;
-                    drop(read);
+                    sync.is_half_done = false;
+                    drop(sync);
                     self.remove_empty(&name, &records);
                 }
                 Err(error) => log::warn!("the index of namespace {name} could not be cleared: {error}"),
@@ -358,20 +358,22 @@ impl RecordCache {
 
 impl Records {
     /// Reads what changed in the ledger. Returns the entries from before that no longer stand as they were.
-    async fn refresh(
+    async fn apply_changes(
         &self,
         ledger: &dyn Ledger,
         recaller: &dyn Recaller,
         namespace: &Namespace,
-        read: &mut Read,
+        sync: &mut SyncState,
     ) -> Result<Vec<Arc<Entry>>> {
-        if read.revision == Revision(0) && !self.restore(ledger, recaller, namespace, read).await? && read.is_half_done
-        {
+        if sync.revision == Revision(0) {
+            let is_restored = self.restore(ledger, recaller, namespace, sync).await?;
             // What was indexed before that failed may be forgotten by now, and no change tells of it.
-            recaller.clear(namespace).await?;
+            if !is_restored && sync.is_half_done {
+                recaller.clear(namespace).await?;
+            }
         }
         let now = Timestamp::now();
-        let Changes { deleted, records: changed, revision } = ledger.changes(namespace, read.revision, now).await?;
+        let Changes { deleted, records: changed, revision } = ledger.changes(namespace, sync.revision, now).await?;
         let changes = changed.len();
         let (active, gone): (Vec<Record>, Vec<Record>) = changed.into_iter().partition(|r| r.state == State::Active);
         let is_forgotten = |record: &Record| matches!(record.state, State::Forgotten { .. });
@@ -386,7 +388,7 @@ impl Records {
         };
         let (indexed, active): (Vec<Record>, Vec<Record>) = active.into_iter().partition(is_indexed);
         // The index first: should it fail, the same changes are read again. What it then says of these is not known.
-        read.is_half_done = true;
+        sync.is_half_done = true;
         self.entries().set_unindexed(gone.iter().copied().chain(active.iter().map(|record| record.id)));
         if deleted {
             recaller.clear(namespace).await?;
@@ -403,9 +405,9 @@ impl Records {
         let left = left.iter().filter_map(|id| entries.by_id.get(id)?.entry.clone()).collect();
         gone.into_iter().for_each(|id| entries.remove(id));
         indexed.into_iter().chain(active).for_each(|record| entries.insert(record));
-        (read.revision, read.is_half_done) = (revision, false);
-        read.unsaved += changes;
-        read.is_gone |= forgot_any;
+        (sync.revision, sync.is_half_done) = (revision, false);
+        sync.unsaved += changes;
+        sync.saved_index_dropped |= forgot_any;
         Ok(left)
     }
 
@@ -415,7 +417,7 @@ impl Records {
         ledger: &dyn Ledger,
         recaller: &dyn Recaller,
         namespace: &Namespace,
-        read: &mut Read,
+        sync: &mut SyncState,
     ) -> Result<bool> {
         let Some(name) = recaller.index_name() else { return Ok(false) };
         let Some(SavedIndex { revision, bytes }) = ledger.saved_index(namespace, &name).await? else {
@@ -430,7 +432,7 @@ impl Records {
             Some(entries) => {
                 *self.entries() = entries;
                 *self.saved() = Some(Instant::now());
-                *read = Read { revision, counted: read.counted, ..Read::default() };
+                *sync = SyncState { revision, counted: sync.counted, ..SyncState::default() };
             }
             None => log::warn!("the saved index of namespace {namespace} makes no sense: it is built anew"),
         }
@@ -438,10 +440,10 @@ impl Records {
     }
 
     /// How long to wait before the index is saved; `None` if it cannot be, or is not worth it.
-    fn save_in(&self, recaller: &dyn Recaller, read: &Read) -> Option<Duration> {
+    fn save_delay(&self, recaller: &dyn Recaller, sync: &SyncState) -> Option<Duration> {
         let (known, least) = (self.entries().len(), recaller.worth_saving());
-        recaller.index_name().filter(|_| read.is_worth_saving(known, least))?;
-        Some(if read.has_changed(known, least) { Duration::ZERO } else { self.pause() })
+        recaller.index_name().filter(|_| sync.is_worth_saving(known, least))?;
+        Some(if sync.has_changed(known, least) { Duration::ZERO } else { self.pause() })
     }
 
     /// How long an index that is gone still waits until it is saved again.
@@ -555,7 +557,8 @@ mod tests {
         let (lexical, dense) = (Arc::new(Lexical::default()), Arc::new(Dense::new(Lengths, 2)));
         let both = Hybrid::new(vec![lexical.clone(), dense.clone()]);
         assert_eq!([lexical.worth_saving(), dense.worth_saving(), both.worth_saving()], [1000, 16, 16]);
-        let worth = |unsaved, records, least| Read { unsaved, ..Read::default() }.is_worth_saving(records, least);
+        let worth =
+            |unsaved, records, least| SyncState { unsaved, ..SyncState::default() }.is_worth_saving(records, least);
         assert!(!worth(15, 15, 16) && worth(16, 16, 16) && !worth(999, 999, 1000) && worth(1000, 1000, 1000));
         // Of many records, many have to change.
         assert!(!worth(124, 1000, 16) && worth(125, 1000, 16));

@@ -383,8 +383,8 @@ impl TextMemory {
     /// namespace stays in the cache for as long as the records are held.
     pub(super) async fn refresh(&self, namespace: &Namespace) -> Result<Arc<Records>> {
         let Parts { ledger, recaller, records, .. } = &*self.parts;
-        let Refreshed { records, save_in } = records.refresh(&**ledger, &**recaller, namespace).await?;
-        if let Some(delay) = save_in {
+        let Refreshed { records, save_delay } = records.refresh(&**ledger, &**recaller, namespace).await?;
+        if let Some(delay) = save_delay {
             self.save_index(namespace, delay);
         }
         Ok(records)
