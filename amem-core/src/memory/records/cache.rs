@@ -1,63 +1,16 @@
-//! The active records, and the recaller's index, kept in step with the ledger.
-//!
-//! It is a cache with a bound. Whole namespaces leave it, those that were asked about longest ago first, and come back
-//! from the ledger when they are asked about again.
-//!
-//! Of each active record its name and its dates are known. The record itself is read when it is first needed, and its
-//! tokens and chunk id are computed once: of a hundred thousand memories, a question needs eight. The names and the index
-//! of a large namespace are saved in the ledger now and then ([`Ledger::save_index`]), so that a process that opens it
-//! reads only what changed since.
+//! The cache of namespaces' records, and its bound.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::outdated::Outdated;
-use crate::recall::saved::{Reader, Writer};
-use crate::{
-    Changes, ChunkId, Ledger, Namespace, Recaller, Record, RecordId, Result, Revision, SavedIndex, State, Timestamp,
-    Token,
-};
-
-/// An index is saved again when this part of the records has changed since it was saved last.
-const CHANGED_PART: usize = 8;
-/// How long after the last time an index that is gone, because something was forgotten, is saved again. A thousand things
-/// that are forgotten one after the other must not write a thousand indexes.
-const SAVE_PAUSE: Duration = Duration::from_secs(60);
-const MARK: &[u8; 8] = b"amemrec1";
-
-/// A record and what it is to the model.
-pub(crate) struct Entry {
-    pub(crate) record: Record,
-    content: OnceLock<Content>,
-}
-
-/// A record's text as the model has it.
-#[derive(Clone)]
-pub(crate) struct Content {
-    /// The template's marks included.
-    pub(crate) tokens: Arc<[Token]>,
-    pub(crate) chunk: ChunkId,
-}
-
-impl Entry {
-    pub(crate) fn new(record: Record) -> Self {
-        Self { record, content: OnceLock::new() }
-    }
-
-    /// The record's tokens and the name of its chunk, computed by `compute` if nobody has yet.
-    pub(crate) fn content(&self, compute: impl FnOnce(&Record) -> Result<Content>) -> Result<&Content> {
-        if let Some(content) = self.content.get() {
-            return Ok(content);
-        }
-        let content = compute(&self.record)?;
-        Ok(self.content.get_or_init(|| content))
-    }
-}
+use super::{Records, SyncState};
+use crate::memory::outdated::Outdated;
+use crate::{Ledger, Namespace, Recaller, Result, Revision, SavedIndex};
 
 /// The active records of the namespaces that were asked about last.
-pub(super) struct RecordCache {
+pub(in crate::memory) struct RecordCache {
     /// Records that are known, about: the namespaces in use may have more.
     limit: usize,
     /// Records that are known.
@@ -69,153 +22,14 @@ pub(super) struct RecordCache {
 }
 
 /// A namespace's records after they were brought up to date.
-pub(super) struct Refreshed {
-    pub(super) records: Arc<Records>,
+pub(in crate::memory) struct Refreshed {
+    pub(in crate::memory) records: Arc<Records>,
     /// How long to wait before the index is [saved](RecordCache::save); `None` if it is not worth it.
-    pub(super) save_delay: Option<Duration>,
-}
-
-/// The active records of one namespace.
-#[derive(Default)]
-pub(crate) struct Records {
-    /// How far the ledger was read. Locked while the records are brought up to date, or leave, so that changes are
-    /// applied in order, to the index too.
-    sync: async_lock::Mutex<SyncState>,
-    entries: Mutex<Entries>,
-    /// When the index was last saved, or what was saved was read.
-    saved: Mutex<Option<Instant>>,
-    used: AtomicU64,
-}
-
-/// How far the ledger was read, and how much of that was saved.
-#[derive(Default)]
-struct SyncState {
-    revision: Revision,
-    /// Changes since the index was saved.
-    unsaved: usize,
-    /// The ledger dropped the saved index, because something was forgotten since.
-    saved_index_dropped: bool,
-    /// Records that count among those that the cache holds.
-    counted: usize,
-    /// The index is being changed, or was when that failed.
-    is_half_done: bool,
-}
-
-impl SyncState {
-    /// Whether as much has changed as makes it worth saving the index, where that is so from `least` records on.
-    fn has_changed(&self, records: usize, least: usize) -> bool {
-        records >= least && self.unsaved >= least.max(records / CHANGED_PART)
-    }
-
-    /// Whether the index is worth saving, at once or after a pause.
-    fn is_worth_saving(&self, records: usize, least: usize) -> bool {
-        self.has_changed(records, least) || self.saved_index_dropped && records >= least
-    }
-}
-
-#[derive(Default)]
-struct Entries {
-    by_id: BTreeMap<RecordId, Known>,
-    /// Those that will expire, the next one first, so that a question need not look at all.
-    expiring: BTreeSet<(Timestamp, RecordId)>,
-}
-
-/// An active record, which may not have been read yet.
-struct Known {
-    updated_at: Timestamp,
-    expires_at: Option<Timestamp>,
-    entry: Option<Arc<Entry>>,
-    /// The entry is what was indexed. One that was read later may say already what the next changes tell of.
-    is_indexed: bool,
-}
-
-impl Known {
-    /// Whether the record still counts at this moment.
-    fn counts(&self, now: Timestamp) -> bool {
-        self.expires_at.is_none_or(|expiry| expiry > now)
-    }
-}
-
-impl Entries {
-    fn len(&self) -> usize {
-        self.by_id.len()
-    }
-
-    fn insert(&mut self, record: Record) {
-        let (id, updated_at, expires_at) = (record.id, record.updated_at, record.expires_at);
-        let content = self.saying(&record).map(|entry| entry.content.clone()).unwrap_or_default();
-        self.remove(id);
-        self.expiring.extend(expires_at.map(|at| (at, id)));
-        let entry = Some(Arc::new(Entry { record, content }));
-        self.by_id.insert(id, Known { updated_at, expires_at, entry, is_indexed: true });
-    }
-
-    /// The record's entry from before, if it was read and said the same.
-    fn saying(&self, record: &Record) -> Option<&Arc<Entry>> {
-        self.by_id.get(&record.id)?.entry.as_ref().filter(|entry| entry.record.text == record.text)
-    }
-
-    /// Marks records whose indexed text may differ from their entry's.
-    fn set_unindexed(&mut self, ids: impl Iterator<Item = RecordId>) {
-        for id in ids {
-            if let Some(known) = self.by_id.get_mut(&id) {
-                known.is_indexed = false;
-            }
-        }
-    }
-
-    fn remove(&mut self, id: RecordId) {
-        let removed = self.by_id.remove(&id);
-        if let Some(at) = removed.and_then(|known| known.expires_at) {
-            self.expiring.remove(&(at, id));
-        }
-    }
-
-    /// Those whose time is over.
-    fn expired(&self, now: Timestamp) -> impl Iterator<Item = RecordId> {
-        self.expiring.iter().take_while(move |(at, _)| *at <= now).map(|(_, id)| *id)
-    }
-
-    /// The names and dates of all, and the index.
-    fn save(&self, index: &[u8]) -> Vec<u8> {
-        let mut writer = Writer::new(MARK);
-        writer.number(self.by_id.len() as u64);
-        for (id, known) in &self.by_id {
-            writer.id(*id);
-            writer.number(known.updated_at.0.cast_unsigned());
-            writer.number(u64::from(known.expires_at.is_some()));
-            known.expires_at.into_iter().for_each(|at| writer.number(at.0.cast_unsigned()));
-        }
-        writer.bytes(index);
-        writer.done()
-    }
-
-    /// What [`save`](Self::save) wrote.
-    fn restore(saved: &[u8]) -> Option<(Self, &[u8])> {
-        let mut reader = Reader::new(MARK, saved)?;
-        let count = reader.count(18)?;
-        let mut known: Vec<(RecordId, Known)> = Vec::with_capacity(count);
-        for _ in 0..count {
-            let (id, updated_at) = (reader.id()?, Timestamp(reader.number()?.cast_signed()));
-            let expires_at = match reader.number()? {
-                0 => None,
-                1 => Some(Timestamp(reader.number()?.cast_signed())),
-                _ => return None,
-            };
-            if known.last().is_some_and(|(last, _)| *last >= id) {
-                return None;
-            }
-            known.push((id, Known { updated_at, expires_at, entry: None, is_indexed: false }));
-        }
-        let index = reader.bytes()?;
-        reader.is_done()?;
-        let expiring = known.iter().filter_map(|(id, known)| Some((known.expires_at?, *id))).collect();
-        Some((Self { by_id: known.into_iter().collect(), expiring }, index))
-    }
+    pub(in crate::memory) save_delay: Option<Duration>,
 }
 
 impl RecordCache {
-    pub(super) fn new(limit: usize, outdated: Option<Arc<Outdated>>) -> Self {
+    pub(in crate::memory) fn new(limit: usize, outdated: Option<Arc<Outdated>>) -> Self {
         let (held, namespaces, clock) = (AtomicUsize::new(0), Mutex::default(), AtomicU64::new(0));
         Self { limit, held, namespaces, clock, outdated }
     }
@@ -225,13 +39,13 @@ impl RecordCache {
     }
 
     /// Whether records of a namespace are held.
-    pub(super) fn holds(&self, namespace: &Namespace) -> bool {
+    pub(in crate::memory) fn holds(&self, namespace: &Namespace) -> bool {
         self.namespaces().contains_key(namespace)
     }
 
     /// A namespace's records, brought up to what this or any other process has written to the ledger. The namespace stays in
     /// the cache for as long as the records are held.
-    pub(super) async fn refresh(
+    pub(in crate::memory) async fn refresh(
         &self,
         ledger: &dyn Ledger,
         recaller: &dyn Recaller,
@@ -278,7 +92,7 @@ impl RecordCache {
 
     /// How long to wait before a namespace's index is saved, of which something was forgotten; `None` if it is not held
     /// here.
-    pub(super) fn pause(&self, namespace: &Namespace) -> Option<Duration> {
+    pub(in crate::memory) fn pause(&self, namespace: &Namespace) -> Option<Duration> {
         self.namespaces().get(namespace).map(|records| records.pause())
     }
 
@@ -287,7 +101,12 @@ impl RecordCache {
     ///
     /// # Errors
     /// When the recaller or the ledger fails; what was to be saved is saved when as much has changed again.
-    pub(super) async fn save(&self, ledger: &dyn Ledger, recaller: &dyn Recaller, namespace: &Namespace) -> Result<()> {
+    pub(in crate::memory) async fn save(
+        &self,
+        ledger: &dyn Ledger,
+        recaller: &dyn Recaller,
+        namespace: &Namespace,
+    ) -> Result<()> {
         let held = self.namespaces().get(namespace).cloned();
         let (Some(records), Some(name)) = (held, recaller.index_name()) else { return Ok(()) };
         let index = {
@@ -356,148 +175,6 @@ impl RecordCache {
     }
 }
 
-impl Records {
-    /// Reads what changed in the ledger. Returns the entries from before that no longer stand as they were.
-    async fn apply_changes(
-        &self,
-        ledger: &dyn Ledger,
-        recaller: &dyn Recaller,
-        namespace: &Namespace,
-        sync: &mut SyncState,
-    ) -> Result<Vec<Arc<Entry>>> {
-        if sync.revision == Revision(0) {
-            let is_restored = self.restore(ledger, recaller, namespace, sync).await?;
-            // What was indexed before that failed may be forgotten by now, and no change tells of it.
-            if !is_restored && sync.is_half_done {
-                recaller.clear(namespace).await?;
-            }
-        }
-        let now = Timestamp::now();
-        let Changes { deleted, records: changed, revision } = ledger.changes(namespace, sync.revision, now).await?;
-        let changes = changed.len();
-        let (active, gone): (Vec<Record>, Vec<Record>) = changed.into_iter().partition(|r| r.state == State::Active);
-        let is_forgotten = |record: &Record| matches!(record.state, State::Forgotten { .. });
-        let forgot_any = deleted || gone.iter().any(is_forgotten);
-        let mut gone: Vec<RecordId> = gone.iter().map(|record| record.id).collect();
-        gone.extend(self.entries().expired(now));
-        // What says the same stays in the index as it is.
-        let is_indexed = |record: &Record| {
-            let entries = self.entries();
-            let is_there = entries.by_id.get(&record.id).is_some_and(|known| known.is_indexed && known.counts(now));
-            !deleted && is_there && entries.saying(record).is_some()
-        };
-        let (indexed, active): (Vec<Record>, Vec<Record>) = active.into_iter().partition(is_indexed);
-        // The index first: should it fail, the same changes are read again. What it then says of these is not known.
-        sync.is_half_done = true;
-        self.entries().set_unindexed(gone.iter().copied().chain(active.iter().map(|record| record.id)));
-        if deleted {
-            recaller.clear(namespace).await?;
-            gone.extend(self.entries().by_id.keys());
-        } else if !gone.is_empty() {
-            recaller.remove(namespace, &gone).await?;
-        }
-        if !active.is_empty() {
-            recaller.index(&active).await?;
-        }
-        let mut entries = self.entries();
-        let changed = active.iter().filter(|record| entries.saying(record).is_none()).map(|record| record.id);
-        let left: BTreeSet<RecordId> = gone.iter().copied().chain(changed).collect();
-        let left = left.iter().filter_map(|id| entries.by_id.get(id)?.entry.clone()).collect();
-        gone.into_iter().for_each(|id| entries.remove(id));
-        indexed.into_iter().chain(active).for_each(|record| entries.insert(record));
-        (sync.revision, sync.is_half_done) = (revision, false);
-        sync.unsaved += changes;
-        sync.saved_index_dropped |= forgot_any;
-        Ok(left)
-    }
-
-    /// Takes over what was saved of the records and the index, if anything was, and is sound; or says that it was not.
-    async fn restore(
-        &self,
-        ledger: &dyn Ledger,
-        recaller: &dyn Recaller,
-        namespace: &Namespace,
-        sync: &mut SyncState,
-    ) -> Result<bool> {
-        let Some(name) = recaller.index_name() else { return Ok(false) };
-        let Some(SavedIndex { revision, bytes }) = ledger.saved_index(namespace, &name).await? else {
-            return Ok(false);
-        };
-        let restored = match Entries::restore(&bytes) {
-            Some((entries, index)) => recaller.restore(namespace, index).await?.then_some(entries),
-            None => None,
-        };
-        let is_restored = restored.is_some();
-        match restored {
-            Some(entries) => {
-                *self.entries() = entries;
-                *self.saved() = Some(Instant::now());
-                *sync = SyncState { revision, counted: sync.counted, ..SyncState::default() };
-            }
-            None => log::warn!("the saved index of namespace {namespace} makes no sense: it is built anew"),
-        }
-        Ok(is_restored)
-    }
-
-    /// How long to wait before the index is saved; `None` if it cannot be, or is not worth it.
-    fn save_delay(&self, recaller: &dyn Recaller, sync: &SyncState) -> Option<Duration> {
-        let (known, least) = (self.entries().len(), recaller.worth_saving());
-        recaller.index_name().filter(|_| sync.is_worth_saving(known, least))?;
-        Some(if sync.has_changed(known, least) { Duration::ZERO } else { self.pause() })
-    }
-
-    /// How long an index that is gone still waits until it is saved again.
-    fn pause(&self) -> Duration {
-        self.saved().map_or(Duration::ZERO, |saved| SAVE_PAUSE.saturating_sub(saved.elapsed()))
-    }
-
-    fn saved(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.saved.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn entries(&self) -> MutexGuard<'_, Entries> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether a record counts at this moment, read or not.
-    pub(crate) fn counts(&self, id: RecordId, now: Timestamp) -> bool {
-        self.entries().by_id.get(&id).is_some_and(|known| known.counts(now))
-    }
-
-    /// A record that was [loaded](Self::load), if it counts at this moment.
-    pub(crate) fn get(&self, id: RecordId, now: Timestamp) -> Option<Arc<Entry>> {
-        self.entries().by_id.get(&id).filter(|known| known.counts(now))?.entry.clone()
-    }
-
-    /// Reads those of these records that are known and were not read yet.
-    pub(crate) async fn load(&self, ledger: &dyn Ledger, namespace: &Namespace, ids: &[RecordId]) -> Result<()> {
-        const AT_A_TIME: usize = 4096;
-        let missing: Vec<RecordId> = {
-            let entries = self.entries();
-            let is_missing = |id: &&RecordId| entries.by_id.get(id).is_some_and(|known| known.entry.is_none());
-            ids.iter().filter(is_missing).copied().collect()
-        };
-        for ids in missing.chunks(AT_A_TIME) {
-            let records = ledger.get_many(namespace, ids, Timestamp::now()).await?;
-            let mut entries = self.entries();
-            // One that no longer counts leaves with the next changes.
-            for record in records.into_iter().flatten().filter(|record| record.state == State::Active) {
-                if let Some(known) = entries.by_id.get_mut(&record.id) {
-                    known.entry.get_or_insert_with(|| Arc::new(Entry::new(record)));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// All records that count at this moment, oldest first, and when each last changed.
-    pub(crate) fn active(&self, now: Timestamp) -> Vec<(RecordId, Timestamp)> {
-        let entries = self.entries();
-        let active = entries.by_id.iter().filter(|(_, known)| known.counts(now));
-        active.map(|(id, known)| (*id, known.updated_at)).collect()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::AtomicBool;
@@ -506,7 +183,7 @@ mod tests {
 
     use super::*;
     use crate::recall::{Dense, Hybrid, Lexical, RecallQuery};
-    use crate::{Change, NewRecord, RamLedger};
+    use crate::{Change, NewRecord, RamLedger, Record, RecordId, Timestamp};
 
     fn name(name: &str) -> Namespace {
         Namespace::new(name).unwrap()
@@ -777,22 +454,5 @@ mod tests {
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
         assert_eq!(found(), (1, 0, 1));
-    }
-
-    #[test]
-    fn a_record_is_tokenised_once() {
-        let ledger = RamLedger::new();
-        remember(&ledger, "a", 1);
-        let record = block_on(ledger.list(&name("a"), crate::Query::All)).unwrap().remove(0);
-        let entry = Entry::new(record);
-        let mut calls = 0;
-        for _ in 0..3 {
-            let content = entry.content(|_| {
-                calls += 1;
-                Ok(Content { tokens: [7].into(), chunk: ChunkId([0; 32]) })
-            });
-            assert_eq!(&*content.unwrap().tokens, [7]);
-        }
-        assert_eq!(calls, 1);
     }
 }
