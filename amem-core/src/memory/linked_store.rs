@@ -17,7 +17,7 @@ pub(super) struct LinkedStore {
     /// Chunks whose KV turned out to be damaged, until they are put into the store anew: it may not be able to delete them.
     damaged: Mutex<HashSet<ChunkId>>,
     disk_space: Arc<DiskSpace>,
-    /// The store refused to delete, for another process writes to it and deletes what the ledger names.
+    /// The store refused to delete, or the ledger to confirm deletions: both are another process's to write.
     refused: Backoff,
     late: Arc<LateLinks>,
 }
@@ -204,8 +204,9 @@ impl LinkedStore {
         }
     }
 
-    /// Deletes chunks. False if the store is read-only here: then the process that writes to it deletes them, with its next
-    /// call. Until then nobody finds them, for a chunk's name is a hash of its text.
+    /// Deletes chunks. False if nothing was deleted: there were no chunks, or the store is read-only here, and the process
+    /// that writes to it deletes them with its next call. Until then nobody finds them, for a chunk's name is a hash of its
+    /// text.
     pub(super) async fn erase(&self, chunks: &[ChunkId]) -> Result<bool> {
         if chunks.is_empty() {
             return Ok(false);

@@ -55,7 +55,7 @@ pub(super) struct Meter {
     waiting: Mutex<Waiting>,
     /// Held while events are written, so that whoever waits for it finds them written.
     writing: async_lock::Mutex<()>,
-    /// A thread is about to write, so that no second one need wait for a ledger that is held.
+    /// A writer thread is started and has not begun: it will write later events too.
     has_writer: AtomicBool,
 }
 
@@ -73,7 +73,8 @@ impl Meter {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether usage can be counted. If too much waits already, it is written, or this is the error of that.
+    /// Writes the waiting events if there are too many. Fails if they cannot be written: then nothing more that is billed
+    /// may be done.
     pub(super) async fn check(&self) -> Result<()> {
         if self.waiting().events.len() < WAITING { Ok(()) } else { self.write().await }
     }
