@@ -33,6 +33,10 @@ pub struct CudaOptions {
     pub ordinal: usize,
     /// The number type that is computed in.
     pub precision: Precision,
+    /// Whether each weight matrix, KV cache and stored chunk has memory of the driver to itself. Then tools that look for
+    /// accesses out of bounds, such as compute-sanitizer, know where each of them ends. It takes more memory: the driver gives
+    /// whole pages of 2 MiB.
+    pub separate_buffers: bool,
 }
 
 impl CudaOptions {
@@ -46,6 +50,12 @@ impl CudaOptions {
     #[must_use]
     pub fn precision(self, precision: Precision) -> Self {
         Self { precision, ..self }
+    }
+
+    /// With memory of its own for all that stays, or not.
+    #[must_use]
+    pub fn separate_buffers(self, separate_buffers: bool) -> Self {
+        Self { separate_buffers, ..self }
     }
 }
 
@@ -64,7 +74,7 @@ impl CudaBackend {
     /// # Errors
     /// What is missing: a driver, a GPU, cuBLASLt, a newer version of one of them.
     pub fn open(options: CudaOptions) -> Result<Self, CudaError> {
-        let device = Device::open(options.ordinal)?;
+        let device = Device::open(options.ordinal, options.separate_buffers)?;
         Ok(Self { device, precision: options.precision, angles: Arc::default(), tables: Arc::default() })
     }
 

@@ -38,7 +38,7 @@ pub struct Counts {
     pub created: u64,
     /// Algorithms that cuBLASLt was asked for.
     pub heuristics: u64,
-    /// Bytes of device memory that are allocated now.
+    /// Bytes of device memory that are allocated now, with what each allocation is rounded up by.
     pub allocated_bytes: u64,
     /// The most bytes of device memory that were allocated at once.
     pub most_allocated_bytes: u64,

@@ -8,8 +8,20 @@ use crate::status::{Result, Status, refuse};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Allocations take a multiple of this many bytes.
+/// What a small allocation takes is a multiple of this. Several of them lie in one page.
 const GRANULARITY: usize = 512;
+
+/// What a large allocation takes is a multiple of this: it has pages of its own.
+const PAGE: usize = 2 << 20;
+
+/// From here on an allocation is large.
+const LARGE: usize = (1 << 20) + 1;
+
+/// Bytes that an allocation takes of a device. What is left of a page that small ones lie in is not counted: others of
+/// them may come to lie there.
+fn taken(bytes: usize) -> usize {
+    bytes.next_multiple_of(if bytes < LARGE { GRANULARITY } else { PAGE })
+}
 
 /// An allocation of device memory.
 #[derive(Debug)]
@@ -32,14 +44,14 @@ impl Machine {
         if bytes == 0 {
             return refuse(Status::INVALID_VALUE, "allocates no bytes");
         }
-        let rounded = bytes.next_multiple_of(GRANULARITY);
         let (free, total) = self.memory_info();
-        if rounded > free {
+        // Beyond all memory, rounding could overflow.
+        if bytes > free || taken(bytes) > free {
             let reason = format!("{bytes} bytes do not fit into the {free} that are left of {total}");
             return refuse(Status::OUT_OF_MEMORY, reason);
         }
         self.counts.allocations += 1;
-        self.counts.allocated_bytes += rounded as u64;
+        self.counts.allocated_bytes += taken(bytes) as u64;
         self.counts.most_allocated_bytes = self.counts.most_allocated_bytes.max(self.counts.allocated_bytes);
         let name = format!("allocation {} of {bytes} bytes", self.counts.allocations);
         let address = self.memory.allocate(&name, bytes);
@@ -91,7 +103,7 @@ impl Machine {
             Some(allocation) if !allocation.freed => {
                 allocation.freed = true;
                 self.counts.frees += 1;
-                self.counts.allocated_bytes -= allocation.bytes.next_multiple_of(GRANULARITY) as u64;
+                self.counts.allocated_bytes -= taken(allocation.bytes) as u64;
                 Ok(address..address + allocation.bytes as u64)
             }
             Some(_) => refuse(Status::INVALID_VALUE, format!("{address:#x} is freed twice")),

@@ -34,6 +34,8 @@ pub(crate) struct Device {
     pub(super) copies: Arc<CudaStream>,
     /// Its multiprocessors.
     multiprocessors: usize,
+    /// Whether no two lasting buffers lie in one piece of the driver's memory.
+    pub(super) has_separate_buffers: bool,
     counters: Mutex<Counters>,
 }
 
@@ -47,16 +49,16 @@ pub struct Counters {
     pub graphs: u64,
     /// Times that the host waited for the GPU.
     pub waits: u64,
-    /// Pieces of memory that were asked of the driver, and not found in the pool.
+    /// Pieces of memory that were asked of the driver, and not found in the pool or in a slab.
     pub allocations: u64,
 }
 
 impl Device {
-    /// Opens a GPU by its number, from 0.
+    /// Opens a GPU by its number, from 0. It may have no two lasting buffers in one piece of the driver's memory.
     ///
     /// # Errors
     /// All that is missing: see [`CudaError`].
-    pub(crate) fn open(ordinal: usize) -> Result<Arc<Self>> {
+    pub(crate) fn open(ordinal: usize, has_separate_buffers: bool) -> Result<Arc<Self>> {
         // SAFETY: these load a shared library of the system, as any call of it would, and look at nothing else.
         let (driver, cublas) = unsafe { (driver::sys::is_culib_present(), cublaslt::sys::is_culib_present()) };
         if !driver {
@@ -105,6 +107,7 @@ impl Device {
             compute,
             copies,
             multiprocessors: usize::try_from(multiprocessors).unwrap_or(1).max(1),
+            has_separate_buffers,
             counters: Mutex::default(),
         }))
     }

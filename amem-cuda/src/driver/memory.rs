@@ -2,8 +2,8 @@
 //!
 //! What comes and goes, as activations do, is from pools. A pool hands out the free piece with the lowest address. So the
 //! same requests in the same order get the same addresses, whatever the order in which pieces came back: a decode step
-//! looks like the one before it, and its graph can be launched again. What stays, as weights do, is asked of the driver
-//! piece by piece, in its exact size.
+//! looks like the one before it, and its graph can be launched again. What stays, as weights do, lies in slabs
+//! ([`slabs`](super::slabs)), in which it takes its exact size.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};
@@ -12,6 +12,7 @@ use cudarc::driver::{result, sys};
 
 use super::Device;
 use super::queue::Queue;
+use super::slabs::{LARGEST, Slabs};
 use crate::error::{CudaError, Result};
 
 /// Memory of the GPU.
@@ -33,8 +34,8 @@ impl Buffer {
         Ok(Self { device: Arc::clone(device), address, bytes, lasting: false })
     }
 
-    /// So many bytes, which hold anything, for what stays. It takes no more memory than it has bytes, but for the last
-    /// 512 of them. Dropped, it is freed when the host next waits for the GPU.
+    /// So many bytes, which hold anything, for what stays. Of a slab it takes no more than it has bytes, but for the last
+    /// 512 of them. Dropped, it is another's to take when the host has next waited for the GPU.
     ///
     /// What the host writes to it is there when the call returns without an error, for all that is launched from then on.
     /// So it may be written until something reads it, and not afterwards: that might not have been launched yet.
@@ -42,7 +43,7 @@ impl Buffer {
     /// # Errors
     /// As for [`new`](Self::new).
     pub(crate) fn lasting(device: &Arc<Device>, bytes: usize) -> Result<Self> {
-        let address = device.allocate(bytes.max(1).checked_next_multiple_of(LEAST).unwrap_or(bytes))?;
+        let address = device.take_lasting(lasting_size(bytes))?;
         Ok(Self { device: Arc::clone(device), address, bytes, lasting: true })
     }
 
@@ -63,7 +64,7 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         let mut pool = self.device.pool.lock().unwrap_or_else(PoisonError::into_inner);
         match self.lasting {
-            true => pool.retired.push(self.address),
+            true => pool.retired.push((self.address, lasting_size(self.bytes))),
             false => pool.put(self.address, size_class(self.bytes)),
         }
     }
@@ -104,12 +105,13 @@ impl Pinned {
     }
 }
 
-/// Free pieces of the GPU's memory, by size.
+/// Free pieces of the GPU's memory, by size, and slabs of what stays.
 #[derive(Default)]
 pub(super) struct Pool {
     free: BTreeMap<usize, BTreeSet<u64>>,
-    /// Lasting memory that was dropped. What was submitted before may still use it.
-    retired: Vec<u64>,
+    slabs: Slabs,
+    /// Addresses and bytes of lasting memory that was dropped. What was submitted before may still use it.
+    retired: Vec<(u64, usize)>,
 }
 
 impl Pool {
@@ -121,9 +123,24 @@ impl Pool {
         self.free.entry(class).or_default().insert(address);
     }
 
-    /// All pieces, which are then the caller's to free.
+    /// All pieces, and slabs in which nothing lies, which are then the caller's to free.
     pub(super) fn drain(&mut self) -> Vec<u64> {
-        std::mem::take(&mut self.free).into_values().flatten().collect()
+        let pieces = std::mem::take(&mut self.free).into_values().flatten();
+        pieces.chain(self.slabs.take_empty(0)).collect()
+    }
+
+    /// Lasting memory that was dropped, and that nothing uses any more, goes back to its slabs. What is the caller's to free
+    /// then: what has no slab, and slabs in which nothing lies. One of these stays, for chunks that come and go would have
+    /// it allocated and freed in turn.
+    fn retire(&mut self) -> Vec<u64> {
+        if self.retired.is_empty() {
+            return Vec::new();
+        }
+        let retired = std::mem::take(&mut self.retired).into_iter();
+        let mut free: Vec<u64> =
+            retired.filter_map(|(address, bytes)| (!self.slabs.put(address, bytes)).then_some(address)).collect();
+        free.extend(self.slabs.take_empty(1));
+        free
     }
 }
 
@@ -164,6 +181,11 @@ impl PinnedPool {
 /// The least that is asked of the driver.
 const LEAST: usize = 512;
 
+/// Bytes of a lasting buffer, rounded up.
+fn lasting_size(bytes: usize) -> usize {
+    bytes.max(1).checked_next_multiple_of(LEAST).unwrap_or(bytes)
+}
+
 /// What a request of the pool is rounded up to, so that requests of about the same size use the same memory: four sizes
 /// to each power of two, at least 512 bytes.
 pub(super) fn size_class(bytes: usize) -> usize {
@@ -177,6 +199,36 @@ impl Device {
     fn take(&self, class: usize) -> Result<u64> {
         let found = self.pool.lock().unwrap_or_else(PoisonError::into_inner).take(class);
         found.map_or_else(|| self.allocate(class), Ok)
+    }
+
+    /// A piece of a slab, or of a new one. What is larger than slabs is asked of the driver by itself.
+    fn take_lasting(&self, bytes: usize) -> Result<u64> {
+        if self.has_separate_buffers || bytes > LARGEST {
+            return self.allocate(bytes);
+        }
+        let take = || self.pool.lock().unwrap_or_else(PoisonError::into_inner).slabs.take(bytes);
+        let slab = || take().map_or_else(|| self.add_slab(bytes), Ok);
+        match slab() {
+            Err(CudaError::OutOfMemory { .. }) => {
+                self.trim()?;
+                slab()
+            }
+            taken => taken,
+        }
+    }
+
+    /// Asks the driver for a slab. Returns its first bytes, which are the caller's.
+    fn add_slab(&self, bytes: usize) -> Result<u64> {
+        self.bind()?;
+        let (free, total) = result::mem_get_info().map_err(CudaError::of("cuMemGetInfo"))?;
+        let size = self.pool.lock().unwrap_or_else(PoisonError::into_inner).slabs.next_size(bytes, free);
+        self.count(|counters| counters.allocations += 1);
+        let start = allocate(size).map_err(|error| match error {
+            CudaError::OutOfMemory { .. } => CudaError::OutOfMemory { bytes, free, total },
+            other => other,
+        })?;
+        let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(pool.slabs.add(start..start + size as u64, bytes))
     }
 
     /// Asks the driver for memory, and once more after a [`trim`](Self::trim) if there is none.
@@ -218,10 +270,11 @@ impl Device {
         free_all(free)
     }
 
-    /// Frees lasting memory that was dropped. The host has waited for all that was submitted, and holds the queue's lock.
+    /// Takes lasting memory back that was dropped. The host has waited for all that was submitted, and holds the queue's
+    /// lock.
     pub(super) fn free_retired(&self) -> Result<()> {
-        let retired = std::mem::take(&mut self.pool.lock().unwrap_or_else(PoisonError::into_inner).retired);
-        free_all(retired)
+        let free = self.pool.lock().unwrap_or_else(PoisonError::into_inner).retire();
+        free_all(free)
     }
 }
 

@@ -9,11 +9,11 @@ use amem_cuda_simulator::in_simulator;
 use futures_lite::future::block_on;
 
 use crate::compare::compare;
-use crate::{common, open};
+use crate::{common, open_as_it_is};
 
 fn the_same_tokens(precision: Precision, tolerance: f32) {
     let cpu = common::demo(Cpu::with_threads(2).unwrap(), precision.dtype());
-    compare(&format!("{precision:?}"), &cpu, &common::demo(open(precision), precision.dtype()), tolerance);
+    compare(&format!("{precision:?}"), &cpu, &common::demo(open_as_it_is(precision), precision.dtype()), tolerance);
 }
 
 #[test]
@@ -35,7 +35,7 @@ fn in_bf16_every_repair_gives_the_cpus_tokens() {
 fn a_memory_answers_on_it() {
     in_simulator("answers::a_memory_answers_on_it", &[], || {
         block_on(async {
-            let model = common::demo(open(Precision::F16), Dtype::F16);
+            let model = common::demo(open_as_it_is(Precision::F16), Dtype::F16);
             let memory = Memory::builder(Arc::new(model)).build().unwrap();
             let notes = ["Alice lives in Denver.", "Alice's sister is Maria. She lives in Paris."];
             memory.remember_all("you", notes).await.unwrap();

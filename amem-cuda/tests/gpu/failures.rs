@@ -5,7 +5,7 @@ use amem_core::{Dtype, Error, KvShape};
 use amem_cuda::{CudaBackend, CudaError, CudaOptions, Precision};
 use amem_cuda_simulator::in_simulator;
 
-use crate::open;
+use crate::{open, open_as_it_is};
 
 fn opened() -> Result<(), CudaError> {
     CudaBackend::open(CudaOptions::default()).map(drop)
@@ -90,7 +90,7 @@ fn a_gpu_without_room_is_full_and_goes_on_once_there_is_some() {
     // Eight million bytes beside what cuBLASLt's workspace takes.
     let settings = [("AMEM_SIM_MEMORY", "41554432")];
     in_simulator("failures::a_gpu_without_room_is_full_and_goes_on_once_there_is_some", &settings, || {
-        let gpu = open(Precision::F16);
+        let gpu = open_as_it_is(Precision::F16);
         let shape = KvShape { layers: 4, kv_heads: 2, head_dim: 64 };
         let cache = |blocks| gpu.cache(&shape, Dtype::F16, blocks);
         let error = cache(1000).err().unwrap();

@@ -16,7 +16,12 @@ mod sweep;
 
 use amem_cuda::{CudaBackend, CudaOptions, Precision};
 
-/// The GPU that all tests compute on.
+/// The GPU that most tests compute on. Buffers have memory to themselves, so that the simulator sees where each ends.
 fn open(precision: Precision) -> CudaBackend {
+    CudaBackend::open(CudaOptions::default().precision(precision).separate_buffers(true)).unwrap()
+}
+
+/// The GPU as programs open it.
+fn open_as_it_is(precision: Precision) -> CudaBackend {
     CudaBackend::open(CudaOptions::default().precision(precision)).unwrap()
 }

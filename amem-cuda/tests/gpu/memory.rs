@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use amem_core::transformer::{Backend, Placement, Rope, WeightRole, WeightTensor};
 use amem_core::{ChunkId, Dtype, Encoding, Error, HostKv, KvChunk, KvShape, KvStore, PrefixId};
-use amem_cuda::{Cache, CudaBackend, Precision};
+use amem_cuda::{Cache, CudaBackend, Matrix, Precision};
 use amem_cuda_simulator::{counts, fail_call, in_simulator, is_simulated};
 use futures_lite::future::block_on;
 
-use crate::open;
+use crate::{open, open_as_it_is};
 
 /// One layer of f16, 512 bytes for each token.
 pub(crate) const SHAPE: KvShape = KvShape { layers: 1, kv_heads: 2, head_dim: 64 };
@@ -31,47 +31,116 @@ fn load(gpu: &CudaBackend, cache: &mut Cache, chunk: &KvChunk) {
     gpu.load_kv(cache, &Rope::plain(10_000.0, SHAPE.head_dim), &[0], &[placement]).unwrap();
 }
 
+/// A weight matrix of zeros, of so many bytes.
+fn weights(gpu: &CudaBackend, bytes: usize) -> amem_core::Result<Matrix> {
+    let zeros = vec![0; bytes];
+    gpu.matrix(&WeightTensor::new(WeightRole::Gate, Dtype::F16, bytes / 1024, 512, &zeros))
+}
+
+const MIB: usize = 1 << 20;
+
+/// Each of these by itself would take a whole number of pages: a third more in one case, two thirds in the other.
 #[test]
 fn what_stays_on_the_gpu_takes_hardly_more_memory_than_it_has_bytes() {
     in_simulator("memory::what_stays_on_the_gpu_takes_hardly_more_memory_than_it_has_bytes", &[], || {
         if !is_simulated() {
             return;
         }
-        let gpu = open(Precision::F16);
-        let before = counts().allocated_bytes;
-        // Sizes just above powers of two, which a pool rounds up the most.
-        let (outputs, inputs, blocks, tokens) = (1032, 512, 33, 1030);
-        let bytes = vec![0; 2 * outputs * inputs];
-        let weights = WeightTensor::new(WeightRole::Embedding, Dtype::F16, outputs, inputs, &bytes);
-        let _weights = gpu.matrix(&weights).unwrap();
-        let _cache = gpu.cache(&SHAPE, Dtype::F16, blocks).unwrap();
+        let gpu = open_as_it_is(Precision::F16);
+        let taken = || counts().allocated_bytes as usize;
+        let before = taken();
+        let matrices: Vec<Matrix> = (0..20).map(|_| weights(&gpu, 3 * MIB).unwrap()).collect();
+        let of_matrices = taken() - before;
+        assert!((60 * MIB..=62 * MIB).contains(&of_matrices), "{of_matrices} bytes for 60 MiB");
         let store = gpu.kv_store();
-        block_on(store.put(&[chunk(tokens, 1)])).unwrap();
-        let needed = (bytes.len() + 512 * gpu.block_tokens() * blocks + 512 * tokens) as u64;
-        let taken = counts().most_allocated_bytes - before;
-        assert!((needed..=needed + needed / 50).contains(&taken), "{taken} bytes for {needed}");
+        let chunks: Vec<KvChunk> = (0..28).map(|seed| chunk(2450, seed)).collect();
+        block_on(store.put(&chunks)).unwrap();
+        let (needed, of_chunks) = (28 * 512 * 2450, taken() - before - of_matrices);
+        // The last slab has room for more.
+        assert!((needed..=needed + needed / 50 + 16 * MIB).contains(&of_chunks), "{of_chunks} bytes for {needed}");
+        drop((matrices, store, chunks));
     });
 }
 
 #[test]
-fn lasting_memory_that_was_dropped_is_freed_when_the_host_has_waited() {
-    in_simulator("memory::lasting_memory_that_was_dropped_is_freed_when_the_host_has_waited", &[], || {
+fn lasting_memory_that_was_dropped_is_used_again_when_the_host_has_waited() {
+    in_simulator("memory::lasting_memory_that_was_dropped_is_used_again_when_the_host_has_waited", &[], || {
         if !is_simulated() {
             return;
         }
-        let gpu = open(Precision::F16);
+        let gpu = open_as_it_is(Precision::F16);
+        let x = gpu.upload(512, &[1.0; 512]).unwrap();
+        gpu.read(&x).unwrap();
+        let held: Vec<Matrix> = (0..8).map(|_| weights(&gpu, 2 * MIB).unwrap()).collect();
+        let product = gpu.linear(&x, &held[0], None).unwrap();
+        let before = counts().allocated_bytes;
+        // The product may not have run yet.
+        drop(held);
+        let others: Vec<Matrix> = (0..8).map(|_| weights(&gpu, 2 * MIB).unwrap()).collect();
+        assert!(counts().allocated_bytes > before);
+        assert_eq!(gpu.read(&product).unwrap(), vec![0.0; 2048]);
+        let before = counts().allocated_bytes;
+        let more: Vec<Matrix> = (0..8).map(|_| weights(&gpu, 2 * MIB).unwrap()).collect();
+        assert_eq!(counts().allocated_bytes, before);
+        drop((others, more));
+    });
+}
+
+/// Most of a model's memory can be another's once it is dropped, whoever that is; all of it if this program needs some.
+#[test]
+fn slabs_that_hold_nothing_are_given_back() {
+    in_simulator("memory::slabs_that_hold_nothing_are_given_back", &[], || {
+        if !is_simulated() {
+            return;
+        }
+        let gpu = open_as_it_is(Precision::F16);
         let x = gpu.upload(8, &[1.0; 8]).unwrap();
         gpu.read(&x).unwrap();
         let before = counts().allocated_bytes;
-        let bytes = vec![0; 2 * 8 * 4096];
-        let weights = gpu.matrix(&WeightTensor::new(WeightRole::Gate, Dtype::F16, 4096, 8, &bytes)).unwrap();
-        let product = gpu.linear(&x, &weights, None).unwrap();
-        // The product may not have run yet.
-        drop(weights);
-        assert_eq!(gpu.read(&product).unwrap(), vec![0.0; 4096]);
-        drop(product);
-        let left = counts().allocated_bytes - before;
-        assert!(left < bytes.len() as u64, "{left} bytes are left");
+        let left = || (counts().allocated_bytes - before) as usize;
+        let held: Vec<Matrix> = (0..24).map(|_| weights(&gpu, 2 * MIB).unwrap()).collect();
+        let cache = gpu.cache(&SHAPE, Dtype::F16, 65 * 32).unwrap();
+        assert_eq!(left(), 48 * MIB + 66 * MIB, "slabs, and what is larger than any has pages of its own");
+        drop((held, cache));
+        assert_eq!(left(), 48 * MIB + 66 * MIB, "commands might use it");
+        gpu.read(&x).unwrap();
+        assert_eq!(left(), 16 * MIB, "one slab stays for what comes next");
+        assert!(fail_call("cuMemAlloc_v2", 1, 2));
+        let cache = gpu.cache(&SHAPE, Dtype::F16, 65 * 32).unwrap();
+        assert_eq!(left(), 66 * MIB, "when memory is short");
+        drop(cache);
+    });
+}
+
+/// 200 MiB, of which cuBLASLt's workspace takes 32. By itself, each matrix would take 4.
+#[test]
+fn lasting_memory_fills_a_small_gpu_to_the_last_page() {
+    let settings = [("AMEM_SIM_MEMORY", "209715200")];
+    in_simulator("memory::lasting_memory_fills_a_small_gpu_to_the_last_page", &settings, || {
+        if !is_simulated() {
+            return;
+        }
+        let gpu = open_as_it_is(Precision::F16);
+        let mut held = Vec::new();
+        let error = loop {
+            match weights(&gpu, 3 * MIB) {
+                Ok(matrix) => held.push(matrix),
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(error, Error::Full { .. }) && error.to_string().contains("3145728 bytes"), "{error}");
+        assert!(held.len() > 50, "{} matrices of 3 MiB in 168", held.len());
+        // What is dropped makes room, though the host has not waited for the GPU since.
+        let gone = held.len() / 2;
+        held.truncate(gone);
+        (0..gone).for_each(|_| held.push(weights(&gpu, 3 * MIB).unwrap()));
+        // And so does what the pool keeps.
+        drop(held);
+        let x = gpu.upload(8, &vec![1.0; 10 * MIB / 4]).unwrap();
+        gpu.read(&x).unwrap();
+        drop(x);
+        let cache = gpu.cache(&SHAPE, Dtype::F16, 160 * 32).unwrap();
+        drop(cache);
     });
 }
 
@@ -201,9 +270,9 @@ fn pinned_memory_that_became_too_small_or_is_not_used_is_given_back() {
         let (largest, taken) = (512 * 800, counts().host_bytes - before);
         assert!(taken < 2 * largest * 5 / 4 + 64 * 1024, "{taken} bytes to copy {largest} through two places");
         drop(cache);
-        // No memory is left on the GPU, so that all is given back that is only kept for later.
+        // No memory is left on the GPU, so that all is given back that is only kept for later. No slab has room for so much.
         assert!(fail_call("cuMemAlloc_v2", 1, 2));
-        gpu.cache(&SHAPE, Dtype::F16, 1).unwrap();
+        gpu.cache(&SHAPE, Dtype::F16, 65 * 32).unwrap();
         assert_eq!(counts().host_bytes, 0);
     });
 }

@@ -7,12 +7,12 @@ use amem_cuda::Precision;
 use amem_cuda_simulator::in_simulator;
 use futures_lite::future::block_on;
 
-use crate::{common, open};
+use crate::{common, open_as_it_is};
 
 #[test]
 fn the_gpus_memory_is_a_store() {
     in_simulator("store::the_gpus_memory_is_a_store", &[], || {
-        let gpu = open(Precision::F16);
+        let gpu = open_as_it_is(Precision::F16);
         testing::kv_store(|| gpu.kv_store());
     });
 }
@@ -21,7 +21,7 @@ fn the_gpus_memory_is_a_store() {
 fn answers_are_the_same_from_kv_of_every_tier() {
     in_simulator("store::answers_are_the_same_from_kv_of_every_tier", &[], || {
         block_on(async {
-            let gpu = open(Precision::F16);
+            let gpu = open_as_it_is(Precision::F16);
             let model = Arc::new(common::demo(gpu.clone(), Precision::F16.dtype()));
             let mut answers = Vec::new();
             for on_gpu in [false, true] {

@@ -306,6 +306,25 @@ fn counts_tell_what_a_step_costs() {
     });
 }
 
+/// As of real ones, where an allocation of more than 1 MiB has pages of 2 MiB to itself.
+#[test]
+fn a_large_allocation_takes_whole_pages() {
+    on_simulator_alone("driver::a_large_allocation_takes_whole_pages", &[], || {
+        let program = Program::new().unwrap();
+        let taken = |bytes: usize| {
+            let before = counts().allocated_bytes;
+            let memory = program.compute.alloc_zeros::<u8>(bytes).unwrap();
+            let taken = counts().allocated_bytes - before;
+            drop(memory);
+            assert_eq!(counts().allocated_bytes, before);
+            taken
+        };
+        const MIB: usize = 1 << 20;
+        let sizes = [1, 513, MIB, MIB + 1, 2 * MIB, 3 * MIB];
+        assert_eq!(sizes.map(taken), [512, 1024, 1 << 20, 2 << 20, 2 << 20, 4 << 20]);
+    });
+}
+
 #[test]
 fn a_launch_that_a_device_refuses_is_refused_at_once() {
     in_simulator("driver::a_launch_that_a_device_refuses_is_refused_at_once", &[], || {
