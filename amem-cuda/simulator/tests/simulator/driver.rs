@@ -1,7 +1,9 @@
 //! Devices, memory, copies, kernels and errors.
 
 use crate::program::{Program, never_faults, on_simulator_alone, ramp};
-use amem_cuda_simulator::{counts, fail_call, in_simulator, last_fault, pending_failures, reset_counts, take_fault};
+use amem_cuda_simulator::{
+    counts, fail_call, in_simulator, last_fault, library_path, pending_failures, reset_counts, take_fault,
+};
 use cudarc::driver::{CudaContext, LaunchConfig, PushKernelArg, result, sys};
 use cudarc::nvrtc::Ptx;
 use std::ffi::{CStr, CString, c_void};
@@ -240,23 +242,35 @@ fn an_unexpected_fault_fails_the_test() {
 #[test]
 #[should_panic(expected = "no test is called driver::there_is_no_such_test")]
 fn a_misspelt_test_name_is_not_a_passed_test() {
-    if std::env::var("AMEM_CUDA_DEVICE").is_ok() {
-        panic!("no test is called driver::there_is_no_such_test");
-    }
     in_simulator("driver::there_is_no_such_test", &[], || {});
 }
 
 #[test]
 #[should_panic(expected = "the body's own message")]
 fn a_failed_body_fails_the_test_with_its_output() {
-    if std::env::var("AMEM_CUDA_DEVICE").is_ok() {
-        panic!("the body's own message");
-    }
     in_simulator("driver::a_failed_body_fails_the_test_with_its_output", &[], || {
         // The test expects a panic, so the process inside succeeds when its body panics. It has to fail some other way.
         eprintln!("the body's own message");
         std::process::exit(1);
     });
+}
+
+#[test]
+fn on_a_device_tests_have_a_process_each_and_those_with_settings_do_not_run() {
+    let name = "driver::on_a_device_tests_have_a_process_each_and_those_with_settings_do_not_run";
+    if std::env::var("AMEM_CUDA_DEVICE").is_ok() {
+        in_simulator(name, &[("AMEM_SIM_FAIL", "cuInit:1:1")], || panic!("its fault is none of a device's"));
+        let outside = std::env::var("AMEM_SIM").is_err();
+        in_simulator(name, &[], || assert!(!outside, "a process of its own"));
+        return;
+    }
+    // The simulator stands in for a device, and knows nothing of that.
+    let mut test = std::process::Command::new(std::env::current_exe().unwrap());
+    test.args(["--exact", name, "--nocapture"]).env("AMEM_CUDA_DEVICE", "1");
+    let output = test.env("LD_LIBRARY_PATH", library_path().unwrap()).output().unwrap();
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{printed}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(printed.contains(&format!("{name}: not run, for a device ignores AMEM_SIM_FAIL")), "{printed}");
 }
 
 #[test]

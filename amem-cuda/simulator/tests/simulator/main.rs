@@ -1,7 +1,6 @@
 //! Programs on the simulated device, written as a backend is, on cudarc's safe API.
 //!
-//! With `AMEM_CUDA_DEVICE=1` and one test thread, those that are right run on a device, to see that the simulator and a
-//! driver agree.
+//! With `AMEM_CUDA_DEVICE=1` those that are right run on a device, to see that the simulator and a driver agree.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod driver;
