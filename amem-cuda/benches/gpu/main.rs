@@ -12,6 +12,8 @@ mod kernels;
 mod model;
 mod timing;
 
+use std::process::ExitCode;
+
 use amem_cuda::{CudaBackend, CudaOptions, Precision};
 
 /// What is measured.
@@ -22,7 +24,7 @@ struct Arguments {
     model: bool,
 }
 
-fn main() {
+fn main() -> ExitCode {
     let has = |name: &str| std::env::args().any(|argument| argument == name);
     let (kernels, model) = (has("--kernels"), has("--model"));
     let arguments = Arguments { quick: has("--quick"), kernels: kernels || !model, model: model || !kernels };
@@ -30,7 +32,7 @@ fn main() {
         Ok(gpu) => gpu,
         Err(error) => {
             println!("Nothing is measured: {error}.");
-            return;
+            return ExitCode::FAILURE;
         }
     };
     let ceilings = kernels::ceilings(&gpu, arguments.quick);
@@ -41,4 +43,5 @@ fn main() {
     if arguments.model {
         model::table(gpu, arguments.quick);
     }
+    ExitCode::SUCCESS
 }
