@@ -20,8 +20,7 @@ pub struct Golden {
 
 /// The directory of an encoder.
 pub fn case(name: &str) -> PathBuf {
-    // From whichever crate the tests are.
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../amem-cpu/tests/golden/encoders").join(name)
+    super::golden_files().join("encoders").join(name)
 }
 
 /// The files of a directory and of the folders in it.
