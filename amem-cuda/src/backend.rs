@@ -157,7 +157,7 @@ impl CudaBackend {
     }
 
     /// A launch that changes each number of a tensor where it lies.
-    fn in_place<'b>(&self, name: &'static str, x: &'b Tensor) -> Result<Launch<'b>, CudaError> {
+    pub(crate) fn in_place<'b>(&self, name: &'static str, x: &'b Tensor) -> Result<Launch<'b>, CudaError> {
         let launch = self.elementwise(name, [x.numbers().div_ceil(PART), 1, 1])?;
         Ok(launch.buffer(&x.buffer, x.bytes())?.count(x.numbers()))
     }

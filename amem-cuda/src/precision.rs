@@ -9,7 +9,8 @@ pub enum Precision {
     /// Bfloat16: for models that were trained in it, as most are.
     #[default]
     Bf16,
-    /// Half precision: for models whose weights are stored in it.
+    /// Half precision: for models whose weights are stored in it. What is larger than its largest number, 65504, becomes that
+    /// number.
     F16,
     /// Single precision without tensor cores: slow, and as close to other machines as can be.
     F32,

@@ -31,6 +31,11 @@ impl CudaBackend {
         let shape = (x.rows, w.inputs, w.outputs);
         let product = Product::new(shape, (x.dtype, to), [&x.buffer, &w.weights, &y.buffer], bias)?;
         self.device().multiply(product)?;
+        if to == Dtype::F16 {
+            // cuBLASLt rounds what is too large to infinity, and all other kernels to the largest number: so does this one,
+            // which leaves the rest as it is.
+            self.in_place("scale", &y)?.real(1.0).submit(self.device())?;
+        }
         Ok(y)
     }
 

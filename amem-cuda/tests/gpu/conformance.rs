@@ -102,6 +102,29 @@ fn sums_of_products_of_many_rows_are_rounded_once() {
     });
 }
 
+/// Or a prefill would break down where decoding goes on.
+#[test]
+fn what_is_too_large_for_f16_is_its_largest_number_however_many_rows_there_are() {
+    in_simulator(
+        "conformance::what_is_too_large_for_f16_is_its_largest_number_however_many_rows_there_are",
+        &[],
+        || {
+            let gpu = open(Precision::F16);
+            let mut bytes = Vec::new();
+            let rows = [100.0f32, -100.0, 64.0, 0.0].map(|weight| [weight; 16]);
+            Dtype::F16.encode(rows.as_flattened(), &mut bytes);
+            let weights = gpu.matrix(&WeightTensor::new(WeightRole::Gate, Dtype::F16, 4, 16, &bytes)).unwrap();
+            let bias = gpu.vector(&[1.0, 1.0, 31.0, -65504.0]).unwrap();
+            for rows in [1, 8, 9, 20] {
+                let x = gpu.upload(16, &vec![63.0; rows * 16]).unwrap();
+                let product = |bias| gpu.read(&gpu.linear(&x, &weights, bias).unwrap()).unwrap();
+                assert_eq!(product(None), [65504.0, -65504.0, 64512.0, 0.0].repeat(rows), "{rows} rows");
+                assert_eq!(product(Some(&bias)), [65504.0, -65504.0, 64544.0, -65504.0].repeat(rows), "{rows} rows");
+            }
+        },
+    );
+}
+
 /// The GPU has a table of where experts lie. One that begins with the same expert need not be the same: weights that were
 /// dropped make room for others.
 #[test]

@@ -141,7 +141,8 @@ fn a_prefill_waits_for_nothing_but_its_logits() {
             (family.name, submitted)
         });
         let asked: HashMap<&str, u64> = asked.collect();
-        // Two more in each of the three layers; but in the last one, a single row is left.
-        assert_eq!(asked["mixtral"], asked["llama"] + 2 * 2 + 3);
+        // Two more in each of the three layers; but in the last one, a single row is left. In the others, none of the three
+        // products of a feed-forward block has to be kept from infinity, for experts have kernels of their own.
+        assert_eq!(asked["mixtral"], asked["llama"] + 2 * 2 + 3 - 2 * 3);
     });
 }
