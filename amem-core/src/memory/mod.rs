@@ -249,6 +249,7 @@ impl Memory {
     ///
     /// # Errors
     /// [`Error::BadValue`] for a token budget that the model cannot hold.
+    #[doc(alias = "start_session")]
     pub fn session(
         &self,
         namespace: impl TryInto<Namespace, Error = Error>,

@@ -143,7 +143,7 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
-    use crate::{AppendOptions, Result};
+    use crate::{AppendOptions, Reservation, Result};
 
     /// A context of tokens without KV.
     struct Tokens(Vec<Token>);
@@ -162,11 +162,7 @@ mod tests {
             0
         }
 
-        fn reserve(&mut self, _: usize) -> Result<()> {
-            Ok(())
-        }
-
-        fn reserve_forks(&mut self, _: usize, _: usize, _: usize) -> Result<()> {
+        fn reserve(&mut self, _: Reservation) -> Result<()> {
             Ok(())
         }
 
