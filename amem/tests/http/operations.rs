@@ -49,17 +49,21 @@ fn requests_are_counted_by_the_patterns_of_paths_and_nothing_else_of_them() {
         assert_eq!(value(&metrics, gauge), 0.0, "{gauge}");
     }
     // The second question finds what was computed for the first.
-    for _ in 0..2 {
+    let [first, second] = [(); 2].map(|()| {
         let (status, _) = post(front.url("/v1/chat/completions"), &question("zebulon", "Where does Zebulon live?"));
         assert_eq!(status, 200);
+        get(&front.url("/metrics"), None).1
+    });
+    for gauge in [r#"amem_kv_bytes{tier="0"}"#, r#"amem_kv_chunks{tier="0"}"#] {
+        assert!(value(&first, gauge) > 0.0 && value(&first, gauge) == value(&second, gauge), "{gauge}\n{second}");
     }
-    let (_, metrics) = get(&front.url("/metrics"), None);
-    assert_eq!(value(&metrics, r#"amem_kv_chunks{tier="0"}"#), 1.0);
-    assert!(value(&metrics, r#"amem_kv_bytes{tier="0"}"#) > 0.0);
-    let reads = |found: &str| value(&metrics, &format!(r#"amem_kv_reads_total{{found="{found}"}}"#));
-    assert_eq!((reads("hit"), reads("miss"), reads("damaged")), (1.0, 1.0, 0.0));
-    let tokens = |kind: &str| value(&metrics, &format!(r#"amem_tokens_total{{kind="{kind}"}}"#));
-    assert!(tokens("missed") > 0.0 && tokens("reused") > 0.0 && tokens("resident") > 0.0);
+    let grew = |line: &str| value(&second, line) - value(&first, line);
+    let reads = ["hit", "miss", "damaged"].map(|found| grew(&format!(r#"amem_kv_reads_total{{found="{found}"}}"#)));
+    assert!(reads[0] > 0.0 && reads[1..] == [0.0, 0.0], "{reads:?}");
+    let kinds = ["missed", "reused", "resident", "prefilled", "generated"];
+    let tokens = kinds.map(|kind| grew(&format!(r#"amem_tokens_total{{kind="{kind}"}}"#)));
+    assert!(tokens[0] == 0.0 && tokens[1..].iter().all(|tokens| *tokens > 0.0), "{tokens:?}");
+    assert!(value(&first, r#"amem_tokens_total{kind="missed"}"#) > 0.0, "{first}");
     assert!(!metrics.to_lowercase().contains("zebulon"), "{metrics}");
 }
 
@@ -86,23 +90,28 @@ fn with_prefill_ahead_no_question_waits_for_the_kv_of_what_was_remembered_change
     options.prefill_ahead = true;
     let memory = common::in_ram();
     let front = Front::with(memory.clone(), Identity::new(KeyHeader::Authorization), options);
-    let held = |count: usize| {
+    let held = |user: &str| {
+        let chunks = common::block_on(memory.kv().owned(OwnerId::of(user))).unwrap();
+        chunks.into_iter().map(|chunk| chunk.id).collect::<Vec<ChunkId>>()
+    };
+    let wait = |user: &str, is_there: &dyn Fn(&[ChunkId]) -> bool| {
         let began = std::time::Instant::now();
-        while common::block_on(memory.kv().stats()).chunks != count {
-            assert!(began.elapsed().as_secs() < 60, "{:?}", common::block_on(memory.kv().stats()));
+        while !is_there(&held(user)) {
+            assert!(began.elapsed().as_secs() < 60, "{user}: {:?}", held(user));
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
+        held(user)
     };
     let (_, added) = post(front.url("/v1/memories"), &json!({ "user": "alice", "texts": ["Alice lives in Denver."] }));
-    held(1);
+    let of_denver = wait("alice", &|held| held.len() == 1);
     let id = added["added"][0].as_str().unwrap();
     let changed = client().patch(front.url(&format!("/v1/memories/alice/{id}")));
     assert_eq!(changed.json(&json!({ "text": "Alice lives in Oslo." })).send().unwrap().status(), 200);
-    held(1);
+    wait("alice", &|held| held.len() == 1 && held != of_denver);
     let line = json!({ "text": "Bob lives in Lima." }).to_string();
     let imported = client().post(front.url("/v1/memories/bob/import")).body(line).send().unwrap();
     assert_eq!(imported.status(), 200);
-    held(2);
+    wait("bob", &|held| held.len() == 1);
     for (user, text) in [("alice", "Where does Alice live?"), ("bob", "Where does Bob live?")] {
         let (_, answer) = post(front.url("/v1/chat/completions"), &question(user, text));
         assert_eq!(answer["amem"]["memory_tokens_prefilled_now"], 0, "{answer}");
