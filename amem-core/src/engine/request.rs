@@ -120,7 +120,7 @@ pub struct Choice {
     /// What was drawn, the token that ended it not included.
     pub tokens: Vec<Token>,
     /// The last of them, which were drawn but not put into the context.
-    pub(crate) unwritten: Vec<Token>,
+    pub unwritten: Vec<Token>,
     /// How likely each token was, if that was asked for.
     pub logprobs: Vec<TokenLogprob>,
     /// Why it ended.

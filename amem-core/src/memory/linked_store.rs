@@ -204,9 +204,8 @@ impl LinkedStore {
         }
     }
 
-    /// Deletes chunks. False if nothing was deleted: there were no chunks, or the store is read-only here, and the process
-    /// that writes to it deletes them with its next call. Until then nobody finds them, for a chunk's name is a hash of its
-    /// text.
+    /// Deletes chunks. False if there were none, or if the store or a tier of it is read-only here, whose writer deletes them
+    /// with its next call. Until then nobody finds them, for a chunk's name is a hash of its text.
     pub(super) async fn erase(&self, chunks: &[ChunkId]) -> Result<bool> {
         if chunks.is_empty() {
             return Ok(false);

@@ -28,7 +28,8 @@ pub trait Context: Any + Send {
     fn pending(&self) -> usize;
 
     /// Takes room, so that neither appending up to there from where the context stands nor its forks can fail for lack of it.
-    /// Takes all of it or nothing. What the context holds already counts, and an earlier reservation is replaced.
+    /// Takes all of it or nothing. What the context holds already counts, and so does what was reserved before: what of it is
+    /// more than this stays until [`release`](Self::release). Copies that repair makes of shared KV are not in it.
     ///
     /// # Errors
     /// [`Error::KvCacheFull`](crate::Error::KvCacheFull) when the KV cache has no such room, at present or ever.
