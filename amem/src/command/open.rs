@@ -121,6 +121,11 @@ impl Place {
         options.segment_bytes(segment).max_bytes(most).read_only(self.read_only)
     }
 
+    /// Whether nothing in the data directory is changed.
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
     /// Whether it is the demo model's, because none was named.
     pub(crate) fn is_demo(&self) -> bool {
         self.model.is_none()

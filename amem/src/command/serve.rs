@@ -121,8 +121,8 @@ pub(crate) struct Args {
     /// Seconds after which a session ends that nobody uses.
     #[arg(long, value_name = "SECONDS", default_value_t = 30 * 60)]
     session_idle: u64,
-    /// Computes the KV of what is remembered right after it, in the background, rather than with the first question that
-    /// recalls it.
+    /// Computes the KV of a user's memories that is not held in the background, whenever something is remembered for them,
+    /// rather than with the first question that recalls it. Give it where all KV has room in the tiers.
     #[arg(long, conflicts_with = "read_only")]
     prefill_ahead: bool,
     /// US dollars that a million tokens of input cost elsewhere: for estimates of what was saved.
@@ -162,7 +162,7 @@ pub(crate) async fn run(args: Args, mode: Mode) -> Result<(), Box<dyn Error>> {
     options.max_sessions = args.max_sessions as usize;
     options.session_idle = Duration::from_secs(args.session_idle);
     options.max_waiting = args.tuning.max_waiting().unwrap_or(options.max_waiting);
-    options.prefill_ahead = args.prefill_ahead;
+    (options.prefill_ahead, options.read_only) = (args.prefill_ahead, args.place.is_read_only());
     options.usd_per_mtok = args.usd_per_mtok;
     options.open_metrics = args.metrics_auth == MetricsAuth::Open;
     let server = Server::new(memory, identity, options);

@@ -17,10 +17,21 @@ pub(crate) struct PrefillAhead {
 #[derive(Default)]
 struct Waiting {
     namespaces: BTreeSet<Namespace>,
-    /// The namespace whose turn it was last: the next by name comes after it, so that none waits for long.
+    /// The namespace whose turn it was last. The next by name comes after it, so that each has its turn.
     last: Option<Namespace>,
     /// Whether a task is at it.
     runs: bool,
+}
+
+/// Lets another task begin if the one that runs panics.
+struct AgainAfterPanic(Arc<Mutex<Waiting>>);
+
+impl Drop for AgainAfterPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).runs = false;
+        }
+    }
 }
 
 impl PrefillAhead {
@@ -39,6 +50,7 @@ impl PrefillAhead {
     }
 
     async fn run(self) {
+        let _again = AgainAfterPanic(Arc::clone(&self.waiting));
         while let Some(namespace) = self.next() {
             match self.memory.prefill(&namespace, |_, _| {}).await {
                 Ok(usage) => tracing::debug!(tokens = usage.prefilled, "memories were prefilled ahead"),

@@ -219,6 +219,7 @@ impl Proxy {
 #[utoipa::path(post, path = "/v1/chat/completions", tag = "chat", request_body = serde_json::Value, responses(
     (status = 200, description = "The upstream's answer, with `amem` if it is not a stream", body = serde_json::Value),
     (status = 400, description = "Nothing was sent upstream"), (status = 401, description = "A key is missing"),
+    (status = 403, description = "Another user's memory"), (status = 404, description = "No upstream is known for the model"),
     (status = 502, description = "The upstream cannot be reached"), (status = 504, description = "It is too slow"),
     (status = "default", description = "What the upstream says")))]
 async fn chat_completions(
@@ -234,6 +235,7 @@ async fn chat_completions(
 #[utoipa::path(post, path = "/v1/messages", tag = "chat", request_body = serde_json::Value, responses(
     (status = 200, description = "The upstream's answer, with `amem` if it is not a stream", body = serde_json::Value),
     (status = 400, description = "Nothing was sent upstream"), (status = 401, description = "A key is missing"),
+    (status = 403, description = "Another user's memory"), (status = 404, description = "No upstream is known for the model"),
     (status = 502, description = "The upstream cannot be reached"), (status = 504, description = "It is too slow"),
     (status = "default", description = "What the upstream says")))]
 async fn messages(
@@ -249,6 +251,7 @@ async fn messages(
 #[utoipa::path(post, path = "/v1/messages/count_tokens", tag = "chat", request_body = serde_json::Value, responses(
     (status = 200, description = "The upstream's answer", body = serde_json::Value),
     (status = 400, description = "Nothing was sent upstream"), (status = 401, description = "A key is missing"),
+    (status = 403, description = "Another user's memory"), (status = 404, description = "No upstream is known for the model"),
     (status = 502, description = "The upstream cannot be reached"), (status = 504, description = "It is too slow"),
     (status = "default", description = "What the upstream says")))]
 async fn count_tokens(

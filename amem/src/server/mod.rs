@@ -99,9 +99,11 @@ pub struct Options {
     pub max_waiting: usize,
     /// Texts of one request at most.
     pub max_texts: usize,
-    /// Whether the KV of what is remembered is computed right after it, in the background, rather than with the first
-    /// question that recalls it.
+    /// Whether the KV of a user's memories that is not held is computed in the background whenever something is remembered
+    /// for them, rather than with the first question that recalls it.
     pub prefill_ahead: bool,
+    /// Whether nothing that is kept may be changed, so that KV which is computed now would be lost again.
+    pub read_only: bool,
     /// What a million tokens of input cost elsewhere, in US dollars: for estimates of what was saved.
     pub usd_per_mtok: f64,
     /// Whether `/metrics` needs no key. Otherwise it needs one that may do everything, if keys are needed at all.
@@ -123,6 +125,7 @@ impl Default for Options {
             max_waiting: 1024,
             max_texts: 1000,
             prefill_ahead: false,
+            read_only: false,
             usd_per_mtok: 0.20,
             open_metrics: false,
             embedding_model: None,

@@ -144,10 +144,10 @@ async fn metrics(State(server): State<Server>, headers: HeaderMap) -> Result<imp
         }
     }
     let StoreStats { hits, misses, damaged, .. } = kv.stats().await;
-    let text = "Chunks of KV that were asked for, in any tier: found, missing, or found damaged and taken for missing.";
-    for (found, chunks) in [("hit", hits), ("miss", misses), ("damaged", damaged)] {
-        count("amem_kv_reads_total", &[("found", found)], text, chunks);
+    for (found, chunks) in [("hit", hits), ("miss", misses)] {
+        count("amem_kv_reads_total", &[("found", found)], "Chunks of KV that were asked for.", chunks);
     }
+    count("amem_kv_damaged_total", &[], "Chunks of KV that were found damaged.", damaged);
     Ok(([(header::CONTENT_TYPE, PROMETHEUS)], metrics.render()))
 }
 

@@ -10,7 +10,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::Server;
-use crate::http::{Caller, Result, Segments};
+use crate::http::{ApiError, Caller, Result, Segments};
 
 /// What was computed.
 #[derive(Debug, Serialize, ToSchema)]
@@ -35,7 +35,7 @@ struct Prefilled {
         (status = 401, description = "no key, or a wrong one"),
         (status = 403, description = "another user's memory"),
         (status = 429, description = "too many requests wait"),
-        (status = 503, description = "no room in the KV cache"),
+        (status = 503, description = "no room in the KV cache, or the memory is read-only"),
     ))]
 async fn prefill(
     State(server): State<Server>,
@@ -43,6 +43,9 @@ async fn prefill(
     Segments(user): Segments<String>,
 ) -> Result<Json<Prefilled>> {
     let (namespace, started) = (caller.namespace(Some(&user))?, Instant::now());
+    if server.options().read_only {
+        return Err(ApiError::unavailable("the memory is read-only: KV that is computed now would not be kept"));
+    }
     let _permit = server.permit(&server.inner.prefills).await?;
     let mut memories = 0;
     let usage = server.memory().prefill(&namespace, |_, all| memories = all).await?;

@@ -39,8 +39,9 @@ pub(crate) struct Costs {
     same_answers: f64,
     /// How far the probabilities of the first token are from those after the memories' texts: the Kullback-Leibler
     /// divergence in nats, on the mean. Tokens that are among the likeliest of both are told apart, all others are one:
-    /// so it is no more than the divergence over all tokens.
-    first_token_kl: f64,
+    /// so it is no more than the divergence over all tokens. None if no answer has a first token both ways: of one that
+    /// ends at once nothing is known.
+    first_token_kl: Option<f64>,
     /// The share of answers that are right, where that is known.
     right_answers: Option<f64>,
 }
@@ -82,8 +83,9 @@ fn costs(way: String, asked: &[&Asked], prefilled: &[&Asked], corpus: &Corpus) -
         same_answers: share(asked, prefilled.iter().map(|asked| &asked.text)),
         first_token_kl: {
             let pairs = prefilled.iter().zip(asked);
-            let sum: f64 = pairs.filter_map(|(p, q)| Some(divergence(p.first.as_ref()?, q.first.as_ref()?))).sum();
-            sum / asked.len().max(1) as f64
+            let compared: Vec<f64> =
+                pairs.filter_map(|(p, q)| Some(divergence(p.first.as_ref()?, q.first.as_ref()?))).collect();
+            (!compared.is_empty()).then(|| compared.iter().sum::<f64>() / compared.len() as f64)
         },
         right_answers: corpus.right.as_ref().map(|right| share(asked, right.iter())),
     }
@@ -148,7 +150,8 @@ impl fmt::Display for Report {
                 let less = format!("{:.1}", prefilled as f64 / cost.computed().max(1) as f64);
                 let ttft = format!("{:.1} ms", cost.median_ttft_ms());
                 let right = cost.right_answers.map_or("–".to_owned(), |share| format!("{:.0} %", 100.0 * share));
-                let (same, kl) = (with_error(cost.same_answers, *questions), format!("{:.4}", cost.first_token_kl));
+                let same = with_error(cost.same_answers, *questions);
+                let kl = cost.first_token_kl.map_or("–".to_owned(), |kl| format!("{kl:.4}"));
                 let (computed, reused) = (cost.computed().to_string(), cost.reused_tokens.to_string());
                 line(f, &cost.way, [&computed, &reused, &less, &ttft, &same, &kl, &right])?;
             }
