@@ -219,6 +219,34 @@ fn requests_beyond_the_kv_cache_wait_for_room_or_say_what_is_missing() {
 }
 
 #[test]
+fn a_full_kv_cache_has_contexts_ended_that_nobody_uses() {
+    let model = with_room_for(256);
+    let engine = engine(&model, EngineOptions::default());
+    // One block of four stays free.
+    let held: Vec<_> =
+        (0..3).map(|seed| model.blend(&[Piece::Fresh(text(seed, 40))], &Repair::None).unwrap().0).collect();
+    let held = Arc::new(Mutex::new(held));
+    let ended = Arc::clone(&held);
+    engine.make_room_with(move || ended.lock().unwrap().pop().is_some());
+    let request = |tokens| Request::new(owner("me"), vec![Piece::Fresh(text(9, tokens))]).generation(generation(20));
+    block_on(complete(engine.submit(request(30)).unwrap())).unwrap();
+    assert_eq!(held.lock().unwrap().len(), 3, "there was room");
+    block_on(complete(engine.submit(request(150)).unwrap())).unwrap();
+    assert_eq!(held.lock().unwrap().len(), 1, "no more are ended than must be");
+    let used = model.blend(&[Piece::Fresh(text(7, 100))], &Repair::None).unwrap().0;
+    let error = block_on(complete(engine.submit(request(150)).unwrap())).unwrap_err();
+    assert!(error.lacks_room_for_now() && held.lock().unwrap().is_empty(), "{error}");
+    drop(used);
+    engine.make_room_with(|| panic!("whoever was to make room"));
+    block_on(complete(engine.submit(request(150)).unwrap())).unwrap();
+    let used = model.blend(&[Piece::Fresh(text(7, 100))], &Repair::None).unwrap().0;
+    let error = block_on(complete(engine.submit(request(150)).unwrap())).unwrap_err();
+    assert!(error.lacks_room_for_now(), "{error}");
+    drop(used);
+    block_on(complete(engine.submit(request(150)).unwrap())).expect("the engine goes on");
+}
+
+#[test]
 fn a_backend_that_fails_takes_down_those_in_its_pass_and_nobody_after_them() {
     let probe = Probe::new(common::exact(None, 1));
     let model: Arc<dyn Model> = Arc::new(common::golden("qwen3", probe.clone(), Dtype::F16));

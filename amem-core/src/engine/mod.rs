@@ -28,6 +28,7 @@ pub use request::{Choice, Completion, Delta, Output, OutputStream, Prefilled, Re
 
 use self::queue::Queue;
 use self::request::{Job, PrefillJob};
+use self::scheduler::MakeRoom;
 use crate::{Context, Error, Model, Namespace, Piece, PrefillText, Repair, Result, Token, Usage};
 
 /// How an engine goes about its work.
@@ -95,6 +96,7 @@ pub struct Engine(Arc<Inner>);
 struct Inner {
     model: Arc<dyn Model>,
     queue: Arc<Queue>,
+    make_room: Arc<MakeRoom>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -114,12 +116,23 @@ impl Engine {
             }
         }
         let queue = Arc::new(Queue::new(options.max_waiting));
-        let (scheduled, served) = (Arc::clone(&queue), Arc::clone(&model));
+        let make_room: Arc<MakeRoom> = Arc::default();
+        let (scheduled, served, asked) = (Arc::clone(&queue), Arc::clone(&model), Arc::clone(&make_room));
         let thread = std::thread::Builder::new()
             .name("amem-engine".to_owned())
-            .spawn(move || scheduler::run(&*served, &scheduled, options))
+            .spawn(move || scheduler::run(&*served, &scheduled, &asked, options))
             .map_err(|error| Error::Model(error.into()))?;
-        Ok(Self(Arc::new(Inner { model, queue, thread: Some(thread) })))
+        Ok(Self(Arc::new(Inner { model, queue, make_room, thread: Some(thread) })))
+    }
+
+    /// Has this called whenever a request finds the KV cache full that would have room if other contexts ended
+    /// ([`Error::lacks_room_for_now`]). It ends a context that nobody uses, as a server ends an idle session, and says whether
+    /// there was one: then the request is tried again. Otherwise the request waits until others end, or fails if none runs.
+    ///
+    /// It is called on the engine's thread, where everybody waits for it, and takes the place of one that was given before.
+    /// The engine keeps it, so it should hold no clone of the engine.
+    pub fn make_room_with(&self, end_one: impl Fn() -> bool + Send + Sync + 'static) {
+        self.0.make_room.set(Arc::new(end_one));
     }
 
     /// The model.

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_channel::{mpsc, oneshot};
@@ -15,11 +16,31 @@ use crate::{
     Step, TokenLogprob, Usage,
 };
 
+/// Ends a context that nobody uses, if somebody has said how ([`Engine::make_room_with`](super::Engine::make_room_with)).
+#[derive(Default)]
+pub(super) struct MakeRoom(Mutex<Option<EndOne>>);
+
+type EndOne = Arc<dyn Fn() -> bool + Send + Sync>;
+
+impl MakeRoom {
+    pub(super) fn set(&self, end_one: EndOne) {
+        let before = self.0.lock().unwrap_or_else(PoisonError::into_inner).replace(end_one);
+        // Without the lock, for nobody knows what it holds.
+        drop(before);
+    }
+
+    /// Whether a context was ended.
+    fn end_one(&self) -> bool {
+        let end_one = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        end_one.is_some_and(|end_one| guarded(|| Ok(end_one())).unwrap_or(false))
+    }
+}
+
 /// Serves a queue until it is closed.
-pub(super) fn run(model: &dyn Model, queue: &Queue, options: EngineOptions) {
+pub(super) fn run(model: &dyn Model, queue: &Queue, make_room: &MakeRoom, options: EngineOptions) {
     let _closes = CloseOnExit(queue);
-    let mut scheduler =
-        Scheduler { model, queue, options, running: Vec::new(), prefills: VecDeque::new(), stalled: None };
+    let (running, prefills) = (Vec::new(), VecDeque::new());
+    let mut scheduler = Scheduler { model, queue, make_room, options, running, prefills, stalled: None };
     while scheduler.step() {}
     for running in scheduler.running {
         running.fail(Error::Cancelled);
@@ -38,6 +59,7 @@ impl Drop for CloseOnExit<'_> {
 struct Scheduler<'m> {
     model: &'m dyn Model,
     queue: &'m Queue,
+    make_room: &'m MakeRoom,
     options: EngineOptions,
     /// In the order in which prompts get their share of a step: who had one goes to the end.
     running: Vec<Running>,
@@ -129,7 +151,10 @@ impl Scheduler<'_> {
         if job.events.is_closed() {
             return job.refuse(Error::Cancelled);
         }
-        let opened = guarded(|| self.open(&mut job));
+        let mut opened = guarded(|| self.open(&mut job));
+        while matches!(&opened, Err(error) if error.lacks_room_for_now()) && self.make_room.end_one() {
+            opened = guarded(|| self.open(&mut job));
+        }
         if let (Err(_), Some(context)) = (&opened, &mut job.request.context) {
             context.release();
         }

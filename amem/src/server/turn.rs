@@ -87,8 +87,6 @@ pub(crate) struct Running {
     stream: AnswerStream,
     /// The session, which does not end before the answer does.
     in_use: Option<InUse>,
-    /// Whether the stream has yielded anything.
-    begun: bool,
     started: Instant,
     /// One for each answer.
     listeners: Vec<Listener>,
@@ -201,23 +199,17 @@ impl Server {
         }
         let (stream, in_use) = self.ask(&turn).await?;
         let (listeners, ready) = (turn.listeners(), VecDeque::new());
-        Ok(Running { server: self.clone(), turn, stream, in_use, begun: false, started, listeners, ready })
+        Ok(Running { server: self.clone(), turn, stream, in_use, started, listeners, ready })
     }
 
     async fn ask(&self, turn: &Turn) -> Result<(AnswerStream, Option<InUse>)> {
-        loop {
-            let name = self.session_of(turn);
-            let session = name.map(|name| self.session(&name, &turn.namespace, turn.budget_tokens)).transpose()?;
-            let stream = match &session {
-                Some(session) => session.lock().await?.ask_stream(turn.ask.clone()).await,
-                None => self.memory().ask_stream(&turn.namespace, turn.ask.clone()).await,
-            };
-            match stream {
-                // A session that nobody uses need not hold KV: its memories have theirs.
-                Err(error) if error.lacks_room_for_now() && self.sessions().end_oldest() => {}
-                stream => return Ok((stream?, session)),
-            }
-        }
+        let name = self.session_of(turn);
+        let session = name.map(|name| self.session(&name, &turn.namespace, turn.budget_tokens)).transpose()?;
+        let stream = match &session {
+            Some(session) => session.lock().await?.ask_stream(turn.ask.clone()).await?,
+            None => self.memory().ask_stream(&turn.namespace, turn.ask.clone()).await?,
+        };
+        Ok((stream, session))
     }
 
     /// The session that a turn is answered in.
@@ -252,12 +244,7 @@ impl Running {
                 return Some(Ok(progress));
             }
             let event = self.stream.next().await?;
-            let begun = std::mem::replace(&mut self.begun, true);
             let heard = match event {
-                // Nothing was told yet.
-                Err(error) if !begun && error.lacks_room_for_now() && self.server.sessions().end_oldest() => {
-                    self.ask_again().await
-                }
                 Ok(Event::Delta(delta)) => {
                     self.hear(delta);
                     Ok(())
@@ -270,12 +257,6 @@ impl Running {
                 return Some(Err(error));
             }
         }
-    }
-
-    async fn ask_again(&mut self) -> Result<()> {
-        (self.stream, self.in_use) = self.server.ask(&self.turn).await?;
-        self.begun = false;
-        Ok(())
     }
 
     /// As a stream.

@@ -161,10 +161,16 @@ impl Sessions {
         Some(InUse { name: name.clone(), held, waiting: Arc::clone(&self.waiting) })
     }
 
-    /// Ends the one that was used longest ago, so that its room in the KV cache is free. False when all are in use.
-    pub(super) fn end_oldest(&self) -> bool {
-        let ended = lock(&self.held.by_name).take_oldest();
-        ended.is_some()
+    /// What ends the one that was used longest ago, so that its room in the KV cache is free, and says whether there was one:
+    /// none that is in use ends. Its memories' KV is kept elsewhere.
+    pub(super) fn ends_oldest(&self) -> impl Fn() -> bool + Send + Sync + 'static {
+        let held = Arc::downgrade(&self.held);
+        move || {
+            let Some(held) = held.upgrade() else { return false };
+            // Its context is let go of while nobody waits for the map.
+            let ended = lock(&held.by_name).take_oldest();
+            ended.is_some()
+        }
     }
 
     /// Holds a new one, unless one of this name is held meanwhile.

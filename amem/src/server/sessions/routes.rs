@@ -86,13 +86,7 @@ async fn open(
     let mut opening = Opening { server: &server, session, is_told: false };
     if let Some(seed) = request.seed_query.filter(|seed| !seed.trim().is_empty()) {
         let k = request.max_turns.unwrap_or(server.options().k);
-        loop {
-            match opening.session.lock().await?.open(Recall::new(seed.clone()).k(k)).await {
-                Ok(_) => break,
-                Err(error) if error.lacks_room_for_now() && server.sessions().end_oldest() => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
+        opening.session.lock().await?.open(Recall::new(seed).k(k)).await?;
     }
     let state = SessionState::of(&opening.session).await?;
     opening.is_told = true;
