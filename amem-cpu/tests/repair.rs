@@ -299,16 +299,57 @@ fn the_plain_forward_pass_gives_the_golden_logits() {
     }
 }
 
-/// Attention in deep layers is read in runs of 512 rows, however long the question is.
-#[test]
-fn a_long_question_is_read_in_runs() {
-    let case = "llama3";
+/// A case's model with contexts of 2,048 tokens, watched.
+fn with_long_contexts(case: &str) -> (Transformer<Probe<Cpu>>, Probe<Cpu>) {
     let mut files = common::directory(&common::case(case));
     let mut config: serde_json::Value = serde_json::from_slice(&files["config.json"]).unwrap();
     config["max_position_embeddings"] = 2048.into();
     files.insert("config.json".into(), serde_json::to_vec(&config).unwrap());
     let probe = Probe::new(common::exact(None, 1));
-    let model = common::of_files(&files, probe.clone(), Dtype::F32);
+    (common::of_files(&files, probe.clone(), Dtype::F32), probe)
+}
+
+/// A question over much memory has its rows repaired in runs, so that others' tokens need not wait for all of them.
+#[test]
+fn many_rows_that_a_question_has_repaired_are_computed_in_runs() {
+    let (model, probe) = with_long_contexts("llama3");
+    let memories = prefill(&model, &PREFIX, &[text(4, 700), text(5, 600)], true).0;
+    let question: Vec<Token> = (0..20).map(|at| (at * 7 % 90 + 5) as Token).collect();
+    let pieces: Vec<Piece> = memories.into_iter().map(Piece::Cached).chain([Piece::Fresh(question.into())]).collect();
+    let all = Repair::Weighted { budget: Budget::Ratio(1.0), layers: 1..2 };
+    let mut context = model.open(0).unwrap();
+    context.append(&pieces, &AppendOptions::new(all.clone())).unwrap();
+    assert_eq!(context.pending(), 1320, "the rows that may be repaired are pending, too");
+    let mut rows = Vec::new();
+    let usage = loop {
+        probe.take_plans();
+        let mut steps = [Step { context: &mut *context, max_rows: 100 }];
+        let progress = model.advance(&mut steps).remove(0).unwrap();
+        rows.push(probe.take_plans().iter().map(Vec::len).max().unwrap());
+        if let Progress::Done(usage) = progress {
+            break usage;
+        }
+    };
+    assert_eq!((usage.repaired, usage.work_choosing), (1300, 40), "the question was read through two layers");
+    assert!(rows.len() >= 14 && rows.iter().all(|rows| *rows <= 100), "{rows:?} rows were computed at a time");
+    let at_once = model.blend(&pieces, &Repair::All).unwrap().0;
+    assert_eq!(context.logits(), at_once.logits());
+    let few = Repair::Weighted { budget: Budget::Rows(100), layers: 1..2 };
+    let mut context = model.open(0).unwrap();
+    context.append(&pieces, &AppendOptions::new(few)).unwrap();
+    let mut steps = [Step { context: &mut *context, max_rows: 200 }];
+    let done = model.advance(&mut steps).remove(0).unwrap();
+    assert!(
+        matches!(done, Progress::Done(usage) if usage.work_choosing == 0),
+        "few rows go with the question: {done:?}"
+    );
+}
+
+/// Attention in deep layers is read in runs of 512 rows, however long the question is.
+#[test]
+fn a_long_question_is_read_in_runs() {
+    let case = "llama3";
+    let (model, probe) = with_long_contexts(case);
     let plain = Plain::open(case);
     let texts = [(4, 16), (5, 23)].map(|(seed, tokens)| text(seed, tokens));
     let (memories, _) = prefill(&model, &PREFIX, &texts, true);

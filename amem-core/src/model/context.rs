@@ -24,7 +24,7 @@ pub trait Context: Any + Send {
     /// the vocabulary, or when something appended before is not computed yet. After any of these the context is as it was.
     fn append(&mut self, pieces: &[Piece], options: &AppendOptions) -> Result<()>;
 
-    /// About how many rows are still to be computed. Zero when the context is ready.
+    /// About how many rows are still to be computed, those that a repair may choose included. Zero when the context is ready.
     fn pending(&self) -> usize;
 
     /// Takes room, so that neither appending up to there from where the context stands nor its forks can fail for lack of it.
@@ -110,7 +110,7 @@ pub struct Step<'a> {
     /// The context.
     pub context: &'a mut dyn Context,
     /// About how many of its rows may be computed in this call, at least one. What cannot be divided is done in one go:
-    /// reading the attention of up to 512 rows of a question, and all of [`Repair::Deviation`].
+    /// up to 512 rows of a question whose attention is read and of what it has repaired, and all of [`Repair::Deviation`].
     pub max_rows: usize,
 }
 

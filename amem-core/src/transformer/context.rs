@@ -331,7 +331,10 @@ impl<B: Backend> Context for PagedContext<B> {
         match &self.work {
             None => 0,
             Some(Work { phase: Phase::Compute { slots, done }, .. }) => (slots.len() - done).max(1),
-            Some(work) => work.fresh.len().max(1),
+            Some(Work { phase: Phase::Choose { .. }, fresh, options, .. }) => {
+                let repaired = select::most_rows(&options.repair, self.candidates().len(), self.cached_rows());
+                (fresh.len() + repaired).max(1)
+            }
         }
     }
 
