@@ -59,3 +59,33 @@ fn results_of_tools_are_told_with_their_question_and_call_however_little_room_th
         assert!(matches!(narrow.ask(ask()).await, Err(Error::TooLong { .. })), "part of it is not told");
     });
 }
+
+#[test]
+fn a_call_that_a_client_told_of_is_known_again() {
+    block_on(async {
+        let memory = memory();
+        memory.remember("me", "Alice lives in Denver.").await.unwrap();
+        let tools = vec![Tool::new("weather", "The weather of a place", r#"{"type": "object"}"#)];
+        let ask = |messages: &[Message]| {
+            Ask::messages(messages.to_vec()).tools(tools.clone()).generation(Generation::default().max_tokens(4))
+        };
+        let call = |place: &str| ToolCall::new("call00000", "weather", format!("{{\"place\": \"{place}\"}}"));
+        let mut messages = vec![
+            Message::new(Role::User, "How warm is it where Alice lives?"),
+            Message::new(Role::Assistant, "").tool_calls(vec![call("Denver")]),
+            Message::tool_result("call00000", "It is warm in Denver."),
+        ];
+        let mut session = memory.session("me", SessionOptions::default()).unwrap();
+        let told = session.ask(ask(&messages)).await.unwrap();
+        messages.push(Message::new(Role::Assistant, &*told.text));
+        messages.push(Message::new(Role::User, "Where does Alice live?"));
+        let stood = session.resident_tokens();
+        let again = session.ask(ask(&messages)).await.unwrap().usage;
+        assert_eq!((session.epochs(), again.cached), (1, 0));
+        assert!(again.resident + 4 >= stood, "{} of {stood} tokens stand", again.resident);
+        // A client that tells of another call has another conversation.
+        messages[1] = Message::new(Role::Assistant, "").tool_calls(vec![call("Paris")]);
+        let other = session.ask(ask(&messages)).await.unwrap().usage;
+        assert!(other.prefilled > again.prefilled + 4, "{} and {} tokens", other.prefilled, again.prefilled);
+    });
+}

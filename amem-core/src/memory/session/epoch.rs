@@ -89,6 +89,7 @@ impl Epoch {
         }
         first.map_or(0, |first| first + kept)
     }
+
     /// Lays out a turn behind what stands: the turns before it that do not stand yet, its memories, its prompt.
     pub(super) fn lay_out(
         &self,
@@ -196,8 +197,9 @@ mod tests {
 
     /// A question of one token with an answer of one token.
     fn turn(prompt: Token, answer: Token) -> Arc<Turn> {
-        let (prompt, answer, text) = (vec![prompt], vec![answer], String::new());
-        Arc::new(Turn { is_question: true, prompt, answer, text, recalled: Vec::new(), stood: HashSet::new() })
+        let mut turn = Turn::unanswered(true, vec![prompt], Vec::new(), HashSet::new());
+        turn.answer = vec![answer];
+        Arc::new(turn)
     }
 
     /// A context of two tokens, an opening of one, and no turns.

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use crate::memory::records::{Entry, Records};
-use crate::{Chat, Exchange, Layout, RecordId, Reply, Timestamp, Token};
+use crate::{Chat, Exchange, Layout, RecordId, Reply, Timestamp, Token, ToolCall};
 
 /// A question and its answer, as tokens, and what they may tell of.
 pub(super) struct Turn {
@@ -16,6 +16,8 @@ pub(super) struct Turn {
     /// What was answered, as tokens and as text.
     pub(super) answer: Vec<Token>,
     pub(super) text: String,
+    /// The calls of tools that a client told of, with the text. In an answer of ours they stand in the text.
+    pub(super) calls: Vec<ToolCall>,
     /// The memories that were recalled for it, as they were.
     pub(super) recalled: Vec<Arc<Entry>>,
     /// All that stood in the context, or behind what was said there.
@@ -26,8 +28,9 @@ impl Turn {
     /// A turn that a client tells of. No memory of ours is behind it.
     fn told(exchange: Exchange) -> Self {
         let Exchange { is_question, prompt, reply } = exchange;
-        let (answer, text) = reply.map(|reply| (reply.tokens, reply.message.text)).unwrap_or_default();
-        Self { is_question, prompt, answer, text, recalled: Vec::new(), stood: HashSet::new() }
+        let told = reply.map(|reply| (reply.tokens, reply.message.text, reply.message.tool_calls));
+        let (answer, text, calls) = told.unwrap_or_default();
+        Self { is_question, prompt, answer, text, calls, recalled: Vec::new(), stood: HashSet::new() }
     }
 
     /// A turn that is to be answered, with the memories that are recalled for it and all that stands in its context.
@@ -37,7 +40,8 @@ impl Turn {
         recalled: Vec<Arc<Entry>>,
         stood: HashSet<RecordId>,
     ) -> Self {
-        Self { is_question, prompt, answer: Vec::new(), text: String::new(), recalled, stood }
+        let (answer, text, calls) = Default::default();
+        Self { is_question, prompt, answer, text, calls, recalled, stood }
     }
 
     /// Tokens that it takes behind other turns.
@@ -56,8 +60,8 @@ impl Turn {
     /// Whether a client tells of this turn.
     fn is(&self, chat: &dyn Chat, exchange: &Exchange) -> bool {
         let answered = |reply: &Reply| {
-            if reply.message.tool_calls.is_empty() {
-                return reply.is(&self.text, &[]);
+            if reply.message.tool_calls.is_empty() || !self.calls.is_empty() {
+                return reply.is(&self.text, &self.calls);
             }
             let (text, calls) = chat.tool_calls(&self.text);
             reply.is(&text, &calls)
