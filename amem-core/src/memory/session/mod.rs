@@ -565,8 +565,19 @@ impl Session {
         let conversation = self.options.conversation;
         let (give_back, end) = oneshot::channel();
         self.turn = Some(end);
-        let unfinished =
-            UnfinishedTurn { turn, laid_out, memories, resident, opening, pending, conversation, bill, give_back };
+        let model = Arc::clone(self.memory.model());
+        let unfinished = UnfinishedTurn {
+            turn,
+            laid_out,
+            memories,
+            resident,
+            opening,
+            pending,
+            conversation,
+            model,
+            bill,
+            give_back,
+        };
         let repair = ask.repair.unwrap_or_else(|| self.options.turn_repair.clone());
         let request = Request::new(self.namespace.clone(), pieces).context(context).limit(self.limit);
         let request = request.repair(repair).generation(ask.generation).started(started);
