@@ -4,8 +4,8 @@
 mod common;
 
 use amem_core::{
-    Ask, Error, Filter, Generation, Memory, Message, Metadata, NewRecord, Query, Recall, Repair, Role, SessionOptions,
-    Timestamp, Usage, UsageQuery,
+    Ask, Error, Filter, Finish, Generation, Memory, Message, Metadata, NewRecord, Query, Recall, Repair, Role,
+    SessionOptions, Timestamp, Usage, UsageQuery,
 };
 use common::{block_on, in_ram, world};
 
@@ -310,6 +310,62 @@ fn a_conversation_that_is_sent_again_costs_what_is_new_in_it() {
             sent.extend(exchange(question, &again.text));
         }
         assert_eq!(theirs.epochs(), 1);
+    });
+}
+
+#[test]
+fn a_text_that_ended_an_answer_does_not_stay_in_the_conversation() {
+    block_on(async {
+        let memory = in_ram();
+        memory.remember("me", "Alice lives in Denver. She works at Boeing.").await.unwrap();
+        let mut session = memory.session("me", SessionOptions::default()).unwrap();
+        let generation = Generation::default().stop(["Denver"]);
+        let question = "Where does Alice live?";
+        let answer = session.ask(Ask::new(question).generation(generation)).await.unwrap();
+        assert_eq!((&*answer.text, answer.finish), ("Alice lives in", Finish::StopText("Denver".to_owned())));
+        let ask = || asked(exchange(question, "Alice lives in").to_vec(), "Where does Alice work?");
+        let told = session.ask(ask()).await.unwrap();
+        let mut other = memory.session("me", SessionOptions::default()).unwrap();
+        let anew = other.ask(ask()).await.unwrap();
+        assert_eq!(told.text, anew.text);
+        assert_eq!(session.resident_tokens(), other.resident_tokens(), "the same was said in both");
+        assert!(told.usage.resident > told.usage.prefilled, "what stands is known again");
+    });
+}
+
+#[test]
+fn memories_that_have_no_room_in_the_working_set_come_with_their_question() {
+    block_on(async {
+        let memory = in_ram();
+        let tokens = |text: &str| memory.tokens(text).unwrap().len();
+        let long = |name: &str, sentence: &str, most: usize| {
+            let mut text = name.to_owned();
+            while tokens(&text) < most {
+                text = format!("{text} {sentence}");
+            }
+            text
+        };
+        let first = long("Zelda's house.", "It has a red door and a green roof.", 140);
+        let second = long("Zelda's garden.", "It has a pond and a tall tree.", 150);
+        let others: Vec<String> = (0..60).map(|n| format!("Bob's code {n} is {}.", 4000 + n)).collect();
+        memory.remember_all("me", [first.clone(), second.clone()]).await.unwrap();
+        memory.remember_all("me", others).await.unwrap();
+        let options = SessionOptions::default().budget_tokens(480).memory_share(0.6);
+        let mut session = memory.session("me", options).unwrap();
+        let ask = |question: &str| Ask::new(question).generation(Generation::default().max_tokens(8));
+        for question in ["What is Zelda's?", "Where is Zelda's?"] {
+            let answer = session.ask(ask(question)).await.unwrap();
+            let texts: Vec<&str> = answer.recalled.iter().map(|found| &*found.record.text).collect();
+            assert_eq!(texts, [&*first, &*second], "both were told with the question");
+            assert!(answer.resident > 2, "what room is left is used");
+        }
+        assert_eq!(session.epochs(), 1, "the second question finds both in place");
+        // One that can never have room is no reason to begin again.
+        memory.remember("me", long("Yves's boat.", "It is blue and has two masts.", 470)).await.unwrap();
+        for question in ["What is Yves's?", "Where is Yves's?"] {
+            assert!(session.ask(ask(question)).await.unwrap().recalled.is_empty());
+        }
+        assert_eq!(session.epochs(), 1);
     });
 }
 

@@ -395,12 +395,15 @@ impl Session {
         let before = if epoch.turns.is_empty() { &[] } else { before };
         let said: usize = before.iter().map(|turn| turn.len(layout)).sum();
         // No memories come with results of tools.
-        let new = if is_question || epoch.turns.is_empty() { self.new_tokens(epoch, found)? } else { 0 };
+        let new = if is_question || epoch.turns.is_empty() { self.new_tokens(epoch, found, reserve)? } else { 0 };
         Ok(epoch.len() + said + new + reserve <= self.limit)
     }
 
-    /// The tokens of the memories that do not stand in an epoch yet.
-    fn new_tokens(&self, epoch: &Epoch, found: &[Found]) -> Result<usize> {
+    /// The tokens of the memories that do not stand in an epoch yet, of those that a new epoch would have room for: another
+    /// one would be begun in vain for the rest.
+    fn new_tokens(&self, epoch: &Epoch, found: &[Found], reserve: usize) -> Result<usize> {
+        let mut found = found.to_vec();
+        self.memory.fit(&mut found, self.limit.saturating_sub(self.memory.layout().prefix.len() + reserve))?;
         let new = found.iter().filter(|found| !epoch.resident.contains_key(&found.entry.record.id));
         new.map(|found| Ok(self.memory.chunks().content(&found.entry)?.tokens.len())).sum()
     }
@@ -464,7 +467,8 @@ impl Session {
     }
 
     /// The memories that an epoch begins with: those that the question is about, then those that were recalled most
-    /// often in this session, then the latest; as many as there is room for, in the order in which they were told.
+    /// often in this session, then the latest; as many as there is room for, in the order in which they were told. One that
+    /// the question is about, and that memories' share has no room for, comes with the question: its room stays free.
     ///
     /// `&mut self` as in [`forgotten`](Self::forgotten).
     async fn working_set(&mut self, records: &Records, found: &[Found], room: usize) -> Result<Vec<Arc<Entry>>> {
@@ -473,7 +477,7 @@ impl Session {
         const PASSED_OVER: usize = 32;
         /// Records that are read from the ledger at a time.
         const AT_A_TIME: usize = 256;
-        let mut left = room.min((self.options.memory_share * self.limit as f32) as usize);
+        let (mut free, mut left) = (room, room.min((self.options.memory_share * self.limit as f32) as usize));
         let asked: HashMap<RecordId, usize> = (0..).zip(found).map(|(rank, f)| (f.entry.record.id, rank)).collect();
         let mut active = records.active(Timestamp::now());
         active.sort_by_cached_key(|(id, updated_at)| {
@@ -489,9 +493,12 @@ impl Session {
             for entry in entries {
                 let tokens = self.memory.chunks().content(&entry)?.tokens.len();
                 if tokens <= left {
-                    left -= tokens;
+                    (left, free) = (left - tokens, free - tokens);
                     passed_over = 0;
                     chosen.push(entry);
+                } else if tokens <= free && asked.contains_key(&entry.record.id) {
+                    free -= tokens;
+                    left = left.min(free);
                 } else {
                     passed_over += 1;
                 }
@@ -511,7 +518,7 @@ impl Session {
         if !epoch.turns.is_empty() {
             return Ok(before);
         }
-        let left = self.limit.saturating_sub(epoch.len() + self.new_tokens(epoch, found)? + next.reserve);
+        let left = self.limit.saturating_sub(epoch.len() + self.new_tokens(epoch, found, next.reserve)? + next.reserve);
         let needed = &before[before.len() - next.needed.min(before.len())..];
         let fitting = last_that_fit(before, self.memory.layout(), left / next.room_divisor);
         Ok(if fitting.len() < needed.len() { needed } else { fitting })
