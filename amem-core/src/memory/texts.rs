@@ -472,7 +472,7 @@ impl TextMemory {
     async fn find_as_of(&self, namespace: &Namespace, recall: &Recall, moment: Timestamp) -> Result<Vec<Found>> {
         let mut records = self.ledger().list(namespace, Query::At(moment)).await?;
         records.retain(|record| recall.passes(record));
-        let index = Lexical::default();
+        let index = self.parts.recaller.language().map(Lexical::new).unwrap_or_default();
         index.index(&records).await?;
         let found = index.recall(namespace, &RecallQuery::new(&recall.query, recall.k)).await?;
         let with_entry = |found: Recalled| {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::saved::{Reader, Writer};
-use super::{RecallQuery, Recalled, Recaller, best};
+use super::{Language, RecallQuery, Recalled, Recaller, best};
 use crate::{Namespace, Record, RecordId, Result};
 
 /// How little the first ranks differ; the value of the paper.
@@ -55,6 +55,10 @@ impl Recaller for Hybrid {
             result = result.and(recaller.clear(namespace).await);
         }
         result
+    }
+
+    fn language(&self) -> Option<Language> {
+        self.recallers.iter().find_map(|recaller| recaller.language())
     }
 
     fn index_name(&self) -> Option<String> {

@@ -71,6 +71,10 @@ impl Recaller for Lexical {
         Ok(())
     }
 
+    fn language(&self) -> Option<Language> {
+        Some(self.language)
+    }
+
     async fn clear(&self, namespace: &Namespace) -> Result<()> {
         self.spaces.write().unwrap_or_else(PoisonError::into_inner).remove(namespace);
         Ok(())

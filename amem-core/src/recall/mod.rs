@@ -80,6 +80,12 @@ pub trait Recaller: Send + Sync {
     /// [`Error::Recall`](crate::Error::Recall) when the index fails.
     async fn clear(&self, namespace: &Namespace) -> Result<()>;
 
+    /// The language in which it cuts texts into words, if it does: questions about the past are answered by words in it,
+    /// and in English otherwise.
+    fn language(&self) -> Option<Language> {
+        None
+    }
+
     /// What [`save`](Self::save) writes, in a word: an index that is restored was saved under the same name. `None` where
     /// nothing is saved.
     fn index_name(&self) -> Option<String> {
