@@ -63,7 +63,7 @@ impl Recall {
     }
 
     pub(super) fn check(&self) -> Result<()> {
-        if self.query.trim().is_empty() {
+        if self.query.trim().is_empty() && self.k > 0 {
             return Err(Error::Empty { what: "query" });
         }
         self.filter.as_ref().map_or(Ok(()), Filter::check)
@@ -116,9 +116,11 @@ impl Ask {
         Self { recall, ..Self::of(Prompt::Question(question)) }
     }
 
-    /// A whole conversation, with 8 memories recalled at most, by the words of its last question.
+    /// A whole conversation, with 8 memories recalled at most, by the words of its last question: of its last system message,
+    /// if no user asks.
     pub fn messages(messages: Vec<Message>) -> Self {
-        let question = messages.iter().rfind(|message| message.role == Role::User && !message.text.trim().is_empty());
+        let last = |role| messages.iter().rfind(|message| message.role == role && !message.text.trim().is_empty());
+        let question = last(Role::User).or_else(|| last(Role::System));
         let recall = Recall::new(question.map_or("", |message| &*message.text));
         Self { recall, ..Self::of(Prompt::Messages(messages)) }
     }

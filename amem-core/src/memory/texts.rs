@@ -444,6 +444,9 @@ impl TextMemory {
 
     /// The records that a text is about, among a namespace's records as they were last refreshed.
     pub(super) async fn find(&self, namespace: &Namespace, records: &Records, recall: &Recall) -> Result<Vec<Found>> {
+        if recall.k == 0 {
+            return Ok(Vec::new());
+        }
         let mut found = match recall.as_of {
             Some(moment) => self.find_as_of(namespace, recall, moment).await?,
             None => {

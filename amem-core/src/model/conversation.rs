@@ -166,8 +166,9 @@ impl Group<'_> {
     }
 }
 
-/// Takes a conversation apart into exchanges. Answers that follow each other without a question in between cannot be told
-/// apart in a context, so they are refused.
+/// Takes a conversation apart into exchanges. It may begin with an answer, as where an assistant greets: then nothing was
+/// asked in the first exchange. Later answers that follow each other without a question in between cannot be told apart in a
+/// context, so they are refused.
 ///
 /// # Errors
 /// [`Error::BadValue`] for messages that are not an alternation of questions and answers with a question at the end, and
@@ -181,7 +182,9 @@ pub(crate) fn grouped(messages: &[Message]) -> Result<Vec<Group<'_>>> {
         match message.role {
             Role::Assistant => {
                 let group = Group { asked: std::mem::take(&mut asked), answer: Some(message) };
-                check(&group)?;
+                if !(groups.is_empty() && group.asked.is_empty()) {
+                    check(&group)?;
+                }
                 groups.push(group);
                 calls = &message.tool_calls;
                 continue;
@@ -258,7 +261,11 @@ mod tests {
             ("e", None),
             ("ua", None),
             ("uaa", None),
-            ("au", None),
+            ("au", Some("01")),
+            ("auau", Some("011")),
+            ("aau", None),
+            ("a", None),
+            ("eau", None),
             ("ut", None),
             ("t", None),
             ("uat", None),

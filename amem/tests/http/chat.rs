@@ -314,6 +314,25 @@ fn the_whole_conversation_reaches_the_model() {
 }
 
 #[test]
+fn a_conversation_may_begin_with_a_greeting_or_be_a_system_message_alone() {
+    let memory = in_ram();
+    block_on(memory.remember("default", "Alice lives in Denver.")).unwrap();
+    let front = Front::of(memory);
+    let message = |role: &str, content: &str| json!({ "role": role, "content": content });
+    let (system, greeting) = (message("system", "Be brief."), message("assistant", "Hello! What is it?"));
+    let question = message("user", "Where does Alice live?");
+    for messages in [
+        json!([greeting, question]),
+        json!([system, greeting, question]),
+        json!([message("system", "Where does Alice live?")]),
+    ] {
+        let (status, body) = post(front.url(PATH), &json!({ "messages": messages }));
+        assert_eq!(status, 200, "{messages}: {body}");
+        assert_eq!(body["amem"]["recalled"].as_array().map(Vec::len), Some(1), "{messages}: {body}");
+    }
+}
+
+#[test]
 fn messages_that_are_no_question_are_400() {
     let front = Front::of(in_ram());
     let (user, assistant) =
@@ -323,8 +342,8 @@ fn messages_that_are_no_question_are_400() {
     for messages in [
         json!([]),
         json!([user, assistant]),
-        json!([assistant, user]),
-        json!([system]),
+        json!([assistant]),
+        json!([user, assistant, assistant, user]),
         json!([{ "role": "user", "content": "  " }]),
         json!([{ "role": "user", "content": [] }]),
     ] {

@@ -96,6 +96,8 @@ impl Writer<'_> {
             return Err(no_words_for_tools());
         }
         let leading = messages.iter().take_while(|message| message.role == Role::System).count();
+        // Where nobody else says anything, the system message is what is asked.
+        let leading = if leading == messages.len() { 0 } else { leading };
         let (system, rest) = messages.split_at(leading);
         let system = Group { asked: system.iter().collect(), answer: None }.question();
         let (opening, above) = match self.opening(&system, tools)? {
