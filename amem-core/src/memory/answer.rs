@@ -130,6 +130,15 @@ impl Ask {
         Self { prompt, tools, recall, repair: None, generation }
     }
 
+    /// Bytes of text that become tokens.
+    pub(super) fn bytes(&self) -> usize {
+        let said = match &self.prompt {
+            Prompt::Question(question) => question.len(),
+            Prompt::Messages(messages) => messages.iter().map(Message::bytes).sum(),
+        };
+        said + self.tools.iter().map(|tool| tool.description.len() + tool.parameters.len()).sum::<usize>()
+    }
+
     /// With these tools.
     #[must_use]
     pub fn tools(self, tools: Vec<Tool>) -> Self {

@@ -39,7 +39,7 @@ use crate::ledger::ids_under;
 use crate::{
     Added, Amounts, Change, ChunkId, Conversation, Engine, Error, Exchange, KvChunk, KvStore, Layout, Ledger, Listing,
     Message, Model, Namespace, NewRecord, Outcome, Page, Piece, Query, Record, RecordId, RecordStats, Repair, Request,
-    Result, Role, Timestamp, Token, Usage, UsageQuery, UsageTotal, Version,
+    Result, Role, Timestamp, Token, Tool, Usage, UsageQuery, UsageTotal, Version,
 };
 
 /// An agent's memory. Cheap to clone; clones are the same memory.
@@ -103,9 +103,12 @@ impl Memory {
     ) -> Result<Vec<Added>> {
         let namespace = namespace.try_into()?;
         let new: Vec<NewRecord> = texts.into_iter().map(Into::into).collect();
-        for record in &new {
-            self.check_text(&record.text)?;
-        }
+        let bytes = new.iter().map(|record| record.text.len()).sum();
+        let check = |memory: &Self| {
+            new.iter().try_for_each(|record| memory.check_text(&record.text))?;
+            Ok(new)
+        };
+        let new: Vec<NewRecord> = self.tokenise(bytes, check).await?;
         self.meter().check().await?;
         let added = self.texts().add(&namespace, &new).await?;
         if added.iter().any(|added| matches!(added.outcome, Outcome::Superseded(_))) {
@@ -211,7 +214,7 @@ impl Memory {
     async fn try_ask(&self, namespace: &Namespace, ask: Ask, started: Instant, source: Source) -> Result<AnswerStream> {
         ask.generation.check()?;
         self.meter().check().await?;
-        let asked = self.pieces(self.conversation(&ask)?);
+        let asked = self.pieces(self.conversation(&ask).await?);
         let tokens = asked.iter().map(|piece| piece.tokens().len()).sum();
         let (_records, mut found) = self.find(namespace, &ask.recall).await?;
         let room = self.room(tokens, ask.generation.max_tokens)?;
@@ -285,7 +288,9 @@ impl Memory {
         change: Change,
     ) -> Result<Record> {
         let namespace = namespace.try_into()?;
-        change.text.as_deref().map_or(Ok(()), |text| self.check_text(text))?;
+        if let Some(text) = change.text.clone() {
+            self.tokenise(text.len(), move |memory| memory.check_text(&text)).await?;
+        }
         self.meter().check().await?;
         let record = self.texts().write_change(&namespace, id, &change).await?;
         let may_end = change.text.is_some() || change.expires_at.is_some();
@@ -564,20 +569,35 @@ impl Memory {
     /// # Errors
     /// As [`Chat::conversation`](crate::Chat::conversation); [`Error::Empty`] for a question that says nothing.
     pub fn prompt_tokens(&self, ask: &Ask) -> Result<usize> {
-        let asked = self.pieces(self.conversation(ask)?);
+        let asked = self.pieces(self.conversation_of(&ask.prompt, &ask.tools)?);
         Ok(self.layout().prefix.len() + asked.iter().map(|piece| piece.tokens().len()).sum::<usize>())
     }
 
     /// What is asked, in tokens, from the memories on.
-    pub(crate) fn conversation(&self, ask: &Ask) -> Result<Conversation> {
+    pub(crate) async fn conversation(&self, ask: &Ask) -> Result<Conversation> {
+        let (prompt, tools) = (ask.prompt.clone(), ask.tools.clone());
+        self.tokenise(ask.bytes(), move |memory| memory.conversation_of(&prompt, &tools)).await
+    }
+
+    fn conversation_of(&self, prompt: &Prompt, tools: &[Tool]) -> Result<Conversation> {
         let (chat, layout) = (self.model().chat(), self.layout());
-        match &ask.prompt {
+        match prompt {
             Prompt::Question(question) if question.trim().is_empty() => Err(Error::Empty { what: "question" }),
-            Prompt::Question(question) => {
-                chat.conversation(layout, &[Message::new(Role::User, &**question)], &ask.tools)
-            }
-            Prompt::Messages(messages) => chat.conversation(layout, messages, &ask.tools),
+            Prompt::Question(question) => chat.conversation(layout, &[Message::new(Role::User, &**question)], tools),
+            Prompt::Messages(messages) => chat.conversation(layout, messages, tools),
         }
+    }
+
+    /// Makes tokens of so many bytes of text: on a thread of its own where there are many, so that nothing else waits that the
+    /// caller's thread serves.
+    async fn tokenise<T: Send + 'static>(&self, bytes: usize, work: impl FnOnce(&Self) -> T + Send + 'static) -> T {
+        /// A tokenizer takes about as many microseconds as there are bytes, or less.
+        const LONG: usize = 4096;
+        if bytes < LONG {
+            return work(self);
+        }
+        let memory = self.clone();
+        blocking::unblock(move || work(&memory)).await
     }
 
     /// A conversation as pieces: what was said before, and the last prompt, whose attention chooses what is repaired.

@@ -42,6 +42,11 @@ impl Message {
         Self { tool_call_id: Some(call_id.into()), ..Self::new(Role::Tool, text) }
     }
 
+    /// Bytes of its text and of the arguments of its calls.
+    pub(crate) fn bytes(&self) -> usize {
+        self.text.len() + self.tool_calls.iter().map(|call| call.arguments.len()).sum::<usize>()
+    }
+
     /// With calls of tools.
     #[must_use]
     pub fn tool_calls(self, calls: Vec<ToolCall>) -> Self {

@@ -247,7 +247,7 @@ impl Session {
     async fn try_ask(&mut self, ask: Ask, started: Instant, source: Source) -> Result<AnswerStream> {
         self.finish_turn().await;
         self.check_recall(&ask.recall)?;
-        let Conversation { opening, mut exchanges } = self.memory.conversation(&ask)?;
+        let Conversation { opening, mut exchanges } = self.memory.conversation(&ask).await?;
         let Some(Exchange { is_question, prompt, .. }) = exchanges.pop() else {
             return Err(Error::Empty { what: "question" });
         };
