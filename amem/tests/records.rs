@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
-use amem_core::recall::{Dense, Embedder, Hybrid, Lexical};
+use amem_core::recall::{Dense, Embedder, Hybrid, Language, Lexical};
 use amem_core::{
     Ask, Error, Filter, Generation, Ledger, Listing, Memory, Metadata, Namespace, NewRecord, Query, RamStore, Recall,
     RecallQuery, Recalled, Recaller, Record, RecordId, Repair, Result, Tier, Tiered, Timestamp, UsageQuery,
@@ -15,6 +15,7 @@ use amem_core::{
 use amem_store::SqliteLedger;
 use async_trait::async_trait;
 use common::{block_on, builder, in_ram, on_disk, world};
+use futures_lite::future::poll_once;
 
 fn from(source: &str) -> Metadata {
     Metadata::from_iter([("source", source)])
@@ -71,6 +72,35 @@ fn the_past_is_asked_with_the_texts_of_then() {
         let then = || Recall::new(question).as_of(before);
         assert_eq!(texts(&memory.recall("me", then()).await.unwrap()), ["Bob's locker code is 4817."]);
         assert!(memory.ask("me", Ask::new(question).recall(then())).await.unwrap().text.contains("4817"));
+    });
+}
+
+#[test]
+fn the_past_is_asked_in_the_language_of_the_recaller() {
+    block_on(async {
+        let words = Arc::new(Lexical::new(Language::German));
+        let memory = builder().recaller(Arc::new(Hybrid::new(vec![words]))).build().unwrap();
+        let note = NewRecord::new("Alices Katzen schlafen.").created_at(Timestamp(1_000));
+        memory.remember("me", note).await.unwrap();
+        let now = memory.recall("me", "Welche Katze?").await.unwrap();
+        let then = memory.recall("me", Recall::new("Welche Katze?").as_of(Timestamp(2_000))).await.unwrap();
+        assert_eq!((texts(&now), texts(&then)), (vec!["Alices Katzen schlafen."], vec!["Alices Katzen schlafen."]));
+    });
+}
+
+/// An executor's thread serves others while a text of megabytes becomes tokens.
+#[test]
+fn long_texts_become_tokens_on_another_thread() {
+    block_on(async {
+        let (memory, long) = (in_ram(), "Alice lives in Denver. ".repeat(4000));
+        let id = memory.remember("me", "Alice lives in Oslo.").await.unwrap().record.id;
+        assert!(poll_once(memory.remember("me", &*long)).await.is_none(), "it is waited for");
+        assert!(matches!(memory.remember("me", &*long).await, Err(Error::TooLong { what: "memory", .. })));
+        assert!(poll_once(memory.update("me", id, &*long)).await.is_none());
+        assert!(matches!(memory.update("me", id, &*long).await, Err(Error::TooLong { what: "memory", .. })));
+        assert!(poll_once(memory.ask("me", &*long)).await.is_none());
+        assert!(matches!(memory.ask("me", &*long).await, Err(Error::TooLong { what: "question", .. })));
+        assert_eq!(memory.count("me").await.unwrap(), 1);
     });
 }
 
