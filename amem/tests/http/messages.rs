@@ -212,6 +212,11 @@ fn what_is_not_supported_is_refused_by_its_name() {
             "tools",
         ),
         (
+            json!({ "tools": [plain], "output_format": { "type": "json_schema", "schema": {} } }),
+            "output_format",
+            "tools",
+        ),
+        (
             json!({ "context_management": { "edits": [{ "type": "clear_tool_uses_20250919" }] } }),
             "context_management",
             "clear_tool_uses_20250919",
@@ -249,6 +254,14 @@ fn a_body_that_is_not_what_is_expected_is_a_bad_request() {
             json!({ "output_config": { "format": { "type": "json_schema", "schema": { "type": "?" } } } }),
             "output_config.format",
         ),
+        (json!({ "output_format": { "type": "json_schema", "schema": { "type": "?" } } }), "output_format"),
+        (
+            json!({
+                "output_format": { "type": "json_schema", "schema": {} },
+                "output_config": { "format": { "type": "json_schema", "schema": {} } },
+            }),
+            "give one of the two",
+        ),
         (json!({ "k": 1_000_000 }), "k must be"),
         (json!({ "user": "" }), "namespace"),
         (json!({ "metadata": { "user_id": "x".repeat(300) } }), "namespace"),
@@ -268,7 +281,8 @@ fn what_has_no_effect_here_is_accepted() {
         json!({
             "system": [{ "type": "text", "text": "Be brief.", "cache_control": { "type": "ephemeral", "ttl": "1h" } }],
             "thinking": { "type": "disabled" }, "service_tier": "auto", "tool_choice": { "type": "auto" }, "tools": [],
-            "output_config": { "effort": "low" }, "inference_geo": "eu", "container": null, "top_k": null,
+            "output_config": { "effort": "low" }, "output_format": null, "inference_geo": "eu", "container": null,
+            "top_k": null,
             "context_management": { "edits": [{ "type": "clear_thinking_20251015", "keep": "all" }] },
         }),
     );
@@ -449,12 +463,14 @@ fn an_answer_is_held_to_a_json_schema() {
         "type": "object", "required": ["answer"], "additionalProperties": false,
         "properties": { "answer": { "enum": ["yes", "no"] } },
     });
-    let format =
-        json!({ "output_config": { "format": { "type": "json_schema", "schema": schema } }, "max_tokens": 100 });
-    let (status, answer) = post(front.url("/v1/messages"), &with(asked("Why?"), format));
-    assert_eq!(status, 200, "{answer}");
-    let said: Value = serde_json::from_str(answer["content"][0]["text"].as_str().unwrap()).unwrap();
-    assert!(said == json!({ "answer": "yes" }) || said == json!({ "answer": "no" }), "{said}");
+    let format = json!({ "type": "json_schema", "schema": schema });
+    for fields in [json!({ "output_config": { "format": format } }), json!({ "output_format": format })] {
+        let request = with(with(asked("Why?"), fields), json!({ "max_tokens": 100 }));
+        let (status, answer) = post(front.url("/v1/messages"), &request);
+        assert_eq!(status, 200, "{answer}");
+        let said: Value = serde_json::from_str(answer["content"][0]["text"].as_str().unwrap()).unwrap();
+        assert!(said == json!({ "answer": "yes" }) || said == json!({ "answer": "no" }), "{said}");
+    }
 }
 
 #[test]

@@ -29,7 +29,7 @@ use super::ids;
 use super::structured::Format;
 use super::turn::Turn;
 use crate::http::{ApiError, Body, Caller, Result};
-use request::{CountTokensRequest, MessagesRequest, OutputFormat, Thinking, ToolChoice};
+use request::{CountTokensRequest, MessagesRequest, OutputConfig, OutputFormat, Thinking, ToolChoice};
 use response::{MessageResponse, MessageUsage, TokenCount};
 
 /// The header by which the server names a request, and the one in which Anthropic's clients look for its name.
@@ -100,16 +100,12 @@ async fn turn(server: &Server, caller: &Caller, request: MessagesRequest) -> Res
     sampling.top_p = request.top_p.unwrap_or(sampling.top_p);
     sampling.top_k = request.top_k.unwrap_or(sampling.top_k);
     let tools = prompt::tools(request.tools.unwrap_or_default(), request.tool_choice.as_ref())?;
-    let format = request.output_config.and_then(|config| config.format);
-    let format = format.map_or(Format::Text, |OutputFormat::JsonSchema { schema }| Format::JsonSchema {
-        schema: schema.into(),
-        strict: true,
-    });
+    let (format_param, format) = format(request.output_config, request.output_format)?;
     let mut generation = Generation::default()
         .max_tokens(request.max_tokens)
         .stop(request.stop_sequences.unwrap_or_default())
         .sampling(sampling);
-    generation.constraint = server.constraint("output_config.format", &format, &tools).await?;
+    generation.constraint = server.constraint(format_param, &format, &tools).await?;
     let messages = prompt::messages(request.system, request.messages)?;
     let (k, most) = (request.k.unwrap_or(server.options().k), server.options().max_texts);
     if k > most {
@@ -131,6 +127,26 @@ async fn turn(server: &Server, caller: &Caller, request: MessagesRequest) -> Res
 fn namespace(caller: &Caller, user: Option<&str>, user_id: Option<&str>) -> Result<Namespace> {
     let user_id = if caller.only()?.is_some() { None } else { user_id };
     caller.namespace(user.or(user_id))
+}
+
+/// The form of the answer, and the parameter that says it. Clients send it under its older name, too.
+///
+/// # Errors
+/// 400 where it is given under both names.
+fn format(config: Option<OutputConfig>, older: Option<OutputFormat>) -> Result<(&'static str, Format)> {
+    let (param, format) = match (config.and_then(|config| config.format), older) {
+        (Some(_), Some(_)) => {
+            let message = "output_format is the older name of output_config.format: give one of the two";
+            return Err(ApiError::bad_request(message).param("output_format"));
+        }
+        (None, Some(format)) => ("output_format", Some(format)),
+        (format, None) => ("output_config.format", format),
+    };
+    let format = format.map_or(Format::Text, |OutputFormat::JsonSchema { schema }| Format::JsonSchema {
+        schema: schema.into(),
+        strict: true,
+    });
+    Ok((param, format))
 }
 
 /// Refuses what would change the answer and is not done here.

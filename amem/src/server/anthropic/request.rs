@@ -46,6 +46,8 @@ pub(super) struct MessagesRequest {
     pub(super) thinking: Option<Thinking>,
     /// The form of the answer. `effort` is accepted and has no effect.
     pub(super) output_config: Option<OutputConfig>,
+    /// The older name of `output_config.format`; not both.
+    pub(super) output_format: Option<OutputFormat>,
     /// Only what clears thinking, of which there is none.
     pub(super) context_management: Option<ContextManagement>,
     /// Not supported.
