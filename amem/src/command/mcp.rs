@@ -3,7 +3,7 @@
 use std::error::Error;
 
 use amem::http::{self, KeyHeader};
-use amem::mcp::{self, Access, Mcp};
+use amem::mcp::{self, HttpOptions, Mcp};
 use amem_core::{Namespace, TextMemory, TextMemoryOptions};
 use amem_cpu::Cpu;
 use clap::error::ErrorKind;
@@ -86,11 +86,9 @@ pub(crate) async fn run(args: Args) -> Result<(), Box<dyn Error>> {
 async fn over_http(mcp: Mcp, args: Args) -> Result<(), Box<dyn Error>> {
     let (identity, limits) = args.door.open(KeyHeader::Authorization, args.records.data.keys())?;
     args.door.warn(&identity);
-    let mut access = Access::default();
-    access.origins.clone_from(&limits.origins);
-    access.body_bytes = limits.body_bytes;
-    access.hosts.clone_from(&limits.hosts);
-    let (router, end_streams) = mcp::router(mcp, identity, &access);
+    let mut options = HttpOptions::default();
+    options.body_bytes = limits.body_bytes;
+    let (router, end_streams) = mcp::router(mcp, identity, &options);
     let router = http::layers(router, &limits);
     let (listener, address) = http::bind(args.door.host(), args.port).await?;
     println!("amem mcp listens on http://{address}/mcp");

@@ -5,7 +5,7 @@
 //! resources.rs   amem://memories and amem://memories/{id}
 //! users.rs       whose memory a request is about
 //! watchers.rs    who is told that something changed
-//! http.rs        streamable HTTP: who is asking, origins, sessions
+//! http.rs        streamable HTTP: who is asking, sessions
 //! ```
 //!
 //! No model is loaded: memories are found by their words. The ledger is shared with whatever server has the same data
@@ -22,7 +22,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use amem_core::{Namespace, TextMemory};
-pub use http::{Access, router};
+pub use http::{HttpOptions, router};
 use rmcp::model::{
     CallToolRequestParams, CallToolResponse, Implementation, ListResourceTemplatesResult, ListResourcesResult,
     ListToolsResult, PaginatedRequestParams, ReadResourceRequestParams, ReadResourceResponse, ServerCapabilities,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use amem::http::{Identity, KeyHeader, Limits};
 use amem::keys::{Grant, KeyFile};
-use amem::mcp::{Access, Mcp, router};
+use amem::mcp::{HttpOptions, Mcp, router};
 use amem_core::{Namespace, RamLedger, TextMemory};
 use reqwest::blocking::Response;
 use secrecy::ExposeSecret;
@@ -17,11 +17,13 @@ use super::common::{block_on, on_disk};
 use super::front::{Front, Process};
 
 /// A server of a memory that nobody else has.
-fn serve(identity: Identity, access: &Access) -> Front {
+fn serve(identity: Identity) -> Front {
+    serve_with(identity, &HttpOptions::default(), Limits::default())
+}
+
+fn serve_with(identity: Identity, options: &HttpOptions, limits: Limits) -> Front {
     let mcp = Mcp::new(TextMemory::new(Arc::new(RamLedger::new())), None, false);
-    let mut limits = Limits::default();
-    limits.origins.clone_from(&access.origins);
-    Front::start(router(mcp, identity, access).0, limits)
+    Front::start(router(mcp, identity, options).0, limits)
 }
 
 fn open() -> Identity {
@@ -87,7 +89,7 @@ fn two_users(dir: &Path) -> (KeyFile, String, String) {
 fn the_key_says_whose_memory_it_is() {
     let dir = tempfile::tempdir().unwrap();
     let (keys, alice, bob) = two_users(dir.path());
-    let front = serve(open().keys(keys), &Access::default());
+    let front = serve(open().keys(keys));
     let url = front.url("/mcp");
     for wrong in [&[][..], &[("authorization", "Bearer amem_0")], &[("authorization", "Bearer ")]] {
         let refused = initialize(&url, wrong);
@@ -110,7 +112,7 @@ fn the_key_says_whose_memory_it_is() {
 fn a_session_is_open_to_who_began_it_alone() {
     let dir = tempfile::tempdir().unwrap();
     let (keys, alice, bob) = two_users(dir.path());
-    let front = serve(open().keys(keys), &Access::default());
+    let front = serve(open().keys(keys));
     let url = front.url("/mcp");
     let (alice, bob) = ([("authorization", &*alice)], [("authorization", &*bob)]);
     let session = begin(&url, &alice);
@@ -129,9 +131,10 @@ fn a_session_is_open_to_who_began_it_alone() {
 
 #[test]
 fn pages_and_names_of_others_are_refused() {
-    let mut access = Access::default();
-    access.origins.push("https://app.example".parse().unwrap());
-    let front = serve(open(), &access);
+    let mut limits = Limits::default();
+    limits.origins.push("https://app.example".parse().unwrap());
+    limits.hosts = Some(vec!["amem.example".to_owned()]);
+    let front = serve_with(open(), &HttpOptions::default(), limits);
     let url = front.url("/mcp");
     for (header, value, status) in [
         ("origin", "http://localhost:3000", 200),
@@ -143,20 +146,22 @@ fn pages_and_names_of_others_are_refused() {
         ("origin", "http://localhost.evil.example", 403),
         ("origin", "null", 403),
         ("host", "localhost:1", 200),
+        ("host", "192.168.1.5:8200", 200),
+        ("host", "amem.example:8200", 200),
         ("host", "evil.example", 403),
     ] {
         assert_eq!(initialize(&url, &[(header, value)]).status().as_u16(), status, "{header}: {value}");
     }
+    let own_page = [("host", "192.168.1.5:8200"), ("origin", "http://192.168.1.5:8200")];
+    assert_eq!(initialize(&url, &own_page).status(), 200, "it is a page of the server's own");
 }
 
 #[test]
 fn a_page_of_an_origin_that_is_let_in_may_send_what_mcp_needs_and_read_its_session() {
-    let (mut access, mut limits) = (Access::default(), Limits::default());
+    let mut limits = Limits::default();
     let origin = "https://app.example";
-    access.origins.push(origin.parse().unwrap());
-    limits.origins.clone_from(&access.origins);
-    let mcp = Mcp::new(TextMemory::new(Arc::new(RamLedger::new())), None, false);
-    let front = Front::start(router(mcp, open(), &access).0, limits);
+    limits.origins.push(origin.parse().unwrap());
+    let front = serve_with(open(), &HttpOptions::default(), limits);
     let asks = client().request(reqwest::Method::OPTIONS, front.url("/mcp")).header("origin", origin);
     let asks = asks.header("access-control-request-method", "POST");
     let told = asks.header("access-control-request-headers", "mcp-session-id").send().unwrap();
@@ -170,9 +175,9 @@ fn a_page_of_an_origin_that_is_let_in_may_send_what_mcp_needs_and_read_its_sessi
 
 #[test]
 fn of_too_many_sessions_the_one_that_was_used_longest_ago_ends() {
-    let mut access = Access::default();
-    access.max_sessions = 2;
-    let front = serve(open(), &access);
+    let mut options = HttpOptions::default();
+    options.max_sessions = 2;
+    let front = serve_with(open(), &options, Limits::default());
     let url = front.url("/mcp");
     let (first, second) = (begin(&url, &[]), begin(&url, &[]));
     assert_eq!(ping(&url, &[], &first), 200);
