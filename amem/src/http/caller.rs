@@ -183,6 +183,17 @@ impl Caller {
         }
     }
 
+    /// As [`namespace`](Self::namespace), where a client has one more name for a user. That one is for whoever runs the
+    /// model, to tell users apart: it counts where nothing else says for whom the request is, and never speaks against a
+    /// key.
+    ///
+    /// # Errors
+    /// As [`namespace`](Self::namespace).
+    pub fn namespace_or(&self, named: Option<&str>, other: Option<&str>) -> Result<Namespace> {
+        let other = if self.only()?.is_some() { None } else { other };
+        self.namespace(named.or(other))
+    }
+
     /// The one namespace that this caller may use; `None` for all of them.
     ///
     /// # Errors

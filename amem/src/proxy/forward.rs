@@ -46,6 +46,8 @@ const COUNT_TOKENS: Endpoint =
 #[derive(Default)]
 struct Ours {
     user: Option<String>,
+    /// What Anthropic's clients call the user where they talk to Anthropic. It goes upstream, too.
+    user_id: Option<String>,
     session: Option<String>,
     provider: Option<String>,
     k: Option<usize>,
@@ -55,10 +57,16 @@ struct Ours {
     residency: bool,
 }
 
+/// Who is served, in Anthropic's format.
+#[derive(Deserialize)]
+struct RequestMetadata {
+    user_id: Option<String>,
+}
+
 impl Ours {
     /// Takes it out of a request, for upstreams refuse what they do not know, and need not know whose it is. Clients that
     /// cannot add fields say it in headers.
-    fn take(body: &mut RawObject, headers: &HeaderMap) -> Result<Self> {
+    fn take(body: &mut RawObject, headers: &HeaderMap, format: Format) -> Result<Self> {
         let header = |name: &str| match headers.get(name).map(|value| std::str::from_utf8(value.as_bytes())) {
             None => Ok(None),
             Some(Ok(value)) => Ok(Some(value.to_owned())),
@@ -66,7 +74,13 @@ impl Ours {
         };
         // Other proxies have objects under this name.
         let names_provider = body.raw("provider").is_some_and(|raw| raw.get().starts_with('"'));
+        let metadata: Option<RequestMetadata> = match format {
+            Format::Anthropic => body.get("metadata")?,
+            // OpenAI's clients file answers under it: it says nothing of who asks.
+            Format::OpenAi => None,
+        };
         Ok(Self {
+            user_id: metadata.and_then(|metadata| metadata.user_id),
             user: body.take("user")?.map_or_else(|| header("x-amem-user"), |user| Ok(Some(user)))?,
             session: session(body.take("session")?.map_or_else(|| header("x-amem-session"), |name| Ok(Some(name)))?)?,
             provider: if names_provider { body.take("provider")? } else { None },
@@ -176,8 +190,8 @@ impl Proxy {
     ) -> Result<Response> {
         let started = Instant::now();
         let Endpoint { format, path, is_answered } = endpoint;
-        let ours = Ours::take(&mut body, headers)?;
-        let namespace = caller.namespace(ours.user.as_deref())?;
+        let ours = Ours::take(&mut body, headers, format)?;
+        let namespace = caller.namespace_or(ours.user.as_deref(), ours.user_id.as_deref())?;
         let model = self.model(&mut body)?;
         let upstream = self.inner.upstreams.choose(ours.provider.as_deref(), &model)?;
         let sent = upstream.headers(headers, format, self.inner.identity.is_on())?;

@@ -587,6 +587,41 @@ fn tenants_see_nothing_of_each_other() {
 }
 
 #[test]
+fn anthropics_user_id_names_the_user_where_nothing_else_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let keys = KeyFile::at(dir.path().join("keys.json"));
+    let (_, alices) = keys.create(Grant::Namespace(Namespace::new("alice").unwrap())).unwrap();
+    let identity = Identity::new(KeyHeader::AmemKey).admin(Some("root".into())).keys(keys);
+    let proxied = Setup { identity, ..Setup::new(Kind::Anthropic) }.start(Upstream::of_words());
+    let (alice, root) = (("x-amem-key", alices.expose_secret()), ("x-amem-key", "root"));
+    let texts = json!({ "user": "bob", "texts": ["The secret word is xylophone."] });
+    assert_eq!(proxied.send("/v1/memories", &[root], &texts).0, 200);
+    let told = |path: &str, headers: &[(&str, &str)], extra: Value| {
+        let messages = json!([{ "role": "user", "content": "What is the secret word?" }]);
+        let mut body = json!({ "model": "m", "max_tokens": 9, "messages": messages });
+        body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        let (status, _, answer) = proxied.send(path, headers, &body);
+        assert_eq!(status, 200, "{answer:?}");
+        let knows = String::from_utf8_lossy(&proxied.upstream.last().body).contains("xylophone");
+        let user = serde_json::from_slice::<Value>(&answer).unwrap()["amem"]["user"].as_str().unwrap().to_owned();
+        (user, knows)
+    };
+    let of = |name: &str, knows: bool| (name.to_owned(), knows);
+    let by_id = json!({ "metadata": { "user_id": "bob" } });
+    assert_eq!(told("/v1/messages", &[root], json!({})), of("default", false));
+    assert_eq!(told("/v1/messages", &[root], json!({ "metadata": {} })), of("default", false));
+    assert_eq!(told("/v1/messages", &[root], by_id.clone()), of("bob", true));
+    assert_eq!(proxied.upstream.last().json()["metadata"], by_id["metadata"], "it is for the upstream, too");
+    assert_eq!(told("/v1/messages", &[root, ("x-amem-user", "carol")], by_id.clone()), of("carol", false));
+    let named = json!({ "user": "dora", "metadata": { "user_id": "bob" } });
+    assert_eq!(told("/v1/messages", &[root], named), of("dora", false));
+    assert_eq!(told("/v1/messages", &[alice], by_id.clone()), of("alice", false));
+    assert_eq!(told("/v1/chat/completions", &[root], by_id), of("default", false), "there it is no user's name");
+    let shapeless = json!({ "messages": [{ "role": "user", "content": "Hi" }], "metadata": { "user_id": 7 } });
+    assert_eq!(proxied.send("/v1/messages", &[root], &shapeless).0, 422);
+}
+
+#[test]
 fn what_conversations_were_told_takes_no_more_room_than_there_is() {
     let mut setup = Setup::new(Kind::Openai);
     setup.options.conversation_bytes = 1 << 20;

@@ -15,7 +15,7 @@ mod request;
 mod response;
 mod stream;
 
-use amem_core::{Ask, Generation, Namespace};
+use amem_core::{Ask, Generation};
 use axum::Json;
 use axum::extract::{Request, State};
 use axum::http::{HeaderName, StatusCode};
@@ -90,7 +90,7 @@ async fn count_tokens(
 async fn turn(server: &Server, caller: &Caller, request: MessagesRequest) -> Result<Turn> {
     check_supported(&request)?;
     let user_id = request.metadata.and_then(|metadata| metadata.user_id);
-    let namespace = namespace(caller, request.user.as_deref(), user_id.as_deref())?;
+    let namespace = caller.namespace_or(request.user.as_deref(), user_id.as_deref())?;
     if !request.temperature.is_none_or(|temperature| (0.0..=1.0).contains(&temperature)) {
         return Err(ApiError::bad_request("temperature must be from 0 to 1").param("temperature"));
     }
@@ -120,13 +120,6 @@ async fn turn(server: &Server, caller: &Caller, request: MessagesRequest) -> Res
         parallel_calls: !one_call,
         ..Turn::new(namespace, ask)
     })
-}
-
-/// Whose memory is asked. `metadata.user_id` is for whoever runs the model, to tell users apart: it names the memory where
-/// nothing else does, and never speaks against a key.
-fn namespace(caller: &Caller, user: Option<&str>, user_id: Option<&str>) -> Result<Namespace> {
-    let user_id = if caller.only()?.is_some() { None } else { user_id };
-    caller.namespace(user.or(user_id))
 }
 
 /// The form of the answer, and the parameter that says it. Clients send it under its older name, too.
