@@ -7,19 +7,19 @@ use amem_core::Namespace;
 use axum::extract::State;
 use axum::http::{HeaderMap, Method};
 use axum::response::Response;
+use axum::routing::any;
 use serde::Deserialize;
-use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::Proxy;
-use super::answer::{Exchange, passed};
+use super::answer::Exchange;
 use super::conversations::{Budget, Conversation, Key, Owner, Plan};
 use super::layout::{self, Format};
 use super::raw::RawObject;
 use super::translate;
 use super::upstream::Upstream;
-use crate::http::{ApiError, Body, Caller, Params, Result};
+use crate::http::{ApiError, Body, Caller, Result};
 
 /// The model that memory's own clients ask for.
 const OWN_MODEL: &str = "amem";
@@ -222,7 +222,8 @@ impl Proxy {
         }
         self.mark(conversation.body(), &namespace, &key, upstream)?;
         let body = conversation.into_bytes()?;
-        let response = self.inner.upstreams.send(upstream, Method::POST, path, sent, Some(body)).await?;
+        let url = upstream.url(path);
+        let response = self.inner.upstreams.send(upstream, Method::POST, url, sent, Some(body)).await?;
         let (session, name) = (ours.session, upstream.name.clone());
         let exchange = Exchange { namespace, session, upstream: name, model, plan, translation, is_answered, started };
         self.answer(exchange, upstream, response, headers).await
@@ -277,35 +278,10 @@ async fn count_tokens(
     proxy.forward(&caller, &headers, body, COUNT_TOKENS).await
 }
 
-/// Which upstream.
-#[derive(Debug, Deserialize, IntoParams)]
-#[into_params(parameter_in = Query)]
-struct ModelsQuery {
-    /// Its name. If left out, the default, or another one if the caller's key is meant for that.
-    provider: Option<String>,
-}
-
-/// The models of an upstream.
-#[utoipa::path(get, path = "/v1/models", tag = "chat", params(ModelsQuery), responses(
-    (status = 200, description = "The upstream's answer", body = serde_json::Value),
-    (status = 400, description = "No such upstream, or none that is meant"), (status = 401, description = "A key is missing"),
-    (status = "default", description = "What the upstream says")))]
-async fn models(
-    State(proxy): State<Proxy>,
-    _caller: Caller,
-    headers: HeaderMap,
-    Params(query): Params<ModelsQuery>,
-) -> Result<Response> {
-    // Anthropic's clients send at least one of these.
-    let is_anthropics = ["anthropic-version", "x-api-key"].iter().any(|name| headers.contains_key(*name));
-    let format = if is_anthropics { Format::Anthropic } else { Format::OpenAi };
-    let upstreams = &proxy.inner.upstreams;
-    let upstream = match &query.provider {
-        Some(name) => upstreams.choose(Some(name), "")?,
-        None => upstreams.to_list(&headers)?,
-    };
-    let sent = upstream.headers(&headers, format, proxy.inner.identity.is_on())?;
-    Ok(passed(upstreams.send(upstream, Method::GET, "/models", sent, None).await?))
+/// The paths of chat APIs that it does not have. Clients that try one of them learn where to ask instead.
+async fn not_served(_caller: Caller) -> ApiError {
+    let message = "the proxy serves /v1/chat/completions and /v1/messages, and not this path: ask there";
+    ApiError::not_found(message).code("unsupported_path")
 }
 
 /// The paths of this module.
@@ -314,5 +290,7 @@ pub(super) fn routes() -> OpenApiRouter<Proxy> {
         .routes(routes!(chat_completions))
         .routes(routes!(messages))
         .routes(routes!(count_tokens))
-        .routes(routes!(models))
+        .route("/v1/completions", any(not_served))
+        .route("/v1/embeddings", any(not_served))
+        .route("/v1/responses", any(not_served))
 }

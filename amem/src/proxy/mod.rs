@@ -7,6 +7,7 @@
 //! conversations.rs   what each conversation was told: snapshots and turns
 //! upstream.rs        where requests go, with whose key and which headers                  (config.rs, defaults.toml)
 //! answer.rs          what comes back: byte for byte, and counted                          (usage.rs)
+//! models.rs          what upstreams say about their models
 //! translate.rs       OpenAI's format for an upstream that speaks Anthropic's
 //! secret.rs          names for upstreams that tell nobody whose they are
 //! sessions.rs        conversations that their clients name
@@ -18,6 +19,7 @@ mod config;
 mod conversations;
 mod forward;
 mod layout;
+mod models;
 mod operations;
 mod raw;
 mod secret;
@@ -133,6 +135,7 @@ impl Proxy {
         struct Document;
         let routes = OpenApiRouter::with_openapi(Document::openapi())
             .merge(forward::routes())
+            .merge(models::routes())
             .merge(sessions::routes())
             .merge(operations::routes());
         let routes = routes.with_state(self.clone()).merge(memories::routes(self.memory_paths()));

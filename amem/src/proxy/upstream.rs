@@ -202,9 +202,13 @@ impl Upstream {
             || self.forward_headers.contains(name)
     }
 
-    fn url(&self, path: &str) -> Url {
+    /// Where one of its paths is. The path is no URL yet: what has a meaning there is escaped.
+    pub(super) fn url(&self, path: &str) -> Url {
         let mut url = self.base.clone();
-        url.set_path(&format!("{}{path}", self.base.path().trim_end_matches('/')));
+        // Only addresses without a host have no path that can be added to.
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.extend(path.split('/').filter(|segment| !segment.is_empty()));
+        }
         url
     }
 }
@@ -327,7 +331,7 @@ impl Upstreams {
         self.by_name.get(self.default.as_ref()?)
     }
 
-    /// Sends a request.
+    /// Sends a request to one of an upstream's [URLs](Upstream::url).
     ///
     /// # Errors
     /// 502 when the upstream cannot be reached, 504 when it does not answer in time.
@@ -335,11 +339,11 @@ impl Upstreams {
         &self,
         upstream: &Upstream,
         method: Method,
-        path: &str,
+        url: Url,
         headers: HeaderMap,
         body: Option<Vec<u8>>,
     ) -> Result<reqwest::Response> {
-        let mut request = self.client.request(method, upstream.url(path)).headers(headers);
+        let mut request = self.client.request(method, url).headers(headers);
         if let Some(body) = body {
             request = request.header(header::CONTENT_TYPE, "application/json").body(body);
         }
@@ -476,13 +480,14 @@ mod tests {
         for wrong in ["ftp://host", "file:///etc/passwd", "http://me:secret@host", "http://host?key=1", "nothing"] {
             assert!(Upstream::new("u", &UpstreamConfig::new(Kind::Openai, wrong), None).is_err(), "{wrong}");
         }
-        let url = |base: &str| {
+        let url = |base: &str, path: &str| {
             let upstream = Upstream::new("u", &UpstreamConfig::new(Kind::Openai, base), None).unwrap();
-            upstream.url("/models").to_string()
+            upstream.url(path).to_string()
         };
-        assert_eq!(url("http://host:1"), "http://host:1/v1/models");
-        assert_eq!(url("http://host:1/v1/"), "http://host:1/v1/models");
-        assert_eq!(url("https://host/api/openai/"), "https://host/api/openai/models");
+        assert_eq!(url("http://host:1", "/models"), "http://host:1/v1/models");
+        assert_eq!(url("http://host:1/v1/", "/models"), "http://host:1/v1/models");
+        assert_eq!(url("https://host/api/openai/", "/models"), "https://host/api/openai/models");
+        assert_eq!(url("http://host:1", "/models/a/b?c#d%2Fe f"), "http://host:1/v1/models/a/b%3Fc%23d%252Fe%20f");
     }
 
     #[test]

@@ -24,6 +24,7 @@ use super::front::{Front, Process};
 #[derive(Clone)]
 struct Seen {
     path: String,
+    query: Option<String>,
     headers: HeaderMap,
     body: Bytes,
 }
@@ -65,7 +66,8 @@ impl Upstream {
             async move {
                 let (parts, body) = request.into_parts();
                 let body = axum::body::to_bytes(body, 1 << 24).await.unwrap();
-                let request = Seen { path: parts.uri.path().to_owned(), headers: parts.headers, body };
+                let (path, query) = (parts.uri.path().to_owned(), parts.uri.query().map(str::to_owned));
+                let request = Seen { path, query, headers: parts.headers, body };
                 seen.lock().unwrap().push(request.clone());
                 answer(&request)
             }
@@ -536,6 +538,60 @@ fn models_are_listed_by_the_default_upstream_for_whoever_brings_no_key() {
     let with_key = client().get(front.url("/v1/models")).header("authorization", "Bearer sk-theirs").send().unwrap();
     assert_eq!(with_key.status(), 400, "two others could be meant");
     assert_eq!(openai.count(), 0);
+}
+
+#[test]
+fn what_a_query_says_of_models_goes_to_the_upstream_and_so_does_the_name_of_one() {
+    let [anthropic, openai] = ["a", "o"].map(|id| Upstream::new(move |_| json_answer(&json!({ "id": id }))));
+    let (a, o) = (anthropic.front.url(""), openai.front.url(""));
+    let text = format!(
+        "default_upstream = \"openai\"\n\
+         [upstreams.anthropic]\nkind = \"anthropic\"\nurl = \"{a}\"\nmodels = [\"claude\"]\n\
+         [upstreams.openai]\nkind = \"openai\"\nurl = \"{o}\"\nmodels = [\"gpt\"]"
+    );
+    let front = Setup::new(Kind::Openai).of(Config::parse(&text).unwrap());
+    let get = |path: &str| {
+        let response = client().get(front.url(&format!("/v1/models{path}"))).send().unwrap();
+        (response.status().as_u16(), response.json::<Value>().unwrap())
+    };
+    for (path, upstream, sent, query) in [
+        ("?provider=anthropic", &anthropic, "/v1/models", None),
+        ("?limit=2&provider=anthropic&after_id=a%2Fb", &anthropic, "/v1/models", Some("limit=2&after_id=a%2Fb")),
+        ("/claude-sonnet-4-6?x=1", &anthropic, "/v1/models/claude-sonnet-4-6", Some("x=1")),
+        ("/gpt-4o", &openai, "/v1/models/gpt-4o", None),
+        ("/gpt-4o?provider=anthropic", &anthropic, "/v1/models/gpt-4o", None),
+        ("/Qwen/Qwen3-8B", &openai, "/v1/models/Qwen/Qwen3-8B", None),
+        ("/Qwen%2Fa%3Fb%25", &openai, "/v1/models/Qwen/a%3Fb%25", None),
+    ] {
+        let before = upstream.count();
+        assert_eq!(get(path).0, 200, "{path}");
+        let seen = upstream.last();
+        assert_eq!((seen.path.as_str(), seen.query.as_deref(), upstream.count()), (sent, query, before + 1), "{path}");
+    }
+    let before = [anthropic.count(), openai.count()];
+    for nothing in ["/..%2Ffiles", "/a/..%2F..%2Ffiles", "/.%09.%2Ffiles", "/a%2F%2Fb"] {
+        let (status, said) = get(nothing);
+        assert_eq!((status, &said["error"]["code"]), (404, &json!("model_not_found")), "{nothing}");
+    }
+    assert_eq!(get("/gpt-4o?provider=nobody").0, 400);
+    assert_eq!(
+        [anthropic.count(), openai.count()],
+        before,
+        "the upstreams have other paths, and the server keys for them"
+    );
+}
+
+#[test]
+fn paths_of_chat_apis_that_are_not_there_say_which_are() {
+    let proxied = Proxied::new(Kind::Openai);
+    for path in ["/v1/completions", "/v1/embeddings", "/v1/responses"] {
+        let (status, _, answer) = proxied.send(path, &[], &json!({ "model": "m", "input": "Hi" }));
+        let error = &serde_json::from_slice::<Value>(&answer).unwrap()["error"];
+        assert_eq!((status, &error["code"]), (404, &json!("unsupported_path")), "{path}");
+        let said = error["message"].as_str().unwrap();
+        assert!(said.contains("/v1/chat/completions") && said.contains("/v1/messages"), "{said}");
+    }
+    assert_eq!(proxied.upstream.count(), 0);
 }
 
 #[test]
