@@ -1,5 +1,5 @@
 //! OpenAI's format for an upstream that speaks Anthropic's: text and tools. What has no counterpart is refused by name, and
-//! nothing is left out.
+//! nothing is left out but messages that say nothing.
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -44,8 +44,11 @@ struct StreamOptions {
 struct Message {
     role: String,
     content: Option<Value>,
+    refusal: Option<String>,
     tool_calls: Option<Vec<ToolCall>>,
     tool_call_id: Option<String>,
+    function_call: Option<Value>,
+    audio: Option<Value>,
 }
 
 #[derive(Deserialize)]
@@ -184,8 +187,16 @@ fn messages(messages: Vec<Message>) -> Result<(Vec<Value>, Vec<Value>)> {
     let mut results: Vec<Value> = Vec::new();
     let mut in_results = false;
     for message in messages {
-        let Message { role, content, tool_calls, tool_call_id } = message;
-        let blocks = texts(content)?;
+        let Message { role, content, refusal, tool_calls, tool_call_id, function_call, audio } = message;
+        for (param, value) in [("messages.function_call", function_call), ("messages.audio", audio)] {
+            if value.is_some() {
+                return Err(unsupported(param));
+            }
+        }
+        let mut blocks = texts(content)?;
+        if blocks.is_empty() {
+            blocks.extend(refusal.as_deref().and_then(text_block));
+        }
         let is_result = role == "tool";
         if in_results && !is_result {
             to.push(json!({ "role": "user", "content": std::mem::take(&mut results) }));
@@ -193,9 +204,8 @@ fn messages(messages: Vec<Message>) -> Result<(Vec<Value>, Vec<Value>)> {
         in_results = is_result;
         match role.as_str() {
             "system" | "developer" if to.is_empty() => system.extend(blocks),
-            "user" => to.push(json!({ "role": "user", "content": blocks })),
+            "user" => to.extend(said("user", blocks)),
             "assistant" => {
-                let mut blocks = blocks;
                 for ToolCall { id, function: Call { name, arguments } } in tool_calls.unwrap_or_default() {
                     let arguments = if arguments.trim().is_empty() { "{}" } else { &arguments };
                     let input: Value = serde_json::from_str(arguments).map_err(|error| {
@@ -204,7 +214,7 @@ fn messages(messages: Vec<Message>) -> Result<(Vec<Value>, Vec<Value>)> {
                     })?;
                     blocks.push(json!({ "type": "tool_use", "id": id, "name": name, "input": input }));
                 }
-                to.push(json!({ "role": "assistant", "content": blocks }));
+                to.extend(said("assistant", blocks));
             }
             "tool" => {
                 let id = tool_call_id.ok_or_else(|| ApiError::unprocessable("a tool's message has no tool_call_id"))?;
@@ -220,22 +230,37 @@ fn messages(messages: Vec<Message>) -> Result<(Vec<Value>, Vec<Value>)> {
     Ok((system, to))
 }
 
-/// Content as blocks of text; blocks without text are not allowed there.
+/// A message; `None` for one without blocks, which Anthropic's API refuses.
+fn said(role: &str, blocks: Vec<Value>) -> Option<Value> {
+    (!blocks.is_empty()).then(|| json!({ "role": role, "content": blocks }))
+}
+
+/// Content as blocks of text.
 fn texts(content: Option<Value>) -> Result<Vec<Value>> {
-    let block = |text: &str| json!({ "type": "text", "text": text });
     match content {
         None | Some(Value::Null) => Ok(Vec::new()),
-        Some(Value::String(text)) if text.is_empty() => Ok(Vec::new()),
-        Some(Value::String(text)) => Ok(vec![block(&text)]),
+        Some(Value::String(text)) => Ok(text_block(&text).into_iter().collect()),
         Some(Value::Array(parts)) => {
-            let text = |part: &Value| match (part["type"].as_str(), part["text"].as_str()) {
-                (Some("text"), Some(text)) => Ok(block(text)),
-                _ => Err(unsupported("messages.content")),
-            };
-            parts.iter().filter(|part| part["text"] != "").map(text).collect()
+            let mut blocks = Vec::new();
+            for part in &parts {
+                // The text of a part has the name of the part's type.
+                let kind = part["type"].as_str().filter(|kind| matches!(*kind, "text" | "refusal"));
+                let text = kind.and_then(|kind| part[kind].as_str()).ok_or_else(|| unsupported("messages.content"))?;
+                let Some(mut block) = text_block(text) else { continue };
+                if let Some(control) = part.get("cache_control").filter(|control| !control.is_null()) {
+                    block["cache_control"] = control.clone();
+                }
+                blocks.push(block);
+            }
+            Ok(blocks)
         }
         Some(_) => Err(ApiError::unprocessable("content is neither text nor parts").param("messages")),
     }
+}
+
+/// A text as a block; `None` if there is nothing in it to read, for Anthropic's API refuses such blocks.
+fn text_block(text: &str) -> Option<Value> {
+    (!text.trim().is_empty()).then(|| json!({ "type": "text", "text": text }))
 }
 
 fn finish_reason(stop: &Value) -> Value {
@@ -459,9 +484,42 @@ mod tests {
         assert_eq!(with("temperature", json!(1.5)).unwrap_err(), "temperature");
         let image = json!([{ "role": "user", "content": [{ "type": "image_url", "image_url": { "url": "x" } }] }]);
         assert_eq!(with("messages", image).unwrap_err(), "messages.content");
+        let called =
+            json!([{ "role": "assistant", "content": null, "function_call": { "name": "f", "arguments": "{}" } }]);
+        assert_eq!(with("messages", called).unwrap_err(), "messages.function_call");
+        let spoken = json!([{ "role": "assistant", "content": "Yes.", "audio": { "id": "x" } }]);
+        assert_eq!(with("messages", spoken).unwrap_err(), "messages.audio");
         let late = json!([{ "role": "user", "content": "Hi" }, { "role": "system", "content": "Be rude." }]);
         assert_eq!(with("messages", late).unwrap_err(), "messages");
         assert!(with("presence_penalty", json!(0)).is_ok());
+    }
+
+    #[test]
+    fn what_says_nothing_is_no_message_and_a_refusal_is_what_was_said() {
+        let sent = translated(&json!({ "model": "claude", "messages": [
+            { "role": "user", "content": "Hi" },
+            { "role": "assistant", "content": "" },
+            { "role": "user", "content": [{ "type": "text", "text": " \n" }] },
+            { "role": "assistant", "content": null, "refusal": "No.", "audio": null, "function_call": null },
+            { "role": "assistant", "content": [{ "type": "refusal", "refusal": "Never." }] },
+            { "role": "user", "content": "And?" },
+        ] }));
+        let said = |role: &str, text: &str| json!({ "role": role, "content": [{ "type": "text", "text": text }] });
+        let expected =
+            [said("user", "Hi"), said("assistant", "No."), said("assistant", "Never."), said("user", "And?")];
+        assert_eq!(sent.unwrap()["messages"], json!(expected));
+    }
+
+    #[test]
+    fn a_text_keeps_its_breakpoint() {
+        let part = json!({ "type": "text", "text": "Be kind.", "cache_control": { "type": "ephemeral" } });
+        let sent = translated(&json!({ "model": "claude", "messages": [
+            { "role": "system", "content": [part] },
+            { "role": "user", "content": [{ "type": "text", "text": "Hi", "cache_control": null }, part] },
+        ] }));
+        let sent = sent.unwrap();
+        assert_eq!(sent["system"], json!([part]));
+        assert_eq!(sent["messages"][0]["content"], json!([{ "type": "text", "text": "Hi" }, part]));
     }
 
     #[test]
