@@ -44,7 +44,7 @@ struct Report {
     mode: &'static str,
     upstream: String,
     model: String,
-    /// The ids of the memories that were recalled for this question.
+    /// The ids of the memories that were recalled for this question and stand in the request.
     recalled: Vec<String>,
     /// Snapshots of this conversation so far, this one included.
     epoch: usize,

@@ -99,7 +99,7 @@ pub(super) struct Plan {
     pub(super) snapshot: Arc<str>,
     /// What stands in messages, by their places.
     pub(super) blocks: Vec<(usize, Arc<str>)>,
-    /// What was recalled for the question, best first.
+    /// What was recalled for the question and stands in the request, best first.
     pub(super) recalled: Vec<RecordId>,
     /// Memories that are told.
     pub(super) memories: usize,
@@ -238,20 +238,22 @@ impl Conversation {
         if !stands {
             self.open(memory, namespace, text, &found, budget).await?;
         }
-        let epoch = self.epoch.get_or_insert_default();
-        let is_full = match question.and_then(|question| Some((question, turns.get(question.index)?))) {
-            Some((question, turn)) => !epoch.tell(*turn, turns, question.is_last, &found, budget),
-            None => false,
-        };
-        if is_full {
-            self.open(memory, namespace, text, &found, budget).await?;
+        if let Some((question, turn)) = question.and_then(|question| Some((question, *turns.get(question.index)?))) {
+            let tell = |epoch: &mut Epoch| epoch.tell(turn, turns, question.is_last, &found, budget);
+            if !tell(self.epoch.get_or_insert_default()) {
+                self.open(memory, namespace, text, &found, budget).await?;
+                // What was found and the new snapshot does not hold. What does not fit here is told nowhere.
+                tell(self.epoch.get_or_insert_default());
+            }
         }
         let epoch = self.epoch.get_or_insert_default();
         let blocks = || turns.iter().enumerate().filter_map(|(index, turn)| Some((index, epoch.turns.get(turn)?)));
+        let told = blocks().flat_map(|(_, block)| &block.told).chain(&epoch.snapshot.told);
+        let told: HashSet<RecordId> = told.map(|told| told.id).collect();
         Ok(Plan {
             snapshot: Arc::clone(&epoch.snapshot.text),
             blocks: blocks().filter(|(_, b)| !b.text.is_empty()).map(|(i, b)| (i, Arc::clone(&b.text))).collect(),
-            recalled: found.iter().map(|record| record.id).collect(),
+            recalled: found.iter().map(|record| record.id).filter(|id| told.contains(id)).collect(),
             memories: epoch.snapshot.told.len() + blocks().map(|(_, block)| block.told.len()).sum::<usize>(),
             epoch: self.epochs,
         })
@@ -554,6 +556,33 @@ mod tests {
             epochs.insert(plan.epoch);
         }
         assert!((2..12).contains(&epochs.len()), "{epochs:?}");
+    }
+
+    #[test]
+    fn what_a_new_snapshot_does_not_hold_stands_with_the_question() {
+        let mut chat = Chat::new(&[]);
+        chat.budget = Budget { k: 2, memories: 1, tokens: 60 };
+        chat.ask("Hello?");
+        let mut ask = |names: [&str; 2]| {
+            // Two of these have room in a turn, and three have none in all turns.
+            let texts = names.map(|name| format!("{name} paints {}.", "x".repeat(40)));
+            block_on(chat.memory.remember_all("a", texts)).unwrap();
+            let plan = chat.ask(&format!("What do {} and {} paint?", names[0], names[1]));
+            let said = format!("{}{:?}", plan.snapshot, blocks(&plan));
+            assert!(names.iter().all(|name| said.contains(&format!("{name} paints"))), "{said}");
+            (plan.epoch, plan.memories, plan.recalled.len())
+        };
+        assert_eq!(ask(["Alice", "Bob"]), (1, 2, 2));
+        assert_eq!(ask(["Carl", "Dora"]), (2, 2, 2));
+    }
+
+    #[test]
+    fn what_has_no_room_in_a_request_is_not_said_to_be_recalled() {
+        let long = format!("Alice paints {}.", "x".repeat(1000));
+        let mut chat = Chat::new(&[long.as_str(), "Alice lives in Denver."]);
+        chat.budget.tokens = 60;
+        let plan = chat.ask("What about Alice?");
+        assert_eq!(plan.recalled, [chat.id("Denver")]);
     }
 
     #[test]
