@@ -115,7 +115,8 @@ pub(crate) struct Args {
     /// Tokens that a session holds at most; as many as the model can if left out.
     #[arg(long)]
     budget_tokens: Option<usize>,
-    /// Sessions that are held at most; beyond that, and when the KV cache is full, the one that was used longest ago ends.
+    /// Sessions that are held at most; beyond that, and when the KV cache is full, the user who has most loses the one that
+    /// was used longest ago.
     #[arg(long, value_name = "SESSIONS", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
     max_sessions: u32,
     /// Seconds after which a session ends that nobody uses.

@@ -4,6 +4,7 @@
 //! changed, superseded or expired, and when its turns have been told as much again as the snapshot may hold. What is kept
 //! here is a cache: a conversation that was let go, or that another process knows, begins a new epoch.
 
+use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -35,7 +36,7 @@ pub(super) struct Budget {
     pub(super) tokens: usize,
 }
 
-/// The conversations that were used last.
+/// The conversations that are held. When there are too many, whoever has most loses those that were used longest ago.
 pub(super) struct Conversations {
     most: usize,
     most_bytes: usize,
@@ -130,7 +131,7 @@ impl Conversations {
         self.held().by_key.len()
     }
 
-    /// A conversation, which begins if it is not known. Beyond what is held at most, those that were used longest ago leave.
+    /// A conversation, which begins if it is not known. Beyond what is held at most, others leave.
     pub(super) fn get(&self, key: Key, owner: &Owner) -> Arc<tokio::sync::Mutex<Conversation>> {
         let mut held = self.held();
         held.clock += 1;
@@ -141,21 +142,21 @@ impl Conversations {
         }
         if held.by_key.len() >= self.most {
             // Some at a time, so that not each new one looks at all.
-            held.end_oldest(self.most - 1 - self.most / 16, self.most_bytes);
+            held.make_room(self.most - 1 - self.most / 16, self.most_bytes);
         }
         let (owner, conversation) = (owner.clone(), Arc::default());
         held.by_key.insert(key, Entry { owner, conversation: Arc::clone(&conversation), used: now, bytes: 0 });
         conversation
     }
 
-    /// Notes what a conversation holds now. Where it is too much with what the others hold, those that were used longest ago
-    /// leave. This one may be among them: whoever uses it goes on.
+    /// Notes what a conversation holds now. Where it is too much with what the others hold, some leave. This one may be among
+    /// them: whoever uses it goes on.
     pub(super) fn measure(&self, key: &Key, conversation: &Conversation) {
         let mut held = self.held();
         let Some(entry) = held.by_key.get_mut(key) else { return };
         entry.bytes = size_of::<Entry>() + conversation.bytes();
         if held.bytes() > self.most_bytes {
-            held.end_oldest(self.most, self.most_bytes - self.most_bytes / 16);
+            held.make_room(self.most, self.most_bytes - self.most_bytes / 16);
         }
     }
 
@@ -182,17 +183,33 @@ impl Held {
         self.by_key.values().map(|entry| entry.bytes).sum()
     }
 
-    /// Ends those that were used longest ago, until so many are left that hold so many bytes.
-    fn end_oldest(&mut self, most: usize, most_bytes: usize) {
-        let mut all: Vec<(u64, Key)> = self.by_key.iter().map(|(key, entry)| (entry.used, *key)).collect();
-        all.sort_unstable();
+    /// Ends conversations until so many are left that hold so many bytes.
+    fn make_room(&mut self, most: usize, most_bytes: usize) {
         let mut bytes = self.bytes();
-        for (_, key) in all {
+        for key in self.order_of_leaving() {
             if self.by_key.len() <= most && bytes <= most_bytes {
                 return;
             }
             bytes -= self.by_key.remove(&key).map_or(0, |entry| entry.bytes);
         }
+    }
+
+    /// The next to leave is always the one that was used longest ago, of the namespace that has most then: whoever begins
+    /// many ends their own, and not those of others.
+    fn order_of_leaving(&self) -> Vec<Key> {
+        let entries = self.by_key.iter().map(|(key, entry)| (Reverse(entry.used), &entry.owner.namespace, *key));
+        let mut entries: Vec<_> = entries.collect();
+        entries.sort_unstable();
+        // How many its namespace still has when an entry leaves: those that were used before it have left by then.
+        let mut left: HashMap<&Namespace, usize> = HashMap::new();
+        let ranked = entries.into_iter().map(|(Reverse(used), namespace, key)| {
+            let left = left.entry(namespace).or_default();
+            *left += 1;
+            (Reverse(*left), used, key)
+        });
+        let mut ranked: Vec<_> = ranked.collect();
+        ranked.sort_unstable();
+        ranked.into_iter().map(|(_, _, key)| key).collect()
     }
 }
 
@@ -602,6 +619,26 @@ mod tests {
             assert!(held.len() <= 16);
         }
         assert!(held.held().by_key.contains_key(&[0; 32]) && !held.held().by_key.contains_key(&[1; 32]));
+    }
+
+    #[test]
+    fn whoever_begins_many_conversations_ends_their_own() {
+        let held = Conversations::new(16, usize::MAX);
+        let of = |name: &str| Owner { namespace: Namespace::new(name).unwrap(), session: None };
+        for n in 0..3 {
+            held.get([n; 32], &of("alice"));
+        }
+        for n in 3..100 {
+            held.get([n; 32], &of("bob"));
+            assert!(held.len() <= 16);
+        }
+        assert!((0..3).all(|n| held.held().by_key.contains_key(&[n; 32])));
+        // Who comes once each takes of those who have most, until all have one.
+        for n in 100..113 {
+            held.get([n; 32], &of(&n.to_string()));
+        }
+        let known = |keys: std::ops::Range<u8>| keys.filter(|n| held.held().by_key.contains_key(&[*n; 32])).count();
+        assert_eq!([known(0..2), known(2..3), known(3..99), known(99..113)], [0, 1, 0, 14]);
     }
 
     #[test]

@@ -57,10 +57,9 @@ pub struct Options {
     pub max_turns: usize,
     /// Tokens that it holds at most, about; and those that are recalled beside it before it is made anew.
     pub budget_tokens: usize,
-    /// Conversations whose snapshots are held at most. Beyond that, those that were used longest ago leave.
+    /// Conversations whose snapshots are held at most. Beyond that, whoever has most loses those that were used longest ago.
     pub max_conversations: usize,
-    /// Bytes that these snapshots, and what was told with questions, take at most, about. Beyond that, too, those that were
-    /// used longest ago leave.
+    /// Bytes that these snapshots, and what was told with questions, take at most, about. Beyond that, it is the same.
     pub conversation_bytes: usize,
     /// How long an upstream may say nothing.
     pub timeout: Duration,

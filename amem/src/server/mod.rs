@@ -89,8 +89,8 @@ pub struct Options {
     /// The share, 0 to 1, of the cached tokens a session begins with that are computed again; `None` for what
     /// [`SessionOptions`](amem_core::SessionOptions) has.
     pub recompute_ratio: Option<f32>,
-    /// Sessions that are held at most. Beyond that, and when the KV cache is full, the one that was used longest ago is
-    /// ended.
+    /// Sessions that are held at most. Beyond that, and when the KV cache is full, the user who has most loses the one that
+    /// was used longest ago.
     pub max_sessions: usize,
     /// How long a session is held that nobody uses.
     pub session_idle: Duration,
@@ -161,7 +161,7 @@ impl Server {
     pub fn new(memory: Memory, identity: Identity, options: Options) -> Self {
         let waiting = Arc::new(Semaphore::new(options.max_waiting.min(Semaphore::MAX_PERMITS)));
         let sessions = Sessions::new(options.max_sessions, options.session_idle, Arc::clone(&waiting));
-        memory.engine().make_room_with(sessions.ends_oldest());
+        memory.engine().make_room_with(sessions.ends_unused());
         let (long_text, prefills) = (Arc::new(Semaphore::new(1)), Arc::new(Semaphore::new(PREFILLS)));
         let prefill_ahead = options.prefill_ahead.then(|| PrefillAhead::new(memory.clone()));
         let (structured, started) = (structured::Structured::default(), Timestamp::now());

@@ -4,6 +4,7 @@
 mod recalled;
 mod routes;
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -54,7 +55,7 @@ impl fmt::Display for SessionName {
 }
 
 /// The sessions that are held. One that nobody has used for some time ends. When there are too many, or there is no room
-/// for another's KV, the one that was used longest ago ends; never one that is in use.
+/// for another's KV, the user who has most loses the one that was used longest ago; never one that is in use.
 pub(crate) struct Sessions {
     held: Arc<AllHeld>,
     /// Requests that may wait, for a session or anything else, beside those that do.
@@ -78,11 +79,21 @@ struct ByName {
 }
 
 impl ByName {
-    /// Takes out the one that was used longest ago, of those that nobody uses.
-    fn take_oldest(&mut self) -> Option<Arc<Held>> {
+    /// Takes out a session that nobody uses.
+    fn take_unused(&mut self) -> Option<Arc<Held>> {
+        let name = self.first_to_end()?;
+        self.sessions.remove(&name)
+    }
+
+    /// Of the sessions that nobody uses, the one that was used longest ago of the namespace with most sessions: whoever
+    /// opens many ends their own, and not those of others.
+    fn first_to_end(&self) -> Option<SessionName> {
+        let mut counts: HashMap<&Namespace, usize> = HashMap::new();
+        self.sessions.values().for_each(|held| *counts.entry(&held.namespace).or_default() += 1);
+        let count = |held: &Held| counts.get(&held.namespace).copied();
         let unused = self.sessions.iter().filter(|(_, held)| !is_in_use(held));
-        let oldest = unused.min_by_key(|(_, held)| *lock(&held.used)).map(|(name, _)| name.clone())?;
-        self.sessions.remove(&oldest)
+        let first = unused.min_by_key(|(_, held)| (Reverse(count(held)), *lock(&held.used)));
+        first.map(|(name, _)| name.clone())
     }
 }
 
@@ -161,14 +172,14 @@ impl Sessions {
         Some(InUse { name: name.clone(), held, waiting: Arc::clone(&self.waiting) })
     }
 
-    /// What ends the one that was used longest ago, so that its room in the KV cache is free, and says whether there was one:
-    /// none that is in use ends. Its memories' KV is kept elsewhere.
-    pub(super) fn ends_oldest(&self) -> impl Fn() -> bool + Send + Sync + 'static {
+    /// What ends one that nobody uses, so that its room in the KV cache is free, and says whether there was one. Its
+    /// memories' KV is kept elsewhere.
+    pub(super) fn ends_unused(&self) -> impl Fn() -> bool + Send + Sync + 'static {
         let held = Arc::downgrade(&self.held);
         move || {
             let Some(held) = held.upgrade() else { return false };
             // Its context is let go of while nobody waits for the map.
-            let ended = lock(&held.by_name).take_oldest();
+            let ended = lock(&held.by_name).take_unused();
             ended.is_some()
         }
     }
@@ -179,7 +190,7 @@ impl Sessions {
         let mut by_name = lock(&self.held.by_name);
         let mut ended = None;
         if !by_name.sessions.contains_key(&name) && by_name.sessions.len() >= self.held.most {
-            ended = by_name.take_oldest();
+            ended = by_name.take_unused();
             if ended.is_none() {
                 return Err(ApiError::overloaded("too many sessions are in use: try again later"));
             }
@@ -291,7 +302,11 @@ mod tests {
     }
 
     fn hold(sessions: &Sessions, memory: &Memory, name: &str) -> Result<InUse> {
-        let namespace = Namespace::new("me").unwrap();
+        hold_of("me", sessions, memory, name)
+    }
+
+    fn hold_of(user: &str, sessions: &Sessions, memory: &Memory, name: &str) -> Result<InUse> {
+        let namespace = Namespace::new(user).unwrap();
         let session = memory.session(&namespace, SessionOptions::default()).unwrap();
         sessions.hold(SessionName::Given(name.to_owned()), Held::new(session, namespace, None))
     }
@@ -343,6 +358,33 @@ mod tests {
         assert!(second.lock().await.unwrap().resident().is_empty(), "whoever uses it goes on");
         drop((second, third));
         assert_eq!(sessions.count(), 0);
+    }
+
+    #[tokio::test]
+    async fn whoever_opens_many_sessions_ends_their_own() {
+        let memory = memory();
+        let sessions = Sessions::new(4, Duration::from_secs(3600), Arc::new(Semaphore::new(1)));
+        let open = |user: &str, name: &str| {
+            hold_of(user, &sessions, &memory, name).unwrap();
+            let by_name = lock(&sessions.held.by_name);
+            let mut held: Vec<String> = by_name.sessions.keys().map(SessionName::to_string).collect();
+            held.sort_unstable();
+            held.join(" ")
+        };
+        for (user, name, held) in [
+            ("alice", "a", "a"),
+            ("bob", "b1", "a b1"),
+            ("bob", "b2", "a b1 b2"),
+            ("bob", "b3", "a b1 b2 b3"),
+            ("bob", "b4", "a b2 b3 b4"),
+            ("carl", "c", "a b3 b4 c"),
+            ("dora", "d", "a b4 c d"),
+            ("emil", "e", "b4 c d e"),
+        ] {
+            assert_eq!(open(user, name), held);
+        }
+        assert!(sessions.end_unused(), "as where KV has no room");
+        assert_eq!(open("bob", "b5"), "b5 c d e");
     }
 
     #[test]
