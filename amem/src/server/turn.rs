@@ -92,6 +92,8 @@ pub(crate) struct Running {
     listeners: Vec<Listener>,
     /// What is to be told before the stream goes on.
     ready: VecDeque<Progress>,
+    /// Whether nothing comes from the stream any more.
+    is_over: bool,
 }
 
 /// Answers that are complete.
@@ -199,7 +201,8 @@ impl Server {
         }
         let (stream, in_use) = self.ask(&turn).await?;
         let (listeners, ready) = (turn.listeners(), VecDeque::new());
-        Ok(Running { server: self.clone(), turn, stream, in_use, started, listeners, ready })
+        let (server, is_over) = (self.clone(), false);
+        Ok(Running { server, turn, stream, in_use, started, listeners, ready, is_over })
     }
 
     async fn ask(&self, turn: &Turn) -> Result<(AnswerStream, Option<InUse>)> {
@@ -237,23 +240,35 @@ impl Running {
         Err(stopped())
     }
 
-    /// What comes next; `None` after the end or an error.
+    /// What comes next; `None` after the end or an error. The end comes behind [`Progress::Done`]: that the answer breaks off
+    /// before it is an error.
     pub(crate) async fn next(&mut self) -> Option<Result<Progress>> {
         loop {
             if let Some(progress) = self.ready.pop_front() {
                 return Some(Ok(progress));
             }
-            let event = self.stream.next().await?;
+            if self.is_over {
+                return None;
+            }
+            let Some(event) = self.stream.next().await else {
+                self.is_over = true;
+                return Some(Err(stopped()));
+            };
             let heard = match event {
                 Ok(Event::Delta(delta)) => {
                     self.hear(delta);
                     Ok(())
                 }
-                Ok(Event::Done(answer)) => self.done(answer),
+                Ok(Event::Done(answer)) => {
+                    self.is_over = true;
+                    self.done(answer)
+                }
                 Ok(_) => Err(ApiError::internal(&"an event of an unknown kind")),
                 Err(error) => Err(error.into()),
             };
             if let Err(error) = heard {
+                self.is_over = true;
+                self.ready.clear();
                 return Some(Err(error));
             }
         }
@@ -363,7 +378,7 @@ mod tests {
     use std::sync::Arc;
 
     use amem_core::transformer::{Options as LoadOptions, Transformer};
-    use amem_core::{Memory, Role};
+    use amem_core::{Generation, Memory, Role};
     use amem_cpu::Cpu;
 
     use super::*;
@@ -388,5 +403,36 @@ mod tests {
         assert!(server.start(turn(&short)).await.is_ok(), "a short one waits for none");
         drop(held);
         assert!(server.prompt_tokens(&long).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_breaks_off_is_an_error_and_a_whole_one_ends_with_its_last_word() {
+        let model = Transformer::load(&amem_demo::files(), Cpu::new().unwrap(), LoadOptions::default()).unwrap();
+        let memory = Memory::builder(Arc::new(model)).build().unwrap();
+        let server = Server::new(memory, Identity::new(KeyHeader::Authorization), Options::default());
+        let begin = async || {
+            let ask = Ask::messages(vec![Message::new(Role::User, "Where does Alice live?")]);
+            let ask = ask.generation(Generation::default().max_tokens(4));
+            server.start(Turn::new(Namespace::new("alice").unwrap(), ask)).await.unwrap()
+        };
+        let mut whole = begin().await;
+        let mut told = Vec::new();
+        while let Some(progress) = whole.next().await {
+            told.push(progress.unwrap());
+        }
+        assert!(matches!(told.last(), Some(Progress::Done(_))), "{told:?}");
+        assert!(whole.next().await.is_none());
+        let broken_off = async || {
+            let mut running = begin().await;
+            // As if the engine had ended: nothing comes any more.
+            while running.stream.next().await.is_some() {}
+            running
+        };
+        let refused = broken_off().await.answer().await.err().map(|error| error.body());
+        assert!(refused.is_some());
+        let mut running = broken_off().await;
+        let told = running.next().await.and_then(|progress| progress.err()).map(|error| error.body());
+        assert_eq!(told, refused, "a stream says what an answer at once says");
+        assert!(running.next().await.is_none());
     }
 }

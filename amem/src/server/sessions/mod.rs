@@ -383,7 +383,7 @@ mod tests {
         ] {
             assert_eq!(open(user, name), held);
         }
-        assert!(sessions.end_unused(), "as where KV has no room");
+        assert!(sessions.ends_unused()(), "as where KV has no room");
         assert_eq!(open("bob", "b5"), "b5 c d e");
     }
 
