@@ -445,6 +445,18 @@ fn a_value_that_makes_no_sense_or_is_not_supported_is_400_and_named() {
         (json!({ "json_schema": { "type": "object" } }), "json_schema"),
         (json!({ "allowed_token_ids": [1] }), "allowed_token_ids"),
         (json!({ "ignore_eos": true }), "ignore_eos"),
+        (json!({ "add_generation_prompt": false }), "add_generation_prompt"),
+        (json!({ "continue_final_message": true }), "continue_final_message"),
+        (json!({ "echo": true }), "echo"),
+        (json!({ "best_of": 3 }), "best_of"),
+        (json!({ "use_beam_search": true }), "use_beam_search"),
+        (json!({ "include_stop_str_in_output": true }), "include_stop_str_in_output"),
+        (json!({ "skip_special_tokens": false }), "skip_special_tokens"),
+        (json!({ "length_penalty": 1.2 }), "length_penalty"),
+        (json!({ "repeat_penalty": 1.1 }), "repeat_penalty"),
+        (json!({ "typical_p": 0.9 }), "typical_p"),
+        (json!({ "mirostat": 2 }), "mirostat"),
+        (json!({ "xtc_probability": 0.5 }), "xtc_probability"),
         (json!({ "chat_template_kwargs": { "enable_thinking": true } }), "chat_template_kwargs"),
         (json!({ "thinking": { "type": "enabled", "budget_tokens": 1024 } }), "thinking"),
     ] {
@@ -474,7 +486,9 @@ fn fields_that_change_nothing_are_accepted() {
         "tool_choice": null, "response_format": null, "user": null, "session": null, "residency": null, "k": null,
         "modalities": ["text"], "reasoning_effort": "none", "verbosity": "medium", "functions": [],
         "parallel_tool_calls": true, "nobody_knows_this": 1, "chat_template_kwargs": { "enable_thinking": false },
-        "thinking": { "type": "disabled" },
+        "thinking": { "type": "disabled" }, "add_generation_prompt": true, "continue_final_message": false, "echo": false,
+        "best_of": 1, "use_beam_search": false, "include_stop_str_in_output": false, "skip_special_tokens": true,
+        "length_penalty": 1, "repeat_penalty": 1.0, "typical_p": null, "mirostat": 0, "xtc_probability": 0.0,
     });
     answer(&front, &request("Where is Alice?", fields));
     answer(

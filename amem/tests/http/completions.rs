@@ -168,6 +168,8 @@ fn what_is_not_done_is_refused_by_its_name() {
         ("prompt", json!({ "prompt": vec!["a"; 65], "n": 2 })),
         ("response_format", json!({ "prompt": "a", "response_format": { "type": "json_object" } })),
         ("stream_options", json!({ "prompt": "a", "stream_options": { "include_usage": true } })),
+        ("skip_special_tokens", json!({ "prompt": "a", "skip_special_tokens": false })),
+        ("mirostat", json!({ "prompt": "a", "mirostat": 1 })),
     ] {
         let (status, answer) = post(front.url("/v1/completions"), &body);
         assert_eq!((status, &answer["error"]["param"]), (400, &json!(param)), "{body} {answer}");
@@ -177,5 +179,8 @@ fn what_is_not_done_is_refused_by_its_name() {
     for body in [json!({}), json!({ "prompt": 1 }), json!({ "prompt": ["a", 1] }), json!({ "prompt": [-1] })] {
         assert_eq!(post(front.url("/v1/completions"), &body).0, 422, "{body}");
     }
-    complete(&front, &json!({ "prompt": "a", "suffix": null, "best_of": 1, "model": "any", "user": null }));
+    complete(
+        &front,
+        &json!({ "prompt": "a", "suffix": null, "best_of": 1, "mirostat": 0, "model": "any", "user": null }),
+    );
 }

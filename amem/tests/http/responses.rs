@@ -243,6 +243,7 @@ fn what_is_not_done_is_refused_by_its_name() {
         ("reasoning", json!({ "reasoning": { "effort": "high" } })),
         ("truncation", json!({ "truncation": "auto" })),
         ("n", json!({ "n": 2 })),
+        ("repeat_penalty", json!({ "repeat_penalty": 1.1 })),
         ("include", json!({ "include": ["file_search_call.results"] })),
         ("top_logprobs", json!({ "top_logprobs": 2 })),
         ("max_output_tokens", json!({ "max_output_tokens": 0 })),

@@ -18,7 +18,7 @@ use utoipa::ToSchema;
 use super::prompt::{Prompt, prompts};
 use super::request::StreamOptions;
 use super::response::{Head, IMPOSSIBLE, Usage};
-use super::sampling::SamplingParams;
+use super::sampling::{SamplingParams, refuse_others};
 use super::{invalid, stream, unsupported, whole};
 use crate::http::{ApiError, Body, Caller, Result};
 use crate::server::{Server, turn};
@@ -73,8 +73,6 @@ pub(super) struct CompletionRequest {
     echo: Option<bool>,
     /// What follows the text to be written: not supported.
     suffix: Option<String>,
-    /// As many as `n`: nothing is drawn that is not answered.
-    best_of: Option<i64>,
     /// Whether the answer is sent as it is generated.
     stream: Option<bool>,
     /// How it is sent.
@@ -106,13 +104,11 @@ impl CompletionRequest {
         if let Some(name) = UNSUPPORTED.into_iter().find(|name| self.rest.get(*name).is_some_and(asks)) {
             return Err(unsupported(name, "this is not supported"));
         }
+        refuse_others(&self.rest)?;
         if self.suffix.is_some_and(|suffix| !suffix.is_empty()) {
             return Err(unsupported("suffix", "texts are not written up to another one"));
         }
         let n = self.sampling.n()?;
-        if self.best_of.is_some_and(|drawn| usize::try_from(drawn) != Ok(n)) {
-            return Err(unsupported("best_of", "it must be as many as n: all that is drawn is answered"));
-        }
         let streams = self.stream.unwrap_or(false);
         if self.stream_options.is_some() && !streams {
             return Err(invalid("stream_options", "it needs stream to be true"));

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::form::{ResponseFormat, tool_choice};
-use super::sampling::SamplingParams;
+use super::sampling::{SamplingParams, refuse_others};
 use super::{MAX_TOOLS, check_name, invalid, unsupported, whole};
 use crate::http::{ApiError, Result};
 use crate::server::Server;
@@ -18,7 +18,7 @@ use crate::server::turn::Turn;
 const MAX_TOP_LOGPROBS: usize = 20;
 
 /// What the APIs of OpenAI, vLLM and llama.cpp have, and this one does not: to ignore it would be to answer something else.
-const UNSUPPORTED: [&str; 25] = [
+const UNSUPPORTED: [&str; 27] = [
     "functions",
     "function_call",
     "audio",
@@ -40,7 +40,9 @@ const UNSUPPORTED: [&str; 25] = [
     "allowed_token_ids",
     "truncate_prompt_tokens",
     "prompt_logprobs",
+    "add_generation_prompt",
     "continue_final_message",
+    "echo",
     "chat_template",
     "chat_template_kwargs",
     "thinking",
@@ -255,7 +257,9 @@ impl ChatRequest {
 
     fn refuse_unsupported(&self) -> Result<()> {
         let asks_for_nothing = |name: &str, value: &Value| match value {
-            Value::Null | Value::Bool(false) => true,
+            Value::Null => true,
+            // This one is true unless said otherwise: an answer is a message of its own.
+            Value::Bool(wanted) => *wanted == (name == "add_generation_prompt"),
             Value::Array(values) if name == "modalities" => values.iter().all(|value| value == "text"),
             Value::Array(values) => values.is_empty(),
             Value::String(value) if value.is_empty() => true,
@@ -273,7 +277,10 @@ impl ChatRequest {
             let value = self.rest.get(*name);
             value.is_some_and(|value| !asks_for_nothing(name, value))
         });
-        asked_for.map_or(Ok(()), |name| Err(unsupported(name, "this is not supported")))
+        match asked_for {
+            Some(name) => Err(unsupported(name, "this is not supported")),
+            None => refuse_others(&self.rest),
+        }
     }
 
     fn max_tokens(&self, default: usize) -> Result<usize> {

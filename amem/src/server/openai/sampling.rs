@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use amem_core::{Model, Sampling};
 use serde::Deserialize;
+use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use super::{invalid, whole};
+use super::{invalid, unsupported, whole};
 use crate::http::Result;
 use crate::server::ids;
 
@@ -50,6 +51,8 @@ pub(super) struct SamplingParams {
     /// How many answers are drawn.
     #[schema(minimum = 1, maximum = 128)]
     n: Option<i64>,
+    /// As many as `n`: nothing is drawn that is not answered.
+    best_of: Option<i64>,
     /// Tokens before an answer may end by itself.
     #[schema(minimum = 0)]
     min_tokens: Option<i64>,
@@ -63,6 +66,25 @@ enum Stop {
     One(String),
     /// Several.
     Many(Vec<String>),
+}
+
+/// Refuses what vLLM and llama.cpp draw and write answers by beside [`SamplingParams`], unless it has the value that changes
+/// nothing: to ignore it would be to answer something else.
+///
+/// # Errors
+/// 400 about the parameter.
+pub(super) fn refuse_others(rest: &Map<String, Value>) -> Result<()> {
+    let changes_nothing = |name: &str, value: &Value| match name {
+        "include_stop_str_in_output" => *value == false,
+        "skip_special_tokens" => *value == true,
+        "length_penalty" | "repeat_penalty" | "typical_p" => value.as_f64() == Some(1.0),
+        "dry_multiplier" | "dynatemp_range" | "mirostat" | "xtc_probability" => value.as_f64() == Some(0.0),
+        _ => true,
+    };
+    match rest.iter().find(|(name, value)| !value.is_null() && !changes_nothing(name, value)) {
+        Some((name, _)) => Err(unsupported(name, "this is not supported")),
+        None => Ok(()),
+    }
 }
 
 impl SamplingParams {
@@ -131,7 +153,11 @@ impl SamplingParams {
 
     /// How many answers are drawn.
     pub(super) fn n(&self) -> Result<usize> {
-        whole("n", self.n.unwrap_or(1), 1, 128)
+        let n = whole("n", self.n.unwrap_or(1), 1, 128)?;
+        if self.best_of.is_some_and(|drawn| usize::try_from(drawn) != Ok(n)) {
+            return Err(unsupported("best_of", "it must be as many as n: all that is drawn is answered"));
+        }
+        Ok(n)
     }
 
     /// Tokens before an answer may end by itself.

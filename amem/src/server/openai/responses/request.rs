@@ -12,7 +12,7 @@ use crate::http::{ApiError, Result};
 use crate::server::Server;
 use crate::server::conversation::{Conversation, MAX_MESSAGES};
 use crate::server::openai::form::tool_choice;
-use crate::server::openai::sampling::SamplingParams;
+use crate::server::openai::sampling::{SamplingParams, refuse_others};
 use crate::server::openai::{MAX_TOOLS, check_name, invalid, unsupported, whole};
 use crate::server::structured::{Format, Tools};
 use crate::server::turn::Turn;
@@ -255,7 +255,7 @@ impl ResponsesRequest {
                 return Err(unsupported("previous_response_id", message));
             }
             Some(name) => return Err(unsupported(name, "this is not supported")),
-            None => {}
+            None => refuse_others(&self.rest)?,
         }
         if self.sampling.n()? != 1 {
             return Err(unsupported("n", "a response is one answer"));
