@@ -1,9 +1,12 @@
 //! What can go wrong on disk, with which file, and what to do about it.
 
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 
 use rusqlite::ErrorCode;
+use rusqlite::ffi::{SQLITE_IOERR_SHMSIZE, SQLITE_IOERR_WRITE};
+
+use crate::disk::parent;
 
 /// The result of everything in this crate that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -22,12 +25,13 @@ pub enum Error {
         /// What the operating system said.
         source: io::Error,
     },
-    /// The disk, a quota or a limit on file sizes left no room.
+    /// The disk, a quota or a limit on file sizes left no room. Of a ledger in SQLite, a limit on file sizes is not told
+    /// from other failures to write: that is [`Sqlite`](Self::Sqlite).
     #[error("no room to write {}: {source}", path.display())]
     Full {
         /// What was being written.
         path: PathBuf,
-        /// What the operating system said.
+        /// What the operating system said, or SQLite.
         source: io::Error,
     },
     /// The store can be read, but not written.
@@ -233,9 +237,7 @@ impl Error {
         move |source| {
             let path = path.to_owned();
             match source.kind() {
-                ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
-                    Self::Full { path, source }
-                }
+                _ if is_full(&source) => Self::Full { path, source },
                 ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied => {
                     Self::ReadOnly { path, reason: source.to_string() }
                 }
@@ -244,7 +246,7 @@ impl Error {
         }
     }
 
-    /// For `map_err`: an error of SQLite while doing `action` to the ledger at `path`, damage told apart.
+    /// For `map_err`: an error of SQLite while doing `action` to the ledger at `path`, damage and a full disk told apart.
     pub(crate) fn ledger(action: &'static str, path: &Path) -> impl FnOnce(rusqlite::Error) -> Self {
         use rusqlite::Error::{FromSqlConversionFailure, IntegralValueOutOfRange, InvalidColumnType, Utf8Error};
         move |source| {
@@ -252,7 +254,15 @@ impl Error {
                 source,
                 FromSqlConversionFailure(..) | IntegralValueOutOfRange(..) | InvalidColumnType(..) | Utf8Error(..)
             );
+            let could_not_write =
+                matches!(source.sqlite_extended_error_code(), Some(SQLITE_IOERR_WRITE | SQLITE_IOERR_SHMSIZE));
+            if could_not_write && let Some(full) = no_room_beside(path) {
+                return Self::Full { path: path.to_owned(), source: full };
+            }
             match source.sqlite_error_code() {
+                Some(ErrorCode::DiskFull) => {
+                    Self::Full { path: path.to_owned(), source: io::Error::new(ErrorKind::StorageFull, source) }
+                }
                 Some(ErrorCode::ReadOnly) => Self::ReadOnly { path: path.to_owned(), reason: source.to_string() },
                 Some(ErrorCode::NotADatabase) => Self::NotALedger { path: path.to_owned() },
                 Some(ErrorCode::DatabaseCorrupt) => Self::Damaged { path: path.to_owned(), reason: source.to_string() },
@@ -263,14 +273,29 @@ impl Error {
     }
 }
 
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge)
+}
+
+/// What the operating system says if there is no room for a little more beside the file at `path`. SQLite tells a full
+/// disk from other failures to write, but not a quota that is used up.
+fn no_room_beside(path: &Path) -> Option<io::Error> {
+    /// More than the page that SQLite could not write.
+    const BYTES: usize = 64 << 10;
+    let write = || {
+        // It has no name, so nothing is left of it even if the process is killed.
+        let mut probe = tempfile::tempfile_in(parent(path))?;
+        probe.write_all(&[0; BYTES])?;
+        probe.sync_all()
+    };
+    write().err().filter(is_full)
+}
+
 impl From<Error> for amem_core::Error {
     fn from(error: Error) -> Self {
         match error {
             Error::Full { path, source } => Self::Full { what: path.display().to_string(), reason: source.to_string() },
             Error::ReadOnly { path, reason } => Self::ReadOnly { what: path.display().to_string(), reason },
-            Error::Sqlite { path, source, .. } if source.sqlite_error_code() == Some(ErrorCode::DiskFull) => {
-                Self::Full { what: path.display().to_string(), reason: source.to_string() }
-            }
             Error::Sqlite { .. }
             | Error::Damaged { .. }
             | Error::NotALedger { .. }
@@ -284,11 +309,15 @@ impl From<Error> for amem_core::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::small_disk::SmallDisk;
+
+    fn code(code: i32) -> rusqlite::Error {
+        rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None)
+    }
 
     #[test]
     fn every_error_of_sqlite_names_the_file() {
         let path = Path::new("/data/ledger.sqlite");
-        let code = |code| rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None);
         use rusqlite::ffi::{SQLITE_BUSY, SQLITE_CORRUPT, SQLITE_FULL, SQLITE_NOTADB, SQLITE_READONLY};
         for source in [SQLITE_BUSY, SQLITE_CORRUPT, SQLITE_FULL, SQLITE_NOTADB, SQLITE_READONLY].map(code) {
             let error = Error::ledger("read the ledger", path)(source);
@@ -296,5 +325,21 @@ mod tests {
             let error = amem_core::Error::from(error);
             assert!(error.to_string().contains("/data/ledger.sqlite"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_failure_to_write_is_a_full_disk_only_where_there_is_no_room() {
+        let failed = |path: &Path| Error::ledger("remember", path)(code(SQLITE_IOERR_WRITE));
+        let dir = tempfile::tempdir().unwrap();
+        for path in [dir.path().join("ledger.sqlite"), dir.path().join("none/ledger.sqlite")] {
+            let other = failed(&path);
+            assert!(matches!(other, Error::Sqlite { .. }), "{other}");
+        }
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is left behind");
+        // A full disk stands in for a quota that is used up.
+        let Some(disk) = SmallDisk::mount() else { return };
+        std::fs::write(disk.path().join("filling"), vec![0; 4 << 20]).expect_err("it is more than the disk");
+        let full = amem_core::Error::from(failed(&disk.path().join("ledger.sqlite")));
+        assert!(matches!(full, amem_core::Error::Full { .. }), "{full}");
     }
 }

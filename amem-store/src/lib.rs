@@ -33,6 +33,9 @@ mod residency_saver;
 mod segment;
 #[cfg(test)]
 mod simulated_disk;
+#[cfg(test)]
+#[path = "../tests/common/small_disk.rs"]
+mod small_disk;
 pub mod transfer;
 mod whole_file;
 #[cfg(test)]
