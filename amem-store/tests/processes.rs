@@ -558,6 +558,39 @@ fn kv_makes_room_for_memories_on_a_full_disk() {
     assert_same(&block_on(kv.get(&chunks[0].id())).unwrap().unwrap(), &chunks[0]);
 }
 
+#[test]
+fn a_full_disk_keeps_no_ledger_closed_and_what_was_forgotten_is_wiped_once_kv_has_made_room() {
+    let Some(disk) = SmallDisk::mount() else { return };
+    let (data, path) = (disk.path().join("data"), disk.path().join("data/ledger.sqlite"));
+    let DataDir { kv, ledger: other } = amem_store::open(&data).unwrap();
+    let long = |n: usize| NewRecord::new(format!("{n} {}", "long ".repeat(8000)));
+    let secret = block_on(other.add(&ours(), &["a secret text".into()], Timestamp::now())).unwrap().remove(0).record;
+    // While somebody reads, all that is written stays in the log, what was forgotten included.
+    let reader = rusqlite::Connection::open(&path).unwrap();
+    reader.execute_batch("BEGIN; SELECT count(*) FROM record").unwrap();
+    block_on(other.forget(&ours(), secret.id, Timestamp::now())).unwrap();
+    for n in 0..6 {
+        block_on(other.add(&ours(), &[long(n)], Timestamp::now())).unwrap();
+    }
+    let chunks: Vec<_> = (0..60).map(|n| chunk(n, 600)).collect();
+    assert!(matches!(block_on(kv.put(&chunks)), Err(Error::Full { .. })));
+    drop((reader, kv));
+
+    // The log is not removed by now, for another process has the ledger open. It is larger than what room is left.
+    let DataDir { kv, ledger } = amem_store::open(&data).expect("a full disk does not keep it closed");
+    assert_eq!(block_on(ledger.count(&ours(), Timestamp::now())).unwrap(), 6);
+    assert!(files_contain(&data, b"a secret text"), "the log could not be wiped");
+    assert!(block_on(kv.give_up(u64::MAX)).expect("KV can be given up on a full disk") > 0);
+    // Perhaps not at once: see `once_there_is_room`.
+    let is_wiped = (0..200).any(|_| {
+        std::thread::sleep(Duration::from_millis(10));
+        block_on(ledger.count(&ours(), Timestamp::now())).unwrap();
+        !files_contain(&data, b"a secret text")
+    });
+    assert!(is_wiped, "a later call wipes it");
+    block_on(ledger.add(&ours(), &[long(6)], Timestamp::now())).expect("there is room again");
+}
+
 fn ledger_problems(disk: &Path) -> Vec<String> {
     amem_store::verify(disk.join("data")).unwrap().problems
 }

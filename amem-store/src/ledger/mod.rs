@@ -46,8 +46,8 @@ const MOMENT: Duration = Duration::from_millis(20);
 /// them are on one machine.
 ///
 /// Forgetting wipes a text from the file and its log, not only from view. While somebody reads the ledger as it was
-/// before (a backup that is being written, say), the log cannot be wiped; then the first call after that does it, of
-/// any process that uses the ledger. [`wipe`](Self::wipe) tells whether it is done.
+/// before (a backup that is being written, say), or while the disk is full, the log cannot be wiped; then the first call
+/// after that does it, of any process that uses the ledger. [`wipe`](Self::wipe) tells whether it is done.
 ///
 /// Records, their texts, usage and saved indexes have checksums. What is read of them and is not what was written is
 /// [`Error::Damaged`]. So is a file that is damaged elsewhere, when it is opened (in full up to 8 MiB, in its structure
@@ -100,7 +100,11 @@ impl SqliteLedger {
         let ledger = Self::with(path, Some(Mutex::new(writer)));
         ledger.0.note_forgotten_at_open()?;
         // A process that ended right after it forgot something may have left the text in the log.
-        ledger.0.wipe_log(Duration::ZERO)?;
+        match ledger.0.wipe_log(Duration::ZERO) {
+            // A later call does it, once there is room. Whoever can make room has to open the ledger first.
+            Err(Error::Full { .. }) => {}
+            wiped => _ = wiped?,
+        }
         Ok(ledger)
     }
 
