@@ -210,17 +210,26 @@ fn check_link(link: &Path) -> Result<()> {
 /// `place` is a name for people, and for comparing: no secret should be in it.
 ///
 /// # Errors
-/// [`Error::SharedKv`] when another place is noted; when the note cannot be written.
+/// [`Error::SharedKv`] when another place is noted; when the note cannot be written. One that says so already is not
+/// written anew.
 pub fn note_shared_kv(dir: impl AsRef<Path>, place: &str) -> Result<()> {
     note_shared_kv_on(&SystemDisk, dir.as_ref(), place)
 }
 
 pub(crate) fn note_shared_kv_on(disk: &dyn FileDisk, dir: &Path, place: &str) -> Result<()> {
     make_dirs(disk, dir).map_err(Error::io("make the data directory", dir))?;
-    check_shared_kv_on(disk, dir, Some(place))?;
     let path = dir.join(SHARED_KV);
-    let draft = whole_file::draft(disk, &path, SHARED_KV);
-    whole_file::replace(disk, &path, &draft, format!("{place}\n").as_bytes()).map_err(Error::writing(&path))
+    let written = match noted_place(disk, &path)? {
+        // Nothing is written, for which a full disk may have no room. Whoever wrote it may have been killed before the
+        // directory was synced.
+        Some(noted) if noted == place => disk.sync_dir(dir),
+        Some(noted) => return Err(Error::SharedKv { note: path, place: noted }),
+        None => {
+            let draft = whole_file::draft(disk, &path, SHARED_KV);
+            whole_file::replace(disk, &path, &draft, format!("{place}\n").as_bytes())
+        }
+    };
+    written.map_err(Error::writing(&path))
 }
 
 /// That KV of the data directory `dir` is kept on no shared server but this one: for who deletes from it, or, with `None`,
@@ -234,13 +243,20 @@ pub fn check_shared_kv(dir: impl AsRef<Path>, place: Option<&str>) -> Result<()>
 
 pub(crate) fn check_shared_kv_on(disk: &dyn FileDisk, dir: &Path, place: Option<&str>) -> Result<()> {
     let note = dir.join(SHARED_KV);
-    let read = read_at_most(disk, &note, MAX_PLACE);
+    match noted_place(disk, &note)? {
+        Some(noted) if place != Some(noted.as_str()) => Err(Error::SharedKv { note, place: noted }),
+        _ => Ok(()),
+    }
+}
+
+/// What the note says, if there is one.
+fn noted_place(disk: &dyn FileDisk, note: &Path) -> Result<Option<String>> {
+    let read = read_at_most(disk, note, MAX_PLACE);
     match read.and_then(|noted| String::from_utf8(noted).map_err(|error| io::Error::new(ErrorKind::InvalidData, error)))
     {
-        Ok(noted) if place == Some(noted.trim()) => Ok(()),
-        Ok(noted) => Err(Error::SharedKv { note, place: noted.trim().to_owned() }),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(Error::io("read", &note)(error)),
+        Ok(noted) => Ok(Some(noted.trim().to_owned())),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::io("read", note)(error)),
     }
 }
 

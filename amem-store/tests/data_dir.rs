@@ -4,6 +4,7 @@
 mod common;
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use amem_core::KvStore;
@@ -123,7 +124,10 @@ fn a_data_directory_with_kv_on_a_shared_server_is_opened_by_who_names_that_serve
     amem_store::check_shared_kv(&data, None).unwrap();
     drop(amem_store::open(&data).unwrap());
     amem_store::note_shared_kv(&data, "redis cache:6379/0").unwrap();
+    let file = || fs::metadata(data.join("shared-kv")).unwrap().ino();
+    let first = file();
     amem_store::note_shared_kv(&data, "redis cache:6379/0").expect("it is the same");
+    assert_eq!(file(), first, "a note that says so is not written anew");
     amem_store::check_shared_kv(&data, Some("redis cache:6379/0")).unwrap();
     let refused = [
         amem_store::open(&data).err(),
