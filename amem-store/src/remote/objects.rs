@@ -1,6 +1,8 @@
 //! Requests to the server: each bounded, counted, and one of not too many.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 use futures_util::TryStreamExt;
 use opendal::{Buffer, ErrorKind, Operator};
@@ -29,20 +31,25 @@ pub(super) struct Listed {
 pub(super) struct Requests<'s> {
     pub(super) operator: &'s Operator,
     pub(super) permits: &'s Semaphore,
+    /// When the first request had its turn.
+    asked: OnceLock<Instant>,
     answered: AtomicU32,
     failed: AtomicU32,
 }
 
 impl<'s> Requests<'s> {
     pub(super) fn new(operator: &'s Operator, permits: &'s Semaphore) -> Self {
-        Self { operator, permits, answered: AtomicU32::new(0), failed: AtomicU32::new(0) }
+        let [answered, failed] = [(); 2].map(|()| AtomicU32::new(0));
+        Self { operator, permits, asked: OnceLock::new(), answered, failed }
     }
 
-    /// What all of this says about the server, `None` if it was not asked. One that answered something is there, and slow
-    /// at most.
-    pub(super) fn outcome(&self, timed_out: bool) -> Option<Outcome> {
+    /// What all of this says about the server, `None` if it was not asked: all of the time went in this process's own
+    /// queues. One that answered something is there, and slow at most. `late` is the time that the call had, if it took
+    /// longer: the server is silent if it had half of that to answer in.
+    pub(super) fn outcome(&self, late: Option<Duration>) -> Option<Outcome> {
+        let asked = self.asked.get()?.elapsed();
         match (self.answered.load(Relaxed), self.failed.load(Relaxed)) {
-            (0, _) if timed_out => Some(Outcome::Silent),
+            (0, _) if late.is_some_and(|within| asked >= within / 2) => Some(Outcome::Silent),
             (0, 0) => None,
             (0, _) => Some(Outcome::Failed),
             _ => Some(Outcome::Answered),
@@ -56,6 +63,7 @@ impl<'s> Requests<'s> {
         request: impl Future<Output = opendal::Result<T>>,
     ) -> Result<Option<T>, RemoteError> {
         let _permit = self.permits.acquire().await.map_err(|_| RemoteError::Closed)?;
+        self.asked.get_or_init(Instant::now);
         let result = match request.await {
             Ok(value) => Ok(Some(value)),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
@@ -160,5 +168,32 @@ impl<'s> Requests<'s> {
             Ok(())
         };
         self.request("list", listing).await.map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use futures_lite::future::{block_on, poll_once};
+    use opendal::services::Memory;
+
+    use super::*;
+
+    #[test]
+    fn a_server_is_silent_if_it_was_asked_and_had_time_to_answer() {
+        let (operator, permits) = (Operator::new(Memory::default()).unwrap(), Semaphore::new(1));
+        let requests = Requests::new(&operator, &permits);
+        let ask = || block_on(poll_once(requests.request("wait for", pending::<opendal::Result<()>>()))).is_none();
+        {
+            let _others = permits.try_acquire().unwrap();
+            assert!(ask(), "it waits for its turn");
+            assert_eq!(requests.outcome(Some(Duration::ZERO)), None, "nobody was asked");
+        }
+        assert!(ask(), "the server does not answer");
+        assert_eq!(requests.outcome(Some(Duration::from_secs(3600))), None, "it had hardly any time to");
+        assert_eq!(requests.outcome(Some(Duration::ZERO)), Some(Outcome::Silent));
+        block_on(requests.exists("nothing")).unwrap();
+        assert_eq!(requests.outcome(Some(Duration::ZERO)), Some(Outcome::Answered));
     }
 }

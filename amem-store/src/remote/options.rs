@@ -24,7 +24,8 @@ pub struct RemoteOptions {
     /// Bytes of KV on their way at most, over all calls: 256 MiB unless said otherwise. A chunk that is larger goes alone.
     pub bytes_in_flight: usize,
     /// Calls in a row that may fail before the server is left alone for a while: 3 unless said otherwise. One that gets no
-    /// answer at all by its deadline is enough.
+    /// answer at all by its deadline is enough; one that waited for others of this process, and so asked the server late
+    /// or not at all, says nothing of it.
     pub failures: u32,
     /// For how long the server is left alone at first: 1 s unless said otherwise. Doubles while it does not come back.
     pub pause: Duration,

@@ -357,7 +357,7 @@ impl Inner {
             }
         }
         let result = tokio::time::timeout(within, work).await;
-        let outcome = requests.outcome(result.is_err());
+        let outcome = requests.outcome(result.is_err().then_some(within));
         if outcome.is_some_and(|outcome| self.breaker.ended(outcome, Instant::now())) {
             log::warn!("the remote store does not answer: it is left alone for {:?}", self.options.pause);
         }
@@ -366,7 +366,9 @@ impl Inner {
 
     /// Finds out whether the server is back.
     async fn probe(self: Arc<Self>) {
-        let requests = self.requests();
+        // Others' requests, which the server may never answer, do not keep this one from being sent.
+        let turn = Semaphore::new(1);
+        let requests = Requests::new(&self.operator, &turn);
         let path = format!("{}probe", self.root);
         let asked = tokio::time::timeout(self.options.deadline, requests.exists(&path)).await;
         let outcome = if matches!(asked, Ok(Ok(_))) { Outcome::Answered } else { Outcome::Failed };
@@ -720,6 +722,38 @@ mod tests {
         drop(taken);
         let all = block_on(store.inner.requests.acquire_many(16));
         assert!(all.is_ok());
+    }
+
+    /// A store that gives up soon, and leaves the server alone for a moment after one failure.
+    fn impatient() -> RemoteStore {
+        let (deadline, pause) = (Duration::from_millis(50), Duration::from_millis(1));
+        let options = RemoteOptions::default().deadline(deadline).pauses(1, pause, pause);
+        RemoteStore::new(Operator::new(Memory::default()).unwrap(), options).unwrap()
+    }
+
+    #[test]
+    fn a_call_that_waits_for_others_of_this_process_says_nothing_of_the_server() {
+        let (store, id) = (impatient(), ChunkId([1; 32]));
+        for queue in [&store.inner.requests, &store.inner.room] {
+            let taken = block_on(queue.acquire_many(queue.available_permits() as u32)).unwrap();
+            assert!(block_on(store.get(&id)).is_err(), "its time is over");
+            assert_eq!(store.inner.breaker.gate(Instant::now()), Gate::Closed, "the server was not asked");
+            drop(taken);
+        }
+    }
+
+    #[test]
+    fn whether_the_server_is_back_is_found_out_though_all_requests_hang() {
+        let (store, id) = (impatient(), ChunkId([1; 32]));
+        let _hang = block_on(store.inner.requests.acquire_many(16)).unwrap();
+        assert!(store.inner.breaker.ended(Outcome::Silent, Instant::now()));
+        let is_asked_again = (0..1000).any(|_| {
+            std::thread::sleep(Duration::from_millis(5));
+            let Err(amem_core::Error::Store(error)) = block_on(store.get(&id)) else { return false };
+            // It waits for its turn again, and is not refused at once.
+            matches!(error.downcast_ref(), Some(RemoteError::Deadline { .. }))
+        });
+        assert!(is_asked_again);
     }
 
     #[test]
