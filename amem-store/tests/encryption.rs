@@ -15,8 +15,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use amem_core::{
-    Changes, ChunkId, Error, Filter, Fingerprint, KvChunk, KvStore, Ledger, Listing, MetaValue, Metadata, Namespace,
-    NewRecord, OwnerId, PrefixId, Query, RamLedger, RamStore, Revision, SavedIndex, Timestamp, UsageEvent,
+    Changes, ChunkId, Encoding, Error, Filter, Fingerprint, KvChunk, KvStore, Ledger, Listing, MetaValue, Metadata,
+    Namespace, NewRecord, OwnerId, PrefixId, Query, RamLedger, RamStore, Revision, SavedIndex, Tier, Tiered, Timestamp,
+    UsageEvent,
 };
 use amem_store::encryption::{
     EncryptedLedger, EncryptedStore, EncryptionError, Holder, Key, KeyDir, Keys, MasterKey, refuse_encrypted,
@@ -175,6 +176,33 @@ fn an_encrypted_store_on_disk_is_a_kv_store() {
     let path = paths(&dir);
     amem_core::testing::kv_store(|| {
         EncryptedStore::new(SegmentStore::open(path()).unwrap(), Arc::new(key_dir(&path())))
+    });
+}
+
+#[test]
+fn tiers_that_write_kv_in_fewer_bits_keep_an_encrypted_chunk_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let keys: Arc<dyn Keys> = Arc::new(key_dir(&dir.path().join("keys")));
+    let kept = measured(&chunk(1, 40)).with_model(Fingerprint([9; 32]));
+    block_on(async {
+        for encoding in [Encoding::Int8, Encoding::Int4] {
+            let disk: Arc<dyn KvStore> =
+                Arc::new(SegmentStore::open(dir.path().join(format!("{encoding:?}"))).unwrap());
+            let open = async || {
+                let stores: [Arc<dyn KvStore>; 2] = [Arc::new(RamStore::default()), Arc::clone(&disk)];
+                let tiers = stores.map(|store| Tier::new(store, 1 << 20).encoding(encoding));
+                EncryptedStore::new(Tiered::open(tiers.into()).await.unwrap(), Arc::clone(&keys))
+            };
+            let store = open().await;
+            store.put(std::slice::from_ref(&kept)).await.unwrap();
+            assert_same(&store.get(&kept.id()).await.unwrap().expect("it decrypts"), &kept);
+            // From the disk, and then from the RAM that it was copied to.
+            let store = open().await;
+            for _ in 0..2 {
+                assert_same(&store.get(&kept.id()).await.unwrap().expect("it decrypts"), &kept);
+                store.sync().await.unwrap();
+            }
+        }
     });
 }
 

@@ -271,6 +271,12 @@ impl KvChunk {
         self.data.encoding()
     }
 
+    /// Whether its bytes are not numbers but something encrypted ([`PrefixId::SEALED`]). In another encoding they would be
+    /// lost.
+    pub fn is_sealed(&self) -> bool {
+        self.prefix == PrefixId::SEALED
+    }
+
     /// Bytes of its KV.
     pub fn size(&self) -> usize {
         self.data.size()

@@ -64,6 +64,10 @@ pub struct OwnerId(pub [u8; 8]);
 pub struct PrefixId(pub [u8; 32]);
 
 impl PrefixId {
+    /// In place of a prefix's id: the chunk's bytes are not numbers but something encrypted, and its shape and encoding say
+    /// no more than how many there are. No prefix has this id.
+    pub const SEALED: Self = Self([0; 32]);
+
     /// The id of a prefix.
     pub fn of(tokens: &[Token]) -> Self {
         let mut hash = blake3::Hasher::new_derive_key("amem 2026-11 prefix");

@@ -17,7 +17,7 @@ const F16: Encoding = Encoding::Plain(Dtype::F16);
 /// A chunk of `tokens` tokens, eight bytes each.
 fn chunk(name: u8, tokens: usize) -> KvChunk {
     let data = Arc::new(HostKv::new(F16, 1, vec![name; F16.bytes(&SHAPE, tokens)]));
-    KvChunk::new(ChunkId([name; 32]), PrefixId([0; 32]), SHAPE, vec![0; tokens].into(), data).unwrap()
+    KvChunk::new(ChunkId([name; 32]), PrefixId::of(&[]), SHAPE, vec![0; tokens].into(), data).unwrap()
 }
 
 fn id(name: u8) -> ChunkId {
@@ -413,6 +413,26 @@ fn a_tier_writes_in_its_encoding_and_the_name_stays() {
     assert_eq!((above.encoding(), below.encoding()), (exact.encoding(), F16));
     assert_eq!((below.id(), below.tokens()), (exact.id(), exact.tokens()));
     assert_eq!(block_on(tiered.page(None, 9)).unwrap()[0].bytes, below.size() as u64);
+}
+
+#[test]
+fn bytes_that_are_no_numbers_are_written_as_they_are() {
+    let disk = Slow::new(800);
+    let numbers = chunk(1, 10).encoded_as(Encoding::Plain(Dtype::F32)).unwrap();
+    let data = Arc::clone(numbers.data());
+    let sealed = KvChunk::new(id(1), PrefixId::SEALED, SHAPE, Arc::clone(numbers.tokens()), data).unwrap();
+    let tiered = block_on(Tiered::open(vec![disk.tier().encoding(F16)])).unwrap();
+    block_on(tiered.put(std::slice::from_ref(&sealed))).unwrap();
+    let held = block_on(disk.get(&id(1))).unwrap().unwrap();
+    assert_eq!((held.encoding(), held.to_bytes().unwrap()), (sealed.encoding(), sealed.to_bytes().unwrap()));
+    let small = || Tier::new(Arc::new(RamStore::default()), 100).encoding(F16);
+    let put = |chunk: &KvChunk| {
+        let tiered = block_on(Tiered::open(vec![small()])).unwrap();
+        block_on(tiered.put(std::slice::from_ref(chunk)))
+    };
+    put(&numbers).expect("it has eighty bytes there");
+    let refused = put(&sealed);
+    assert!(matches!(refused, Err(Error::Full { .. })), "{refused:?}");
 }
 
 #[test]

@@ -80,7 +80,8 @@ impl Tier {
         Self { read_cost: cost, ..self }
     }
 
-    /// With chunks written in this encoding, where that makes them smaller.
+    /// With chunks written in this encoding, where that makes them smaller. Those whose bytes are encrypted
+    /// ([`KvChunk::is_sealed`]) are written as they are: encrypt below the tier, and its encoding counts.
     #[must_use]
     pub fn encoding(self, encoding: Encoding) -> Self {
         Self { encoding: Some(encoding), ..self }
@@ -179,9 +180,14 @@ impl Level {
 
     /// Whether a chunk, as this tier writes it, is not larger than the budget.
     pub(super) fn fits(&self, chunk: &KvChunk) -> bool {
-        let plain = chunk.size();
-        let encoded = self.encoding.map_or(plain, |encoding| encoding.bytes(chunk.shape(), chunk.tokens().len()));
-        plain.min(encoded) as u64 <= self.budget
+        let bytes = |encoding: Encoding| encoding.bytes(chunk.shape(), chunk.tokens().len());
+        self.smaller_encoding(chunk).map_or(chunk.size(), bytes) as u64 <= self.budget
+    }
+
+    /// The encoding that this tier writes a chunk in, if not as it is.
+    fn smaller_encoding(&self, chunk: &KvChunk) -> Option<Encoding> {
+        let is_smaller = |encoding: &Encoding| encoding.bytes(chunk.shape(), chunk.tokens().len()) < chunk.size();
+        self.encoding.filter(|encoding| !chunk.is_sealed() && is_smaller(encoding))
     }
 
     pub(super) fn holds(&self, id: &ChunkId) -> bool {
@@ -249,8 +255,7 @@ impl Level {
 
     /// A chunk as this tier writes it.
     pub(super) async fn encode(&self, chunk: &KvChunk) -> Result<KvChunk> {
-        let smaller = |encoding: &Encoding| encoding.bytes(chunk.shape(), chunk.tokens().len()) < chunk.size();
-        match self.encoding.filter(smaller) {
+        match self.smaller_encoding(chunk) {
             Some(encoding) => {
                 let chunk = chunk.clone();
                 blocking::unblock(move || chunk.encoded_as(encoding)).await

@@ -1,7 +1,7 @@
 //! A store that keeps no KV in clear.
 //!
-//! A chunk becomes another one under the same id: of one layer and one head, with as many tokens, all of them 0, whose "KV"
-//! is, in this order,
+//! A chunk becomes another one under the same id: of one layer and one head, with as many tokens, all of them 0, behind no
+//! prefix ([`PrefixId::SEALED`], so that nobody takes its bytes for numbers), whose "KV" is, in this order,
 //!
 //! ```text
 //! encrypted:   the chunk's KV; what else it says (below); zeros; bytes of KV (8)
@@ -48,6 +48,10 @@ const MEASURED: u8 = 2;
 const MAX_BROKEN: usize = 1 << 16;
 
 /// A [`KvStore`] that encrypts what another one keeps. See [`encryption`](super) for what that protects.
+///
+/// Around a [`Tiered`](amem_core::Tiered), it encrypts what is in all of its tiers, the one in RAM included, and
+/// [`Tier::encoding`](amem_core::Tier::encoding) has no effect. Around the store of one tier, that tier's encoding counts, and
+/// the other tiers hold KV in clear.
 ///
 /// A chunk that does not decrypt, or whose owner's key is destroyed, is a miss, and counts as damaged.
 pub struct EncryptedStore<S> {
@@ -331,7 +335,7 @@ fn seal(chunk: &KvChunk, key: &Key) -> Result<KvChunk> {
     bytes.extend(sealed.map_err(|_| failed())?);
     bytes.extend(salt);
     let kv = Arc::new(HostKv::new(SEALED, 1, bytes));
-    KvChunk::new(chunk.id(), PrefixId([0; 32]), shape(head_dim), vec![0; tokens].into(), kv)
+    KvChunk::new(chunk.id(), PrefixId::SEALED, shape(head_dim), vec![0; tokens].into(), kv)
 }
 
 /// The chunk as it was before it was encrypted; `None` if this is not one that was encrypted with the key.
