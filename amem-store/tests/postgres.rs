@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::thread;
@@ -645,6 +645,37 @@ fn a_server_that_does_not_answer_is_an_error() {
     assert!(matches!(error, PostgresError::Unreachable { .. }), "{error}");
 }
 
+/// Somebody's transaction that holds locks in a schema.
+struct Holder<'s> {
+    server: &'s Server,
+    schema: &'s str,
+    psql: Child,
+}
+
+impl<'s> Holder<'s> {
+    /// Begins one with a statement that names the schema.
+    fn of(server: &'s Server, schema: &'s str, statement: &str) -> Self {
+        let hold = format!("BEGIN; {statement}; SELECT pg_sleep(600)");
+        let psql = server.psql(&hold).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let asleep =
+            format!("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND query LIKE '%{schema}.%'");
+        while server.sql(&asleep) != "1" {
+            thread::sleep(Duration::from_millis(20));
+        }
+        Self { server, schema, psql }
+    }
+
+    fn end(mut self) {
+        self.psql.kill().unwrap();
+        self.psql.wait().unwrap();
+        let end = format!(
+            "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE query LIKE '%{}.%' AND pid <> pg_backend_pid()",
+            self.schema
+        );
+        self.server.sql(&end);
+    }
+}
+
 #[test]
 fn a_change_waits_for_others_no_longer_than_allowed() {
     let Some(server) = postgres_server::shared() else { return };
@@ -653,25 +684,36 @@ fn a_change_waits_for_others_no_longer_than_allowed() {
     options.lock_timeout = Duration::from_millis(100);
     let ledger = block_on(PostgresLedger::connect_with(&server.address(), options)).unwrap();
     add(&ledger, "Vienna");
-    let hold = format!("BEGIN; SELECT id FROM {schema}.namespace FOR UPDATE; SELECT pg_sleep(600)");
-    let mut holder = server.psql(&hold).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    let asleep =
-        format!("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND query LIKE '%{schema}.%'");
-    while server.sql(&asleep) != "1" {
-        thread::sleep(Duration::from_millis(20));
-    }
+    let holder = Holder::of(server, &schema, &format!("SELECT id FROM {schema}.namespace FOR UPDATE"));
     let late = cause(block_on(ledger.add(&ours(), &["Lima".into()], T0)));
     assert!(matches!(late, PostgresError::Timeout { .. }), "{late}");
     assert_eq!(texts(&ledger), ["Vienna"], "who reads waits for nobody");
     let other = Namespace::new("another").unwrap();
     block_on(ledger.add(&other, &["Oslo".into()], T0)).expect("another namespace is not locked");
-    holder.kill().unwrap();
-    holder.wait().unwrap();
-    let end = format!(
-        "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE query LIKE '%{schema}.%' AND pid <> pg_backend_pid()"
-    );
-    server.sql(&end);
+    holder.end();
     add(&ledger, "Lima");
+}
+
+#[test]
+fn while_a_table_is_written_anew_a_change_waits_as_long_as_for_others_and_a_read_for_longer() {
+    let Some(server) = postgres_server::shared() else { return };
+    let schema = server.new_schema();
+    let mut options = in_schema(&schema);
+    options.lock_timeout = Duration::from_millis(100);
+    let ledger = block_on(PostgresLedger::connect_with(&server.address(), options)).unwrap();
+    add(&ledger, "Vienna");
+    // As VACUUM FULL does.
+    let lock = format!("LOCK TABLE {schema}.version IN ACCESS EXCLUSIVE MODE");
+    let holder = Holder::of(server, &schema, &lock);
+    thread::scope(|scope| {
+        let read = scope.spawn(|| texts(&ledger));
+        let late = cause(block_on(ledger.add(&ours(), &["Lima".into()], T0)));
+        assert!(matches!(late, PostgresError::Timeout { .. }), "{late}");
+        let late = block_on(ledger.wipe()).expect_err("somebody uses a table");
+        assert!(matches!(late, PostgresError::Timeout { .. }), "{late}");
+        holder.end();
+        assert_eq!(read.join().unwrap(), ["Vienna"]);
+    });
 }
 
 #[test]

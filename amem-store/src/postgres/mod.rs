@@ -130,7 +130,10 @@ impl PostgresLedger {
     }
 
     /// Has the files of the ledger's tables written anew without what was forgotten, and the old ones deleted. Other calls
-    /// wait meanwhile, on all servers: some seconds for each gigabyte. There is no limit to how long it takes.
+    /// wait meanwhile, on all servers: some seconds for each gigabyte. There is no limit to how long it takes, but one to
+    /// how long they wait: a change fails after [`PostgresOptions::lock_timeout`], and a call that reads after
+    /// [`PostgresOptions::statement_timeout`]. Where the largest table takes longer than that, wipe when nobody needs the
+    /// ledger, or have all servers wait for longer.
     ///
     /// Rows that a transaction which began before can still see are kept, so call it again where there are long ones (a
     /// dump, say). See [above](Self#what-forgetting-promises) for what is not in these files.
@@ -365,7 +368,8 @@ impl Ledger for PostgresLedger {
         self.read("look for links", false, (chunks.to_vec(), now), linked).await
     }
 
-    /// What transactions of others can still see is not known, so it is said to be done.
+    /// What transactions of others can still see is not known, so it is said to be done. Other calls wait meanwhile, and may
+    /// fail: see [`PostgresLedger::wipe`].
     async fn wipe(&self) -> amem_core::Result<bool> {
         PostgresLedger::wipe(self).await?;
         Ok(true)

@@ -34,9 +34,11 @@ pub struct PostgresOptions {
     pub connections: usize,
     /// How long connecting may take: 5 seconds.
     pub connect_timeout: Duration,
-    /// How long a change waits for others of the same namespace: 10 seconds.
+    /// How long a change waits for others of the same namespace: 10 seconds. It waits no longer for a
+    /// [wipe](super::PostgresLedger::wipe) either, nor does that for others.
     pub lock_timeout: Duration,
-    /// How long the server may take over one statement: 30 seconds.
+    /// How long the server may take over one statement: 30 seconds. So long waits, at most, a call that reads while the
+    /// tables are [wiped](super::PostgresLedger::wipe).
     pub statement_timeout: Duration,
     /// How long a call may take in all, with waiting for a connection and trying again: 60 seconds.
     pub call_timeout: Duration,
@@ -96,6 +98,8 @@ pub(super) struct Settings {
     pub(super) tls: Option<MakeRustlsConnect>,
     /// What to call the ledger in errors: its server and schema, without user and password.
     pub(super) ledger: String,
+    /// What a transaction that changes something begins with.
+    pub(super) begin_change: String,
 }
 
 impl Settings {
@@ -117,7 +121,9 @@ impl Settings {
         let wanted =
             config.get_ssl_mode() == SslMode::Require || (config.get_ssl_mode() != SslMode::Disable && over_network);
         let tls = wanted.then(|| tls(options.root_certificates.as_deref())).transpose()?;
-        Ok(Self { options, config, tls, ledger })
+        // Not for reads: they wait for nobody but who writes a table's file anew, and that may take long.
+        let begin_change = format!("BEGIN; SET LOCAL lock_timeout TO {}", options.lock_timeout.as_millis());
+        Ok(Self { options, config, tls, ledger, begin_change })
     }
 }
 

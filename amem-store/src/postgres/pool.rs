@@ -285,7 +285,8 @@ impl Pool {
     /// Vacuums, for as long as that takes, on a connection of its own.
     pub(super) async fn vacuum(&self, sql: &str) -> Result<(), Failure> {
         let session = Session::connect(&self.settings).await?;
-        session.batch("SET statement_timeout TO 0").await?;
+        let locks = self.settings.options.lock_timeout.as_millis();
+        session.batch(&format!("SET statement_timeout TO 0; SET lock_timeout TO {locks}")).await?;
         Ok(session.batch(sql).await?)
     }
 }

@@ -106,12 +106,11 @@ impl Session {
 /// What every connection begins with. The schema's name is one that needs no escaping.
 fn setup(settings: &Settings) -> String {
     let options = &settings.options;
-    let (schema, locks, statements) =
-        (&options.schema, options.lock_timeout.as_millis(), options.statement_timeout.as_millis());
+    let (schema, statements) = (&options.schema, options.statement_timeout.as_millis());
     // A machine that dies in the middle of a transaction must not keep its locks. And a server that was told to confirm
     // commits before they are durable is told otherwise.
     format!(
-        "SET search_path TO \"{schema}\"; SET lock_timeout TO {locks}; SET statement_timeout TO {statements}; \
+        "SET search_path TO \"{schema}\"; SET statement_timeout TO {statements}; \
          SET idle_in_transaction_session_timeout TO {statements}; \
          SET default_transaction_isolation TO 'read committed'; \
          SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"

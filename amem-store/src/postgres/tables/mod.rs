@@ -39,7 +39,7 @@ pub(in crate::postgres) struct Tables<'a> {
     pub(in crate::postgres) session: &'a Session,
     pub(in crate::postgres) settings: &'a Settings,
     /// What began the transaction, if it is to be one: sent with the first statement.
-    begin: Option<&'static str>,
+    begin: Option<&'a str>,
     begun: OnceLock<()>,
     /// The number of the transaction that changes something, by which the server knows later what became of it.
     pub(in crate::postgres) transaction: OnceLock<String>,
@@ -80,7 +80,7 @@ impl<'a> Tables<'a> {
 
     /// In a transaction that changes something.
     pub(in crate::postgres) fn transaction(session: &'a Session, settings: &'a Settings) -> Self {
-        Self { begin: Some("BEGIN"), ..Self::now(session, settings) }
+        Self { begin: Some(&settings.begin_change), ..Self::now(session, settings) }
     }
 
     /// Whether a transaction was begun, and so must be ended.
