@@ -196,7 +196,8 @@ impl RemoteStore {
         Self::build(operator, options)
     }
 
-    /// A store on a Redis or Valkey server: `redis://user:password@host:6379/0`, or `rediss://` for TLS.
+    /// A store on a Redis or Valkey server: `redis://user:password@host:6379/0`, `rediss://` for TLS, or
+    /// `redis+unix:///path?db=0&user=user&pass=password` for a socket.
     ///
     /// On Redis, parts have at most 1 MiB, and at most 8 requests are under way, whatever the options say: the client
     /// gives each request half a second. And it takes in an answer as a whole: what is too long is not asked for, but a
