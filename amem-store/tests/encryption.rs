@@ -15,17 +15,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use amem_core::{
-    Changes, ChunkId, Encoding, Error, Filter, Fingerprint, KvChunk, KvStore, Ledger, Listing, MetaValue, Metadata,
-    Namespace, NewRecord, OwnerId, PrefixId, Query, RamLedger, RamStore, Revision, SavedIndex, Tier, Tiered, Timestamp,
-    UsageEvent,
+    BoxError, Changes, ChunkId, Encoding, Error, Filter, Fingerprint, KvChunk, KvStore, Ledger, Listing, MetaValue,
+    Metadata, Namespace, NewRecord, OwnerId, PrefixId, Query, RamLedger, RamStore, Revision, SavedIndex, Tier, Tiered,
+    Timestamp, UsageEvent,
 };
 use amem_store::encryption::{
     EncryptedLedger, EncryptedStore, EncryptionError, Holder, Key, KeyDir, Keys, MasterKey, refuse_encrypted,
 };
 use amem_store::{SegmentOptions, SegmentStore, SqliteLedger};
+use async_trait::async_trait;
 use common::{assert_same, chunk, files_contain, measured};
 use counts_each::CountsEach;
-use futures_lite::future::block_on;
+use futures_lite::future::{block_on, poll_once};
 use machine::{Disturbed, Machine, Subject, steps};
 use proptest::prelude::*;
 
@@ -449,6 +450,62 @@ fn a_changed_chunk_is_a_miss_and_is_replaced() {
         plain.put(std::slice::from_ref(&ours)).await.unwrap();
         assert!(EncryptedStore::new(plain, keys).get(&ours.id()).await.unwrap().is_none());
     });
+}
+
+/// One key for everybody, which is at hand.
+struct OneKey;
+
+impl OneKey {
+    fn key() -> Key {
+        Key::new([1; 32])
+    }
+}
+
+#[async_trait]
+impl Keys for OneKey {
+    async fn get(&self, _: &Holder) -> Result<Option<Key>, BoxError> {
+        Ok(Some(Self::key()))
+    }
+
+    async fn get_or_create(&self, _: &Holder) -> Result<Key, BoxError> {
+        Ok(Self::key())
+    }
+
+    async fn destroy(&self, _: &Namespace) -> Result<(), BoxError> {
+        Ok(())
+    }
+
+    async fn namespaces(&self) -> Result<Vec<(Namespace, Key)>, BoxError> {
+        Ok(vec![(ours(), Self::key())])
+    }
+
+    fn pseudonym(&self, _: &Namespace) -> [u8; 32] {
+        [2; 32]
+    }
+
+    fn id_secret(&self) -> [u8; 32] {
+        [3; 32]
+    }
+}
+
+#[test]
+fn who_asks_for_much_does_not_decrypt_it_on_its_own_thread() {
+    let ledger = block_on(EncryptedLedger::open(RamLedger::new(), Arc::new(OneKey))).unwrap();
+    let long = |n: usize| NewRecord::new(format!("{n} {}", "long ".repeat(1 << 18)));
+    block_on(ledger.add(&ours(), &[long(1), long(2)], T0)).unwrap();
+    // Neither the keys nor the ledger below wait for anything.
+    let name = ours();
+    let mut changes = ledger.changes(&name, Revision(0), T0);
+    assert!(block_on(poll_once(&mut changes)).is_none());
+    let changes = block_on(changes).unwrap();
+    assert!(changes.records.len() == 2 && changes.records[1].text == long(2).text.trim());
+    let index = SavedIndex { revision: changes.revision, bytes: vec![7; 1 << 21] };
+    let mut saving = ledger.save_index(&name, "words", &index);
+    assert!(block_on(poll_once(&mut saving)).is_none());
+    assert!(block_on(saving).unwrap());
+    let mut saved = ledger.saved_index(&name, "words");
+    assert!(block_on(poll_once(&mut saved)).is_none());
+    assert!(block_on(saved).unwrap() == Some(index));
 }
 
 #[test]

@@ -19,6 +19,7 @@ use amem_core::{
     UsageTotal, Version,
 };
 use async_trait::async_trait;
+use blocking::unblock;
 use serde::{Deserialize, Serialize};
 
 use super::seal::{Domain, Sealer};
@@ -26,6 +27,10 @@ use super::{EncryptionError, Holder, Key, Keys};
 
 /// Records that a filter is asked of at once.
 const BATCH: usize = 256;
+/// Bytes that are sealed or opened on the caller's thread at most: about a fifth of a millisecond.
+const AT_ONCE: usize = 64 << 10;
+/// Bytes of a text that take as long as opening a record without one does, about.
+const RECORD: usize = 1 << 10;
 
 /// A [`Ledger`] that encrypts what another one keeps. See [`encryption`](super) for what that protects.
 ///
@@ -161,6 +166,11 @@ fn damaged(what: &'static str, id: RecordId) -> Error {
 
 fn keys_failed(error: amem_core::BoxError) -> Error {
     Error::Ledger(EncryptionError::Keys(error).into())
+}
+
+/// Seals or opens so many bytes: if they are many, on another thread than the caller's, which may be an executor's.
+async fn compute<T: Send + 'static>(bytes: usize, work: impl FnOnce() -> T + Send + 'static) -> T {
+    if bytes <= AT_ONCE { work() } else { unblock(work).await }
 }
 
 /// The error with the namespace that the caller knows.
@@ -433,10 +443,13 @@ impl<L: Ledger> Ledger for EncryptedLedger<L> {
         let mut records = Vec::new();
         if let Some(open) = open {
             let changes = self.inner.changes(&open.name, seen.records, now).await?;
-            let opened = changes.records.into_iter().map(|record| open.record(namespace, record));
-            records = opened.collect::<Result<_>>()?;
             deleted |= changes.deleted;
             seen.records = changes.revision;
+            let (namespace, sealed) = (namespace.clone(), changes.records);
+            let bytes: usize = sealed.iter().map(|record| record.text.len() + RECORD).sum();
+            let opened =
+                move || sealed.into_iter().map(|record| open.record(&namespace, record)).collect::<Result<Vec<_>>>();
+            records = compute(bytes, opened).await?;
         }
         Ok(Changes { deleted, records, revision: seen.revision()? })
     }
@@ -506,11 +519,13 @@ impl<L: Ledger> Ledger for EncryptedLedger<L> {
         if seen.is_outdated(&deletions, Some(&open)) {
             return Ok(false);
         }
-        let place = index_place(name, index.revision);
-        let Some(sealed) = open.sealer.seal(Domain::Index, &place, &index.bytes) else { return Ok(false) };
+        let (named, place) = (open.sealer.name("index", name), index_place(name, index.revision));
+        let plain = index.bytes.clone();
+        let seal = move || open.sealer.seal(Domain::Index, &place, &plain);
+        let Some(sealed) = compute(index.bytes.len(), seal).await else { return Ok(false) };
         let bytes = [&seen.deletions.0.to_le_bytes(), sealed.as_slice()].concat();
         let index = SavedIndex { revision: seen.records, bytes };
-        self.inner.save_index(&open.name, &open.sealer.name("index", name), &index).await
+        self.inner.save_index(&open.name, &named, &index).await
     }
 
     /// An index that does not decrypt is none: it can be built again from the records.
@@ -519,12 +534,16 @@ impl<L: Ledger> Ledger for EncryptedLedger<L> {
         let Some(index) = self.inner.saved_index(&open.name, &open.sealer.name("index", name)).await? else {
             return Ok(None);
         };
-        let Some((deletions, sealed)) = index.bytes.split_first_chunk() else { return Ok(None) };
+        let Some(deletions) = index.bytes.first_chunk() else { return Ok(None) };
         let seen = Seen { deletions: Revision(u64::from_le_bytes(*deletions)), records: index.revision };
         // One of an earlier version, which has no number before it, is none either.
         let Ok(revision) = seen.revision() else { return Ok(None) };
-        let opened = open.sealer.open(Domain::Index, &index_place(name, revision), sealed);
-        Ok(opened.map(|bytes| SavedIndex { revision, bytes }))
+        let (place, bytes) = (index_place(name, revision), index.bytes);
+        let opened = compute(bytes.len(), move || {
+            let (_, sealed) = bytes.split_first_chunk::<8>()?;
+            open.sealer.open(Domain::Index, &place, sealed)
+        });
+        Ok(opened.await.map(|bytes| SavedIndex { revision, bytes }))
     }
 }
 
