@@ -6,7 +6,7 @@ use std::io::ErrorKind;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use amem_core::{ChunkId, KvChunk, KvStore, StoreStats, StoredChunk};
 use async_trait::async_trait;
@@ -118,6 +118,15 @@ impl Held {
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// `None` while somebody else has it.
+    fn try_index(&self) -> Option<MutexGuard<'_, Index>> {
+        match self.index.try_lock() {
+            Ok(index) => Some(index),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
     /// Takes note that the record at a location is not what was written. An older record of the chunk counts then, or, if
     /// there is none, the chunk can be put again.
     ///
@@ -180,6 +189,16 @@ impl SegmentStore {
     /// Whether this process is the one that writes to the directory.
     pub fn is_writer(&self) -> bool {
         self.0.writes.load(Relaxed)
+    }
+
+    /// Looks into the index. Whoever else has it may be reading a whole directory, and is waited for on another thread than
+    /// the caller's, which may be an executor's.
+    async fn look<T: Send + 'static>(&self, look: impl FnOnce(&Index) -> T + Send + 'static) -> T {
+        if let Some(index) = self.0.held.try_index() {
+            return look(&index);
+        }
+        let inner = self.0.clone();
+        unblock(move || look(&inner.index())).await
     }
 }
 
@@ -470,28 +489,26 @@ impl KvStore for SegmentStore {
     }
 
     async fn contains_many(&self, ids: &[ChunkId]) -> Vec<bool> {
-        let index = self.0.index();
-        ids.iter().map(|id| index.chunks.contains_key(id)).collect()
+        let ids = ids.to_vec();
+        self.look(move |index| ids.iter().map(|id| index.chunks.contains_key(id)).collect()).await
     }
 
     async fn stats(&self) -> StoreStats {
-        let (chunks, bytes, unreadable) = {
-            let index = self.0.index();
-            (index.chunks.len(), index.bytes(), index.unreadable.len() as u64)
-        };
+        let count = |index: &Index| (index.chunks.len(), index.bytes(), index.unreadable.len() as u64);
+        let (chunks, bytes, unreadable) = self.look(count).await;
         let [hits, misses] = [&self.0.hits, &self.0.misses].map(|count| count.load(Relaxed));
         StoreStats { chunks, bytes, hits, misses, damaged: self.0.damaged() + unreadable }
     }
 
     async fn page(&self, after: Option<ChunkId>, limit: usize) -> amem_core::Result<Vec<StoredChunk>> {
-        let index = self.0.index();
         let behind = (after.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
         let stored = |(id, location): (&ChunkId, &Location)| StoredChunk {
             id: *id,
             tokens: location.entry.tokens as usize,
             bytes: location.entry.bytes,
         };
-        Ok(index.chunks.range(behind).take(limit).map(stored).collect())
+        let page = move |index: &Index| index.chunks.range(behind).take(limit).map(stored).collect::<Vec<_>>();
+        Ok(self.look(page).await)
     }
 
     fn prefetch(&self, ids: &[ChunkId]) {
@@ -502,5 +519,43 @@ impl KvStore for SegmentStore {
     async fn sync(&self) -> amem_core::Result<()> {
         let inner = self.0.clone();
         Ok(unblock(move || inner.sync()).await?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::thread;
+    use std::time::Duration;
+
+    use futures_lite::future::{block_on, poll_once};
+
+    use super::*;
+
+    #[test]
+    fn who_asks_what_is_held_while_the_directory_is_read_is_not_kept_from_other_work() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SegmentStore::open(dir.path()).unwrap();
+        let (asking, (tell, told)) = (store.clone(), mpsc::channel());
+        // As a reader has it that takes in what the writer has changed.
+        let index = store.0.index();
+        thread::scope(|scope| {
+            let asked = scope.spawn(move || {
+                let id = [ChunkId([1; 32])];
+                let (mut contains, mut page, mut stats) =
+                    (asking.contains_many(&id), asking.page(None, 9), asking.stats());
+                let waits = [
+                    block_on(poll_once(&mut contains)).is_none(),
+                    block_on(poll_once(&mut page)).is_none(),
+                    block_on(poll_once(&mut stats)).is_none(),
+                ];
+                tell.send(waits).unwrap();
+                (block_on(contains), block_on(page).unwrap(), block_on(stats).chunks)
+            });
+            let waits = told.recv_timeout(Duration::from_secs(10));
+            drop(index);
+            assert_eq!(asked.join().unwrap(), (vec![false], Vec::new(), 0));
+            assert_eq!(waits, Ok([true; 3]), "each is told that it has to wait");
+        });
     }
 }
