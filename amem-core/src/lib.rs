@@ -59,8 +59,8 @@ pub use memory::{
 };
 pub use model::{
     AppendOptions, Budget, CallForm, Chat, Context, Conversation, Exactness, Exchange, Layout, Message, Model,
-    ModelInfo, Piece, PrefillText, Progress, Repair, Reply, Reservation, Role, Sampler, Sampling, Step, TokenLogprob,
-    TokenMask, Tool, ToolCall, Usage,
+    ModelInfo, Piece, PrefillText, Prefilling, Progress, Repair, Reply, Reservation, Role, Sampler, Sampling, Step,
+    TokenLogprob, TokenMask, Tool, ToolCall, Usage,
 };
 pub use recall::{RecallQuery, Recalled, Recaller};
 pub use residency::{Access, ResidencyPolicy};

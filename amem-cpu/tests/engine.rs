@@ -396,6 +396,33 @@ fn memories_are_prefilled_between_the_steps_of_answers() {
 }
 
 #[test]
+fn a_long_memory_is_prefilled_between_the_steps_of_answers() {
+    let model = model();
+    let engine = engine(&model, EngineOptions::default().step_tokens(16));
+    let (go_on, waits) = mpsc::channel();
+    let waits = Arc::new(Mutex::new(waits));
+    let mut generation = generation(100_000);
+    generation.constraint =
+        Some(ConstraintSource::new(move || Ok(Box::new(Waits { tokens: 0, go_on: Arc::clone(&waits) }))));
+    let answer = Request::new(owner("me"), vec![Piece::Fresh(text(1, 5))]).generation(generation);
+    let mut stream = engine.submit(answer).unwrap();
+    block_on(stream.next()).unwrap().unwrap();
+    let named = model.info().prefill_texts("ours", &PREFIX, &[text(1, 160), text(2, 7)]);
+    let me = owner("me");
+    let mut prefilled = Box::pin(engine.prefill(&me, PREFIX.into(), named.clone(), true));
+    assert!(block_on(poll_once(&mut prefilled)).is_none());
+    let before = engine.stats().steps;
+    go_on.send(()).unwrap();
+    let Prefilled { chunks, usage, .. } = block_on(prefilled).expect("texts are computed");
+    let steps = engine.stats().steps - before;
+    assert!((9..=14).contains(&steps), "the answer went {steps} steps on meanwhile");
+    drop(go_on);
+    let (alone, cost) = model.prefill(&PREFIX, &named, true).unwrap();
+    assert_eq!(usage, cost);
+    assert!(chunks.iter().zip(&alone).all(|(a, b)| a.to_bytes().unwrap() == b.to_bytes().unwrap()));
+}
+
+#[test]
 fn an_engine_that_ends_cancels_what_it_has() {
     let model = model();
     let engine = engine(&model, EngineOptions::default());

@@ -96,8 +96,8 @@ fn long_texts_become_tokens_on_another_thread() {
         let id = memory.remember("me", "Alice lives in Oslo.").await.unwrap().record.id;
         assert!(poll_once(memory.remember("me", &*long)).await.is_none(), "it is waited for");
         assert!(matches!(memory.remember("me", &*long).await, Err(Error::TooLong { what: "memory", .. })));
-        assert!(poll_once(memory.update("me", id, &*long)).await.is_none());
-        assert!(matches!(memory.update("me", id, &*long).await, Err(Error::TooLong { what: "memory", .. })));
+        assert!(poll_once(memory.update("me", id, &long)).await.is_none());
+        assert!(matches!(memory.update("me", id, &long).await, Err(Error::TooLong { what: "memory", .. })));
         assert!(poll_once(memory.ask("me", &*long)).await.is_none());
         assert!(matches!(memory.ask("me", &*long).await, Err(Error::TooLong { what: "question", .. })));
         assert_eq!(memory.count("me").await.unwrap(), 1);

@@ -222,7 +222,7 @@ pub(super) struct Answering {
 /// Texts to compute, a run at a time.
 pub(super) struct PrefillJob {
     pub(super) prefix: Arc<[Token]>,
-    /// Those that are left, last one first.
+    /// Those that have not begun, last one first.
     texts: Vec<PrefillText>,
     pub(super) measure: bool,
     done: Prefilled,
@@ -299,9 +299,12 @@ impl PrefillJob {
         taken
     }
 
-    pub(super) fn add(&mut self, chunks: Vec<KvChunk>, usage: Usage, time: Duration) {
+    pub(super) fn add(&mut self, chunks: Vec<KvChunk>, usage: Usage) {
         self.done.chunks.extend(chunks);
         self.done.usage += usage;
+    }
+
+    pub(super) fn add_time(&mut self, time: Duration) {
         self.done.time += time;
     }
 

@@ -12,8 +12,8 @@ use super::queue::Queue;
 use super::request::{Answering, Finally, Job, PrefillJob};
 use super::{Choice, Completion, Delta, EngineOptions, Output};
 use crate::{
-    AppendOptions, Context, Error, Finish, Generation, Model, Namespace, Piece, Progress, Repair, Reservation, Result,
-    Step, TokenLogprob, Usage,
+    AppendOptions, Context, Error, Finish, Generation, KvChunk, Model, Namespace, Piece, Prefilling, Progress, Repair,
+    Reservation, Result, Step, TokenLogprob, Usage,
 };
 
 /// Ends a context that nobody uses, if somebody has said how ([`Engine::make_room_with`](super::Engine::make_room_with)).
@@ -63,9 +63,16 @@ struct Scheduler<'m> {
     options: EngineOptions,
     /// In the order in which prompts get their share of a step: who had one goes to the end.
     running: Vec<Running>,
-    prefills: VecDeque<PrefillJob>,
+    prefills: VecDeque<Prefill<'m>>,
     /// The output of the request for which the KV cache had no room. It is tried again when something has ended.
     stalled: Option<mpsc::UnboundedSender<Result<Output>>>,
+}
+
+/// Memories that are prefilled.
+struct Prefill<'m> {
+    job: PrefillJob,
+    /// The next of its texts, if they have begun.
+    texts: Option<Box<dyn Prefilling + 'm>>,
 }
 
 /// A request that has begun.
@@ -120,7 +127,7 @@ impl Scheduler<'_> {
 
     /// Ends what nobody waits for any more.
     fn drop_abandoned(&mut self) {
-        self.prefills.retain(|job| !job.is_abandoned());
+        self.prefills.retain(|prefill| !prefill.job.is_abandoned());
         let gone = self.running.extract_if(.., |running| running.events.is_closed()).collect::<Vec<_>>();
         // One that nobody waits for does not keep others from beginning.
         if !gone.is_empty() || self.stalled.as_ref().is_some_and(|events| events.is_closed()) {
@@ -141,7 +148,7 @@ impl Scheduler<'_> {
             let Some((owner, job)) = next else { return };
             match job {
                 Job::Prefill(job) if job.is_abandoned() => {}
-                Job::Prefill(job) => self.prefills.push_back(job),
+                Job::Prefill(job) => self.prefills.push_back(Prefill { job, texts: None }),
                 Job::Answer(job) => self.begin(&owner, *job),
             }
         }
@@ -208,25 +215,20 @@ impl Scheduler<'_> {
 
     /// Computes a run of the memory prefill that waited longest.
     fn prefill_memories(&mut self) {
-        let Some(mut job) = self.prefills.pop_front() else { return };
-        let texts = job.take(self.options.step_tokens);
+        let Some(mut prefill) = self.prefills.pop_front() else { return };
         let began = Instant::now();
-        let computed = guarded(|| self.model.prefill(&job.prefix, &texts, job.measure));
+        let computed = guarded(|| prefill.advance(self.model, self.options.step_tokens));
+        let time = began.elapsed();
+        self.queue.note(|stats| stats.prefill_seconds += time.as_secs_f64());
+        prefill.job.add_time(time);
         match computed {
-            Ok((chunks, usage)) => {
-                let time = began.elapsed();
-                self.queue.note(|stats| {
-                    stats.prefilled_tokens += usage.prefilled as u64;
-                    stats.prefill_seconds += time.as_secs_f64();
-                });
-                job.add(chunks, usage, time);
-                if job.is_done() {
-                    job.finish(Ok(()));
-                } else {
-                    self.prefills.push_back(job);
-                }
+            Ok(None) => self.prefills.push_back(prefill),
+            Ok(Some((chunks, usage))) => {
+                self.queue.note(|stats| stats.prefilled_tokens += usage.prefilled as u64);
+                prefill.job.add(chunks, usage);
+                if prefill.job.is_done() { prefill.job.finish(Ok(())) } else { self.prefills.push_back(prefill) }
             }
-            Err(error) => job.finish(Err(error)),
+            Err(error) => prefill.job.finish(Err(error)),
         }
     }
 
@@ -325,6 +327,24 @@ fn guarded<T>(compute: impl FnOnce() -> Result<T>) -> Result<T> {
         let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
         Err(Error::Model(format!("the model or a constraint panicked: {text}").into()))
     })
+}
+
+impl<'m> Prefill<'m> {
+    /// Computes the next run of about so many rows. Returns the chunks of some texts, once they are complete.
+    fn advance(&mut self, model: &'m dyn Model, max_rows: usize) -> Result<Option<(Vec<KvChunk>, Usage)>> {
+        let texts = match &mut self.texts {
+            Some(texts) => texts,
+            None => {
+                let texts = self.job.take(max_rows);
+                self.texts.insert(model.begin_prefill(&self.job.prefix, texts, self.job.measure)?)
+            }
+        };
+        let done = texts.advance(max_rows)?;
+        if done.is_some() {
+            self.texts = None;
+        }
+        Ok(done)
+    }
 }
 
 impl Branch {

@@ -103,6 +103,30 @@ pub struct PrefillText {
     pub tokens: Arc<[Token]>,
 }
 
+/// Texts whose KV is being computed ([`Model::begin_prefill`]). Dropping it ends the work.
+pub trait Prefilling: Send {
+    /// Computes the next run, of about so many rows at most and at least one; with sensitivity every row is computed twice.
+    /// Returns what [`Model::prefill`] does once that is complete, and `None` before.
+    ///
+    /// # Errors
+    /// As [`Model::prefill`]. After one, or once it is complete, it is of no more use.
+    fn advance(&mut self, max_rows: usize) -> Result<Option<(Vec<KvChunk>, Usage)>>;
+}
+
+/// Texts whose KV is computed in one run.
+struct AtOnce<'m, M: ?Sized> {
+    model: &'m M,
+    prefix: Vec<Token>,
+    texts: Vec<PrefillText>,
+    measure: bool,
+}
+
+impl<M: Model + ?Sized> Prefilling for AtOnce<'_, M> {
+    fn advance(&mut self, _: usize) -> Result<Option<(Vec<KvChunk>, Usage)>> {
+        self.model.prefill(&self.prefix, &self.texts, self.measure).map(Some)
+    }
+}
+
 /// A language model. Its methods compute, and so block: an [`Engine`](crate::Engine) calls them on a thread of its own.
 ///
 /// [`Transformer`](crate::transformer::Transformer) is one over any [`Backend`](crate::transformer::Backend), and whoever
@@ -126,13 +150,25 @@ pub trait Model: Send + Sync {
     /// [sensitivity](KvChunk::sensitivity) of every token comes with it, at about twice the work. The usage counts these
     /// texts; what a model computes once for a prefix is not in it.
     ///
-    /// To share the machine fairly, call it with some hundred tokens at a time.
-    ///
     /// # Errors
     /// [`Error::Empty`](crate::Error::Empty) for a text without tokens, [`Error::TooLong`](crate::Error::TooLong) for
     /// one that no context can hold behind the prefix, [`Error::BadValue`](crate::Error::BadValue) for a token that is
     /// not in the vocabulary, [`Error::Model`](crate::Error::Model) when the backend fails.
     fn prefill(&self, prefix: &[Token], texts: &[PrefillText], measure: bool) -> Result<(Vec<KvChunk>, Usage)>;
+
+    /// As [`prefill`](Self::prefill), in runs, between which others may be computed: an engine prefills like this. What does
+    /// not override it computes all texts in one run, and so holds up everybody for as long as a long text takes.
+    ///
+    /// # Errors
+    /// As [`prefill`](Self::prefill), here or when it is advanced.
+    fn begin_prefill<'m>(
+        &'m self,
+        prefix: &[Token],
+        texts: Vec<PrefillText>,
+        measure: bool,
+    ) -> Result<Box<dyn Prefilling + 'm>> {
+        Ok(Box::new(AtOnce { model: self, prefix: prefix.to_vec(), texts, measure }))
+    }
 
     /// An empty context with room for `tokens` tokens, taken from the model's KV cache. It can grow beyond that for as
     /// long as the cache has room.

@@ -39,6 +39,7 @@ pub fn model<M: Model>(make: impl Fn() -> M) {
     logits_of_several_rows_are_those_of_each(model);
     a_chunk_of_another_model_is_refused(model);
     tokens_are_drawn_from_the_logits(model);
+    texts_that_are_prefilled_in_runs_have_the_same_chunks(model);
 }
 
 /// The chunks of texts of an owner, and what they took.
@@ -162,6 +163,32 @@ fn a_chunk_says_what_it_is(model: &impl Model) {
     assert!(usage.work_prefilling > 0 && twice.work_prefilling > usage.work_prefilling, "measuring is work");
     let none = prefill(model, "ours", &prefix(), &[], true).expect("no texts may be prefilled");
     assert!(none.0.is_empty() && none.1 == Usage::default(), "no texts have no chunks and cost nothing");
+}
+
+fn texts_that_are_prefilled_in_runs_have_the_same_chunks(model: &impl Model) {
+    let texts = model.info().prefill_texts("ours", &prefix(), &[text(1, 4), text(2, 9), text(3, 1)]);
+    for (measure, max_rows) in [(true, 1), (true, 3), (false, 5), (true, 1000)] {
+        let (expected, cost) = model.prefill(&prefix(), &texts, measure).expect("texts are prefilled");
+        let mut runs = model.begin_prefill(&prefix(), texts.clone(), measure).expect("texts are begun");
+        let mut advanced = (0..100).map(|_| runs.advance(max_rows).expect("a run is computed"));
+        let (found, usage) = advanced.find_map(|done| done).expect("texts are complete after some runs");
+        assert_eq!(usage, cost, "runs cost what prefilling at once does");
+        assert_eq!(found.len(), expected.len(), "each text that is prefilled in runs has a chunk");
+        for (found, expected) in found.iter().zip(&expected) {
+            assert_eq!(found.id(), expected.id(), "chunks of runs come in the order of their texts");
+            assert_same_kv(model, found, expected, "a text's KV does not depend on runs");
+            let sensitivity =
+                [found, expected].map(|chunk| chunk.sensitivity().map(|all| all.to_vec()).unwrap_or_default());
+            assert_same(model, &sensitivity[0], &sensitivity[1], "nor does its sensitivity");
+        }
+    }
+    let unknown: [Arc<[Token]>; 1] = [[model.info().vocabulary as Token].into()];
+    let unknown = model.info().prefill_texts("ours", &prefix(), &unknown);
+    let refused = model.begin_prefill(&prefix(), unknown, false).and_then(|mut runs| runs.advance(1)).err();
+    assert!(
+        matches!(refused, Some(Error::BadValue { .. })),
+        "a token that is not in the vocabulary is refused in runs"
+    );
 }
 
 fn ids_are_stable_and_namespaces_share_none(model: &impl Model, other: &impl Model) {

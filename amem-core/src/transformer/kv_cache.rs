@@ -18,11 +18,11 @@ pub(super) struct KvCache<B: Backend> {
     pub(super) block_tokens: usize,
     /// The KV of all contexts. One pass writes at a time.
     cache: Mutex<B::Cache>,
-    /// The last prefill's KV cache, kept for the next one.
-    scratch: Mutex<Option<Scratch<B>>>,
+    /// The last prefill's KV caches, kept for the next one.
+    scratch: Mutex<Vec<Scratch<B>>>,
 }
 
-/// A KV cache for one call.
+/// A KV cache for texts that are prefilled side by side.
 pub(super) struct Scratch<B: Backend> {
     blocks: usize,
     pub(super) cache: B::Cache,
@@ -30,7 +30,10 @@ pub(super) struct Scratch<B: Backend> {
 
 /// Slots of a scratch cache that is kept for the next call: room for a batch of memories and what they are computed
 /// behind.
-const KEPT_SCRATCH: usize = 2 * STEP_ROWS;
+const KEPT_SLOTS: usize = 2 * STEP_ROWS;
+
+/// Scratch caches that are kept: a prefill that measures sensitivity has two.
+const KEPT: usize = 2;
 
 impl<B: Backend> KvCache<B> {
     /// A cache of at most `bytes`, or of one full context of so many tokens if that is more.
@@ -42,7 +45,7 @@ impl<B: Backend> KvCache<B> {
         let blocks = fit.max(context.div_ceil(block_tokens) as u64 + 1).min(1 << 31) as usize;
         let cache = Mutex::new(backend.cache(&shape, dtype, blocks)?);
         let pool = BlockPool::new(blocks, block_tokens, block_bytes);
-        Ok(Self { shape, dtype, pool, block_tokens, cache, scratch: Mutex::new(None) })
+        Ok(Self { shape, dtype, pool, block_tokens, cache, scratch: Mutex::default() })
     }
 
     /// The KV of all contexts, for one pass.
@@ -51,19 +54,29 @@ impl<B: Backend> KvCache<B> {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A KV cache of at least so many blocks for what outlives no call, and is nobody's.
+    /// A KV cache of at least so many blocks for what outlives no prefill, and is nobody's.
     pub(super) fn scratch(&self, backend: &B, blocks: usize) -> Result<Scratch<B>> {
-        let kept = self.scratch.lock().unwrap_or_else(PoisonError::into_inner).take();
-        match kept.filter(|kept| kept.blocks >= blocks) {
+        let kept = {
+            let mut all = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+            all.iter().position(|kept| kept.blocks >= blocks).map(|index| all.swap_remove(index))
+        };
+        match kept {
             Some(kept) => Ok(kept),
             None => Ok(Scratch { blocks, cache: backend.cache(&self.shape, self.dtype, blocks)? }),
         }
     }
 
-    /// Keeps the cache for the next call, unless it is a large one.
+    /// Keeps the cache for the next prefill, unless it is a large one.
     pub(super) fn keep(&self, scratch: Scratch<B>) {
-        if scratch.blocks * self.block_tokens <= KEPT_SCRATCH {
-            *self.scratch.lock().unwrap_or_else(PoisonError::into_inner) = Some(scratch);
+        if scratch.blocks * self.block_tokens > KEPT_SLOTS {
+            return;
+        }
+        let mut all = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        all.push(scratch);
+        if all.len() > KEPT {
+            // The smallest is of the least use.
+            all.sort_by_key(|kept| std::cmp::Reverse(kept.blocks));
+            all.truncate(KEPT);
         }
     }
 }

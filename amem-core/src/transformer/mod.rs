@@ -43,8 +43,8 @@ pub use weights::{WeightFeedForward, WeightLayer, WeightMlp, WeightRole, WeightT
 
 use crate::model::advance_until_done;
 use crate::{
-    AppendOptions, Chat, Context, Dtype, Error, KvChunk, Model, ModelInfo, Piece, PrefillText, Progress, Repair,
-    Result, Sampling, Step, Token, Usage,
+    AppendOptions, Chat, Context, Dtype, Error, KvChunk, Model, ModelInfo, Piece, PrefillText, Prefilling, Progress,
+    Repair, Result, Sampling, Step, Token, Usage,
 };
 use advance::Member;
 use context::PagedContext;
@@ -216,7 +216,16 @@ impl<B: Backend> Model for Transformer<B> {
     }
 
     fn prefill(&self, prefix: &[Token], texts: &[PrefillText], measure: bool) -> Result<(Vec<KvChunk>, Usage)> {
-        self.prefill_behind(prefix, texts, measure)
+        self.begin_prefill_behind(prefix, texts.to_vec(), measure)?.finish()
+    }
+
+    fn begin_prefill<'m>(
+        &'m self,
+        prefix: &[Token],
+        texts: Vec<PrefillText>,
+        measure: bool,
+    ) -> Result<Box<dyn Prefilling + 'm>> {
+        Ok(Box::new(self.begin_prefill_behind(prefix, texts, measure)?))
     }
 
     fn open(&self, tokens: usize) -> Result<Box<dyn Context>> {

@@ -1,17 +1,19 @@
 //! Computing memories: many short texts in one pass, each behind the prefix alone, and how sensitive each of their
 //! rows is to what else stands before it.
 
+use std::mem::take;
 use std::ops::Range;
 use std::sync::{Arc, PoisonError};
 
 use super::Transformer;
 use super::backend::{Backend, BlockTable, Placement, Row, Span};
 use super::context::check_tokens;
+use super::kv_cache::Scratch;
 use super::loaded_model::LoadedModel;
 use super::pass::{Pass, PassScope};
 use super::pass_cache::PassCache;
 use crate::model::STEP_ROWS;
-use crate::{ChunkId, Dtype, Encoding, Error, HostKv, KvChunk, PrefillText, PrefixId, Result, Token, Usage};
+use crate::{Dtype, Encoding, Error, HostKv, KvChunk, PrefillText, Prefilling, PrefixId, Result, Token, Usage};
 
 /// What memories are computed behind.
 pub(super) struct Prefix {
@@ -30,14 +32,14 @@ pub(super) struct Prefix {
 const DISTRACTORS: [&str; 2] = ["Anna has a dog named Rex.", "Peter enjoys chess. His friend is Carl."];
 
 impl<B: Backend> Transformer<B> {
-    /// What [`Model::prefill`](crate::Model::prefill) is.
-    pub(super) fn prefill_behind(
+    /// What [`Model::begin_prefill`](crate::Model::begin_prefill) is.
+    pub(super) fn begin_prefill_behind(
         &self,
         prefix: &[Token],
-        texts: &[PrefillText],
+        texts: Vec<PrefillText>,
         measure: bool,
-    ) -> Result<(Vec<KvChunk>, Usage)> {
-        for PrefillText { tokens: text, .. } in texts {
+    ) -> Result<Runs<'_, B>> {
+        for PrefillText { tokens: text, .. } in &texts {
             check_tokens(text, &self.info)?;
             let (tokens, limit) = (prefix.len() + text.len(), self.info.context);
             if text.is_empty() {
@@ -49,12 +51,9 @@ impl<B: Backend> Transformer<B> {
         }
         check_tokens(prefix, &self.info)?;
         let prefix = self.prefix(prefix)?;
-        let behind: Vec<&KvChunk> = prefix.chunk.iter().collect();
-        let compute = || self.prefill_chunks(&behind, PrefixId::of(&prefix.tokens), texts, measure.then_some(&*prefix));
-        let chunks = self.model.backend.run(compute)?;
-        let tokens: usize = texts.iter().map(|text| text.tokens.len()).sum();
-        let work = tokens * self.info.shape.layers * if measure { 2 } else { 1 };
-        Ok((chunks, Usage { prefilled: tokens, work_prefilling: work as u64, ..Usage::default() }))
+        let behind: Vec<KvChunk> = prefix.chunk.iter().cloned().collect();
+        let id = PrefixId::of(&prefix.tokens);
+        Ok(Runs::new(self, behind, id, texts, measure.then_some(prefix)))
     }
 
     /// The prefix's KV, computed once.
@@ -76,78 +75,146 @@ impl<B: Backend> Transformer<B> {
             id: self.info.chunk_id("", &PrefixId::of(prefix), &tokens),
             tokens,
         };
+        let compute = |behind: &[KvChunk], prefix: &[Token], texts: Vec<PrefillText>| {
+            Runs::new(self, behind.to_vec(), PrefixId::of(prefix), texts, None).finish()
+        };
         let chunk = match tokens {
             [] => None,
-            _ => self.prefill_chunks(&[], PrefixId::of(&[]), &[text(&[], tokens.into())], None)?.pop(),
+            _ => compute(&[], &[], vec![text(&[], tokens.into())])?.0.pop(),
         };
         let layout = self.chat.layout("")?;
         let notes = DISTRACTORS.iter().map(|text| Ok(layout.memory(&self.chat.encode(text)?)));
         let notes = notes.collect::<Result<Vec<_>>>()?;
-        let behind: Vec<&KvChunk> = chunk.iter().collect();
-        let scales = forward(&self.model, &behind, &notes)?.scales()?;
+        let behind: Vec<KvChunk> = chunk.iter().cloned().collect();
+        let scales = self.model.backend.run(|| {
+            let mut side = Side::open(&self.model, &behind, &notes)?;
+            side.compute(0..side.rows.len())?.scales()
+        })?;
         let named: Vec<PrefillText> = notes.iter().map(|note| text(tokens, Arc::clone(note))).collect();
-        let distractors = self.prefill_chunks(&behind, PrefixId::of(tokens), &named, None)?;
+        let (distractors, _) = compute(&behind, tokens, named)?;
         Ok(Prefix { tokens: tokens.to_vec(), chunk, distractors, scales })
-    }
-
-    /// The chunks of texts behind others; with their sensitivity, if there is a prefix to measure it with.
-    fn prefill_chunks(
-        &self,
-        behind: &[&KvChunk],
-        prefix: PrefixId,
-        texts: &[PrefillText],
-        measured: Option<&Prefix>,
-    ) -> Result<Vec<KvChunk>> {
-        let mut chunks = Vec::with_capacity(texts.len());
-        let tokens: Vec<Arc<[Token]>> = texts.iter().map(|text| Arc::clone(&text.tokens)).collect();
-        let mut ids = texts.iter().map(|text| text.id);
-        for texts in batches(&tokens) {
-            let computed = forward(&self.model, behind, texts)?;
-            let sensitivity = match measured {
-                None => None,
-                Some(prefix) => {
-                    let further: Vec<&KvChunk> = behind.iter().copied().chain(&prefix.distractors).collect();
-                    let moved = forward(&self.model, &further, texts)?;
-                    Some(computed.distances(&moved, &prefix.scales)?)
-                }
-            };
-            let mut first = 0;
-            let runs: Vec<Range<usize>> = texts
-                .iter()
-                .map(|text| {
-                    let rows = first..first + text.len();
-                    first = rows.end;
-                    rows
-                })
-                .collect();
-            let all_kv = computed.chunks(self.model.kv.dtype, &runs)?;
-            for (((text, id), rows), kv) in texts.iter().zip(&mut ids).zip(runs).zip(all_kv) {
-                let chunk = self.chunk(id, prefix, text, kv)?;
-                chunks.push(match &sensitivity {
-                    Some(all) => chunk.with_sensitivity(all[rows].into())?,
-                    None => chunk,
-                });
-            }
-        }
-        Ok(chunks)
-    }
-
-    fn chunk(&self, id: ChunkId, prefix: PrefixId, tokens: &Arc<[Token]>, kv: Vec<u8>) -> Result<KvChunk> {
-        let data = HostKv::new(Encoding::Plain(self.model.kv.dtype), self.info.shape.layers, kv);
-        let chunk = KvChunk::new(id, prefix, self.info.shape, Arc::clone(tokens), Arc::new(data))?;
-        Ok(chunk.with_model(self.info.fingerprint))
     }
 }
 
-/// Cuts texts into runs that go through the model together: [`STEP_ROWS`] rows, unless a single text has more.
-fn batches(texts: &[Arc<[Token]>]) -> impl Iterator<Item = &[Arc<[Token]>]> {
-    let mut rest = texts;
-    std::iter::from_fn(move || {
-        let count = fitting(rest.iter().map(|text| text.len())).min(rest.len());
-        let (batch, others) = rest.split_at(count);
-        rest = others;
-        (!batch.is_empty()).then_some(batch)
-    })
+/// Texts whose KV is being computed, a run of rows at a time.
+pub(super) struct Runs<'m, B: Backend> {
+    transformer: &'m Transformer<B>,
+    behind: Vec<KvChunk>,
+    prefix: PrefixId,
+    texts: Vec<PrefillText>,
+    /// What their sensitivity is measured with, if it is.
+    measured: Option<Arc<Prefix>>,
+    /// The texts that are computed side by side now.
+    batch: Option<Batch<'m, B>>,
+    /// Of the first texts, those that are complete.
+    chunks: Vec<KvChunk>,
+}
+
+/// Texts that go through the model side by side.
+struct Batch<'m, B: Backend> {
+    count: usize,
+    /// Behind the prefix.
+    plain: Side<'m, B>,
+    /// Behind unrelated notes as well.
+    moved: Option<Side<'m, B>>,
+    /// Rows that are computed.
+    done: usize,
+    /// The keys and the values of each layer, of these rows, as chunks hold them.
+    kv: Vec<Vec<u8>>,
+    /// How sensitive each of these rows is, if that is measured.
+    sensitivity: Vec<f32>,
+}
+
+impl<'m, B: Backend> Runs<'m, B> {
+    fn new(
+        transformer: &'m Transformer<B>,
+        behind: Vec<KvChunk>,
+        prefix: PrefixId,
+        texts: Vec<PrefillText>,
+        measured: Option<Arc<Prefix>>,
+    ) -> Self {
+        Self { transformer, behind, prefix, texts, measured, batch: None, chunks: Vec::new() }
+    }
+
+    /// Computes all that is left.
+    pub(super) fn finish(mut self) -> Result<(Vec<KvChunk>, Usage)> {
+        loop {
+            if let Some(done) = self.advance(STEP_ROWS)? {
+                return Ok(done);
+            }
+        }
+    }
+
+    /// Computes a run of at most so many rows, and at least one.
+    fn run(&mut self, max_rows: usize) -> Result<()> {
+        let Self { transformer, behind, prefix, texts, measured, batch, chunks } = self;
+        let model = &*transformer.model;
+        let batch = match batch {
+            Some(batch) => batch,
+            None => {
+                let left = &texts[chunks.len()..];
+                let count = fitting(left.iter().map(|text| text.tokens.len())).min(left.len());
+                if count == 0 {
+                    return Ok(());
+                }
+                let tokens: Vec<Arc<[Token]>> = left[..count].iter().map(|text| Arc::clone(&text.tokens)).collect();
+                let plain = Side::open(model, behind, &tokens)?;
+                let further = |prefix: &Arc<Prefix>| [&behind[..], &prefix.distractors].concat();
+                let moved = measured.as_ref().map(|prefix| Side::open(model, &further(prefix), &tokens)).transpose()?;
+                let kv = vec![Vec::new(); 2 * model.config.layers];
+                batch.insert(Batch { count, plain, moved, done: 0, kv, sensitivity: Vec::new() })
+            }
+        };
+        let rows = batch.done..(batch.done + max_rows.max(1)).min(batch.plain.rows.len());
+        let computed = batch.plain.compute(rows.clone())?;
+        if let (Some(moved), Some(prefix)) = (&mut batch.moved, &*measured) {
+            let moved = moved.compute(rows.clone())?;
+            batch.sensitivity.extend(computed.distances(&moved, &prefix.scales)?);
+        }
+        computed.add_to(&mut batch.kv, model.kv.dtype)?;
+        batch.done = rows.end;
+        if batch.done < batch.plain.rows.len() {
+            return Ok(());
+        }
+        let Some(Batch { count, plain, moved, kv, sensitivity, .. }) = self.batch.take() else { return Ok(()) };
+        plain.keep();
+        moved.into_iter().for_each(Side::keep);
+        let row = model.kv.shape.row() * model.kv.dtype.size();
+        let mut first = 0;
+        for text in &texts[chunks.len()..chunks.len() + count] {
+            let rows = first..first + text.tokens.len();
+            first = rows.end;
+            let halves = kv.iter().map(|half| half.get(rows.start * row..rows.end * row).unwrap_or_default());
+            let data =
+                HostKv::new(Encoding::Plain(model.kv.dtype), model.config.layers, halves.collect::<Vec<_>>().concat());
+            let shape = transformer.info.shape;
+            let chunk = KvChunk::new(text.id, *prefix, shape, Arc::clone(&text.tokens), Arc::new(data))?;
+            let chunk = chunk.with_model(transformer.info.fingerprint);
+            chunks.push(match measured {
+                Some(_) => chunk.with_sensitivity(sensitivity[rows].into())?,
+                None => chunk,
+            });
+        }
+        Ok(())
+    }
+}
+
+impl<B: Backend> Prefilling for Runs<'_, B> {
+    fn advance(&mut self, max_rows: usize) -> Result<Option<(Vec<KvChunk>, Usage)>> {
+        let backend = &self.transformer.model.backend;
+        backend.run(|| self.run(max_rows))?;
+        if self.batch.is_some() || self.chunks.len() < self.texts.len() {
+            return Ok(None);
+        }
+        let tokens: usize = self.texts.iter().map(|text| text.tokens.len()).sum();
+        let times = if self.measured.is_some() { 2 } else { 1 };
+        let work = tokens * self.transformer.info.shape.layers * times;
+        self.texts.clear();
+        Ok(Some((
+            take(&mut self.chunks),
+            Usage { prefilled: tokens, work_prefilling: work as u64, ..Usage::default() },
+        )))
+    }
 }
 
 /// How many of the first texts, of so many tokens each, go through together: [`STEP_ROWS`] rows, unless the first has more.
@@ -168,55 +235,59 @@ struct Computed<'g, B: Backend> {
     width: usize,
 }
 
-/// Computes texts side by side: each sees the chunks of `behind` and itself. A text that is longer than a run is computed
-/// in several passes, so that activations stay small.
-fn forward<'g, B: Backend>(
-    model: &'g LoadedModel<B>,
-    behind: &[&KvChunk],
-    texts: &[Arc<[Token]>],
-) -> Result<Computed<'g, B>> {
-    let start: usize = behind.iter().map(|chunk| chunk.tokens().len()).sum();
-    let slots = start + texts.iter().map(|text| text.len()).sum::<usize>();
-    // A cache of its own: nothing of it outlives this call, so no context has to make room for it.
-    let blocks = slots.div_ceil(model.kv.block_tokens);
-    let mut scratch = model.kv.scratch(&model.backend, blocks)?;
-    let cache = &mut scratch.cache;
-    let table: Vec<u32> = (0..blocks as u32).collect();
-    let mut placements = Vec::new();
-    let mut slot = 0;
-    for &chunk in behind {
-        placements.push(Placement { chunk, table: &table, slot, position: slot });
-        slot += chunk.tokens().len() as u32;
-    }
-    let tables: [BlockTable<'_>; 1] = [&table];
-    let mut computed: Vec<[B::Tensor; 2]> = Vec::new();
-    {
+/// Texts side by side in a KV cache of their own: each sees the chunks that they stand behind, and itself.
+struct Side<'m, B: Backend> {
+    model: &'m LoadedModel<B>,
+    /// Nothing of it outlives the prefill, so no context has to make room for it.
+    scratch: Scratch<B>,
+    table: Vec<u32>,
+    /// The rows of the texts, in order.
+    rows: Vec<Row>,
+}
+
+impl<'m, B: Backend> Side<'m, B> {
+    /// Loads what the texts stand behind.
+    fn open(model: &'m LoadedModel<B>, behind: &[KvChunk], texts: &[Arc<[Token]>]) -> Result<Self> {
+        let start: usize = behind.iter().map(|chunk| chunk.tokens().len()).sum();
+        let slots = start + texts.iter().map(|text| text.len()).sum::<usize>();
+        let blocks = slots.div_ceil(model.kv.block_tokens);
+        let mut scratch = model.kv.scratch(&model.backend, blocks)?;
+        let table: Vec<u32> = (0..blocks as u32).collect();
+        let mut placements = Vec::new();
+        let mut slot = 0;
+        for chunk in behind {
+            placements.push(Placement { chunk, table: &table, slot, position: slot });
+            slot += chunk.tokens().len() as u32;
+        }
         let scope = PassScope::begin(&model.backend)?;
-        model.load_kv(cache, 0..model.config.layers, &placements)?;
+        model.load_kv(&mut scratch.cache, 0..model.config.layers, &placements)?;
         scope.end()?;
+        drop(placements);
+        Ok(Self { model, scratch, table, rows: rows(start as u32, texts) })
     }
-    let cache = &mut PassCache::new(model, cache, []);
-    for run in rows(start as u32, texts).chunks(STEP_ROWS) {
+
+    /// Computes these rows. Those before them have been computed.
+    fn compute(&mut self, which: Range<usize>) -> Result<Computed<'m, B>> {
+        let model = self.model;
+        let tables: [BlockTable<'_>; 1] = [&self.table];
+        let cache = &mut PassCache::new(model, &mut self.scratch.cache, []);
         let scope = PassScope::begin(&model.backend)?;
         let mut layers = Vec::new();
-        let mut pass = Pass::start(model, run.to_vec(), &tables)?;
+        let mut pass = Pass::start(model, self.rows[which.clone()].to_vec(), &tables)?;
         while pass.layer() + 1 < model.config.layers {
             let (written, kv) = pass.project()?.write_and_keep(cache)?;
             layers.push(kv);
             pass = written.finish(cache)?;
         }
         layers.push(pass.project()?.into_kv());
-        if computed.is_empty() {
-            computed = layers;
-        } else {
-            for (whole, kv) in computed.iter_mut().flatten().zip(layers.into_iter().flatten()) {
-                model.backend.concat(whole, &kv)?;
-            }
-        }
         scope.end()?;
+        Ok(Computed { backend: &model.backend, layers, rows: which.len(), width: model.kv.shape.row() })
     }
-    model.kv.keep(scratch);
-    Ok(Computed { backend: &model.backend, layers: computed, rows: slots - start, width: model.kv.shape.row() })
+
+    /// Keeps its cache for the next texts.
+    fn keep(self) {
+        self.model.kv.keep(self.scratch);
+    }
 }
 
 /// The rows of texts that stand side by side behind a beginning of `start` tokens.
@@ -234,18 +305,12 @@ fn rows(start: u32, texts: &[Arc<[Token]>]) -> Vec<Row> {
 }
 
 impl<B: Backend> Computed<'_, B> {
-    /// The KV of runs of rows, as chunks hold it in this type.
-    fn chunks(&self, dtype: Dtype, runs: &[Range<usize>]) -> Result<Vec<Vec<u8>>> {
-        let row = self.width * dtype.size();
-        let mut chunks: Vec<Vec<u8>> =
-            runs.iter().map(|run| Vec::with_capacity(2 * self.layers.len() * run.len() * row)).collect();
-        for half in self.layers.iter().flatten() {
-            let bytes = self.backend.read_as(half, dtype)?;
-            for (chunk, run) in chunks.iter_mut().zip(runs) {
-                chunk.extend_from_slice(bytes.get(run.start * row..run.end * row).unwrap_or_default());
-            }
+    /// Adds the rows to those before them, as chunks hold them in this type: the keys of each layer, and its values.
+    fn add_to(&self, kv: &mut [Vec<u8>], dtype: Dtype) -> Result<()> {
+        for (all, half) in kv.iter_mut().zip(self.layers.iter().flatten()) {
+            all.extend(self.backend.read_as(half, dtype)?);
         }
-        Ok(chunks)
+        Ok(())
     }
 
     /// The mean squared length of each layer's keys and values: what a distance is small or large against.
@@ -327,24 +392,28 @@ mod tests {
     }
 
     #[test]
-    fn the_kv_of_each_run_of_rows_is_that_of_its_rows_layer_by_layer() {
-        let layers = computed(1, &[[&[1.0, 2.0], &[3.0, 4.0]], [&[5.0, 6.0], &[7.0, 8.0]]]);
-        let chunks = layers.chunks(Dtype::F32, &[1..2, 0..2]).unwrap();
+    fn rows_are_added_to_those_before_them_layer_by_layer() {
+        let mut kv = vec![Vec::new(); 4];
+        for rows in [[[&[1.0, 2.0][..], &[3.0, 4.0]], [&[5.0, 6.0], &[7.0, 8.0]]], [[&[9.0], &[8.0]], [&[7.0], &[6.0]]]]
+        {
+            computed(1, &rows).add_to(&mut kv, Dtype::F32).unwrap();
+        }
         let numbers =
-            |bytes: &[u8]| bytes.as_chunks::<4>().0.iter().map(|x| f32::from_le_bytes(*x)).collect::<Vec<_>>();
-        assert_eq!(numbers(&chunks[0]), [2.0, 4.0, 6.0, 8.0]);
-        assert_eq!(numbers(&chunks[1]), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]);
+            |bytes: &Vec<u8>| bytes.as_chunks::<4>().0.iter().map(|x| f32::from_le_bytes(*x)).collect::<Vec<_>>();
+        let expected = [[1.0, 2.0, 9.0], [3.0, 4.0, 8.0], [5.0, 6.0, 7.0], [7.0, 8.0, 6.0]];
+        assert_eq!(kv.iter().map(numbers).collect::<Vec<_>>(), expected);
     }
 
     #[test]
     fn texts_go_together_as_long_as_they_fit_one_pass() {
-        let text = |tokens: usize| -> Arc<[Token]> { vec![1; tokens].into() };
-        let lengths = [STEP_ROWS - 1, 1, 1, STEP_ROWS + 5, STEP_ROWS, 2, 3];
-        let texts = lengths.map(text);
-        let batches: Vec<Vec<usize>> =
-            batches(&texts).map(|batch| batch.iter().map(|text| text.len()).collect()).collect();
-        let expected = [vec![STEP_ROWS - 1, 1], vec![1], vec![STEP_ROWS + 5], vec![STEP_ROWS], vec![2, 3]];
-        assert_eq!(batches, expected);
-        assert_eq!(super::batches(&[]).count(), 0, "no texts make no batch");
+        for (lengths, expected) in [
+            (&[STEP_ROWS - 1, 1, 1][..], 2),
+            (&[1, STEP_ROWS], 1),
+            (&[STEP_ROWS + 5, 1], 1),
+            (&[STEP_ROWS, 2], 1),
+            (&[2, 3], 2),
+        ] {
+            assert_eq!(fitting(lengths.iter().copied()), expected, "{lengths:?}");
+        }
     }
 }

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use amem_core::testing::Reference;
 use amem_core::transformer::Transformer;
 use amem_core::{
-    AppendOptions, Budget, Chat, Context, Error, HostKv, KvChunk, Model, ModelInfo, Piece, PrefillText, Progress,
-    Repair, Reservation, Result, Sampler, Sampling, Step, Token, TokenMask, Usage, testing,
+    AppendOptions, Budget, Chat, Context, Error, HostKv, KvChunk, Model, ModelInfo, Piece, PrefillText, Prefilling,
+    Progress, Repair, Reservation, Result, Sampler, Sampling, Step, Token, TokenMask, Usage, testing,
 };
 
 use super::{each_is_caught, tiny};
@@ -23,6 +23,7 @@ enum Fault {
     MeasuringMovesKv,
     KvDependsOnCompany,
     SensitivityDependsOnCompany,
+    LosesTextsInRuns,
     PrefillsBehindNothing,
     PrefillsUncounted,
     PrefillsEmptyTexts,
@@ -90,6 +91,7 @@ const FAULTS: [(Fault, &str); 64] = [
     (Fault::MeasuringMovesKv, "measuring changes no KV"),
     (Fault::KvDependsOnCompany, "what is computed beside a text does not touch its KV"),
     (Fault::SensitivityDependsOnCompany, "nor its sensitivity"),
+    (Fault::LosesTextsInRuns, "runs cost what prefilling at once does"),
     (Fault::PrefillsBehindNothing, "a chunk behind its prefix is exact as it is"),
     (Fault::PrefillsUncounted, "usage counts the tokens of the texts"),
     (Fault::PrefillsEmptyTexts, "a text without tokens is refused"),
@@ -270,6 +272,18 @@ impl Model for Faulty {
             _ => {}
         }
         Ok((chunks, usage))
+    }
+
+    fn begin_prefill<'m>(
+        &'m self,
+        prefix: &[Token],
+        mut texts: Vec<PrefillText>,
+        measure: bool,
+    ) -> Result<Box<dyn Prefilling + 'm>> {
+        if self.has(Fault::LosesTextsInRuns) {
+            texts.truncate(1);
+        }
+        self.inner.begin_prefill(prefix, texts, measure)
     }
 
     fn open(&self, tokens: usize) -> Result<Box<dyn Context>> {

@@ -86,7 +86,7 @@ pub(crate) struct Running {
     turn: Turn,
     stream: AnswerStream,
     /// The session, which does not end before the answer does.
-    in_use: Option<InUse>,
+    _in_use: Option<InUse>,
     started: Instant,
     /// One for each answer.
     listeners: Vec<Listener>,
@@ -202,7 +202,7 @@ impl Server {
         let (stream, in_use) = self.ask(&turn).await?;
         let (listeners, ready) = (turn.listeners(), VecDeque::new());
         let (server, is_over) = (self.clone(), false);
-        Ok(Running { server, turn, stream, in_use, started, listeners, ready, is_over })
+        Ok(Running { server, turn, stream, _in_use: in_use, started, listeners, ready, is_over })
     }
 
     async fn ask(&self, turn: &Turn) -> Result<(AnswerStream, Option<InUse>)> {
