@@ -139,8 +139,8 @@ fn loaded(plain: &Plain, pieces: &[Piece]) -> PlainKv {
 }
 
 /// The attention that the question pays to each slot in these layers, over the cached rows as they are, with half of
-/// what the slots on either side get.
-fn attention(plain: &Plain, pieces: &[Piece], prompt: &Prompt, layers: Range<usize>) -> Vec<f64> {
+/// what the slots on either side get; and the first slot that it sees.
+fn attention(plain: &Plain, pieces: &[Piece], prompt: &Prompt, layers: Range<usize>) -> (Vec<f64>, usize) {
     let fresh = prompt.fresh();
     let (_, paid) = plain.run(&mut loaded(plain, pieces), &fresh, layers.end);
     let mut mass = vec![0.0; prompt.tokens.len()];
@@ -152,7 +152,8 @@ fn attention(plain: &Plain, pieces: &[Piece], prompt: &Prompt, layers: Range<usi
         }
     }
     let at = |slot: Option<usize>| slot.and_then(|slot| mass.get(slot)).copied().unwrap_or(0.0);
-    (0..mass.len()).map(|slot| mass[slot] + (at(slot.checked_sub(1)) + at(Some(slot + 1))) / 2.0).collect()
+    let smoothed = (0..mass.len()).map(|slot| mass[slot] + (at(slot.checked_sub(1)) + at(Some(slot + 1))) / 2.0);
+    (smoothed.collect(), mass.iter().position(|paid| *paid > 0.0).unwrap_or(0))
 }
 
 /// CacheBlend: how far the keys of the candidates are at a layer from those that they have there when they are computed
@@ -205,6 +206,16 @@ fn assert_heaviest(repaired: &BTreeSet<usize>, weights: &[(usize, f64)], budget:
     }
 }
 
+/// So many rows of a prompt's candidates a budget asks for at most.
+fn rows_of(budget: Budget, prompt: &Prompt) -> usize {
+    let rows = match budget {
+        Budget::Rows(rows) => rows,
+        Budget::Ratio(ratio) => (f64::from(ratio) * prompt.cached.len() as f64 + 1e-6).floor() as usize,
+        _ => prompt.candidates.len(),
+    };
+    rows.min(prompt.candidates.len())
+}
+
 fn budgets(rows: usize, share: f32) -> [Budget; 3] {
     [Budget::Rows(rows), Budget::Ratio(share), Budget::Mass(share)]
 }
@@ -248,7 +259,7 @@ proptest! {
             prompt.candidates.iter().map(|(slot, _, sensitivity)| (*slot, weight(*slot, *sensitivity))).collect()
         };
         for layers in [0..1, 1..2, 0..2, plain.layers - 1..plain.layers] {
-            let attention = attention(plain, &pieces, &prompt, layers.clone());
+            let (attention, first_seen) = attention(plain, &pieces, &prompt, layers.clone());
             for budget in budgets(rows, share) {
                 let (by_attention, case) = repaired(Repair::Attention { budget, layers: layers.clone() });
                 if asked {
@@ -260,7 +271,15 @@ proptest! {
                 let (weighted, case) = repaired(Repair::Weighted { budget, layers: layers.clone() });
                 let weights =
                     weigh(&|slot, sensitivity| if asked { attention[slot] * sensitivity } else { sensitivity });
-                assert_heaviest(&weighted, &weights, budget, prompt.cached.len(), &case);
+                // What lies before the window of the layers has its share of the budget, by sensitivity.
+                let unseen = candidates.iter().filter(|slot| asked && **slot < first_seen).count();
+                let of_unseen = if unseen == 0 { 0 } else { rows_of(budget, &prompt) * unseen / candidates.len() };
+                let split = |rows: usize| if let Budget::Mass(_) = budget { budget } else { Budget::Rows(rows) };
+                let sensitivities = weigh(&|_, sensitivity| sensitivity);
+                let (before, behind): (BTreeSet<_>, BTreeSet<_>) = weighted.iter().partition(|slot| **slot < first_seen && asked);
+                assert_heaviest(&before, &sensitivities[..unseen], split(of_unseen), 0, &case);
+                let left = split(rows_of(budget, &prompt) - of_unseen);
+                assert_heaviest(&behind, &weights[unseen..], left, 0, &case);
             }
         }
         for layers in [0..0, plain.layers..plain.layers + 2] {
@@ -379,7 +398,7 @@ fn a_long_question_is_read_in_runs() {
     assert_eq!(lengths, [512, 512], "the third run is read in the call that computes");
     assert_eq!(usage.work_choosing as usize, 1100 * plain.layers);
     let repaired: BTreeSet<usize> = last.into_iter().filter(|slot| prompt.cached.contains(slot)).collect();
-    let attention = attention(&plain, &pieces, &prompt, layers);
+    let (attention, _) = attention(&plain, &pieces, &prompt, layers);
     let weights: Vec<(usize, f64)> = prompt.candidates.iter().map(|(slot, ..)| (*slot, attention[*slot])).collect();
     assert_heaviest(&repaired, &weights, budget, prompt.cached.len(), case);
 }

@@ -19,7 +19,8 @@ pub enum Repair {
         /// The layer at which keys are compared, from 1.
         check_layer: usize,
     },
-    /// The rows that the last fresh piece attends to most (InfoFlow).
+    /// The rows that the last fresh piece attends to most (InfoFlow). In layers with a sliding window it sees no others than
+    /// those in the window.
     Attention {
         /// How many.
         budget: Budget,
@@ -31,13 +32,18 @@ pub enum Repair {
     ///
     /// Reading layer 1 (`1..2`) costs no work: the keys and values of layer 0 depend on the tokens alone, so the question
     /// is exact up to there whatever is cached, and the pass that answers continues from there.
+    ///
+    /// Where the layers that are read have a sliding window, rows that lie before it are chosen by their sensitivity alone, and
+    /// the budget is divided between them and the others by their numbers: other layers see them.
     Weighted {
         /// How many.
         budget: Budget,
         /// The layers whose attention is read, from 0; those that the model does not have are passed over.
         layers: Range<usize>,
     },
-    /// Every row that is not exact already: what comes of it is a cold prefill's, up to the rounding of sums.
+    /// Every row of a cached piece that is not exact already. In a new context, and in one that was always repaired like this,
+    /// what comes of it is a cold prefill's, up to the rounding of sums. Rows that were computed in a context over less exact
+    /// ones, fresh rows or repaired ones, stay as they are.
     All,
 }
 

@@ -22,7 +22,7 @@ use super::loaded_model::LoadedModel;
 use super::pass::{Pass, PassScope, Written};
 use super::pass_cache::PassCache;
 use super::select::{self, Candidate, Selection};
-use crate::{Error, Progress, Result};
+use crate::{Budget, Error, Progress, Result};
 
 /// Fresh rows whose attention is read at a time.
 const READ_ROWS: usize = 512;
@@ -82,9 +82,11 @@ pub(super) struct Member<'c, B: Backend> {
 /// Fresh rows that are read in this pass.
 struct Reading {
     candidates: Vec<Candidate>,
-    budget: crate::Budget,
+    budget: Budget,
     layers: Range<usize>,
     by_sensitivity: bool,
+    /// Slots below this one are seen by no row that asks, for the layers that are read have a window.
+    unseen: u32,
     /// Which of the fresh rows are read.
     rows: Range<usize>,
     /// Whether they are all there are, and so go on from where they are read.
@@ -215,7 +217,8 @@ fn choose_alone<B: Backend>(
             let shallow = layers.end <= SHALLOW + 1;
             let continues = shallow && work.fresh.len() <= READ_ROWS;
             let rows = read..work.fresh.len().min(read + READ_ROWS);
-            let reading = Reading { candidates, budget, layers, by_sensitivity, rows, continues, at: 0..0 };
+            let unseen = unseen(model, context, work, layers.clone());
+            let reading = Reading { candidates, budget, layers, by_sensitivity, unseen, rows, continues, at: 0..0 };
             if shallow {
                 return Ok(Some(reading));
             }
@@ -223,6 +226,13 @@ fn choose_alone<B: Backend>(
         }
     }
     Ok(None)
+}
+
+/// The slots at the beginning that no row of the question sees in any of these layers.
+fn unseen<B: Backend>(model: &LoadedModel<B>, context: &PagedContext<B>, work: &Work, layers: Range<usize>) -> u32 {
+    let first = context.len() - work.question;
+    let before = |layer: usize| model.window(layer).map_or(0, |window| (first + 1).saturating_sub(window));
+    layers.map(before).min().unwrap_or(0) as u32
 }
 
 /// Reads attention beyond the layers that can be read on the way, of one run of rows. Runs before it have written their
@@ -281,7 +291,7 @@ fn narrow<B: Backend>(
     let mut distances = projected.key_distance(cache)?;
     distances.truncate(candidates.len());
     let written = projected.write(cache)?;
-    let budget = crate::Budget::Ratio(ratio);
+    let budget = Budget::Ratio(ratio);
     let repaired = select::chosen(candidates, &distances, budget, context.cached_rows());
     let goes_on = |&index: &usize| index >= candidates.len() || repaired.binary_search(&slots[index]).is_ok();
     let which: Vec<usize> = (0..slots.len()).filter(goes_on).collect();
@@ -342,23 +352,51 @@ impl Reading {
 
     /// Chooses by attention that lies where the backend computes, and there if it can.
     fn choose_there<B: Backend>(&self, backend: &B, mass: &B::Tensor, cached_rows: usize) -> Result<Vec<u32>> {
-        let Some(count) = select::max_rows(self.budget, cached_rows) else {
-            return Ok(self.choose(&backend.read(mass)?, cached_rows));
+        let (mut chosen, seen, budget) = self.choose_unseen(cached_rows);
+        let Some(count) = select::max_rows(budget, cached_rows) else {
+            chosen.extend(self.choose_seen(&backend.read(mass)?, seen, budget, cached_rows));
+            return Ok(chosen);
         };
-        let slots: Vec<u32> = self.candidates.iter().map(|candidate| candidate.slot).collect();
+        let slots: Vec<u32> = seen.iter().map(|candidate| candidate.slot).collect();
         let factors: Option<Vec<f32>> =
-            self.by_sensitivity.then(|| self.candidates.iter().map(|candidate| candidate.sensitivity).collect());
-        let chosen = backend.heaviest(mass, &slots, factors.as_deref(), count)?;
-        Ok(chosen.into_iter().filter_map(|index| slots.get(index)).copied().collect())
+            self.by_sensitivity.then(|| seen.iter().map(|candidate| candidate.sensitivity).collect());
+        let heaviest = backend.heaviest(mass, &slots, factors.as_deref(), count)?;
+        chosen.extend(heaviest.into_iter().filter_map(|index| slots.get(index)));
+        Ok(chosen)
     }
 
     fn choose(&self, mass: &[f32], cached_rows: usize) -> Vec<u32> {
+        let (mut chosen, seen, budget) = self.choose_unseen(cached_rows);
+        chosen.extend(self.choose_seen(mass, seen, budget, cached_rows));
+        chosen
+    }
+
+    fn choose_seen(&self, mass: &[f32], seen: &[Candidate], budget: Budget, cached_rows: usize) -> Vec<u32> {
         let weight = |candidate: &Candidate| {
             let attention = select::smoothed(mass, candidate.slot);
             if self.by_sensitivity { attention * candidate.sensitivity } else { attention }
         };
-        let weights: Vec<f32> = self.candidates.iter().map(weight).collect();
-        select::chosen(&self.candidates, &weights, self.budget, cached_rows)
+        let weights: Vec<f32> = seen.iter().map(weight).collect();
+        select::chosen(seen, &weights, budget, cached_rows)
+    }
+
+    /// Chooses among the candidates that no row which asks sees in the layers that are read: by their sensitivity, where that
+    /// counts, as large a share of the budget as they are of all. Returns the other candidates, and what is left for them.
+    fn choose_unseen(&self, cached_rows: usize) -> (Vec<u32>, &[Candidate], Budget) {
+        let (unseen, seen) = self.candidates.split_at(self.candidates.partition_point(|one| one.slot < self.unseen));
+        if unseen.is_empty() || !self.by_sensitivity {
+            return (Vec::new(), seen, self.budget);
+        }
+        let (budget, left) = match select::max_rows(self.budget, cached_rows) {
+            None => (self.budget, self.budget),
+            Some(rows) => {
+                let (rows, all) = (rows.min(self.candidates.len()), self.candidates.len());
+                let share = rows * unseen.len() / all;
+                (Budget::Rows(share), Budget::Rows(rows - share))
+            }
+        };
+        let weights: Vec<f32> = unseen.iter().map(|candidate| candidate.sensitivity).collect();
+        (select::chosen(unseen, &weights, budget, cached_rows), seen, left)
     }
 }
 

@@ -30,6 +30,11 @@ impl<B: Backend> LoadedModel<B> {
         self.config.kinds.iter().map(plan).collect()
     }
 
+    /// How many tokens a token sees in a layer, if that has a window.
+    pub(super) fn window(&self, layer: usize) -> Option<usize> {
+        self.weights.layers.get(layer).and_then(|layer| self.config.kinds.get(layer.kind)?.window)
+    }
+
     /// Puts some layers of chunks into their slots of a cache.
     pub(super) fn load_kv(
         &self,
