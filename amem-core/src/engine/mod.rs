@@ -125,7 +125,7 @@ impl Engine {
         Ok(Self(Arc::new(Inner { model, queue, make_room, thread: Some(thread) })))
     }
 
-    /// Has this called whenever a request finds the KV cache full that would have room if other contexts ended
+    /// Has this called whenever a request that is to begin finds the KV cache full, and would have room if other contexts ended
     /// ([`Error::lacks_room_for_now`]). It ends a context that nobody uses, as a server ends an idle session, and says whether
     /// there was one: then the request is tried again. Otherwise the request waits until others end, or fails if none runs.
     ///
@@ -160,7 +160,7 @@ impl Engine {
         Ok(OutputStream::new(receiver, loading))
     }
 
-    /// Computes texts' KV ([`Model::prefill`]) between the steps of other requests. Dropping the future ends the work
+    /// Computes texts' KV ([`Model::begin_prefill`]) between the steps of other requests. Dropping the future ends the work
     /// within one step.
     ///
     /// # Errors

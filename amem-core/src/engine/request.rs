@@ -299,12 +299,9 @@ impl PrefillJob {
         taken
     }
 
-    pub(super) fn add(&mut self, chunks: Vec<KvChunk>, usage: Usage) {
+    pub(super) fn add(&mut self, chunks: Vec<KvChunk>, usage: Usage, time: Duration) {
         self.done.chunks.extend(chunks);
         self.done.usage += usage;
-    }
-
-    pub(super) fn add_time(&mut self, time: Duration) {
         self.done.time += time;
     }
 

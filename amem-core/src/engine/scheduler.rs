@@ -73,7 +73,13 @@ struct Prefill<'m> {
     job: PrefillJob,
     /// The next of its texts, if they have begun.
     texts: Option<Box<dyn Prefilling + 'm>>,
+    /// How long these have taken.
+    time: Duration,
 }
+
+/// Prefills that have texts under way at most, for these hold KV caches of their own. Beside a long text, there is room for
+/// others that are shorter.
+const MAX_PREFILLING: usize = 2;
 
 /// A request that has begun.
 struct Running {
@@ -148,7 +154,7 @@ impl Scheduler<'_> {
             let Some((owner, job)) = next else { return };
             match job {
                 Job::Prefill(job) if job.is_abandoned() => {}
-                Job::Prefill(job) => self.prefills.push_back(Prefill { job, texts: None }),
+                Job::Prefill(job) => self.prefills.push_back(Prefill { job, texts: None, time: Duration::ZERO }),
                 Job::Answer(job) => self.begin(&owner, *job),
             }
         }
@@ -215,17 +221,21 @@ impl Scheduler<'_> {
 
     /// Computes a run of the memory prefill that waited longest.
     fn prefill_memories(&mut self) {
-        let Some(mut prefill) = self.prefills.pop_front() else { return };
+        let under_way = self.prefills.iter().filter(|prefill| prefill.texts.is_some()).count();
+        let next = self.prefills.iter().position(|prefill| prefill.texts.is_some() || under_way < MAX_PREFILLING);
+        let Some(mut prefill) = next.and_then(|index| self.prefills.remove(index)) else { return };
         let began = Instant::now();
         let computed = guarded(|| prefill.advance(self.model, self.options.step_tokens));
-        let time = began.elapsed();
-        self.queue.note(|stats| stats.prefill_seconds += time.as_secs_f64());
-        prefill.job.add_time(time);
+        prefill.time += began.elapsed();
         match computed {
             Ok(None) => self.prefills.push_back(prefill),
             Ok(Some((chunks, usage))) => {
-                self.queue.note(|stats| stats.prefilled_tokens += usage.prefilled as u64);
-                prefill.job.add(chunks, usage);
+                let time = std::mem::take(&mut prefill.time);
+                self.queue.note(|stats| {
+                    stats.prefilled_tokens += usage.prefilled as u64;
+                    stats.prefill_seconds += time.as_secs_f64();
+                });
+                prefill.job.add(chunks, usage, time);
                 if prefill.job.is_done() { prefill.job.finish(Ok(())) } else { self.prefills.push_back(prefill) }
             }
             Err(error) => prefill.job.finish(Err(error)),

@@ -153,7 +153,7 @@ impl Memory {
     /// The records that a text is about, best first.
     ///
     /// # Errors
-    /// [`Error::Empty`] for a query that says nothing, [`Error::BadValue`] for a filter beyond its bounds;
+    /// [`Error::Empty`] for a query that says nothing (unless `k` is 0), [`Error::BadValue`] for a filter beyond its bounds;
     /// [`Error::Ledger`] and [`Error::Recall`] when the ledger or the index fails.
     pub async fn recall(
         &self,

@@ -35,6 +35,8 @@ pub trait Chat: Send + Sync {
     /// The tokens of a conversation, from the memories on. The same messages with more behind them give the same
     /// exchanges with more behind them, so that what stands in a context already is recognised when it is sent again.
     ///
+    /// A conversation may begin with an answer, and may be system messages alone: then these are what is asked.
+    ///
     /// A client's system messages and tools stand behind the memories: before them, they would be part of what all
     /// stored KV was computed behind, and make it useless. The default puts system messages above the question that
     /// follows them, and knows no tools.

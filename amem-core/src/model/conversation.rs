@@ -118,9 +118,10 @@ pub struct Conversation {
 /// What is asked and what was answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exchange {
-    /// Whether a user asks. Otherwise tools report the results of the calls in the answer before.
+    /// Whether a user asks, or nobody does, where a conversation begins with an answer. Otherwise tools report the results of
+    /// the calls in the answer before.
     pub is_question: bool,
-    /// What is asked, up to where the answer begins.
+    /// What is asked, up to where the answer begins; no more than what stands before any answer, where nothing is.
     pub prompt: Vec<Token>,
     /// What was answered; `None` for the last exchange.
     pub reply: Option<Reply>,
@@ -159,7 +160,7 @@ pub(crate) struct Group<'m> {
 }
 
 impl Group<'_> {
-    /// Whether a user asks.
+    /// Whether no tool reports results: a user asks, or nobody does before an answer that a conversation begins with.
     pub(crate) fn is_question(&self) -> bool {
         self.asked.iter().all(|message| message.role != Role::Tool)
     }

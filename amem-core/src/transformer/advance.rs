@@ -5,7 +5,7 @@
 //!
 //! - Up to the second layer ([`SHALLOW`]) the question's rows are exact even over KV that was not repaired, because the
 //!   first layer's keys and values depend on the token alone. A question of at most [`READ_ROWS`] rows pauses there until
-//!   the rows to repair are chosen, and continues in the same pass, unless these and its own are more than [`MOST_ROWS`]. A
+//!   the rows to repair are chosen, and continues in the same pass, unless these and its own are more than [`IN_ONE_PASS`]. A
 //!   longer one is read in runs of that length. Where it does not continue, all is computed afterwards, in runs.
 //! - In deeper layers, the rows attend to KV that repair will change. Attention there is read in passes of its own, of runs
 //!   of the same length, whose results are thrown away, and the question is computed afterwards.
@@ -28,7 +28,7 @@ use crate::{Budget, Error, Progress, Result};
 const READ_ROWS: usize = 512;
 
 /// Rows of a question and of what it has repaired that are computed in the pass that reads the question's attention.
-const MOST_ROWS: usize = 512;
+const IN_ONE_PASS: usize = 512;
 
 /// The last layer that can be read on the way.
 const SHALLOW: usize = 1;
@@ -139,7 +139,7 @@ impl<'c, B: Backend> Member<'c, B> {
         let (Some(reading), Some(work)) = (&mut self.reading, &mut self.work) else { return Ok(()) };
         let chosen = reading.add(backend, mass, work, self.context.cached_rows())?;
         // Many rows are computed in runs, and the question then begins again behind them.
-        reading.continues &= chosen.as_ref().is_none_or(|chosen| chosen.len() + reading.rows.len() <= MOST_ROWS);
+        reading.continues &= chosen.as_ref().is_none_or(|chosen| chosen.len() + reading.rows.len() <= IN_ONE_PASS);
         if !reading.continues {
             work.choosing += (reading.rows.len() * layers) as u64;
         }

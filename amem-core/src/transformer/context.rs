@@ -47,6 +47,8 @@ pub(super) struct Work {
     pub(super) question: usize,
     /// Tokens of cached pieces.
     pub(super) cached: usize,
+    /// How many rows may be repaired, before they are chosen.
+    pub(super) repaired_at_most: usize,
     /// The slots that are repaired, in ascending order, once they are chosen.
     pub(super) repaired: Vec<u32>,
     pub(super) phase: Phase,
@@ -303,6 +305,7 @@ impl<B: Backend> Context for PagedContext<B> {
             fresh: Vec::new(),
             question: 0,
             cached: 0,
+            repaired_at_most: 0,
             repaired: Vec::new(),
             phase: Phase::Choose { read: 0, mass: Vec::new() },
             choosing: 0,
@@ -322,6 +325,10 @@ impl<B: Backend> Context for PagedContext<B> {
                 }
             }
         }
+        if options.repair != Repair::None {
+            let (candidates, cached) = (self.candidates().len(), self.cached_rows());
+            work.repaired_at_most = select::repaired_at_most(&options.repair, candidates, cached);
+        }
         self.logits.clear();
         self.work = Some(work);
         Ok(())
@@ -331,9 +338,8 @@ impl<B: Backend> Context for PagedContext<B> {
         match &self.work {
             None => 0,
             Some(Work { phase: Phase::Compute { slots, done }, .. }) => (slots.len() - done).max(1),
-            Some(Work { phase: Phase::Choose { .. }, fresh, options, .. }) => {
-                let repaired = select::most_rows(&options.repair, self.candidates().len(), self.cached_rows());
-                (fresh.len() + repaired).max(1)
+            Some(Work { phase: Phase::Choose { .. }, fresh, repaired_at_most, .. }) => {
+                (fresh.len() + repaired_at_most).max(1)
             }
         }
     }

@@ -1,5 +1,5 @@
-//! The memory that contexts' KV lies in: how much of it there is, who writes to it, and a small cache beside it for prefilling
-//! memories.
+//! The memory that contexts' KV lies in: how much of it there is, who writes to it, and caches of their own for memories
+//! that are prefilled.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

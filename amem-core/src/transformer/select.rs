@@ -142,7 +142,7 @@ pub(super) fn max_rows(budget: Budget, cached: usize) -> Option<usize> {
 }
 
 /// How many rows a repair computes again at most, of so many that may be repaired and so many cached ones.
-pub(super) fn most_rows(repair: &Repair, candidates: usize, cached: usize) -> usize {
+pub(super) fn repaired_at_most(repair: &Repair, candidates: usize, cached: usize) -> usize {
     match repair {
         Repair::None => 0,
         Repair::All | Repair::FirstRows(_) | Repair::Deviation { .. } => candidates,

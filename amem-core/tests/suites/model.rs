@@ -82,7 +82,7 @@ enum Fault {
     ContextsShareState,
 }
 
-const FAULTS: [(Fault, &str); 64] = [
+const FAULTS: [(Fault, &str); 65] = [
     (Fault::PrefillsInReverse, "chunks come in the order of their texts"),
     (Fault::NamesChunksOfAllOwnersAlike, "a chunk has the id that the model says"),
     (Fault::ForgetsTheModelOfChunks, "a chunk knows the model that computed it"),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::turns::{Turn, lead};
 use crate::memory::records::{Entry, Records};
-use crate::{Context, Filter, Layout, Piece, RecordId, Timestamp, Token};
+use crate::{Chat, Context, Filter, Layout, Piece, RecordId, Timestamp, Token};
 
 /// A context and what stands in it: the system line, memories, and what was said.
 pub(super) struct Epoch {
@@ -90,6 +90,18 @@ impl Epoch {
         first.map_or(0, |first| first + kept)
     }
 
+    /// Leaves the text that ended the last answer out of it, as whoever read the answer would tell it. Where that cannot be put
+    /// into tokens, the answer stays as it was drawn.
+    pub(super) fn leave_out_stop_text(&mut self, chat: &dyn Chat) {
+        let Some(PlacedTurn { turn, .. }) = self.turns.last_mut() else { return };
+        let Ok(answer) = chat.encode(turn.text.trim()) else { return };
+        let written = &turn.answer[..turn.answer.len().saturating_sub(self.pending.len())];
+        let same = written.iter().zip(&answer).take_while(|(drawn, told)| drawn == told).count();
+        self.context.truncate(self.context.tokens().len().saturating_sub(written.len() - same));
+        self.pending = answer[same..].to_vec();
+        *turn = Arc::new(turn.with_answer(answer));
+    }
+
     /// Lays out a turn behind what stands: the turns before it that do not stand yet, its memories, its prompt.
     pub(super) fn lay_out(
         &self,
@@ -144,7 +156,7 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
-    use crate::{AppendOptions, Reservation, Result};
+    use crate::{AppendOptions, Error, Reservation, Result};
 
     /// A context of tokens without KV.
     struct Tokens(Vec<Token>);
@@ -207,6 +219,31 @@ mod tests {
         Epoch { opening: vec![40], ..Epoch::new(Box::new(Tokens(vec![1, 2])), Vec::new()) }
     }
 
+    /// Words are numbers.
+    struct Numbers;
+
+    impl Chat for Numbers {
+        fn encode(&self, text: &str) -> Result<Vec<Token>> {
+            text.split_whitespace().map(|word| word.parse().map_err(|_| Error::Empty { what: "number" })).collect()
+        }
+
+        fn decode(&self, _: &[Token]) -> Result<String> {
+            Ok(String::new())
+        }
+
+        fn token_bytes(&self, _: Token) -> Option<Vec<u8>> {
+            None
+        }
+
+        fn stops(&self) -> &[Token] {
+            &[]
+        }
+
+        fn layout(&self, _: &str) -> Result<Layout> {
+            Ok(layout())
+        }
+    }
+
     fn piece(tokens: &[Token]) -> Piece {
         Piece::Fresh(tokens.into())
     }
@@ -240,6 +277,26 @@ mod tests {
         assert_eq!(tokens(&laid_out), [&[3, 60, 61][..], &[10], &[70, 20]]);
         let LaidOut { turns, standing, start, len, stays, end, .. } = laid_out;
         assert_eq!((turns.len(), standing, len, stays, start, end), (1, 1, 2, 2, 3, 8));
+    }
+
+    #[test]
+    fn of_an_answer_that_a_stop_text_ended_those_tokens_stay_that_tell_its_text() {
+        let told = |drawn: &[Token], unwritten: usize, text: &str| {
+            let answered = Turn { text: text.to_owned(), ..turn(20, 0).with_answer(drawn.to_vec()) };
+            let (written, pending) = drawn.split_at(drawn.len() - unwritten);
+            let context = Box::new(Tokens([&[1, 2, 20], written].concat()));
+            let placed = PlacedTurn { turn: Arc::new(answered), start: 2, memories: Vec::new() };
+            let turns = vec![placed];
+            let mut epoch = Epoch { turns, pending: pending.to_vec(), ..Epoch::new(context, Vec::new()) };
+            epoch.leave_out_stop_text(&Numbers);
+            (epoch.context.tokens()[3..].to_vec(), epoch.pending, epoch.turns[0].turn.answer.clone())
+        };
+        // The stop text, 8 9, was drawn as two tokens, the last of which was not computed.
+        assert_eq!(told(&[5, 6, 8, 9], 1, " 5 6 "), (vec![5, 6], vec![], vec![5, 6]));
+        // It began within a token, so that the text ends in another one.
+        assert_eq!(told(&[5, 78, 9], 1, "5 7"), (vec![5], vec![7], vec![5, 7]));
+        assert_eq!(told(&[8, 9], 2, ""), (vec![], vec![], vec![]));
+        assert_eq!(told(&[5, 6, 8], 1, "no number"), (vec![5, 6], vec![8], vec![5, 6, 8]), "it stays as it was");
     }
 
     #[test]

@@ -317,7 +317,10 @@ impl Session {
         if let Some(turn) = &mut self.turn {
             let end = turn.await.ok();
             self.turn = None;
-            if let Some(TurnEnd { epoch, answered }) = end {
+            if let Some(TurnEnd { mut epoch, answered, stopped }) = end {
+                if stopped {
+                    epoch.leave_out_stop_text(self.memory.model().chat());
+                }
                 if answered {
                     self.turns = epoch.turns.iter().map(|placed| Arc::clone(&placed.turn)).collect();
                 }
@@ -572,19 +575,8 @@ impl Session {
         let conversation = self.options.conversation;
         let (give_back, end) = oneshot::channel();
         self.turn = Some(end);
-        let model = Arc::clone(self.memory.model());
-        let unfinished = UnfinishedTurn {
-            turn,
-            laid_out,
-            memories,
-            resident,
-            opening,
-            pending,
-            conversation,
-            model,
-            bill,
-            give_back,
-        };
+        let unfinished =
+            UnfinishedTurn { turn, laid_out, memories, resident, opening, pending, conversation, bill, give_back };
         let repair = ask.repair.unwrap_or_else(|| self.options.turn_repair.clone());
         let request = Request::new(self.namespace.clone(), pieces).context(context).limit(self.limit);
         let request = request.repair(repair).generation(ask.generation).started(started);

@@ -8,6 +8,7 @@ use crate::memory::records::{Entry, Records};
 use crate::{Chat, Exchange, Layout, RecordId, Reply, Timestamp, Token, ToolCall};
 
 /// A question and its answer, as tokens, and what they may tell of.
+#[derive(Clone)]
 pub(super) struct Turn {
     /// Whether a user asked. Otherwise tools reported results.
     pub(super) is_question: bool,
@@ -42,6 +43,11 @@ impl Turn {
     ) -> Self {
         let (answer, text, calls) = Default::default();
         Self { is_question, prompt, answer, text, calls, recalled, stood }
+    }
+
+    /// The same turn with its answer in other tokens.
+    pub(super) fn with_answer(&self, answer: Vec<Token>) -> Self {
+        Self { answer, ..self.clone() }
     }
 
     /// Tokens that it takes behind other turns.

@@ -9,13 +9,15 @@ use super::epoch::{Epoch, LaidOut, PlacedTurn};
 use super::turns::Turn;
 use crate::memory::cost::Bill;
 use crate::memory::records::Entry;
-use crate::{Completion, Context, Error, Finish, Model, RecordId, Result, Token};
+use crate::{Completion, Context, Error, Finish, RecordId, Result, Token};
 
 /// What a turn leaves behind.
 pub(super) struct TurnEnd {
     pub(super) epoch: Epoch,
     /// Whether it was answered. Otherwise the epoch is as it was before.
     pub(super) answered: bool,
+    /// Whether a stop text ended the answer: its tokens have that text at their end, and its text has not.
+    pub(super) stopped: bool,
 }
 
 /// A turn that the engine computes, and its epoch but for the context, which the engine has.
@@ -33,7 +35,6 @@ pub(super) struct UnfinishedTurn {
     pub(super) pending: Vec<Token>,
     /// Whether what was said stays in the context.
     pub(super) conversation: bool,
-    pub(super) model: Arc<dyn Model>,
     pub(super) bill: Option<Bill>,
     pub(super) give_back: oneshot::Sender<TurnEnd>,
 }
@@ -42,8 +43,7 @@ impl UnfinishedTurn {
     /// Gives the epoch back: with the turn, or without turns where what was said does not stay, or as it was before if the
     /// turn was not answered. None is given back if the engine has no context for it, or a broken one.
     pub(super) fn finish(self, context: Option<Box<dyn Context>>, completion: Result<&Completion, &Error>) {
-        let Self { turn, laid_out, memories, mut resident, opening, mut pending, conversation, model, bill, give_back } =
-            self;
+        let Self { turn, laid_out, memories, mut resident, opening, mut pending, conversation, bill, give_back } = self;
         bill.into_iter().for_each(|bill| bill.record(completion));
         let Some(mut context) = context else { return };
         let mut turns = laid_out.turns;
@@ -52,21 +52,11 @@ impl UnfinishedTurn {
         let answer = answer.filter(|_| context.tokens().len() >= laid_out.end);
         match answer {
             Some(choice) if conversation => {
-                let said = match choice.finish {
-                    // What is left of the answer is what a client reads and sends back: without the text that ended it.
-                    Finish::StopText(_) => model.chat().encode(&choice.text).ok(),
-                    _ => None,
-                };
-                let unwritten = said.clone().unwrap_or_else(|| choice.unwritten.clone());
-                if said.is_some() {
-                    context.truncate(laid_out.end);
-                }
-                let answer = said.unwrap_or_else(|| choice.tokens.clone());
-                let turn = Arc::new(Turn { answer, text: choice.text.clone(), ..turn });
+                let turn = Arc::new(Turn { answer: choice.tokens.clone(), text: choice.text.clone(), ..turn });
                 // Those that came before the first turn stay when it is taken back.
                 let memories = if laid_out.standing > 0 { memories } else { Vec::new() };
                 turns.push(PlacedTurn { turn, start: laid_out.start, memories });
-                pending = unwritten;
+                pending.clone_from(&choice.unwritten);
             }
             Some(_) => {
                 context.truncate(laid_out.stays);
@@ -84,7 +74,8 @@ impl UnfinishedTurn {
         // A context that broke is of no use, and a session that is gone needs none.
         if context.is_usable() {
             let epoch = Epoch { context, resident, opening, turns, pending };
-            let _ = give_back.send(TurnEnd { epoch, answered: answer.is_some() });
+            let stopped = answer.is_some_and(|choice| matches!(choice.finish, Finish::StopText(_)));
+            let _ = give_back.send(TurnEnd { epoch, answered: answer.is_some(), stopped });
         }
     }
 }

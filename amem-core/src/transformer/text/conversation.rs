@@ -184,7 +184,8 @@ impl Writer<'_> {
 
     fn question(&self, group: &Group<'_>, above: Option<&str>) -> Result<Vec<Token>> {
         let question = group.question();
-        let question = above.map(|system| format!("{system}\n\n{question}")).unwrap_or(question);
+        let texts = above.into_iter().chain([&*question]).filter(|text| !text.is_empty());
+        let question = texts.collect::<Vec<_>>().join("\n\n");
         Ok([self.tokens.text(&question)?.as_slice(), &self.layout.to_answer].concat())
     }
 

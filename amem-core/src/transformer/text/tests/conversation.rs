@@ -162,6 +162,32 @@ fn models_of_other_manners_take_a_clients_system_message_too() {
 }
 
 #[test]
+fn a_conversation_may_begin_with_an_answer_or_be_a_system_message_alone() {
+    let system = said(Role::System, "You are Bo.");
+    let greeted = [system.clone(), said(Role::Assistant, "Hello"), said(Role::User, "Q1")];
+    let above = "[[system]]Be brief.\n\nNotes:\n- M1\n- M2";
+    assert_eq!(
+        written(&tags(), &greeted, &[]),
+        format!("{above}\n\nYou are Bo.[[end]][[user]][[end]][[assistant]]Hello[[end]][[user]]Q1[[end]][[assistant]]")
+    );
+    let alone = [system];
+    assert_eq!(written(&tags(), &alone, &[]), format!("{above}[[end]][[user]]You are Bo.[[end]][[assistant]]"));
+    let demo = open(&demo()).unwrap();
+    let said = |messages: &[Message]| written(&demo, messages, &[]).replace("> ", ">");
+    let above = "<|bos|><|system|>Be brief.<|mem|>M1<|mem|>M2";
+    assert_eq!(
+        said(&greeted),
+        format!("{above}<|system|>You are Bo.<|user|><|assistant|>Hello<|end|><|user|>Q1<|assistant|>")
+    );
+    assert_eq!(said(&alone), format!("{above}<|user|>You are Bo.<|assistant|>"));
+    // A second system message is refused, so it stands where the first question would.
+    let template = "{% for m in messages %}{% if m.role == 'system' and not loop.first %}\
+        {{ raise_exception('one system message') }}{% endif %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>{# 'memory' #}";
+    let text = written(&byte_chat(template, &[]), &greeted, &[]);
+    assert!(text.contains("<memory>M2<user>You are Bo.<assistant>Hello<user>Q1<assistant>"), "{text}");
+}
+
+#[test]
 fn what_a_model_has_no_words_for_is_refused() {
     let tool = said(Role::Assistant, "").tool_calls(vec![call("Rome")]);
     let results = [said(Role::User, "Q"), tool.clone(), Message::tool_result("abc", "hot")];
@@ -186,7 +212,9 @@ fn what_a_model_has_no_words_for_is_refused() {
     assert!(refused(&tags(), &messages, &[]).contains("JSON objects"));
     assert!(refused(&tags(), &results[..1], &[Tool::new("f", "", "[]")]).contains("JSON Schema"));
     assert!(refused(&tags(), &[], &[]).contains("without a question"));
-    assert!(refused(&tags(), &[said(Role::System, "You are Bo.")], &[]).contains("without a question"));
+    let answers =
+        [said(Role::User, "Q"), said(Role::Assistant, "A"), said(Role::Assistant, "B"), said(Role::User, "Q")];
+    assert!(refused(&tags(), &answers, &[]).contains("with an answer to no question"));
 }
 
 #[test]
