@@ -24,10 +24,11 @@ impl Backoff {
     }
 
     /// It has failed now: for a minute it is too early to try again, and for twice as long as the last time, an hour at
-    /// most, if it has not [succeeded](Self::end) since.
+    /// most, if it has not [succeeded](Self::end) since, nor was tried for as long again.
     pub(super) fn begin_longer(&self) {
         let mut last = self.last();
-        let pause = last.as_ref().map_or(Self::SHORTEST, |last| last.pause.saturating_mul(2).min(Self::LONGEST));
+        let recent = last.as_ref().filter(|last| last.at.elapsed() < last.pause.saturating_mul(2));
+        let pause = recent.map_or(Self::SHORTEST, |last| last.pause.saturating_mul(2).min(Self::LONGEST));
         *last = Some(Failure { at: Instant::now(), pause });
     }
 
@@ -64,6 +65,19 @@ mod tests {
         assert!(!backoff.is_on());
         backoff.begin_longer();
         assert_eq!(minutes(), Some(1));
+    }
+
+    #[test]
+    fn a_failure_that_is_long_over_counts_no_more() {
+        let backoff = Backoff::default();
+        (0..4).for_each(|_| backoff.begin_longer());
+        let long_ago = |pause| Failure { at: Instant::now().checked_sub(Duration::from_millis(30)).unwrap(), pause };
+        *backoff.last() = Some(long_ago(Duration::from_millis(20)));
+        backoff.begin_longer();
+        assert_eq!(backoff.last().as_ref().unwrap().pause, Duration::from_millis(40), "it was tried again soon after");
+        *backoff.last() = Some(long_ago(Duration::from_millis(10)));
+        backoff.begin_longer();
+        assert_eq!(backoff.last().as_ref().unwrap().pause, Backoff::SHORTEST);
     }
 
     #[test]

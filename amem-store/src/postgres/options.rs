@@ -35,7 +35,7 @@ pub struct PostgresOptions {
     /// How long connecting may take: 5 seconds.
     pub connect_timeout: Duration,
     /// How long a change waits for others of the same namespace: 10 seconds. It waits no longer for a
-    /// [wipe](super::PostgresLedger::wipe) either, nor does that for others.
+    /// [wipe](super::PostgresLedger::wipe) either, and a wipe waits no longer for other calls.
     pub lock_timeout: Duration,
     /// How long the server may take over one statement: 30 seconds. So long waits, at most, a call that reads while the
     /// tables are [wiped](super::PostgresLedger::wipe).

@@ -28,8 +28,8 @@ pub(crate) struct Shared {
 /// KV that is shared with servers on other machines.
 #[derive(Args, Default)]
 pub(crate) struct SharedKv {
-    /// Where KV is kept too, behind RAM and disk, for all servers: on the Redis server redis://HOST:6379 (rediss:// for TLS),
-    /// or in the bucket s3://BUCKET/PREFIX?region=REGION, of another service than AWS with &endpoint=URL. Credentials for S3
+    /// Where KV is kept too, behind RAM and disk, for all servers: on the Redis server redis://HOST:6379 (rediss:// for TLS,
+    /// redis+unix:///SOCKET?db=N for a socket), or in the bucket s3://BUCKET/PREFIX?region=REGION, of another service than AWS with &endpoint=URL. Credentials for S3
     /// are found as AWS's tools find them. The place is noted in the data directory, and then it has to be named wherever KV
     /// is deleted. Needs a build with the feature `redis` or `s3`.
     #[arg(long, value_name = "URL", env = "AMEM_SHARED_KV", hide_env_values = true)]
@@ -114,7 +114,13 @@ fn redis(url: &str) -> Result<(Remote, String), Box<dyn Error>> {
             let database = if database.is_empty() { "0" } else { database };
             format!("redis {host}:{}/{database}", parsed.port().unwrap_or(6379))
         }
-        None => format!("redis {}", parsed.path()),
+        None => {
+            let database = parsed.query_pairs().find(|(name, _)| name == "db").map(|(_, database)| database);
+            match database.filter(|database| database != "0") {
+                Some(database) => format!("redis {}?db={database}", parsed.path()),
+                None => format!("redis {}", parsed.path()),
+            }
+        }
     };
     Ok((store, place))
 }

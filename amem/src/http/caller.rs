@@ -190,8 +190,8 @@ impl Caller {
     /// # Errors
     /// As [`namespace`](Self::namespace).
     pub fn namespace_or(&self, named: Option<&str>, other: Option<&str>) -> Result<Namespace> {
-        let other = if self.only()?.is_some() { None } else { other };
-        self.namespace(named.or(other))
+        let other = if self.only()?.is_some() { None } else { other.and_then(user_in) };
+        self.namespace(named.or(other.as_deref()))
     }
 
     /// The one namespace that this caller may use; `None` for all of them.
@@ -205,6 +205,31 @@ impl Caller {
             Scope::Nobody => Err(ApiError::bad_request("the gateway did not say who is asking")),
         }
     }
+}
+
+/// The user that Anthropic's `metadata.user_id` names; `None` if it names nobody.
+///
+/// Claude Code tells of the session there too: up to version 2.1.77 as `user_…_account_…_session_…`, and since then in JSON.
+/// What is remembered is the user's, in all of them.
+fn user_in(user_id: &str) -> Option<String> {
+    #[derive(serde::Deserialize)]
+    struct Told {
+        #[serde(default)]
+        account_uuid: String,
+        #[serde(default)]
+        device_id: String,
+        #[serde(rename = "session_id")]
+        _session: String,
+    }
+    let user = match serde_json::from_str::<Told>(user_id) {
+        Ok(Told { account_uuid, device_id, .. }) if account_uuid.is_empty() => device_id,
+        Ok(told) => told.account_uuid,
+        Err(_) => match user_id.split_once("_session_") {
+            Some((user, _)) if user.starts_with("user_") && user.contains("_account_") => user.to_owned(),
+            _ => user_id.to_owned(),
+        },
+    };
+    (!user.trim().is_empty()).then_some(user)
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for Caller
@@ -240,6 +265,28 @@ mod tests {
         assert_eq!(whose(&open, &[], None).unwrap(), "default");
         assert_eq!(whose(&open, &[], Some("../x")).unwrap(), "../x");
         assert_eq!(status(whose(&open, &[], Some(""))), Some(400));
+    }
+
+    #[test]
+    fn a_user_is_the_same_in_all_sessions_that_a_user_id_tells_of() {
+        let json = |account: &str| {
+            let told = serde_json::json!({ "device_id": "d1", "account_uuid": account, "session_id": "s1" });
+            user_in(&told.to_string())
+        };
+        assert_eq!(json("a1").as_deref(), Some("a1"));
+        assert_eq!(json("").as_deref(), Some("d1"));
+        for (user_id, expected) in [
+            ("user_8f3_account_a1_session_s1", Some("user_8f3_account_a1")),
+            ("user_8f3_account__session_s1", Some("user_8f3_account_")),
+            ("alice", Some("alice")),
+            ("user_8f3_session_s1", Some("user_8f3_session_s1")),
+            ("{\"device_id\":\"d1\"}", Some("{\"device_id\":\"d1\"}")),
+            ("{\"session_id\":\"s1\"}", None),
+            (" ", None),
+            ("", None),
+        ] {
+            assert_eq!(user_in(user_id).as_deref(), expected, "{user_id}");
+        }
     }
 
     #[test]

@@ -33,7 +33,9 @@ impl Allowed {
             return false;
         };
         let Ok(page) = authority.parse::<Authority>() else { return false };
-        is_loopback(&page) || host.is_some_and(|host| page == *host)
+        // Where the server's own names are not known, a name may be anybody's that leads here.
+        let is_own = |host: &Authority| page == *host && (self.hosts.is_some() || address(host).is_some());
+        is_loopback(&page) || host.is_some_and(is_own)
     }
 
     fn has_host(&self, host: &Authority) -> bool {
@@ -63,7 +65,8 @@ pub(super) async fn refuse_others(State(allowed): State<Allowed>, request: Reque
         return Err(ApiError::forbidden(message));
     }
     if headers.get(header::ORIGIN).is_some_and(|origin| !allowed.has_origin(origin, host.as_ref())) {
-        let message = "pages of this origin may not call this server: if they are to, start it with `--allow-origin`";
+        let message = "pages of this origin may not call this server: if they are to, start it with `--allow-origin`, \
+            or with `--allow-host` if the name is its own";
         return Err(ApiError::forbidden(message));
     }
     Ok(request)
@@ -113,7 +116,8 @@ mod tests {
             (&[("origin", "https://app.example:8443")], [Some(403); 3]),
             (&[("origin", "https://evil.example"), ("host", "127.0.0.1")], [Some(403); 3]),
             (&[("origin", "http://localhost.evil.example"), ("host", "127.0.0.1")], [Some(403); 3]),
-            (&[("origin", "http://amem.example:8000"), ("host", "amem.example:8000")], [Some(403), None, None]),
+            (&[("origin", "http://amem.example:8000"), ("host", "amem.example:8000")], [Some(403), None, Some(403)]),
+            (&[("origin", "http://10.0.0.5:8000"), ("host", "10.0.0.5:8000")], [None; 3]),
             (&[("origin", "http://amem.example:9000"), ("host", "amem.example:8000")], [Some(403); 3]),
             (&[("origin", "null"), ("host", "127.0.0.1")], [Some(403); 3]),
         ] {

@@ -141,7 +141,7 @@ impl Conversations {
             return Arc::clone(&entry.conversation);
         }
         if held.by_key.len() >= self.most {
-            // Some at a time, so that not each new one looks at all.
+            // Several at a time, so that not every new conversation looks through all of them.
             held.make_room(self.most - 1 - self.most / 16, self.most_bytes);
         }
         let (owner, conversation) = (owner.clone(), Arc::default());

@@ -22,7 +22,7 @@ use super::upstream::Upstream;
 use crate::http::{ApiError, Body, Caller, Result};
 
 /// The model that memory's own clients ask for.
-const OWN_MODEL: &str = "amem";
+pub(super) const OWN_MODEL: &str = "amem";
 /// The most that a request may ask for.
 const MOST: Budget = Budget { k: 100, memories: 500, tokens: 1_000_000 };
 /// Bytes of a session's name at most.

@@ -59,7 +59,8 @@ pub struct Options {
     pub budget_tokens: usize,
     /// Conversations whose snapshots are held at most. Beyond that, whoever has most loses those that were used longest ago.
     pub max_conversations: usize,
-    /// Bytes that these snapshots, and what was told with questions, take at most, about. Beyond that, it is the same.
+    /// Bytes that these snapshots, and what was told with questions, take at most, about. Beyond that, conversations leave as beyond
+    /// `max_conversations`.
     pub conversation_bytes: usize,
     /// How long an upstream may say nothing.
     pub timeout: Duration,

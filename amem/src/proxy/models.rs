@@ -10,6 +10,7 @@ use utoipa_axum::routes;
 
 use super::Proxy;
 use super::answer::passed;
+use super::forward::OWN_MODEL;
 use super::layout::Format;
 use super::upstream::Upstream;
 use crate::http::{ApiError, Caller, Params, Result, Segments};
@@ -90,6 +91,10 @@ async fn get(
     Params(query): Params<ModelsQuery>,
     RawQuery(raw): RawQuery,
 ) -> Result<Response> {
+    let model = match &proxy.inner.config.default_model {
+        Some(default) if model == OWN_MODEL => default.clone(),
+        _ => model,
+    };
     if !is_name(&model) {
         let error = ApiError::not_found(format!("there is no model {model:?}"));
         return Err(error.param("model").code("model_not_found"));

@@ -183,6 +183,11 @@ fn tool_choice(choice: Option<Value>, parallel: Option<bool>) -> Result<Option<V
 
 /// The system's blocks, and the messages behind it.
 fn messages(messages: Vec<Message>) -> Result<(Vec<Value>, Vec<Value>)> {
+    // Without the last message the answer before it would be continued.
+    let is_blank = |message: &Message| texts(message.content.clone()).is_ok_and(|blocks| blocks.is_empty());
+    if messages.last().is_some_and(|last| last.role == "user" && is_blank(last)) {
+        return Err(ApiError::bad_request("the last message says nothing").param("messages"));
+    }
     let (mut system, mut to): (Vec<Value>, Vec<Value>) = (Vec::new(), Vec::new());
     let mut results: Vec<Value> = Vec::new();
     let mut in_results = false;
@@ -491,6 +496,8 @@ mod tests {
         assert_eq!(with("messages", spoken).unwrap_err(), "messages.audio");
         let late = json!([{ "role": "user", "content": "Hi" }, { "role": "system", "content": "Be rude." }]);
         assert_eq!(with("messages", late).unwrap_err(), "messages");
+        let blank = json!([{ "role": "assistant", "content": "Hello!" }, { "role": "user", "content": " " }]);
+        assert_eq!(with("messages", blank).unwrap_err(), "messages");
         assert!(with("presence_penalty", json!(0)).is_ok());
     }
 

@@ -172,9 +172,9 @@ impl Sessions {
         Some(InUse { name: name.clone(), held, waiting: Arc::clone(&self.waiting) })
     }
 
-    /// What ends one that nobody uses, so that its room in the KV cache is free, and says whether there was one. Its
-    /// memories' KV is kept elsewhere.
-    pub(super) fn ends_unused(&self) -> impl Fn() -> bool + Send + Sync + 'static {
+    /// A function that ends a session which nobody uses, so that its room in the KV cache is free, and says whether there was
+    /// one. Its memories' KV is kept elsewhere.
+    pub(super) fn room_maker(&self) -> impl Fn() -> bool + Send + Sync + 'static {
         let held = Arc::downgrade(&self.held);
         move || {
             let Some(held) = held.upgrade() else { return false };
@@ -383,7 +383,7 @@ mod tests {
         ] {
             assert_eq!(open(user, name), held);
         }
-        assert!(sessions.ends_unused()(), "as where KV has no room");
+        assert!(sessions.room_maker()(), "as where KV has no room");
         assert_eq!(open("bob", "b5"), "b5 c d e");
     }
 
