@@ -7,7 +7,9 @@ use super::loaded_model::LoadedModel;
 use super::paged::{BlockCopy, ContextBlocks};
 use super::pass_cache::{PassCache, PendingKv};
 use super::select::{self, Candidate};
-use crate::{AppendOptions, Context, Error, KvChunk, ModelInfo, Piece, PrefixId, Reservation, Result, Token, Usage};
+use crate::{
+    AppendOptions, Context, Error, KvChunk, ModelInfo, Piece, PrefixId, Repair, Reservation, Result, Token, Usage,
+};
 
 /// A [`Context`] of a [`Transformer`](super::Transformer).
 pub(super) struct PagedContext<B: Backend> {

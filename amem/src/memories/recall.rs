@@ -117,13 +117,16 @@ pub(super) async fn recall(
         before.into_iter().flatten().filter(|record| record.state == RecordState::Active).collect();
     let known: HashSet<RecordId> = before.iter().map(|record| record.id).collect();
     let new = found.iter().map(|found| &found.record).filter(|record| !known.contains(&record.id));
-    let candidates = before.iter().chain(new);
-    let working_set = Texts::within(&paths.memory, candidates, budget)?;
+    let candidates: Vec<Record> = before.iter().chain(new).cloned().collect();
+    let memory = paths.memory.clone();
+    // Making tokens of all of them takes a while, which others do not wait for.
+    let within = tokio::task::spawn_blocking(move || Texts::within(&memory, candidates, budget)).await;
+    let working_set = within.map_err(|error| ApiError::internal(&error))??;
     let standing: HashSet<RecordId> = working_set.records.iter().map(|record| record.id).collect();
     if let Some(session) = &session {
         session.tell(&working_set.records.iter().map(|record| record.id).collect::<Vec<_>>());
     }
-    let sources: Vec<String> = working_set.records.iter().map(|record| record.text.clone()).collect();
+    let sources: Vec<String> = working_set.records.into_iter().map(|record| record.text).collect();
     let (working_set, tokens) = (working_set.text, working_set.tokens);
     Ok(Json(RecallAnswer {
         user: namespace.as_str().to_owned(),
@@ -162,16 +165,16 @@ impl RecallRequest {
 }
 
 /// Texts to put before a model, a line each.
-struct Texts<'r> {
-    records: Vec<&'r Record>,
+struct Texts {
+    records: Vec<Record>,
     text: String,
     tokens: usize,
 }
 
-impl<'r> Texts<'r> {
+impl Texts {
     /// The records that have room within a number of tokens. What has no room is passed over for what is smaller.
-    fn within(memory: &AnyMemory, candidates: impl Iterator<Item = &'r Record>, budget: usize) -> Result<Self> {
-        let (mut records, mut left) = (Vec::new(), budget);
+    fn within(memory: &AnyMemory, candidates: Vec<Record>, budget: usize) -> Result<Self> {
+        let (mut records, mut left) = (Vec::<Record>::new(), budget);
         for record in candidates {
             let line_break = usize::from(!records.is_empty());
             if let Some(less) = left.checked_sub(memory.tokens(&record.text)? + line_break) {

@@ -337,7 +337,6 @@ fn messages_that_are_no_question_are_400() {
     let front = Front::of(in_ram());
     let (user, assistant) =
         (json!({ "role": "user", "content": "Where?" }), json!({ "role": "assistant", "content": "There." }));
-    let system = json!({ "role": "system", "content": "Be brief." });
     let result = json!({ "role": "tool", "content": "warm", "tool_call_id": "a" });
     for messages in [
         json!([]),
