@@ -227,17 +227,23 @@ fn a_full_kv_cache_has_contexts_ended_that_nobody_uses() {
         (0..3).map(|seed| model.blend(&[Piece::Fresh(text(seed, 40))], &Repair::None).unwrap().0).collect();
     let held = Arc::new(Mutex::new(held));
     let ended = Arc::clone(&held);
-    engine.make_room_with(move || ended.lock().unwrap().pop().is_some());
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let missing = Arc::clone(&asked);
+    engine.make_room_with(move |tokens| {
+        missing.lock().unwrap().push(tokens);
+        ended.lock().unwrap().pop().is_some()
+    });
     let request = |tokens| Request::new(owner("me"), vec![Piece::Fresh(text(9, tokens))]).generation(generation(20));
     block_on(complete(engine.submit(request(30)).unwrap())).unwrap();
     assert_eq!(held.lock().unwrap().len(), 3, "there was room");
     block_on(complete(engine.submit(request(150)).unwrap())).unwrap();
     assert_eq!(held.lock().unwrap().len(), 1, "no more are ended than must be");
+    assert_eq!(*asked.lock().unwrap(), [128, 64], "of 170 tokens in blocks of 64, one block had room");
     let used = model.blend(&[Piece::Fresh(text(7, 100))], &Repair::None).unwrap().0;
     let error = block_on(complete(engine.submit(request(150)).unwrap())).unwrap_err();
     assert!(error.lacks_room_for_now() && held.lock().unwrap().is_empty(), "{error}");
     drop(used);
-    engine.make_room_with(|| panic!("whoever was to make room"));
+    engine.make_room_with(|_| panic!("whoever was to make room"));
     block_on(complete(engine.submit(request(150)).unwrap())).unwrap();
     let used = model.blend(&[Piece::Fresh(text(7, 100))], &Repair::None).unwrap().0;
     let error = block_on(complete(engine.submit(request(150)).unwrap())).unwrap_err();

@@ -54,15 +54,15 @@ fn in_exact_arithmetic_machines_of_all_architectures_give_the_same_bits() {
         ("llama3", 0x3ac3_2612_51f7_73c0),
         ("llama-bf16", 0x63b4_d235_76bc_77c3),
         ("llama-yarn", 0x6b31_c022_b03d_da3f),
-        ("qwen2-sliding", 0x81e2_5b41_81fb_f3d6),
+        ("qwen2-sliding", 0x465b_e2ea_f93e_7971),
         ("qwen3", 0x79ba_c0b0_68ce_d46e),
         ("gemma2", 0xcc73_432c_bfcd_3623),
-        ("gemma3", 0x3cba_e471_8608_f07e),
+        ("gemma3", 0xc2ca_635f_5bd6_3a2b),
         ("phi3-longrope", 0xbba8_643d_3398_528e),
         ("smollm3", 0x63c5_75f4_6363_2d5d),
         ("olmo2", 0xdf57_f7cd_1545_c08c),
         ("granite", 0x6957_ae14_cb0d_df4f),
-        ("mixtral", 0xe207_ca77_2e83_5e55),
+        ("mixtral", 0x31bd_642b_73b3_6444),
         ("qwen3-moe", 0x52eb_3540_67e1_e64c),
     ];
     let mut failures = Vec::new();

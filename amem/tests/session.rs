@@ -357,7 +357,7 @@ fn memories_that_have_no_room_in_the_working_set_come_with_their_question() {
             let answer = session.ask(ask(question)).await.unwrap();
             let texts: Vec<&str> = answer.recalled.iter().map(|found| &*found.record.text).collect();
             assert_eq!(texts, [&*first, &*second], "both were told with the question");
-            assert!(answer.resident > 2, "what room is left is used");
+            assert_eq!(answer.resident, 2, "nothing else takes their room");
         }
         assert_eq!(session.epochs(), 1, "the second question finds both in place");
         // One that can never have room is no reason to begin again.
@@ -493,6 +493,23 @@ fn a_turn_can_go_on_on_another_thread() {
     let mut session = in_ram().session("me", SessionOptions::default()).unwrap();
     let asked: Box<dyn Future<Output = _> + Send> = Box::new(session.ask("Where does Alice live?"));
     std::thread::scope(|scope| scope.spawn(|| block_on(Box::into_pin(asked)).unwrap()).join().unwrap());
+}
+
+#[test]
+fn the_kv_cache_that_a_session_holds_is_known_when_its_answer_has_ended() {
+    block_on(async {
+        let memory = in_ram();
+        memory.remember("me", "Alice lives in Denver.").await.unwrap();
+        let mut session = memory.session("me", SessionOptions::default()).unwrap();
+        assert_eq!(session.kv_cache_bytes(), 0);
+        let stream = session.ask_stream("Where does Alice live?").await.unwrap();
+        assert_eq!(stream.answer().await.unwrap().text, "Alice lives in Denver.");
+        let info = memory.model().info();
+        let token_bytes = (info.shape.token_numbers() * info.dtype.size()) as u64;
+        let held = session.kv_cache_bytes();
+        assert!(session.resident_tokens() > 0, "what the turn left is taken back");
+        assert!(held >= token_bytes * session.resident_tokens() as u64, "{held} bytes");
+    });
 }
 
 #[test]

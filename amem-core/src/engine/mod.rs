@@ -126,12 +126,13 @@ impl Engine {
     }
 
     /// Has this called whenever a request that is to begin finds the KV cache full, and would have room if other contexts ended
-    /// ([`Error::lacks_room_for_now`]). It ends a context that nobody uses, as a server ends an idle session, and says whether
-    /// there was one: then the request is tried again. Otherwise the request waits until others end, or fails if none runs.
+    /// ([`Error::lacks_room_for_now`]). It gets the tokens that room is missing for, ends a context that nobody uses, as
+    /// a server ends an idle session, and says whether it did: then the request is tried again. Otherwise the request waits until
+    /// others end, or fails if none runs. Where all that it could end would not suffice, it had better end nothing.
     ///
     /// It is called on the engine's thread, where everybody waits for it, and takes the place of one that was given before.
     /// The engine keeps it, so it should hold no clone of the engine.
-    pub fn make_room_with(&self, end_one: impl Fn() -> bool + Send + Sync + 'static) {
+    pub fn make_room_with(&self, end_one: impl Fn(usize) -> bool + Send + Sync + 'static) {
         self.0.make_room.set(Arc::new(end_one));
     }
 

@@ -20,7 +20,7 @@ use crate::{
 #[derive(Default)]
 pub(super) struct MakeRoom(Mutex<Option<EndOne>>);
 
-type EndOne = Arc<dyn Fn() -> bool + Send + Sync>;
+type EndOne = Arc<dyn Fn(usize) -> bool + Send + Sync>;
 
 impl MakeRoom {
     pub(super) fn set(&self, end_one: EndOne) {
@@ -29,10 +29,12 @@ impl MakeRoom {
         drop(before);
     }
 
-    /// Whether a context was ended.
-    fn end_one(&self) -> bool {
+    /// Whether a context was ended for a request that found no room.
+    fn end_one(&self, error: &Error) -> bool {
+        let Error::KvCacheFull { needed, available, .. } = error else { return false };
+        let missing = needed.saturating_sub(*available);
         let end_one = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        end_one.is_some_and(|end_one| guarded(|| Ok(end_one())).unwrap_or(false))
+        error.lacks_room_for_now() && end_one.is_some_and(|end| guarded(|| Ok(end(missing))).unwrap_or(false))
     }
 }
 
@@ -165,7 +167,7 @@ impl Scheduler<'_> {
             return job.refuse(Error::Cancelled);
         }
         let mut opened = guarded(|| self.open(&mut job));
-        while matches!(&opened, Err(error) if error.lacks_room_for_now()) && self.make_room.end_one() {
+        while matches!(&opened, Err(error) if self.make_room.end_one(error)) {
             opened = guarded(|| self.open(&mut job));
         }
         if let (Err(_), Some(context)) = (&opened, &mut job.request.context) {

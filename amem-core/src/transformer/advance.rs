@@ -385,7 +385,7 @@ impl Reading {
     fn choose_unseen(&self, cached_rows: usize) -> (Vec<u32>, &[Candidate], Budget) {
         let (unseen, seen) = self.candidates.split_at(self.candidates.partition_point(|one| one.slot < self.unseen));
         if unseen.is_empty() || !self.by_sensitivity {
-            return (Vec::new(), seen, self.budget);
+            return (Vec::new(), &self.candidates, self.budget);
         }
         let (budget, left) = match select::max_rows(self.budget, cached_rows) {
             None => (self.budget, self.budget),

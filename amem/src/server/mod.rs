@@ -161,7 +161,9 @@ impl Server {
     pub fn new(memory: Memory, identity: Identity, options: Options) -> Self {
         let waiting = Arc::new(Semaphore::new(options.max_waiting.min(Semaphore::MAX_PERMITS)));
         let sessions = Sessions::new(options.max_sessions, options.session_idle, Arc::clone(&waiting));
-        memory.engine().make_room_with(sessions.room_maker());
+        let (info, make_room) = (memory.model().info(), sessions.room_maker());
+        let token_bytes = (info.shape.token_numbers() * info.dtype.size()) as u64;
+        memory.engine().make_room_with(move |tokens| make_room(token_bytes * tokens as u64));
         let (long_text, prefills) = (Arc::new(Semaphore::new(1)), Arc::new(Semaphore::new(PREFILLS)));
         let prefill_ahead = options.prefill_ahead.then(|| PrefillAhead::new(memory.clone()));
         let (structured, started) = (structured::Structured::default(), Timestamp::now());

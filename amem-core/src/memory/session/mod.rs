@@ -295,6 +295,16 @@ impl Session {
         self.epoch.as_ref().map_or(0, Epoch::len)
     }
 
+    /// Bytes of the model's KV cache that its context holds, those included that it shares with other contexts; 0 while an
+    /// answer is being streamed.
+    pub fn kv_cache_bytes(&mut self) -> u64 {
+        if let Some(Ok(Some(end))) = self.turn.as_mut().map(oneshot::Receiver::try_recv) {
+            self.turn = None;
+            self.take_back(end);
+        }
+        self.epoch.as_ref().map_or(0, |epoch| epoch.context.bytes())
+    }
+
     /// Tokens that the session holds at most.
     pub fn budget_tokens(&self) -> usize {
         self.limit
@@ -317,16 +327,19 @@ impl Session {
         if let Some(turn) = &mut self.turn {
             let end = turn.await.ok();
             self.turn = None;
-            if let Some(TurnEnd { mut epoch, answered, stopped }) = end {
-                if stopped {
-                    epoch.leave_out_stop_text(self.memory.model().chat());
-                }
-                if answered {
-                    self.turns = epoch.turns.iter().map(|placed| Arc::clone(&placed.turn)).collect();
-                }
-                self.epoch = Some(epoch);
-            }
+            end.into_iter().for_each(|end| self.take_back(end));
         }
+    }
+
+    fn take_back(&mut self, end: TurnEnd) {
+        let TurnEnd { mut epoch, answered, stopped } = end;
+        if stopped {
+            epoch.leave_out_stop_text(self.memory.model().chat());
+        }
+        if answered {
+            self.turns = epoch.turns.iter().map(|placed| Arc::clone(&placed.turn)).collect();
+        }
+        self.epoch = Some(epoch);
     }
 
     /// Whether a recall is one that a session can do: what stands in it counts now, and passes the session's own filter.
@@ -470,8 +483,8 @@ impl Session {
     }
 
     /// The memories that an epoch begins with: those that the question is about, then those that were recalled most
-    /// often in this session, then the latest; as many as there is room for, in the order in which they were told. One that
-    /// the question is about, and that memories' share has no room for, comes with the question: its room stays free.
+    /// often in this session, then the latest; as many as there is room for, in the order in which they were told. From one
+    /// on that the question is about, and that memories' share has no room for, they come with the question.
     ///
     /// `&mut self` as in [`forgotten`](Self::forgotten).
     async fn working_set(&mut self, records: &Records, found: &[Found], room: usize) -> Result<Vec<Arc<Entry>>> {
@@ -500,8 +513,7 @@ impl Session {
                     passed_over = 0;
                     chosen.push(entry);
                 } else if tokens <= free && asked.contains_key(&entry.record.id) {
-                    free -= tokens;
-                    left = left.min(free);
+                    break 'all;
                 } else {
                     passed_over += 1;
                 }

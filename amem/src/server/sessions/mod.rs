@@ -79,21 +79,16 @@ struct ByName {
 }
 
 impl ByName {
-    /// Takes out a session that nobody uses.
-    fn take_unused(&mut self) -> Option<Arc<Held>> {
-        let name = self.first_to_end()?;
-        self.sessions.remove(&name)
-    }
-
-    /// Of the sessions that nobody uses, the one that was used longest ago of the namespace with most sessions: whoever
-    /// opens many ends their own, and not those of others.
-    fn first_to_end(&self) -> Option<SessionName> {
-        let mut counts: HashMap<&Namespace, usize> = HashMap::new();
-        self.sessions.values().for_each(|held| *counts.entry(&held.namespace).or_default() += 1);
-        let count = |held: &Held| counts.get(&held.namespace).copied();
+    /// Takes out a session that nobody uses: the one that was used longest ago, of the namespace whose sessions weigh most.
+    /// Whoever has many ends their own, and not those of others.
+    fn take_unused(&mut self, weight: impl Fn(&Held) -> u64) -> Option<Arc<Held>> {
+        let mut weights: HashMap<&Namespace, u64> = HashMap::new();
+        self.sessions.values().for_each(|held| *weights.entry(&held.namespace).or_default() += weight(held));
+        let of_namespace = |held: &Held| weights.get(&held.namespace).copied();
         let unused = self.sessions.iter().filter(|(_, held)| !is_in_use(held));
-        let first = unused.min_by_key(|(_, held)| (Reverse(count(held)), *lock(&held.used)));
-        first.map(|(name, _)| name.clone())
+        let first = unused.min_by_key(|(_, held)| (Reverse(of_namespace(held)), *lock(&held.used)));
+        let name = first.map(|(name, _)| name.clone())?;
+        self.sessions.remove(&name)
     }
 }
 
@@ -172,14 +167,20 @@ impl Sessions {
         Some(InUse { name: name.clone(), held, waiting: Arc::clone(&self.waiting) })
     }
 
-    /// A function that ends a session which nobody uses, so that its room in the KV cache is free, and says whether there was
-    /// one. Its memories' KV is kept elsewhere.
-    pub(super) fn room_maker(&self) -> impl Fn() -> bool + Send + Sync + 'static {
+    /// A function that ends a session which nobody uses, so that its room in the KV cache is free, and says whether it did. Its
+    /// memories' KV is kept elsewhere. Where so many bytes are missing that all such sessions would not suffice, none is ended.
+    pub(super) fn room_maker(&self) -> impl Fn(u64) -> bool + Send + Sync + 'static {
         let held = Arc::downgrade(&self.held);
-        move || {
+        move |missing| {
             let Some(held) = held.upgrade() else { return false };
+            let mut by_name = lock(&held.by_name);
+            let unused = by_name.sessions.values().filter(|held| !is_in_use(held));
+            if unused.map(|held| held.kv_cache_bytes()).sum::<u64>() < missing {
+                return false;
+            }
+            let ended = by_name.take_unused(Held::kv_cache_bytes);
+            drop(by_name);
             // Its context is let go of while nobody waits for the map.
-            let ended = lock(&held.by_name).take_unused();
             ended.is_some()
         }
     }
@@ -190,7 +191,7 @@ impl Sessions {
         let mut by_name = lock(&self.held.by_name);
         let mut ended = None;
         if !by_name.sessions.contains_key(&name) && by_name.sessions.len() >= self.held.most {
-            ended = by_name.take_unused();
+            ended = by_name.take_unused(|_| 1);
             if ended.is_none() {
                 return Err(ApiError::overloaded("too many sessions are in use: try again later"));
             }
@@ -219,6 +220,11 @@ impl AllHeld {
 }
 
 impl Held {
+    /// Bytes of the model's KV cache that it holds; 0 while somebody works with it.
+    fn kv_cache_bytes(&self) -> u64 {
+        self.session.try_lock().map_or(0, |mut session| session.kv_cache_bytes())
+    }
+
     fn new(session: Session, namespace: Namespace, max_turns: Option<usize>) -> Self {
         let (session, used) = (tokio::sync::Mutex::new(session), Mutex::new(Instant::now()));
         Self { namespace, session, waiting: Semaphore::new(MAX_WAITING), max_turns, told: Mutex::default(), used }
@@ -383,7 +389,8 @@ mod tests {
         ] {
             assert_eq!(open(user, name), held);
         }
-        assert!(sessions.room_maker()(), "as where KV has no room");
+        assert!(!sessions.room_maker()(1), "none of them has KV");
+        assert!(sessions.room_maker()(0));
         assert_eq!(open("bob", "b5"), "b5 c d e");
     }
 
