@@ -273,12 +273,15 @@ proptest! {
                     weigh(&|slot, sensitivity| if asked { attention[slot] * sensitivity } else { sensitivity });
                 // What lies before the window of the layers has its share of the budget, by sensitivity.
                 let unseen = candidates.iter().filter(|slot| asked && **slot < first_seen).count();
-                let of_unseen = if unseen == 0 { 0 } else { rows_of(budget, &prompt) * unseen / candidates.len() };
+                let sensitive = |some: &[(usize, usize, f64)]| some.iter().filter(|(.., s)| *s > 0.0).count();
+                let all = sensitive(&prompt.candidates);
+                let rows = rows_of(budget, &prompt).min(all);
+                let of_unseen = (rows * sensitive(&prompt.candidates[..unseen])).checked_div(all).unwrap_or(0);
                 let split = |rows: usize| if let Budget::Mass(_) = budget { budget } else { Budget::Rows(rows) };
                 let sensitivities = weigh(&|_, sensitivity| sensitivity);
                 let (before, behind): (BTreeSet<_>, BTreeSet<_>) = weighted.iter().partition(|slot| **slot < first_seen && asked);
                 assert_heaviest(&before, &sensitivities[..unseen], split(of_unseen), 0, &case);
-                let left = split(rows_of(budget, &prompt) - of_unseen);
+                let left = split(if unseen == 0 { rows_of(budget, &prompt) } else { rows - of_unseen });
                 assert_heaviest(&behind, &weights[unseen..], left, 0, &case);
             }
         }

@@ -507,7 +507,8 @@ fn the_kv_cache_that_a_session_holds_is_known_when_its_answer_has_ended() {
         let info = memory.model().info();
         let token_bytes = (info.shape.token_numbers() * info.dtype.size()) as u64;
         let held = session.kv_cache_bytes();
-        assert!(session.resident_tokens() > 0, "what the turn left is taken back");
+        session.settle().await;
+        assert!(session.resident_tokens() > 0 && session.kv_cache_bytes() == held);
         assert!(held >= token_bytes * session.resident_tokens() as u64, "{held} bytes");
     });
 }

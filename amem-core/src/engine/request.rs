@@ -288,6 +288,11 @@ impl PrefillJob {
         self.result.is_canceled()
     }
 
+    /// Tokens of the next text.
+    pub(super) fn next_tokens(&self) -> usize {
+        self.texts.last().map_or(0, |text| text.tokens.len())
+    }
+
     /// The next texts, of about so many tokens in all and at least one.
     pub(super) fn take(&mut self, tokens: usize) -> Vec<PrefillText> {
         let mut left = tokens;

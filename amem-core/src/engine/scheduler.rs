@@ -79,8 +79,8 @@ struct Prefill<'m> {
     time: Duration,
 }
 
-/// Prefills that have texts under way at most, for these hold KV caches of their own. Beside a long text, there is room for
-/// others that are shorter.
+/// Prefills that have long texts under way at most, for these hold KV caches of their own from step to step. Short texts are
+/// complete in one step.
 const MAX_PREFILLING: usize = 2;
 
 /// A request that has begun.
@@ -224,7 +224,11 @@ impl Scheduler<'_> {
     /// Computes a run of the memory prefill that waited longest.
     fn prefill_memories(&mut self) {
         let under_way = self.prefills.iter().filter(|prefill| prefill.texts.is_some()).count();
-        let next = self.prefills.iter().position(|prefill| prefill.texts.is_some() || under_way < MAX_PREFILLING);
+        let may_go_on = |prefill: &Prefill<'_>| {
+            let is_short = prefill.job.next_tokens() <= self.options.step_tokens;
+            prefill.texts.is_some() || is_short || under_way < MAX_PREFILLING
+        };
+        let next = self.prefills.iter().position(may_go_on);
         let Some(mut prefill) = next.and_then(|index| self.prefills.remove(index)) else { return };
         let began = Instant::now();
         let computed = guarded(|| prefill.advance(self.model, self.options.step_tokens));

@@ -33,8 +33,9 @@ pub enum Repair {
     /// Reading layer 1 (`1..2`) costs no work: the keys and values of layer 0 depend on the tokens alone, so the question
     /// is exact up to there whatever is cached, and the pass that answers continues from there.
     ///
-    /// Where the layers that are read have a sliding window, rows that lie before it are chosen by their sensitivity alone, and
-    /// the budget is divided between them and the others by their numbers: other layers see them.
+    /// Where the layers that are read have a sliding window, rows that lie before it are chosen by their sensitivity alone, for
+    /// other layers see them. A number of rows is divided between them and the others by how many there are; a share of the
+    /// weight is taken of both.
     Weighted {
         /// How many.
         budget: Budget,

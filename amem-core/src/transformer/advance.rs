@@ -381,7 +381,8 @@ impl Reading {
     }
 
     /// Chooses among the candidates that no row which asks sees in the layers that are read: by their sensitivity, where that
-    /// counts, as large a share of the budget as they are of all. Returns the other candidates, and what is left for them.
+    /// counts, as large a share of the budget as they are of all that have any. Returns the other candidates, and what is left
+    /// for them.
     fn choose_unseen(&self, cached_rows: usize) -> (Vec<u32>, &[Candidate], Budget) {
         let (unseen, seen) = self.candidates.split_at(self.candidates.partition_point(|one| one.slot < self.unseen));
         if unseen.is_empty() || !self.by_sensitivity {
@@ -390,8 +391,10 @@ impl Reading {
         let (budget, left) = match select::max_rows(self.budget, cached_rows) {
             None => (self.budget, self.budget),
             Some(rows) => {
-                let (rows, all) = (rows.min(self.candidates.len()), self.candidates.len());
-                let share = rows * unseen.len() / all;
+                let sensitive = |some: &[Candidate]| some.iter().filter(|one| one.sensitivity > 0.0).count();
+                let (of_unseen, all) = (sensitive(unseen), sensitive(&self.candidates));
+                let rows = rows.min(all);
+                let share = (rows * of_unseen).checked_div(all).unwrap_or(0);
                 (Budget::Rows(share), Budget::Rows(rows - share))
             }
         };

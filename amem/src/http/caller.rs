@@ -209,27 +209,25 @@ impl Caller {
 
 /// The user that Anthropic's `metadata.user_id` names; `None` if it names nobody.
 ///
-/// Claude Code tells of the session there too: up to version 2.1.77 as `user_…_account_…_session_…`, and since then in JSON.
-/// What is remembered is the user's, in all of them.
+/// Claude Code tells of the session there too: up to version 2.1.77 as `user_DEVICE_account_ACCOUNT_session_SESSION`, and since
+/// then in JSON. What is remembered is the account's, or else the device's, in all sessions.
 fn user_in(user_id: &str) -> Option<String> {
     #[derive(serde::Deserialize)]
     struct Told {
-        #[serde(default)]
-        account_uuid: String,
-        #[serde(default)]
-        device_id: String,
+        account_uuid: Option<String>,
+        device_id: Option<String>,
         #[serde(rename = "session_id")]
         _session: String,
     }
-    let user = match serde_json::from_str::<Told>(user_id) {
-        Ok(Told { account_uuid, device_id, .. }) if account_uuid.is_empty() => device_id,
-        Ok(told) => told.account_uuid,
-        Err(_) => match user_id.split_once("_session_") {
-            Some((user, _)) if user.starts_with("user_") && user.contains("_account_") => user.to_owned(),
-            _ => user_id.to_owned(),
-        },
-    };
-    (!user.trim().is_empty()).then_some(user)
+    let named = |name: &str| (!name.trim().is_empty()).then(|| name.to_owned());
+    if let Ok(Told { account_uuid, device_id, .. }) = serde_json::from_str(user_id) {
+        return [account_uuid, device_id].into_iter().flatten().find_map(|name| named(&name));
+    }
+    let parts = user_id.strip_prefix("user_").and_then(|rest| rest.split_once("_account_"));
+    match parts.and_then(|(device, rest)| Some((device, rest.split_once("_session_")?.0))) {
+        Some((device, account)) => named(account).or_else(|| named(device)),
+        None => named(user_id),
+    }
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for Caller
@@ -276,8 +274,9 @@ mod tests {
         assert_eq!(json("a1").as_deref(), Some("a1"));
         assert_eq!(json("").as_deref(), Some("d1"));
         for (user_id, expected) in [
-            ("user_8f3_account_a1_session_s1", Some("user_8f3_account_a1")),
-            ("user_8f3_account__session_s1", Some("user_8f3_account_")),
+            ("user_8f3_account_a1_session_s1", Some("a1")),
+            ("user_8f3_account__session_s1", Some("8f3")),
+            ("{\"device_id\":\"d1\",\"account_uuid\":null,\"session_id\":\"s1\"}", Some("d1")),
             ("alice", Some("alice")),
             ("user_8f3_session_s1", Some("user_8f3_session_s1")),
             ("{\"device_id\":\"d1\"}", Some("{\"device_id\":\"d1\"}")),

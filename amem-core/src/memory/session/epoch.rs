@@ -94,10 +94,21 @@ impl Epoch {
     /// into tokens, the answer stays as it was drawn.
     pub(super) fn leave_out_stop_text(&mut self, chat: &dyn Chat) {
         let Some(PlacedTurn { turn, .. }) = self.turns.last_mut() else { return };
-        let Ok(answer) = chat.encode(turn.text.trim()) else { return };
+        // The tokens that were drawn before it, if it began with a token. Otherwise some token has to be another one.
+        let rest = |drawn: &[Token]| Some(turn.text.strip_prefix(&*chat.decode(drawn).ok()?)?.trim().is_empty());
+        let before = (0..=turn.answer.len()).rev().find_map(|count| Some((count, rest(&turn.answer[..count])?)));
+        let answer = match before {
+            Some((count, true)) => turn.answer[..count].to_vec(),
+            _ => match chat.encode(turn.text.trim()) {
+                Ok(answer) => answer,
+                Err(_) => return,
+            },
+        };
         let written = &turn.answer[..turn.answer.len().saturating_sub(self.pending.len())];
         let same = written.iter().zip(&answer).take_while(|(drawn, told)| drawn == told).count();
         self.context.truncate(self.context.tokens().len().saturating_sub(written.len() - same));
+        // What was cut off stays reserved otherwise.
+        self.context.release();
         self.pending = answer[same..].to_vec();
         *turn = Arc::new(turn.with_answer(answer));
     }
@@ -227,8 +238,8 @@ mod tests {
             text.split_whitespace().map(|word| word.parse().map_err(|_| Error::Empty { what: "number" })).collect()
         }
 
-        fn decode(&self, _: &[Token]) -> Result<String> {
-            Ok(String::new())
+        fn decode(&self, tokens: &[Token]) -> Result<String> {
+            Ok(tokens.iter().map(Token::to_string).collect::<Vec<_>>().join(" "))
         }
 
         fn token_bytes(&self, _: Token) -> Option<Vec<u8>> {
@@ -292,7 +303,8 @@ mod tests {
             (epoch.context.tokens()[3..].to_vec(), epoch.pending, epoch.turns[0].turn.answer.clone())
         };
         // The stop text, 8 9, was drawn as two tokens, the last of which was not computed.
-        assert_eq!(told(&[5, 6, 8, 9], 1, " 5 6 "), (vec![5, 6], vec![], vec![5, 6]));
+        assert_eq!(told(&[5, 6, 8, 9], 1, "5 6 "), (vec![5, 6], vec![], vec![5, 6]));
+        assert_eq!(told(&[5, 6, 8, 9], 3, "5 6 "), (vec![5], vec![6], vec![5, 6]));
         // It began within a token, so that the text ends in another one.
         assert_eq!(told(&[5, 78, 9], 1, "5 7"), (vec![5], vec![7], vec![5, 7]));
         assert_eq!(told(&[8, 9], 2, ""), (vec![], vec![], vec![]));

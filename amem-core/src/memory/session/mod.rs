@@ -112,6 +112,8 @@ pub struct Session {
     epoch: Option<Epoch>,
     /// The turn under way, which brings the epoch back when it is done.
     turn: Option<oneshot::Receiver<TurnEnd>>,
+    /// Its end, if that has been seen and not been taken back.
+    ended: Option<TurnEnd>,
     /// How often each memory was recalled in this session.
     recalls: HashMap<RecordId, u32>,
     /// What was said, for the next epoch.
@@ -157,6 +159,7 @@ impl Session {
             limit,
             epoch: None,
             turn: None,
+            ended: None,
             recalls: HashMap::new(),
             turns: Vec::new(),
             epochs: 0,
@@ -299,10 +302,10 @@ impl Session {
     /// answer is being streamed.
     pub fn kv_cache_bytes(&mut self) -> u64 {
         if let Some(Ok(Some(end))) = self.turn.as_mut().map(oneshot::Receiver::try_recv) {
-            self.turn = None;
-            self.take_back(end);
+            (self.turn, self.ended) = (None, Some(end));
         }
-        self.epoch.as_ref().map_or(0, |epoch| epoch.context.bytes())
+        let epoch = self.epoch.as_ref().or(self.ended.as_ref().map(|end| &end.epoch));
+        epoch.map_or(0, |epoch| epoch.context.bytes())
     }
 
     /// Tokens that the session holds at most.
@@ -325,14 +328,10 @@ impl Session {
     async fn finish_turn(&mut self) {
         // Taken only once it is here: a caller may give up waiting and ask again.
         if let Some(turn) = &mut self.turn {
-            let end = turn.await.ok();
+            self.ended = turn.await.ok();
             self.turn = None;
-            end.into_iter().for_each(|end| self.take_back(end));
         }
-    }
-
-    fn take_back(&mut self, end: TurnEnd) {
-        let TurnEnd { mut epoch, answered, stopped } = end;
+        let Some(TurnEnd { mut epoch, answered, stopped }) = self.ended.take() else { return };
         if stopped {
             epoch.leave_out_stop_text(self.memory.model().chat());
         }
