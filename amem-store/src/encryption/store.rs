@@ -127,7 +127,8 @@ impl<S: KvStore> EncryptedStore<S> {
         let (mut write, mut replaced) = (Vec::new(), Vec::new());
         for (chunk, held) in merged.into_iter().zip(held) {
             let id = chunk.id();
-            if held && self.broken().remove(&id) {
+            // Known as broken or not, it is whole from now on: it may have been evicted meanwhile.
+            if self.broken().remove(&id) && held {
                 replaced.push(id);
                 write.push(chunk);
             } else if held && chunk.sensitivity().is_some() {
