@@ -15,16 +15,19 @@
 //! cargo run --release --example fidelity -- --seed 7 --questions 1000 --memories 2..12 --chart fidelity.svg
 //! cargo run --release --example fidelity -- --seed 3 --questions 3000 --memories 13..16
 //! cargo run --release --example fidelity -- --questions 600 --check 98.6 9.6
+//! cargo run --release --example fidelity -- --seed 3 --questions 3000 --sessions
 //! cargo run --release --example fidelity -- --seed 3 --questions 3000 --encodings
 //! ```
 //!
-//! The last compares not repairs but the [`Encoding`](amem_core::Encoding)s that KV can be stored in.
+//! `--sessions` asks the questions of a world one after another, in sessions whose memories stay in place. `--encodings` compares
+//! not repairs but the [`Encoding`](amem_core::Encoding)s that KV can be stored in.
 
 mod arithmetics;
 mod chart;
 mod check;
 mod encodings;
 mod report;
+mod sessions;
 
 use std::error::Error;
 use std::io::{IsTerminal, Write};
@@ -70,6 +73,9 @@ struct Args {
     /// Compare fast arithmetic, and weights of 8 and 4 bits, with exact f32, in the place of repairs with a cold prefill.
     #[arg(long, conflicts_with_all = ["json", "chart", "check", "encodings"])]
     arithmetics: bool,
+    /// Compare ways of repairing memories that stay in place over a session, in the place of single questions.
+    #[arg(long, conflicts_with_all = ["json", "chart", "check", "encodings", "arithmetics"])]
+    sessions: bool,
     /// Threads; each answers its own questions.
     #[arg(long, default_value_t = std::thread::available_parallelism().map_or(1, usize::from))]
     threads: usize,
@@ -174,6 +180,11 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     if args.arithmetics {
         println!("{total} questions, worlds of {least} to {most} memories, seed {}\n", args.seed);
         arithmetics::compare(&worlds, args.threads)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if args.sessions {
+        println!("{total} questions, worlds of {least} to {most} memories, seed {}\n", args.seed);
+        sessions::compare(&worlds, args.threads)?;
         return Ok(ExitCode::SUCCESS);
     }
     let mut options = Options::default();
