@@ -493,6 +493,12 @@ mod tests {
 
     #[test]
     fn a_turn_that_is_given_up_half_way_leaves_what_was_told_as_it_is() {
+        // A ledger may be so fast that nothing waits for it.
+        assert!((0..20).any(|_| waits_for_its_ledger()), "it never waited for the ledger");
+    }
+
+    /// Gives a turn up after ever more polls, until it comes to its end. Whether it waited for anything.
+    fn waits_for_its_ledger() -> bool {
         let dir = tempfile::tempdir().unwrap();
         let mut chat = Chat::new(&[]);
         chat.memory = TextMemory::new(Arc::new(SqliteLedger::open(dir.path().join("ledger.sqlite")).unwrap()));
@@ -519,10 +525,10 @@ mod tests {
             if let Some(planned) = planned {
                 let planned = planned.unwrap();
                 assert_eq!((&planned.snapshot, planned.epoch), (&first.snapshot, 1));
-                assert!(polls > 1, "it never waited for the ledger");
-                break;
+                return polls > 1;
             }
         }
+        false
     }
 
     #[test]
